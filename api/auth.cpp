@@ -1,0 +1,152 @@
+#include "api/auth.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <openssl/evp.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <span>
+
+#include "config/random.h"
+#include "proxy/fd.h"
+
+namespace portway {
+namespace {
+
+constexpr std::string_view kPrefix = "pwk_";
+constexpr std::size_t kSecretBytes = 32;
+constexpr std::size_t kKeyFileMax = 4096;
+
+Error key_file_error(const std::string& path, std::string_view what, int error) {
+  return {ErrorCode::kInvalidConfig, fmt::format("{}: cannot {}: {}", path, what, std::strerror(error)),
+          "api.admin_key_file"};
+}
+
+Result<std::string> read_key(const std::string& path, const Fd& file) {
+  struct stat status {};
+  if (::fstat(file.get(), &status) < 0) return key_file_error(path, "stat", errno);
+  if ((status.st_mode & 077) != 0) {
+    return Error{ErrorCode::kInvalidConfig, fmt::format("{}: others may read it; chmod 600 {}", path, path),
+                 "api.admin_key_file"};
+  }
+  std::array<char, kKeyFileMax> buffer;
+  const auto got = ::read(file.get(), buffer.data(), buffer.size());
+  if (got < 0) return key_file_error(path, "read", errno);
+  std::string key(buffer.data(), static_cast<std::size_t>(got));
+  key.erase(key.find_last_not_of(" \t\r\n") + 1);
+  if (!key.starts_with(kPrefix) || key.size() < kPrefix.size() + kSecretBytes) {
+    return Error{
+        ErrorCode::kInvalidConfig,
+        fmt::format("{}: this is no key; delete the file to have a new one made at the next start", path),
+        "api.admin_key_file"};
+  }
+  return key;
+}
+
+/// Written beside it and moved into place: a crash leaves a whole key or none.
+Result<std::string> make_key(const std::string& path) {
+  std::error_code ignored;  // the open below tells it better
+  const std::filesystem::path directory = std::filesystem::path(path).parent_path();
+  std::filesystem::create_directories(directory, ignored);
+  const std::string key = make_secret();
+  const std::string beside = path + ".new";
+  Fd file(::open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));
+  if (!file) return key_file_error(beside, "make", errno);
+  const std::string line = key + "\n";
+  if (::write(file.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size()) ||
+      ::fsync(file.get()) < 0 || ::rename(beside.c_str(), path.c_str()) < 0) {
+    return key_file_error(beside, "write", errno);
+  }
+  const Fd parent(::open(directory.empty() ? "." : directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (parent) ::fsync(parent.get());
+  return key;
+}
+
+}  // namespace
+
+std::string make_secret() {
+  constexpr std::string_view kAlphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+  std::array<std::byte, kSecretBytes + 1> random;  // one more: 33 bytes are a whole number of 6-bit groups
+  fill_random(random);
+  std::string secret(kPrefix);
+  for (std::size_t bit = 0; bit + 6 <= kSecretBytes * 8 + 5; bit += 6) {
+    const unsigned pair =
+        std::to_integer<unsigned>(random[bit / 8]) << 8 | std::to_integer<unsigned>(random[bit / 8 + 1]);
+    secret += kAlphabet[(pair >> (10 - bit % 8)) & 63U];
+  }
+  return secret;
+}
+
+Sha256 sha256(std::string_view text) {
+  Sha256 digest{};
+  ::EVP_Digest(text.data(), text.size(), digest.data(), nullptr, ::EVP_sha256(), nullptr);
+  return digest;
+}
+
+Result<std::string> load_or_make_admin_key(const std::string& path) {
+  const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file) return read_key(path, file);
+  if (errno != ENOENT) return key_file_error(path, "open", errno);
+  return make_key(path);
+}
+
+void KeyRing::add(const ApiKey& key) {
+  entries_.insert_or_assign(key.secret_sha256, Entry{.key = key,
+                                              .tokens = static_cast<double>(rate_limit_),
+                                              .refilled = std::chrono::steady_clock::now()});
+}
+
+bool KeyRing::remove(const Uuid& id) {
+  return std::erase_if(entries_, [&id](const auto& entry) { return entry.second.key.id == id; }) > 0;
+}
+
+const ApiKey* KeyRing::find(const Uuid& id) const {
+  const auto found =
+      std::ranges::find_if(entries_, [&id](const auto& entry) { return entry.second.key.id == id; });
+  return found == entries_.end() ? nullptr : &found->second.key;
+}
+
+std::vector<const ApiKey*> KeyRing::all() const {
+  std::vector<const ApiKey*> keys;
+  for (const auto& [hash, entry] : entries_) keys.push_back(&entry.key);
+  std::ranges::sort(keys, {}, [](const ApiKey* key) { return key->id; });
+  return keys;
+}
+
+Result<Principal> KeyRing::authenticate(std::string_view authorization) {
+  constexpr std::string_view kScheme = "bearer ";
+  const bool bearer = authorization.size() > kScheme.size() &&
+                      std::ranges::equal(authorization.substr(0, kScheme.size()), kScheme,
+                                         [](char a, char b) { return (a | 0x20) == b || a == b; });
+  if (!bearer) {
+    return Error{ErrorCode::kUnauthorized, "Send an API key: \"Authorization: Bearer pwk_...\"."};
+  }
+  const auto found = entries_.find(sha256(authorization.substr(kScheme.size())));
+  if (found == entries_.end()) return Error{ErrorCode::kUnauthorized, "This API key is not known here."};
+  Entry& entry = found->second;
+  if (!spend(entry)) {
+    return Error{.code = ErrorCode::kRateLimited,
+                 .detail = fmt::format("This key may make {} calls a second; slow down.", rate_limit_),
+                 .limit = rate_limit_};
+  }
+  return Principal{.key_id = entry.key.id, .role = entry.key.role, .owner = entry.key.owner};
+}
+
+bool KeyRing::spend(Entry& entry) const {
+  if (rate_limit_ == 0) return true;
+  const auto now = std::chrono::steady_clock::now();
+  const std::chrono::duration<double> elapsed = now - entry.refilled;
+  entry.refilled = now;
+  entry.tokens = std::min<double>(rate_limit_, entry.tokens + elapsed.count() * rate_limit_);
+  if (entry.tokens < 1) return false;
+  entry.tokens -= 1;
+  return true;
+}
+
+}  // namespace portway

@@ -1,0 +1,68 @@
+// Who is calling: bearer keys, known by the SHA-256 of their secret, and how often each may call.
+//
+// Belongs to the control thread.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "config/error.h"
+#include "config/policy.h"
+#include "config/store.h"
+
+namespace portway {
+
+/// Whoever a key belongs to.
+struct Principal {
+  Uuid key_id{};
+  Role role = Role::kTenant;
+  std::string owner;
+
+  /// An admin sees everything, a tenant its owner's instances.
+  bool sees(const Instance& instance) const { return role == Role::kAdmin || instance.owner == owner; }
+};
+
+/// "pwk_" and 43 characters of base64url: 256 bits from getrandom(2).
+std::string make_secret();
+using Sha256 = std::array<std::uint8_t, 32>;
+Sha256 sha256(std::string_view text);
+
+/// The key in `path`; when the file is missing, it and its directory are made with a new one, mode 0600.
+/// kInvalidConfig when others than its owner may read it, when it is no key, or when it cannot be read or
+/// made.
+Result<std::string> load_or_make_admin_key(const std::string& path);
+
+class KeyRing {
+ public:
+  explicit KeyRing(std::uint32_t rate_limit_per_second) : rate_limit_(rate_limit_per_second) {}
+
+  void add(const ApiKey& key);
+  /// False when there is none.
+  bool remove(const Uuid& id);
+  const ApiKey* find(const Uuid& id) const;
+  std::vector<const ApiKey*> all() const;  // by id
+
+  /// The caller behind an Authorization header. kUnauthorized for none or an unknown key, kRateLimited for
+  /// one that has called more often than its limit.
+  Result<Principal> authenticate(std::string_view authorization);
+
+ private:
+  struct Entry {
+    ApiKey key;
+    double tokens;  // calls it may make now
+    std::chrono::steady_clock::time_point refilled;
+  };
+
+  bool spend(Entry& entry) const;
+
+  const std::uint32_t rate_limit_;  // calls a second and in one burst; 0: no limit
+  // By hash: an attacker cannot steer a secret's hash, so how long a search takes tells nothing of a secret.
+  std::map<Sha256, Entry> entries_;
+};
+
+}  // namespace portway

@@ -1,0 +1,381 @@
+#include "api/handlers.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <boost/url/parse.hpp>
+#include <boost/url/url_view.hpp>
+#include <charconv>
+#include <chrono>
+#include <initializer_list>
+#include <utility>
+
+#include "api/json.h"
+#include "api/problem.h"
+
+namespace portway {
+namespace {
+
+constexpr std::size_t kPageDefault = 100;
+constexpr std::size_t kPageMax = 1000;
+
+/// What a list asks for.
+struct Page {
+  std::size_t limit = kPageDefault;
+  std::string after;  // the id that the last page ended with; empty: from the start
+};
+
+Error invalid_query(std::string_view name, std::string detail) {
+  return {ErrorCode::kInvalidRequest, std::move(detail), std::string(name)};
+}
+
+Result<void> only_query(const Call& call, std::initializer_list<std::string_view> known) {
+  for (const auto& [name, value] : call.query) {
+    if (std::ranges::find(known, std::string_view(name)) != known.end()) continue;
+    return Error{ErrorCode::kUnknownField,
+                 fmt::format("There is no query parameter {}{}{}.", in_quotes(name),
+                             known.size() == 0 ? " here" : "; known are: ", fmt::join(known, ", ")),
+                 in_quotes(name)};
+  }
+  return {};
+}
+
+std::string_view query_or(const Call& call, std::string_view name, std::string_view fallback) {
+  const auto found = call.query.find(name);
+  return found == call.query.end() ? fallback : std::string_view(found->second);
+}
+
+Result<Page> page_of(const Call& call) {
+  Page page{.limit = kPageDefault, .after = std::string(query_or(call, "cursor", ""))};
+  const std::string_view text = query_or(call, "limit", "");
+  if (text.empty()) return page;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), page.limit);
+  if (error != std::errc() || end != text.data() + text.size() || page.limit < 1 || page.limit > kPageMax) {
+    return invalid_query("limit", fmt::format("limit must be a whole number from 1 to {}.", kPageMax));
+  }
+  return page;
+}
+
+Result<ClosePolicy> close_policy(const Call& call) {
+  const std::string_view text = query_or(call, "connections", "keep");
+  if (text == "keep") return ClosePolicy::kKeep;
+  if (text == "drain") return ClosePolicy::kDrain;
+  if (text == "reset") return ClosePolicy::kReset;
+  return invalid_query("connections", "connections must be keep (the default), drain or reset.");
+}
+
+Response no_content() {
+  return {.status = 204, .body = {}, .content_type = {}, .headers = {}};
+}
+
+Error no_such_path() {
+  return {ErrorCode::kNotFound, "There is nothing at this path; GET /v1/info says what this is."};
+}
+
+}  // namespace
+
+Api::Api(Control& control, Dataplane& dataplane, ApiStats& stats, std::function<Response()> metrics)
+    : control_(control),
+      dataplane_(dataplane),
+      stats_(stats),
+      metrics_(std::move(metrics)),
+      router_(make_routes()) {}
+
+std::vector<Route> Api::make_routes() {
+  const auto by = [this](Result<Response> (Api::*handler)(const Call&)) {
+    return [this, handler](const Call& call) { return (this->*handler)(call); };
+  };
+  const auto healthy = [](const Call&) -> Result<Response> { return json_response(200, {{"status", "ok"}}); };
+  const auto version = [](const Call&) -> Result<Response> {
+    return json_response(200, {{"version", PORTWAY_VERSION}});
+  };
+  const auto metrics = [this](const Call&) -> Result<Response> { return metrics_(); };
+  return {
+      {"POST", "/instances/{id}/port-forwards", Access::kTenant, by(&Api::create_forward)},
+      {"GET", "/instances/{id}/port-forwards", Access::kTenant, by(&Api::list_forwards)},
+      {"GET", "/instances/{id}/port-forwards/{forward_id}", Access::kTenant, by(&Api::get_forward)},
+      {"DELETE", "/instances/{id}/port-forwards/{forward_id}", Access::kTenant, by(&Api::delete_forward)},
+      {"GET", "/instances", Access::kTenant, by(&Api::list_instances)},
+      {"GET", "/instances/{id}", Access::kTenant, by(&Api::get_instance)},
+      {"PUT", "/instances/{id}", Access::kAdmin, by(&Api::put_instance)},
+      {"DELETE", "/instances/{id}", Access::kAdmin, by(&Api::delete_instance)},
+      {"POST", "/instances/{id}/stop", Access::kAdmin, by(&Api::stop_instance)},
+      {"GET", "/api-keys", Access::kAdmin, by(&Api::list_keys)},
+      {"POST", "/api-keys", Access::kAdmin, by(&Api::create_key)},
+      {"DELETE", "/api-keys/{id}", Access::kAdmin, by(&Api::delete_key)},
+      {"GET", "/profiles", Access::kTenant, by(&Api::list_profiles)},
+      {"GET", "/v1/info", Access::kTenant, by(&Api::info)},
+      {"GET", "/metrics", Access::kAdmin, metrics},
+      {"GET", "/healthz", Access::kPublic, healthy},
+      {"GET", "/readyz", Access::kPublic, by(&Api::ready)},
+      {"GET", "/version", Access::kPublic, version},
+  };
+}
+
+// --- From a request to a handler.
+
+Response Api::handle(const Request& request) {
+  const auto began = std::chrono::steady_clock::now();
+  std::string_view pattern = "other";
+  Response response = answer(request, pattern);
+  stats_.count_request(pattern, response.status, std::chrono::steady_clock::now() - began);
+  return response;
+}
+
+Response Api::handle_open_metrics(const Request& request) {
+  const bool reads = request.method == "GET" || request.method == "HEAD";
+  if (reads && request.target == "/metrics") return metrics_();
+  if (reads && request.target == "/healthz") return handle(request);
+  return problem({ErrorCode::kNotFound, "Here are only GET /metrics and GET /healthz."}, request.id);
+}
+
+Response Api::answer(const Request& request, std::string_view& pattern) {
+  const auto url = boost::urls::parse_origin_form(request.target);
+  if (!url) {
+    return problem(
+        {ErrorCode::kMalformedRequest, "The request's target is not a path with an optional query."},
+        request.id);
+  }
+  std::vector<std::string> segments;
+  for (const std::string& segment : url->segments()) segments.push_back(segment);
+  Router::Match match = router_.find(request.method, segments);
+  pattern = match.pattern;
+  if (match.allowed.empty()) return problem(no_such_path(), request.id);
+  if (match.route == nullptr) {
+    Response response = no_content();
+    if (request.method != "OPTIONS") {
+      response =
+          problem({ErrorCode::kMethodNotAllowed, fmt::format("Use one of: {}.", match.allowed)}, request.id);
+    }
+    response.headers.emplace_back("Allow", match.allowed);
+    return response;
+  }
+  auto response = dispatch(request, *match.route, std::move(match.path));
+  return response ? std::move(*response) : problem(response.error(), request.id);
+}
+
+Result<Response> Api::dispatch(const Request& request, const Route& route, std::vector<std::string> path) {
+  Call call{.request = request, .caller = {}, .path = std::move(path), .query = {}};
+  if (route.access != Access::kPublic) {
+    auto caller = control_.keys().authenticate(request.header("authorization"));
+    if (!caller) return caller.error();
+    if (route.access == Access::kAdmin && caller->role != Role::kAdmin) {
+      return Error{ErrorCode::kForbidden, "This call needs an admin key."};
+    }
+    call.caller = std::move(*caller);
+  }
+  const auto url = boost::urls::parse_origin_form(request.target);  // it parsed before
+  for (const auto& parameter : url->params()) {
+    const auto [entry, is_new] = call.query.emplace(parameter.key, parameter.value);
+    if (!is_new)
+      return invalid_query(entry->first, fmt::format("{} is given twice.", in_quotes(entry->first)));
+  }
+  return route.handle(call);
+}
+
+// --- Forwards.
+
+Response Api::one_forward(unsigned status, const ForwardStatus& forward) const {
+  return json_response(
+      status, {{"port_forward", to_json(forward)}, {"hostname", control_.config().node.public_hostname}});
+}
+
+Result<Response> Api::create_forward(const Call& call) {
+  if (auto known = only_query(call, {}); !known) return known.error();
+  JsonFields fields(call.request);
+  ForwardSpec spec;
+  spec.guest_port =
+      static_cast<std::uint16_t>(fields.integer("guest_port", 1, 65535, ErrorCode::kInvalidPort));
+  spec.protocol = fields.string_or("protocol", "tcp");
+  spec.label = fields.string_or("label", "");
+  if (const auto port = fields.integer_or_none("host_port", 1, 65535, ErrorCode::kInvalidPort)) {
+    spec.host_port = static_cast<std::uint16_t>(*port);
+  }
+  if (auto error = fields.finish()) return *error;
+  const auto created = control_.create_forward(call.caller, call.path[0], spec);
+  if (!created) return created.error();
+  Response response = one_forward(201, *created);
+  response.headers.emplace_back("Location", fmt::format("/instances/{}/port-forwards/{}", call.path[0],
+                                                        to_string(created->forward.id)));
+  return response;
+}
+
+Result<Response> Api::list_forwards(const Call& call) {
+  if (auto known = only_query(call, {"label", "limit", "cursor"}); !known) return known.error();
+  const auto page = page_of(call);
+  if (!page) return page.error();
+  const auto after = page->after.empty() ? Uuid{} : parse_uuid(page->after);
+  if (!after) return invalid_query("cursor", "cursor must be the next_cursor of an earlier answer.");
+  const auto instance = control_.find_instance(call.caller, call.path[0]);
+  if (!instance) return instance.error();
+
+  const auto label = call.query.find("label");
+  boost::json::array list;
+  std::string next;
+  for (const Forward* forward : control_.registry().forwards(call.path[0], *after)) {
+    if (label != call.query.end() && forward->label != label->second) continue;
+    if (list.size() == page->limit) {
+      next = std::string(list.back().at("id").as_string());
+      break;
+    }
+    list.push_back(to_json(control_.status_of(*forward)));
+  }
+  boost::json::object body;
+  body["port_forwards"] = std::move(list);
+  body["hostname"] = control_.config().node.public_hostname;
+  if (!next.empty()) body["next_cursor"] = next;
+  return json_response(200, body);
+}
+
+Result<Response> Api::get_forward(const Call& call) {
+  if (auto known = only_query(call, {}); !known) return known.error();
+  const auto found = control_.find_forward(call.caller, call.path[0], call.path[1]);
+  if (!found) return found.error();
+  return one_forward(200, *found);
+}
+
+Result<Response> Api::delete_forward(const Call& call) {
+  if (auto known = only_query(call, {"connections"}); !known) return known.error();
+  const auto policy = close_policy(call);
+  if (!policy) return policy.error();
+  if (auto deleted = control_.delete_forward(call.caller, call.path[0], call.path[1], *policy); !deleted) {
+    return deleted.error();
+  }
+  return no_content();
+}
+
+// --- Instances.
+
+boost::json::object Api::instance_json(const Instance& instance) const {
+  return to_json(instance, control_.profile_of(instance).max_forwarded_ports,
+                 control_.registry().forward_count(instance.id));
+}
+
+Result<Response> Api::put_instance(const Call& call) {
+  if (auto known = only_query(call, {}); !known) return known.error();
+  JsonFields fields(call.request);
+  Instance asked;
+  asked.id = call.path[0];
+  const std::string address = fields.string("guest_address");
+  asked.tap = fields.string("tap");
+  asked.owner = fields.string("owner");
+  asked.profile = fields.string_or("profile", "default");
+  if (const auto pid = fields.integer_or_none("vmm_pid", 1, INT32_MAX))
+    asked.vmm_pid = static_cast<std::int32_t>(*pid);
+  if (auto error = fields.finish()) return *error;
+  const auto parsed = parse_address(address);
+  if (!parsed) {
+    return Error{ErrorCode::kInvalidAddress,
+                 fmt::format("guest_address {} must be an IPv4 or IPv6 address.", in_quotes(address)),
+                 "guest_address"};
+  }
+  asked.guest_address = *parsed;
+  const auto put = control_.put_instance(std::move(asked));
+  if (!put) return put.error();
+  Response response = json_response(put->created ? 201 : 200, {{"instance", instance_json(put->instance)}});
+  if (put->created) response.headers.emplace_back("Location", "/instances/" + put->instance.id);
+  return response;
+}
+
+Result<Response> Api::list_instances(const Call& call) {
+  if (auto known = only_query(call, {"limit", "cursor"}); !known) return known.error();
+  const auto page = page_of(call);
+  if (!page) return page.error();
+  const auto owner =
+      call.caller.role == Role::kAdmin ? std::nullopt : std::optional<std::string_view>(call.caller.owner);
+  const auto found = control_.registry().instances(owner, page->after, page->limit + 1);
+  boost::json::array list;
+  for (const Instance* instance : found) {
+    if (list.size() < page->limit) list.push_back(instance_json(*instance));
+  }
+  boost::json::object body;
+  if (found.size() > page->limit) body["next_cursor"] = found[page->limit - 1]->id;
+  body["instances"] = std::move(list);
+  return json_response(200, body);
+}
+
+Result<Response> Api::get_instance(const Call& call) {
+  if (auto known = only_query(call, {}); !known) return known.error();
+  const auto instance = control_.find_instance(call.caller, call.path[0]);
+  if (!instance) return instance.error();
+  return json_response(200, {{"instance", instance_json(**instance)}});
+}
+
+Result<Response> Api::stop_instance(const Call& call) {
+  if (auto known = only_query(call, {}); !known) return known.error();
+  if (auto stopped = control_.stop_instance(call.path[0]); !stopped) return stopped.error();
+  return get_instance(call);
+}
+
+Result<Response> Api::delete_instance(const Call& call) {
+  if (auto known = only_query(call, {}); !known) return known.error();
+  if (auto deleted = control_.delete_instance(call.path[0]); !deleted) return deleted.error();
+  return no_content();
+}
+
+// --- Keys, profiles, the node.
+
+Result<Response> Api::create_key(const Call& call) {
+  if (auto known = only_query(call, {}); !known) return known.error();
+  JsonFields fields(call.request);
+  const std::string role_name = fields.string("role");
+  std::string owner = fields.string("owner");
+  if (auto error = fields.finish()) return *error;
+  const auto role = parse_role(role_name);
+  if (!role) return Error{ErrorCode::kInvalidRequest, "role must be admin or tenant.", "role"};
+  const auto made = control_.create_key(*role, std::move(owner));
+  if (!made) return made.error();
+  Response response = json_response(201, {{"api_key", to_json(made->key)}, {"secret", made->secret}});
+  response.headers.emplace_back("Location", "/api-keys/" + to_string(made->key.id));
+  return response;
+}
+
+Result<Response> Api::list_keys(const Call& call) {
+  if (auto known = only_query(call, {}); !known) return known.error();
+  boost::json::array list;
+  for (const ApiKey* key : control_.keys().all()) list.push_back(to_json(*key));
+  return json_response(200, {{"api_keys", std::move(list)}});
+}
+
+Result<Response> Api::delete_key(const Call& call) {
+  if (auto known = only_query(call, {}); !known) return known.error();
+  const auto id = parse_uuid(call.path[0]);
+  if (!id) return Error{ErrorCode::kNotFound, "There is no API key with this id."};
+  if (auto deleted = control_.delete_key(*id, call.caller); !deleted) return deleted.error();
+  return no_content();
+}
+
+Result<Response> Api::list_profiles(const Call& call) {
+  if (auto known = only_query(call, {}); !known) return known.error();
+  boost::json::array list;
+  for (const auto& [name, profile] : control_.config().profiles) {
+    list.push_back({{"name", name}, {"max_forwarded_ports", profile.max_forwarded_ports}});
+  }
+  return json_response(200, {{"profiles", std::move(list)}});
+}
+
+Result<Response> Api::info(const Call& call) {
+  if (auto known = only_query(call, {}); !known) return known.error();
+  const NodeStats node = dataplane_.node_stats();
+  boost::json::object body;
+  body["hostname"] = control_.config().node.public_hostname;
+  body["version"] = PORTWAY_VERSION;
+  body["io_backend"] = node.io_backend;
+  if (!node.io_backend_reason.empty()) body["io_backend_reason"] = node.io_backend_reason;
+  body["workers"] = node.workers.size();
+  body["source_mode"] = "plain";
+  body["instances"] = control_.registry().instance_count();
+  body["port_forwards"] = control_.registry().forward_count();
+  body["ports"] = {{"range", to_string(control_.ports().range())},
+                   {"allocated", control_.ports().used()},
+                   {"available", control_.ports().free()}};
+  return json_response(200, body);
+}
+
+Result<Response> Api::ready(const Call&) {
+  if (control_.draining()) return Error{ErrorCode::kDraining, "The daemon is going down."};
+  return json_response(200, {{"status", "ready"}});
+}
+
+}  // namespace portway

@@ -1,0 +1,139 @@
+#include "api/json.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <utility>
+
+namespace portway {
+namespace {
+
+bool is_json(std::string_view content_type) {
+  const std::string_view type = content_type.substr(0, content_type.find(';'));
+  std::string lower(type.substr(0, type.find_last_not_of(" \t") + 1));
+  std::ranges::transform(lower, lower.begin(),
+                         [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
+  return lower == "application/json";
+}
+
+}  // namespace
+
+JsonFields::JsonFields(const Request& request) {
+  if (!is_json(request.header("content-type"))) {
+    error_ = Error{ErrorCode::kUnsupportedMediaType,
+                   "Send the body as JSON with \"Content-Type: application/json\".", "content-type"};
+    return;
+  }
+  boost::system::error_code parse_error;
+  boost::json::value value = boost::json::parse(request.body, parse_error);
+  if (parse_error) {
+    error_ = Error{ErrorCode::kMalformedJson, "The body is not JSON: " + parse_error.message() + "."};
+  } else if (!value.is_object()) {
+    error_ = Error{ErrorCode::kMalformedJson, "The body must be a JSON object."};
+  } else {
+    object_ = std::move(value.get_object());
+  }
+}
+
+std::string JsonFields::string(std::string_view name) {
+  const boost::json::value* value = find(name, true);
+  if (value == nullptr) return {};
+  if (!value->is_string()) {
+    fail(ErrorCode::kInvalidRequest, name, fmt::format("{} must be a string.", name));
+    return {};
+  }
+  return std::string(value->get_string());
+}
+
+std::string JsonFields::string_or(std::string_view name, std::string_view fallback) {
+  return find(name, false) == nullptr ? std::string(fallback) : string(name);
+}
+
+std::int64_t JsonFields::integer(std::string_view name, std::int64_t least, std::int64_t most,
+                                 ErrorCode code) {
+  const boost::json::value* value = find(name, true);
+  if (value == nullptr) return 0;
+  const std::int64_t* number = value->if_int64();
+  if (number == nullptr || *number < least || *number > most) {
+    fail(code, name, fmt::format("{} must be a whole number from {} to {}.", name, least, most));
+    return 0;
+  }
+  return *number;
+}
+
+std::optional<std::int64_t> JsonFields::integer_or_none(std::string_view name, std::int64_t least,
+                                                        std::int64_t most, ErrorCode code) {
+  if (find(name, false) == nullptr) return std::nullopt;
+  return integer(name, least, most, code);
+}
+
+std::optional<Error> JsonFields::finish() {
+  if (error_) return error_;
+  for (const auto& [key, value] : object_) {
+    if (std::ranges::find(known_, std::string_view(key)) != known_.end()) continue;
+    fail(ErrorCode::kUnknownField, std::string_view(key),
+         fmt::format("There is no field {}; known are: {}.", in_quotes(key), fmt::join(known_, ", ")));
+    break;
+  }
+  return error_;
+}
+
+const boost::json::value* JsonFields::find(std::string_view name, bool required) {
+  if (std::ranges::find(known_, name) == known_.end()) known_.emplace_back(name);
+  const boost::json::value* value = object_.if_contains(name);
+  if (value != nullptr && value->is_null()) value = nullptr;  // null says "not given"
+  if (value == nullptr && required)
+    fail(ErrorCode::kInvalidRequest, name, fmt::format("{} is required.", name));
+  return value;
+}
+
+void JsonFields::fail(ErrorCode code, std::string_view name, std::string detail) {
+  if (!error_) error_ = Error{code, std::move(detail), std::string(name)};
+}
+
+boost::json::object to_json(const ForwardStatus& status) {
+  const Forward& forward = status.forward;
+  boost::json::object out;
+  out["id"] = to_string(forward.id);
+  out["instance_id"] = forward.instance_id;
+  out["guest_port"] = forward.guest_port;
+  out["host_port"] = forward.host_port;
+  out["protocol"] = forward.protocol;
+  out["label"] = forward.label;
+  out["state"] = status.failure.empty() ? "listening" : "failed";
+  if (!status.failure.empty()) out["reason"] = status.failure;
+  out["bind_address"] = status.bind_address;
+  out["created_at"] = to_rfc3339(forward.created_at);
+  return out;
+}
+
+boost::json::object to_json(const Instance& instance, std::uint32_t forwards_max, std::size_t forwards_now) {
+  boost::json::object out;
+  out["id"] = instance.id;
+  out["guest_address"] = instance.guest_address.to_string();
+  out["tap"] = instance.tap;
+  out["owner"] = instance.owner;
+  out["profile"] = instance.profile;
+  if (instance.vmm_pid) out["vmm_pid"] = *instance.vmm_pid;
+  out["session_id"] = to_string(instance.session_id);
+  out["state"] = to_string(instance.state);
+  out["port_forwards"] = {{"limit", forwards_max}, {"current", forwards_now}};
+  out["created_at"] = to_rfc3339(instance.created_at);
+  return out;
+}
+
+boost::json::object to_json(const ApiKey& key) {
+  boost::json::object out;
+  out["id"] = to_string(key.id);
+  out["role"] = to_string(key.role);
+  out["owner"] = key.owner;
+  out["created_at"] = to_rfc3339(key.created_at);
+  return out;
+}
+
+Response json_response(unsigned status, const boost::json::object& body) {
+  return {.status = status, .body = boost::json::serialize(body), .headers = {}};
+}
+
+}  // namespace portway

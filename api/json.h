@@ -1,0 +1,58 @@
+// JSON bodies: reading them strictly, and how each resource is written. Key order is part of the contract.
+#pragma once
+
+#include <boost/json/object.hpp>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "api/message.h"
+#include "config/error.h"
+#include "config/forward.h"
+#include "config/store.h"
+
+namespace portway {
+
+/// Reads the fields of a request's JSON object. The first thing that is wrong is remembered; later reads give
+/// empty values. Every field must be asked for: finish() refuses those that were not, by name.
+class JsonFields {
+ public:
+  explicit JsonFields(const Request& request);
+
+  std::string string(std::string_view name);  // required
+  std::string string_or(std::string_view name, std::string_view fallback);
+  /// `code` is the error for a number that is no integer or out of the range.
+  std::int64_t integer(std::string_view name, std::int64_t least, std::int64_t most,
+                       ErrorCode code = ErrorCode::kInvalidRequest);  // required
+  std::optional<std::int64_t> integer_or_none(std::string_view name, std::int64_t least, std::int64_t most,
+                                              ErrorCode code = ErrorCode::kInvalidRequest);
+
+  /// What is wrong, or nothing.
+  std::optional<Error> finish();
+
+ private:
+  const boost::json::value* find(std::string_view name, bool required);
+  void fail(ErrorCode code, std::string_view name, std::string detail);
+
+  boost::json::object object_;
+  std::vector<std::string> known_;
+  std::optional<Error> error_;
+};
+
+/// A forward as it is: what was promised, and whether it is served now.
+struct ForwardStatus {
+  Forward forward;
+  std::string bind_address;  // the first of the node's public addresses
+  std::string failure;       // why it is not listening; empty when it is
+};
+
+boost::json::object to_json(const ForwardStatus& status);
+boost::json::object to_json(const Instance& instance, std::uint32_t forwards_max, std::size_t forwards_now);
+boost::json::object to_json(const ApiKey& key);
+
+/// 200 or another success with a JSON body.
+Response json_response(unsigned status, const boost::json::object& body);
+
+}  // namespace portway

@@ -1,0 +1,11 @@
+// Tells systemd how the daemon is doing (sd_notify(3)); nothing happens when it was not started by systemd.
+#pragma once
+
+#include <string_view>
+
+namespace portway {
+
+/// "READY=1", "STOPPING=1", ...
+void notify(std::string_view state);
+
+}  // namespace portway

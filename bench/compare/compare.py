@@ -1,0 +1,270 @@
+#!/usr/bin/env python3
+"""Runs TCP forwarders side by side and writes a table: the direct route, nft DNAT, Portway, HAProxy, nginx.
+
+    bench/compare/compare.py --build build/release            # about 10 minutes
+    bench/compare/compare.py --build build/release --quick    # under 2 minutes: does it work
+
+Needs root and a quiet machine. Every run of a subject has its own fresh network namespaces (network.py) and its own
+process (subjects.py); the subjects take turns, round after round, in changing order, so that what else the machine does
+meets all of them. The load is bench_load's, one thread on either side.
+
+Everything runs inside a process namespace of its own: whichever way this program ends, the kernel ends all that it
+started, and the network namespaces go with that.
+"""
+import argparse
+import datetime
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import network
+import report
+import subjects as all_subjects
+
+SCRATCH = "/dev/shm"  # covered by a tmpfs that only our processes see: nothing of it stays
+CLIENT_TIMEOUT_S = 120
+FD_RESERVE = 500  # descriptors a proxy needs besides two a connection
+
+
+@dataclass(frozen=True)
+class Metric:
+    kind: str  # of report.VALUES
+    title: str
+    mode: str  # of bench_load
+    service: str
+    connections: int
+    message_bytes: int = 64
+
+
+METRICS = {
+    "bulk1": Metric("bulk", "Bulk download, 1 stream", "download", "source", 1),
+    "bulk8": Metric("bulk", "Bulk download, 8 streams", "download", "source", 8),
+    "bulk1_up": Metric("bulk", "Bulk upload, 1 stream", "upload", "sink", 1),
+    "bulk8_up": Metric("bulk", "Bulk upload, 8 streams", "upload", "sink", 8),
+    "ping": Metric("ping", "Ping-pong, 64 bytes on 64 connections", "ping", "echo", 64),
+    "close": Metric("close", "Connect, 64 bytes, echo, close; 32 at a time", "close", "echo", 32),
+    "idle": Metric("idle", "Idle connections", "idle", "echo", 10_000),
+}
+QUICK_METRICS = ["bulk1", "bulk8", "ping", "close", "idle"]
+
+
+def parse_arguments():
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    subject_names = [subject.name for subject in all_subjects.ALL]
+    parser = argparse.ArgumentParser(description="Compare TCP forwarders; see the head of this file.")
+    parser.add_argument("--build", default=os.path.join(root, "build/release"),
+                        help="build directory with portwayd and bench_load")
+    parser.add_argument("--portwayd", help="another portwayd than the build directory's")
+    parser.add_argument("--output", default=".", help="directory for compare.md and compare.json")
+    parser.add_argument("--quick", action="store_true", help="one round of 1 s, downloads only, 2,000 idle connections")
+    parser.add_argument("--rounds", type=int, help="default: 5")
+    parser.add_argument("--seconds", type=float, help="of each measurement; default: 3")
+    parser.add_argument("--connections", type=int, help="idle ones; default: 10000, less where RLIMIT_NOFILE is low")
+    parser.add_argument("--workers", type=int, default=1, help="threads of each subject")
+    parser.add_argument("--subjects", help=f"of {','.join(subject_names)}")
+    parser.add_argument("--metrics", help=f"of {','.join(METRICS)}")
+    parser.add_argument("--baseline", default="haproxy-splice", help="the subject that ratios refer to")
+    options = parser.parse_args()
+
+    def choose(text, known, default):
+        chosen = text.split(",") if text else default
+        for name in chosen:
+            if name not in known:
+                parser.error(f"unknown: {name}; known are {', '.join(known)}")
+        return chosen
+
+    options.subjects = choose(options.subjects, subject_names, subject_names)
+    options.metrics = choose(options.metrics, METRICS, QUICK_METRICS if options.quick else list(METRICS))
+    choose(options.baseline, subject_names, [])
+    options.rounds = options.rounds or (1 if options.quick else 5)
+    options.seconds = options.seconds or (1.0 if options.quick else 3.0)
+    options.portwayd = options.portwayd or os.path.join(options.build, "portwayd")
+    options.load = os.path.join(options.build, "bench/compare/bench_load")
+    if not os.path.exists(options.load):
+        parser.error(f"{options.load} is missing: cmake --build {options.build} --target bench_load portwayd")
+    options.scratch = SCRATCH
+    # A proxy holds two descriptors a connection, and not every root may raise the limit.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    options.connections = min(options.connections or (2_000 if options.quick else METRICS["idle"].connections),
+                              (hard - FD_RESERVE) // 2)
+    return options
+
+
+class Load:
+    """bench_load's two sides in a network."""
+
+    def __init__(self, options, net):
+        self.options, self.net = options, net
+        self.server = net.guest.popen(options.load, "server", stdout=subprocess.PIPE)
+        if self.server.stdout.readline() != b"ready\n":
+            raise all_subjects.SubjectError("the load server did not start")
+
+    def stop(self):
+        self.server.kill()
+        self.server.wait()
+        self.server.stdout.close()
+
+    def command(self, metric, subject, connections):
+        command = [self.options.load, metric.mode, "--target", subject.target(metric.service),
+                   "--from", network.CLIENT_FIRST, "--from-count", str(network.CLIENT_COUNT),
+                   "--connections", str(connections),
+                   "--message-bytes", str(metric.message_bytes), "--seconds", str(self.options.seconds)]
+        for pid in subject.pids():
+            command += ["--subject", str(pid)]
+        return command
+
+    def measure(self, metric, subject):
+        done = subprocess.run(self.command(metric, subject, metric.connections), preexec_fn=self.net.client.enter,
+                              capture_output=True, timeout=CLIENT_TIMEOUT_S, check=False)
+        if done.returncode != 0:
+            raise all_subjects.SubjectError(done.stderr.decode().strip() or f"bench_load ended with {done.returncode}")
+        return report.derive(metric.kind, json.loads(done.stdout))
+
+    def measure_idle(self, metric, subject):
+        """Memory that the connections added, after one connection has been through everything."""
+        with self.holding(metric, subject, 1):
+            pass
+        before = resident_bytes(subject.pids())
+        with self.holding(metric, subject, self.options.connections):
+            time.sleep(0.5)
+            after = resident_bytes(subject.pids())
+            facts = subject.facts()
+        return {"rss_bytes": (after - before) / self.options.connections, "rss_mib": after / 2**20}, facts
+
+    def holding(self, metric, subject, connections):
+        return HeldConnections(self.net.client.popen(*self.command(metric, subject, connections), stdin=subprocess.PIPE,
+                                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+
+
+class HeldConnections:
+    def __init__(self, process):
+        self.process = process
+
+    def __enter__(self):
+        if not self.process.stdout.readline():
+            raise all_subjects.SubjectError(self.process.stderr.read().decode().strip())
+
+    def __exit__(self, *_):
+        self.process.communicate()
+
+
+def resident_bytes(pids):
+    total = 0
+    for pid in pids:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+            total += int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+    return total
+
+
+def run_subject(options, subject, names, round_number, runs):
+    """Measures on a fresh start of the subject in a fresh network; what fails is noted and does not stop the others."""
+    connections_max = options.connections + 50 if "idle" in names else 1_000
+    try:
+        with network.Network() as net:
+            load = Load(options, net)
+            try:
+                subject.start(connections_max)
+                for name in names:
+                    run_metric(load, subject, name, round_number, runs)
+            finally:
+                subject.stop()
+                load.stop()
+    except (all_subjects.SubjectError, OSError, subprocess.SubprocessError) as error:
+        note(runs, subject, ",".join(names), round_number, {"error": str(error)})
+
+
+def run_metric(load, subject, name, round_number, runs):
+    metric = METRICS[name]
+    try:
+        if metric.kind == "idle":
+            values, facts = load.measure_idle(metric, subject)
+        else:
+            values, facts = load.measure(metric, subject), subject.facts()
+        problem = subject.check(metric.kind, facts)
+        note(runs, subject, name, round_number, {"error": problem} if problem else {"values": values, "facts": facts})
+    except (all_subjects.SubjectError, OSError, subprocess.SubprocessError, ZeroDivisionError) as error:
+        note(runs, subject, name, round_number, {"error": str(error)})
+
+
+def note(runs, subject, name, round_number, outcome):
+    runs.append({"round": round_number, "subject": subject.name, "metric": name, **outcome})
+    key = {"bulk": "gbit_s", "idle": "rss_bytes"}.get(METRICS[name].kind if name in METRICS else "", "per_s")
+    text = outcome.get("error") or f"{outcome['values'][key]:,.1f} {key}"
+    print(f"round {round_number}  {subject.name:15} {name:9} {text}", file=sys.stderr, flush=True)
+
+
+def background_cpu():
+    """Processors in use while we do nothing, over one second."""
+    def busy():
+        with open("/proc/stat", encoding="ascii") as file:
+            user, nice, system, _, _, irq, softirq = map(int, file.readline().split()[1:8])
+        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    before = busy()
+    time.sleep(1)
+    return busy() - before
+
+
+def processor_name():
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        names = [line.split(": ", 1)[1].strip() for line in file if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def main():
+    options = parse_arguments()
+    if os.geteuid() != 0:
+        sys.exit("compare.py: needs root, to make network namespaces")
+    network.isolate(SCRATCH)
+
+    chosen = [subject(options) for subject in all_subjects.ALL if subject.name in options.subjects]
+    skipped = {subject.name: reason for subject in chosen if (reason := subject.missing())}
+    chosen = [subject for subject in chosen if subject.name not in skipped]
+    results = {
+        "meta": {
+            "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            "kernel": platform.release(), "processors": os.cpu_count(), "processor": processor_name(),
+            "rounds": options.rounds, "seconds": options.seconds, "workers": options.workers,
+            "baseline": options.baseline, "idle_connections": options.connections,
+            "background_cpu": background_cpu(), "skipped": skipped,
+            "versions": {subject.name: subject.version() for subject in chosen},
+        },
+        "runs": [],
+    }
+    moving = [name for name in options.metrics if METRICS[name].kind != "idle"]
+    for round_number in range(1, options.rounds + 1):
+        turn = (round_number - 1) % max(len(chosen), 1)
+        for subject in chosen[turn:] + chosen[:turn]:
+            run_subject(options, subject, moving, round_number, results["runs"])
+    if "idle" in options.metrics:
+        # Memory does not vary from run to run, and only a fresh process shows it.
+        for subject in chosen:
+            if isinstance(subject, all_subjects.Process):
+                run_subject(options, subject, ["idle"], 1, results["runs"])
+    results["summary"] = report.summarize(results["runs"])
+    write_results(options, results, chosen)
+    return 1 if any("error" in run for run in results["runs"]) else 0
+
+
+def write_results(options, results, chosen):
+    titles = {subject.name: subject.title for subject in all_subjects.ALL}
+    processless = {subject.name for subject in chosen if not isinstance(subject, all_subjects.Process)}
+    order = [subject.name for subject in chosen]
+    for metric, by_subject in results["summary"].items():
+        results["summary"][metric] = {name: by_subject[name] for name in order if name in by_subject}
+    text = report.markdown(results, METRICS, titles, processless)
+    os.makedirs(options.output, exist_ok=True)
+    with open(os.path.join(options.output, "compare.json"), "w", encoding="utf-8") as file:
+        json.dump(results, file, indent=1)
+    with open(os.path.join(options.output, "compare.md"), "w", encoding="utf-8") as file:
+        file.write(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

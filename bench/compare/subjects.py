@@ -1,0 +1,355 @@
+"""The forwarders that are compared: how each is configured, started and checked, one worker thread each.
+
+A subject serves the load server's three ports. It is started in the host namespace, which is the driver's own.
+"""
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import network
+
+SERVICES = {"sink": 7000, "source": 7001, "echo": 7002}  # ports of the load server in the guest
+PUBLIC_PORTS = {"sink": 8000, "source": 8001, "echo": 8002}
+START_TIMEOUT_S = 10
+
+
+class SubjectError(Exception):
+    pass
+
+
+class Subject:
+    """Base: nothing runs, clients reach the guest by the route through the host."""
+
+    name = "direct"
+    title = "direct route"
+    program = None  # what must be installed
+
+    def __init__(self, options):
+        self.options = options
+
+    def missing(self):
+        """Why the subject cannot be run here; None when it can."""
+        if self.program and not shutil.which(self.program):
+            return f"{self.program} is not installed"
+        return None
+
+    def version(self):
+        return ""
+
+    def start(self, connections_max):
+        pass
+
+    def stop(self):
+        pass
+
+    def target(self, service):
+        return f"{network.GUEST}:{SERVICES[service]}"
+
+    def pids(self):
+        return []
+
+    def facts(self):
+        """What the subject says of itself after a run, for the results file."""
+        return {}
+
+    def check(self, kind, facts):
+        """A sentence when the facts show that a run of this kind was not what it should be."""
+        return None
+
+
+class Process(Subject):
+    """A subject that is a process with a config file."""
+
+    def __init__(self, options):
+        super().__init__(options)
+        self.process = None
+
+    def target(self, service):
+        return f"{network.HOST_PUBLIC}:{PUBLIC_PORTS[service]}"
+
+    def path(self, name):
+        return os.path.join(self.options.scratch, f"{self.name}-{name}")
+
+    def write(self, name, text):
+        with open(self.path(name), "w", encoding="utf-8") as file:
+            file.write(text)
+        return self.path(name)
+
+    def launch(self, *command):
+        with open(self.path("log"), "w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def wait_until(self, ready, what):
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not ready():
+            if self.process.poll() is not None:
+                raise SubjectError(f"{self.name} ended at once:\n{self.log_tail()}")
+            if time.monotonic() > deadline:
+                raise SubjectError(f"{self.name}: {what} within {START_TIMEOUT_S} s:\n{self.log_tail()}")
+            time.sleep(0.02)
+
+    def log_tail(self):
+        with open(self.path("log"), encoding="utf-8", errors="replace") as log:
+            return "".join(log.readlines()[-10:])
+
+    def wait_for_ports(self):
+        # A look at the listening sockets: a probing connection would already be load.
+        wanted = {f":{port:04X}" for port in PUBLIC_PORTS.values()}
+
+        def listening():
+            with open("/proc/net/tcp", encoding="ascii") as file:
+                rows = [line.split() for line in file.readlines()[1:]]
+            return wanted <= {row[1][-5:] for row in rows if row[3] == "0A"}
+
+        self.wait_until(listening, "is not listening")
+
+    def stop(self):
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+    def pids(self):
+        """The process and its descendants."""
+        parents = {}
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
+                    parents[int(entry)] = int(file.read().rpartition(")")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+        family = [self.process.pid]
+        for pid in family:
+            family += [child for child, parent in parents.items() if parent == pid]
+        return family
+
+
+class Portway(Process):
+    backend = "uring"
+    api = "127.0.0.1:8080"
+
+    def __init__(self, options):
+        super().__init__(options)
+        self.targets = {}
+
+    @property
+    def program(self):
+        return self.options.portwayd
+
+    def version(self):
+        return subprocess.run([self.program, "--version"], capture_output=True, text=True, check=False).stdout.strip()
+
+    def start(self, connections_max):
+        for leftover in ("store.db", "admin.key"):
+            if os.path.exists(self.path(leftover)):
+                os.unlink(self.path(leftover))
+        config = self.write("portway.toml", f"""
+[node]
+public_hostname = "benchmark"
+public_addresses = ["{network.HOST_PUBLIC}"]
+[api]
+listen = "{self.api}"
+admin_key_file = "{self.path('admin.key')}"
+[ports]
+range = "8000-8099"
+[guests]
+networks = ["198.19.0.0/16"]
+[store]
+path = "{self.path('store.db')}"
+[proxy]
+workers = {self.options.workers}
+io_backend = "{self.backend}"
+connections_max = {connections_max}
+""")
+        self.launch(self.program, "--config", config)
+        self.wait_until(self._healthy, "does not answer /healthz")
+        with open(self.path("admin.key"), encoding="ascii") as file:
+            self.key = file.read().strip()
+        self._call("PUT", "/instances/guest",
+                   {"guest_address": network.GUEST, "tap": network.GUEST_DEVICE, "owner": "benchmark"})
+        for service, port in SERVICES.items():
+            answer = self._call("POST", "/instances/guest/port-forwards", {"guest_port": port, "label": service})
+            self.targets[service] = f"{network.HOST_PUBLIC}:{answer['port_forward']['host_port']}"
+
+    def target(self, service):
+        return self.targets[service]
+
+    def facts(self):
+        wanted = ("portway_pipes_in_use", "portway_pipes_open", "portway_pipes_clamped", "portway_bytes_spliced_total",
+                  "portway_bytes_copied_total", "portway_connections_active", "portway_io_backend_info")
+        lines = self._request("GET", "/metrics").decode().splitlines()
+        return dict(line.rsplit(" ", 1) for line in lines if line.startswith(wanted))
+
+    def check(self, kind, facts):
+        if not any(f'backend="{self.backend}"' in name for name in facts):
+            return f"{self.name} does not run on {self.backend}"
+        if kind == "idle" and facts["portway_pipes_in_use"] != "0":
+            return f"idle connections hold {facts['portway_pipes_in_use']} pipes"
+        return None
+
+    def _healthy(self):
+        try:
+            self.key = ""
+            self._request("GET", "/healthz")
+            return True
+        except OSError:
+            return False
+
+    def _call(self, method, path, body):
+        try:
+            return json.loads(self._request(method, path, body))
+        except urllib.error.HTTPError as error:
+            raise SubjectError(f"{self.name}: {method} {path}: {error.read().decode()}") from error
+
+    def _request(self, method, path, body=None):
+        request = urllib.request.Request(f"http://{self.api}{path}", method=method,
+                                         data=None if body is None else json.dumps(body).encode())
+        request.add_header("Content-Type", "application/json")
+        if self.key:
+            request.add_header("Authorization", f"Bearer {self.key}")
+        with urllib.request.urlopen(request, timeout=START_TIMEOUT_S) as answer:
+            return answer.read()
+
+
+class PortwayUring(Portway):
+    name = "portway-uring"
+    title = "Portway, io_uring"
+
+
+class PortwayEpoll(Portway):
+    name = "portway-epoll"
+    title = "Portway, epoll"
+    backend = "epoll"
+
+
+class Haproxy(Process):
+    name = "haproxy"
+    title = "HAProxy"
+    program = "haproxy"
+    # `option splice-auto` never engages on such streams: only the two explicit options make HAProxy splice.
+    splice_options = ""
+    maxpipes = 0
+
+    def version(self):
+        return subprocess.run(["haproxy", "-v"], capture_output=True, text=True, check=False).stdout.split("\n", 1)[0]
+
+    def start(self, connections_max):
+        # HAProxy refuses to start when two descriptors a connection and two a pipe exceed RLIMIT_NOFILE.
+        config = f"""
+global
+    nbthread {self.options.workers}
+    maxconn {connections_max}
+    {f"maxpipes {self.maxpipes}" if self.maxpipes else ""}
+    stats socket {self.path('socket')} level admin
+defaults
+    mode tcp
+    maxconn {connections_max}
+    timeout connect 5s
+    timeout client 1h
+    timeout server 1h
+    {self.splice_options}
+"""
+        for service, port in PUBLIC_PORTS.items():
+            config += f"""
+listen {service}
+    bind {network.HOST_PUBLIC}:{port}
+    server guest {network.GUEST}:{SERVICES[service]}
+"""
+        self.launch("haproxy", "-db", "-f", self.write("haproxy.cfg", config))
+        self.wait_for_ports()
+
+    def facts(self):
+        with socket.socket(socket.AF_UNIX) as stats:
+            stats.connect(self.path("socket"))
+            stats.sendall(b"show info\n")
+            answer = b"".join(iter(lambda: stats.recv(65536), b"")).decode()
+        info = dict(line.split(": ", 1) for line in answer.splitlines() if ": " in line)
+        wanted = ("Maxconn", "Maxpipes", "PipesUsed", "PipesFree", "TotalSplicdedBytesOut")
+        return {key: info.get(key) for key in wanted}
+
+    def spliced(self, facts):
+        return int(facts["TotalSplicdedBytesOut"]) > 0  # spelt so by HAProxy itself
+
+    def check(self, kind, facts):
+        return f"{self.name} spliced" if self.spliced(facts) else None
+
+
+class HaproxySplice(Haproxy):
+    name = "haproxy-splice"
+    title = "HAProxy, splicing forced"
+    splice_options = "option splice-request\n    option splice-response"
+    maxpipes = 100  # more than any load here splices at a time
+
+    def check(self, kind, facts):
+        return f"{self.name} did not splice" if kind == "bulk" and not self.spliced(facts) else None
+
+
+class Nginx(Process):
+    name = "nginx"
+    title = "nginx stream"
+    program = "nginx"
+    module = "/usr/lib/nginx/modules/ngx_stream_module.so"
+
+    def missing(self):
+        if not os.path.exists(self.module):
+            return "libnginx-mod-stream is not installed"
+        return super().missing()
+
+    def version(self):
+        return subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=False).stderr.strip()
+
+    def start(self, connections_max):
+        servers = "".join(f"""
+    server {{
+        listen {network.HOST_PUBLIC}:{port} backlog=4096;
+        proxy_pass {network.GUEST}:{SERVICES[service]};
+        proxy_timeout 1h;
+    }}""" for service, port in PUBLIC_PORTS.items())
+        config = self.write("nginx.conf", f"""
+load_module {self.module};
+daemon off;
+worker_processes {self.options.workers};
+pid {self.path('pid')};
+error_log stderr error;
+events {{ worker_connections {2 * connections_max + 100}; }}
+stream {{{servers}
+}}
+""")
+        self.launch("nginx", "-e", "stderr", "-c", config)
+        self.wait_for_ports()
+
+
+class NftDnat(Subject):
+    name = "nft-dnat"
+    title = "nft DNAT (kernel)"
+    program = "nft"
+
+    def version(self):
+        return subprocess.run(["nft", "--version"], capture_output=True, text=True, check=False).stdout.strip()
+
+    def start(self, connections_max):
+        rules = "".join(f"ip daddr {network.HOST_PUBLIC} tcp dport {port} dnat to {network.GUEST}:{SERVICES[service]}\n"
+                        for service, port in PUBLIC_PORTS.items())
+        table = f"table ip nat {{ chain prerouting {{ type nat hook prerouting priority dstnat\n{rules} }}\n }}\n"
+        loaded = subprocess.run(["nft", "-f", "-"], input=table, capture_output=True, text=True, check=False)
+        if loaded.returncode != 0:
+            raise SubjectError(f"nft: {loaded.stderr.strip()}")
+        # Ended connections must not fill the conntrack table.
+        with open("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait", "w", encoding="ascii") as file:
+            file.write("1")
+
+    def target(self, service):
+        return f"{network.HOST_PUBLIC}:{PUBLIC_PORTS[service]}"
+
+
+ALL = [Subject, NftDnat, PortwayUring, PortwayEpoll, HaproxySplice, Haproxy, Nginx]

@@ -1,0 +1,89 @@
+// What the relay itself costs: its decisions and its bookkeeping, without the system calls.
+//
+// The Io here answers at once, as a kernel would whose sockets always have something and take everything. The
+// simulator of the tests would cost many times what is measured.
+#include <benchmark/benchmark.h>
+
+#include <vector>
+
+#include "proxy/relay.h"
+
+namespace portway {
+namespace {
+
+class InstantIo final : public Io {
+ public:
+  explicit InstantIo(std::size_t arrives) : arrives_(arrives) {}
+
+  std::ptrdiff_t recv(int, void*, std::size_t size, int) override { return part(size); }
+  std::ptrdiff_t send(int, const void*, std::size_t size, int) override {
+    return static_cast<std::ptrdiff_t>(size);
+  }
+  std::ptrdiff_t splice(int, int, std::size_t size) override { return part(size); }
+  std::ptrdiff_t write(int, const void*, std::size_t size) override {
+    return static_cast<std::ptrdiff_t>(size);
+  }
+  int pipe(int (&fds)[2], std::size_t size) override {
+    fds[0] = fds[1] = 3;
+    return static_cast<int>(size);
+  }
+
+  std::string_view name() const override { return "instant"; }
+  Nanos now() const override { return Nanos(0); }
+  void accept(Token, int) override {}
+  void poll(Token, int) override {}
+  void cancel(int) override {}
+  std::span<const Completion> wait(Nanos) override { return {}; }
+  void wake() override {}
+  int socket(int) override { return 3; }
+  int connect(int, const Endpoint&) override { return 0; }
+  int socket_error(int) override { return 0; }
+  int set_option(int, int, int, int) override { return 0; }
+  int bind_to_device(int, const std::string&) override { return 0; }
+  int peer_endpoint(int, Endpoint&) override { return 0; }
+  int unacknowledged(int) override { return 0; }
+  bool at_urgent_mark(int) override { return false; }
+  int shutdown(int, int) override { return 0; }
+  void close(int) override {}
+  void close_with_reset(int) override {}
+
+ private:
+  std::ptrdiff_t part(std::size_t size) const {
+    return static_cast<std::ptrdiff_t>(std::min(size, arrives_));
+  }
+
+  const std::size_t arrives_;  // by one read
+};
+
+void run(benchmark::State& state, std::size_t arrives) {
+  InstantIo io(arrives);
+  WorkerCounters counters;
+  PipePool pipes(io, 16, counters);
+  std::vector<std::byte> buffer(65'536);
+  const RelayContext context{io, pipes, counters, buffer};
+  RelayState direction;
+  SocketState source{.fd = 1};
+  SocketState sink{.fd = 2, .writable = true};
+  for (auto _ : state) {
+    source.readable = true;
+    benchmark::DoNotOptimize(relay(context, direction, source, sink));
+  }
+  release_pipe(pipes, direction);
+  state.counters["bytes_a_turn"] =
+      static_cast<double>(direction.bytes) / static_cast<double>(state.iterations());
+}
+
+/// One small message a turn: read, sent, drained.
+void BM_RelayMessage(benchmark::State& state) {
+  run(state, 64);
+}
+BENCHMARK(BM_RelayMessage);
+
+/// A stream that never ends: each turn spends its whole budget on splices.
+void BM_RelayBulkTurn(benchmark::State& state) {
+  run(state, SIZE_MAX);
+}
+BENCHMARK(BM_RelayBulkTurn);
+
+}  // namespace
+}  // namespace portway

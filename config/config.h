@@ -1,0 +1,141 @@
+// What the operator decided: one struct, every key, its unit and its default.
+//
+// Loaded once at start by main, from a TOML file, environment variables and flags; constant afterwards and
+// readable by any thread. The keys are strict: what is not known here is refused, with the place and a
+// remedy. config/portway.toml is the reference for operators; it is printed from the same table of keys that
+// the loader uses.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "config/endpoint.h"
+#include "config/error.h"
+#include "config/forward.h"
+
+namespace portway {
+
+enum class IoBackend : std::uint8_t {
+  kAuto,  // io_uring where the kernel allows it, else epoll
+  kUring,
+  kEpoll,
+};
+std::string_view to_string(IoBackend backend);
+
+/// The address a guest sees as its client.
+enum class SourceMode : std::uint8_t {
+  kAuto,   // the best this version can do, which is plain
+  kPlain,  // the node's
+};
+std::string_view to_string(SourceMode mode);
+
+/// A field is named as its key; ranges are checked by the loader. A default of "" in the file stands for what
+/// the field's comment says.
+struct Config {
+  struct Node {
+    std::string public_hostname;  // the "hostname" of the API's answers; this machine's name unless set
+    std::vector<IpAddress> public_addresses = {
+        boost::asio::ip::address_v4::any()};  // host ports are bound here; 1-16
+
+    friend bool operator==(const Node&, const Node&) = default;
+  };
+
+  struct Api {
+    Endpoint listen{boost::asio::ip::address_v4::loopback(), 8080};  // port 0: any free one
+    std::string admin_key_file = "/etc/portway/admin.key";           // made with a random key when missing
+    std::uint32_t rate_limit_per_second = 50;                        // requests of one key; 0: no limit
+    std::uint32_t body_max_bytes = 65536;                            // of a request; 1,024-16,777,216
+
+    friend bool operator==(const Api&, const Api&) = default;
+  };
+
+  struct Metrics {
+    std::optional<Endpoint>
+        listen;  // a listener without keys for /metrics; none: on the API's listener, with a key
+
+    friend bool operator==(const Metrics&, const Metrics&) = default;
+  };
+
+  struct Ports {
+    PortRange range{20000, 32767};  // host ports; within 1024-65535
+
+    friend bool operator==(const Ports&, const Ports&) = default;
+  };
+
+  struct Guests {
+    std::vector<Cidr>
+        networks;  // a guest's address lies in one of these; empty: no instance can be registered; 0-64
+
+    friend bool operator==(const Guests&, const Guests&) = default;
+  };
+
+  struct Store {
+    std::string path = "/var/lib/portway/portway.db";
+
+    friend bool operator==(const Store&, const Store&) = default;
+  };
+
+  struct Proxy {
+    std::uint32_t workers = 0;  // threads; 0: one a core; at most 64
+    IoBackend io_backend = IoBackend::kAuto;
+    SourceMode source_mode = SourceMode::kAuto;
+    std::uint32_t connections_max = 65536;      // of the whole node; 1-1,000,000
+    std::uint32_t connect_timeout_ms = 5000;    // for a guest to answer the SYN; 1-600,000
+    std::uint32_t half_close_timeout_s = 3600;  // of silence after one side's FIN; 0: never; at most 604,800
+    std::uint32_t keepalive_s = 300;     // of silence before TCP keepalive asks; 0: off; at most 32,767
+    std::uint32_t idle_timeout_s = 0;    // of silence both ways; 0: never, as under DNAT; at most 2,592,000
+    std::uint32_t drain_timeout_s = 30;  // for connections to end by themselves; 0: none; at most 86,400
+    std::uint32_t pipes_max = 16384;     // of the whole node, each of 256 KiB at most; 1-1,000,000
+
+    friend bool operator==(const Proxy&, const Proxy&) = default;
+  };
+
+  Node node;
+  Api api;
+  Metrics metrics;
+  Ports ports;
+  Guests guests;
+  std::map<std::string, Profile, std::less<>> profiles = {{"default", Profile{}}};  // "default" always exists
+  Store store;
+  Proxy proxy;
+
+  friend bool operator==(const Config&, const Config&) = default;
+};
+
+/// A key set outside the file. The later one wins, so the environment's go before the flags'.
+struct Override {
+  std::string key;     // dotted, "api.listen"
+  std::string value;   // as text, without quotes; lists are separated by commas
+  std::string origin;  // what an error names instead of file:line, e.g. "PORTWAY_API_LISTEN"
+};
+
+/// The overrides in an environment (environ(7)): PORTWAY_<TABLE>_<KEY>, e.g. PORTWAY_API_LISTEN or
+/// PORTWAY_PROFILES_DEFAULT_MAX_FORWARDED_PORTS. A name that is nearly a key's is passed on too, for
+/// parse_config to refuse it; other PORTWAY_ variables are not ours (Kubernetes makes PORTWAY_SERVICE_HOST
+/// and the like).
+std::vector<Override> environment_overrides(const char* const* environment);
+
+/// "api.listen=127.0.0.1:8080", as the flag --set takes it.
+Result<Override> parse_override(std::string_view assignment);
+
+/// The configuration that `text`, a TOML 1.0 document, and the overrides make of the defaults. Errors are
+/// kInvalidConfig: the detail names source_name:line or the override's origin, the key and the remedy; the
+/// field is the dotted key.
+Result<Config> parse_config(std::string_view text, std::string_view source_name,
+                            std::span<const Override> overrides = {});
+
+/// parse_config on a file of at most 1 MiB.
+Result<Config> load_config(const std::string& path, std::span<const Override> overrides = {});
+
+/// What is allowed but probably not meant: sentences for the log and for --check.
+std::vector<std::string> config_warnings(const Config& config);
+
+/// Every key with its meaning and its default, as a TOML document: config/portway.toml.
+std::string config_reference();
+
+}  // namespace portway

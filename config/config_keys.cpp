@@ -1,0 +1,399 @@
+#include "config/config_keys.h"
+
+#include <fmt/core.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <set>
+#include <utility>
+
+namespace portway {
+namespace {
+
+using boost::asio::ip::address_v4;
+
+constexpr std::size_t kHostnameMaxBytes = 253;  // RFC 1035, section 2.3.4, as text
+constexpr std::size_t kPathMaxBytes = 4095;     // PATH_MAX without the terminator
+constexpr std::size_t kProfileNameMaxBytes = 64;
+constexpr std::size_t kPublicAddressesMax = 16;
+constexpr std::size_t kGuestNetworksMax = 64;
+
+Error wrong(std::string detail) {
+  return {ErrorCode::kInvalidConfig, std::move(detail), ""};
+}
+
+// --- Kinds of keys.
+
+template <class T>
+using Field = T& (*)(ConfigTarget);
+
+ConfigKey number_key(std::string_view name, std::int64_t min, std::int64_t max, Field<std::uint32_t> field,
+                     std::string_view help) {
+  return {name, fmt::format("{} ({} to {})", help, min, max),
+          [field](ConfigTarget target) { return ConfigValue(std::int64_t{field(target)}); },
+          [=](ConfigTarget target, const ConfigValue& value) -> std::optional<std::string> {
+            const auto number = std::get<std::int64_t>(value);
+            if (number < min || number > max) {
+              return fmt::format("{} is out of range; it must be {} to {}", number, min, max);
+            }
+            field(target) = static_cast<std::uint32_t>(number);
+            return std::nullopt;
+          }};
+}
+
+template <class T>
+ConfigKey text_key(std::string_view name, Field<T> field, Result<T> (*parse)(std::string_view),
+                   std::string (*show)(const T&), std::string_view help) {
+  return {name, std::string(help), [=](ConfigTarget target) { return ConfigValue(show(field(target))); },
+          [=](ConfigTarget target, const ConfigValue& value) -> std::optional<std::string> {
+            Result<T> parsed = parse(std::get<std::string>(value));
+            if (!parsed) return parsed.error().detail;
+            field(target) = std::move(*parsed);
+            return std::nullopt;
+          }};
+}
+
+template <class T>
+ConfigKey list_key(std::string_view name, std::size_t min, std::size_t max, Field<std::vector<T>> field,
+                   Result<T> (*parse)(std::string_view), std::string (*show)(const T&),
+                   std::string_view help) {
+  const auto get = [=](ConfigTarget target) {
+    std::vector<std::string> texts;
+    for (const T& item : field(target)) texts.push_back(show(item));
+    return ConfigValue(std::move(texts));
+  };
+  const auto set = [=](ConfigTarget target, const ConfigValue& value) -> std::optional<std::string> {
+    const auto& texts = std::get<std::vector<std::string>>(value);
+    if (texts.size() < min || texts.size() > max) {
+      return fmt::format("{} entries; there must be {} to {}", texts.size(), min, max);
+    }
+    std::vector<T> items;
+    for (const std::string& text : texts) {
+      Result<T> parsed = parse(text);
+      if (!parsed) return parsed.error().detail;
+      if (std::find(items.begin(), items.end(), *parsed) != items.end()) {
+        return fmt::format("{} is there twice; leave one out", in_quotes(text));
+      }
+      items.push_back(std::move(*parsed));
+    }
+    field(target) = std::move(items);
+    return std::nullopt;
+  };
+  return {name, fmt::format("{} ({} to {} entries)", help, min, max), get, set};
+}
+
+template <class Enum, std::size_t N>
+Result<Enum> parse_name(std::string_view text, const std::array<std::string_view, N>& names) {
+  const auto* found = std::find(names.begin(), names.end(), text);
+  if (found != names.end()) return static_cast<Enum>(found - names.begin());
+  return wrong(fmt::format("{} is none of \"{}\"", in_quotes(text), fmt::join(names, "\", \"")));
+}
+
+// --- Parsers and printers of values.
+
+constexpr auto kIoBackendNames = std::to_array<std::string_view>({"auto", "uring", "epoll"});
+static_assert(kIoBackendNames.size() == static_cast<std::size_t>(IoBackend::kEpoll) + 1);
+constexpr auto kSourceModeNames = std::to_array<std::string_view>({"auto", "plain"});
+static_assert(kSourceModeNames.size() == static_cast<std::size_t>(SourceMode::kPlain) + 1);
+
+Result<IoBackend> parse_io_backend(std::string_view text) {
+  return parse_name<IoBackend>(text, kIoBackendNames);
+}
+
+Result<SourceMode> parse_source_mode(std::string_view text) {
+  if (text == "transparent" || text == "proxy_v2") {
+    return wrong(in_quotes(text) + " is not supported by this version; use \"plain\", or leave the key out");
+  }
+  return parse_name<SourceMode>(text, kSourceModeNames);
+}
+
+template <class Enum>
+std::string show_name(const Enum& value) {
+  return std::string(to_string(value));
+}
+
+Result<std::string> parse_hostname(std::string_view text) {
+  const bool characters = std::all_of(text.begin(), text.end(), [](unsigned char c) {
+    return std::isalnum(c) != 0 || c == '.' || c == '-' || c == '_';
+  });
+  if (text.size() <= kHostnameMaxBytes && characters) return std::string(text);
+  return wrong(in_quotes(text) +
+               " is no host name; give the DNS name or the IPv4 address that clients connect to");
+}
+
+Result<std::string> parse_path(std::string_view text) {
+  if (!text.empty() && text.size() <= kPathMaxBytes && text.find('\0') == std::string_view::npos) {
+    return std::string(text);
+  }
+  return wrong(in_quotes(text) + " is no path of a file; give 1 to 4095 bytes");
+}
+
+std::string show_text(const std::string& text) {
+  return text;
+}
+
+Result<IpAddress> parse_public_address(std::string_view text) {
+  Result<IpAddress> address = parse_address(text);
+  if (address && (address->is_multicast() || *address == IpAddress(address_v4::broadcast()))) {
+    return wrong(in_quotes(text) + " is a multicast or broadcast address; give an address of this machine");
+  }
+  return address;
+}
+
+std::string show_address(const IpAddress& address) {
+  return address.to_string();
+}
+
+Result<Endpoint> parse_listen(std::string_view text) {
+  if (text.starts_with("unix:")) {
+    return wrong(in_quotes(text) +
+                 " is a Unix socket, which this version cannot listen on; use ip:port, e.g. 127.0.0.1:8080");
+  }
+  return parse_endpoint(text);
+}
+
+Result<std::optional<Endpoint>> parse_optional_listen(std::string_view text) {
+  if (text.empty()) return std::optional<Endpoint>();
+  const Result<Endpoint> endpoint = parse_listen(text);
+  if (!endpoint) return endpoint.error();
+  return std::optional<Endpoint>(*endpoint);
+}
+
+std::string show_optional_listen(const std::optional<Endpoint>& endpoint) {
+  return endpoint ? to_string(*endpoint) : "";
+}
+
+Result<PortRange> parse_host_ports(std::string_view text) {
+  Result<PortRange> range = parse_port_range(text);
+  if (range && range->first < 1024) {
+    return wrong(in_quotes(text) + " reaches below 1024, where system services live; start at 1024 or above");
+  }
+  return range;
+}
+
+std::string show_network(const Cidr& network) {
+  return network.to_string();
+}
+
+// --- The table.
+
+std::vector<ConfigKey> make_keys() {
+  using T = ConfigTarget;
+  return {
+      text_key<std::string>(
+          "node.public_hostname", [](T t) -> auto& { return t.config.node.public_hostname; }, parse_hostname,
+          show_text,
+          "The name clients connect to: the \"hostname\" of the API's answers. Empty: this machine's own "
+          "name."),
+      list_key<IpAddress>(
+          "node.public_addresses", 1, kPublicAddressesMax,
+          [](T t) -> auto& { return t.config.node.public_addresses; }, parse_public_address, show_address,
+          "The addresses on which host ports are bound, IPv4 or IPv6. Naming the public ones is better "
+          "than 0.0.0.0: the ports then stay closed on the node's other addresses."),
+      text_key<Endpoint>(
+          "api.listen", [](T t) -> auto& { return t.config.api.listen; }, parse_listen, to_string,
+          "Where the REST API listens, ip:port; port 0 is any free one. Keys travel in clear text: keep it "
+          "on loopback or behind a proxy that speaks TLS, and where no guest can reach it."),
+      text_key<std::string>(
+          "api.admin_key_file", [](T t) -> auto& { return t.config.api.admin_key_file; }, parse_path,
+          show_text,
+          "The file with the first admin key. Made at start, mode 0600, with a random key, when missing."),
+      number_key(
+          "api.rate_limit_per_second", 0, 1'000'000,
+          [](T t) -> auto& { return t.config.api.rate_limit_per_second; },
+          "Requests a second that one key may make; more are answered 429. 0: no limit."),
+      number_key(
+          "api.body_max_bytes", 1024, 16'777'216, [](T t) -> auto& { return t.config.api.body_max_bytes; },
+          "The largest body of a request, in bytes; a larger one is answered 413."),
+      text_key<std::optional<Endpoint>>(
+          "metrics.listen", [](T t) -> auto& { return t.config.metrics.listen; }, parse_optional_listen,
+          show_optional_listen,
+          "A listener of its own for /metrics, ip:port, which asks for no key. Empty: /metrics is on the "
+          "API's listener and needs a key."),
+      text_key<PortRange>(
+          "ports.range", [](T t) -> auto& { return t.config.ports.range; }, parse_host_ports, to_string,
+          "The host ports given to forwards, first-last, within 1024-65535. Keep them apart from the "
+          "kernel's net.ipv4.ip_local_port_range, or reserve them with net.ipv4.ip_local_reserved_ports."),
+      list_key<Cidr>(
+          "guests.networks", 0, kGuestNetworksMax, [](T t) -> auto& { return t.config.guests.networks; },
+          Cidr::parse, show_network,
+          "The networks the guests live in, e.g. [\"198.18.0.0/15\", \"fd00::/8\"]: a guest's address must "
+          "lie in one of them. Empty: no instance can be registered."),
+      number_key(
+          "profiles.*.max_forwarded_ports", 0, 65535,
+          [](T t) -> auto& { return t.profile.max_forwarded_ports; },
+          "How many port forwards an instance of this profile may have. More profiles are tables beside "
+          "this one, e.g. [profiles.large]; a key that they leave out is as shown here."),
+      text_key<std::string>(
+          "store.path", [](T t) -> auto& { return t.config.store.path; }, parse_path, show_text,
+          "The database file. SQLite puts files beside it, so its directory must be writable."),
+      number_key(
+          "proxy.workers", 0, 64, [](T t) -> auto& { return t.config.proxy.workers; },
+          "Threads that move bytes. 0: one for each core."),
+      text_key<IoBackend>(
+          "proxy.io_backend", [](T t) -> auto& { return t.config.proxy.io_backend; }, parse_io_backend,
+          show_name, "\"uring\" or \"epoll\"; \"auto\" is io_uring where the kernel allows it, else epoll."),
+      text_key<SourceMode>(
+          "proxy.source_mode", [](T t) -> auto& { return t.config.proxy.source_mode; }, parse_source_mode,
+          show_name,
+          "The client's address as guests see it: \"plain\" is the node's own; \"auto\" is the best mode "
+          "this version has, which is \"plain\"."),
+      number_key(
+          "proxy.connections_max", 1, 1'000'000, [](T t) -> auto& { return t.config.proxy.connections_max; },
+          "Connections of the whole node at a time; more are reset and counted."),
+      number_key(
+          "proxy.connect_timeout_ms", 1, 600'000,
+          [](T t) -> auto& { return t.config.proxy.connect_timeout_ms; },
+          "Milliseconds a guest has to answer a connection."),
+      number_key(
+          "proxy.half_close_timeout_s", 0, 604'800,
+          [](T t) -> auto& { return t.config.proxy.half_close_timeout_s; },
+          "Seconds of silence after which a connection is ended when one side has finished sending. 0: "
+          "never."),
+      number_key(
+          "proxy.keepalive_s", 0, 32'767, [](T t) -> auto& { return t.config.proxy.keepalive_s; },
+          "Seconds of silence after which TCP asks whether a side is still there. 0: never."),
+      number_key(
+          "proxy.idle_timeout_s", 0, 2'592'000, [](T t) -> auto& { return t.config.proxy.idle_timeout_s; },
+          "Seconds of silence both ways after which a connection is ended. 0: never."),
+      number_key(
+          "proxy.drain_timeout_s", 0, 86'400, [](T t) -> auto& { return t.config.proxy.drain_timeout_s; },
+          "Seconds that connections get to end by themselves when the daemon stops or their forward is "
+          "drained. 0: they are reset at once."),
+      number_key(
+          "proxy.pipes_max", 1, 1'000'000, [](T t) -> auto& { return t.config.proxy.pipes_max; },
+          "Pipes of the whole node at a time, each of 256 KiB of kernel memory at most and held only while "
+          "bytes are in flight."),
+  };
+}
+
+/// "api" of "api.listen", "profiles.default" of "profiles.default.max_forwarded_ports".
+std::string_view table_of(std::string_view name) {
+  return name.substr(0, std::min(name.rfind('.'), name.size()));
+}
+
+std::string_view last_part(std::string_view name) {
+  return name.substr(name.rfind('.') + 1);
+}
+
+/// The key's name with a certain profile for the '*'.
+std::string name_for(const ConfigKey& key, std::string_view profile) {
+  std::string name(key.name);
+  if (const std::size_t star = name.find('*'); star != std::string::npos) name.replace(star, 1, profile);
+  return name;
+}
+
+}  // namespace
+
+std::string_view to_string(IoBackend backend) {
+  return kIoBackendNames[static_cast<std::size_t>(backend)];
+}
+std::string_view to_string(SourceMode mode) {
+  return kSourceModeNames[static_cast<std::size_t>(mode)];
+}
+
+const std::vector<ConfigKey>& config_keys() {
+  static const std::vector<ConfigKey> keys = make_keys();
+  return keys;
+}
+
+const ConfigKey* find_config_key(std::string_view name) {
+  const std::string_view profile = profile_in(name);
+  for (const ConfigKey& key : config_keys()) {
+    if (key.name == name || (!profile.empty() && name_for(key, profile) == name)) return &key;
+  }
+  return nullptr;
+}
+
+std::string_view profile_in(std::string_view name) {
+  constexpr std::string_view kPrefix = "profiles.";
+  if (!name.starts_with(kPrefix)) return {};
+  name.remove_prefix(kPrefix.size());
+  return name.substr(0, name.find('.'));
+}
+
+bool is_profile_name(std::string_view name) {
+  return !name.empty() && name.size() <= kProfileNameMaxBytes &&
+         std::all_of(name.begin(), name.end(),
+                     [](unsigned char c) { return std::isalnum(c) != 0 || c == '_' || c == '-'; });
+}
+
+bool is_config_table(std::string_view name) {
+  if (name == "profiles" || (table_of(name) == "profiles" && !profile_in(name).empty())) return true;
+  return std::any_of(config_keys().begin(), config_keys().end(),
+                     [&](const ConfigKey& key) { return table_of(key.name) == name; });
+}
+
+std::string config_key_remedy(std::string_view name) {
+  const std::string_view profile = is_profile_name(profile_in(name)) ? profile_in(name) : "default";
+  std::set<std::string> names;  // of keys and of tables
+  std::set<std::string> siblings;
+  std::string namesake;  // of another table
+  for (const ConfigKey& key : config_keys()) {
+    const std::string known = name_for(key, profile);
+    names.insert(known);
+    names.emplace(table_of(known));
+    if (table_of(known) == table_of(name)) siblings.emplace(last_part(known));
+    if (last_part(known) == last_part(name)) namesake = known;
+  }
+  const auto closest = std::min_element(names.begin(), names.end(), [&](const auto& a, const auto& b) {
+    return edit_distance(a, name) < edit_distance(b, name);
+  });
+  if (edit_distance(*closest, name) <= 1 + name.size() / 5) return "did you mean " + *closest + "?";
+  if (!namesake.empty()) return "did you mean " + namesake + "?";
+  if (!siblings.empty())
+    return fmt::format("the keys of [{}] are {}", table_of(name), fmt::join(siblings, ", "));
+  std::erase_if(names, [](const std::string& known) { return !is_config_table(known); });
+  return fmt::format("the tables are {}", fmt::join(names, ", "));
+}
+
+std::string default_name(const ConfigKey& key) {
+  return name_for(key, "default");
+}
+
+std::string environment_name(const ConfigKey& key) {
+  std::string name = "PORTWAY_" + default_name(key);
+  for (char& c : name) c = c == '.' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  return name;
+}
+
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+  constexpr std::size_t kLongest = 128;  // longer than any key, so a longer name is near none
+  if (a.size() > kLongest || b.size() > kLongest) return std::max(a.size(), b.size());
+  std::vector<std::size_t> row(b.size() + 1);
+  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    std::size_t diagonal = std::exchange(row[0], i + 1);
+    for (std::size_t j = 0; j < b.size(); ++j) {
+      const std::size_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
+      diagonal = std::exchange(row[j + 1], std::min({replaced, row[j] + 1, row[j + 1] + 1}));
+    }
+  }
+  return row[b.size()];
+}
+
+std::optional<ConfigConflict> find_conflict(const Config& config) {
+  const auto& addresses = config.node.public_addresses;
+  for (const IpAddress& any : addresses) {
+    const bool covers =
+        any.is_unspecified() && std::any_of(addresses.begin(), addresses.end(), [&](const auto& other) {
+          return other != any && other.is_v4() == any.is_v4();
+        });
+    if (!covers) continue;
+    return ConfigConflict{"node.public_addresses",
+                          fmt::format("{} covers the other addresses of its kind, which could "
+                                      "not be bound beside it; leave it or them out",
+                                      any.to_string())};
+  }
+  if (config.metrics.listen == config.api.listen && config.api.listen.port() != 0) {
+    return ConfigConflict{"metrics.listen",
+                          fmt::format("{} is where the API listens; give it another port, or leave it "
+                                      "empty to have /metrics on the API's listener",
+                                      to_string(config.api.listen))};
+  }
+  return std::nullopt;
+}
+
+}  // namespace portway

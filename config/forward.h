@@ -1,0 +1,73 @@
+// The things the control plane knows: instances, forwards, profiles. Plain values; no sockets, no threads.
+#pragma once
+
+#include <boost/uuid/uuid.hpp>
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "config/endpoint.h"
+
+namespace portway {
+
+/// UUIDv7 (RFC 9562): sorts by creation time, so "list in order" is "list by id".
+using Uuid = boost::uuids::uuid;
+using ForwardId = Uuid;
+
+/// A new UUIDv7; random bits from getrandom(2). Ids made by one process ascend, also within a millisecond.
+Uuid make_uuid();
+std::string to_string(const Uuid& id);
+std::optional<Uuid> parse_uuid(std::string_view text);
+
+using Timestamp = std::chrono::sys_time<std::chrono::milliseconds>;
+Timestamp now();
+/// RFC 3339 in UTC with milliseconds: "2026-01-31T12:00:00.000Z".
+std::string to_rfc3339(Timestamp time);
+
+enum class InstanceState : std::uint8_t { kRunning, kStopped };
+std::string_view to_string(InstanceState state);
+
+/// A microVM as the orchestrator registered it; one run of the VM is one session.
+struct Instance {
+  std::string id;  // the orchestrator's: 1-64 of [A-Za-z0-9._-]
+  IpAddress guest_address;
+  std::string tap;    // the host's interface to the guest, 1-15 bytes
+  std::string owner;  // whose keys see it
+  std::string profile = "default";
+  std::optional<std::int32_t> vmm_pid = std::nullopt;
+  Uuid session_id{};
+  InstanceState state = InstanceState::kRunning;
+  Timestamp created_at{};
+};
+
+/// What a caller asks for.
+struct ForwardSpec {
+  std::uint16_t guest_port = 0;
+  std::string protocol = "tcp";
+  std::string label;                                      // 0-63 bytes of UTF-8 without control characters
+  std::optional<std::uint16_t> host_port = std::nullopt;  // random when absent
+};
+
+/// What was promised: this host port belongs to that guest port until the forward is deleted or its session
+/// ends.
+struct Forward {
+  ForwardId id{};
+  std::string instance_id;
+  Uuid session_id{};
+  std::uint16_t guest_port = 0;
+  std::uint16_t host_port = 0;
+  std::string protocol = "tcp";
+  std::string label;
+  Timestamp created_at{};
+};
+
+/// Limits of an instance, by name in the config.
+struct Profile {
+  std::uint32_t max_forwarded_ports = 5;
+
+  friend bool operator==(const Profile&, const Profile&) = default;
+};
+
+}  // namespace portway

@@ -1,0 +1,63 @@
+// Who may have what: pure checks of a request against role, profile and configuration. They look at nothing
+// but their arguments; the control thread calls them before it allocates anything, and holds on to what they
+// looked at until the answer is on disk.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "config/endpoint.h"
+#include "config/error.h"
+#include "config/forward.h"
+
+namespace portway {
+
+/// What a key may do. An admin is the node's orchestrator; a tenant sees its owner's instances only.
+enum class Role : std::uint8_t { kAdmin, kTenant };
+std::string_view to_string(Role role);
+std::optional<Role> parse_role(std::string_view text);
+
+/// What a new forward is checked against.
+struct ForwardLimits {
+  Role role = Role::kTenant;
+  Profile profile;               // of the instance
+  std::size_t forwards_now = 0;  // the instance's
+  PortRange host_ports;          // the configured range
+};
+
+/// kUnsupportedProtocol, kInvalidPort, kInvalidLabel, kBlockedPort, kPrivilegedPort, kForbidden (a host port
+/// asked for by a tenant) or kQuotaExceeded, in this order: what the caller can mend in the request comes
+/// first.
+Result<void> check_forward(const ForwardSpec& spec, const ForwardLimits& limits);
+
+/// 0-63 bytes of UTF-8 without control characters, else kInvalidLabel.
+Result<void> check_label(std::string_view label);
+
+/// What a registration is checked against.
+struct InstanceLimits {
+  std::span<const Cidr> guest_networks;
+  std::span<const IpAddress> host_addresses;  // local_addresses(), read for this check: they change
+  const std::map<std::string, Profile, std::less<>>& profiles;
+};
+
+/// kInvalidRequest with the field (id, tap, owner, profile, vmm_pid), or kInvalidAddress.
+Result<void> check_instance(const Instance& instance, const InstanceLimits& limits);
+
+/// The address must lie in a guest network, and must lead out of this host: not loopback, link-local,
+/// multicast, unspecified, broadcast or one of the host's own, else kInvalidAddress. Forwarding to such an
+/// address would open the node itself, or its cloud's metadata service, to the internet.
+Result<void> check_guest_address(const IpAddress& address, std::span<const Cidr> guest_networks,
+                                 std::span<const IpAddress> host_addresses);
+
+/// Shapes of names; kInvalidRequest with the field.
+Result<void> check_instance_id(std::string_view id);  // 1-64 of [A-Za-z0-9._-], not "." or ".."
+Result<void> check_tap(
+    std::string_view tap);  // a link's name, as the kernel's dev_valid_name() has it; not "lo"
+Result<void> check_owner(std::string_view owner);  // 1-128 of printable ASCII without spaces
+
+}  // namespace portway

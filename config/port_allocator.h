@@ -1,0 +1,88 @@
+// Which host ports of the range are promised and which are free. Drawing a port costs the same in an empty
+// pool and in one that is 99 % full.
+//
+// Belongs to the control thread. It knows only our own promises: whether another program has a port is found
+// out by binding it, which is why take_random() draws until the caller's bind succeeds.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "config/endpoint.h"
+#include "config/error.h"
+#include "config/random.h"
+
+namespace portway {
+
+class PortAllocator {
+ public:
+  /// Free ports one take_random() tries at most; in a range that other programs fill it gives up after these.
+  static constexpr std::uint32_t kDrawsMax = 256;
+
+  explicit PortAllocator(PortRange range);
+
+  /// Draws a free port no tenant can guess, calls `bind(port)`, which returns a Result, and counts the port
+  /// as used when that succeeds. On kHostPortTaken (another program has it) another port is drawn; any other
+  /// error is returned as it is. kPortPoolExhausted, with limit and current, when nothing was left to try.
+  /// `bind` must not call the allocator.
+  template <class Bind>
+  std::invoke_result_t<Bind&, std::uint16_t> take_random(Bind bind);
+
+  /// Counts a certain port as used; false when it is used already or outside the range. The caller binds it,
+  /// and gives it back when that fails.
+  [[nodiscard]] bool take(std::uint16_t port);
+
+  /// Ends a promise; the port must be used. One outside the range is ignored: a forward can be older than the
+  /// range.
+  void give_back(std::uint16_t port);
+
+  bool is_used(std::uint16_t port) const;
+  const PortRange& range() const { return range_; }
+  std::uint32_t used() const { return range_.size() - free_; }
+  std::uint32_t free() const { return free_; }
+
+ private:
+  std::uint32_t slot(std::uint16_t port) const { return slots_[port - range_.first]; }
+  void swap_slots(std::uint32_t a, std::uint32_t b);
+  Error exhausted(std::uint32_t tried) const;
+
+  PortRange range_;
+  std::uint32_t free_;                // how many ports are free
+  std::vector<std::uint16_t> ports_;  // the free ones in no order, then the used ones
+  std::vector<std::uint32_t> slots_;  // by port: where it is in ports_
+};
+
+template <class Bind>
+std::invoke_result_t<Bind&, std::uint16_t> PortAllocator::take_random(Bind bind) {
+  // Ports that failed are swapped behind the ones still to be drawn, so no port is tried twice; they stay
+  // free.
+  std::uint32_t tried = 0;
+  for (; tried < free_ && tried < kDrawsMax; ++tried) {
+    const std::uint32_t last = free_ - tried - 1;
+    swap_slots(random_below(last + 1), last);
+    const std::uint16_t port = ports_[last];
+    auto bound = bind(port);
+    if (bound) {
+      swap_slots(last, --free_);
+      return bound;
+    }
+    if (bound.error().code != ErrorCode::kHostPortTaken) return bound;
+  }
+  return exhausted(tried);
+}
+
+/// Where Linux says which ports it hands out by itself to outgoing connections (ip-sysctl.rst).
+struct EphemeralPortFiles {
+  std::string range = "/proc/sys/net/ipv4/ip_local_port_range";
+  std::string reserved = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+};
+
+/// A sentence for the log when the kernel may give ports of `range` to outgoing connections, with the sysctl
+/// that prevents it; nothing when it does not, or when the files cannot be read.
+std::optional<std::string> ephemeral_overlap_warning(const PortRange& range,
+                                                     const EphemeralPortFiles& files = {});
+
+}  // namespace portway

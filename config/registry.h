@@ -1,0 +1,74 @@
+// The instances and forwards that exist, in memory. What the store has on disk, in the shape that requests
+// need.
+//
+// Belongs to the control thread. No policy and no effects: it does not bind, persist or check. Ids ascend
+// with time, so "in order of creation" is "by id", and a page is "what comes after this id". Pointers stay
+// valid until the thing they point to is replaced or removed.
+#pragma once
+
+#include <boost/functional/hash.hpp>
+#include <cstddef>
+#include <functional>
+#include <limits>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "config/forward.h"
+
+namespace portway {
+
+class Registry {
+ public:
+  static constexpr std::size_t kAll = std::numeric_limits<std::size_t>::max();
+
+  /// nullptr when there is none.
+  const Instance* find_instance(std::string_view id) const;
+  const Forward* find_forward(const ForwardId& id) const;
+
+  /// At most `limit` instances by id, those after `after` (empty: from the first); of one owner, or of all
+  /// when absent.
+  std::vector<const Instance*> instances(std::optional<std::string_view> owner = std::nullopt,
+                                         std::string_view after = {}, std::size_t limit = kAll) const;
+
+  /// At most `limit` forwards of an instance in order of creation, those after `after` (nil: from the first);
+  /// none when there is no such instance.
+  std::vector<const Forward*> forwards(std::string_view instance_id, const ForwardId& after = {},
+                                       std::size_t limit = kAll) const;
+
+  /// Visits every forward with its instance, by instance; `visit` must not change the registry.
+  void for_each_forward(const std::function<void(const Instance&, const Forward&)>& visit) const;
+
+  std::size_t instance_count() const { return instances_.size(); }
+  std::size_t forward_count() const { return instance_of_.size(); }
+  std::size_t forward_count(std::string_view instance_id) const;
+
+  /// Adds an instance, or replaces the one with its id and keeps its forwards.
+  const Instance& put_instance(Instance instance);
+  /// Removes an instance and its forwards; returns the forwards. Nothing happens when there is none.
+  std::vector<Forward> remove_instance(std::string_view id);
+
+  /// The instance must exist and the id must be new.
+  const Forward& add_forward(Forward forward);
+  /// Returns what was removed; nothing when there was none.
+  std::optional<Forward> remove_forward(const ForwardId& id);
+  /// All forwards of an instance, which stays.
+  std::vector<Forward> remove_forwards(std::string_view instance_id);
+
+ private:
+  struct Entry {
+    Instance instance;
+    std::map<ForwardId, Forward> forwards;
+  };
+
+  std::vector<Forward> take_forwards(Entry& entry);
+
+  std::map<std::string, Entry, std::less<>> instances_;
+  std::unordered_map<ForwardId, Entry*, boost::hash<ForwardId>>
+      instance_of_;  // into instances_, whose nodes stay put
+};
+
+}  // namespace portway

@@ -1,0 +1,549 @@
+#include "config/store.h"
+
+#include <SQLiteCpp/Database.h>
+#include <SQLiteCpp/Exception.h>
+#include <SQLiteCpp/Statement.h>
+#include <SQLiteCpp/Transaction.h>
+#include <fcntl.h>
+#include <sqlite3.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+#include <limits>
+#include <optional>
+#include <system_error>
+#include <utility>
+
+namespace portway {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::int32_t kApplicationId = 0x50574159;  // "PWAY": tells our files from other SQLite databases
+constexpr int kBusyTimeoutMs = 500;                  // for a sqlite3 shell that writes at this moment
+
+/// Script N takes the schema from version N to N + 1 (PRAGMA user_version). Released scripts never change.
+/// Ids and addresses are text and times are Unix milliseconds, so that a shell shows what is meant.
+constexpr auto kMigrations = std::to_array<const char*>({
+    R"sql(
+      PRAGMA application_id = 0x50574159;
+      CREATE TABLE instances (
+        id TEXT PRIMARY KEY NOT NULL,
+        guest_address TEXT NOT NULL,
+        tap TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        profile TEXT NOT NULL,
+        vmm_pid INTEGER,
+        session_id TEXT NOT NULL,
+        state TEXT NOT NULL,
+        created_at INTEGER NOT NULL
+      ) STRICT, WITHOUT ROWID;
+      CREATE TABLE forwards (
+        id TEXT PRIMARY KEY NOT NULL,
+        instance_id TEXT NOT NULL REFERENCES instances (id) ON DELETE CASCADE,
+        session_id TEXT NOT NULL,
+        guest_port INTEGER NOT NULL,
+        host_port INTEGER NOT NULL UNIQUE,
+        protocol TEXT NOT NULL,
+        label TEXT NOT NULL,
+        created_at INTEGER NOT NULL
+      ) STRICT, WITHOUT ROWID;
+      CREATE INDEX forwards_by_instance ON forwards (instance_id);
+      CREATE TABLE api_keys (
+        id TEXT PRIMARY KEY NOT NULL,
+        role TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        secret_sha256 BLOB NOT NULL UNIQUE,
+        created_at INTEGER NOT NULL
+      ) STRICT, WITHOUT ROWID;
+    )sql",
+});
+
+Error unavailable(const std::string& path, const std::string& what) {
+  return {ErrorCode::kStoreUnavailable, "The store " + path + ": " + what + "."};
+}
+
+/// For a system call on `path` that failed with `number`.
+Error system_failure(const std::string& path, const std::string& call, int number) {
+  const std::string what = call + ": " + std::generic_category().message(number);
+  if (number == ENOSPC || number == EDQUOT) return unavailable(path, what + "; free space on its filesystem");
+  return unavailable(path, what + "; let user " + std::to_string(geteuid()) +
+                               " write to its directory, or set store.path to another place");
+}
+
+std::string remedy(int code) {
+  switch (code & 0xff) {
+    case SQLITE_FULL:
+      return "free space on its filesystem";
+    case SQLITE_READONLY:
+    case SQLITE_CANTOPEN:
+    case SQLITE_PERM:
+      return "make the file, its -wal and -shm and their directory writable for user " +
+             std::to_string(geteuid());
+    case SQLITE_IOERR:
+      return "look for the disk's errors in the kernel log, and for a quota or size limit that is used up";
+    case SQLITE_CORRUPT:
+    case SQLITE_NOTADB:
+      return "restore it from a backup, or move it away to start without instances and forwards";
+    case SQLITE_BUSY:
+    case SQLITE_LOCKED:
+      return "another program is writing to it; end that program";
+    default:
+      return "see https://www.sqlite.org/rescode.html";
+  }
+}
+
+Error failure(const std::string& path, const SQLite::Exception& exception) {
+  const int code = exception.getExtendedErrorCode();
+  const std::string what = std::string(exception.what()) + " (SQLite code " + std::to_string(code) + ")";
+  if (exception.getErrorCode() == SQLITE_CONSTRAINT) {
+    return {ErrorCode::kInternal, "The store " + path + " contradicts the registry: " + what + "."};
+  }
+  return unavailable(path, what + "; " + remedy(code));
+}
+
+/// A file of ours that is open as long as the object lives.
+class OpenFile {
+ public:
+  /// Created with mode 0600 when missing.
+  explicit OpenFile(const std::string& path)
+      : fd_(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600)) {}
+  OpenFile(OpenFile&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  OpenFile(const OpenFile&) = delete;
+  OpenFile& operator=(const OpenFile&) = delete;
+  OpenFile& operator=(OpenFile&&) = delete;
+  ~OpenFile() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+
+  bool is_open() const { return fd_ >= 0; }
+  /// False, with errno, when somebody else has the lock.
+  bool lock() const { return ::flock(fd_, LOCK_EX | LOCK_NB) == 0; }
+
+ private:
+  int fd_;
+};
+
+/// A new directory's name is as durable as its parent: fsync(2) says "explicitly".
+int sync_directory(const fs::path& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return errno;
+  const int result = ::fsync(fd) == 0 ? 0 : errno;
+  ::close(fd);
+  return result;
+}
+
+/// Makes what is missing of an absolute path; returns an errno.
+int make_directories(const fs::path& path) {
+  std::error_code ignored;
+  if (fs::is_directory(path, ignored)) return 0;
+  if (path.has_parent_path() && path.parent_path() != path) {
+    if (const int error = make_directories(path.parent_path()); error != 0) return error;
+  }
+  if (::mkdir(path.c_str(), 0700) != 0) return errno;
+  return sync_directory(path.parent_path());
+}
+
+/// Makes the directories and the file, and locks it. SQLite's own locks would not do: they are let go of
+/// between transactions.
+Result<OpenFile> prepare_file(const std::string& path) {
+  if (const int error = make_directories(fs::path(path).parent_path()); error != 0) {
+    return system_failure(path, "mkdir of its directory", error);
+  }
+  const std::string lock_path = path + ".lock";
+  OpenFile lock(lock_path);
+  if (!lock.is_open()) return system_failure(path, "open of " + lock_path, errno);
+  if (!lock.lock()) {
+    const int error = errno;
+    if (error != EWOULDBLOCK) return system_failure(path, "flock of " + lock_path, error);
+    return unavailable(path,
+                       "another portwayd has it open; stop that one, or set store.path to another file");
+  }
+  // SQLite would create it readable for everybody; what it adds beside it (-wal, -shm) has the file's mode.
+  if (!OpenFile(path).is_open()) return system_failure(path, "open", errno);
+  return lock;
+}
+
+// One bind() for each type of our columns.
+void bind(SQLite::Statement& statement, int index, const std::string& value) {
+  statement.bind(index, value);
+}
+void bind(SQLite::Statement& statement, int index, std::string_view value) {
+  statement.bind(index, std::string(value));
+}
+void bind(SQLite::Statement& statement, int index, std::uint16_t value) {
+  statement.bind(index, std::int32_t{value});
+}
+void bind(SQLite::Statement& statement, int index, std::optional<std::int32_t> value) {
+  value ? statement.bind(index, *value) : statement.bind(index);
+}
+void bind(SQLite::Statement& statement, int index, const Uuid& value) {
+  statement.bind(index, to_string(value));
+}
+void bind(SQLite::Statement& statement, int index, Timestamp value) {
+  statement.bind(index, std::int64_t{value.time_since_epoch().count()});
+}
+void bind(SQLite::Statement& statement, int index, const std::array<std::uint8_t, 32>& value) {
+  statement.bind(index, value.data(), static_cast<int>(value.size()));
+}
+
+/// Returns how many rows changed. However it ends, the statement can be used again.
+template <class... Values>
+int execute(SQLite::Statement& statement, const Values&... values) {
+  struct Reset {
+    SQLite::Statement& statement;
+    ~Reset() { statement.tryReset(); }
+  };
+  const Reset reset{statement};
+  int index = 0;
+  (bind(statement, ++index, values), ...);
+  return statement.exec();
+}
+
+/// Reads the current row of a query column by column, and remembers the first value that makes no sense.
+class RowReader {
+ public:
+  explicit RowReader(SQLite::Statement& query) : query_(query) {}
+
+  /// Empty when all was well.
+  const std::string& problem() const { return problem_; }
+  void reject(const char* column, const std::string& why) {
+    if (problem_.empty()) problem_ = std::string(column) + " " + in_quotes(text(column)) + " " + why;
+  }
+  /// `check` looked at one of the values; its detail says which.
+  void require(const Result<void>& check) {
+    if (check || !problem_.empty()) return;
+    problem_ = check.error().detail;
+    if (problem_.ends_with('.')) problem_.pop_back();
+  }
+
+  std::string text(const char* column) { return query_.getColumn(column).getString(); }
+  std::int64_t number(const char* column, std::int64_t least, std::int64_t most) {
+    const std::int64_t value = query_.getColumn(column).getInt64();
+    if (least <= value && value <= most) return value;
+    reject(column, "is not " + std::to_string(least) + " to " + std::to_string(most));
+    return least;
+  }
+  std::uint16_t port(const char* column) {
+    return static_cast<std::uint16_t>(number(column, 1, std::numeric_limits<std::uint16_t>::max()));
+  }
+  Timestamp time(const char* column) {
+    constexpr std::int64_t kEndOfYear9999Ms = 253'402'300'799'999;  // the last that RFC 3339 can write
+    return Timestamp(std::chrono::milliseconds(number(column, 0, kEndOfYear9999Ms)));
+  }
+  std::optional<std::int32_t> process_id(const char* column) {
+    if (query_.isColumnNull(column)) return std::nullopt;
+    return static_cast<std::int32_t>(number(column, 2, std::numeric_limits<std::int32_t>::max()));
+  }
+  Uuid uuid(const char* column) {
+    const auto value = parse_uuid(text(column));
+    if (!value) reject(column, "is not a UUID");
+    return value.value_or(Uuid{});
+  }
+  IpAddress address(const char* column) {
+    const auto value = parse_address(text(column));
+    if (!value) reject(column, "is not an IP address");
+    return value ? *value : IpAddress{};
+  }
+  std::array<std::uint8_t, 32> sha256(const char* column) {
+    std::array<std::uint8_t, 32> hash{};
+    const SQLite::Column value = query_.getColumn(column);
+    if (value.getBytes() == static_cast<int>(hash.size())) {
+      const auto* bytes = static_cast<const std::uint8_t*>(value.getBlob());
+      std::copy_n(bytes, hash.size(), hash.begin());
+    } else {
+      reject(column, "is not a SHA-256, which has 32 bytes");
+    }
+    return hash;
+  }
+
+ private:
+  SQLite::Statement& query_;
+  std::string problem_;
+};
+
+Instance read_instance(RowReader& row) {
+  Instance instance;
+  instance.id = row.text("id");
+  instance.guest_address = row.address("guest_address");
+  instance.tap = row.text("tap");
+  instance.owner = row.text("owner");
+  instance.profile = row.text("profile");
+  instance.vmm_pid = row.process_id("vmm_pid");
+  instance.session_id = row.uuid("session_id");
+  const std::string state = row.text("state");
+  if (state == to_string(InstanceState::kStopped)) {
+    instance.state = InstanceState::kStopped;
+  } else if (state != to_string(InstanceState::kRunning)) {
+    row.reject("state", "is neither running nor stopped");
+  }
+  instance.created_at = row.time("created_at");
+  row.require(check_instance_id(instance.id));
+  row.require(check_tap(instance.tap));
+  row.require(check_owner(instance.owner));
+  return instance;
+}
+
+Forward read_forward(RowReader& row) {
+  Forward forward;
+  forward.id = row.uuid("id");
+  forward.instance_id = row.text("instance_id");
+  forward.session_id = row.uuid("session_id");
+  forward.guest_port = row.port("guest_port");
+  forward.host_port = row.port("host_port");
+  forward.protocol = row.text("protocol");
+  if (forward.protocol != "tcp") row.reject("protocol", "is not tcp");
+  forward.label = row.text("label");
+  row.require(check_label(forward.label));
+  forward.created_at = row.time("created_at");
+  // A shell does not watch over foreign keys unless it is told to.
+  if (row.number("instance_exists", 0, 1) == 0) row.reject("instance_id", "is no instance");
+  return forward;
+}
+
+ApiKey read_api_key(RowReader& row) {
+  ApiKey key;
+  key.id = row.uuid("id");
+  const auto role = parse_role(row.text("role"));
+  if (!role) row.reject("role", "is neither admin nor tenant");
+  key.role = role.value_or(Role::kTenant);
+  key.owner = row.text("owner");
+  row.require(check_owner(key.owner));
+  key.secret_sha256 = row.sha256("secret_sha256");
+  key.created_at = row.time("created_at");
+  return key;
+}
+
+std::int32_t read_pragma(SQLite::Database& database, const char* pragma) {
+  return database.execAndGet(pragma).getInt();
+}
+
+/// Looks without touching: whose file is it, and how old?
+Result<void> check_ownership(SQLite::Database& database, const std::string& path) {
+  const bool empty = read_pragma(database, "SELECT count(*) FROM sqlite_schema") == 0;
+  if (!empty && read_pragma(database, "PRAGMA application_id") != kApplicationId) {
+    return unavailable(path, "this database belongs to another program; set store.path to another file");
+  }
+  const std::int32_t version = read_pragma(database, "PRAGMA user_version");
+  if (version < 0 || static_cast<std::size_t>(version) > kMigrations.size()) {
+    return unavailable(path, "a newer Portway wrote it (schema " + std::to_string(version) +
+                                 ", this one knows " + std::to_string(kMigrations.size()) +
+                                 "); run that Portway, or restore a backup from before the upgrade");
+  }
+  return {};
+}
+
+/// SQLite's settings that belong to the connection.
+Result<void> set_up(SQLite::Database& database, const std::string& path) {
+  const std::string mode = database.execAndGet("PRAGMA journal_mode = WAL").getString();
+  if (mode != "wal") {
+    return unavailable(path,
+                       "its filesystem cannot share memory, which a write-ahead log needs; set "
+                       "store.path to a local filesystem");
+  }
+  database.exec("PRAGMA synchronous = FULL");  // NORMAL would lose the last commits at a power loss
+  database.exec("PRAGMA foreign_keys = ON");
+  return {};
+}
+
+void migrate(SQLite::Database& database) {
+  const auto version = static_cast<std::size_t>(read_pragma(database, "PRAGMA user_version"));
+  for (std::size_t next = version; next < kMigrations.size(); ++next) {
+    SQLite::Transaction transaction(database, SQLite::TransactionBehavior::IMMEDIATE);
+    database.exec(kMigrations[next]);
+    database.exec("PRAGMA user_version = " + std::to_string(next + 1));
+    transaction.commit();
+  }
+}
+
+}  // namespace
+
+/// The open file and its statements, compiled once. Its functions translate SQLite's exceptions, which go no
+/// further; what `change` or `read` throws otherwise is a mistake of ours.
+class Store::Connection {
+ public:
+  /// Throws SQLite::Exception when a statement does not fit the schema.
+  Connection(std::string path, OpenFile lock, SQLite::Database database)
+      : path_(std::move(path)), lock_(std::move(lock)), database_(std::move(database)) {}
+
+  /// Does `change` in a transaction. IMMEDIATE, so that a busy file is found before anything is written.
+  template <class Change>
+  Result<void> transact(const Change& change) {
+    try {
+      SQLite::Transaction transaction(database_, SQLite::TransactionBehavior::IMMEDIATE);
+      change();
+      transaction.commit();
+      return {};
+    } catch (const SQLite::Exception& exception) {
+      return failure(path_, exception);  // and ~Transaction has rolled back
+    }
+  }
+
+  template <class Row>
+  Result<std::vector<Row>> load(const char* table, const char* query_text, Row (*read)(RowReader&)) {
+    try {
+      std::vector<Row> rows;
+      SQLite::Statement query(database_, query_text);
+      while (query.executeStep()) {
+        RowReader reader(query);
+        rows.push_back(read(reader));
+        if (!reader.problem().empty()) {
+          return unavailable(path_, "in table " + std::string(table) + ", the row with id " +
+                                        in_quotes(reader.text("id")) + " makes no sense: " +
+                                        reader.problem() + "; correct or delete that row with sqlite3");
+        }
+      }
+      return rows;
+    } catch (const SQLite::Exception& exception) {
+      return failure(path_, exception);
+    }
+  }
+
+  // The parts of transactions; they throw SQLite::Exception.
+  void put_instance(const Instance& instance) {
+    execute(put_instance_, instance.id, instance.guest_address.to_string(), instance.tap, instance.owner,
+            instance.profile, instance.vmm_pid, instance.session_id, to_string(instance.state),
+            instance.created_at);
+  }
+  void delete_instance(std::string_view id) { execute(delete_instance_, id); }
+  void add_forward(const Forward& forward) {
+    execute(add_forward_, forward.id, forward.instance_id, forward.session_id, forward.guest_port,
+            forward.host_port, forward.protocol, forward.label, forward.created_at);
+  }
+  bool update_forward(const Forward& forward) {
+    return execute(update_forward_, forward.label, forward.id) > 0;
+  }
+  void delete_forward(const ForwardId& id) { execute(delete_forward_, id); }
+  void delete_forwards(std::string_view instance_id) { execute(delete_forwards_, instance_id); }
+  void delete_other_sessions(const Instance& instance) {
+    execute(delete_other_sessions_, instance.id, instance.session_id);
+  }
+  void add_api_key(const ApiKey& key) {
+    execute(add_api_key_, key.id, to_string(key.role), key.owner, key.secret_sha256, key.created_at);
+  }
+  void delete_api_key(const Uuid& id) { execute(delete_api_key_, id); }
+
+ private:
+  const std::string path_;
+  const OpenFile lock_;  // outlives the connection
+  SQLite::Database database_;
+
+  // Not REPLACE, which would delete the row first and, by cascade, its forwards.
+  SQLite::Statement put_instance_{
+      database_,
+      "INSERT INTO instances (id, guest_address, tap, owner, profile, vmm_pid, session_id, state, "
+      "created_at) "
+      "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+      "guest_address = excluded.guest_address, tap = excluded.tap, owner = excluded.owner, "
+      "profile = excluded.profile, vmm_pid = excluded.vmm_pid, session_id = excluded.session_id, "
+      "state = excluded.state, created_at = excluded.created_at"};
+  SQLite::Statement delete_instance_{database_, "DELETE FROM instances WHERE id = ?"};
+  SQLite::Statement add_forward_{database_,
+                                 "INSERT INTO forwards (id, instance_id, session_id, guest_port, host_port, "
+                                 "protocol, label, created_at) "
+                                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"};
+  SQLite::Statement update_forward_{database_, "UPDATE forwards SET label = ? WHERE id = ?"};
+  SQLite::Statement delete_forward_{database_, "DELETE FROM forwards WHERE id = ?"};
+  SQLite::Statement delete_forwards_{database_, "DELETE FROM forwards WHERE instance_id = ?"};
+  SQLite::Statement delete_other_sessions_{database_,
+                                           "DELETE FROM forwards WHERE instance_id = ? AND session_id <> ?"};
+  SQLite::Statement add_api_key_{
+      database_, "INSERT INTO api_keys (id, role, owner, secret_sha256, created_at) VALUES (?, ?, ?, ?, ?)"};
+  SQLite::Statement delete_api_key_{database_, "DELETE FROM api_keys WHERE id = ?"};
+};
+
+Store::Store(std::unique_ptr<Connection> connection) : connection_(std::move(connection)) {}
+Store::~Store() = default;
+
+Result<std::unique_ptr<Store>> Store::open(const std::string& given_path) {
+  // One name for one file, or two daemons could hold two locks.
+  std::error_code error;
+  const std::string path = fs::weakly_canonical(fs::absolute(given_path, error), error).string();
+  if (error) return system_failure(given_path, "realpath", error.value());
+  auto lock = prepare_file(path);
+  if (!lock) return lock.error();
+  try {
+    SQLite::Database database(path, SQLite::OPEN_READWRITE, kBusyTimeoutMs);
+    if (auto ours = check_ownership(database, path); !ours) return ours.error();
+    if (auto ready = set_up(database, path); !ready) return ready.error();
+    migrate(database);
+    return std::unique_ptr<Store>(
+        new Store(std::make_unique<Connection>(path, std::move(*lock), std::move(database))));
+  } catch (const SQLite::Exception& exception) {
+    return failure(path, exception);
+  }
+}
+
+Result<std::vector<Instance>> Store::load_instances() {
+  return connection_->load("instances", "SELECT * FROM instances ORDER BY id", read_instance);
+}
+
+Result<std::vector<Forward>> Store::load_forwards() {
+  return connection_->load("forwards",
+                           "SELECT *, EXISTS (SELECT 1 FROM instances WHERE instances.id = instance_id) AS "
+                           "instance_exists FROM forwards ORDER BY id",
+                           read_forward);
+}
+
+Result<std::vector<ApiKey>> Store::load_api_keys() {
+  return connection_->load("api_keys", "SELECT * FROM api_keys ORDER BY id", read_api_key);
+}
+
+Result<void> Store::put_instance(const Instance& instance) {
+  return connection_->transact([&] { connection_->put_instance(instance); });
+}
+
+Result<void> Store::start_session(const Instance& instance) {
+  return connection_->transact([&] {
+    connection_->put_instance(instance);
+    connection_->delete_other_sessions(instance);
+  });
+}
+
+Result<void> Store::end_session(const Instance& stopped) {
+  return connection_->transact([&] {
+    connection_->put_instance(stopped);
+    connection_->delete_forwards(stopped.id);
+  });
+}
+
+Result<void> Store::delete_instance(std::string_view id) {
+  return connection_->transact([&] { connection_->delete_instance(id); });
+}
+
+Result<void> Store::add_forward(const Forward& forward) {
+  return add_forwards({&forward, 1});
+}
+
+Result<void> Store::add_forwards(std::span<const Forward> forwards) {
+  return connection_->transact([&] {
+    for (const Forward& forward : forwards) connection_->add_forward(forward);
+  });
+}
+
+Result<void> Store::update_forward(const Forward& forward) {
+  bool found = false;
+  auto updated = connection_->transact([&] { found = connection_->update_forward(forward); });
+  if (updated && !found) {
+    return Error{ErrorCode::kNotFound, "There is no port forward " + to_string(forward.id) + "."};
+  }
+  return updated;
+}
+
+Result<void> Store::delete_forward(const ForwardId& id) {
+  return connection_->transact([&] { connection_->delete_forward(id); });
+}
+
+Result<void> Store::add_api_key(const ApiKey& key) {
+  return connection_->transact([&] { connection_->add_api_key(key); });
+}
+
+Result<void> Store::delete_api_key(const Uuid& id) {
+  return connection_->transact([&] { connection_->delete_api_key(id); });
+}
+
+}  // namespace portway

@@ -1,0 +1,83 @@
+// The promises that outlive the process: instances, forwards and API keys, in one SQLite file.
+//
+// Belongs to the control thread, which waits for the disk: a call that changes something is one transaction,
+// and is on disk when it returns (WAL with synchronous=FULL: a power loss takes nothing that was
+// acknowledged). A call that fails has changed nothing, and the next one works once the disk does. What only
+// a failed fsync(2) kept from being acknowledged may still turn up when the machine crashes right after it:
+// the disk did not say.
+//
+// Unless said otherwise errors are kStoreUnavailable, with the file, SQLite's message and a remedy; a
+// contradiction to what is stored (an id or host port that is there already, an unknown instance) is
+// kInternal, since the registry should have known.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "config/error.h"
+#include "config/forward.h"
+#include "config/policy.h"
+
+namespace portway {
+
+/// A bearer key. The secret itself is shown once and stored nowhere.
+struct ApiKey {
+  Uuid id{};
+  Role role = Role::kTenant;
+  std::string owner;  // check_owner()'s shape; whose instances a tenant sees
+  std::array<std::uint8_t, 32> secret_sha256{};
+  Timestamp created_at{};
+
+  friend bool operator==(const ApiKey&, const ApiKey&) = default;
+};
+
+class Store {
+ public:
+  /// Opens or creates the database, directories (0700) and file (0600) included, and brings its schema up to
+  /// date. Refuses a file that another store has open (flock(2) on `path`.lock), one that a newer Portway
+  /// wrote, and one that is not Portway's. Other programs may read it meanwhile, as backups do.
+  static Result<std::unique_ptr<Store>> open(const std::string& path);
+  ~Store();
+
+  /// Everything of its kind, by id. A row that does not make sense (somebody edited it) is an error that
+  /// names the row.
+  Result<std::vector<Instance>> load_instances();
+  Result<std::vector<Forward>> load_forwards();
+  Result<std::vector<ApiKey>> load_api_keys();
+
+  /// Adds the instance, or replaces the one with its id and keeps its forwards.
+  Result<void> put_instance(const Instance& instance);
+  /// As put_instance(), and deletes the instance's forwards of other sessions.
+  Result<void> start_session(const Instance& instance);
+  /// As put_instance(), and deletes the instance's forwards. `stopped` has the state kStopped.
+  Result<void> end_session(const Instance& stopped);
+  /// Deletes the instance with its forwards; success if there is none.
+  Result<void> delete_instance(std::string_view id);
+
+  /// The instance must be stored, the id and the host port must be new.
+  Result<void> add_forward(const Forward& forward);
+  /// All of them or none.
+  Result<void> add_forwards(std::span<const Forward> forwards);
+  /// Writes what may change in a forward's life: its label. kNotFound if there is no such forward.
+  Result<void> update_forward(const Forward& forward);
+  /// Success if there is none.
+  Result<void> delete_forward(const ForwardId& id);
+
+  /// The id and the secret must be new.
+  Result<void> add_api_key(const ApiKey& key);
+  /// Success if there is none.
+  Result<void> delete_api_key(const Uuid& id);
+
+ private:
+  class Connection;
+  explicit Store(std::unique_ptr<Connection> connection);
+
+  std::unique_ptr<Connection> connection_;
+};
+
+}  // namespace portway

@@ -1,0 +1,55 @@
+#include "metrics/stats.h"
+
+#include "metrics/api_stats.h"
+
+namespace portway {
+namespace {
+
+constexpr auto kCloseSideNames = std::to_array<std::string_view>({"client", "guest", "node"});
+static_assert(kCloseSideNames.size() == kCloseSides, "every CloseSide has its name, in the same order");
+
+constexpr auto kCloseHowNames = std::to_array<std::string_view>(
+    {"fin", "reset", "refused", "connect_timeout", "connect_error", "idle_timeout", "half_close_timeout",
+     "keepalive_timeout", "forward_deleted", "shutdown", "resources"});
+static_assert(kCloseHowNames.size() == kCloseHows, "every CloseHow has its name, in the same order");
+
+constexpr auto kConnectErrorNames = std::to_array<std::string_view>(
+    {"refused", "timeout", "unreachable", "device_gone", "resources", "other"});
+static_assert(kConnectErrorNames.size() == kConnectErrors,
+              "every ConnectError has its name, in the same order");
+
+constexpr auto kRejectReasonNames =
+    std::to_array<std::string_view>({"connections_max", "forward_gone", "draining"});
+static_assert(kRejectReasonNames.size() == kRejectReasons,
+              "every RejectReason has its name, in the same order");
+
+constexpr auto kPortAllocationErrorNames =
+    std::to_array<std::string_view>({"taken", "exhausted", "resources"});
+static_assert(kPortAllocationErrorNames.size() == kPortAllocationErrors,
+              "every PortAllocationError has its name, in the same order");
+
+}  // namespace
+
+std::string_view to_string(CloseSide side) {
+  return kCloseSideNames[static_cast<std::size_t>(side)];
+}
+std::string_view to_string(CloseHow how) {
+  return kCloseHowNames[static_cast<std::size_t>(how)];
+}
+std::string_view to_string(ConnectError error) {
+  return kConnectErrorNames[static_cast<std::size_t>(error)];
+}
+std::string_view to_string(RejectReason reason) {
+  return kRejectReasonNames[static_cast<std::size_t>(reason)];
+}
+std::string_view to_string(PortAllocationError error) {
+  return kPortAllocationErrorNames[static_cast<std::size_t>(error)];
+}
+
+void ApiStats::count_request(std::string_view route, unsigned code, std::chrono::nanoseconds duration) {
+  ++requests[{std::string(route), code}];
+  const auto us = std::chrono::duration_cast<std::chrono::microseconds>(duration).count();
+  request_duration.observe_us(static_cast<std::uint64_t>(us), kRequestBoundsS);
+}
+
+}  // namespace portway

@@ -1,0 +1,131 @@
+// Counters of the data plane: plain numbers, each with one writer, read by anybody at any time.
+//
+// A worker adds to its own counters with a relaxed load and store (no locked instruction); a scrape reads
+// them with relaxed loads. No scrape stops or messages a worker. The readers add the workers' values up.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "config/forward.h"
+
+namespace portway {
+
+/// A number with exactly one writing thread.
+class Counter {
+ public:
+  void add(std::uint64_t n = 1) {
+    value_.store(value_.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
+  }
+  void sub(std::uint64_t n = 1) {
+    value_.store(value_.load(std::memory_order_relaxed) - n, std::memory_order_relaxed);
+  }
+  std::uint64_t get() const { return value_.load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<std::uint64_t> value_{0};
+};
+
+/// Who ended a connection.
+enum class CloseSide : std::uint8_t { kClient, kGuest, kNode };
+inline constexpr std::size_t kCloseSides = 3;
+std::string_view to_string(CloseSide side);
+
+/// How a connection ended.
+enum class CloseHow : std::uint8_t {
+  kFin,               // both directions ended with FIN; the side is the one that sent it first
+  kReset,             // the side sent RST
+  kRefused,           // the guest answered the SYN with RST
+  kConnectTimeout,    // the guest did not answer the SYN
+  kConnectError,      // no route, no tap, no descriptor, ...
+  kIdleTimeout,       //
+  kHalfCloseTimeout,  // one direction had ended and the other stayed silent
+  kKeepaliveTimeout,  // the side stopped answering (keepalive or retransmissions)
+  kForwardDeleted,    //
+  kShutdown,          // the daemon went down
+  kResources,         // memory ran out
+};
+inline constexpr std::size_t kCloseHows = 11;
+std::string_view to_string(CloseHow how);
+
+/// Why a connection to the guest could not be opened.
+enum class ConnectError : std::uint8_t { kRefused, kTimeout, kUnreachable, kDeviceGone, kResources, kOther };
+inline constexpr std::size_t kConnectErrors = 6;
+std::string_view to_string(ConnectError error);
+
+/// Why an accepted connection was turned away at once.
+enum class RejectReason : std::uint8_t { kConnectionsMax, kForwardGone, kDraining };
+inline constexpr std::size_t kRejectReasons = 3;
+std::string_view to_string(RejectReason reason);
+
+/// A histogram of durations with fixed buckets (upper bounds in seconds, the last is +Inf).
+template <std::size_t N>
+struct Histogram {
+  std::array<Counter, N + 1> buckets;  // not cumulative
+  Counter sum_us;
+
+  void observe_us(std::uint64_t us, const std::array<double, N>& bounds_s) {
+    std::size_t i = 0;
+    while (i<N&& static_cast<double>(us)> bounds_s[i] * 1e6) ++i;
+    buckets[i].add();
+    sum_us.add(us);
+  }
+};
+inline constexpr std::array<double, 12> kConnectBoundsS = {0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005,
+                                                           0.01,   0.025,   0.1,    0.5,   1,      5};
+inline constexpr std::array<double, 10> kConnectionBoundsS = {0.01, 0.1, 0.5, 1,    5,
+                                                              30,   120, 600, 3600, 86400};
+
+/// One worker's share of one forward's counts. `received` is client to guest, `sent` is guest to client:
+/// bytes the other side's socket has taken.
+struct alignas(64) ForwardCounters {
+  Counter connections_active;
+  Counter connections_accepted;
+  Counter connections_established;  // the guest answered
+  Counter received_bytes;
+  Counter sent_bytes;
+  std::array<Counter, kConnectErrors> connect_errors;
+  std::array<Counter, kRejectReasons> rejected;
+};
+
+/// One worker's own counts.
+struct alignas(64) WorkerCounters {
+  Counter connections_active;
+  std::array<std::array<Counter, kCloseHows>, kCloseSides> closed;
+  std::array<Counter, kRejectReasons> rejected;
+  Counter accept_pauses;  // accepting stopped for want of descriptors, and resumed later
+  Counter spliced_bytes;
+  Counter copied_bytes;
+  Counter pipes_open;       // in use or pooled
+  Counter pipes_in_use;     // held by a connection
+  Counter pipes_clamped;    // open ones that were made smaller than asked by the kernel's per-user limit
+  Counter pipes_exhausted;  // times a relay had to go on without one
+  Histogram<kConnectBoundsS.size()> connect_duration;
+  Histogram<kConnectionBoundsS.size()> connection_duration;
+};
+
+/// The counts of one forward added up over the workers, at one moment.
+struct ForwardStats {
+  ForwardId id{};
+  std::uint64_t connections_active = 0;
+  std::uint64_t connections_accepted = 0;
+  std::uint64_t connections_established = 0;
+  std::uint64_t received_bytes = 0;
+  std::uint64_t sent_bytes = 0;
+  std::array<std::uint64_t, kConnectErrors> connect_errors{};
+  std::array<std::uint64_t, kRejectReasons> rejected{};
+};
+
+/// What the data plane says of itself at one moment.
+struct NodeStats {
+  std::string io_backend;                      // "uring" or "epoll"
+  std::string io_backend_reason;               // why not the preferred one; empty when it is
+  std::vector<const WorkerCounters*> workers;  // live as long as the data plane
+};
+
+}  // namespace portway

@@ -1,0 +1,496 @@
+#include "proxy/connection.h"
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cassert>
+#include <cerrno>
+
+namespace portway {
+namespace {
+
+// How often a side that is to be reset is asked whether it has acknowledged everything, and for how long at
+// most: a client that reads nothing must not hold a slot for ever.
+constexpr Nanos kResetPoll = std::chrono::milliseconds(4);
+constexpr Nanos kResetDeliveryMax = std::chrono::seconds(10);
+
+CloseSide close_side(Side side) {
+  return side == kDownstream ? CloseSide::kClient : CloseSide::kGuest;
+}
+
+ConnectError connect_error(int error) {
+  switch (error) {
+    case ECONNREFUSED:
+      return ConnectError::kRefused;
+    case ETIMEDOUT:
+      return ConnectError::kTimeout;
+    case EHOSTUNREACH:
+    case ENETUNREACH:
+    case ENETDOWN:
+      return ConnectError::kUnreachable;
+    case ENODEV:
+      return ConnectError::kDeviceGone;
+    case EMFILE:
+    case ENFILE:
+    case ENOBUFS:
+    case ENOMEM:
+    case EADDRNOTAVAIL:
+      return ConnectError::kResources;
+    default:
+      return ConnectError::kOther;
+  }
+}
+
+CloseHow close_how(ConnectError error) {
+  switch (error) {
+    case ConnectError::kRefused:
+      return CloseHow::kRefused;
+    case ConnectError::kTimeout:
+      return CloseHow::kConnectTimeout;
+    default:
+      return CloseHow::kConnectError;
+  }
+}
+
+/// TCP itself gave a peer up: it answered neither keepalive probes nor retransmissions.
+bool is_silence(int error) {
+  return error == ETIMEDOUT || error == EHOSTUNREACH || error == ENETUNREACH;
+}
+
+/// POLLPRI alone proves nothing: io_uring passes on what the waker said, and TCP says POLLIN | POLLPRI at
+/// every arrival.
+bool urgent_byte_waits(Io& io, int fd) {
+  char byte;
+  return io.recv(fd, &byte, 1, MSG_OOB | MSG_PEEK) == 1;
+}
+
+std::uint64_t elapsed_us(std::int64_t from_ns, std::int64_t to_ns) {
+  return static_cast<std::uint64_t>(std::max<std::int64_t>(0, to_ns - from_ns) / 1000);
+}
+
+Nanos deadline_after(std::int64_t from_ns, Nanos span) {
+  return span == Nanos::zero() ? TimerWheel::kNever : Nanos(from_ns) + span;
+}
+
+}  // namespace
+
+ConnectionSet::ConnectionSet(Io& io, const ConnectionOptions& options, std::span<ConnectionSlot> slots,
+                             std::uint32_t pipes_max, WorkerCounters& counters, std::size_t worker,
+                             Token token_base)
+    : io_(io),
+      options_(options),
+      counters_(counters),
+      worker_(worker),
+      token_base_(token_base),
+      table_(slots),
+      pipes_(io, pipes_max, counters),
+      timers_(io.now()) {}
+
+ConnectionSet::~ConnectionSet() {
+  assert(table_.in_use() == 0 && "reset_all() and run until empty first");
+}
+
+// --- From accept to connect.
+
+bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
+  const auto index = table_.take();
+  if (!index) {
+    reject(downstream, *forward, RejectReason::kConnectionsMax);
+    return false;
+  }
+  if (*index >= connections_.size()) connections_.resize(*index + 1);
+  ConnectionSlot& slot = table_[*index];
+  slot.forward = forward->route.id;
+  slot.socket[kDownstream].fd = downstream;
+  slot.accepted_ns = slot.active_ns = io_.now().count();
+  connections_[*index].forward = std::move(forward);
+  const ServedForward& served = *connections_[*index].forward;
+  counters_.connections_active.add();
+  served.counters[worker_].connections_active.add();
+  served.counters[worker_].connections_accepted.add();
+
+  set_state(*index, ConnectionState::kConnecting);
+  arm(*index, kDownstream);
+  const int result = open_upstream(slot, served);
+  if (result != 0 && result != -EINPROGRESS) {
+    on_connect_failed(*index, -result);
+    return true;
+  }
+  arm(*index, kUpstream);
+  schedule(*index);
+  return true;
+}
+
+void ConnectionSet::reject(int downstream, const ServedForward& forward, RejectReason reason) {
+  counters_.rejected[static_cast<std::size_t>(reason)].add();
+  forward.counters[worker_].rejected[static_cast<std::size_t>(reason)].add();
+  io_.close_with_reset(downstream);
+}
+
+/// connect(2)'s result, or that of what comes before it.
+int ConnectionSet::open_upstream(ConnectionSlot& slot, const ServedForward& forward) {
+  const Endpoint& upstream = forward.route.upstream;
+  const int fd = io_.socket(upstream.address().is_v6() ? AF_INET6 : AF_INET);
+  if (fd < 0) return fd;
+  slot.socket[kUpstream].fd = fd;
+  io_.set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+  if (options_.keepalive.count() > 0) {
+    io_.set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+    io_.set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, static_cast<int>(options_.keepalive.count()));
+  }
+  if (!forward.route.tap.empty()) {
+    // Without it, packets for a guest whose tap is gone would leave by the default route.
+    if (const int result = io_.bind_to_device(fd, forward.route.tap); result < 0) return result;
+  }
+  return io_.connect(fd, upstream);
+}
+
+void ConnectionSet::advance_connecting(std::uint32_t index) {
+  ConnectionSlot& slot = table_[index];
+  SocketState& downstream = slot.socket[kDownstream];
+  SocketState& upstream = slot.socket[kUpstream];
+  if (downstream.error != 0) {
+    terminate(index, CloseSide::kClient, CloseHow::kReset, true, true);
+    return;
+  }
+  if (upstream.error != 0) {
+    on_connect_failed(index, upstream.error);
+    return;
+  }
+  if (!upstream.writable) return;
+  const ServedForward& forward = *connections_[index].forward;
+  slot.connected_ns = slot.active_ns = io_.now().count();
+  counters_.connect_duration.observe_us(elapsed_us(slot.accepted_ns, slot.connected_ns), kConnectBoundsS);
+  forward.counters[worker_].connections_established.add();
+  downstream.writable = true;
+  set_state(index, ConnectionState::kRelaying);
+  schedule(index);
+  advance_relaying(index);
+}
+
+void ConnectionSet::on_connect_failed(std::uint32_t index, int error) {
+  const ConnectError reason = connect_error(error);
+  connections_[index].forward->counters[worker_].connect_errors[static_cast<std::size_t>(reason)].add();
+  const bool by_guest = reason == ConnectError::kRefused || reason == ConnectError::kTimeout;
+  // RST, never FIN: a clean end would say that a service was there and had nothing to say.
+  terminate(index, by_guest ? CloseSide::kGuest : CloseSide::kNode, close_how(reason), true, true);
+}
+
+// --- What the ring tells.
+
+void ConnectionSet::on_poll(Token token, const Completion& completion) {
+  const auto index = static_cast<std::uint32_t>(token >> 1);
+  const Side side = (token & 1) != 0 ? kUpstream : kDownstream;
+  connections_[index].armed[side] = completion.more;
+  if (table_[index].state == ConnectionState::kClosing) {
+    join(index);
+    return;
+  }
+  if (completion.result < 0) {
+    // The poll could not be armed, for want of memory: without it the connection is blind.
+    terminate(index, CloseSide::kNode, CloseHow::kResources, true, true);
+    return;
+  }
+  on_events(index, side, static_cast<std::uint32_t>(completion.result));
+  if (!completion.more) arm(index, side);
+  enqueue(index);
+}
+
+void ConnectionSet::on_events(std::uint32_t index, Side side, std::uint32_t events) {
+  SocketState& socket = table_[index].socket[side];
+  if ((events & (POLLIN | POLLRDHUP | POLLHUP | POLLERR)) != 0) socket.readable = true;
+  if ((events & (POLLOUT | POLLHUP | POLLERR)) != 0) socket.writable = true;
+  if ((events & (POLLRDHUP | POLLHUP | POLLERR)) != 0) socket.peer_closed = true;
+  // An urgent byte that is next is no POLLIN: but only a read gets past it.
+  if ((events & POLLPRI) != 0 && urgent_byte_waits(io_, socket.fd)) socket.urgent = socket.readable = true;
+  if ((events & POLLERR) == 0) return;
+  // While the sockets relay, an error is found by reading, after the bytes before it. Only where nothing is
+  // read, before the connection is made or after FIN, it has to be asked for: asking clears it.
+  const bool unread = table_[index].state != ConnectionState::kRelaying || socket.read_ended;
+  if (unread && socket.error == 0) socket.error = static_cast<std::int16_t>(-io_.socket_error(socket.fd));
+  doom(index, side);
+}
+
+/// An error was told while the bytes before it may still be on their way to a side that does not read: that
+/// lasts kResetDeliveryMax at most.
+void ConnectionSet::doom(std::uint32_t index, Side side) {
+  Connection& connection = connections_[index];
+  if (table_[index].state != ConnectionState::kRelaying || connection.reset_deadline != TimerWheel::kNever)
+    return;
+  connection.reset_deadline = io_.now() + kResetDeliveryMax;
+  connection.close_side = close_side(side);
+  connection.close_how = CloseHow::kReset;
+  schedule(index);
+}
+
+void ConnectionSet::run() {
+  running_.swap(run_queue_);
+  for (const std::uint32_t index : running_) {
+    connections_[index].queued = false;
+    advance(index);
+  }
+  running_.clear();
+}
+
+void ConnectionSet::advance(std::uint32_t index) {
+  switch (table_[index].state) {
+    case ConnectionState::kConnecting:
+      advance_connecting(index);
+      break;
+    case ConnectionState::kRelaying:
+      advance_relaying(index);
+      break;
+    case ConnectionState::kResetting:
+      advance_resetting(index);
+      break;
+    case ConnectionState::kClosing:
+    case ConnectionState::kFree:
+      break;  // ended while it was queued
+  }
+}
+
+// --- Relaying.
+
+void ConnectionSet::advance_relaying(std::uint32_t index) {
+  for (const Side from : kSides) {
+    relay_from(index, from);
+    if (table_[index].state != ConnectionState::kRelaying) return;
+  }
+  const ConnectionSlot& slot = table_[index];
+  if (slot.relay[kDownstream].ended && slot.relay[kUpstream].ended) {
+    // Both FINs were passed on. An error told since then ends it the same way: all was delivered.
+    terminate(index, close_side(slot.first_ended), CloseHow::kFin, false, false);
+    return;
+  }
+  for (const Side side : kSides) {
+    if (slot.socket[side].error != 0 && slot.socket[side].read_ended) {
+      on_reset(index, side);
+      return;
+    }
+  }
+}
+
+void ConnectionSet::relay_from(std::uint32_t index, Side from) {
+  ConnectionSlot& slot = table_[index];
+  RelayState& state = slot.relay[from];
+  if (state.ended) return;
+  SocketState& source = slot.socket[from];
+  SocketState& sink = slot.socket[other(from)];
+  const std::uint64_t before = state.bytes;
+  const RelayContext context{io_, pipes_, counters_, buffer_};
+  const RelayStatus status = relay(context, state, source, sink);
+  if (const std::uint64_t moved = state.bytes - before; moved != 0) {
+    ForwardCounters& counts = connections_[index].forward->counters[worker_];
+    (from == kDownstream ? counts.received_bytes : counts.sent_bytes).add(moved);
+    slot.active_ns = io_.now().count();
+  }
+  switch (status) {
+    case RelayStatus::kWaiting:
+      break;
+    case RelayStatus::kBudgetSpent:
+      enqueue(index);
+      break;
+    case RelayStatus::kSourceEnded:
+      state.ended = true;
+      if (source.error != 0) {
+        on_reset(index, from);
+      } else {
+        if (!slot.relay[other(from)].ended) slot.first_ended = from;
+        io_.shutdown(sink.fd, SHUT_WR);
+        sink.write_ended = true;
+        schedule(index);
+      }
+      break;
+    case RelayStatus::kSinkBroken:
+      state.ended = true;
+      // What the broken side sent before it broke is still to be delivered: read on, to its error or its end.
+      sink.readable = true;
+      sink.peer_closed = true;
+      if (sink.read_ended) {
+        on_reset(index, other(from));
+      } else {
+        enqueue(index);
+      }
+      break;
+  }
+}
+
+// --- Ends.
+
+/// `side` was reset, and everything it sent before is in the other side's socket: the other one is reset as
+/// well, once it has acknowledged that. A linger-0 close at once would take back what it has not read yet.
+void ConnectionSet::on_reset(std::uint32_t index, Side side) {
+  ConnectionSlot& slot = table_[index];
+  Connection& connection = connections_[index];
+  const int error = slot.socket[side].error;
+  connection.close_side = close_side(side);
+  connection.close_how = is_silence(error) ? CloseHow::kKeepaliveTimeout : CloseHow::kReset;
+  for (const Side from : kSides) slot.relay[from].ended = true;
+  connection.reset_deadline = std::min(connection.reset_deadline, io_.now() + kResetDeliveryMax);
+  slot.first_ended = side;
+  set_state(index, ConnectionState::kResetting);
+  advance_resetting(index);
+}
+
+void ConnectionSet::advance_resetting(std::uint32_t index) {
+  const ConnectionSlot& slot = table_[index];
+  const Connection& connection = connections_[index];
+  const SocketState& survivor = slot.socket[other(slot.first_ended)];
+  const Nanos now = io_.now();
+  const bool delivered = survivor.error != 0 || io_.unacknowledged(survivor.fd) <= 0;
+  if (delivered || now >= connection.reset_deadline) {
+    terminate(index, connection.close_side, connection.close_how, true, true);
+  } else {
+    timers_.set(index, now + kResetPoll);  // no event tells of an acknowledgement
+  }
+}
+
+void ConnectionSet::terminate(std::uint32_t index, CloseSide side, CloseHow how, bool reset_downstream,
+                              bool reset_upstream) {
+  ConnectionSlot& slot = table_[index];
+  Connection& connection = connections_[index];
+  connection.close_side = side;
+  connection.close_how = how;
+  connection.reset[kDownstream] = reset_downstream;
+  connection.reset[kUpstream] = reset_upstream;
+  timers_.clear(index);
+  set_state(index, ConnectionState::kClosing);
+  for (const Side each : kSides) {
+    // close(2) would neither send FIN nor RST while the ring holds the file.
+    if (connection.armed[each]) io_.cancel(slot.socket[each].fd);
+  }
+  join(index);
+}
+
+void ConnectionSet::join(std::uint32_t index) {
+  const Connection& connection = connections_[index];
+  if (!connection.armed[kDownstream] && !connection.armed[kUpstream]) release(index);
+}
+
+void ConnectionSet::release(std::uint32_t index) {
+  ConnectionSlot& slot = table_[index];
+  Connection& connection = connections_[index];
+  for (const Side side : kSides) {
+    release_pipe(pipes_, slot.relay[side]);
+    if (slot.socket[side].fd < 0) continue;
+    if (connection.reset[side]) {
+      io_.close_with_reset(slot.socket[side].fd);
+    } else {
+      io_.close(slot.socket[side].fd);
+    }
+  }
+  count_close(slot, connection);
+  const bool queued =
+      connection.queued;  // the run queue may still name this index: advance() then finds it free or new
+  connection = Connection{};
+  connection.queued = queued;
+  table_.give_back(index);
+  released_ = true;
+}
+
+void ConnectionSet::count_close(const ConnectionSlot& slot, const Connection& connection) {
+  counters_.connections_active.sub();
+  connection.forward->counters[worker_].connections_active.sub();
+  counters_
+      .closed[static_cast<std::size_t>(connection.close_side)][static_cast<std::size_t>(connection.close_how)]
+      .add();
+  counters_.connection_duration.observe_us(elapsed_us(slot.accepted_ns, io_.now().count()),
+                                           kConnectionBoundsS);
+}
+
+void ConnectionSet::close_forward(const ServedForward& forward, ClosePolicy policy) {
+  if (policy == ClosePolicy::kKeep) return;
+  const Nanos deadline = io_.now() + options_.drain_timeout;
+  for (std::uint32_t index = 0; index < table_.high_water(); ++index) {
+    const ConnectionState state = table_[index].state;
+    if (state == ConnectionState::kFree || state == ConnectionState::kClosing) continue;
+    if (connections_[index].forward.get() != &forward) continue;
+    if (policy == ClosePolicy::kReset) {
+      terminate(index, CloseSide::kNode, CloseHow::kForwardDeleted, true, true);
+    } else {
+      connections_[index].drain_deadline = deadline;
+      schedule(index);
+    }
+  }
+}
+
+void ConnectionSet::reset_all(CloseHow how) {
+  for (std::uint32_t index = 0; index < table_.high_water(); ++index) {
+    const ConnectionState state = table_[index].state;
+    if (state == ConnectionState::kFree || state == ConnectionState::kClosing) continue;
+    terminate(index, CloseSide::kNode, how, true, true);
+  }
+}
+
+// --- Time.
+
+void ConnectionSet::expire() {
+  timers_.expire(io_.now(), [this](std::uint32_t index) { on_deadline(index); });
+}
+
+/// Sets the earliest deadline that the connection's state has. Bytes moved do not move it: on_deadline()
+/// looks again.
+void ConnectionSet::schedule(std::uint32_t index) {
+  const ConnectionSlot& slot = table_[index];
+  Nanos deadline = connections_[index].drain_deadline;
+  if (slot.state == ConnectionState::kConnecting) {
+    deadline = std::min(deadline, deadline_after(slot.accepted_ns, options_.connect_timeout));
+  } else if (slot.state == ConnectionState::kRelaying) {
+    deadline = std::min({deadline, connections_[index].reset_deadline,
+                         deadline_after(slot.active_ns, options_.idle_timeout)});
+    if (slot.relay[kDownstream].ended || slot.relay[kUpstream].ended) {
+      deadline = std::min(deadline, deadline_after(slot.active_ns, options_.half_close_timeout));
+    }
+  } else {
+    return;  // kResetting sets its own
+  }
+  timers_.set(index, deadline);
+}
+
+void ConnectionSet::on_deadline(std::uint32_t index) {
+  const ConnectionSlot& slot = table_[index];
+  const Nanos now = io_.now();
+  if (slot.state == ConnectionState::kResetting) {
+    advance_resetting(index);
+  } else if (now >= connections_[index].drain_deadline) {
+    terminate(index, CloseSide::kNode, CloseHow::kForwardDeleted, true, true);
+  } else if (slot.state == ConnectionState::kConnecting) {
+    on_connect_failed(index, ETIMEDOUT);
+  } else if (now >= connections_[index].reset_deadline) {
+    terminate(index, connections_[index].close_side, connections_[index].close_how, true, true);
+  } else if (now >= deadline_after(slot.active_ns, options_.idle_timeout)) {
+    terminate(index, CloseSide::kNode, CloseHow::kIdleTimeout, true, true);
+  } else if ((slot.relay[kDownstream].ended || slot.relay[kUpstream].ended) &&
+             now >= deadline_after(slot.active_ns, options_.half_close_timeout)) {
+    terminate(index, CloseSide::kNode, CloseHow::kHalfCloseTimeout, true, true);
+  } else {
+    schedule(index);  // bytes have moved since it was set
+  }
+}
+
+// --- Small parts.
+
+void ConnectionSet::set_state(std::uint32_t index, ConnectionState state) {
+  [[maybe_unused]] const ConnectionState old = table_[index].state;
+  assert((state == ConnectionState::kConnecting && old == ConnectionState::kFree) ||
+         (state == ConnectionState::kRelaying && old == ConnectionState::kConnecting) ||
+         (state == ConnectionState::kResetting && old == ConnectionState::kRelaying) ||
+         (state == ConnectionState::kClosing && old != ConnectionState::kFree &&
+          old != ConnectionState::kClosing));
+  table_[index].state = state;
+}
+
+void ConnectionSet::enqueue(std::uint32_t index) {
+  if (connections_[index].queued) return;
+  connections_[index].queued = true;
+  run_queue_.push_back(index);
+}
+
+void ConnectionSet::arm(std::uint32_t index, Side side) {
+  connections_[index].armed[side] = true;
+  io_.poll(token_of(index, side), table_[index].socket[side].fd);
+}
+
+}  // namespace portway

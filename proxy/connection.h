@@ -1,0 +1,125 @@
+// The connections of one worker, from the accepted socket to the last descriptor closed.
+//
+// A connection goes kConnecting -> kRelaying -> (kResetting ->) kClosing -> kFree. Readiness only marks it
+// and puts it into the run queue; run() then advances each once, however many events came. Teardown has three
+// steps: terminate (nothing is moved any more, what is armed is cancelled), join (the last completions
+// arrive), release (descriptors closed, slot free).
+//
+// All calls on the worker's thread.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "metrics/stats.h"
+#include "proxy/connection_table.h"
+#include "proxy/io.h"
+#include "proxy/pipe_pool.h"
+#include "proxy/relay.h"
+#include "proxy/served_forward.h"
+#include "proxy/timer_wheel.h"
+
+namespace portway {
+
+/// How connections are treated; the same for all of them. Zero means "never" for the two time-outs.
+struct ConnectionOptions {
+  std::chrono::milliseconds connect_timeout{5000};
+  std::chrono::seconds half_close_timeout{3600};  // without a byte moved, once one direction has ended
+  std::chrono::seconds idle_timeout{0};           // without a byte moved
+  std::chrono::seconds drain_timeout{30};         // for connections of a forward closed with kDrain
+  std::chrono::seconds keepalive{300};            // idle time before the first TCP keepalive probe; 0: none
+};
+
+/// What a slot needs beside it in this process.
+struct Connection {
+  ServedForwardPtr forward;
+  Nanos drain_deadline = TimerWheel::kNever;
+  Nanos reset_deadline = TimerWheel::kNever;  // an error was told: deliver what came before it until then
+  bool armed[2] = {false, false};             // a poll of that side's socket has not had its last completion
+  bool reset[2] = {false, false};             // close that side with RST
+  bool queued = false;                        // in the run queue
+  CloseSide close_side = CloseSide::kNode;
+  CloseHow close_how = CloseHow::kShutdown;
+};
+
+class ConnectionSet {
+ public:
+  /// `worker` is this worker's index into the forwards' counters; `token_base` is or'ed into the tokens of
+  /// its polls.
+  ConnectionSet(Io& io, const ConnectionOptions& options, std::span<ConnectionSlot> slots,
+                std::uint32_t pipes_max, WorkerCounters& counters, std::size_t worker, Token token_base);
+  ~ConnectionSet();
+  ConnectionSet(const ConnectionSet&) = delete;
+  ConnectionSet& operator=(const ConnectionSet&) = delete;
+
+  /// Carries an accepted socket on to the guest; owns it from now on. False when every slot is in use: the
+  /// client was reset.
+  bool start(int downstream, ServedForwardPtr forward);
+  /// Resets the client at once, without a connection.
+  void reject(int downstream, const ServedForward& forward, RejectReason reason);
+
+  /// A completion of a poll; `token` is what token_base was or'ed with.
+  void on_poll(Token token, const Completion& completion);
+  /// Advances every connection that something happened to.
+  void run();
+  /// Ends what has timed out.
+  void expire();
+
+  /// True when run() has work left; then nothing may wait.
+  bool runnable() const { return !run_queue_.empty(); }
+  Nanos until_next_deadline() const { return timers_.until_next(io_.now()); }
+
+  /// What becomes of the connections of a forward that was closed.
+  void close_forward(const ServedForward& forward, ClosePolicy policy);
+  void reset_all(CloseHow how);
+
+  std::uint32_t in_use() const { return table_.in_use(); }
+  /// Descriptors were given back since the last call: accepting may work again.
+  bool take_released() { return std::exchange(released_, false); }
+
+ private:
+  Token token_of(std::uint32_t index, Side side) const { return token_base_ | (Token{index} << 1) | side; }
+  void set_state(std::uint32_t index, ConnectionState state);
+  void enqueue(std::uint32_t index);
+  void arm(std::uint32_t index, Side side);
+  void schedule(std::uint32_t index);
+
+  int open_upstream(ConnectionSlot& slot, const ServedForward& forward);
+  void on_events(std::uint32_t index, Side side, std::uint32_t events);
+  void advance(std::uint32_t index);
+  void advance_connecting(std::uint32_t index);
+  void advance_relaying(std::uint32_t index);
+  void advance_resetting(std::uint32_t index);
+  void relay_from(std::uint32_t index, Side from);
+  void doom(std::uint32_t index, Side side);
+  void on_reset(std::uint32_t index, Side side);
+  void on_connect_failed(std::uint32_t index, int error);
+  void on_deadline(std::uint32_t index);
+
+  void terminate(std::uint32_t index, CloseSide side, CloseHow how, bool reset_downstream,
+                 bool reset_upstream);
+  void join(std::uint32_t index);
+  void release(std::uint32_t index);
+  void count_close(const ConnectionSlot& slot, const Connection& connection);
+
+  Io& io_;
+  const ConnectionOptions options_;
+  WorkerCounters& counters_;
+  const std::size_t worker_;
+  const Token token_base_;
+  ConnectionTable table_;
+  std::vector<Connection> connections_;  // beside the slots of the same index
+  PipePool pipes_;
+  TimerWheel timers_;
+  std::vector<std::uint32_t> run_queue_;
+  std::vector<std::uint32_t> running_;  // the queue being worked off
+  std::array<std::byte, 64 * 1024> buffer_;
+  bool released_ = false;
+};
+
+}  // namespace portway

@@ -1,0 +1,120 @@
+// The connections of the process: one bounded array of plain-old-data slots in one shared mapping.
+//
+// A slot holds what another process would need to carry the connection on: descriptor numbers, ids, the state
+// of each side and each direction, counts. Nothing in it is a pointer. What is only of use to the process
+// that runs it (the forward object, timers, what is armed in the ring) stands beside it, in Connection
+// (proxy/connection.h).
+//
+// A SlotArena is cut into one ConnectionTable a worker; a table belongs to its worker's thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+#include "config/forward.h"
+
+namespace portway {
+
+/// The two ends of a connection. Arrays of two are indexed by it.
+enum Side : std::uint8_t { kDownstream = 0, kUpstream = 1 };
+inline constexpr Side kSides[] = {kDownstream, kUpstream};
+constexpr Side other(Side side) {
+  return side == kDownstream ? kUpstream : kDownstream;
+}
+
+/// What is known of one socket. Readiness is remembered here because the ring tells each edge once.
+struct SocketState {
+  std::int32_t fd = -1;
+  std::int16_t error = 0;  // the errno that ended it (ECONNRESET, ETIMEDOUT, ...), 0 while it is sound
+  bool readable = false;   // a read may give something: until it gives EAGAIN
+  bool writable = false;   // a write may be taken: until it gives EAGAIN
+  bool peer_closed =
+      false;  // POLLRDHUP, POLLHUP or POLLERR was told: a short read does not prove "drained" any more
+  bool urgent = false;       // POLLPRI was told: splice(2) stops at the urgent mark
+  bool read_ended = false;   // FIN or an error was read
+  bool write_ended = false;  // we sent FIN, or it takes nothing any more
+};
+
+/// How a direction moves its bytes.
+enum class RelayMode : std::uint8_t {
+  kCopy,    // recv(2) into the worker's buffer and send(2): best for small messages
+  kSplice,  // socket to pipe to socket: best for bulk
+};
+
+/// One direction: bytes read from one side on their way to the other. slot.relay[kDownstream] reads from
+/// downstream.
+struct RelayState {
+  std::uint64_t bytes = 0;          // what the sink's socket has taken
+  std::int32_t pipe[2] = {-1, -1};  // held only while bytes are in it
+  std::uint32_t pipe_bytes = 0;     // how many are in it
+  std::uint32_t pipe_capacity = 0;  //
+  std::uint32_t streak = 0;         // copying: bytes in large reads in a row; splicing: small moves in a row
+  RelayMode mode = RelayMode::kCopy;
+  bool ended = false;  // all was delivered that will be, and the end was passed on
+};
+
+enum class ConnectionState : std::uint8_t {
+  kFree,        // not in use
+  kConnecting,  // accepted from the client; the guest has not answered yet
+  kRelaying,    // both sides are connected; either direction may have ended
+  kResetting,   // one side was reset: the other is reset too once it has acknowledged what was sent to it
+  kClosing,     // nothing is moved any more: waiting for the last completions of what is armed
+};
+
+struct ConnectionSlot {
+  ForwardId forward{};
+  std::uint64_t serial = 0;  // counts up within a table: tells two connections in one slot apart
+  SocketState socket[2];
+  RelayState relay[2];
+  std::int64_t accepted_ns = 0;  // on the monotonic clock
+  std::int64_t connected_ns = 0;
+  std::int64_t active_ns = 0;  // when bytes last moved
+  ConnectionState state = ConnectionState::kFree;
+  Side first_ended = kDownstream;  // which side sent FIN first, or in kResetting which one was reset
+};
+static_assert(std::is_trivially_copyable_v<ConnectionSlot>, "a slot must make sense in another process");
+static_assert(sizeof(ConnectionSlot) <= 256);
+
+/// The mapping. Its pages are touched, and so cost memory, only once a slot in them has been in use.
+class SlotArena {
+ public:
+  /// Throws std::bad_alloc when the mapping is refused.
+  explicit SlotArena(std::size_t slots);
+  ~SlotArena();
+  SlotArena(const SlotArena&) = delete;
+  SlotArena& operator=(const SlotArena&) = delete;
+
+  std::span<ConnectionSlot> slots() const { return slots_; }
+
+ private:
+  std::span<ConnectionSlot> slots_;
+};
+
+/// Hands slots out, the lowest free one first where that is cheap, so that a quiet table stays small in
+/// memory.
+class ConnectionTable {
+ public:
+  explicit ConnectionTable(std::span<ConnectionSlot> slots) : slots_(slots) {}
+
+  /// nullopt when every slot is in use.
+  std::optional<std::uint32_t> take();
+  void give_back(std::uint32_t index);
+
+  ConnectionSlot& operator[](std::uint32_t index) { return slots_[index]; }
+  std::uint32_t in_use() const { return in_use_; }
+  /// Slots at and above this index were never in use.
+  std::uint32_t high_water() const { return high_water_; }
+
+ private:
+  std::span<ConnectionSlot> slots_;
+  std::vector<std::uint32_t> free_;  // given back, last in first out; below high_water_
+  std::uint32_t high_water_ = 0;
+  std::uint32_t in_use_ = 0;
+  std::uint64_t serial_ = 0;
+};
+
+}  // namespace portway

@@ -1,0 +1,69 @@
+// What the control plane may ask of the data plane: take a port, serve a forward on it, stop serving it.
+//
+// Called from the control thread only. Implemented by Proxy (proxy/proxy.h) and by a fake in the API's tests.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "config/endpoint.h"
+#include "config/forward.h"
+#include "metrics/stats.h"
+#include "proxy/fd.h"
+
+namespace portway {
+
+/// A host port that is ours: bound and listening on every public address, so a client that connects now waits
+/// in the backlog and nobody else can take the port. Destroying it gives the port back.
+class BoundPort {
+ public:
+  BoundPort(std::uint16_t port, std::vector<Fd> listeners) : port_(port), listeners_(std::move(listeners)) {}
+
+  std::uint16_t port() const { return port_; }
+  std::vector<Fd> take_listeners() { return std::move(listeners_); }
+
+ private:
+  std::uint16_t port_;
+  std::vector<Fd> listeners_;
+};
+
+/// Where a forward's connections go.
+struct ForwardRoute {
+  ForwardId id{};
+  Endpoint upstream;  // the guest's address and port
+  std::string tap;    // upstream sockets are bound to this device, so that nothing leaks when it is gone;
+                      // empty: not bound
+};
+
+/// What becomes of the established connections of a forward that is closed.
+enum class ClosePolicy : std::uint8_t {
+  kKeep,   // they run on until they end, as under kernel DNAT when the rule is deleted
+  kDrain,  // they run on for the configured drain time, then they are reset
+  kReset,  // they are reset now
+};
+
+class Dataplane {
+ public:
+  virtual ~Dataplane() = default;
+
+  /// Takes `port` on every public address. kHostPortTaken when anybody has it, kResourceExhausted when
+  /// descriptors or memory ran out, kInvalidConfig when a public address is not one of this host's.
+  virtual Result<BoundPort> bind(std::uint16_t port) = 0;
+
+  /// Serves `route` on a port taken before. Cannot fail: what could fail has been done by bind.
+  virtual void open(ForwardRoute route, BoundPort port) = 0;
+
+  /// Stops accepting for the forward and gives its port back, soon (within a worker's turn); unknown ids are
+  /// ignored. Its counters stay readable until the last connection has ended; forward_stats no longer lists
+  /// it.
+  virtual void close(const ForwardId& id, ClosePolicy policy) = 0;
+
+  /// Counts of one forward, or of all open ones in no order.
+  virtual std::optional<ForwardStats> forward_stats(const ForwardId& id) const = 0;
+  virtual std::vector<ForwardStats> forward_stats() const = 0;
+  virtual NodeStats node_stats() const = 0;
+};
+
+}  // namespace portway

@@ -1,0 +1,135 @@
+#include "proxy/epoll_io.h"
+
+#include <fmt/format.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <vector>
+
+#include "proxy/fd.h"
+#include "proxy/kernel_io.h"
+
+namespace portway {
+namespace {
+
+constexpr int kEvents = 1024;  // taken from the kernel at a time
+constexpr int kAccepts = 64;   // from one listener at a time, so that a storm on one leaves room for others
+
+class EpollIo final : public KernelIo {
+ public:
+  EpollIo(Fd epoll, Fd event) : epoll_(std::move(epoll)), event_(std::move(event)) {
+    epoll_event wake{.events = EPOLLIN, .data = {.fd = event_.get()}};
+    ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, event_.get(), &wake);
+  }
+
+  std::string_view name() const override { return "epoll"; }
+
+  void accept(Token token, int listener) override { arm(token, listener, Kind::kAccept, EPOLLIN); }
+  void poll(Token token, int fd) override {
+    arm(token, fd, Kind::kPoll, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET);
+  }
+
+  void cancel(int fd) override {
+    if (operation(fd).kind != Kind::kNone) end(fd, -ECANCELED);
+  }
+
+  std::span<const Completion> wait(Nanos timeout) override {
+    completions_.clear();
+    completions_.swap(pending_);
+    const int count =
+        ::epoll_wait(epoll_.get(), events_.data(), kEvents, completions_.empty() ? milliseconds(timeout) : 0);
+    for (int i = 0; i < count; ++i) {
+      const int fd = events_[i].data.fd;
+      if (fd == event_.get()) {
+        std::uint64_t wakes;
+        [[maybe_unused]] const auto got = ::read(fd, &wakes, sizeof wakes);
+      } else if (operation(fd).kind == Kind::kAccept) {
+        accept_some(fd);
+      } else if (operation(fd).kind == Kind::kPoll) {
+        // The bits of epoll and poll are the same ones.
+        completions_.push_back({operation(fd).token, static_cast<std::int32_t>(events_[i].events), true});
+      }
+    }
+    completions_.insert(completions_.end(), pending_.begin(), pending_.end());
+    pending_.clear();
+    return completions_;
+  }
+
+  void wake() override {
+    const std::uint64_t one = 1;
+    [[maybe_unused]] const auto written = ::write(event_.get(), &one, sizeof one);
+  }
+
+ private:
+  enum class Kind : std::uint8_t { kNone, kAccept, kPoll };
+  struct Operation {
+    Token token = 0;
+    Kind kind = Kind::kNone;
+  };
+
+  Operation& operation(int fd) {
+    const auto index = static_cast<std::size_t>(fd);
+    if (index >= operations_.size()) operations_.resize(index + 1);
+    return operations_[index];
+  }
+
+  void arm(Token token, int fd, Kind kind, std::uint32_t events) {
+    operation(fd) = {token, kind};
+    epoll_event event{.events = events, .data = {.fd = fd}};
+    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) < 0) {
+      operation(fd) = {};
+      pending_.push_back({token, -errno, false});
+    }
+  }
+
+  void end(int fd, int result) {
+    ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+    pending_.push_back({operation(fd).token, result, false});
+    operation(fd) = {};
+  }
+
+  void accept_some(int listener) {
+    for (int i = 0; i < kAccepts; ++i) {
+      const int fd = ::accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+      if (fd >= 0) {
+        completions_.push_back({operation(listener).token, fd, true});
+      } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+        return;
+      } else if (errno != EINTR && errno != ECONNABORTED) {
+        end(listener, -errno);
+        return;
+      }
+    }
+  }
+
+  static int milliseconds(Nanos timeout) {
+    if (timeout < Nanos::zero()) return -1;
+    return static_cast<int>(std::chrono::ceil<std::chrono::milliseconds>(timeout).count());
+  }
+
+  Fd epoll_;
+  Fd event_;
+  std::vector<Operation> operations_;  // by descriptor
+  std::vector<Completion> completions_;
+  std::vector<Completion> pending_;  // made between two waits
+  std::array<epoll_event, kEvents> events_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Io>> make_epoll_io() {
+  Fd epoll(::epoll_create1(EPOLL_CLOEXEC));
+  Fd event(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+  if (!epoll || !event) {
+    return Error{.code = ErrorCode::kResourceExhausted,
+                 .detail = fmt::format("epoll: {}: raise RLIMIT_NOFILE", std::strerror(errno)),
+                 .field = "proxy.io_backend"};
+  }
+  return std::unique_ptr<Io>(std::make_unique<EpollIo>(std::move(epoll), std::move(event)));
+}
+
+}  // namespace portway

@@ -1,0 +1,13 @@
+// Readiness from epoll: where io_uring is refused.
+#pragma once
+
+#include <memory>
+
+#include "config/error.h"
+#include "proxy/io.h"
+
+namespace portway {
+
+Result<std::unique_ptr<Io>> make_epoll_io();
+
+}  // namespace portway

@@ -1,0 +1,99 @@
+// The one door to the kernel for the data plane.
+//
+// Two kinds of calls. *Armed* operations (accept, poll) are answered later by completions that wait()
+// returns: the ring, or epoll, only tells. *Direct* calls move bytes and change sockets at once and never
+// block. Both kinds return -errno on failure; errno itself is not used.
+//
+// Implementations: UringIo, EpollIo (both over KernelIo's direct calls) and, for tests, SimIo (tests/sim). An
+// Io belongs to the thread that calls wait(); only wake() may be called from elsewhere.
+#pragma once
+
+#include <poll.h>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "config/endpoint.h"
+
+namespace portway {
+
+/// The caller's name for an armed operation; the Io only carries it.
+using Token = std::uint64_t;
+
+struct Completion {
+  Token token = 0;
+  std::int32_t result =
+      0;  // accept: the new descriptor; poll: the ready mask (poll(2) bits); failed or ended: -errno
+  bool more = false;  // the operation stays armed; otherwise this is its last completion
+};
+
+/// Nanoseconds on the monotonic clock, as the Io sees it (virtual in the simulator).
+using Nanos = std::chrono::nanoseconds;
+
+class Io {
+ public:
+  virtual ~Io() = default;
+
+  virtual std::string_view name() const = 0;  // "uring", "epoll", "sim"
+  virtual Nanos now() const = 0;
+
+  // --- Armed operations. One accept or one poll at a time on a descriptor; the descriptor must stay open
+  // until the last completion (more == false) was seen.
+
+  /// Accepts again and again; results are non-blocking, close-on-exec descriptors. Ends by itself with
+  /// -EMFILE, -ENFILE, -ENOMEM, ... (arm it again later) and with -EINVAL after shutdown(SHUT_RD).
+  virtual void accept(Token token, int listener) = 0;
+
+  /// Tells of readiness again and again: POLLIN, POLLOUT, POLLRDHUP, POLLPRI, POLLERR, POLLHUP, as they come.
+  /// Edge-like: what was told once is not repeated, so the caller keeps its own readable/writable flags.
+  /// Tells the state at the time of arming too. May end by itself: arm it again.
+  virtual void poll(Token token, int fd) = 0;
+
+  /// Ends the armed operation of `fd`: its last completion, -ECANCELED or an event that was faster, follows
+  /// from wait().
+  virtual void cancel(int fd) = 0;
+
+  /// Submits what was armed and returns completions: at least one, unless `timeout` passed or wake() was
+  /// called. Zero polls; a negative one waits for ever. The span is valid until the next call.
+  virtual std::span<const Completion> wait(Nanos timeout) = 0;
+
+  /// Makes a wait() under way, or else the next one, return soon. Any thread; does not block.
+  virtual void wake() = 0;
+
+  // --- Direct calls.
+
+  /// A non-blocking TCP socket; AF_INET or AF_INET6.
+  virtual int socket(int family) = 0;
+  /// 0 when connected at once; -EINPROGRESS: poll tells POLLOUT, or POLLERR and socket_error() why not.
+  virtual int connect(int fd, const Endpoint& to) = 0;
+  /// SO_ERROR as -errno, or 0; reading it clears it.
+  virtual int socket_error(int fd) = 0;
+  virtual int set_option(int fd, int level, int option, int value) = 0;
+  /// SO_BINDTODEVICE.
+  virtual int bind_to_device(int fd, const std::string& device) = 0;
+  virtual int peer_endpoint(int fd, Endpoint& out) = 0;
+  /// Bytes the peer has not acknowledged yet, FIN included (SIOCOUTQ).
+  virtual int unacknowledged(int fd) = 0;
+  /// True when the next byte to be read is the urgent one (SIOCATMARK).
+  virtual bool at_urgent_mark(int fd) = 0;
+
+  virtual std::ptrdiff_t recv(int fd, void* buffer, std::size_t size, int flags) = 0;
+  virtual std::ptrdiff_t send(int fd, const void* data, std::size_t size, int flags) = 0;
+  /// Socket to pipe or pipe to socket, without blocking and without SPLICE_F_MORE.
+  virtual std::ptrdiff_t splice(int from, int to, std::size_t size) = 0;
+  /// Into a pipe.
+  virtual std::ptrdiff_t write(int fd, const void* data, std::size_t size) = 0;
+
+  /// A non-blocking pipe of about `size` bytes: fds[0] is the reading end. Returns the size really got.
+  virtual int pipe(int (&fds)[2], std::size_t size) = 0;
+  virtual int shutdown(int fd, int how) = 0;
+  virtual void close(int fd) = 0;
+  /// Closes a socket so that its peer gets RST (SO_LINGER 0): unread and unacknowledged bytes are lost.
+  virtual void close_with_reset(int fd) = 0;
+};
+
+}  // namespace portway

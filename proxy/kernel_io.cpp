@@ -1,0 +1,112 @@
+#include "proxy/kernel_io.h"
+
+#include <fcntl.h>
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+namespace portway {
+namespace {
+
+/// A call's result in the house's form: -errno on failure.
+template <class T>
+T result_of(T result) {
+  return result < 0 ? static_cast<T>(-errno) : result;
+}
+
+}  // namespace
+
+Nanos KernelIo::now() const {
+  timespec time;
+  ::clock_gettime(CLOCK_MONOTONIC, &time);
+  return std::chrono::seconds(time.tv_sec) + Nanos(time.tv_nsec);
+}
+
+int KernelIo::socket(int family) {
+  return result_of(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP));
+}
+
+int KernelIo::connect(int fd, const Endpoint& to) {
+  return result_of(::connect(fd, to.data(), static_cast<socklen_t>(to.size())));
+}
+
+int KernelIo::socket_error(int fd) {
+  int error = 0;
+  socklen_t size = sizeof error;
+  if (::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0) return -errno;
+  return -error;
+}
+
+int KernelIo::set_option(int fd, int level, int option, int value) {
+  return result_of(::setsockopt(fd, level, option, &value, sizeof value));
+}
+
+int KernelIo::bind_to_device(int fd, const std::string& device) {
+  return result_of(
+      ::setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, device.c_str(), static_cast<socklen_t>(device.size())));
+}
+
+int KernelIo::peer_endpoint(int fd, Endpoint& out) {
+  Endpoint peer;
+  socklen_t size = static_cast<socklen_t>(peer.capacity());
+  if (::getpeername(fd, peer.data(), &size) < 0) return -errno;
+  peer.resize(size);
+  out = peer;
+  return 0;
+}
+
+int KernelIo::unacknowledged(int fd) {
+  int bytes = 0;
+  return ::ioctl(fd, SIOCOUTQ, &bytes) < 0 ? -errno : bytes;
+}
+
+bool KernelIo::at_urgent_mark(int fd) {
+  int at_mark = 0;
+  return ::ioctl(fd, SIOCATMARK, &at_mark) == 0 && at_mark != 0;
+}
+
+std::ptrdiff_t KernelIo::recv(int fd, void* buffer, std::size_t size, int flags) {
+  return result_of(::recv(fd, buffer, size, flags | MSG_DONTWAIT));
+}
+
+std::ptrdiff_t KernelIo::send(int fd, const void* data, std::size_t size, int flags) {
+  return result_of(::send(fd, data, size, flags | MSG_DONTWAIT | MSG_NOSIGNAL));
+}
+
+std::ptrdiff_t KernelIo::splice(int from, int to, std::size_t size) {
+  // SPLICE_F_NONBLOCK speaks of the pipe only; the sockets are O_NONBLOCK. SPLICE_F_MORE would hold back the
+  // last piece of a message for about 200 ms, TCP_NODELAY or not.
+  return result_of(::splice(from, nullptr, to, nullptr, size, SPLICE_F_NONBLOCK | SPLICE_F_MOVE));
+}
+
+std::ptrdiff_t KernelIo::write(int fd, const void* data, std::size_t size) {
+  return result_of(::write(fd, data, size));
+}
+
+int KernelIo::pipe(int (&fds)[2], std::size_t size) {
+  if (::pipe2(fds, O_NONBLOCK | O_CLOEXEC) < 0) return -errno;
+  // Refused (EPERM) beyond the user's limit: then the default size has to do.
+  int got = ::fcntl(fds[1], F_SETPIPE_SZ, static_cast<int>(size));
+  if (got < 0) got = ::fcntl(fds[1], F_GETPIPE_SZ);
+  return got;
+}
+
+int KernelIo::shutdown(int fd, int how) {
+  return result_of(::shutdown(fd, how));
+}
+
+void KernelIo::close(int fd) {
+  ::close(fd);
+}
+
+void KernelIo::close_with_reset(int fd) {
+  const linger reset{.l_onoff = 1, .l_linger = 0};
+  ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+  ::close(fd);
+}
+
+}  // namespace portway

@@ -1,0 +1,32 @@
+// The direct calls of an Io on the real kernel, shared by UringIo and EpollIo.
+#pragma once
+
+#include "proxy/io.h"
+
+namespace portway {
+
+class KernelIo : public Io {
+ public:
+  Nanos now() const override;
+
+  int socket(int family) override;
+  int connect(int fd, const Endpoint& to) override;
+  int socket_error(int fd) override;
+  int set_option(int fd, int level, int option, int value) override;
+  int bind_to_device(int fd, const std::string& device) override;
+  int peer_endpoint(int fd, Endpoint& out) override;
+  int unacknowledged(int fd) override;
+  bool at_urgent_mark(int fd) override;
+
+  std::ptrdiff_t recv(int fd, void* buffer, std::size_t size, int flags) override;
+  std::ptrdiff_t send(int fd, const void* data, std::size_t size, int flags) override;
+  std::ptrdiff_t splice(int from, int to, std::size_t size) override;
+  std::ptrdiff_t write(int fd, const void* data, std::size_t size) override;
+
+  int pipe(int (&fds)[2], std::size_t size) override;
+  int shutdown(int fd, int how) override;
+  void close(int fd) override;
+  void close_with_reset(int fd) override;
+};
+
+}  // namespace portway

@@ -1,0 +1,176 @@
+#include "proxy/proxy.h"
+
+#include <fmt/format.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <boost/uuid/uuid_hash.hpp>
+#include <utility>
+
+#include "proxy/epoll_io.h"
+#include "proxy/listen_socket.h"
+#include "proxy/uring_io.h"
+
+namespace portway {
+namespace {
+
+Result<std::vector<std::unique_ptr<Io>>> make_ios(Result<std::unique_ptr<Io>> (*make)(), unsigned count) {
+  std::vector<std::unique_ptr<Io>> ios;
+  for (unsigned i = 0; i < count; ++i) {
+    auto io = make();
+    if (!io) return io.error();
+    ios.push_back(std::move(*io));
+  }
+  return ios;
+}
+
+/// Signals are the control thread's: a worker never sees one.
+class BlockedSignals {
+ public:
+  BlockedSignals() {
+    sigset_t all;
+    ::sigfillset(&all);
+    ::pthread_sigmask(SIG_BLOCK, &all, &old_);
+  }
+  ~BlockedSignals() { ::pthread_sigmask(SIG_SETMASK, &old_, nullptr); }
+  BlockedSignals(const BlockedSignals&) = delete;
+  BlockedSignals& operator=(const BlockedSignals&) = delete;
+
+ private:
+  sigset_t old_;
+};
+
+}  // namespace
+
+ForwardStats ServedForward::stats() const {
+  ForwardStats stats{.id = route.id};
+  for (std::size_t worker = 0; worker < worker_count; ++worker) {
+    const ForwardCounters& counts = counters[worker];
+    stats.connections_active += counts.connections_active.get();
+    stats.connections_accepted += counts.connections_accepted.get();
+    stats.connections_established += counts.connections_established.get();
+    stats.received_bytes += counts.received_bytes.get();
+    stats.sent_bytes += counts.sent_bytes.get();
+    for (std::size_t i = 0; i < kConnectErrors; ++i)
+      stats.connect_errors[i] += counts.connect_errors[i].get();
+    for (std::size_t i = 0; i < kRejectReasons; ++i) stats.rejected[i] += counts.rejected[i].get();
+  }
+  return stats;
+}
+
+Result<std::unique_ptr<Proxy>> Proxy::start(const ProxyOptions& options) {
+  ProxyOptions chosen = options;
+  if (chosen.workers == 0) chosen.workers = std::max(1U, std::thread::hardware_concurrency());
+  std::string reason;
+  if (chosen.io_backend != IoBackend::kEpoll) {
+    auto ios = make_ios(make_uring_io, chosen.workers);
+    if (ios) return std::unique_ptr<Proxy>(new Proxy(chosen, "uring", "", std::move(*ios)));
+    if (chosen.io_backend == IoBackend::kUring) return ios.error();
+    reason = ios.error().detail;
+  }
+  auto ios = make_ios(make_epoll_io, chosen.workers);
+  if (!ios) return ios.error();
+  return std::unique_ptr<Proxy>(new Proxy(chosen, "epoll", std::move(reason), std::move(*ios)));
+}
+
+Proxy::Proxy(const ProxyOptions& options, std::string backend, std::string backend_reason,
+             std::vector<std::unique_ptr<Io>> ios)
+    : options_(options),
+      backend_(std::move(backend)),
+      backend_reason_(std::move(backend_reason)),
+      arena_(std::max<std::size_t>(options.connections_max, ios.size())) {
+  const std::size_t count = ios.size();
+  const std::size_t share = arena_.slots().size() / count;
+  for (std::size_t i = 0; i < count; ++i) {
+    const WorkerOptions worker{
+        .index = i,
+        .pipes_max = std::max<std::uint32_t>(1, options.pipes_max / static_cast<std::uint32_t>(count)),
+        .connections = options.connections};
+    const std::size_t size = i + 1 == count ? arena_.slots().size() - i * share : share;
+    workers_.push_back(
+        std::make_unique<Worker>(std::move(ios[i]), worker, arena_.slots().subspan(i * share, size)));
+  }
+  const BlockedSignals blocked;
+  for (const auto& worker : workers_) worker->set_peers(workers_);
+  for (std::size_t i = 0; i < count; ++i) {
+    threads_.emplace_back([worker = workers_[i].get()] { worker->run(); });
+    ::pthread_setname_np(threads_.back().native_handle(), fmt::format("worker-{}", i).c_str());
+  }
+}
+
+Proxy::~Proxy() {
+  stop_accepting();
+  for (const auto& worker : workers_) worker->post(Worker::Stop{});
+  for (std::thread& thread : threads_) thread.join();
+}
+
+Result<BoundPort> Proxy::bind(std::uint16_t port) {
+  std::vector<Fd> listeners;
+  for (const IpAddress& address : options_.public_addresses) {
+    auto listener = open_listen_socket({address, port}, options_.connections.keepalive);
+    if (!listener) return listener.error();
+    listeners.push_back(std::move(*listener));
+  }
+  return BoundPort(port, std::move(listeners));
+}
+
+void Proxy::open(ForwardRoute route, BoundPort port) {
+  const ForwardId id = route.id;
+  Entry entry{.forward = std::make_shared<ServedForward>(std::move(route), workers_.size()),
+              .listeners = {},
+              .worker = next_worker_++ % workers_.size()};
+  std::vector<Fd> listeners = port.take_listeners();
+  for (const Fd& listener : listeners) entry.listeners.push_back(listener.get());
+  workers_[entry.worker]->post(Worker::OpenForward{entry.forward, std::move(listeners)});
+  forwards_.insert_or_assign(id, std::move(entry));
+}
+
+void Proxy::close(const ForwardId& id, ClosePolicy policy) {
+  const auto found = forwards_.find(id);
+  if (found == forwards_.end()) return;
+  close(found->second, policy);
+  forwards_.erase(found);
+}
+
+void Proxy::close(const Entry& entry, ClosePolicy policy) {
+  entry.forward->closed.store(true, std::memory_order_relaxed);
+  // At once, not when the worker gets to it: from here on a client is refused, and the port can be bound
+  // again.
+  for (const int listener : entry.listeners) ::shutdown(listener, SHUT_RD);
+  for (std::size_t i = 0; i < workers_.size(); ++i) {
+    if (i == entry.worker || policy != ClosePolicy::kKeep)
+      workers_[i]->post(Worker::CloseForward{entry.forward, policy});
+  }
+}
+
+std::optional<ForwardStats> Proxy::forward_stats(const ForwardId& id) const {
+  const auto found = forwards_.find(id);
+  if (found == forwards_.end()) return std::nullopt;
+  return found->second.forward->stats();
+}
+
+std::vector<ForwardStats> Proxy::forward_stats() const {
+  std::vector<ForwardStats> all;
+  all.reserve(forwards_.size());
+  for (const auto& [id, entry] : forwards_) all.push_back(entry.forward->stats());
+  return all;
+}
+
+NodeStats Proxy::node_stats() const {
+  NodeStats stats{.io_backend = backend_, .io_backend_reason = backend_reason_, .workers = {}};
+  for (const auto& worker : workers_) stats.workers.push_back(&worker->counters());
+  return stats;
+}
+
+void Proxy::stop_accepting() {
+  for (const auto& [id, entry] : forwards_) close(entry, ClosePolicy::kKeep);
+  forwards_.clear();
+}
+
+bool Proxy::idle() const {
+  return std::ranges::all_of(workers_, [](const auto& worker) { return worker->load() == 0; });
+}
+
+}  // namespace portway

@@ -1,0 +1,73 @@
+// The data plane: the workers' threads, and the forwards they serve. Called from the control thread.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include <boost/container_hash/hash.hpp>
+
+#include "config/config.h"
+#include "config/endpoint.h"
+#include "proxy/connection.h"
+#include "proxy/connection_table.h"
+#include "proxy/dataplane.h"
+#include "proxy/served_forward.h"
+#include "proxy/worker.h"
+
+namespace portway {
+
+struct ProxyOptions {
+  unsigned workers = 0;  // 0: one a core
+  IoBackend io_backend = IoBackend::kAuto;
+  std::vector<IpAddress> public_addresses;
+  std::uint32_t connections_max = 65536;  // over all workers
+  std::uint32_t pipes_max = 16384;        // over all workers
+  ConnectionOptions connections;
+};
+
+class Proxy final : public Dataplane {
+ public:
+  /// Starts the workers. Fails with kResourceExhausted where io_backend is kUring and io_uring is refused, or
+  /// where descriptors, memory or threads ran out; kAuto goes on with epoll and says why in node_stats().
+  static Result<std::unique_ptr<Proxy>> start(const ProxyOptions& options);
+  /// Resets what is still connected and joins the workers.
+  ~Proxy() override;
+
+  Result<BoundPort> bind(std::uint16_t port) override;
+  void open(ForwardRoute route, BoundPort port) override;
+  void close(const ForwardId& id, ClosePolicy policy) override;
+
+  std::optional<ForwardStats> forward_stats(const ForwardId& id) const override;
+  std::vector<ForwardStats> forward_stats() const override;
+  NodeStats node_stats() const override;
+
+  /// Closes every forward and lets their connections run on: the first half of a graceful end.
+  void stop_accepting();
+  /// No connection is left.
+  bool idle() const;
+
+ private:
+  struct Entry {
+    ServedForwardPtr forward;
+    std::vector<int> listeners;  // owned by the worker until CloseForward
+    std::size_t worker;
+  };
+
+  Proxy(const ProxyOptions& options, std::string backend, std::string backend_reason,
+        std::vector<std::unique_ptr<Io>> ios);
+  void close(const Entry& entry, ClosePolicy policy);
+
+  const ProxyOptions options_;
+  const std::string backend_;
+  const std::string backend_reason_;
+  SlotArena arena_;
+  std::vector<std::unique_ptr<Worker>> workers_;
+  std::vector<std::thread> threads_;
+  std::unordered_map<ForwardId, Entry, boost::hash<ForwardId>> forwards_;
+  std::size_t next_worker_ = 0;
+};
+
+}  // namespace portway

@@ -1,0 +1,55 @@
+// One direction of a connection: moves bytes from the source's socket to the sink's, adaptively.
+//
+// Small messages are copied: recv(2) into the worker's buffer, send(2), and what the sink does not take waits
+// in a pipe. Bulk is spliced, socket to pipe to socket, and never enters user space. Between two calls no
+// byte is in our memory: so back-pressure is TCP's own and an idle direction holds nothing.
+//
+// Whether a byte may be moved is remembered in the sockets' `readable` and `writable`; the caller sets them
+// from what poll tells, the relay clears them on EAGAIN.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "proxy/connection_table.h"
+#include "proxy/io.h"
+#include "proxy/pipe_pool.h"
+
+namespace portway {
+
+/// What a worker's relays share.
+struct RelayContext {
+  Io& io;
+  PipePool& pipes;
+  WorkerCounters& counters;
+  std::span<std::byte> buffer;  // scratch for copying: holds nothing between two calls
+};
+
+enum class RelayStatus : std::uint8_t {
+  kWaiting,      // for readiness of one of the sockets
+  kBudgetSpent,  // more could be moved: call again after the other connections had their turn
+  kSourceEnded,  // the source's FIN or error was read (source.error says which) and the sink's socket has all
+                 // that came before
+  kSinkBroken,   // the sink takes nothing any more: sink.error says why; what was in the pipe is discarded
+};
+
+/// At most this many bytes a direction and call, and this many moves: a bulk stream costs the others of its
+/// worker no more than that between two of their turns.
+inline constexpr std::size_t kRelayBudgetBytes = 1024 * 1024;
+inline constexpr unsigned kRelayBudgetMoves = 16;
+
+/// Copying turns into splicing after this many bytes in reads of at least kLargeRead in a row; splicing turns
+/// back after kSmallSplices moves in a row below kSmallSplice.
+inline constexpr std::uint32_t kSpliceAfter = 128 * 1024;
+inline constexpr std::size_t kLargeRead = 16 * 1024;
+inline constexpr std::size_t kSmallSplice = 4 * 1024;
+inline constexpr std::uint32_t kSmallSplices = 8;
+
+/// Moves what can be moved now. Not to be called again after kSourceEnded or kSinkBroken.
+RelayStatus relay(const RelayContext& context, RelayState& state, SocketState& source, SocketState& sink);
+
+/// Gives the pipe back, with or without bytes in it.
+void release_pipe(PipePool& pipes, RelayState& state);
+
+}  // namespace portway

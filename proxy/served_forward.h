@@ -1,0 +1,34 @@
+// A forward as the data plane serves it: where its connections go, and its counts, one set for each worker.
+//
+// Shared by the control thread and every worker. What is not atomic and not a worker's own counters is
+// constant after construction. It lives until the control plane has closed it and its last connection has
+// ended.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "metrics/stats.h"
+#include "proxy/dataplane.h"
+
+namespace portway {
+
+struct ServedForward {
+  ServedForward(ForwardRoute forward_route, std::size_t workers)
+      : route(std::move(forward_route)),
+        counters(std::make_unique<ForwardCounters[]>(workers)),
+        worker_count(workers) {}
+
+  ForwardStats stats() const;
+
+  const ForwardRoute route;
+  const std::unique_ptr<ForwardCounters[]> counters;  // [w] is written by worker w only
+  const std::size_t worker_count;
+  std::atomic<bool> closed{false};  // set by the control thread: nothing is accepted for it any more
+};
+
+using ServedForwardPtr = std::shared_ptr<ServedForward>;
+
+}  // namespace portway

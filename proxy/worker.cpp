@@ -1,0 +1,224 @@
+#include "proxy/worker.h"
+
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cassert>
+#include <cerrno>
+#include <utility>
+
+namespace portway {
+namespace {
+
+// The kind of an armed operation, above the index in its token.
+constexpr Token kKindShift = 40;
+constexpr Token kListenerToken = Token{1} << kKindShift;
+constexpr Token kConnectionToken = Token{2} << kKindShift;
+constexpr Token kIndexMask = kListenerToken - 1;
+
+/// Descriptors may be freed by others than us, so a paused listener tries again by itself.
+constexpr Nanos kAcceptPause = std::chrono::milliseconds(100);
+
+Nanos earlier(Nanos a, Nanos b) {
+  if (a < Nanos::zero()) return b;
+  if (b < Nanos::zero()) return a;
+  return std::min(a, b);
+}
+
+}  // namespace
+
+Worker::Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<ConnectionSlot> slots)
+    : io_(std::move(io)),
+      connections_max_(slots.size()),
+      connections_(*io_, options.connections, slots, options.pipes_max, counters_, options.index,
+                   kConnectionToken) {}
+
+Worker::~Worker() {
+  // Handed over after the last turn: nobody will take them.
+  for (const Message& message : mailbox_) {
+    if (const auto* late = std::get_if<TakeConnection>(&message)) io_->close_with_reset(late->downstream);
+  }
+}
+
+void Worker::post(Message message) {
+  if (std::holds_alternative<TakeConnection>(message)) handed_over_.fetch_add(1, std::memory_order_relaxed);
+  {
+    const std::lock_guard lock(mailbox_mutex_);
+    mailbox_.push_back(std::move(message));
+  }
+  if (!mail_.exchange(true)) io_->wake();
+}
+
+void Worker::run() {
+  while (!stopped()) turn(Nanos(-1));
+}
+
+void Worker::turn(Nanos max_wait) {
+  for (const Completion& completion : io_->wait(wait_time(max_wait))) {
+    const Token token = completion.token & kIndexMask;
+    if ((completion.token & kConnectionToken) != 0) {
+      connections_.on_poll(token, completion);
+    } else {
+      on_accept(static_cast<std::uint32_t>(token), completion);
+    }
+  }
+  if (mail_.exchange(false)) read_mailbox();
+  connections_.run();
+  connections_.expire();
+  if (!paused_.empty()) resume_paused();
+}
+
+Nanos Worker::wait_time(Nanos max_wait) const {
+  if (connections_.runnable()) return Nanos::zero();
+  Nanos wait = max_wait;
+  const Nanos next = connections_.until_next_deadline();
+  if (next != TimerWheel::kNever) wait = earlier(wait, next);
+  if (!paused_.empty()) wait = earlier(wait, std::max(Nanos::zero(), resume_at_ - io_->now()));
+  return wait;
+}
+
+// --- The mailbox.
+
+void Worker::read_mailbox() {
+  {
+    const std::lock_guard lock(mailbox_mutex_);
+    reading_.swap(mailbox_);
+  }
+  for (Message& message : reading_) {
+    std::visit([this](auto& each) { on(each); }, message);
+  }
+  reading_.clear();
+}
+
+void Worker::on(OpenForward& message) {
+  for (Fd& fd : message.listeners) {
+    std::uint32_t index;
+    if (!free_listeners_.empty()) {
+      index = free_listeners_.back();
+      free_listeners_.pop_back();
+    } else {
+      index = static_cast<std::uint32_t>(listeners_.size());
+      listeners_.emplace_back();
+    }
+    listeners_[index].forward = message.forward;
+    listeners_[index].fd = fd.release();
+    ++listeners_open_;
+    if (stopping_) {
+      release_listener(index);
+    } else {
+      arm(index);
+    }
+  }
+}
+
+void Worker::on(CloseForward& message) {
+  for (std::uint32_t index = 0; index < listeners_.size(); ++index) {
+    if (listeners_[index].forward == message.forward) close_listener(index);
+  }
+  connections_.close_forward(*message.forward, message.policy);
+}
+
+void Worker::on(TakeConnection& message) {
+  handed_over_.fetch_sub(1, std::memory_order_relaxed);
+  if (stopping_) {
+    connections_.reject(message.downstream, *message.forward, RejectReason::kDraining);
+  } else {
+    connections_.start(message.downstream, std::move(message.forward));
+  }
+}
+
+void Worker::on(Stop&) {
+  stopping_ = true;
+  for (std::uint32_t index = 0; index < listeners_.size(); ++index) {
+    if (listeners_[index].forward) close_listener(index);
+  }
+  connections_.reset_all(CloseHow::kShutdown);
+}
+
+// --- Listeners.
+
+void Worker::on_accept(std::uint32_t index, const Completion& completion) {
+  Listener& listener = listeners_[index];
+  if (completion.result >= 0) on_accepted(completion.result, listener.forward);
+  if (!completion.more) on_accept_ended(index, completion.result);
+}
+
+void Worker::on_accepted(int downstream, const ServedForwardPtr& forward) {
+  if (stopping_) {
+    connections_.reject(downstream, *forward, RejectReason::kDraining);
+  } else if (forward->closed.load(std::memory_order_relaxed)) {
+    connections_.reject(downstream, *forward, RejectReason::kForwardGone);
+  } else if (Worker& worker = least_loaded(); worker.load() >= worker.connections_max()) {
+    connections_.reject(downstream, *forward, RejectReason::kConnectionsMax);
+  } else if (&worker == this) {
+    connections_.start(downstream, forward);
+  } else {
+    worker.post(TakeConnection{forward, downstream});
+  }
+}
+
+void Worker::on_accept_ended(std::uint32_t index, int result) {
+  Listener& listener = listeners_[index];
+  listener.armed = false;
+  if (listener.closing) {
+    release_listener(index);
+  } else if (result >= 0 || result == -ECONNABORTED || result == -EINTR) {
+    arm(index);  // it ended with nothing wrong
+  } else if (result == -EINVAL && listener.forward->closed.load(std::memory_order_relaxed)) {
+    // The control thread has shut the socket down: CloseForward is on its way.
+  } else {
+    // EMFILE, ENFILE, ENOMEM, ...: clients wait in the backlog until there is room again.
+    counters_.accept_pauses.add();
+    listener.paused = true;
+    paused_.push_back(index);
+    resume_at_ = io_->now() + kAcceptPause;
+  }
+}
+
+Worker& Worker::least_loaded() {
+  Worker* best = this;
+  std::uint64_t least = load();
+  for (const std::unique_ptr<Worker>& peer : peers_) {
+    if (const std::uint64_t peer_load = peer->load(); peer_load < least) {
+      best = peer.get();
+      least = peer_load;
+    }
+  }
+  return *best;
+}
+
+void Worker::arm(std::uint32_t index) {
+  listeners_[index].armed = true;
+  io_->accept(kListenerToken | index, listeners_[index].fd);
+}
+
+void Worker::close_listener(std::uint32_t index) {
+  Listener& listener = listeners_[index];
+  if (listener.closing) return;
+  listener.closing = true;
+  if (listener.paused) std::erase(paused_, index);
+  if (listener.armed) {
+    io_->cancel(listener.fd);  // released with its last completion
+  } else {
+    release_listener(index);
+  }
+}
+
+void Worker::release_listener(std::uint32_t index) {
+  io_->close(listeners_[index].fd);
+  listeners_[index] = Listener{};
+  free_listeners_.push_back(index);
+  --listeners_open_;
+}
+
+void Worker::resume_paused() {
+  if (!connections_.take_released() && io_->now() < resume_at_) return;
+  std::vector<std::uint32_t> resumed;
+  resumed.swap(paused_);
+  for (const std::uint32_t index : resumed) {
+    listeners_[index].paused = false;
+    arm(index);
+  }
+}
+
+}  // namespace portway

@@ -1,0 +1,119 @@
+// A worker: one thread with its own ring, its own listeners and its own connections.
+//
+// A listener belongs to one worker, which hands each connection it accepts to the least loaded worker.
+// Everything else stays where it is; what crosses threads comes through the mailbox, and the counters are
+// read by anybody.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <variant>
+#include <vector>
+
+#include "metrics/stats.h"
+#include "proxy/connection.h"
+#include "proxy/dataplane.h"
+#include "proxy/fd.h"
+#include "proxy/io.h"
+#include "proxy/served_forward.h"
+
+namespace portway {
+
+struct WorkerOptions {
+  std::size_t index = 0;  // into the forwards' counters
+  std::uint32_t pipes_max = 16384;
+  ConnectionOptions connections;
+};
+
+class Worker {
+ public:
+  struct OpenForward {
+    ServedForwardPtr forward;
+    std::vector<Fd> listeners;
+  };
+  struct CloseForward {
+    ServedForwardPtr forward;
+    ClosePolicy policy;
+  };
+  struct TakeConnection {
+    ServedForwardPtr forward;
+    int downstream;
+  };
+  struct Stop {};
+  using Message = std::variant<OpenForward, CloseForward, TakeConnection, Stop>;
+
+  Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<ConnectionSlot> slots);
+  ~Worker();
+  Worker(const Worker&) = delete;
+  Worker& operator=(const Worker&) = delete;
+
+  /// All workers, this one among them; connections are handed on to the least loaded. Before the first turn.
+  void set_peers(std::span<const std::unique_ptr<Worker>> peers) { peers_ = peers; }
+
+  // --- From any thread.
+
+  void post(Message message);
+  const WorkerCounters& counters() const { return counters_; }
+  /// Connections that it has or is about to get.
+  std::uint64_t load() const {
+    return counters_.connections_active.get() + handed_over_.load(std::memory_order_relaxed);
+  }
+  std::uint64_t connections_max() const { return connections_max_; }
+
+  // --- From the worker's thread.
+
+  /// Turns until Stop was handled and the last connection and listener have ended.
+  void run();
+  /// Waits for something to happen, at most `max_wait` (negative: for ever), and deals with it.
+  void turn(Nanos max_wait);
+  bool stopped() const { return stopping_ && connections_.in_use() == 0 && listeners_open_ == 0; }
+
+ private:
+  struct Listener {
+    ServedForwardPtr forward;  // null: the entry is free
+    int fd = -1;
+    bool armed = false;   // the last completion of its accept is still to come
+    bool paused = false;  // descriptors ran out; in paused_
+    bool closing = false;
+  };
+
+  Nanos wait_time(Nanos max_wait) const;
+  void read_mailbox();
+  void on(OpenForward& message);
+  void on(CloseForward& message);
+  void on(TakeConnection& message);
+  void on(Stop& message);
+
+  void on_accept(std::uint32_t index, const Completion& completion);
+  void on_accepted(int downstream, const ServedForwardPtr& forward);
+  void on_accept_ended(std::uint32_t index, int result);
+  Worker& least_loaded();
+  void arm(std::uint32_t index);
+  void close_listener(std::uint32_t index);
+  void release_listener(std::uint32_t index);
+  void resume_paused();
+
+  std::unique_ptr<Io> io_;
+  const std::uint64_t connections_max_;
+  WorkerCounters counters_;
+  ConnectionSet connections_;
+  std::span<const std::unique_ptr<Worker>> peers_;
+
+  std::vector<Listener> listeners_;
+  std::vector<std::uint32_t> free_listeners_;
+  std::vector<std::uint32_t> paused_;
+  Nanos resume_at_ = TimerWheel::kNever;
+  std::size_t listeners_open_ = 0;
+  bool stopping_ = false;
+
+  std::mutex mailbox_mutex_;
+  std::vector<Message> mailbox_;  // under mailbox_mutex_
+  std::vector<Message> reading_;
+  std::atomic<bool> mail_{false};              // something may be in mailbox_ and a wake-up is on its way
+  std::atomic<std::uint64_t> handed_over_{0};  // TakeConnection messages in mailbox_
+};
+
+}  // namespace portway

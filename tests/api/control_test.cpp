@@ -1,0 +1,199 @@
+#include "api/control.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <fstream>
+
+#include "tests/api/node.h"
+
+namespace portway {
+namespace {
+
+using test::Node;
+
+const Principal kAdmin{.key_id = {}, .role = Role::kAdmin, .owner = "admin"};
+
+ForwardStatus create(Node& node, std::uint16_t guest_port) {
+  return node.control().create_forward(kAdmin, "vm-1", {.guest_port = guest_port, .label = ""}).value();
+}
+
+TEST(Control, AForwardIsOpenedTowardsTheGuestBehindItsTap) {
+  Node node;
+  node.put("vm-1");
+  const ForwardStatus status = create(node, 3000);
+  ASSERT_EQ(node.dataplane.opened.size(), 1U);
+  const auto& [route, port] = node.dataplane.opened.at(status.forward.id);
+  EXPECT_EQ(to_string(route.upstream), "198.19.0.2:3000");
+  EXPECT_EQ(route.tap, "tap0");
+  EXPECT_EQ(port, status.forward.host_port);
+}
+
+TEST(Control, APortThatAnotherProgramHasIsPassedOver) {
+  Node node("[ports]\nrange = \"20000-20003\"\n");
+  node.put("vm-1");
+  node.dataplane.taken = {20000, 20001, 20003};
+  EXPECT_EQ(create(node, 3000).forward.host_port, 20002);
+  const auto none = node.control().create_forward(kAdmin, "vm-1", {.guest_port = 3001, .label = ""});
+  ASSERT_FALSE(none);
+  EXPECT_EQ(none.error().code, ErrorCode::kPortPoolExhausted);
+  EXPECT_EQ(node.stats.port_allocation_errors[static_cast<std::size_t>(PortAllocationError::kExhausted)], 1U);
+}
+
+TEST(Control, WhatTheStoreRefusesLeavesNothingBehind) {
+  Node node;
+  node.put("vm-1");
+  node.store().delete_instance("vm-1").value();  // behind the control plane's back: the next commit must fail
+  const auto refused = node.control().create_forward(kAdmin, "vm-1", {.guest_port = 3000, .label = ""});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(node.dataplane.bound, 1);
+  EXPECT_TRUE(node.dataplane.opened.empty());
+  EXPECT_EQ(node.control().ports().used(), 0U);
+  EXPECT_EQ(node.control().registry().forward_count(), 0U);
+}
+
+TEST(Control, WhenDescriptorsRunOutNothingIsPromised) {
+  Node node;
+  node.put("vm-1");
+  node.dataplane.binds_left = 0;
+  const auto refused = node.control().create_forward(kAdmin, "vm-1", {.guest_port = 3000, .label = ""});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kResourceExhausted);
+  EXPECT_EQ(node.control().ports().used(), 0U);
+}
+
+TEST(Control, AfterARestartEveryForwardHasItsIdAndPort) {
+  Node node;
+  node.put("vm-1");
+  const Forward before = create(node, 3000).forward;
+  node.restart();
+  const auto after = node.control().find_forward(kAdmin, "vm-1", to_string(before.id));
+  ASSERT_TRUE(after);
+  EXPECT_EQ(after->forward.host_port, before.host_port);
+  EXPECT_EQ(after->failure, "");
+  EXPECT_EQ(node.dataplane.opened.at(before.id).second, before.host_port);
+  EXPECT_TRUE(node.control().ports().is_used(before.host_port));
+}
+
+TEST(Control, ADeletedForwardDoesNotComeBackAndItsPortIsFree) {
+  Node node;
+  node.put("vm-1");
+  const Forward forward = create(node, 3000).forward;
+  node.control().delete_forward(kAdmin, "vm-1", to_string(forward.id), ClosePolicy::kKeep).value();
+  EXPECT_EQ(node.dataplane.closed.back(), std::pair(forward.id, ClosePolicy::kKeep));
+  EXPECT_FALSE(node.control().ports().is_used(forward.host_port));
+  node.restart();
+  EXPECT_TRUE(node.dataplane.opened.empty());
+}
+
+TEST(Control, AForwardWhosePortIsLostIsReportedKeptAndCanBeDeleted) {
+  Node node;
+  node.put("vm-1");
+  const Forward forward = create(node, 3000).forward;
+  node.stop();
+  node.dataplane.taken = {forward.host_port};
+  node.start();
+  const auto failed = node.control().find_forward(kAdmin, "vm-1", to_string(forward.id));
+  ASSERT_TRUE(failed);
+  EXPECT_NE(failed->failure, "");
+  node.control().delete_forward(kAdmin, "vm-1", to_string(forward.id), ClosePolicy::kKeep).value();
+  EXPECT_EQ(node.control().registry().forward_count(), 0U);
+}
+
+TEST(Control, TheSameRegistrationAgainChangesNothing) {
+  Node node;
+  node.put("vm-1");
+  create(node, 3000);
+  const Uuid session = node.control().registry().find_instance("vm-1")->session_id;
+  node.put("vm-1");
+  EXPECT_EQ(node.control().registry().find_instance("vm-1")->session_id, session);
+  EXPECT_EQ(node.dataplane.opened.size(), 1U);
+}
+
+TEST(Control, ANewSessionEndsTheOldOnesForwardsForGood) {
+  Node node;
+  node.put("vm-1");
+  const Forward forward = create(node, 3000).forward;
+  const Response replaced = node.call("PUT", "/instances/vm-1",
+                                      R"({"guest_address": "198.19.0.3", "tap": "tap0", "owner": "alice"})");
+  EXPECT_EQ(replaced.status, 200U);
+  EXPECT_EQ(node.dataplane.closed.back(), std::pair(forward.id, ClosePolicy::kReset));
+  node.restart();
+  EXPECT_TRUE(node.dataplane.opened.empty());
+}
+
+TEST(Control, AStoppedInstanceHasNoForwardsAndTakesNone) {
+  Node node;
+  node.put("vm-1");
+  create(node, 3000);
+  EXPECT_EQ(node.call("POST", "/instances/vm-1/stop").status, 200U);
+  EXPECT_TRUE(node.dataplane.opened.empty());
+  const Response refused = node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})");
+  EXPECT_EQ(refused.status, 409U);
+  EXPECT_EQ(Node::code(refused), "instance_not_running");
+  node.restart();
+  EXPECT_EQ(node.control().registry().find_instance("vm-1")->state, InstanceState::kStopped);
+  node.put("vm-1");
+  EXPECT_EQ(node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})").status, 201U);
+}
+
+TEST(Control, ADeletedInstanceTakesItsForwardsWithIt) {
+  Node node;
+  node.put("vm-1");
+  create(node, 3000);
+  EXPECT_EQ(node.call("DELETE", "/instances/vm-1").status, 204U);
+  EXPECT_TRUE(node.dataplane.opened.empty());
+  EXPECT_EQ(node.control().ports().used(), 0U);
+  node.restart();
+  EXPECT_EQ(node.control().registry().instance_count(), 0U);
+}
+
+class AdminKeyFile : public testing::Test {
+ protected:
+  AdminKeyFile()
+      : directory_(testing::TempDir() + "/portway-key-" + to_string(make_uuid())),
+        path_(directory_ + "/admin.key") {}
+  ~AdminKeyFile() override { std::filesystem::remove_all(directory_); }
+  void write(std::string_view text, mode_t mode) {
+    std::filesystem::create_directories(directory_);
+    std::ofstream(path_) << text;
+    ::chmod(path_.c_str(), mode);
+  }
+  const std::string directory_;
+  const std::string path_;
+};
+
+TEST_F(AdminKeyFile, IsMadeOnceForItsOwnerOnly) {
+  const auto made = load_or_make_admin_key(path_);
+  ASSERT_TRUE(made);
+  struct stat status {};
+  ASSERT_EQ(::stat(path_.c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777, 0600U);
+  EXPECT_EQ(load_or_make_admin_key(path_).value(), *made);
+}
+
+TEST_F(AdminKeyFile, ThatOthersMayReadIsRefusedWithTheRemedy) {
+  write("pwk_0123456789012345678901234567890123456789abc\n", 0644);
+  const auto refused = load_or_make_admin_key(path_);
+  ASSERT_FALSE(refused);
+  EXPECT_NE(refused.error().detail.find("chmod 600"), std::string::npos);
+}
+
+TEST_F(AdminKeyFile, ThatHoldsNoKeyIsRefused) {
+  write("", 0600);
+  EXPECT_FALSE(load_or_make_admin_key(path_));
+  write("password\n", 0600);
+  EXPECT_FALSE(load_or_make_admin_key(path_));
+}
+
+TEST(Secrets, AreLongRandomAndUrlSafe) {
+  const std::string secret = make_secret();
+  EXPECT_EQ(secret.size(), 47U);
+  EXPECT_NE(secret, make_secret());
+  EXPECT_EQ(secret.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"),
+            std::string::npos);
+}
+
+}  // namespace
+}  // namespace portway

@@ -1,0 +1,329 @@
+#include "api/handlers.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "api/problem.h"
+#include "tests/api/node.h"
+
+namespace portway {
+namespace {
+
+using test::Node;
+
+std::string header(const Response& response, std::string_view name) {
+  for (const auto& [key, value] : response.headers) {
+    if (key == name) return value;
+  }
+  return "";
+}
+
+std::string forward_id(const Response& created) {
+  return std::string(Node::json(created).at("port_forward").at("id").as_string());
+}
+
+TEST(ProductPage, CreatingAForwardAnswersWithThePagesFieldsInThePagesOrder) {
+  Node node;
+  node.put("vm-1");
+  const Response response = node.call("POST", "/instances/vm-1/port-forwards", R"({
+    "guest_port": 3000,
+    "protocol": "tcp",
+    "label": "dev-server"
+  })",
+                                      node.tenant_key());
+  ASSERT_EQ(response.status, 201U) << response.body;
+  const auto body = Node::json(response);
+  const auto& forward = body.at("port_forward").as_object();
+  std::vector<std::string> names;
+  for (const auto& [name, value] : forward) names.emplace_back(name);
+  names.resize(6);
+  EXPECT_EQ(names,
+            (std::vector<std::string>{"id", "instance_id", "guest_port", "host_port", "protocol", "label"}));
+  EXPECT_EQ(forward.at("instance_id"), "vm-1");
+  EXPECT_EQ(forward.at("guest_port"), 3000);
+  EXPECT_EQ(forward.at("protocol"), "tcp");
+  EXPECT_EQ(forward.at("label"), "dev-server");
+  EXPECT_GE(forward.at("host_port").as_int64(), 20000);
+  EXPECT_LE(forward.at("host_port").as_int64(), 32767);
+  EXPECT_EQ(body.at("hostname"), "compute-1.example");
+  EXPECT_EQ(header(response, "Location"), "/instances/vm-1/port-forwards/" + forward_id(response));
+}
+
+TEST(ProductPage, AForwardIsListedFoundAndDeleted) {
+  Node node;
+  node.put("vm-1");
+  const std::string key = node.tenant_key();
+  const std::string id =
+      forward_id(node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})", key));
+  const auto list = Node::json(node.call("GET", "/instances/vm-1/port-forwards", "", key));
+  ASSERT_EQ(list.at("port_forwards").as_array().size(), 1U);
+  EXPECT_EQ(list.at("port_forwards").at(0).at("id").as_string(), id);
+  EXPECT_EQ(list.at("hostname"), "compute-1.example");
+  EXPECT_EQ(node.call("GET", "/instances/vm-1/port-forwards/" + id, "", key).status, 200U);
+  const Response deleted = node.call("DELETE", "/instances/vm-1/port-forwards/" + id, "", key);
+  EXPECT_EQ(deleted.status, 204U);
+  EXPECT_EQ(deleted.body, "");
+  EXPECT_EQ(node.call("GET", "/instances/vm-1/port-forwards/" + id, "", key).status, 404U);
+  EXPECT_EQ(node.call("DELETE", "/instances/vm-1/port-forwards/" + id, "", key).status, 404U);
+}
+
+struct Refusal {
+  std::string what;
+  std::string body;
+  unsigned status;
+  std::string code;
+  std::string field;
+};
+
+void PrintTo(const Refusal& refusal, std::ostream* out) {
+  *out << refusal.body;
+}
+
+class RefusedForwards : public testing::TestWithParam<Refusal> {};
+
+TEST_P(RefusedForwards, NameTheCodeAndTheField) {
+  Node node;
+  node.put("vm-1");
+  const Response response =
+      node.call("POST", "/instances/vm-1/port-forwards", GetParam().body, node.tenant_key());
+  EXPECT_EQ(response.status, GetParam().status) << response.body;
+  EXPECT_EQ(response.content_type, "application/problem+json");
+  const auto body = Node::json(response);
+  EXPECT_EQ(body.at("code").as_string(), GetParam().code);
+  EXPECT_EQ(body.at("status"), GetParam().status);
+  EXPECT_EQ(body.at("request_id"), "request-1");
+  EXPECT_FALSE(body.at("detail").as_string().empty());
+  EXPECT_FALSE(body.at("title").as_string().empty());
+  if (GetParam().field.empty()) {
+    EXPECT_FALSE(body.contains("field"));
+  } else {
+    EXPECT_EQ(body.at("field").as_string(), GetParam().field);
+  }
+  EXPECT_EQ(node.dataplane.bound, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Api, RefusedForwards,
+    testing::Values(
+        Refusal{"ssh", R"({"guest_port": 22})", 403, "blocked_port", "guest_port"},
+        Refusal{"privileged", R"({"guest_port": 80})", 403, "privileged_port", "guest_port"},
+        Refusal{"udp", R"({"guest_port": 3000, "protocol": "udp"})", 422, "unsupported_protocol", "protocol"},
+        Refusal{"zero", R"({"guest_port": 0})", 422, "invalid_port", "guest_port"},
+        Refusal{"too_high", R"({"guest_port": 65536})", 422, "invalid_port", "guest_port"},
+        Refusal{"text", R"({"guest_port": "3000"})", 422, "invalid_port", "guest_port"},
+        Refusal{"fraction", R"({"guest_port": 3000.5})", 422, "invalid_port", "guest_port"},
+        Refusal{"missing", R"({"label": "a"})", 422, "invalid_request", "guest_port"},
+        Refusal{"label", R"({"guest_port": 3000, "label": "a\nb"})", 422, "invalid_label", "label"},
+        Refusal{"unknown_field", R"({"guest_port": 3000, "port": 1})", 422, "unknown_field", "port"},
+        Refusal{"host_port_by_tenant", R"({"guest_port": 3000, "host_port": 20001})", 403, "forbidden",
+                "host_port"},
+        Refusal{"not_json", R"({"guest_port": )", 400, "malformed_json", ""},
+        Refusal{"no_object", R"([3000])", 400, "malformed_json", ""}),
+    [](const auto& test) { return test.param.what; });
+
+TEST(Api, ABodyThatDoesNotSayItIsJsonIsRefused) {
+  Node node;
+  Request request{
+      .id = "r", .method = "PUT", .target = "/instances/vm-1", .headers = {}, .body = "{}", .peer = {}};
+  request.headers["authorization"] = "Bearer " + std::string(Node::kAdminKey);
+  request.headers["content-type"] = "text/plain";
+  EXPECT_EQ(node.api().handle(request).status, 415U);
+  request.headers["content-type"] = "Application/JSON; charset=utf-8";
+  EXPECT_EQ(node.api().handle(request).status, 422U);
+}
+
+TEST(Api, AnAdminMayForwardAPrivilegedPortAndChooseTheHostPort) {
+  Node node;
+  node.put("vm-1");
+  const Response response =
+      node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 80, "host_port": 20080})");
+  ASSERT_EQ(response.status, 201U) << response.body;
+  EXPECT_EQ(Node::json(response).at("port_forward").at("host_port"), 20080);
+  const Response again =
+      node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 81, "host_port": 20080})");
+  EXPECT_EQ(again.status, 409U);
+  EXPECT_EQ(Node::code(again), "host_port_taken");
+}
+
+TEST(Api, TheQuotaOfTheProfileHoldsAndSaysSo) {
+  Node node("[profiles.small]\nmax_forwarded_ports = 1\n");
+  node.call("PUT", "/instances/vm-1",
+            R"({"guest_address": "198.19.0.2", "tap": "tap0", "owner": "alice", "profile": "small"})");
+  ASSERT_EQ(node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})").status, 201U);
+  const Response response = node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3001})");
+  EXPECT_EQ(response.status, 409U);
+  const auto body = Node::json(response);
+  EXPECT_EQ(body.at("code"), "quota_exceeded");
+  EXPECT_EQ(body.at("limit"), 1);
+  EXPECT_EQ(body.at("current"), 1);
+}
+
+TEST(Api, WithoutAKnownKeyNothingIsTold) {
+  Node node;
+  node.put("vm-1");
+  for (const std::string key : {"", "pwk_wrong", "x"}) {
+    const Response response = node.call("GET", "/instances/vm-1", "", key);
+    EXPECT_EQ(response.status, 401U);
+    EXPECT_EQ(header(response, "WWW-Authenticate"), "Bearer");
+  }
+}
+
+TEST(Api, AnothersInstanceLooksExactlyLikeAnUnknownOne) {
+  Node node;
+  node.put("vm-1", "alice");
+  const std::string mallory = node.tenant_key("mallory");
+  for (const std::string path :
+       {"", "/port-forwards", "/port-forwards/0190b2c0-0000-7000-8000-000000000000"}) {
+    const Response others = node.call("GET", "/instances/vm-1" + path, "", mallory);
+    const Response unknown = node.call("GET", "/instances/vm-2" + path, "", mallory);
+    EXPECT_EQ(others.status, 404U);
+    EXPECT_EQ(others.body, unknown.body);
+  }
+  EXPECT_EQ(node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})", mallory).status,
+            404U);
+  EXPECT_TRUE(Node::json(node.call("GET", "/instances", "", mallory)).at("instances").as_array().empty());
+}
+
+TEST(Api, ATenantDoesNotReachTheOrchestratorsCalls) {
+  Node node;
+  node.put("vm-1");
+  const std::string key = node.tenant_key();
+  EXPECT_EQ(node.call("PUT", "/instances/vm-9", "{}", key).status, 403U);
+  EXPECT_EQ(node.call("DELETE", "/instances/vm-1", "", key).status, 403U);
+  EXPECT_EQ(node.call("POST", "/instances/vm-1/stop", "", key).status, 403U);
+  EXPECT_EQ(node.call("GET", "/api-keys", "", key).status, 403U);
+  EXPECT_EQ(node.call("GET", "/metrics", "", key).status, 403U);
+  EXPECT_EQ(node.call("GET", "/instances/vm-1", "", key).status, 200U);
+}
+
+TEST(Api, ADeletedKeyIsUnknownAtOnceAndAfterARestart) {
+  Node node;
+  const Response made = node.call("POST", "/api-keys", R"({"role": "tenant", "owner": "alice"})");
+  ASSERT_EQ(made.status, 201U);
+  const std::string secret(Node::json(made).at("secret").as_string());
+  const std::string id(Node::json(made).at("api_key").at("id").as_string());
+  node.restart();
+  EXPECT_EQ(node.call("GET", "/instances", "", secret).status, 200U);
+  EXPECT_EQ(node.call("GET", "/api-keys").body.find(secret), std::string::npos);
+  EXPECT_EQ(node.call("DELETE", "/api-keys/" + id).status, 204U);
+  EXPECT_EQ(node.call("GET", "/instances", "", secret).status, 401U);
+  node.restart();
+  EXPECT_EQ(node.call("GET", "/instances", "", secret).status, 401U);
+}
+
+TEST(Api, AKeyThatCallsTooOftenIsToldWhenToComeBack) {
+  Node node;
+  KeyRing ring(2);
+  ring.add({.id = make_uuid(),
+            .role = Role::kTenant,
+            .owner = "a",
+            .secret_sha256 = sha256("k"),
+            .created_at = {}});
+  EXPECT_TRUE(ring.authenticate("Bearer k"));
+  EXPECT_TRUE(ring.authenticate("bearer k"));
+  const auto third = ring.authenticate("Bearer k");
+  ASSERT_FALSE(third);
+  EXPECT_EQ(third.error().code, ErrorCode::kRateLimited);
+  EXPECT_EQ(header(problem(third.error(), "r"), "Retry-After"), "1");
+}
+
+TEST(Api, KnowsItsMethodsAndPaths) {
+  Node node;
+  const Response wrong = node.call("PATCH", "/instances/vm-1/port-forwards");
+  EXPECT_EQ(wrong.status, 405U);
+  EXPECT_EQ(header(wrong, "Allow"), "POST, GET, HEAD, OPTIONS");
+  const Response options = node.call("OPTIONS", "/instances/vm-1", "", "");
+  EXPECT_EQ(options.status, 204U);
+  EXPECT_EQ(header(options, "Allow"), "GET, HEAD, PUT, DELETE, OPTIONS");
+  EXPECT_EQ(node.call("GET", "/nothing", "", "").status, 404U);
+  EXPECT_EQ(node.call("GET", "/instances/", "").status, 404U);
+  EXPECT_EQ(node.call("HEAD", "/healthz", "", "").status, 200U);
+  EXPECT_EQ(node.call("GET", "/healthz", "", "").body, R"({"status":"ok"})");
+  EXPECT_EQ(node.call("GET", "not a path").status, 400U);
+}
+
+TEST(Api, APathIsDecodedOnceAndNamesOneInstance) {
+  Node node;
+  node.put("vm.1");
+  EXPECT_EQ(node.call("GET", "/instances/vm%2E1").status, 200U);
+  EXPECT_EQ(node.call("GET", "/instances/vm%252E1").status, 404U);
+  EXPECT_EQ(node.call("GET", "/instances/vm%2F..%2Fvm.1").status, 404U);
+}
+
+TEST(Api, QueriesAreStrict) {
+  Node node;
+  node.put("vm-1");
+  EXPECT_EQ(node.call("GET", "/instances?limits=3").status, 422U);
+  EXPECT_EQ(node.call("GET", "/instances?limit=0").status, 422U);
+  EXPECT_EQ(node.call("GET", "/instances?limit=1&limit=2").status, 422U);
+  EXPECT_EQ(node.call("GET", "/instances/vm-1/port-forwards?cursor=x").status, 422U);
+  EXPECT_EQ(node.call("DELETE", "/instances/vm-1/port-forwards/x?connections=maybe").status, 422U);
+}
+
+TEST(Api, ListsAreReadPageByPage) {
+  Node node("[profiles.default]\nmax_forwarded_ports = 100\n");
+  node.put("vm-1");
+  for (int port = 3000; port < 3005; ++port) {
+    node.call("POST", "/instances/vm-1/port-forwards",
+              R"({"guest_port": )" + std::to_string(port) + R"(, "label": ")" +
+                  (port % 2 == 0 ? "even" : "odd") + "\"}");
+  }
+  std::vector<std::int64_t> seen;
+  std::string cursor;
+  do {
+    const auto page = Node::json(node.call(
+        "GET", "/instances/vm-1/port-forwards?limit=2" + (cursor.empty() ? "" : "&cursor=" + cursor)));
+    for (const auto& forward : page.at("port_forwards").as_array())
+      seen.push_back(forward.at("guest_port").as_int64());
+    cursor = page.contains("next_cursor") ? std::string(page.at("next_cursor").as_string()) : "";
+  } while (!cursor.empty());
+  EXPECT_EQ(seen, (std::vector<std::int64_t>{3000, 3001, 3002, 3003, 3004}));
+  const auto even = Node::json(node.call("GET", "/instances/vm-1/port-forwards?label=even"));
+  EXPECT_EQ(even.at("port_forwards").as_array().size(), 3U);
+}
+
+TEST(Api, AGuestAddressThatLeadsIntoTheNodeIsRefused) {
+  Node node;
+  for (const std::string address : {"127.0.0.1", "169.254.169.254", "10.0.0.1", "nonsense", "0.0.0.0"}) {
+    const Response response =
+        node.call("PUT", "/instances/vm-1",
+                  R"({"guest_address": ")" + address + R"(", "tap": "tap0", "owner": "alice"})");
+    EXPECT_EQ(response.status, 422U) << address;
+    EXPECT_EQ(Node::code(response), "invalid_address") << address;
+  }
+}
+
+TEST(Api, WhileItDrainsItPromisesNothingNew) {
+  Node node;
+  node.put("vm-1");
+  node.control().drain();
+  const Response response = node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})");
+  EXPECT_EQ(response.status, 503U);
+  EXPECT_EQ(Node::code(response), "draining");
+  EXPECT_NE(header(response, "Retry-After"), "");
+  EXPECT_EQ(node.call("GET", "/readyz", "", "").status, 503U);
+  EXPECT_EQ(node.call("GET", "/healthz", "", "").status, 200U);
+}
+
+TEST(Api, RequestsAreCountedByRouteNeverByPath) {
+  Node node;
+  node.call("GET", "/instances/vm-1");
+  node.call("GET", "/instances/vm-2");
+  node.call("GET", "/secret-path");
+  EXPECT_EQ((node.stats.requests[{"/instances/{id}", 404}]), 2U);
+  EXPECT_EQ((node.stats.requests[{"other", 404}]), 1U);
+}
+
+TEST(OpenMetrics, ServesMetricsAndHealthWithoutAKeyAndNothingElse) {
+  Node node;
+  const auto get = [&node](std::string target) {
+    return node.api().handle_open_metrics(
+        {.id = "r", .method = "GET", .target = std::move(target), .headers = {}, .body = {}, .peer = {}});
+  };
+  EXPECT_EQ(get("/metrics").body, "metrics");
+  EXPECT_EQ(get("/healthz").status, 200U);
+  EXPECT_EQ(get("/instances").status, 404U);
+}
+
+}  // namespace
+}  // namespace portway

@@ -1,0 +1,109 @@
+// A node's control plane on a fake data plane and a real store in a directory of its own, for tests.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <boost/json.hpp>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "api/control.h"
+#include "api/handlers.h"
+#include "tests/api/fake_dataplane.h"
+
+namespace portway::test {
+
+class Node {
+ public:
+  static constexpr std::string_view kAdminKey = "pwk_admin-key-of-the-tests-AAAAAAAAAAAAAAAAAAAAA";
+
+  explicit Node(std::string_view settings = "")
+      : directory_(testing::TempDir() + "/portway-node-" + to_string(make_uuid())),
+        config_(
+            parse_config(
+                "[guests]\nnetworks = [\"198.19.0.0/16\"]\n[node]\npublic_hostname = \"compute-1.example\"\n"
+                "[api]\nrate_limit_per_second = 0\n" +
+                    std::string(settings),
+                "test")
+                .value()) {
+    start();
+  }
+  ~Node() {
+    stop();
+    std::filesystem::remove_all(directory_);
+  }
+  Node(const Node&) = delete;
+  Node& operator=(const Node&) = delete;
+
+  void start() {
+    store_ = Store::open(path()).value();
+    control_ = std::make_unique<Control>(config_, *store_, dataplane, stats);
+    control_->add_admin_key(kAdminKey);
+    control_->restore().value();
+    api_ = std::make_unique<Api>(*control_, dataplane, stats,
+                                 [] { return Response{.body = "metrics", .headers = {}}; });
+  }
+  void stop() {
+    api_.reset();
+    control_.reset();
+    store_.reset();
+  }
+  void restart() {
+    stop();
+    dataplane.opened.clear();
+    start();
+  }
+
+  Response call(std::string method, std::string target, std::string body = "",
+                std::string_view key = kAdminKey) {
+    Request request;
+    request.id = "request-1";
+    request.method = std::move(method);
+    request.target = std::move(target);
+    request.body = std::move(body);
+    if (!key.empty()) request.headers["authorization"] = "Bearer " + std::string(key);
+    if (!request.body.empty()) request.headers["content-type"] = "application/json";
+    return api_->handle(request);
+  }
+
+  /// Registers an instance of `owner`.
+  void put(const std::string& id, const std::string& owner = "alice") {
+    const Response response =
+        call("PUT", "/instances/" + id,
+             R"({"guest_address": "198.19.0.2", "tap": "tap0", "owner": ")" + owner + "\"}");
+    ASSERT_LT(response.status, 300U) << response.body;
+  }
+  /// A new tenant key's secret.
+  std::string tenant_key(const std::string& owner = "alice") {
+    const Response response = call("POST", "/api-keys", R"({"role": "tenant", "owner": ")" + owner + "\"}");
+    return std::string(json(response).at("secret").as_string());
+  }
+
+  static boost::json::object json(const Response& response) {
+    return boost::json::parse(response.body).as_object();
+  }
+  static std::string code(const Response& response) {
+    return std::string(json(response).at("code").as_string());
+  }
+
+  std::string path() const { return directory_ + "/portway.db"; }
+  Control& control() { return *control_; }
+  Store& store() { return *store_; }
+  Api& api() { return *api_; }
+
+  FakeDataplane dataplane;
+  ApiStats stats;
+
+ private:
+  const std::string directory_;
+  const Config config_;
+  std::unique_ptr<Store> store_;
+  std::unique_ptr<Control> control_;
+  std::unique_ptr<Api> api_;
+};
+
+}  // namespace portway::test

@@ -1,0 +1,382 @@
+#include "config/config.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <set>
+
+#include "config/config_keys.h"
+
+namespace portway {
+namespace {
+
+Config parsed(std::string_view text, std::span<const Override> overrides = {}) {
+  auto config = parse_config(text, "portway.toml", overrides);
+  EXPECT_TRUE(config) << config.error().detail;
+  return config ? *config : Config{};
+}
+
+/// The detail of the error that `text` makes; also checks the code and the field.
+std::string refusal(std::string_view text, std::string_view field, std::span<const Override> overrides = {}) {
+  const auto config = parse_config(text, "portway.toml", overrides);
+  if (config) return "it was accepted";
+  EXPECT_EQ(config.error().code, ErrorCode::kInvalidConfig);
+  EXPECT_EQ(config.error().field, field);
+  return config.error().detail;
+}
+
+std::string read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+TEST(Config, AnEmptyFileMeansTheDefaults) {
+  const Config config = parsed("");
+  char name[256] = {};
+  ASSERT_EQ(gethostname(name, sizeof name - 1), 0);
+  EXPECT_EQ(config.node.public_hostname, name);
+  EXPECT_EQ(to_string(config.api.listen), "127.0.0.1:8080");
+  EXPECT_EQ(config.api.rate_limit_per_second, 50U);
+  EXPECT_EQ(config.api.body_max_bytes, 65536U);
+  EXPECT_FALSE(config.metrics.listen);
+  EXPECT_EQ(config.ports.range, (PortRange{20000, 32767}));
+  EXPECT_TRUE(config.guests.networks.empty());
+  EXPECT_EQ(config.profiles.at("default").max_forwarded_ports, 5U);
+  EXPECT_EQ(config.store.path, "/var/lib/portway/portway.db");
+  EXPECT_EQ(config.proxy.connections_max, 65536U);
+}
+
+TEST(Config, EveryKeyCanBeSet) {
+  const Config config = parsed(R"(
+    [node]
+    public_hostname = "compute-1.example.com"
+    public_addresses = ["203.0.113.7", "2001:db8::7"]
+    [api]
+    listen = "[::1]:9000"
+    admin_key_file = "/run/portway/key"
+    rate_limit_per_second = 7
+    body_max_bytes = 2048
+    [metrics]
+    listen = "127.0.0.1:9100"
+    [ports]
+    range = "30000-30999"
+    [guests]
+    networks = ["198.18.0.0/15", "fd00::/8"]
+    [profiles.default]
+    max_forwarded_ports = 10
+    [profiles.large]
+    max_forwarded_ports = 100
+    [profiles.like_default]
+    [store]
+    path = "/tmp/p.db"
+    [proxy]
+    workers = 2
+    io_backend = "epoll"
+    source_mode = "plain"
+    connections_max = 100
+    connect_timeout_ms = 250
+    half_close_timeout_s = 60
+    keepalive_s = 0
+    idle_timeout_s = 600
+    drain_timeout_s = 5
+    pipes_max = 64
+  )");
+  EXPECT_EQ(config.node.public_hostname, "compute-1.example.com");
+  ASSERT_EQ(config.node.public_addresses.size(), 2U);
+  EXPECT_EQ(config.node.public_addresses[1].to_string(), "2001:db8::7");
+  EXPECT_EQ(to_string(config.api.listen), "[::1]:9000");
+  EXPECT_EQ(config.api.admin_key_file, "/run/portway/key");
+  EXPECT_EQ(config.api.rate_limit_per_second, 7U);
+  EXPECT_EQ(config.api.body_max_bytes, 2048U);
+  ASSERT_TRUE(config.metrics.listen);
+  EXPECT_EQ(to_string(*config.metrics.listen), "127.0.0.1:9100");
+  EXPECT_EQ(config.ports.range, (PortRange{30000, 30999}));
+  ASSERT_EQ(config.guests.networks.size(), 2U);
+  EXPECT_EQ(config.guests.networks[0].to_string(), "198.18.0.0/15");
+  ASSERT_EQ(config.profiles.size(), 3U);
+  EXPECT_EQ(config.profiles.at("default").max_forwarded_ports, 10U);
+  EXPECT_EQ(config.profiles.at("large").max_forwarded_ports, 100U);
+  EXPECT_EQ(config.profiles.at("like_default").max_forwarded_ports, 5U);
+  EXPECT_EQ(config.store.path, "/tmp/p.db");
+  EXPECT_EQ(config.proxy.workers, 2U);
+  EXPECT_EQ(config.proxy.io_backend, IoBackend::kEpoll);
+  EXPECT_EQ(config.proxy.source_mode, SourceMode::kPlain);
+  EXPECT_EQ(config.proxy.connections_max, 100U);
+  EXPECT_EQ(config.proxy.connect_timeout_ms, 250U);
+  EXPECT_EQ(config.proxy.half_close_timeout_s, 60U);
+  EXPECT_EQ(config.proxy.keepalive_s, 0U);
+  EXPECT_EQ(config.proxy.idle_timeout_s, 600U);
+  EXPECT_EQ(config.proxy.drain_timeout_s, 5U);
+  EXPECT_EQ(config.proxy.pipes_max, 64U);
+}
+
+TEST(Config, TheReferenceFileMentionsEveryKeyAndMeansTheDefaults) {
+  const std::string reference = config_reference();
+  for (const ConfigKey& key : config_keys()) {
+    const std::string name = default_name(key);
+    EXPECT_NE(reference.find("\n" + name.substr(name.rfind('.') + 1) + " = "), std::string::npos) << name;
+  }
+  EXPECT_EQ(parsed(reference), parsed(""));
+  if (std::getenv("PORTWAY_UPDATE_REFERENCE") != nullptr) std::ofstream(PORTWAY_REFERENCE) << reference;
+  EXPECT_EQ(read_file(PORTWAY_REFERENCE), reference) << "config/portway.toml is made from the table of keys: "
+                                                        "run this test with PORTWAY_UPDATE_REFERENCE=1 set";
+}
+
+TEST(Config, AnUnknownKeyIsRefusedWithItsPlaceAndTheClosestKnownOne) {
+  EXPECT_EQ(refusal("[api]\n\nlissten = \"127.0.0.1:80\"\n", "api.lissten"),
+            "portway.toml:3: unknown key \"api.lissten\"; did you mean api.listen?");
+  EXPECT_EQ(refusal("[metric]\nlisten = \"\"\n", "metric"),
+            "portway.toml:1: unknown table \"metric\"; did you mean metrics?");
+  EXPECT_EQ(refusal("max_forwarded_ports = 3\n", "max_forwarded_ports"),
+            "portway.toml:1: unknown key \"max_forwarded_ports\"; did you mean "
+            "profiles.default.max_forwarded_ports?");
+  EXPECT_EQ(refusal("[profiles.small]\nmax_forwarded_port = 3\n", "profiles.small.max_forwarded_port"),
+            "portway.toml:2: unknown key \"profiles.small.max_forwarded_port\"; did you mean "
+            "profiles.small.max_forwarded_ports?");
+}
+
+TEST(Config, AKeyLikeNoOtherIsAnsweredWithTheKeysThereAre) {
+  EXPECT_EQ(refusal("[api]\ntls_certificate = \"x\"\n", "api.tls_certificate"),
+            "portway.toml:2: unknown key \"api.tls_certificate\"; the keys of [api] are admin_key_file, "
+            "body_max_bytes, "
+            "listen, rate_limit_per_second");
+  EXPECT_EQ(refusal("[database]\nurl = 1\n", "database"),
+            "portway.toml:1: unknown table \"database\"; the tables are api, guests, metrics, node, ports, "
+            "profiles.default, proxy, store");
+}
+
+TEST(Config, AWrongTypeIsRefusedWithAnExample) {
+  EXPECT_EQ(refusal("[api]\nbody_max_bytes = \"64k\"\n", "api.body_max_bytes"),
+            "portway.toml:2: api.body_max_bytes: must be an integer like 65536, not a string");
+  EXPECT_EQ(refusal("api.listen = 8080\n", "api.listen"),
+            "portway.toml:1: api.listen: must be a string like \"127.0.0.1:8080\", not an integer");
+  EXPECT_EQ(
+      refusal("node.public_addresses = \"0.0.0.0\"\n", "node.public_addresses"),
+      "portway.toml:1: node.public_addresses: must be a list of strings like [\"0.0.0.0\"], not a string");
+  EXPECT_EQ(refusal("node.public_addresses = [1]\n", "node.public_addresses"),
+            "portway.toml:1: node.public_addresses: must be a list of strings like [\"0.0.0.0\"], not a list "
+            "of other things");
+  EXPECT_EQ(refusal("proxy = 3\n", "proxy"),
+            "portway.toml:1: proxy: is a table; write [proxy] and its keys below");
+  for (const char* text : {"proxy.workers = 1.5", "proxy.workers = true", "proxy.workers = 2026-01-01",
+                           "[[proxy]]", "[proxy.workers]", "profiles.default = 5", "[[profiles.default]]"}) {
+    EXPECT_FALSE(parse_config(text, "portway.toml")) << text;
+  }
+}
+
+TEST(Config, ValuesOutsideTheirRangeAreRefused) {
+  EXPECT_EQ(refusal("[proxy]\nworkers = 65\n", "proxy.workers"),
+            "portway.toml:2: proxy.workers: 65 is out of range; it must be 0 to 64");
+  for (const char* text : {
+           "proxy.workers = -1",
+           "proxy.connections_max = 0",
+           "proxy.connect_timeout_ms = 0",
+           "proxy.keepalive_s = 32768",
+           "proxy.pipes_max = 0",
+           "proxy.idle_timeout_s = 9223372036854775807",
+           "api.body_max_bytes = 1023",
+           "profiles.default.max_forwarded_ports = 65536",
+           "proxy.io_backend = \"kqueue\"",
+           "ports.range = \"1000-2000\"",
+           "ports.range = \"30000-20000\"",
+           "ports.range = \"\"",
+           "node.public_addresses = []",
+           "node.public_addresses = [\"224.0.0.1\"]",
+           "node.public_addresses = [\"eth0\"]",
+           "node.public_addresses = [\"203.0.113.7\", \"203.0.113.7\"]",
+           "node.public_hostname = \"a b\"",
+           "node.public_hostname = \"http://a\"",
+           "api.listen = \"localhost:8080\"",
+           "api.listen = \"\"",
+           "api.admin_key_file = \"\"",
+           "store.path = \"\"",
+           "store.path = \"a\\u0000b\"",
+           "guests.networks = [\"198.18.0.1/15\"]",
+           "guests.networks = [\"\"]",
+       }) {
+    EXPECT_FALSE(parse_config(text, "portway.toml")) << text;
+  }
+}
+
+TEST(Config, WhatThisVersionCannotDoIsRefusedAndNotIgnored) {
+  EXPECT_EQ(refusal("api.listen = \"unix:/run/portway/api.sock\"\n", "api.listen"),
+            "portway.toml:1: api.listen: \"unix:/run/portway/api.sock\" is a Unix socket, which this version "
+            "cannot listen on; "
+            "use ip:port, e.g. 127.0.0.1:8080");
+  EXPECT_EQ(refusal("proxy.source_mode = \"transparent\"\n", "proxy.source_mode"),
+            "portway.toml:1: proxy.source_mode: \"transparent\" is not supported by this version; use "
+            "\"plain\", or leave the "
+            "key out");
+}
+
+TEST(Config, KeysThatContradictEachOtherAreRefused) {
+  EXPECT_EQ(refusal("metrics.listen = \"127.0.0.1:8080\"\n", "metrics.listen"),
+            "portway.toml:1: metrics.listen: 127.0.0.1:8080 is where the API listens; give it another port, "
+            "or leave it empty "
+            "to have /metrics on the API's listener");
+  EXPECT_TRUE(refusal("node.public_addresses = [\"203.0.113.7\", \"0.0.0.0\"]\n", "node.public_addresses")
+                  .starts_with("portway.toml:1: node.public_addresses: 0.0.0.0 covers the other addresses"));
+  parsed("node.public_addresses = [\"203.0.113.7\", \"::\"]\n");
+  parsed("api.listen = \"127.0.0.1:0\"\nmetrics.listen = \"127.0.0.1:0\"\n");
+}
+
+TEST(Config, WhatIsNotTomlIsRefusedWithItsPlace) {
+  EXPECT_TRUE(refusal("[api]\nlisten = 127.0.0.1:8080\n", "").starts_with("portway.toml:2: not TOML: "));
+  for (const std::string_view text :
+       {std::string_view("["), std::string_view("[api]\n[api]\n"), std::string_view("a = \"\xff\""),
+        std::string_view("a = 'x'\na = 'y'"), std::string_view("\0\0\0", 3)}) {
+    EXPECT_FALSE(parse_config(text, "portway.toml"));
+  }
+}
+
+TEST(Config, AQuotedKeyIsNoPath) {
+  EXPECT_FALSE(parse_config("\"api.listen\" = \"127.0.0.1:1\"\n", "portway.toml"));
+  EXPECT_FALSE(parse_config("[profiles]\n\"a.b\" = { max_forwarded_ports = 3 }\n", "portway.toml"));
+  EXPECT_FALSE(parse_config("[profiles.\"\"]\n", "portway.toml"));
+}
+
+TEST(ConfigOverrides, TheEnvironmentBeatsTheFileAndAFlagBeatsTheEnvironment) {
+  const char* const environment[] = {"HOME=/root",
+                                     "PORTWAY_API_LISTEN=127.0.0.1:2",
+                                     "PORTWAY_PROXY_WORKERS=3",
+                                     "PORTWAY_GUESTS_NETWORKS=198.18.0.0/15, fd00::/8",
+                                     "PORTWAY_PROFILES_DEFAULT_MAX_FORWARDED_PORTS=9",
+                                     nullptr};
+  auto overrides = environment_overrides(environment);
+  overrides.push_back(*parse_override("api.listen=127.0.0.1:3"));
+  overrides.push_back(*parse_override("profiles.small.max_forwarded_ports=2"));
+  const Config config =
+      parsed("[api]\nlisten = \"127.0.0.1:1\"\nbody_max_bytes = 2048\n[proxy]\nworkers = 1\n", overrides);
+  EXPECT_EQ(to_string(config.api.listen), "127.0.0.1:3");
+  EXPECT_EQ(config.api.body_max_bytes, 2048U);
+  EXPECT_EQ(config.proxy.workers, 3U);
+  ASSERT_EQ(config.guests.networks.size(), 2U);
+  EXPECT_EQ(config.guests.networks[1].to_string(), "fd00::/8");
+  EXPECT_EQ(config.profiles.at("default").max_forwarded_ports, 9U);
+  EXPECT_EQ(config.profiles.at("small").max_forwarded_ports, 2U);
+}
+
+TEST(ConfigOverrides, AnEmptyValueIsAnEmptyStringOrList) {
+  const char* const environment[] = {"PORTWAY_METRICS_LISTEN=", "PORTWAY_GUESTS_NETWORKS=", nullptr};
+  const Config config = parsed("metrics.listen = \"127.0.0.1:1\"\nguests.networks = [\"fd00::/8\"]\n",
+                               environment_overrides(environment));
+  EXPECT_FALSE(config.metrics.listen);
+  EXPECT_TRUE(config.guests.networks.empty());
+}
+
+TEST(ConfigOverrides, EveryKeyHasAVariableOfItsOwn) {
+  std::set<std::string> names;
+  for (const ConfigKey& key : config_keys()) {
+    EXPECT_TRUE(names.insert(environment_name(key)).second);
+    const std::string entry = environment_name(key) + "=x";
+    const char* const environment[] = {entry.c_str(), nullptr};
+    const auto overrides = environment_overrides(environment);
+    ASSERT_EQ(overrides.size(), 1U) << entry;
+    EXPECT_EQ(find_config_key(overrides[0].key), &key) << overrides[0].key;
+  }
+}
+
+TEST(ConfigOverrides, ErrorsNameWhereTheValueCameFrom) {
+  const char* const environment[] = {"PORTWAY_PROXY_WORKERS=many", nullptr};
+  EXPECT_EQ(
+      refusal("", "proxy.workers", environment_overrides(environment)),
+      "environment variable PORTWAY_PROXY_WORKERS: proxy.workers: must be an integer like 0, not \"many\"");
+  const Override flag = *parse_override("proxy.worker=1");
+  EXPECT_EQ(refusal("", "proxy.worker", {&flag, 1}),
+            "--set: unknown key \"proxy.worker\"; did you mean proxy.workers?");
+}
+
+TEST(ConfigOverrides, AVariableThatIsNearlyRightIsRefusedAndOthersAreNotOurs) {
+  const char* const near[] = {"PORTWAY_API_LISTEM=127.0.0.1:1", nullptr};
+  EXPECT_EQ(refusal("", "api_listem", environment_overrides(near)),
+            "environment variable PORTWAY_API_LISTEM: unknown key \"api_listem\"; did you mean api.listen?");
+  const char* const others[] = {"PORTWAY_SERVICE_HOST=10.0.0.1",
+                                "PORTWAY_PORT=tcp://10.0.0.1:80",
+                                "PORTWAY_API_KEY=x",
+                                "PORTWAY_PORT_8080_TCP_ADDR=10.0.0.1",
+                                "PORTWAY_=",
+                                "PORTWAY_API_LISTEN",
+                                nullptr};
+  EXPECT_TRUE(environment_overrides(others).empty());
+}
+
+TEST(ConfigOverrides, AnAssignmentHasAKeyAndAValue) {
+  const auto over = parse_override("node.public_hostname=a=b");
+  ASSERT_TRUE(over);
+  EXPECT_EQ(over->key, "node.public_hostname");
+  EXPECT_EQ(over->value, "a=b");
+  EXPECT_FALSE(parse_override("api.listen"));
+  EXPECT_FALSE(parse_override("=x"));
+  for (const char* text :
+       {"profiles.a b.max_forwarded_ports=1", "profiles.*.max_forwarded_ports=1", "profiles=1",
+        "proxy.workers=", "proxy.workers= 1", "proxy.workers=1x", "guests.networks=fd00::/8,"}) {
+    const Override odd = *parse_override(text);
+    EXPECT_FALSE(parse_config("", "portway.toml", {&odd, 1})) << text;
+  }
+}
+
+class ConfigFile : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = testing::TempDir() + "portway-config-XXXXXX";
+    ASSERT_NE(mkdtemp(name.data()), nullptr);
+    directory_ = name;
+  }
+  void TearDown() override { std::filesystem::remove_all(directory_); }
+
+  std::string write(const std::string& text) const {
+    const std::string path = directory_ / "portway.toml";
+    std::ofstream(path) << text;
+    return path;
+  }
+
+  std::filesystem::path directory_;
+};
+
+TEST_F(ConfigFile, IsReadAndNamedInErrors) {
+  EXPECT_EQ(load_config(write("[proxy]\nworkers = 4\n"))->proxy.workers, 4U);
+  const std::string path = write("[proxy]\nworkers = 400\n");
+  EXPECT_TRUE(load_config(path).error().detail.starts_with(path + ":2: proxy.workers: "));
+}
+
+TEST_F(ConfigFile, ThatCannotBeReadIsRefusedWithTheReason) {
+  const std::string missing = directory_ / "missing.toml";
+  EXPECT_EQ(load_config(missing).error().detail,
+            missing + ": cannot be read: No such file or directory; name a readable file with --config");
+  EXPECT_EQ(load_config(directory_).error().detail,
+            directory_.string() + ": cannot be read: Is a directory; name a readable file with --config");
+}
+
+TEST_F(ConfigFile, ThatIsHugeIsRefused) {
+  const auto config = load_config(write(std::string((1 << 20) + 1, '\n')));
+  ASSERT_FALSE(config);
+  EXPECT_NE(config.error().detail.find("larger than 1 MiB"), std::string::npos);
+  EXPECT_TRUE(load_config(write(std::string(1 << 20, '\n'))));
+}
+
+TEST(ConfigWarnings, AreAboutWhatIsProbablyNotMeant) {
+  EXPECT_TRUE(config_warnings(parsed("guests.networks = [\"198.18.0.0/15\"]")).empty());
+  const auto warnings =
+      config_warnings(parsed("api.listen = \"0.0.0.0:20001\"\nmetrics.listen = \"127.0.0.1:20002\"\n"));
+  ASSERT_EQ(warnings.size(), 4U);
+  EXPECT_TRUE(warnings[0].starts_with("guests.networks is empty"));
+  EXPECT_TRUE(warnings[1].starts_with("api.listen 0.0.0.0:20001 is not on loopback"));
+  EXPECT_TRUE(warnings[2].starts_with("api.listen 0.0.0.0:20001 lies in ports.range"));
+  EXPECT_TRUE(warnings[3].starts_with("metrics.listen 127.0.0.1:20002 lies in ports.range"));
+}
+
+TEST(EditDistance, CountsInsertionsDeletionsAndReplacements) {
+  EXPECT_EQ(edit_distance("", ""), 0U);
+  EXPECT_EQ(edit_distance("listen", "listen"), 0U);
+  EXPECT_EQ(edit_distance("listen", "lissten"), 1U);
+  EXPECT_EQ(edit_distance("kitten", "sitting"), 3U);
+  EXPECT_EQ(edit_distance("", "abc"), 3U);
+  EXPECT_EQ(edit_distance(std::string(100'000, 'a'), "a"), 100'000U);
+}
+
+}  // namespace
+}  // namespace portway

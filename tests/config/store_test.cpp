@@ -1,0 +1,568 @@
+// The store against real files: what it acknowledged must be there after a restart and after kill -9, what it
+// refused must not.
+
+#include "config/store.h"
+
+#include <SQLiteCpp/Database.h>
+#include <SQLiteCpp/Exception.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sched.h>
+#include <sys/fsuid.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "tests/support/requirements.h"
+
+namespace portway {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::SizeIs;
+
+Instance make_instance(const std::string& id) {
+  Instance instance;
+  instance.id = id;
+  instance.guest_address = *parse_address("198.18.0.2");
+  instance.tap = "tap0";
+  instance.owner = "acme";
+  instance.session_id = make_uuid();
+  instance.created_at = now();
+  return instance;
+}
+
+Forward make_forward(const Instance& instance, std::uint16_t host_port) {
+  Forward forward;
+  forward.id = make_uuid();
+  forward.instance_id = instance.id;
+  forward.session_id = instance.session_id;
+  forward.guest_port = 3000;
+  forward.host_port = host_port;
+  forward.created_at = now();
+  return forward;
+}
+
+ApiKey make_key(Role role, std::uint8_t first_byte) {
+  ApiKey key;
+  key.id = make_uuid();
+  key.role = role;
+  key.owner = "acme";
+  key.secret_sha256 = {first_byte, 0, 0xff};
+  key.created_at = now();
+  return key;
+}
+
+void expect_equal(const Instance& a, const Instance& b) {
+  EXPECT_EQ(a.id, b.id);
+  EXPECT_EQ(a.guest_address, b.guest_address);
+  EXPECT_EQ(a.tap, b.tap);
+  EXPECT_EQ(a.owner, b.owner);
+  EXPECT_EQ(a.profile, b.profile);
+  EXPECT_EQ(a.vmm_pid, b.vmm_pid);
+  EXPECT_EQ(a.session_id, b.session_id);
+  EXPECT_EQ(a.state, b.state);
+  EXPECT_EQ(a.created_at, b.created_at);
+}
+
+void expect_equal(const Forward& a, const Forward& b) {
+  EXPECT_EQ(a.id, b.id);
+  EXPECT_EQ(a.instance_id, b.instance_id);
+  EXPECT_EQ(a.session_id, b.session_id);
+  EXPECT_EQ(a.guest_port, b.guest_port);
+  EXPECT_EQ(a.host_port, b.host_port);
+  EXPECT_EQ(a.protocol, b.protocol);
+  EXPECT_EQ(a.label, b.label);
+  EXPECT_EQ(a.created_at, b.created_at);
+}
+
+/// A limit of this process that writes meet like a disk that breaks: EFBIG, which SQLite reports as an I/O
+/// error.
+class FileSizeLimit {
+ public:
+  explicit FileSizeLimit(rlim_t bytes) {
+    getrlimit(RLIMIT_FSIZE, &before_);
+    const rlimit limit{.rlim_cur = bytes, .rlim_max = before_.rlim_max};
+    handler_before_ = std::signal(SIGXFSZ, SIG_IGN);
+    setrlimit(RLIMIT_FSIZE, &limit);
+  }
+  FileSizeLimit(const FileSizeLimit&) = delete;
+  FileSizeLimit& operator=(const FileSizeLimit&) = delete;
+  ~FileSizeLimit() {
+    setrlimit(RLIMIT_FSIZE, &before_);
+    std::signal(SIGXFSZ, handler_before_);
+  }
+
+ private:
+  rlimit before_{};
+  void (*handler_before_)(int) = nullptr;
+};
+
+class StoreTest : public testing::Test {
+ protected:
+  StoreTest() {
+    std::string name = (fs::temp_directory_path() / "portway_store_XXXXXX").string();
+    EXPECT_NE(mkdtemp(name.data()), nullptr);
+    directory_ = name;
+  }
+  ~StoreTest() override { fs::remove_all(directory_); }
+
+  std::string path() const { return directory_ / "portway.db"; }
+  Result<std::unique_ptr<Store>> open() const { return Store::open(path()); }
+  std::unique_ptr<Store> open_store() const { return open().value(); }
+
+  /// What an administrator does with a sqlite3 shell.
+  void edit(const std::string& sql) const {
+    SQLite::Database(path(), SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE).exec(sql);
+  }
+
+  fs::path directory_;
+};
+
+mode_t mode_of(const fs::path& path) {
+  struct stat status {};
+  EXPECT_EQ(::stat(path.c_str(), &status), 0) << path;
+  return status.st_mode & 0777;
+}
+
+std::vector<std::uint16_t> host_ports(Store& store) {
+  std::vector<std::uint16_t> ports;
+  for (const Forward& forward : store.load_forwards().value()) ports.push_back(forward.host_port);
+  return ports;
+}
+
+void expect_unavailable(const Result<void>& result, const std::string& path, const std::string& remedy) {
+  ASSERT_FALSE(result);
+  EXPECT_EQ(result.error().code, ErrorCode::kStoreUnavailable);
+  EXPECT_THAT(result.error().detail, AllOf(HasSubstr(path), HasSubstr(remedy)));
+}
+
+template <class T>
+void expect_unavailable(const Result<T>& result, const std::string& path, const std::string& remedy) {
+  ASSERT_FALSE(result);
+  expect_unavailable(Result<void>(result.error()), path, remedy);
+}
+
+TEST_F(StoreTest, GivesBackEveryFieldAfterARestart) {
+  Instance full = make_instance("vm-1.example_A");
+  full.guest_address = *parse_address("fd00::2");
+  full.tap = "tap_with.a-name";
+  full.profile = "large";
+  full.vmm_pid = 4'194'304;
+  Instance stopped = make_instance("vm-2");
+  stopped.state = InstanceState::kStopped;
+  Forward forward = make_forward(full, 65535);
+  forward.guest_port = 1;
+  forward.label = "grüße ' \"; DROP TABLE forwards; --";
+  const ApiKey key = make_key(Role::kAdmin, 1);
+  {
+    const auto store = open_store();
+    EXPECT_TRUE(store->put_instance(full));
+    EXPECT_TRUE(store->put_instance(stopped));
+    EXPECT_TRUE(store->add_forward(forward));
+    EXPECT_TRUE(store->add_api_key(key));
+  }
+  const auto store = open_store();
+  const auto instances = store->load_instances().value();
+  ASSERT_THAT(instances, SizeIs(2));
+  expect_equal(instances[0], full);
+  expect_equal(instances[1], stopped);
+  const auto forwards = store->load_forwards().value();
+  ASSERT_THAT(forwards, SizeIs(1));
+  expect_equal(forwards[0], forward);
+  EXPECT_THAT(store->load_api_keys().value(), ElementsAre(key));
+}
+
+TEST_F(StoreTest, LoadsInOrderOfIds) {
+  const auto store = open_store();
+  for (const char* id : {"vm-c", "vm-a", "vm-b"}) EXPECT_TRUE(store->put_instance(make_instance(id)));
+  const auto instances = store->load_instances().value();
+  ASSERT_THAT(instances, SizeIs(3));
+  EXPECT_EQ(instances[0].id, "vm-a");
+  EXPECT_EQ(instances[2].id, "vm-c");
+
+  std::vector<Forward> forwards;
+  for (const std::uint16_t port : std::array<std::uint16_t, 3>{20003, 20001, 20002}) {
+    forwards.push_back(make_forward(instances[0], port));
+  }
+  EXPECT_TRUE(store->add_forward(forwards[2]));
+  EXPECT_TRUE(store->add_forward(forwards[0]));
+  EXPECT_TRUE(store->add_forward(forwards[1]));
+  EXPECT_THAT(host_ports(*store), ElementsAre(20003, 20001, 20002));
+}
+
+TEST_F(StoreTest, ReplacesAnInstanceAndKeepsItsForwards) {
+  const auto store = open_store();
+  Instance instance = make_instance("vm-1");
+  EXPECT_TRUE(store->put_instance(instance));
+  EXPECT_TRUE(store->add_forward(make_forward(instance, 20000)));
+  instance.owner = "other";
+  instance.vmm_pid = 77;
+  EXPECT_TRUE(store->put_instance(instance));
+  const auto instances = store->load_instances().value();
+  ASSERT_THAT(instances, SizeIs(1));
+  expect_equal(instances[0], instance);
+  EXPECT_THAT(host_ports(*store), ElementsAre(20000));
+}
+
+TEST_F(StoreTest, ANewSessionEndsTheForwardsOfTheOldOneOnly) {
+  const auto store = open_store();
+  Instance instance = make_instance("vm-1");
+  const Instance neighbour = make_instance("vm-2");
+  EXPECT_TRUE(store->start_session(instance));
+  EXPECT_TRUE(store->start_session(neighbour));
+  EXPECT_TRUE(store->add_forward(make_forward(instance, 20000)));
+  EXPECT_TRUE(store->add_forward(make_forward(neighbour, 20001)));
+  EXPECT_TRUE(store->start_session(instance)) << "the same session once more";
+  EXPECT_THAT(host_ports(*store), ElementsAre(20000, 20001));
+
+  instance.session_id = make_uuid();
+  EXPECT_TRUE(store->start_session(instance));
+  EXPECT_THAT(host_ports(*store), ElementsAre(20001));
+  EXPECT_EQ(store->load_instances().value()[0].session_id, instance.session_id);
+}
+
+TEST_F(StoreTest, AnEndedSessionLeavesAStoppedInstanceWithoutForwards) {
+  const auto store = open_store();
+  Instance instance = make_instance("vm-1");
+  EXPECT_TRUE(store->start_session(instance));
+  EXPECT_TRUE(store->add_forward(make_forward(instance, 20000)));
+  instance.state = InstanceState::kStopped;
+  EXPECT_TRUE(store->end_session(instance));
+  EXPECT_THAT(host_ports(*store), IsEmpty());
+  EXPECT_EQ(store->load_instances().value()[0].state, InstanceState::kStopped);
+}
+
+TEST_F(StoreTest, DeletesAnInstanceWithItsForwards) {
+  const auto store = open_store();
+  const Instance instance = make_instance("vm-1");
+  const Instance neighbour = make_instance("vm-2");
+  EXPECT_TRUE(store->put_instance(instance));
+  EXPECT_TRUE(store->put_instance(neighbour));
+  EXPECT_TRUE(store->add_forward(make_forward(instance, 20000)));
+  EXPECT_TRUE(store->add_forward(make_forward(neighbour, 20001)));
+  EXPECT_TRUE(store->delete_instance("vm-1"));
+  EXPECT_THAT(host_ports(*store), ElementsAre(20001));
+  EXPECT_THAT(store->load_instances().value(), SizeIs(1));
+  EXPECT_TRUE(store->delete_instance("vm-1")) << "again";
+}
+
+TEST_F(StoreTest, WhatWasDeletedDoesNotComeBackAfterARestart) {
+  const Instance instance = make_instance("vm-1");
+  const Forward forward = make_forward(instance, 20000);
+  const ApiKey key = make_key(Role::kTenant, 1);
+  {
+    const auto store = open_store();
+    EXPECT_TRUE(store->put_instance(instance));
+    EXPECT_TRUE(store->add_forward(forward));
+    EXPECT_TRUE(store->add_api_key(key));
+    EXPECT_TRUE(store->delete_forward(forward.id));
+    EXPECT_TRUE(store->delete_api_key(key.id));
+    EXPECT_TRUE(store->delete_forward(forward.id)) << "again";
+    EXPECT_TRUE(store->delete_api_key(key.id)) << "again";
+  }
+  const auto store = open_store();
+  EXPECT_THAT(host_ports(*store), IsEmpty());
+  EXPECT_THAT(store->load_api_keys().value(), IsEmpty());
+}
+
+TEST_F(StoreTest, UpdatesALabelAndNothingElse) {
+  const auto store = open_store();
+  const Instance instance = make_instance("vm-1");
+  const Forward forward = make_forward(instance, 20000);
+  EXPECT_TRUE(store->put_instance(instance));
+  EXPECT_TRUE(store->add_forward(forward));
+  Forward changed = forward;
+  changed.label = "web";
+  changed.host_port = 20001;
+  EXPECT_TRUE(store->update_forward(changed));
+  Forward expected = forward;
+  expected.label = "web";
+  expect_equal(store->load_forwards().value().at(0), expected);
+
+  const auto unknown = store->update_forward(make_forward(instance, 20002));
+  ASSERT_FALSE(unknown);
+  EXPECT_EQ(unknown.error().code, ErrorCode::kNotFound);
+}
+
+TEST_F(StoreTest, AddsAllForwardsOrNone) {
+  const auto store = open_store();
+  const Instance instance = make_instance("vm-1");
+  EXPECT_TRUE(store->put_instance(instance));
+  EXPECT_TRUE(store->add_forward(make_forward(instance, 20001)));
+  const auto taken = store->add_forwards(std::array{
+      make_forward(instance, 20000), make_forward(instance, 20001), make_forward(instance, 20002)});
+  ASSERT_FALSE(taken);
+  EXPECT_EQ(taken.error().code, ErrorCode::kInternal);
+  EXPECT_THAT(taken.error().detail, HasSubstr("forwards.host_port"));
+  EXPECT_THAT(host_ports(*store), ElementsAre(20001));
+
+  EXPECT_TRUE(store->add_forwards(std::array{make_forward(instance, 20000), make_forward(instance, 20002)}));
+  EXPECT_THAT(host_ports(*store), ElementsAre(20001, 20000, 20002));
+}
+
+TEST_F(StoreTest, RefusesAForwardOfAnUnknownInstance) {
+  const auto store = open_store();
+  const auto orphan = store->add_forward(make_forward(make_instance("vm-1"), 20000));
+  ASSERT_FALSE(orphan);
+  EXPECT_EQ(orphan.error().code, ErrorCode::kInternal);
+  EXPECT_THAT(host_ports(*store), IsEmpty());
+}
+
+TEST_F(StoreTest, RefusesTheSameSecretTwice) {
+  const auto store = open_store();
+  EXPECT_TRUE(store->add_api_key(make_key(Role::kAdmin, 1)));
+  EXPECT_FALSE(store->add_api_key(make_key(Role::kTenant, 1)));
+  EXPECT_TRUE(store->add_api_key(make_key(Role::kTenant, 2)));
+  EXPECT_THAT(store->load_api_keys().value(), SizeIs(2));
+}
+
+TEST_F(StoreTest, KeepsItsFilesToItself) {
+  const fs::path directory = directory_ / "var" / "lib";
+  const auto opened = Store::open(directory / "portway.db");
+  ASSERT_TRUE(opened);
+  EXPECT_EQ(mode_of(directory_ / "var"), 0700);
+  EXPECT_EQ(mode_of(directory), 0700);
+  for (const char* file : {"portway.db", "portway.db-wal", "portway.db-shm", "portway.db.lock"}) {
+    EXPECT_EQ(mode_of(directory / file), 0600) << file;
+  }
+}
+
+TEST_F(StoreTest, RefusesAFileThatAnotherStoreHasOpen) {
+  auto store = open_store();
+  expect_unavailable(open(), path(), "another portwayd has it open");
+  fs::create_symlink(path(), directory_ / "alias.db");
+  expect_unavailable(Store::open(directory_ / "alias.db"), path(), "another portwayd has it open");
+
+  EXPECT_TRUE(store->put_instance(make_instance("vm-1"))) << "the first one is not disturbed";
+  store.reset();
+  EXPECT_THAT(open_store()->load_instances().value(), SizeIs(1));
+}
+
+TEST_F(StoreTest, LetsOthersReadMeanwhile) {
+  const auto store = open_store();
+  EXPECT_TRUE(store->put_instance(make_instance("vm-1")));
+  SQLite::Database reader(path(), SQLite::OPEN_READONLY);
+  EXPECT_EQ(reader.execAndGet("SELECT count(*) FROM instances").getInt(), 1);
+}
+
+TEST_F(StoreTest, RefusesADatabaseOfANewerPortway) {
+  open_store();
+  edit("PRAGMA user_version = 4711");
+  expect_unavailable(open(), path(), "newer Portway wrote it (schema 4711");
+}
+
+TEST_F(StoreTest, RefusesTheDatabaseOfAnotherProgramAndLeavesItAlone) {
+  edit("CREATE TABLE bookmarks (url TEXT)");
+  expect_unavailable(open(), path(), "belongs to another program");
+  EXPECT_FALSE(fs::exists(path() + "-wal"));
+}
+
+TEST_F(StoreTest, RefusesAFileThatIsNoDatabase) {
+  std::ofstream(path()) << std::string(8192, 'x');
+  expect_unavailable(open(), path(), "restore it from a backup");
+}
+
+TEST_F(StoreTest, RefusesADirectoryInPlaceOfTheFile) {
+  fs::create_directory(path());
+  expect_unavailable(open(), path(), "Is a directory");
+}
+
+TEST_F(StoreTest, NamesTheRowThatMakesNoSense) {
+  const Instance instance = make_instance("vm-1");
+  const Forward forward = make_forward(instance, 20000);
+  {
+    const auto store = open_store();
+    EXPECT_TRUE(store->put_instance(instance));
+    EXPECT_TRUE(store->add_forward(forward));
+    EXPECT_TRUE(store->add_api_key(make_key(Role::kTenant, 1)));
+  }
+  const std::string id = to_string(forward.id);
+  const auto edited_forward = [&](const std::string& set) {
+    edit(
+        "UPDATE forwards SET host_port = 20000, guest_port = 3000, instance_id = 'vm-1', label = '', "
+        "session_id = id");
+    edit("UPDATE forwards SET " + set);
+    return open_store()->load_forwards();
+  };
+  expect_unavailable(edited_forward("host_port = 65536"), path(),
+                     id + "\" makes no sense: host_port \"65536\"");
+  expect_unavailable(edited_forward("guest_port = 0"), path(), "guest_port \"0\" is not 1 to 65535");
+  expect_unavailable(edited_forward("session_id = 'x'"), path(), "session_id \"x\" is not a UUID");
+  expect_unavailable(edited_forward("label = char(10)"), path(), "label has a control character");
+  expect_unavailable(edited_forward("instance_id = 'vm-2'"), path(), "instance_id \"vm-2\" is no instance");
+  expect_unavailable(edited_forward("id = 'f'"), path(), "the row with id \"f\"");
+
+  const auto edited_instance = [&](const std::string& set) {
+    edit(
+        "UPDATE instances SET guest_address = '198.18.0.2', state = 'running', tap = 'tap0', vmm_pid = NULL");
+    edit("UPDATE instances SET " + set);
+    return open_store()->load_instances();
+  };
+  expect_unavailable(edited_instance("guest_address = 'localhost'"), path(), "\"localhost\" is not an IP");
+  expect_unavailable(edited_instance("state = 'idle'"), path(), "state \"idle\" is neither");
+  expect_unavailable(edited_instance("vmm_pid = -1"), path(), "vmm_pid \"-1\"");
+  expect_unavailable(edited_instance("tap = 'a/b'"), path(), "tap \"a/b\" must be");
+  expect_unavailable(edited_instance("created_at = -1"), path(), "created_at \"-1\"");
+
+  edit("UPDATE api_keys SET role = 'root'");
+  expect_unavailable(open_store()->load_api_keys(), path(), "role \"root\" is neither");
+  edit("UPDATE api_keys SET role = 'admin', secret_sha256 = x'00'");
+  expect_unavailable(open_store()->load_api_keys(), path(), "is not a SHA-256");
+}
+
+TEST_F(StoreTest, RefusesAReadOnlyDirectoryWithTheRemedy) {
+  fs::permissions(directory_, fs::perms::owner_read | fs::perms::owner_exec | fs::perms::others_all);
+  fs::permissions(directory_, fs::perms::others_write, fs::perm_options::remove);
+  // Root may write anywhere, until the kernel takes this thread for nobody when it comes to files.
+  constexpr uid_t kNobody = 65534;
+  const auto before = static_cast<uid_t>(setfsuid(kNobody));
+  const auto refused = open();
+  const auto refused_below = Store::open(directory_ / "deeper" / "portway.db");
+  setfsuid(before);
+  expect_unavailable(refused, path(), "Permission denied");
+  expect_unavailable(refused_below, "deeper", "or set store.path to another place");
+  fs::permissions(directory_, fs::perms::owner_all);
+  EXPECT_TRUE(open());
+}
+
+TEST_F(StoreTest, AFailingDiskChangesNothingAndTheNextCallWorksOnceItIsWell) {
+  const auto store = open_store();
+  const Instance instance = make_instance("vm-1");
+  EXPECT_TRUE(store->put_instance(instance));
+  EXPECT_TRUE(store->add_forward(make_forward(instance, 20000)));
+  // One more page for each try: the write fails at every point where it can, until it goes through.
+  constexpr rlim_t kPage = 4096;
+  int refusals = 0;
+  for (rlim_t limit = fs::file_size(path() + "-wal"); refusals < 100; limit += kPage / 2, ++refusals) {
+    const std::array forwards{make_forward(instance, 20001), make_forward(instance, 20002)};
+    const auto added = [&] {
+      const FileSizeLimit until_end_of_scope(limit);
+      return store->add_forwards(forwards);
+    }();
+    if (added) break;
+    expect_unavailable(added, path(), "look for the disk's errors");
+    EXPECT_THAT(host_ports(*store), SizeIs(1)) << limit;
+  }
+  EXPECT_GT(refusals, 1);
+  EXPECT_LT(refusals, 100);
+  EXPECT_THAT(host_ports(*store), ElementsAre(20000, 20001, 20002));
+}
+
+TEST_F(StoreTest, AFullDiskChangesNothingAndTheNextCallWorksOnceThereIsRoom) {
+  PORTWAY_NEEDS(geteuid() == 0 ? "" : "mounting a small filesystem needs root: run the tests with sudo");
+  ASSERT_EQ(unshare(CLONE_NEWNS), 0);
+  ASSERT_EQ(mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr), 0);
+  ASSERT_EQ(mount("small", directory_.c_str(), "tmpfs", 0, "size=512k"), 0);
+  {
+    const auto store = open_store();
+    const Instance instance = make_instance("vm-1");
+    EXPECT_TRUE(store->put_instance(instance));
+    const fs::path filler = directory_ / "filler";
+    std::ofstream(filler) << std::string(1 << 20, 'x');
+
+    std::size_t added = 0;
+    Result<void> refused;
+    while (
+        (refused = store->add_forward(make_forward(instance, static_cast<std::uint16_t>(20000 + added))))) {
+      ASSERT_LT(++added, 1000U);
+    }
+    expect_unavailable(refused, path(), "free space on its filesystem");
+    EXPECT_THAT(host_ports(*store), SizeIs(added));
+    fs::remove(filler);
+    EXPECT_TRUE(store->add_forward(make_forward(instance, 30000)));
+    EXPECT_THAT(host_ports(*store), SizeIs(added + 1));
+  }
+  EXPECT_EQ(umount(directory_.c_str()), 0);
+}
+
+TEST_F(StoreTest, RefusesChangesWhileAnotherProgramKeepsTheFileLocked) {
+  const auto store = open_store();
+  SQLite::Database shell(path(), SQLite::OPEN_READWRITE);
+  shell.exec("BEGIN IMMEDIATE");
+  expect_unavailable(store->put_instance(make_instance("vm-1")), path(), "another program is writing");
+  shell.exec("ROLLBACK");
+  EXPECT_TRUE(store->put_instance(make_instance("vm-1")));
+}
+
+/// Adds forwards until it is killed, and tells each one that was acknowledged.
+[[noreturn]] void add_forwards_forever(const std::string& path, const Instance& instance, int acknowledge) {
+  auto store = Store::open(path);
+  if (!store || !(*store)->put_instance(instance)) _exit(1);
+  for (std::uint16_t port = 1; port < 65535; ++port) {
+    if (!(*store)->add_forward(make_forward(instance, port))) _exit(2);
+    if (write(acknowledge, &port, sizeof port) != sizeof port) _exit(3);
+  }
+  _exit(4);
+}
+
+TEST_F(StoreTest, WhatWasAcknowledgedSurvivesKillMinusNine) {
+  for (const std::size_t kill_after : {1, 20, 60, 100, 150}) {
+    fs::remove_all(directory_);
+    fs::create_directory(directory_);
+    const Instance instance = make_instance("vm-1");
+    std::array<int, 2> pipe_ends{};
+    ASSERT_EQ(pipe(pipe_ends.data()), 0);
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      close(pipe_ends[0]);
+      add_forwards_forever(path(), instance, pipe_ends[1]);
+    }
+    close(pipe_ends[1]);
+    std::vector<std::uint16_t> acknowledged;
+    std::uint16_t port = 0;
+    while (read(pipe_ends[0], &port, sizeof port) == sizeof port) {
+      acknowledged.push_back(port);
+      if (acknowledged.size() == kill_after) kill(child, SIGKILL);
+    }
+    close(pipe_ends[0]);
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFSIGNALED(status)) << WEXITSTATUS(status);
+
+    const auto store = open_store();
+    const std::vector<std::uint16_t> stored = host_ports(*store);
+    // One more may be there: committed, and killed before it could say so.
+    EXPECT_LE(stored.size(), acknowledged.size() + 1);
+    ASSERT_GE(stored.size(), acknowledged.size());
+    EXPECT_TRUE(std::equal(acknowledged.begin(), acknowledged.end(), stored.begin()));
+    EXPECT_TRUE(store->add_forward(make_forward(instance, 65535)));
+  }
+}
+
+TEST_F(StoreTest, LoadsTenThousandForwards) {
+  constexpr std::uint16_t kForwards = 10'000;
+  const Instance instance = make_instance("vm-1");
+  {
+    const auto store = open_store();
+    EXPECT_TRUE(store->put_instance(instance));
+    std::vector<Forward> forwards;
+    for (std::uint16_t port = 1; port <= kForwards; ++port) forwards.push_back(make_forward(instance, port));
+    EXPECT_TRUE(store->add_forwards(forwards));
+  }
+  const auto started = std::chrono::steady_clock::now();
+  EXPECT_THAT(open_store()->load_forwards().value(), SizeIs(kForwards));
+  const auto took = std::chrono::steady_clock::now() - started;
+  RecordProperty("milliseconds",
+                 std::to_string(std::chrono::duration_cast<std::chrono::milliseconds>(took).count()));
+}
+
+}  // namespace
+}  // namespace portway

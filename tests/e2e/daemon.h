@@ -1,0 +1,68 @@
+// The daemon under test: portwayd in the host's namespace, with a directory of its own that outlives
+// restarts.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "tests/e2e/guest_network.h"
+#include "tests/metrics/text_format.h"
+#include "tests/support/http_client.h"
+#include "tests/support/process.h"
+
+namespace portway::test {
+
+struct DaemonOptions {
+  std::string io_backend = "auto";
+  unsigned connect_timeout_ms = 5000;
+  bool deny_io_uring = false;
+  bool no_capabilities = false;
+  std::uint64_t store_disk_bytes = 0;  // the store's disk is this small; 0: it is not
+};
+
+/// A forward as the API answered it.
+struct CreatedForward {
+  std::string id;
+  std::string instance_id;
+  std::uint16_t host_port = 0;
+};
+
+class Daemon {
+ public:
+  static constexpr const char* kHostname = "compute-1.test";
+
+  /// Starts it and waits until it is ready.
+  Daemon(const GuestNetwork& network, const DaemonOptions& options);
+  ~Daemon();
+
+  Process& process() { return *process_; }
+  /// Where its store is, as this test can reach it.
+  std::filesystem::path store_directory() const;
+
+  /// Ends it with a signal and returns how it ended; it has not when this returns nothing.
+  std::optional<int> stop(int signal);
+  void start();
+
+  /// A request of the API, with the admin key unless another is given.
+  HttpResponse api(const std::string& method, const std::string& target, const std::string& body = "",
+                   const std::string& key = "");
+
+  /// Registers an instance behind the tap, as the node's orchestrator does. Fails the test when refused.
+  void put_instance(const std::string& id, const std::string& guest_address = kGuestAddress);
+  /// Creates a forward as the product's page shows. Fails the test when refused.
+  CreatedForward create_forward(const std::string& instance_id, std::uint16_t guest_port);
+
+  ParsedText metrics();
+  /// Asks /metrics until the series has the value; false when it has not after ten seconds.
+  bool wait_for_metric(const std::string& name, const SampleLabels& labels, double value);
+
+ private:
+  const GuestNetwork& network_;
+  const DaemonOptions options_;
+  std::filesystem::path directory_;
+  std::unique_ptr<Process> process_;
+};
+
+}  // namespace portway::test

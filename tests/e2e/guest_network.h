@@ -1,0 +1,47 @@
+// The machines of the end-to-end tests, in network namespaces:
+//
+//   client 198.18.0.2 --veth-- 198.18.0.1 host 198.19.0.1 --tap0-- 198.19.0.2 guest
+//
+// The guest is another namespace behind a veth end called tap0, or a virtual machine behind a real tap. Both
+// run guest_service. The host has neither forwarding nor netfilter: whatever arrives came through the daemon.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <ostream>
+#include <string>
+
+#include "tests/support/network.h"
+#include "tests/support/process.h"
+
+namespace portway::test {
+
+inline constexpr const char* kHostAddress = "198.18.0.1";
+inline constexpr const char* kGuestAddress = "198.19.0.2";
+inline constexpr const char* kSilentAddress = "198.19.0.77";  // in the guest's network, and nobody's
+inline constexpr const char* kTap = "tap0";
+
+enum class GuestKind { kVeth, kVirtualMachine };
+inline std::ostream& operator<<(std::ostream& out, GuestKind kind) {
+  return out << (kind == GuestKind::kVeth ? "Veth" : "VirtualMachine");
+}
+
+class GuestNetwork {
+ public:
+  /// Returns when the guest's services listen. Throws with what the guest printed when they do not.
+  explicit GuestNetwork(GuestKind kind);
+
+  const NetworkNamespace& host() const { return host_; }
+  const NetworkNamespace& client() const { return client_; }
+
+ private:
+  void start_veth_guest();
+  void start_virtual_machine();
+
+  NetworkNamespace host_;
+  NetworkNamespace client_;
+  std::optional<NetworkNamespace> guest_;
+  std::unique_ptr<Process> guest_process_;
+};
+
+}  // namespace portway::test

@@ -1,0 +1,272 @@
+#include "metrics/exporter.h"
+
+#include <gmock/gmock.h>
+
+#include <memory>
+
+#include "tests/metrics/text_format.h"
+
+namespace portway {
+namespace {
+
+using test::ParsedText;
+using testing::IsEmpty;
+using testing::Optional;
+
+/// A node with forwards, two workers and an API, all of them plain values that a test sets.
+struct Node {
+  std::vector<Forward> forwards;
+  std::vector<ForwardStats> stats;
+  std::array<WorkerCounters, 2> workers;
+  std::string io_backend = "uring";
+  std::string io_backend_reason;
+  PortPool pool;
+  ApiStats api;
+
+  Forward& add_forward(std::uint16_t host_port) {
+    Forward forward;
+    forward.id = make_uuid();
+    forward.instance_id = "vm-1";
+    forward.guest_port = 3000;
+    forward.host_port = host_port;
+    forwards.push_back(forward);
+    stats.push_back({.id = forwards.back().id});
+    return forwards.back();
+  }
+
+  Exporter exporter() {
+    return Exporter({.for_each_forward =
+                         [this](const std::function<void(const Forward&)>& visit) {
+                           for (const Forward& forward : forwards) visit(forward);
+                         },
+                     .forward_stats = [this] { return stats; },
+                     .node_stats =
+                         [this] {
+                           return NodeStats{.io_backend = io_backend,
+                                            .io_backend_reason = io_backend_reason,
+                                            .workers = {&workers[0], &workers[1]}};
+                         },
+                     .port_pool = [this] { return pool; },
+                     .api = &api});
+  }
+
+  ParsedText scrape() {
+    ParsedText parsed = test::parse_text_format(exporter().expose());
+    EXPECT_THAT(parsed.errors, IsEmpty());
+    return parsed;
+  }
+};
+
+TEST(TextFormat, OfTheTestsIsReadStrictly) {
+  const auto errors = [](std::string_view text) { return test::parse_text_format(text).errors; };
+  constexpr std::string_view kHead = "# HELP a_total x\n# TYPE a_total counter\n";
+  EXPECT_THAT(errors(std::string(kHead) + "a_total{l=\"q\\\"\\\\\\n\"} 1e3\n"), IsEmpty());
+  for (const char* bad : {"a_total 1", "a_total x\n", "a_total{l=1} 1\n", "a_total{l=\"\\t\"} 1\n",
+                          "a_total{l=\"x} 1\n", "a_total{l=\"1\",l=\"2\"} 1\n", "a_total 1\na_total 2\n",
+                          "b 1\n", "1a 1\n", "a_total  1\n", "# TYPE b money\n", "# HELP a_total again\n"}) {
+    EXPECT_FALSE(errors(std::string(kHead) + bad).empty()) << bad;
+  }
+  EXPECT_FALSE(errors("# HELP h x\n# TYPE h histogram\nh_bucket{le=\"1\"} 2\nh_bucket{le=\"+Inf\"} 1\nh_sum "
+                      "1\nh_count 1\n")
+                   .empty())
+      << "buckets must ascend";
+}
+
+TEST(Exporter, TellsEveryFamilyWithHelpAndTypeOnANodeThatHasDoneNothing) {
+  Node node;
+  const ParsedText text = node.scrape();
+  for (const char* name : {"portway_forward_connections_active",
+                           "portway_forward_connections_total",
+                           "portway_forward_received_bytes_total",
+                           "portway_forward_sent_bytes_total",
+                           "portway_forward_connect_errors_total",
+                           "portway_forward_info",
+                           "portway_connect_duration_seconds",
+                           "portway_connection_duration_seconds",
+                           "portway_connections_closed_total",
+                           "portway_connections_rejected_total",
+                           "portway_ports_allocated",
+                           "portway_ports_available",
+                           "portway_port_allocation_errors_total",
+                           "portway_bytes_spliced_total",
+                           "portway_bytes_copied_total",
+                           "portway_pipes_in_use",
+                           "portway_pipes_clamped",
+                           "portway_io_backend_info",
+                           "portway_api_requests_total",
+                           "portway_api_request_duration_seconds",
+                           "portway_build_info",
+                           "process_open_fds",
+                           "process_max_fds",
+                           "process_resident_memory_bytes",
+                           "process_cpu_seconds_total",
+                           "process_start_time_seconds"}) {
+    ASSERT_TRUE(text.families.contains(name)) << name;
+    const auto& family = text.families.at(name);
+    EXPECT_FALSE(family.help.empty()) << name;
+    EXPECT_EQ(std::string_view(name).ends_with("_total"), family.type == "counter") << name;
+  }
+}
+
+TEST(Exporter, TellsAForwardsNumbersUnderItsId) {
+  Node node;
+  const std::string id = to_string(node.add_forward(20001).id);
+  node.stats[0] = {.id = node.stats[0].id,
+                   .connections_active = 3,
+                   .connections_accepted = 50,
+                   .connections_established = 40,
+                   .received_bytes = 9'007'199'254'740'991,
+                   .sent_bytes = 123'456'789'012,
+                   .connect_errors = {4, 3, 0, 0, 0, 0},
+                   .rejected = {2, 0, 1}};
+  const ParsedText text = node.scrape();
+  EXPECT_THAT(text.value("portway_forward_connections_active", {{"forward", id}}), Optional(3.0));
+  EXPECT_THAT(text.value("portway_forward_received_bytes_total", {{"forward", id}}),
+              Optional(9007199254740991.0));
+  EXPECT_THAT(text.value("portway_forward_sent_bytes_total", {{"forward", id}}), Optional(123456789012.0));
+  const auto connections = [&](const char* result) {
+    return text.value("portway_forward_connections_total", {{"forward", id}, {"result", result}});
+  };
+  EXPECT_THAT(connections("established"), Optional(40.0));
+  EXPECT_THAT(connections("failed"), Optional(7.0));
+  EXPECT_THAT(connections("rejected"), Optional(3.0));
+  const auto errors = [&](const char* reason) {
+    return text.value("portway_forward_connect_errors_total", {{"forward", id}, {"reason", reason}});
+  };
+  EXPECT_THAT(errors("refused"), Optional(4.0));
+  EXPECT_THAT(errors("timeout"), Optional(3.0));
+  EXPECT_EQ(errors("other"), std::nullopt) << "what never occurred costs no series";
+}
+
+TEST(Exporter, TellsOnceWhatAForwardIs) {
+  Node node;
+  Forward& forward = node.add_forward(20001);
+  forward.label = "a \"quoted\" \\ label \xc3\xa9";
+  const ParsedText text = node.scrape();
+  EXPECT_THAT(text.value("portway_forward_info", {{"forward", to_string(forward.id)},
+                                                  {"label", forward.label},
+                                                  {"instance_id", "vm-1"},
+                                                  {"guest_port", "3000"},
+                                                  {"host_port", "20001"}}),
+              Optional(1.0));
+  EXPECT_EQ(text.series_with("instance_id", "vm-1"), 1);
+}
+
+TEST(Exporter, TellsNothingOfAForwardThatIsGone) {
+  Node node;
+  const std::string gone = to_string(node.add_forward(20001).id);
+  const std::string stays = to_string(node.add_forward(20002).id);
+  EXPECT_GT(node.scrape().series_with("forward", gone), 0);
+  node.forwards.erase(node.forwards.begin());
+  node.stats.erase(node.stats.begin());
+  const ParsedText text = node.scrape();
+  EXPECT_EQ(text.series_with("forward", gone), 0);
+  EXPECT_GT(text.series_with("forward", stays), 0);
+}
+
+TEST(Exporter, KeepsTheNodesCountsWhenAForwardIsGone) {
+  Node node;
+  node.add_forward(20001);
+  node.workers[0].spliced_bytes.add(1000);
+  node.workers[0].rejected[0].add(5);
+  const auto counts = [&] {
+    const ParsedText text = node.scrape();
+    return std::pair(text.value("portway_bytes_spliced_total"),
+                     text.value("portway_connections_rejected_total", {{"reason", "connections_max"}}));
+  };
+  const auto before = counts();
+  EXPECT_EQ(before, std::pair(std::optional(1000.0), std::optional(5.0)));
+  node.forwards.clear();
+  node.stats.clear();
+  EXPECT_EQ(counts(), before);
+}
+
+TEST(Exporter, AddsUpTheWorkers) {
+  Node node;
+  node.workers[0].connections_active.add(2);
+  node.workers[1].connections_active.add(5);
+  node.workers[0].spliced_bytes.add(1'000'000);
+  node.workers[1].spliced_bytes.add(1);
+  node.workers[1].copied_bytes.add(77);
+  node.workers[0].pipes_in_use.add(3);
+  node.workers[1].pipes_clamped.add(4);
+  for (WorkerCounters& worker : node.workers) {
+    worker.closed[static_cast<std::size_t>(CloseSide::kGuest)][static_cast<std::size_t>(CloseHow::kReset)]
+        .add(10);
+  }
+  const ParsedText text = node.scrape();
+  EXPECT_THAT(text.value("portway_connections_active"), Optional(7.0));
+  EXPECT_THAT(text.value("portway_bytes_spliced_total"), Optional(1'000'001.0));
+  EXPECT_THAT(text.value("portway_bytes_copied_total"), Optional(77.0));
+  EXPECT_THAT(text.value("portway_pipes_in_use"), Optional(3.0));
+  EXPECT_THAT(text.value("portway_pipes_clamped"), Optional(4.0));
+  EXPECT_THAT(text.value("portway_connections_closed_total", {{"side", "guest"}, {"how", "reset"}}),
+              Optional(20.0));
+  EXPECT_THAT(text.value("portway_connections_closed_total", {{"side", "client"}, {"how", "reset"}}),
+              Optional(0.0));
+}
+
+TEST(Exporter, AddsUpTheWorkersHistograms) {
+  Node node;
+  node.workers[0].connect_duration.observe_us(90, kConnectBoundsS);
+  node.workers[1].connect_duration.observe_us(100, kConnectBoundsS);
+  node.workers[1].connect_duration.observe_us(2'000'000, kConnectBoundsS);
+  node.workers[1].connect_duration.observe_us(9'000'000, kConnectBoundsS);
+  const ParsedText text = node.scrape();
+  const auto bucket = [&](const char* le) {
+    return text.value("portway_connect_duration_seconds_bucket", {{"le", le}});
+  };
+  EXPECT_THAT(bucket("0.0001"), Optional(2.0));
+  EXPECT_THAT(bucket("1"), Optional(2.0));
+  EXPECT_THAT(bucket("5"), Optional(3.0));
+  EXPECT_THAT(bucket("+Inf"), Optional(4.0));
+  EXPECT_THAT(text.value("portway_connect_duration_seconds_sum"),
+              Optional(testing::DoubleNear(11.00019, 1e-9)));
+  EXPECT_THAT(text.value("portway_connection_duration_seconds_count"), Optional(0.0));
+}
+
+TEST(Exporter, TellsPortsRequestsAndBackEnd) {
+  Node node;
+  node.pool = {.allocated = 12, .available = 88};
+  node.api.count_port_allocation_error(PortAllocationError::kExhausted);
+  node.api.count_request("/instances/{id}/port-forwards", 201, std::chrono::microseconds(700));
+  node.io_backend = "epoll";
+  node.io_backend_reason = "io_uring_setup: EPERM";
+  const ParsedText text = node.scrape();
+  EXPECT_THAT(text.value("portway_ports_allocated"), Optional(12.0));
+  EXPECT_THAT(text.value("portway_ports_available"), Optional(88.0));
+  EXPECT_THAT(text.value("portway_port_allocation_errors_total", {{"reason", "exhausted"}}), Optional(1.0));
+  EXPECT_THAT(text.value("portway_port_allocation_errors_total", {{"reason", "taken"}}), Optional(0.0));
+  EXPECT_THAT(
+      text.value("portway_api_requests_total", {{"route", "/instances/{id}/port-forwards"}, {"code", "201"}}),
+      Optional(1.0));
+  EXPECT_THAT(text.value("portway_api_request_duration_seconds_bucket", {{"le", "0.001"}}), Optional(1.0));
+  EXPECT_THAT(
+      text.value("portway_io_backend_info", {{"backend", "epoll"}, {"reason", "io_uring_setup: EPERM"}}),
+      Optional(1.0));
+  EXPECT_EQ(text.series_with("version", PORTWAY_VERSION), 1);
+}
+
+TEST(Exporter, CollectsTheSameFamiliesThatItExposes) {
+  Node node;
+  node.add_forward(20001);
+  const ParsedText text = node.scrape();
+  const auto families = node.exporter().Collect();
+  EXPECT_EQ(families.size(), text.families.size());
+  for (const auto& family : families) EXPECT_TRUE(text.families.contains(family.name)) << family.name;
+}
+
+TEST(Exporter, BoundsASeriesCountByForwardsAlone) {
+  Node node;
+  const auto series = [&] {
+    std::size_t count = 0;
+    for (const auto& family : node.exporter().Collect()) count += family.metric.size();
+    return count;
+  };
+  const std::size_t none = series();
+  for (std::uint16_t port = 20000; port < 20100; ++port) node.add_forward(port);
+  EXPECT_EQ(series(), none + 700) << "seven series for a forward without connect errors";
+}
+
+}  // namespace
+}  // namespace portway

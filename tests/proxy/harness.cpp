@@ -1,0 +1,260 @@
+#include "tests/proxy/harness.h"
+
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <stdexcept>
+#include <utility>
+
+namespace portway::test {
+namespace {
+
+constexpr std::size_t kChunk = 64 * 1024;  // a multiple of eight, as Pattern wants
+constexpr std::size_t kChunksPerTurn = 16;
+
+}  // namespace
+
+// --- Peer.
+
+void Peer::send_pattern(std::uint64_t seed, std::uint64_t bytes) {
+  source_.emplace(seed);
+  to_send_ = bytes;
+}
+
+void Peer::send_urgent(char byte) {
+  if (socket_->send({&byte, 1}, MSG_OOB) != 1) throw std::runtime_error("the urgent byte was not taken");
+  ++sent_bytes_;
+}
+
+void Peer::reset() {
+  closed_ = true;
+  socket_->close_with_reset();
+}
+
+void Peer::close() {
+  closed_ = true;
+  socket_->close();
+}
+
+bool Peer::pump() {
+  if (closed_) return false;
+  const bool sent = pump_out();
+  const bool read = pump_in();
+  return sent || read;
+}
+
+void Peer::refill() {
+  if (!outbox_.empty() || to_send_ == 0) return;
+  const std::size_t size = std::min<std::uint64_t>(to_send_, kChunk);
+  outbox_.resize(size);
+  source_->fill(outbox_);
+  to_send_ -= size;
+}
+
+bool Peer::pump_out() {
+  bool moved = false;
+  for (std::size_t i = 0; i < kChunksPerTurn; ++i) {
+    refill();
+    if (outbox_.empty() || was_reset()) break;
+    const std::ptrdiff_t sent = socket_->send(std::string_view(outbox_).substr(0, write_size_), 0);
+    if (sent == -EAGAIN) return moved;
+    if (sent < 0) {
+      // Not the last word: what came before the reset may still be read, and then the error is gone. EPIPE
+      // says nothing that reading does not.
+      if (sent != -EPIPE) error_ = static_cast<int>(-sent);
+      outbox_.clear();
+      to_send_ = 0;
+      fin_wanted_ = fin_sent_;
+      return true;
+    }
+    outbox_.erase(0, static_cast<std::size_t>(sent));
+    sent_bytes_ += static_cast<std::uint64_t>(sent);
+    moved = true;
+  }
+  if (fin_wanted_ && !fin_sent_ && outbox_.empty() && to_send_ == 0) {
+    socket_->shutdown_write();
+    fin_sent_ = moved = true;
+  }
+  return moved;
+}
+
+bool Peer::pump_in() {
+  static std::array<char, kChunk> buffer;
+  bool moved = false;
+  std::size_t left = read_size_;
+  for (std::size_t i = 0; i < kChunksPerTurn && left > 0 && !paused_ && !read_ended_; ++i) {
+    const std::ptrdiff_t got = socket_->recv(std::span(buffer).first(std::min(left, buffer.size())), 0);
+    if (got == -EAGAIN) break;
+    moved = true;
+    if (got > 0) {
+      left -= static_cast<std::size_t>(got);
+      take({buffer.data(), static_cast<std::size_t>(got)});
+    } else {
+      // Where a send has met the error, a read finds no more than the end.
+      read_ended_ = true;
+      if (got < 0 && !was_reset()) error_ = static_cast<int>(-got);
+      eof_ = !was_reset();
+      if (echo_) shutdown_write();
+    }
+  }
+  return moved;
+}
+
+void Peer::take(std::string_view data) {
+  received_bytes_ += data.size();
+  if (echo_) send(data);
+  if (!expected_) {
+    received_.append(data);
+    return;
+  }
+  while (!data.empty()) {
+    if (expected_rest_.empty()) {
+      expected_rest_.resize(kChunk);
+      expected_->fill(expected_rest_);
+    }
+    const std::size_t size = std::min(data.size(), expected_rest_.size());
+    if (data.substr(0, size) != std::string_view(expected_rest_).substr(0, size)) intact_ = false;
+    data.remove_prefix(size);
+    expected_rest_.erase(0, size);
+  }
+}
+
+// --- Rig.
+
+Rig::Rig(Backend backend, const RigOptions& options)
+    : world_(make_world(backend, options.network)), arena_(options.connections_max) {
+  service_ = world_->serve(options.family, options.guest);
+  descriptors_before_ = backend == Backend::kSim ? 0 : world_->open_descriptors();
+  auto io = world_->make_io(why_not_);
+  if (!io) return;
+  forward_ = std::make_shared<ServedForward>(
+      ForwardRoute{.id = make_uuid(), .upstream = service_, .tap = options.tap}, 1);
+  worker_ = std::make_unique<Worker>(
+      std::move(io),
+      WorkerOptions{.index = 0, .pipes_max = options.pipes_max, .connections = options.connections},
+      arena_.slots());
+  std::vector<Fd> listeners;
+  listeners.push_back(world_->listen(options.family, entry_));
+  listener_ = listeners.front().get();
+  worker_->post(Worker::OpenForward{forward_, std::move(listeners)});
+  turn();
+  if (sim() != nullptr) sim()->set_faults(options.faults);
+}
+
+Rig::~Rig() {
+  if (!worker_) return;
+  stop();
+  check_nothing_is_left();
+}
+
+void Rig::stop() {
+  if (sim() != nullptr) sim()->set_faults({});
+  worker_->post(Worker::Stop{});
+  EXPECT_TRUE(run_until([this] { return worker_->stopped(); })) << "the worker does not stop";
+}
+
+void Rig::check_nothing_is_left() {
+  const WorkerCounters& counts = counters();
+  EXPECT_EQ(counts.connections_active.get(), 0u);
+  EXPECT_EQ(counts.pipes_in_use.get(), 0u);
+  const ForwardStats forward = stats();
+  EXPECT_EQ(forward.connections_active, 0u);
+  std::uint64_t closes = 0;
+  for (const auto& side : counts.closed) {
+    for (const Counter& how : side) closes += how.get();
+  }
+  EXPECT_EQ(closes, forward.connections_accepted) << "each connection is closed once and counted once";
+  const std::size_t pipe_ends = 2 * counts.pipes_open.get();
+  if (sim() != nullptr) {
+    EXPECT_EQ(sim()->open_sockets(), 0u);
+    EXPECT_EQ(sim()->open_pipe_ends(), pipe_ends);
+    EXPECT_EQ(sim()->piped_bytes(), 0u) << "a pipe with bytes in it is in the pool";
+    worker_.reset();  // the simulated Io looks for what is still open, and aborts
+    return;
+  }
+  peers_.clear();
+  worker_.reset();
+  EXPECT_EQ(world_->open_descriptors(), descriptors_before_) << "descriptors leaked";
+}
+
+std::uint64_t Rig::closed(CloseSide side, CloseHow how) const {
+  return counters().closed[static_cast<std::size_t>(side)][static_cast<std::size_t>(how)].get();
+}
+
+Peer& Rig::connect() {
+  peers_.push_back(std::make_unique<Peer>(world_->connect(entry_)));
+  return *peers_.back();
+}
+
+Peer* Rig::try_accept() {
+  auto socket = world_->accept(service_);
+  if (!socket) return nullptr;
+  peers_.push_back(std::make_unique<Peer>(std::move(socket)));
+  return peers_.back().get();
+}
+
+Peer& Rig::accept() {
+  Peer* peer = nullptr;
+  if (!run_until([&] { return (peer = try_accept()) != nullptr; })) {
+    throw std::runtime_error("no connection came to the guest");
+  }
+  return *peer;
+}
+
+Rig::Pair Rig::open() {
+  Peer& client = connect();
+  return {client, accept()};
+}
+
+void Rig::drop(Peer& peer) {
+  if (!peer.is_closed()) peer.close();
+  std::erase_if(peers_, [&peer](const auto& each) { return each.get() == &peer; });
+}
+
+void Rig::close_forward(ClosePolicy policy) {
+  forward_->closed = true;
+  if (sim() != nullptr) {
+    sim()->shutdown(listener_, SHUT_RD);
+  } else {
+    ::shutdown(listener_, SHUT_RD);
+  }
+  worker_->post(Worker::CloseForward{forward_, policy});
+}
+
+bool Rig::turn() {
+  worker_->turn(moved_ ? Nanos::zero() : std::chrono::milliseconds(1));
+  moved_ = false;
+  for (const auto& peer : peers_) moved_ |= peer->pump();
+  return moved_;
+}
+
+bool Rig::run_until(const std::function<bool()>& condition, Nanos limit) {
+  const Nanos deadline = world_->now() + limit;
+  while (!condition()) {
+    if (world_->now() >= deadline) return false;
+    turn();
+  }
+  return true;
+}
+
+void Rig::settle() {
+  for (int quiet = 0; quiet < 20; ++quiet) {
+    const std::uint64_t before = moved_bytes();
+    if (turn() || moved_bytes() != before) quiet = 0;
+  }
+}
+
+bool Rig::worker_sleeps() {
+  // Deadlines and late events may still end a wait or two early.
+  for (int i = 0; i < 10; ++i) {
+    const Nanos before = world_->now();
+    worker_->turn(std::chrono::milliseconds(20));
+    if (world_->now() - before >= std::chrono::milliseconds(19)) return true;
+  }
+  return false;
+}
+
+}  // namespace portway::test

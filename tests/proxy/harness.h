@@ -1,0 +1,178 @@
+// One worker with one forward, its clients and its guest, all driven by the test's own thread.
+//
+// Rig::turn() lets the worker have one turn and then every peer move what it can. run_until() turns until
+// something is true. When a Rig ends it stops the worker and checks that nothing was left behind: no
+// connection, no descriptor, no pipe in use.
+#pragma once
+
+#include <sys/socket.h>
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "metrics/stats.h"
+#include "proxy/worker.h"
+#include "tests/proxy/world.h"
+#include "tests/support/pattern.h"
+
+namespace portway::test {
+
+/// A client or a guest's side of one connection. It reads what comes unless it is paused.
+class Peer {
+ public:
+  explicit Peer(std::unique_ptr<PeerSocket> socket) : socket_(std::move(socket)) {}
+
+  // --- What it does. Sending is queued and goes out as the network takes it; the ends are at once, except
+  // shutdown_write(), which comes after what is queued.
+
+  void send(std::string_view data) { outbox_.append(data); }
+  /// `bytes` of Pattern(seed), after which nothing else is sent.
+  void send_pattern(std::uint64_t seed, std::uint64_t bytes);
+  /// At once, and nothing may be queued.
+  void send_urgent(char byte);
+  void shutdown_write() { fin_wanted_ = true; }
+  void reset();
+  void close();
+  /// From now on it sends back what it gets, and FIN after FIN.
+  void echo() { echo_ = true; }
+  void pause() { paused_ = true; }
+  void resume() { paused_ = false; }
+  /// Reads no more than `bytes` in one turn.
+  void set_read_size(std::size_t bytes) { read_size_ = bytes; }
+  /// Gives the network no more than `bytes` in one call.
+  void set_write_size(std::size_t bytes) { write_size_ = bytes; }
+  /// What comes is compared with Pattern(seed) and not kept.
+  void expect_pattern(std::uint64_t seed) { expected_.emplace(seed); }
+  PeerSocket& socket() { return *socket_; }
+
+  // --- What it saw.
+
+  const std::string& received() const { return received_; }
+  std::uint64_t received_bytes() const { return received_bytes_; }
+  std::uint64_t sent_bytes() const { return sent_bytes_; }
+  /// All that was to be sent has gone out, and FIN too if that was wanted.
+  bool all_sent() const { return outbox_.empty() && to_send_ == 0 && fin_wanted_ == fin_sent_; }
+  /// Everything sent has arrived at the other end of the wire.
+  bool all_arrived() { return all_sent() && (is_closed() || socket_->unacknowledged() == 0); }
+  bool eof() const { return eof_; }
+  /// A call failed with an error: RST was received, or the connect failed.
+  bool was_reset() const { return error_ != 0; }
+  int error() const { return error_; }
+  bool ended() const { return eof_ || was_reset() || closed_; }
+  bool is_closed() const { return closed_; }
+  /// False when what came differed from what was expected.
+  bool intact() const { return intact_; }
+
+  /// Sends and reads what it can; true when that was something.
+  bool pump();
+
+ private:
+  bool pump_out();
+  bool pump_in();
+  void refill();
+  void take(std::string_view data);
+
+  std::unique_ptr<PeerSocket> socket_;
+  std::string outbox_;
+  std::optional<Pattern> source_;
+  std::uint64_t to_send_ = 0;  // bytes of source_ that are not in outbox_ yet
+  std::uint64_t sent_bytes_ = 0;
+  bool fin_wanted_ = false;
+  bool fin_sent_ = false;
+
+  std::string received_;
+  std::optional<Pattern> expected_;
+  std::string expected_rest_;  // made and not yet compared
+  std::uint64_t received_bytes_ = 0;
+  std::size_t read_size_ = SIZE_MAX;
+  std::size_t write_size_ = SIZE_MAX;
+  bool paused_ = false;
+  bool echo_ = false;
+  bool intact_ = true;
+  bool read_ended_ = false;
+  bool eof_ = false;
+  bool closed_ = false;
+  int error_ = 0;
+};
+
+struct RigOptions {
+  ConnectionOptions connections = {};
+  std::uint32_t connections_max = 256;
+  std::uint32_t pipes_max = 256;
+  GuestAnswer guest = GuestAnswer::kServes;
+  int family = AF_INET;
+  std::string tap = {};
+  SimNetworkOptions network = {};  // of the simulated world
+  SimFaults faults = {};           // there
+};
+
+class Rig {
+ public:
+  /// Ready where why_not() is empty.
+  explicit Rig(Backend backend, const RigOptions& options = {});
+  ~Rig();
+  Rig(const Rig&) = delete;
+  Rig& operator=(const Rig&) = delete;
+
+  const std::string& why_not() const { return why_not_; }
+  World& world() { return *world_; }
+  SimIo* sim() { return world_->sim(); }
+  Worker& worker() { return *worker_; }
+  const WorkerCounters& counters() const { return worker_->counters(); }
+  ForwardStats stats() const { return forward_->stats(); }
+  std::uint64_t closed(CloseSide side, CloseHow how) const;
+  /// Bytes that the forward has moved both ways.
+  std::uint64_t moved_bytes() const { return stats().received_bytes + stats().sent_bytes; }
+
+  /// A new client, on its way to the forward.
+  Peer& connect();
+  /// The next connection to the guest, if there is one now; and the same after waiting for it.
+  Peer* try_accept();
+  Peer& accept();
+  struct Pair {
+    Peer& client;
+    Peer& guest;
+  };
+  /// A client and the guest's side of its connection.
+  Pair open();
+  /// Closes the peer's end and forgets it.
+  void drop(Peer& peer);
+
+  /// As the control plane would.
+  void close_forward(ClosePolicy policy);
+
+  /// One turn of the worker, which may wait for up to a millisecond, and of every peer. True when a peer
+  /// moved something.
+  bool turn();
+  /// False when it did not come true within `limit` on the world's clock.
+  bool run_until(const std::function<bool()>& condition, Nanos limit = std::chrono::seconds(30));
+  /// Until nothing has moved for twenty turns in a row; for what must not happen afterwards.
+  void settle();
+  /// The worker has nothing to do, and waits rather than spins.
+  bool worker_sleeps();
+
+ private:
+  void stop();
+  void check_nothing_is_left();
+
+  std::unique_ptr<World> world_;
+  std::string why_not_;
+  std::size_t descriptors_before_;
+  SlotArena arena_;
+  std::unique_ptr<Worker> worker_;
+  ServedForwardPtr forward_;
+  Endpoint entry_;    // where clients connect to
+  Endpoint service_;  // the guest's
+  int listener_ = -1;
+  bool moved_ = false;  // in the last turn
+  std::deque<std::unique_ptr<Peer>> peers_;
+};
+
+}  // namespace portway::test

@@ -1,0 +1,165 @@
+// What the relay does when calls fail and when the kernel uses its freedom, in the simulator.
+#include <gtest/gtest.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <ostream>
+#include <string>
+
+#include "tests/proxy/harness.h"
+
+namespace portway::test {
+namespace {
+
+using namespace std::chrono_literals;
+using Call = SimIo::Call;
+
+constexpr std::uint64_t kKiB = 1024;
+constexpr std::uint64_t kMiB = 1024 * kKiB;
+
+struct Failure {
+  std::string name;
+  Call call;
+  int error;
+  std::uint64_t times = 1;
+};
+std::ostream& operator<<(std::ostream& out, const Failure& failure) {
+  return out << failure.name;
+}
+
+class RelayFaults : public testing::TestWithParam<Failure> {};
+
+INSTANTIATE_TEST_SUITE_P(Relay, RelayFaults,
+                         testing::Values(Failure{"AcceptEmfile", Call::kAccept, EMFILE},
+                                         Failure{"AcceptEnfileForLong", Call::kAccept, ENFILE, 5},
+                                         Failure{"AcceptAborted", Call::kAccept, ECONNABORTED},
+                                         Failure{"PollEnomem", Call::kPoll, ENOMEM},
+                                         Failure{"SocketEmfile", Call::kSocket, EMFILE},
+                                         Failure{"ConnectWithoutRoute", Call::kConnect, ENETUNREACH},
+                                         Failure{"ConnectWithoutPorts", Call::kConnect, EADDRNOTAVAIL},
+                                         Failure{"TapIsGone", Call::kBindToDevice, ENODEV},
+                                         Failure{"RecvEnomem", Call::kRecv, ENOMEM},
+                                         Failure{"SendEnobufs", Call::kSend, ENOBUFS},
+                                         Failure{"SpliceEnomem", Call::kSplice, ENOMEM},
+                                         Failure{"PipeEnfile", Call::kPipe, ENFILE},
+                                         Failure{"PipeEnfileForLong", Call::kPipe, ENFILE, 1000}),
+                         [](const auto& failure) { return failure.param.name; });
+
+/// A client and, where the connection gets that far, a guest, which send each other so much and end.
+class Exchange {
+ public:
+  Exchange(Rig& rig, std::uint64_t seed, std::uint64_t bytes)
+      : rig_(rig), seed_(seed), bytes_(bytes), client_(rig.connect()) {
+    client_.send_pattern(seed, bytes);
+    client_.expect_pattern(seed + 1);
+    client_.shutdown_write();
+  }
+
+  /// Until both have seen an end.
+  void run() {
+    EXPECT_TRUE(rig_.run_until([this] {
+      if (guest_ == nullptr && (guest_ = rig_.try_accept()) != nullptr) {
+        guest_->send_pattern(seed_ + 1, bytes_);
+        guest_->expect_pattern(seed_);
+        guest_->shutdown_write();
+      }
+      return client_.ended() && (guest_ == nullptr || guest_->ended());
+    })) << "somebody waits for ever";
+    // An end without an error stands for everything.
+    EXPECT_TRUE(client_.intact());
+    if (client_.eof()) {
+      EXPECT_EQ(client_.received_bytes(), bytes_);
+    }
+    if (guest_ == nullptr) return;
+    EXPECT_TRUE(guest_->intact());
+    if (guest_->eof()) {
+      EXPECT_EQ(guest_->received_bytes(), bytes_);
+    }
+  }
+
+  bool succeeded() const { return client_.eof() && guest_ != nullptr && guest_->eof(); }
+
+ private:
+  Rig& rig_;
+  const std::uint64_t seed_;
+  const std::uint64_t bytes_;
+  Peer& client_;
+  Peer* guest_ = nullptr;
+};
+
+// One call fails, each in turn, until there are no more calls.
+TEST_P(RelayFaults, WhicheverCallFailsNothingLeaksAndNoEndIsALie) {
+  const Failure& failure = GetParam();
+  bool failed = true;
+  std::uint64_t nth = 1;
+  std::uint64_t unharmed = 0;
+  for (; failed && !HasFailure(); ++nth) {
+    SCOPED_TRACE(failure.name + " at call " + std::to_string(nth));
+    Rig rig(Backend::kSim,
+            {.tap = "tap0", .network = {.receive_buffer = 32 * kKiB, .send_buffer = 32 * kKiB}});
+    rig.sim()->fail(failure.call, nth, failure.error, failure.times);
+    Exchange small(rig, 1, 100);
+    small.run();
+    Exchange bulk(rig, 3, 1 * kMiB);
+    bulk.run();
+    failed = rig.sim()->failed(failure.call);
+    if (small.succeeded() && bulk.succeeded()) ++unharmed;
+    if (!failed) {
+      EXPECT_TRUE(small.succeeded() && bulk.succeeded());
+    }
+    // These are no reason to give a connection up.
+    if (failure.call == Call::kAccept || failure.call == Call::kPipe) {
+      EXPECT_TRUE(small.succeeded() && bulk.succeeded());
+    }
+  }
+  EXPECT_GT(nth, 2u) << "the call was never made";
+  EXPECT_GT(unharmed, 0u);
+}
+
+TEST(RelayRoughDay, EverythingArrivesHoweverTheKernelUsesItsFreedom) {
+  for (std::uint64_t seed = 1; seed <= 50 && !testing::Test::HasFailure(); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Rig rig(Backend::kSim,
+            {.network = {.jitter = 200us, .segment = 1448, .seed = seed}, .faults = SimFaults::all()});
+    Exchange exchange(rig, seed, 256 * kKiB);
+    exchange.run();
+    EXPECT_TRUE(exchange.succeeded());
+  }
+}
+
+TEST(RelayRoughDay, EverythingArrivesThroughPipesOfTwoPages) {
+  for (const std::size_t slots : {1, 2, 16}) {
+    Rig rig(Backend::kSim, {.faults = SimFaults::all()});
+    rig.sim()->set_pipe_slots_max(slots);
+    Exchange exchange(rig, slots, 1 * kMiB);
+    exchange.run();
+    EXPECT_TRUE(exchange.succeeded());
+    EXPECT_GT(rig.counters().pipes_clamped.get(), 0u);
+  }
+}
+
+TEST(RelayRoughDay, AReaderThatNeverReadsDoesNotHoldAResetConnectionForEver) {
+  for (const std::uint64_t bytes : {64 * kKiB, 200 * kKiB, 16 * kMiB}) {
+    Rig rig(Backend::kSim);
+    const auto [client, guest] = rig.open();
+    guest.socket().set_buffers(32 * kKiB);
+    guest.pause();
+    client.send_pattern(1, bytes);
+    rig.settle();
+    client.reset();
+    EXPECT_TRUE(rig.run_until([&] { return rig.stats().connections_active == 0; })) << bytes;
+    EXPECT_EQ(rig.closed(CloseSide::kClient, CloseHow::kReset), 1u);
+  }
+}
+
+TEST(RelayRoughDay, AGuestThatVanishesFromTheNetworkWhileItIsCalledIsUnreachable) {
+  Rig rig(Backend::kSim, {.guest = GuestAnswer::kUnreachable});
+  Peer& client = rig.connect();
+  ASSERT_TRUE(rig.run_until([&] { return client.ended(); }));
+  EXPECT_TRUE(client.was_reset());
+  EXPECT_EQ(rig.stats().connect_errors[static_cast<std::size_t>(ConnectError::kUnreachable)], 1u);
+  EXPECT_EQ(rig.closed(CloseSide::kNode, CloseHow::kConnectError), 1u);
+}
+
+}  // namespace
+}  // namespace portway::test

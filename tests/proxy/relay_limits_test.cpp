@@ -1,0 +1,190 @@
+// The relay suite: what happens where something runs out, and that nobody takes more than a share.
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tests/proxy/relay_suite.h"
+
+namespace portway::test {
+namespace {
+
+class RelayLimits : public RelaySuite {
+ protected:
+  void SetUp() override {
+    // Few enough to use them all up. io_uring looks at the limit when accepting is armed.
+    ::getrlimit(RLIMIT_NOFILE, &before_);
+    rlimit few = before_;
+    few.rlim_cur = std::min<rlim_t>(1024, before_.rlim_max);
+    ::setrlimit(RLIMIT_NOFILE, &few);
+    RelaySuite::SetUp();
+  }
+  void TearDown() override { ::setrlimit(RLIMIT_NOFILE, &before_); }
+
+ private:
+  rlimit before_{};
+};
+INSTANTIATE_TEST_SUITE_P(Relay, RelayLimits, testing::ValuesIn(kBackends), backend_name);
+
+/// As long as it lives, no more than `spare` further descriptors can be opened.
+class FewDescriptors {
+ public:
+  FewDescriptors(Rig& rig, std::size_t spare) : rig_(rig) {
+    if (rig.sim() != nullptr) {
+      rig.sim()->set_descriptors_max(rig.world().open_descriptors() + spare);
+      return;
+    }
+    for (int fd; (fd = ::dup(STDIN_FILENO)) >= 0;) hoard_.emplace_back(fd);
+    hoard_.resize(hoard_.size() - spare);
+  }
+  ~FewDescriptors() {
+    if (rig_.sim() != nullptr) rig_.sim()->set_descriptors_max(SIZE_MAX);
+  }
+  FewDescriptors(const FewDescriptors&) = delete;
+  FewDescriptors& operator=(const FewDescriptors&) = delete;
+
+ private:
+  Rig& rig_;
+  std::vector<Fd> hoard_;
+};
+
+TEST_P(RelayLimits, AcceptingPausesWithoutDescriptorsAndGoesOnWhenThereAreSome) {
+  Rig rig(GetParam());
+  Peer& client = rig.connect();
+  client.send("patience");
+  {
+    const FewDescriptors none(rig, 0);
+    ASSERT_TRUE(rig.run_until([&] { return rig.counters().accept_pauses.get() > 0; }));
+    EXPECT_TRUE(rig.worker_sleeps()) << "it must not try again and again";
+    EXPECT_FALSE(client.ended()) << "the client waits in the backlog";
+  }
+  Peer& guest = rig.accept();
+  EXPECT_TRUE(rig.run_until([&] { return guest.received() == "patience"; }));
+}
+
+TEST_P(RelayLimits, AcceptingGoesOnAsSoonAsAConnectionHasEnded) {
+  Rig rig(GetParam());
+  const auto [client, guest] = rig.open();
+  Peer& second = rig.connect();
+  const FewDescriptors none(rig, 0);
+  ASSERT_TRUE(rig.run_until([&] { return rig.counters().accept_pauses.get() > 0; }));
+  client.reset();
+  guest.reset();
+  EXPECT_TRUE(rig.run_until([&] { return rig.stats().connections_accepted == 2; }));
+  rig.settle();
+  EXPECT_FALSE(second.ended());
+}
+
+TEST_P(RelayLimits, AClientIsResetWhereNoDescriptorIsLeftForItsGuest) {
+  Rig rig(GetParam());
+  Peer& client = rig.connect();
+  const FewDescriptors one(rig, 1);
+  ASSERT_TRUE(rig.run_until([&] { return client.ended(); }));
+  EXPECT_TRUE(client.was_reset());
+  EXPECT_EQ(rig.stats().connect_errors[static_cast<std::size_t>(ConnectError::kResources)], 1u);
+  EXPECT_EQ(rig.closed(CloseSide::kNode, CloseHow::kConnectError), 1u);
+}
+
+TEST_P(RelayLimits, ConnectionsBeyondTheLimitAreResetAndCounted) {
+  Rig rig(GetParam(), {.connections_max = 4});
+  std::vector<Rig::Pair> pairs;
+  for (int i = 0; i < 4; ++i) pairs.push_back(rig.open());
+  for (std::uint64_t i = 1; i <= 3; ++i) {
+    Peer& excess = rig.connect();
+    ASSERT_TRUE(rig.run_until([&] { return excess.ended(); }));
+    EXPECT_TRUE(excess.was_reset());
+    const auto reason = static_cast<std::size_t>(RejectReason::kConnectionsMax);
+    EXPECT_EQ(rig.counters().rejected[reason].get(), i);
+    EXPECT_EQ(rig.stats().rejected[reason], i);
+  }
+  EXPECT_EQ(rig.stats().connections_active, 4u);
+  EXPECT_EQ(rig.stats().connections_accepted, 4u);
+
+  pairs[0].client.shutdown_write();
+  pairs[0].guest.shutdown_write();
+  ASSERT_TRUE(rig.run_until([&] { return rig.stats().connections_active == 3; }));
+  const auto [client, guest] = rig.open();
+  client.send("room again");
+  EXPECT_TRUE(rig.run_until([&] { return guest.received() == "room again"; }));
+}
+
+TEST_P(RelayLimits, AThousandConnectionsOneAfterAnotherLeaveNothing) {
+  Rig rig(GetParam(), {.connections_max = 2});
+  for (int i = 0; i < 1000; ++i) {
+    const auto [client, guest] = rig.open();
+    guest.echo();
+    client.send("hello");
+    client.shutdown_write();
+    ASSERT_TRUE(rig.run_until([&] { return client.eof(); })) << i;
+    EXPECT_EQ(client.received(), "hello");
+    rig.drop(client);
+    rig.drop(guest);
+    ASSERT_TRUE(rig.run_until([&] { return rig.stats().connections_active == 0; }));
+  }
+  EXPECT_EQ(rig.closed(CloseSide::kClient, CloseHow::kFin), 1000u);
+}
+
+// --- Fairness.
+
+TEST_P(RelayLimits, OneBulkStreamTakesNoMoreThanItsBudgetBetweenTwoTurnsOfTheOthers) {
+  // The simulated network is so fast that there is always more to move than the budget.
+  Rig rig(GetParam(),
+          {.network = {
+               .latency = 1us, .receive_buffer = 16 * kMiB, .send_buffer = 16 * kMiB, .segment = 64 * kKiB}});
+  const Rig::Pair bulk = rig.open();
+  bulk.client.send_pattern(1, UINT64_MAX);
+  bulk.guest.expect_pattern(1);
+  std::vector<Rig::Pair> pingers;
+  for (int i = 0; i < 10; ++i) {
+    pingers.push_back(rig.open());
+    pingers.back().guest.echo();
+  }
+  constexpr std::uint64_t kMoved = kRelayBudgetBytes + PipePool::kPipeSize;  // the last move may go beyond
+  for (std::size_t round = 1; round <= 50; ++round) {
+    for (const Rig::Pair& pinger : pingers) pinger.client.send("x");
+    int turns = 0;
+    const auto answered = [&](const Rig::Pair& pinger) { return pinger.client.received_bytes() == round; };
+    while (!std::ranges::all_of(pingers, answered)) {
+      for (int i = 0; i < 4; ++i) bulk.client.pump();  // more than the budget is always there
+      const std::uint64_t before = rig.stats().received_bytes;
+      rig.turn();
+      for (int i = 0; i < 4; ++i) bulk.guest.pump();
+      ++turns;
+      ASSERT_LE(rig.stats().received_bytes - before, kMoved + pingers.size());
+      ASSERT_LT(turns, 1000);
+    }
+    // A ping takes a turn there and a turn back, and each time the wire may cost one more.
+    if (GetParam() == Backend::kSim) {
+      EXPECT_LE(turns, 6);
+    }
+  }
+  if (GetParam() == Backend::kSim) {
+    EXPECT_GT(bulk.guest.received_bytes(), 50 * kRelayBudgetBytes / 2) << "the bulk stream did not press";
+  }
+  EXPECT_TRUE(bulk.guest.intact());
+  bulk.client.reset();
+}
+
+TEST_P(RelayLimits, BulkStreamsShareAlike) {
+  Rig rig(GetParam(), {.network = {.latency = 1us, .receive_buffer = 16 * kMiB, .send_buffer = 16 * kMiB}});
+  std::vector<Rig::Pair> pairs;
+  for (std::uint64_t i = 0; i < 4; ++i) pairs.push_back(rig.open());
+  for (const Rig::Pair& pair : pairs) pair.client.send_pattern(1, UINT64_MAX);
+  for (const Rig::Pair& pair : pairs) pair.guest.expect_pattern(1);
+  ASSERT_TRUE(rig.run_until([&] {
+    return std::ranges::any_of(pairs,
+                               [](const Rig::Pair& pair) { return pair.guest.received_bytes() > 32 * kMiB; });
+  }));
+  for (const Rig::Pair& pair : pairs) {
+    EXPECT_GT(pair.guest.received_bytes(), 8 * kMiB);
+    pair.client.reset();
+  }
+}
+
+}  // namespace
+}  // namespace portway::test

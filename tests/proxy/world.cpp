@@ -1,0 +1,245 @@
+#include "tests/proxy/world.h"
+
+#include <linux/filter.h>
+#include <linux/sockios.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <time.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <map>
+#include <system_error>
+#include <utility>
+
+#include "proxy/epoll_io.h"
+#include "proxy/uring_io.h"
+
+namespace portway::test {
+namespace {
+
+IpAddress loopback(int family) {
+  if (family == AF_INET6) return boost::asio::ip::address_v6::loopback();
+  return boost::asio::ip::address_v4::loopback();
+}
+
+// --- The kernel's.
+
+template <class T>
+T check(T result, const char* what) {
+  if (result < 0) throw std::system_error(errno, std::generic_category(), what);
+  return result;
+}
+
+std::ptrdiff_t result_of(std::ptrdiff_t result) {
+  return result < 0 ? -errno : result;
+}
+
+void enable(int fd, int level, int option, int value = 1) {
+  check(::setsockopt(fd, level, option, &value, sizeof value), "setsockopt");
+}
+
+Fd stream_socket(int family) {
+  return Fd(check(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), "socket"));
+}
+
+/// A socket bound to a free loopback port, which `endpoint` becomes.
+Fd bound_socket(int family, Endpoint& endpoint) {
+  Fd fd = stream_socket(family);
+  endpoint = Endpoint(loopback(family), 0);
+  check(::bind(fd.get(), endpoint.data(), static_cast<socklen_t>(endpoint.size())), "bind");
+  socklen_t size = static_cast<socklen_t>(endpoint.capacity());
+  check(::getsockname(fd.get(), endpoint.data(), &size), "getsockname");
+  return fd;
+}
+
+/// Throws every packet for this socket away.
+void make_silent(int fd) {
+  sock_filter drop{.code = BPF_RET | BPF_K, .jt = 0, .jf = 0, .k = 0};
+  const sock_fprog program{.len = 1, .filter = &drop};
+  check(::setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program), "SO_ATTACH_FILTER");
+}
+
+class KernelPeer final : public PeerSocket {
+ public:
+  explicit KernelPeer(Fd fd) : fd_(std::move(fd)) { enable(fd_.get(), IPPROTO_TCP, TCP_NODELAY); }
+
+  std::ptrdiff_t send(std::string_view data, int flags) override {
+    return result_of(::send(fd_.get(), data.data(), data.size(), flags | MSG_NOSIGNAL));
+  }
+  std::ptrdiff_t recv(std::span<char> out, int flags) override {
+    return result_of(::recv(fd_.get(), out.data(), out.size(), flags));
+  }
+  void shutdown_write() override { ::shutdown(fd_.get(), SHUT_WR); }
+  void close() override { fd_.reset(); }
+  void close_with_reset() override {
+    const linger reset{.l_onoff = 1, .l_linger = 0};
+    check(::setsockopt(fd_.get(), SOL_SOCKET, SO_LINGER, &reset, sizeof reset), "SO_LINGER");
+    fd_.reset();
+  }
+  int unacknowledged() override {
+    int bytes = 0;
+    check(::ioctl(fd_.get(), SIOCOUTQ, &bytes), "SIOCOUTQ");
+    return bytes;
+  }
+  void set_buffers(std::size_t bytes) override {
+    enable(fd_.get(), SOL_SOCKET, SO_RCVBUF, static_cast<int>(bytes));
+    enable(fd_.get(), SOL_SOCKET, SO_SNDBUF, static_cast<int>(bytes));
+  }
+  void set_urgent_inline() override { enable(fd_.get(), SOL_SOCKET, SO_OOBINLINE); }
+
+ private:
+  Fd fd_;
+};
+
+class KernelWorld final : public World {
+ public:
+  explicit KernelWorld(Backend backend) : backend_(backend) {
+    // As main() does: splice(2) has no flag for it.
+    ::signal(SIGPIPE, SIG_IGN);
+  }
+
+  Nanos now() override {
+    timespec time;
+    ::clock_gettime(CLOCK_MONOTONIC, &time);
+    return std::chrono::seconds(time.tv_sec) + Nanos(time.tv_nsec);
+  }
+
+  std::unique_ptr<Io> make_io(std::string& why_not) override {
+    auto io = backend_ == Backend::kUring ? make_uring_io() : make_epoll_io();
+    if (io) return std::move(*io);
+    why_not = io.error().detail;
+    return nullptr;
+  }
+
+  Fd listen(int family, Endpoint& endpoint) override {
+    Fd fd = bound_socket(family, endpoint);
+    check(::listen(fd.get(), 4096), "listen");
+    return fd;
+  }
+
+  Endpoint serve(int family, GuestAnswer answer) override {
+    Endpoint endpoint;
+    Fd fd = bound_socket(family, endpoint);
+    if (answer == GuestAnswer::kSilent) make_silent(fd.get());
+    if (answer != GuestAnswer::kRefuses) check(::listen(fd.get(), 4096), "listen");
+    services_.emplace(endpoint, std::move(fd));
+    return endpoint;
+  }
+
+  std::unique_ptr<PeerSocket> accept(const Endpoint& service) override {
+    Fd fd(::accept4(services_.at(service).get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    return fd ? std::make_unique<KernelPeer>(std::move(fd)) : nullptr;
+  }
+
+  std::unique_ptr<PeerSocket> connect(const Endpoint& to) override {
+    Fd fd = stream_socket(to.protocol().family());
+    const int result = ::connect(fd.get(), to.data(), static_cast<socklen_t>(to.size()));
+    if (result < 0 && errno != EINPROGRESS) check(result, "connect");
+    return std::make_unique<KernelPeer>(std::move(fd));
+  }
+
+  std::size_t open_descriptors() override {
+    // The iterator's own descriptor is there each time.
+    return static_cast<std::size_t>(std::distance(std::filesystem::directory_iterator("/proc/self/fd"),
+                                                  std::filesystem::directory_iterator{}));
+  }
+
+ private:
+  const Backend backend_;
+  std::map<Endpoint, Fd> services_;
+};
+
+// --- The simulator's.
+
+class SimPeer final : public PeerSocket {
+ public:
+  explicit SimPeer(SimSocket& socket) : socket_(&socket) {}
+  ~SimPeer() override { close(); }
+
+  std::ptrdiff_t send(std::string_view data, int flags) override { return socket_->send(data, flags); }
+  std::ptrdiff_t recv(std::span<char> out, int flags) override { return socket_->recv(out, flags); }
+  void shutdown_write() override { socket_->shutdown(SHUT_WR); }
+  void close() override {
+    if (SimSocket* socket = std::exchange(socket_, nullptr)) socket->close();
+  }
+  void close_with_reset() override { std::exchange(socket_, nullptr)->close_with_reset(); }
+  int unacknowledged() override { return socket_->unacknowledged(); }
+  void set_buffers(std::size_t bytes) override {
+    socket_->set_receive_buffer(bytes);
+    socket_->set_send_buffer(bytes);
+  }
+  void set_urgent_inline() override { socket_->set_urgent_inline(true); }
+
+ private:
+  SimSocket* socket_;
+};
+
+class SimWorld final : public World {
+ public:
+  explicit SimWorld(const SimNetworkOptions& options) : network_(options) {}
+
+  Nanos now() override { return network_.now(); }
+  std::unique_ptr<Io> make_io(std::string&) override {
+    auto io = std::make_unique<SimIo>(network_);
+    io_ = io.get();
+    return io;
+  }
+  Fd listen(int family, Endpoint& endpoint) override {
+    endpoint = Endpoint(loopback(family), next_port_++);
+    return Fd(io_->listen(endpoint));
+  }
+  Endpoint serve(int family, GuestAnswer answer) override {
+    const Endpoint endpoint(loopback(family), next_port_++);
+    services_[endpoint] = &network_.listen(endpoint);
+    if (answer == GuestAnswer::kRefuses) network_.set_answer(endpoint, ECONNREFUSED);
+    if (answer == GuestAnswer::kSilent) network_.set_answer(endpoint, SimNetwork::kSilent);
+    if (answer == GuestAnswer::kUnreachable) network_.set_answer(endpoint, EHOSTUNREACH);
+    return endpoint;
+  }
+  std::unique_ptr<PeerSocket> accept(const Endpoint& service) override {
+    SimSocket* socket = services_.at(service)->accept();
+    return socket != nullptr ? std::make_unique<SimPeer>(*socket) : nullptr;
+  }
+  std::unique_ptr<PeerSocket> connect(const Endpoint& to) override {
+    SimSocket& socket = network_.socket();
+    socket.connect(to);
+    return std::make_unique<SimPeer>(socket);
+  }
+  std::size_t open_descriptors() override { return io_->open_sockets() + io_->open_pipe_ends(); }
+  SimIo* sim() override { return io_; }
+
+ private:
+  SimNetwork network_;
+  SimIo* io_ = nullptr;
+  std::map<Endpoint, SimListener*> services_;
+  std::uint16_t next_port_ = 20000;
+};
+
+}  // namespace
+
+std::string_view to_string(Backend backend) {
+  switch (backend) {
+    case Backend::kUring:
+      return "uring";
+    case Backend::kEpoll:
+      return "epoll";
+    case Backend::kSim:
+      return "sim";
+  }
+  return "?";
+}
+
+std::ostream& operator<<(std::ostream& out, Backend backend) {
+  return out << to_string(backend);
+}
+
+std::unique_ptr<World> make_world(Backend backend, const SimNetworkOptions& options) {
+  if (backend == Backend::kSim) return std::make_unique<SimWorld>(options);
+  return std::make_unique<KernelWorld>(backend);
+}
+
+}  // namespace portway::test

@@ -1,0 +1,79 @@
+// The worlds that the relay suite runs in: the kernel's loopback device under io_uring or epoll, and the
+// simulator.
+//
+// A world gives the worker its Io and its listeners, and the test the other ends: clients and guests. One
+// thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <ostream>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "config/endpoint.h"
+#include "proxy/fd.h"
+#include "proxy/io.h"
+#include "tests/sim/sim_io.h"
+#include "tests/sim/sim_network.h"
+
+namespace portway::test {
+
+enum class Backend : std::uint8_t { kUring, kEpoll, kSim };
+inline constexpr Backend kBackends[] = {Backend::kUring, Backend::kEpoll, Backend::kSim};
+std::string_view to_string(Backend backend);
+std::ostream& operator<<(std::ostream& out, Backend backend);
+
+/// A peer's end of a connection. Nothing blocks; failures are -errno. Destroying it closes it.
+class PeerSocket {
+ public:
+  virtual ~PeerSocket() = default;
+
+  virtual std::ptrdiff_t send(std::string_view data, int flags) = 0;
+  virtual std::ptrdiff_t recv(std::span<char> out, int flags) = 0;
+  virtual void shutdown_write() = 0;
+  virtual void close() = 0;
+  virtual void close_with_reset() = 0;
+  /// Bytes, FIN included, that have not arrived yet (SIOCOUTQ).
+  virtual int unacknowledged() = 0;
+  /// SO_RCVBUF and SO_SNDBUF, about.
+  virtual void set_buffers(std::size_t bytes) = 0;
+  /// SO_OOBINLINE.
+  virtual void set_urgent_inline() = 0;
+};
+
+/// What a guest does with a connection to it.
+enum class GuestAnswer : std::uint8_t {
+  kServes,
+  kRefuses,      // RST
+  kSilent,       // no answer to the SYN
+  kUnreachable,  // a router says that there is no such host; simulated only
+};
+
+class World {
+ public:
+  virtual ~World() = default;
+
+  virtual Nanos now() = 0;
+  /// Once. Null, with the reason, where this machine cannot.
+  virtual std::unique_ptr<Io> make_io(std::string& why_not) = 0;
+  /// A listener for the Io, on a free port of `family`'s loopback address, which `endpoint` becomes.
+  virtual Fd listen(int family, Endpoint& endpoint) = 0;
+
+  /// A guest's service. It lasts as long as the world.
+  virtual Endpoint serve(int family, GuestAnswer answer) = 0;
+  /// The next connection that arrived at a guest's service; null when there is none.
+  virtual std::unique_ptr<PeerSocket> accept(const Endpoint& service) = 0;
+  virtual std::unique_ptr<PeerSocket> connect(const Endpoint& to) = 0;
+
+  /// Open descriptors: of the process, or of the simulated Io.
+  virtual std::size_t open_descriptors() = 0;
+  /// Null in the kernel's worlds.
+  virtual SimIo* sim() { return nullptr; }
+};
+
+std::unique_ptr<World> make_world(Backend backend, const SimNetworkOptions& options = {});
+
+}  // namespace portway::test

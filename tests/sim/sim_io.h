@@ -1,0 +1,186 @@
+// An Io over a SimNetwork: no kernel, virtual time, seeded faults, and a strict account of descriptors.
+//
+// What the contract of Io forbids (closing a descriptor that is armed, closing it twice, using it afterwards,
+// arming it twice) aborts with a message, as does destroying the Io while a descriptor is open. What the
+// contract allows happens often, when asked for: see SimFaults. wait() is where time passes: to the next
+// event, or a microsecond when there is one already. wake() may be called from any thread, everything else
+// from one.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "proxy/io.h"
+#include "tests/sim/sim_network.h"
+
+namespace portway::test {
+
+/// How often, from 0 to 1, the kernel's freedom is used. All of it is what Linux may do; none of it loses an
+/// edge.
+struct SimFaults {
+  double partial_read =
+      0;  // recv(2) finds a part only, and poll tells of the rest later; splice(2) takes a part
+  double partial_write = 0;   // a part is taken; poll tells when there is room again
+  double spurious_again = 0;  // -EAGAIN, and poll tells soon afterwards
+  double delayed_event = 0;   // a completion comes up to a millisecond late
+  double early_end = 0;       // a multishot operation ends although nothing is wrong
+  double spurious_event = 0;  // poll tells what it has told before
+  double bare_event =
+      0;  // poll tells what the waker said and no more, as io_uring does: POLLPRI with every arrival
+
+  /// A rough day.
+  static SimFaults all() { return {0.2, 0.2, 0.1, 0.2, 0.05, 0.05, 0.5}; }
+};
+
+class SimIo final : public Io {
+ public:
+  /// The calls that fail() knows. An accept's and a poll's failure is its completion.
+  enum class Call : std::uint8_t {
+    kAccept,
+    kPoll,
+    kSocket,
+    kConnect,
+    kBindToDevice,
+    kRecv,
+    kSend,
+    kSplice,
+    kPipe,
+  };
+  static constexpr std::size_t kCalls = 9;
+
+  explicit SimIo(SimNetwork& network) : network_(network) {}
+  ~SimIo() override;
+
+  // --- For tests.
+
+  /// A listening descriptor, as the control plane would hand it over.
+  int listen(const Endpoint& endpoint);
+  void set_faults(const SimFaults& faults) { faults_ = faults; }
+  /// The `nth` call of this kind from now on, the first being 1, fails with `error`, as do the `times` - 1
+  /// after it.
+  void fail(Call call, std::uint64_t nth, int error, std::uint64_t times = 1);
+  /// True when fail() has had its effect, at least once.
+  bool failed(Call call) const { return planned(call).hit; }
+  /// At most this many descriptors: -EMFILE beyond.
+  void set_descriptors_max(std::size_t max) { descriptors_max_ = max; }
+  /// Pipes get no more slots (pages) than this: 16 is the kernel's default, 2 what it leaves beyond a user's
+  /// limit.
+  void set_pipe_slots_max(std::size_t slots) { pipe_slots_max_ = slots; }
+
+  std::size_t open_sockets() const { return count(Kind::kSocket) + count(Kind::kListener); }
+  std::size_t open_pipe_ends() const { return count(Kind::kPipeReader) + count(Kind::kPipeWriter); }
+  /// Bytes in pipes.
+  std::size_t piped_bytes() const;
+  /// How often wait() was called, and how often it had nothing to tell.
+  std::uint64_t waits() const { return waits_; }
+
+  // --- Io.
+
+  std::string_view name() const override { return "sim"; }
+  Nanos now() const override { return network_.now(); }
+  void accept(Token token, int listener) override;
+  void poll(Token token, int fd) override;
+  void cancel(int fd) override;
+  std::span<const Completion> wait(Nanos timeout) override;
+  void wake() override { woken_ = true; }
+
+  int socket(int family) override;
+  int connect(int fd, const Endpoint& to) override;
+  int socket_error(int fd) override;
+  int set_option(int fd, int level, int option, int value) override;
+  int bind_to_device(int fd, const std::string& device) override;
+  int peer_endpoint(int fd, Endpoint& out) override;
+  int unacknowledged(int fd) override;
+  bool at_urgent_mark(int fd) override;
+  std::ptrdiff_t recv(int fd, void* buffer, std::size_t size, int flags) override;
+  std::ptrdiff_t send(int fd, const void* data, std::size_t size, int flags) override;
+  std::ptrdiff_t splice(int from, int to, std::size_t size) override;
+  std::ptrdiff_t write(int fd, const void* data, std::size_t size) override;
+  int pipe(int (&fds)[2], std::size_t size) override;
+  int shutdown(int fd, int how) override;
+  void close(int fd) override;
+  void close_with_reset(int fd) override;
+
+ private:
+  enum class Kind : std::uint8_t { kSocket, kListener, kPipeReader, kPipeWriter };
+
+  /// A pipe is full when its slots are, however little is in them.
+  struct Pipe {
+    std::deque<std::string> slots;
+    std::size_t slots_max;
+  };
+
+  struct Descriptor {
+    Kind kind;
+    SimSocket* socket = nullptr;
+    SimListener* listener = nullptr;
+    Endpoint endpoint{};  // a listener's
+    std::shared_ptr<Pipe> pipe = nullptr;
+    std::uint64_t seen =
+        0;  // a socket's bytes that a peek has shown and no read has taken: they cannot be withheld
+
+    bool armed = false;
+    bool cancelled = false;
+    Token token = 0;
+    int arming_error = 0;  // what poll() is to fail with
+    bool woken = false;    // poll has something to tell
+    short bits = 0;        // what the wakers said, if all of them said something
+    Nanos told_at{};       // when it may be told
+  };
+
+  struct PlannedFailure {
+    std::uint64_t first = 0;  // the number of the call; 0: none
+    std::uint64_t last = 0;
+    int error = 0;
+    bool hit = false;
+    std::uint64_t calls = 0;
+  };
+
+  static std::size_t index(Call call) { return static_cast<std::size_t>(call); }
+  const PlannedFailure& planned(Call call) const { return planned_[index(call)]; }
+  int failure(Call call);
+  bool chance(double probability);
+  std::size_t part_of(std::size_t size);
+  Nanos soon();
+
+  std::size_t count(Kind kind) const;
+  bool full(std::size_t more = 1) const { return descriptors_.size() + more > descriptors_max_; }
+  int add(Descriptor descriptor);
+  Descriptor& get(int fd);
+  SimSocket& socket_of(int fd);
+  Descriptor remove(int fd);
+  void arm(Token token, int fd, Kind kind);
+
+  void on_wake(int fd, short bits);
+  Nanos next_telling() const;
+  void collect();
+  void collect_accepts(Descriptor& listener);
+  void collect_poll(Descriptor& descriptor);
+  void complete(Descriptor& descriptor, std::int32_t result, bool more);
+
+  bool take_part(SimSocket& socket, std::size_t& size);
+  std::ptrdiff_t splice_in(Descriptor& from, Pipe& pipe, std::size_t size);
+  std::ptrdiff_t splice_out(Pipe& pipe, SimSocket& to, std::size_t size);
+
+  SimNetwork& network_;
+  SimFaults faults_;
+  std::array<PlannedFailure, kCalls> planned_;
+  std::size_t descriptors_max_ = SIZE_MAX;
+  std::size_t pipe_slots_max_ = SIZE_MAX;
+  // No number is given twice, and none is one of the kernel's: a stale one is found out, and a close(2) of
+  // one does no harm.
+  int next_fd_ = 1 << 20;
+  std::map<int, Descriptor> descriptors_;
+  std::vector<Completion> completions_;
+  std::uint64_t waits_ = 0;
+  std::atomic<bool> woken_ = false;
+};
+
+}  // namespace portway::test

@@ -1,0 +1,222 @@
+// TCP in memory, with virtual time: what the simulated Io and the peers of a test are connected by.
+//
+// It behaves as Linux does where a relay can tell: bounded buffers and windows, FIN and half-close, RST
+// behind the data that is on its way, a pending error that is told once, the urgent mark, edges of readiness.
+// Nothing is ever lost or reordered. Time stands still until somebody advances it, and what happens then
+// depends only on the seed. One thread.
+#pragma once
+
+#include <poll.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <queue>
+#include <random>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "config/endpoint.h"
+#include "proxy/io.h"
+
+namespace portway::test {
+
+struct SimNetworkOptions {
+  Nanos latency = std::chrono::microseconds(50);  // one way
+  Nanos jitter = Nanos::zero();                   // up to this much more, for each thing on the wire
+  std::size_t receive_buffer = 128 * 1024;        // bytes a socket holds unread
+  std::size_t send_buffer = 128 * 1024;           // bytes a socket holds unacknowledged
+  std::size_t segment = 16 * 1024;                // the most one arrival carries
+  std::uint64_t seed = 1;
+};
+
+class SimNetwork;
+class SimListener;
+
+/// One end of a connection. Calls return -errno, as Io's do.
+class SimSocket {
+ public:
+  SimSocket(SimNetwork& network, std::uint64_t serial);
+  SimSocket(const SimSocket&) = delete;
+  SimSocket& operator=(const SimSocket&) = delete;
+
+  int connect(const Endpoint& to);
+  std::ptrdiff_t send(std::string_view data, int flags);
+  /// MSG_PEEK and MSG_OOB are understood.
+  std::ptrdiff_t recv(std::span<char> out, int flags);
+  /// Reads as splice(2) does: hands at most `size` bytes to `take`, a segment at a time, until that takes
+  /// less than it was given. Never goes over the urgent mark: there it answers -EAGAIN whatever lies behind.
+  std::ptrdiff_t splice_out(std::size_t size, const std::function<std::size_t(std::string_view)>& take);
+  int shutdown(int how);
+  void close();
+  void close_with_reset();
+
+  int take_error();
+  int unacknowledged() const { return static_cast<int>(unacked_); }
+  bool at_urgent_mark() const { return urgent_ != Urgent::kNone && urgent_at_ == read_; }
+  /// The poll(2) bits of the present.
+  short poll_mask();
+
+  /// What arrived and was not read.
+  std::size_t readable_bytes() const { return received_bytes_; }
+  /// FIN or RST has arrived: whatever the peer sent is here.
+  bool complete() const { return fin_received_ || dead_; }
+  bool connected() const { return connected_; }
+  /// Connected, and not reset since.
+  bool sound() const { return connected_ && !dead_; }
+  const Endpoint& remote() const { return remote_; }
+  std::uint64_t serial() const { return serial_; }
+
+  void set_receive_buffer(std::size_t bytes) { receive_buffer_ = bytes; }
+  void set_send_buffer(std::size_t bytes) { send_buffer_ = bytes; }
+  /// SO_OOBINLINE: urgent bytes are read in their place.
+  void set_urgent_inline(bool on) { urgent_inline_ = on; }
+  /// Called with the bits that changed at each edge of readiness, 0 meaning "anything may have".
+  void set_wake(std::function<void(short)> wake) { wake_ = std::move(wake); }
+  /// Pretends that readiness of `bits` comes only `delay` from now.
+  void wake_later(short bits, Nanos delay);
+
+ private:
+  friend class SimNetwork;
+  friend class SimListener;
+
+  enum class Urgent : std::uint8_t { kNone, kUnread, kRead };
+  struct Segment {
+    std::string data;
+    std::size_t offset = 0;
+    bool urgent = false;  // its last byte is
+
+    std::size_t size() const { return data.size() - offset; }
+    std::string_view view() const { return std::string_view(data).substr(offset); }
+  };
+
+  std::size_t send_room() const { return send_buffer_ > unacked_ ? send_buffer_ - unacked_ : 0; }
+  bool writable() const { return send_room() * 3 >= send_buffer_; }
+  std::size_t bytes_to_mark() const;
+  std::ptrdiff_t nothing_to_read();
+  void consume(std::size_t bytes);
+  std::ptrdiff_t recv_urgent(std::span<char> out, int flags);
+  void transmit();
+  std::size_t window() const;
+  void put_on_wire(std::function<void()> arrival);
+  void abort_connection();
+  void die(int error);
+  void wake(short bits) {
+    if (wake_) wake_(bits);
+  }
+
+  void on_segment(const Segment& segment);
+  void on_fin();
+  void on_reset();
+  void on_connected();
+  void on_refused(int error);
+  void on_acknowledged(std::size_t bytes);
+
+  SimNetwork& network_;
+  const std::uint64_t serial_;
+  SimSocket* peer_ = nullptr;
+  Endpoint remote_;
+  std::function<void(short)> wake_;
+  bool connecting_ = false;
+  bool connected_ = false;
+  bool closed_ = false;  // nobody holds it any more; what was sent is still delivered
+  bool dead_ = false;    // reset or aborted
+  int error_ = 0;        // SO_ERROR
+
+  std::size_t receive_buffer_;
+  std::deque<Segment> received_;
+  std::size_t received_bytes_ = 0;
+  std::uint64_t arrived_ = 0;  // bytes ever
+  std::uint64_t read_ = 0;     // bytes ever
+  bool fin_received_ = false;
+  bool shut_read_ = false;
+  Urgent urgent_ = Urgent::kNone;
+  std::uint64_t urgent_at_ = 0;
+  char urgent_byte_ = 0;
+  bool urgent_inline_ = false;
+
+  std::size_t send_buffer_;
+  std::deque<Segment> unsent_;
+  std::size_t in_flight_ = 0;  // bytes on the wire
+  std::size_t unacked_ = 0;    // unsent, on the wire, or not yet acknowledged; FIN counts one
+  bool shut_write_ = false;
+  bool fin_sent_ = false;
+  bool fin_acked_ = false;
+  bool no_space_ = false;  // a sender was told to wait
+  Nanos last_arrival_ = Nanos::zero();
+};
+
+class SimListener {
+ public:
+  /// The next established connection; null when there is none.
+  SimSocket* accept();
+  bool shut() const { return shut_; }
+  bool pending() const { return !backlog_.empty(); }
+  /// No more connections: those that wait are reset.
+  void shut_down();
+
+ private:
+  friend class SimNetwork;
+
+  std::deque<SimSocket*> backlog_;
+  bool shut_ = false;
+};
+
+class SimNetwork {
+ public:
+  /// What becomes of a connect(2): an errno, or one of these.
+  static constexpr int kAnswer = 0;  // accepted, where somebody listens; else refused
+  static constexpr int kSilent = -1;
+
+  explicit SimNetwork(const SimNetworkOptions& options = {}) : options_(options), random_(options.seed) {}
+  SimNetwork(const SimNetwork&) = delete;
+  SimNetwork& operator=(const SimNetwork&) = delete;
+
+  Nanos now() const { return now_; }
+  /// The time of the next thing that will happen by itself; Nanos::max() when nothing will.
+  Nanos next_event() const { return events_.empty() ? Nanos::max() : events_.top().time; }
+  /// Lets everything up to `time` happen.
+  void advance_to(Nanos time);
+
+  SimSocket& socket();
+  /// A listening end. `endpoint` must be free.
+  SimListener& listen(const Endpoint& endpoint);
+  void unlisten(const Endpoint& endpoint);
+  void set_answer(const Endpoint& endpoint, int answer) { answers_[endpoint] = answer; }
+
+  std::mt19937_64& random() { return random_; }
+  const SimNetworkOptions& options() const { return options_; }
+
+ private:
+  friend class SimSocket;
+
+  struct Event {
+    Nanos time;
+    std::uint64_t serial;
+    std::function<void()> action;
+
+    bool operator<(const Event& event) const {  // the earliest is the "largest"
+      return time != event.time ? time > event.time : serial > event.serial;
+    }
+  };
+
+  void at(Nanos time, std::function<void()> action);
+  void on_syn(SimSocket& client);
+
+  const SimNetworkOptions options_;
+  std::mt19937_64 random_;
+  Nanos now_ = std::chrono::seconds(1000);
+  std::priority_queue<Event> events_;
+  std::uint64_t event_serial_ = 0;
+  std::vector<std::unique_ptr<SimSocket>> sockets_;
+  std::map<Endpoint, std::unique_ptr<SimListener>> listeners_;
+  std::vector<std::unique_ptr<SimListener>> old_listeners_;
+  std::map<Endpoint, int> answers_;
+};
+
+}  // namespace portway::test

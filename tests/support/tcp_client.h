@@ -1,0 +1,57 @@
+// A blocking TCP client in a network namespace, for tests: every call ends, with ETIMEDOUT after a time that
+// only a fault needs. Failures of a call whose result is not an errno throw std::system_error.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "proxy/fd.h"
+#include "tests/support/network.h"
+
+namespace portway::test {
+
+/// What came until the connection's end, and how it ended: 0 for FIN, else the errno (ECONNRESET, ...).
+struct Received {
+  std::string bytes;
+  int error = 0;
+};
+
+struct ReceivedDigest {
+  std::uint64_t bytes = 0;
+  std::string sha256;
+  int error = 0;
+};
+
+class TcpClient {
+ public:
+  /// Connects from `network` to an IPv4 address; connect_error() says whether that succeeded.
+  TcpClient(const NetworkNamespace& network, const std::string& address, std::uint16_t port);
+
+  int connect_error() const { return connect_error_; }
+
+  void send(std::string_view bytes);
+  /// Sends the first `bytes` of Pattern(1) and returns their SHA-256.
+  std::string send_pattern(std::uint64_t bytes);
+  /// Sends FIN; what the other side sends can still be received.
+  void finish();
+  /// Closes with RST.
+  void reset();
+
+  /// Exactly `size` bytes.
+  std::string receive(std::size_t size);
+  Received receive_to_end();
+  ReceivedDigest receive_digest_to_end();
+
+ private:
+  /// Bytes received, 0 for FIN, or -errno.
+  std::ptrdiff_t receive_some(char* buffer, std::size_t size);
+
+  Fd fd_;
+  int connect_error_ = 0;
+};
+
+/// The SHA-256 of the first `bytes` of Pattern(1).
+std::string pattern_sha256(std::uint64_t bytes);
+
+}  // namespace portway::test
