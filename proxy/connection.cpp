@@ -59,6 +59,12 @@ bool is_silence(int error) {
   return error == ETIMEDOUT || error == EHOSTUNREACH || error == ENETUNREACH;
 }
 
+/// The peer of an established connection has reset it; EPIPE where it had sent FIN before. A refused connect
+/// is told as ECONNREFUSED.
+bool is_reset(int error) {
+  return error == ECONNRESET || error == EPIPE;
+}
+
 /// POLLPRI alone proves nothing: io_uring passes on what the waker said, and TCP says POLLIN | POLLPRI at
 /// every arrival.
 bool urgent_byte_waits(Io& io, int fd) {
@@ -155,7 +161,7 @@ void ConnectionSet::advance_connecting(std::uint32_t index) {
     terminate(index, CloseSide::kClient, CloseHow::kReset, true, true);
     return;
   }
-  if (upstream.error != 0) {
+  if (upstream.error != 0 && !is_reset(upstream.error)) {
     on_connect_failed(index, upstream.error);
     return;
   }
@@ -166,6 +172,8 @@ void ConnectionSet::advance_connecting(std::uint32_t index) {
   forward.counters[worker_].connections_established.add();
   downstream.writable = true;
   set_state(index, ConnectionState::kRelaying);
+  // The guest may have answered, said something and reset since: that is told in one event.
+  if (upstream.error != 0) doom(index, kUpstream);
   schedule(index);
   advance_relaying(index);
 }

@@ -275,6 +275,28 @@ TEST_P(RelayEnds, AGuestThatDoesNotAnswerInTimeIsAResetToTheClient) {
   EXPECT_EQ(rig.closed(CloseSide::kGuest, CloseHow::kConnectTimeout), 1u);
 }
 
+// It came in one event with the answer, was taken for a failed connect, and the bytes were lost.
+TEST_P(RelayEnds, AGuestThatAnswersAndResetsAtOnceIsHeardFirst) {
+  for (const bool reads : {true, false}) {
+    Rig rig(GetParam());
+    Peer& client = rig.connect();
+    client.send("hello");
+    if (!reads) client.pause();
+    Peer& guest = rig.accept();  // the worker has not had a turn since the guest answered
+    ASSERT_EQ(guest.socket().send("421 too many connections\r\n", 0), 26);
+    ASSERT_TRUE(rig.sim() == nullptr || rig.run_until([&] { return guest.socket().unacknowledged() == 0; }));
+    guest.reset();
+    rig.settle();
+    client.resume();
+    ASSERT_TRUE(rig.run_until([&] { return client.ended(); }));
+    EXPECT_EQ(client.received(), "421 too many connections\r\n");
+    EXPECT_TRUE(client.was_reset());
+    ASSERT_TRUE(all_closed(rig));
+    EXPECT_EQ(rig.stats().connections_established, 1u);
+    EXPECT_EQ(rig.closed(CloseSide::kGuest, CloseHow::kReset), 1u);
+  }
+}
+
 TEST_P(RelayEnds, AClientThatResetsWhileTheGuestIsCalledEndsTheCall) {
   Rig rig(GetParam(), {.connections = {.connect_timeout = 3600s}, .guest = GuestAnswer::kSilent});
   Peer& client = rig.connect();
