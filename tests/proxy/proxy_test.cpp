@@ -1,0 +1,193 @@
+// The data plane as a whole, on real sockets: several workers, forwards that come and go.
+#include "proxy/proxy.h"
+
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace portway {
+namespace {
+
+constexpr int kPatienceMs = 10'000;  // only a fault needs it
+
+std::size_t open_descriptors() {
+  const auto all = std::filesystem::directory_iterator("/proc/self/fd");
+  return static_cast<std::size_t>(std::distance(begin(all), end(all)));
+}
+
+sockaddr_in loopback(std::uint16_t port) {
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(port);
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  return address;
+}
+
+/// A server that a test accepts from by hand.
+class Guest {
+ public:
+  Guest() : listener_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_in address = loopback(0);
+    socklen_t size = sizeof address;
+    EXPECT_EQ(::bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
+    EXPECT_EQ(::listen(listener_.get(), 1024), 0);
+    ::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&address), &size);
+    endpoint = Endpoint(boost::asio::ip::address_v4::loopback(), ntohs(address.sin_port));
+  }
+  Fd accept() const {
+    pollfd readable{.fd = listener_.get(), .events = POLLIN, .revents = 0};
+    EXPECT_EQ(::poll(&readable, 1, kPatienceMs), 1);
+    return Fd(::accept(listener_.get(), nullptr, nullptr));
+  }
+
+  Endpoint endpoint;
+
+ private:
+  Fd listener_;
+};
+
+/// Connected, or not: then errno says why.
+Fd connect_to(std::uint16_t port) {
+  Fd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const sockaddr_in address = loopback(port);
+  if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) < 0) return Fd();
+  return fd;
+}
+
+std::string receive(const Fd& fd) {
+  pollfd readable{.fd = fd.get(), .events = POLLIN, .revents = 0};
+  if (::poll(&readable, 1, kPatienceMs) != 1) return "nothing came";
+  std::array<char, 256> buffer;
+  const auto got = ::recv(fd.get(), buffer.data(), buffer.size(), 0);
+  return got < 0 ? "error" : std::string(buffer.data(), static_cast<std::size_t>(got));
+}
+
+class ProxyTest : public testing::TestWithParam<IoBackend> {
+ protected:
+  void start(unsigned workers) {
+    ProxyOptions options;
+    options.workers = workers;
+    options.io_backend = GetParam();
+    options.public_addresses = {boost::asio::ip::address_v4::loopback()};
+    options.connections_max = 4096;
+    proxy_ = Proxy::start(options).value();
+  }
+
+  /// Serves `upstream` on a port that the kernel chose.
+  std::pair<ForwardId, std::uint16_t> open(const Endpoint& upstream) {
+    const ForwardId id = make_uuid();
+    BoundPort bound = proxy_->bind(0).value();
+    std::vector<Fd> listeners = bound.take_listeners();
+    sockaddr_in address{};
+    socklen_t size = sizeof address;
+    ::getsockname(listeners[0].get(), reinterpret_cast<sockaddr*>(&address), &size);
+    const std::uint16_t port = ntohs(address.sin_port);
+    proxy_->open({.id = id, .upstream = upstream, .tap = ""}, BoundPort(port, std::move(listeners)));
+    return {id, port};
+  }
+
+  /// Until `done`, while the workers do what they are about to.
+  template <class Done>
+  static bool await(Done done) {
+    for (int tries = 0; tries < kPatienceMs; ++tries) {
+      if (done()) return true;
+      ::poll(nullptr, 0, 1);  // what is waited for happens on another thread and has no event of its own
+    }
+    return false;
+  }
+
+  std::unique_ptr<Proxy> proxy_;
+};
+
+TEST_P(ProxyTest, TenThousandForwardsOpenServeAndCloseAndLeaveNothing) {
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+  ASSERT_GE(limit.rlim_cur, 11'000U) << "raise RLIMIT_NOFILE";
+  start(2);
+  const Guest guest;
+  const std::size_t before = open_descriptors();
+  std::vector<std::pair<ForwardId, std::uint16_t>> forwards;
+  for (std::uint16_t port = 20'000; forwards.size() < 10'000 && port < 32'768; ++port) {
+    auto bound = proxy_->bind(port);
+    if (!bound) continue;  // somebody on this machine has it
+    forwards.emplace_back(make_uuid(), port);
+    proxy_->open({.id = forwards.back().first, .upstream = guest.endpoint, .tap = ""}, std::move(*bound));
+  }
+  EXPECT_EQ(proxy_->forward_stats().size(), 10'000U);
+  for (std::size_t i = 0; i < forwards.size(); i += 500) {
+    const Fd client = connect_to(forwards[i].second);
+    const Fd served = guest.accept();
+    ASSERT_EQ(::send(served.get(), "hello", 5, 0), 5);
+    EXPECT_EQ(receive(client), "hello");
+  }
+  for (const auto& [id, port] : forwards) proxy_->close(id, ClosePolicy::kReset);
+  EXPECT_TRUE(proxy_->forward_stats().empty());
+  // What may stay is a pooled pipe a worker.
+  const auto expected = [&] {
+    std::size_t pipes = 0;
+    for (const WorkerCounters* worker : proxy_->node_stats().workers) pipes += worker->pipes_open.get();
+    return before + 2 * pipes;
+  };
+  EXPECT_TRUE(await([&] { return proxy_->idle() && open_descriptors() == expected(); }))
+      << open_descriptors() << " descriptors instead of " << expected();
+}
+
+TEST_P(ProxyTest, AClosedForwardRefusesAtOnceAndItsPortCanBeTakenAtOnce) {
+  start(2);
+  const Guest guest;
+  for (int round = 0; round < 20; ++round) {
+    const auto [id, port] = open(guest.endpoint);
+    proxy_->close(id, ClosePolicy::kKeep);
+    EXPECT_FALSE(connect_to(port));
+    EXPECT_EQ(errno, ECONNREFUSED);
+    EXPECT_TRUE(proxy_->bind(port));
+  }
+}
+
+TEST_P(ProxyTest, APortThatIsListenedOnIsTaken) {
+  start(1);
+  const Guest other;
+  const auto taken = proxy_->bind(other.endpoint.port());
+  ASSERT_FALSE(taken);
+  EXPECT_EQ(taken.error().code, ErrorCode::kHostPortTaken);
+}
+
+TEST_P(ProxyTest, ConnectionsOfOneForwardAreSpreadOverTheWorkers) {
+  start(2);
+  const Guest guest;
+  const auto [id, port] = open(guest.endpoint);
+  std::vector<Fd> ends;
+  for (int i = 0; i < 40; ++i) {
+    ends.push_back(connect_to(port));
+    ends.push_back(guest.accept());
+  }
+  const auto workers = proxy_->node_stats().workers;
+  EXPECT_TRUE(await([&] { return proxy_->forward_stats(id)->connections_active == 40; }));
+  for (const WorkerCounters* worker : workers) EXPECT_EQ(worker->connections_active.get(), 20U);
+}
+
+TEST_P(ProxyTest, StoppingEndsWhatIsConnectedWithAReset) {
+  start(2);
+  const Guest guest;
+  const auto [id, port] = open(guest.endpoint);
+  const Fd client = connect_to(port);
+  const Fd served = guest.accept();
+  proxy_.reset();
+  EXPECT_EQ(receive(client), "error");
+  EXPECT_EQ(receive(served), "error");
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, ProxyTest, testing::Values(IoBackend::kUring, IoBackend::kEpoll),
+                         [](const auto& backend) { return std::string(to_string(backend.param)); });
+
+}  // namespace
+}  // namespace portway
