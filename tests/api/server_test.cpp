@@ -1,0 +1,738 @@
+// The server over real sockets on loopback, on a thread of its own: what any client, good or bad, gets to
+// see.
+#include "api/server.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/post.hpp>
+#include <cerrno>
+#include <future>
+#include <map>
+#include <optional>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <thread>
+
+#include "config/forward.h"
+#include "proxy/fd.h"
+
+namespace portway {
+namespace {
+
+using namespace std::chrono_literals;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+constexpr auto kDeadline = 20s;  // for what only a fault delays
+
+const std::string kGet = "GET /ping HTTP/1.1\r\nHost: a\r\n\r\n";
+
+struct Answer {
+  int status = 0;
+  std::map<std::string, std::string> headers;  // names as sent
+  std::string body;
+};
+
+/// A blocking client; every call ends, with an exception after kDeadline.
+class Client {
+ public:
+  Client() : fd_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    const timeval timeout{.tv_sec = std::chrono::seconds(kDeadline).count(), .tv_usec = 0};
+    ::setsockopt(fd_.get(), SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout);
+    ::setsockopt(fd_.get(), SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
+    const int on = 1;
+    ::setsockopt(fd_.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  }
+  explicit Client(const Endpoint& server) : Client() {
+    if (!connect(server)) throw std::runtime_error("connect failed");
+  }
+
+  bool connect(const Endpoint& server) {
+    return ::connect(fd_.get(), server.data(), static_cast<socklen_t>(server.size())) == 0;
+  }
+  /// False when the server has closed.
+  bool send(std::string_view bytes) {
+    while (!bytes.empty()) {
+      const auto sent = ::send(fd_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
+      if (sent < 0) return false;
+      bytes.remove_prefix(static_cast<std::size_t>(sent));
+    }
+    return true;
+  }
+  void send_bytewise(std::string_view bytes) {
+    for (std::size_t i = 0; i < bytes.size(); ++i) send(bytes.substr(i, 1));
+  }
+  void finish() { ::shutdown(fd_.get(), SHUT_WR); }
+
+  /// True as soon as there is something to receive, FIN included.
+  bool wait_readable(std::chrono::milliseconds timeout) {
+    pollfd readable{.fd = fd_.get(), .events = POLLIN, .revents = 0};
+    return !received_.empty() || ::poll(&readable, 1, static_cast<int>(timeout.count())) > 0;
+  }
+
+  /// Header and body; `bodiless` for what answers HEAD.
+  Answer receive(bool bodiless = false) {
+    std::size_t end;
+    while ((end = received_.find("\r\n\r\n")) == std::string::npos) {
+      if (!receive_more()) throw std::runtime_error("no answer, but " + received_);
+    }
+    const std::string header = take(end + 4);
+    Answer answer;
+    answer.status = std::stoi(header.substr(9));
+    for (std::size_t line = header.find("\r\n") + 2; line < header.size() - 2;) {
+      const std::size_t colon = header.find(": ", line);
+      const std::size_t eol = header.find("\r\n", line);
+      answer.headers[header.substr(line, colon - line)] = header.substr(colon + 2, eol - colon - 2);
+      line = eol + 2;
+    }
+    if (bodiless || answer.headers.count("Content-Length") == 0) return answer;
+    const auto length = std::stoul(answer.headers["Content-Length"]);
+    while (received_.size() < length) {
+      if (!receive_more()) throw std::runtime_error("the body is cut: " + received_);
+    }
+    answer.body = take(length);
+    return answer;
+  }
+  Answer call(std::string_view request) {
+    send(request);
+    return receive();
+  }
+
+  /// What comes until the end, by FIN or RST.
+  std::string receive_to_end() {
+    while (receive_more()) {
+    }
+    return take(received_.size());
+  }
+
+ private:
+  bool receive_more() {
+    char buffer[16384];
+    const auto got = ::recv(fd_.get(), buffer, sizeof buffer, 0);
+    if (got < 0 && errno != ECONNRESET) throw std::runtime_error("nothing comes");
+    if (got > 0) received_.append(buffer, static_cast<std::size_t>(got));
+    return got > 0;
+  }
+  std::string take(std::size_t size) {
+    std::string taken = received_.substr(0, size);
+    received_.erase(0, size);
+    return taken;
+  }
+
+  Fd fd_;
+  std::string received_;
+};
+
+Response make_response(unsigned status, std::string body) {
+  Response response;
+  response.status = status;
+  response.body = std::move(body);
+  return response;
+}
+
+Response echo(const Request& request) {
+  return make_response(200, request.method + " " + request.target + " " + request.body);
+}
+
+/// A server on loopback, on a thread of its own.
+class Running {
+ public:
+  explicit Running(ServerOptions options = {}, Server::Handler handler = echo) {
+    options.listen = Endpoint(boost::asio::ip::address_v4::loopback(), 0);
+    server_ = std::move(Server::start(context_, options, std::move(handler)).value());
+    endpoint_ = server_->endpoint();
+    thread_ = std::thread([this] { context_.run(); });
+  }
+  ~Running() {
+    destroy_server();
+    join();
+  }
+
+  const Endpoint& endpoint() const { return endpoint_; }
+
+  void stop() {
+    on_its_thread([this] {
+      server_->stop();
+      return 0;
+    });
+  }
+  void destroy_server() {
+    if (!server_) return;
+    on_its_thread([this] {
+      server_.reset();
+      return 0;
+    });
+  }
+  /// Returns when the server has left the context nothing to do.
+  void join() {
+    keep_running_.reset();
+    if (thread_.joinable()) thread_.join();
+  }
+
+  ServerStats stats() {
+    return on_its_thread([this] { return server_->stats(); });
+  }
+  /// Asks until it is so; fails the test when that is not before the deadline.
+  void wait_until(const std::function<bool(const ServerStats&)>& is_so) {
+    const auto deadline = std::chrono::steady_clock::now() + kDeadline;
+    while (!is_so(stats())) {
+      if (std::chrono::steady_clock::now() > deadline)
+        throw std::runtime_error("what was awaited does not happen");
+      std::this_thread::yield();
+    }
+  }
+
+ private:
+  template <class Function>
+  auto on_its_thread(Function function) -> decltype(function()) {
+    if (!thread_.joinable()) return function();  // it has ended
+    std::promise<decltype(function())> result;
+    boost::asio::post(context_, [&] { result.set_value(function()); });
+    return result.get_future().get();
+  }
+
+  boost::asio::io_context context_{1};
+  std::optional<boost::asio::executor_work_guard<boost::asio::io_context::executor_type>> keep_running_{
+      boost::asio::make_work_guard(context_)};
+  std::unique_ptr<Server> server_;
+  Endpoint endpoint_;
+  std::thread thread_;
+};
+
+/// The server said no by itself, in full, and then closed.
+void expect_refusal(Client& client, int status, std::string_view code) {
+  Answer answer = client.receive();
+  EXPECT_EQ(answer.status, status) << answer.body;
+  EXPECT_EQ(answer.headers["Content-Type"], "application/problem+json");
+  EXPECT_NE(answer.headers["Connection"], "keep-alive");
+  EXPECT_THAT(answer.body, HasSubstr("\"" + std::string(code) + "\""));
+  EXPECT_THAT(answer.body, HasSubstr(answer.headers["X-Request-Id"]));
+  client.finish();
+  EXPECT_EQ(client.receive_to_end(), "");
+}
+
+TEST(Server, AnswersWithTheHeadersOfEveryAnswer) {
+  Running server;
+  Client client(server.endpoint());
+  Answer answer = client.call("GET /a?b=%20c HTTP/1.1\r\nHost: a\r\n\r\n");
+  EXPECT_EQ(answer.status, 200);
+  EXPECT_EQ(answer.body, "GET /a?b=%20c ");
+  EXPECT_EQ(answer.headers["Server"], "portway");
+  EXPECT_EQ(answer.headers["Cache-Control"], "no-store");
+  EXPECT_EQ(answer.headers["X-Content-Type-Options"], "nosniff");
+  EXPECT_EQ(answer.headers["Content-Type"], "application/json");
+  EXPECT_THAT(answer.headers["Date"], ::testing::EndsWith(" GMT"));
+  const auto id = parse_uuid(answer.headers["X-Request-Id"]);
+  ASSERT_TRUE(id);
+  EXPECT_EQ(id->data[6] >> 4, 7);
+}
+
+TEST(Server, TellsTheHandlerWhoAsksForWhat) {
+  Request seen;
+  Running server({}, [&seen](const Request& request) {
+    seen = request;
+    return Response{
+        .status = 201, .body = "{}", .content_type = "text/plain", .headers = {{"Location", "/x/1"}}};
+  });
+  Client client(server.endpoint());
+  Answer answer = client.call(
+      "POST /x HTTP/1.1\r\nHost: a\r\nX-REQUEST-id: client.7_a-B\r\nX-Two: 1\r\nx-two: 2\r\n"
+      "Content-Length: 5\r\n\r\nhello");
+  EXPECT_EQ(answer.status, 201);
+  EXPECT_EQ(answer.headers["Location"], "/x/1");
+  EXPECT_EQ(answer.headers["Content-Type"], "text/plain");
+  EXPECT_EQ(answer.headers["X-Request-Id"], "client.7_a-B");
+  EXPECT_EQ(seen.id, "client.7_a-B");
+  EXPECT_EQ(seen.method, "POST");
+  EXPECT_EQ(seen.target, "/x");
+  EXPECT_EQ(seen.header("x-two"), "2");
+  EXPECT_EQ(seen.header("host"), "a");
+  EXPECT_EQ(seen.body, "hello");
+  EXPECT_EQ(seen.peer.to_string(), "127.0.0.1");
+}
+
+TEST(Server, ReplacesARequestIdThatDoesNotFit) {
+  Running server;
+  Client client(server.endpoint());
+  for (const std::string& id :
+       {std::string("a b"), std::string("<x>"), std::string(65, 'a'), std::string("\xc3\xa9")}) {
+    Answer answer = client.call("GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: " + id + "\r\n\r\n");
+    EXPECT_TRUE(parse_uuid(answer.headers["X-Request-Id"])) << id;
+  }
+}
+
+TEST(Server, KeepsTheConnectionForTheNextRequest) {
+  Running server;
+  Client client(server.endpoint());
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(client.call(kGet).status, 200);
+  EXPECT_EQ(server.stats().connections_total, 1u);
+}
+
+TEST(Server, ClosesWhenTheClientAsksForIt) {
+  Running server;
+  Client client(server.endpoint());
+  Answer answer = client.call("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+  EXPECT_EQ(answer.headers["Connection"], "close");
+  EXPECT_EQ(client.receive_to_end(), "");
+}
+
+TEST(Server, AnswersPipelinedRequestsInTheirOrder) {
+  Running server;
+  Client client(server.endpoint());
+  std::string requests;
+  for (int i = 0; i < 300; ++i) {
+    requests += "POST /" + std::to_string(i) + " HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx";
+  }
+  client.send(requests);
+  for (int i = 0; i < 300; ++i) EXPECT_EQ(client.receive().body, "POST /" + std::to_string(i) + " x");
+}
+
+TEST(Server, IgnoresEmptyLinesBeforeARequest) {
+  Running server;
+  Client client(server.endpoint());
+  client.send_bytewise("\r\n\r\n");
+  EXPECT_EQ(client.call(kGet).status, 200);
+}
+
+TEST(Server, SpeaksHttp10) {
+  Running server;
+  Client client(server.endpoint());
+  Answer kept = client.call("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+  EXPECT_EQ(kept.headers["Connection"], "keep-alive");
+  client.send("GET / HTTP/1.0\r\n\r\n");
+  EXPECT_THAT(client.receive_to_end(), AllOf(StartsWith("HTTP/1.0 200 OK\r\n"), HasSubstr("\r\n\r\nGET / ")));
+}
+
+TEST(Server, SendsNoBodyForHeadAnd204) {
+  Running server({}, [](const Request& request) {
+    return request.method == "DELETE" ? make_response(204, "") : echo(request);
+  });
+  Client client(server.endpoint());
+  client.send("HEAD /ping HTTP/1.1\r\nHost: a\r\n\r\n");
+  EXPECT_EQ(client.receive(true).headers["Content-Length"], "11");
+  Answer gone = client.call("DELETE / HTTP/1.1\r\nHost: a\r\n\r\n");
+  EXPECT_EQ(gone.status, 204);
+  EXPECT_EQ(gone.headers.count("Content-Length"), 0u);
+  EXPECT_EQ(gone.headers.count("Content-Type"), 0u);
+  EXPECT_EQ(client.call(kGet).body, "GET /ping ") << "no stray byte came in between";
+}
+
+TEST(Server, AsksForTheBodyOfWhoeverExpectsThat) {
+  Running server;
+  Client client(server.endpoint());
+  Answer go_on =
+      client.call("PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-Continue\r\nContent-Length: 2\r\n\r\n");
+  EXPECT_EQ(go_on.status, 100);
+  EXPECT_EQ(client.call("ab").body, "PUT / ab");
+}
+
+TEST(Server, DoesNotAskForABodyThatIsTooLarge) {
+  Running server;
+  Client client(server.endpoint());
+  client.send("PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 65537\r\n\r\n");
+  expect_refusal(client, 413, "body_too_large");
+}
+
+TEST(Server, ReadsRequestsThatComeByteByByte) {
+  Running server;
+  Client client(server.endpoint());
+  client.send_bytewise("POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nabcdef");
+  EXPECT_EQ(client.receive().body, "POST /slow abcdef");
+  client.send_bytewise(
+      "POST /chunks HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+      "3;ext=1\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n");
+  EXPECT_EQ(client.receive().body, "POST /chunks abcdef");
+}
+
+TEST(Server, TakesNoHeadersOutOfATrailer) {
+  Running server({}, [](const Request& request) {
+    return make_response(200, request.body + std::string(request.header("authorization")));
+  });
+  Client client(server.endpoint());
+  Answer answer = client.call(
+      "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+      "1\r\nx\r\n0\r\nAuthorization: Bearer stolen\r\n\r\n");
+  EXPECT_EQ(answer.body, "x");
+}
+
+TEST(Server, TakesABodyOfExactlyTheLimit) {
+  Running server({.body_max_bytes = 1000});
+  Client client(server.endpoint());
+  const std::string body(1000, 'b');
+  EXPECT_EQ(client.call("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n" + body).body,
+            "PUT / " + body);
+  EXPECT_EQ(client
+                .call("PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3e8\r\n" + body +
+                      "\r\n0\r\n\r\n")
+                .body,
+            "PUT / " + body);
+}
+
+TEST(Server, RefusesABodyOverTheLimitHoweverItIsFramed) {
+  Running server({.body_max_bytes = 1000});
+  Client counted(server.endpoint());
+  counted.send("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 1001\r\n\r\n");
+  expect_refusal(counted, 413, "body_too_large");
+  Client chunked(server.endpoint());
+  chunked.send("PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1f4\r\n" +
+               std::string(500, 'b') + "\r\n1f5\r\n");
+  expect_refusal(chunked, 413, "body_too_large");
+  EXPECT_EQ(server.stats().requests_refused, 2u);
+}
+
+// Closing with bytes unread resets the connection, and the client loses the answer that says why.
+TEST(Server, LetsTheClientReadTheRefusalOfABodyItIsStillSending) {
+  Running server;
+  Client client(server.endpoint());
+  client.send("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 500000\r\n\r\n" + std::string(500000, 'b'));
+  expect_refusal(client, 413, "body_too_large");
+}
+
+TEST(Server, RefusesAHeaderThatIsTooLarge) {
+  Running server({.header_max_bytes = 2000});
+  Client one_field(server.endpoint());
+  one_field.send("GET / HTTP/1.1\r\nHost: a\r\nX: " + std::string(2000, 'x'));
+  expect_refusal(one_field, 431, "header_too_large");
+  Client request_line(server.endpoint());
+  request_line.send("GET /" + std::string(2000, 'x'));
+  expect_refusal(request_line, 431, "header_too_large");
+}
+
+// Beast's limit is one on what it has not parsed yet, and it parses each field once the next line has begun:
+// with the right segments its limit is never met.
+TEST(Server, CountsTheHeaderFieldsThatAreParsedAlready) {
+  Running server({.header_max_bytes = 2000});
+  Client client(server.endpoint());
+  client.send("GET / HTTP/1.1\r\nHost: a\r\nX");
+  int sent = 0;
+  while (!client.wait_readable(1ms) && ++sent < 1000) client.send(": " + std::string(95, 'x') + "\r\nX");
+  EXPECT_LT(sent, 1000);
+  expect_refusal(client, 431, "header_too_large");
+}
+
+TEST(Server, RefusesATrailerOrChunkExtensionWithoutEnd) {
+  Running server({.header_max_bytes = 2000});
+  const std::string head = "PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+  for (const std::string& start : {std::string("0\r\nX: "), std::string("1;x=")}) {
+    Client client(server.endpoint());
+    client.send(head + start + std::string(20000, 'x'));
+    expect_refusal(client, 431, "header_too_large");
+  }
+}
+
+TEST(Server, RefusesWhatIsNotHttp) {
+  Running server;
+  for (const std::string request : {
+           "hello\r\n\r\n",
+           "\x16\x03\x01\x02",  // a TLS handshake
+           "GET  HTTP/1.1\r\nHost: a\r\n\r\n",
+           "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
+           "GET / HTTP/1.1\nHost: a\n\n",
+           "GET / HTTP/1.1\r\nHost : a\r\n\r\n",
+           "GET / HTTP/1.1\r\nHost: a\r\nX: a\x01b\r\n\r\n",
+           "GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n",
+           "PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+       }) {
+    SCOPED_TRACE(in_quotes(request));
+    Client client(server.endpoint());
+    client.send(request);
+    client.finish();
+    expect_refusal(client, 400, "malformed_request");
+  }
+}
+
+TEST(Server, RefusesWhatTwoReadersCouldUnderstandDifferently) {
+  Running server;
+  for (const std::string fields : {
+           "",
+           "Host: a\r\nHost: b\r\n",
+           "Host: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n",
+           "Host: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n",
+           "Host: a\r\nContent-Length: 1, 1\r\n",
+           "Host: a\r\nContent-Length: +1\r\n",
+           "Host: a\r\nContent-Length: -1\r\n",
+           "Host: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+           "Host: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n",
+           "Host: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+           "Host: a\r\nTransfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n",
+           "Host: a\r\nTransfer-Encoding: gzip, chunked\r\n",
+           "Host: a\r\nTransfer-Encoding: xchunked\r\nContent-Length: 1\r\n",
+           "Host: a\r\nTransfer-Encoding: identity\r\n",
+           "Host: a\r\nAuthorization: Bearer a\r\nAuthorization: Bearer b\r\n",
+       }) {
+    SCOPED_TRACE(in_quotes(fields));
+    Client client(server.endpoint());
+    client.send("POST / HTTP/1.1\r\n" + fields + "\r\n1\r\nx\r\n0\r\n\r\n");
+    expect_refusal(client, 400, "malformed_request");
+  }
+  Client old(server.endpoint());
+  old.send("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
+  expect_refusal(old, 400, "malformed_request");
+}
+
+TEST(Server, AnswersWhatCameBeforeTheBadRequest) {
+  Running server;
+  Client client(server.endpoint());
+  client.send(kGet + "bad\r\n\r\n" + kGet);
+  EXPECT_EQ(client.receive().status, 200);
+  expect_refusal(client, 400, "malformed_request");
+}
+
+TEST(Server, AnswersAClientThatHasFinishedSending) {
+  Running server;
+  Client client(server.endpoint());
+  client.send(kGet);
+  client.finish();
+  EXPECT_EQ(client.receive().status, 200);
+  EXPECT_EQ(client.receive_to_end(), "");
+}
+
+/// Sends single bytes until there is an answer.
+void drip(Client& client, std::string_view byte) {
+  for (int i = 0; i < 100000 && !client.wait_readable(1ms); ++i) client.send(byte);
+}
+
+TEST(Server, EndsARequestWhoseHeaderComesTooSlowly) {
+  Running server({.header_timeout = 50ms});
+  Client silent(server.endpoint());
+  silent.send("GET / HT");
+  expect_refusal(silent, 408, "request_timeout");
+  Client dripping(server.endpoint());
+  dripping.send("GET /");
+  drip(dripping, "x");
+  expect_refusal(dripping, 408, "request_timeout");
+}
+
+TEST(Server, EndsARequestWhoseBodyComesTooSlowly) {
+  Running server({.body_timeout = 50ms});
+  Client silent(server.endpoint());
+  silent.send("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\nab");
+  expect_refusal(silent, 408, "request_timeout");
+  Client dripping(server.endpoint());
+  dripping.send("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n");
+  drip(dripping, "x");
+  expect_refusal(dripping, 408, "request_timeout");
+}
+
+TEST(Server, ClosesIdleConnectionsWithoutAWord) {
+  Running server({.idle_timeout = 50ms});
+  Client fresh(server.endpoint());
+  Client used(server.endpoint());
+  EXPECT_EQ(used.call(kGet).status, 200);
+  EXPECT_EQ(fresh.receive_to_end(), "");
+  EXPECT_EQ(used.receive_to_end(), "");
+}
+
+TEST(Server, GivesUpOnAClientThatDoesNotTakeItsAnswer) {
+  Running server({.write_timeout = 50ms},
+                 [](const Request&) { return make_response(200, std::string(64 << 20, 'x')); });
+  Client client(server.endpoint());
+  client.send(kGet);
+  server.wait_until(
+      [](const ServerStats& stats) { return stats.connections_total == 1 && stats.connections == 0; });
+}
+
+TEST(Server, MakesRoomByClosingTheLongestIdleConnection) {
+  Running server({.connections_max = 2});
+  Client first(server.endpoint());
+  Client second(server.endpoint());
+  EXPECT_EQ(second.call(kGet).status, 200);
+  EXPECT_EQ(first.call(kGet).status, 200);
+  Client third(server.endpoint());
+  EXPECT_EQ(third.call(kGet).status, 200);
+  EXPECT_EQ(second.receive_to_end(), "");
+  EXPECT_EQ(first.call(kGet).status, 200);
+  EXPECT_EQ(server.stats().connections_evicted, 1u);
+  EXPECT_EQ(server.stats().connections, 2u);
+}
+
+TEST(Server, TurnsAwayTheNewcomerWhenAllAreBusy) {
+  Running server({.connections_max = 1});
+  Client busy(server.endpoint());
+  EXPECT_EQ(
+      busy.call("PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n").status,
+      100);
+  Client newcomer(server.endpoint());
+  expect_refusal(newcomer, 503, "connection_limit");
+  EXPECT_EQ(busy.call("x").body, "PUT / x");
+  EXPECT_EQ(server.stats().connections_refused_limit, 1u);
+}
+
+TEST(Server, ClosesAtOnceWhatComesFromARefusedNetwork) {
+  int calls = 0;
+  Running server({.refused_networks = {Cidr::parse("127.0.0.0/8").value()}},
+                 [&calls](const Request& request) {
+                   ++calls;
+                   return echo(request);
+                 });
+  Client client(server.endpoint());
+  client.send(kGet);
+  EXPECT_EQ(client.receive_to_end(), "");
+  EXPECT_EQ(server.stats().connections_refused_network, 1u);
+  EXPECT_EQ(calls, 0);
+}
+
+TEST(Server, AnswersAnExceptionOfTheHandlerWith500AndGoesOn) {
+  Running server({}, [](const Request& request) -> Response {
+    if (request.target == "/standard") throw std::runtime_error("secret");
+    if (request.target == "/other") throw 1;
+    return echo(request);
+  });
+  Client client(server.endpoint());
+  for (const std::string target : {"/standard", "/other"}) {
+    Answer answer = client.call("GET " + target + " HTTP/1.1\r\nHost: a\r\n\r\n");
+    EXPECT_EQ(answer.status, 500);
+    EXPECT_EQ(answer.headers["Content-Type"], "application/problem+json");
+    EXPECT_THAT(answer.body, ::testing::Not(HasSubstr("secret")));
+  }
+  EXPECT_EQ(client.call(kGet).status, 200);
+}
+
+/// As long as it lives no descriptor can be opened.
+class NoDescriptors {
+ public:
+  NoDescriptors() {
+    ::getrlimit(RLIMIT_NOFILE, &before_);
+    const Fd next(::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0));  // the lowest free number
+    rlimit none = before_;
+    none.rlim_cur = static_cast<rlim_t>(next.get());
+    ::setrlimit(RLIMIT_NOFILE, &none);
+  }
+  ~NoDescriptors() { ::setrlimit(RLIMIT_NOFILE, &before_); }
+  NoDescriptors(const NoDescriptors&) = delete;
+  NoDescriptors& operator=(const NoDescriptors&) = delete;
+
+ private:
+  rlimit before_{};
+};
+
+// moby#6402: one EMFILE ended accepting for good.
+TEST(Server, AcceptsAgainAfterDescriptorsHadRunOut) {
+  Running server;
+  Client client;
+  std::optional<NoDescriptors> none(std::in_place);
+  ASSERT_TRUE(client.connect(server.endpoint()));
+  server.wait_until([](const ServerStats& stats) { return stats.accept_pauses >= 2; });
+  none.reset();
+  EXPECT_EQ(client.call(kGet).status, 200);
+}
+
+TEST(Server, SurvivesTenThousandGarbageRequests) {
+  Running server;
+  std::mt19937 random(20'240'607);
+  const auto below = [&random](std::size_t end) {
+    return std::uniform_int_distribution<std::size_t>(0, end - 1)(random);
+  };
+  const std::string good =
+      "POST /instances/a/port-forwards?x=%41 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer "
+      "b\r\nTransfer-Encoding: "
+      "chunked\r\nX: a\r\n folded\r\n\r\n3;a=\"b\"\r\nabc\r\n0\r\nY: z\r\n\r\nGET / "
+      "HTTP/1.0\r\nContent-Length: 1\r\n\r\nx";
+  constexpr std::string_view kSpecial("\r\n\0 \t:;,\"0f\xff", 12);
+  for (int i = 0; i < 10'000; ++i) {
+    std::string bytes = i % 4 == 0 ? std::string(1 + below(200), '\0') : good;
+    if (i % 4 == 0) std::ranges::generate(bytes, [&] { return static_cast<char>(below(256)); });
+    for (std::size_t changes = 1 + below(4); changes > 0; --changes) {
+      const std::size_t at = below(bytes.size());
+      const char byte = below(2) == 0 ? kSpecial[below(kSpecial.size())] : static_cast<char>(below(256));
+      if (below(2) == 0)
+        bytes[at] = byte;
+      else if (below(2) == 0)
+        bytes.insert(at, 1, byte);
+      else
+        bytes.erase(at, 1 + below(3));
+      if (bytes.empty()) bytes = byte;
+    }
+    Client client(server.endpoint());
+    const std::size_t first_part = below(bytes.size());
+    client.send(std::string_view(bytes).substr(0, first_part));
+    client.send(std::string_view(bytes).substr(first_part));
+    client.finish();
+    const std::string answer = client.receive_to_end();
+    if (!answer.empty()) {
+      ASSERT_THAT(answer, StartsWith("HTTP/1.")) << "input " << i;
+    }
+  }
+  EXPECT_EQ(Client(server.endpoint()).call(kGet).status, 200);
+  server.wait_until([](const ServerStats& stats) { return stats.connections <= 1; });
+}
+
+TEST(Server, StopsAfterTheRequestsUnderWay) {
+  Running server;
+  Client idle(server.endpoint());
+  EXPECT_EQ(idle.call(kGet).status, 200);
+  Client busy(server.endpoint());
+  EXPECT_EQ(
+      busy.call("PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n").status,
+      100);
+  server.stop();
+  EXPECT_EQ(idle.receive_to_end(), "");
+  EXPECT_FALSE(Client().connect(server.endpoint()));
+  Answer answer = busy.call("x");
+  EXPECT_EQ(answer.body, "PUT / x");
+  EXPECT_EQ(answer.headers["Connection"], "close");
+  EXPECT_EQ(busy.receive_to_end(), "");
+  busy.finish();
+  server.join();
+}
+
+TEST(Server, CutsRequestsUnderWayWhenItIsDestroyed) {
+  int calls = 0;
+  Running server({}, [&calls](const Request& request) {
+    ++calls;
+    return echo(request);
+  });
+  Client busy(server.endpoint());
+  EXPECT_EQ(
+      busy.call("PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n").status,
+      100);
+  server.destroy_server();
+  busy.send("x");
+  EXPECT_EQ(busy.receive_to_end(), "");
+  server.join();
+  EXPECT_EQ(calls, 0);
+}
+
+// The daemon's context is destroyed without having run when its start fails half-way.
+TEST(Server, LeavesNothingBehindInAContextThatNeverRan) {
+  std::unique_ptr<Client> client;
+  {
+    boost::asio::io_context context;
+    auto server =
+        Server::start(context, {.listen = Endpoint(boost::asio::ip::address_v4::loopback(), 0)}, echo)
+            .value();
+    client = std::make_unique<Client>(server->endpoint());
+    server.reset();
+  }
+  EXPECT_EQ(client->receive_to_end(), "");
+}
+
+TEST(Server, SaysWhyItCannotListen) {
+  Running server;
+  boost::asio::io_context context;
+  const auto taken = Server::start(context, {.listen = server.endpoint()}, echo);
+  ASSERT_FALSE(taken);
+  EXPECT_EQ(taken.error().code, ErrorCode::kHostPortTaken);
+  EXPECT_THAT(taken.error().detail,
+              AllOf(HasSubstr(to_string(server.endpoint())), HasSubstr("another port")));
+  const auto foreign = Server::start(context, {.listen = parse_endpoint("192.0.2.1:0").value()}, echo);
+  ASSERT_FALSE(foreign);
+  EXPECT_EQ(foreign.error().code, ErrorCode::kInvalidConfig);
+  EXPECT_THAT(foreign.error().detail, AllOf(HasSubstr("192.0.2.1"), HasSubstr("an address of this host")));
+}
+
+}  // namespace
+}  // namespace portway
