@@ -76,6 +76,7 @@ step "1. Packages and build"
 ./install-packages.sh build runtime test
 if command -v ccache >/dev/null; then
   export CMAKE_C_COMPILER_LAUNCHER=ccache CMAKE_CXX_COMPILER_LAUNCHER=ccache
+  export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1  # another checkout's objects are as good
 fi
 cmake --preset release >/dev/null
 cmake --build --preset release -j "$(nproc)" --target portwayd guest_service

@@ -16,6 +16,7 @@ step "Packages"
 ./install-packages.sh build test
 if command -v ccache >/dev/null; then
   export CMAKE_C_COMPILER_LAUNCHER=ccache CMAKE_CXX_COMPILER_LAUNCHER=ccache
+  export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1  # another checkout's objects are as good
 fi
 
 step "Build (preset $preset, in build/$preset)"

@@ -19,7 +19,6 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
     {"lifecycle", {"config", "lifecycle"}},
     {"proxy", {"config", "metrics", "proxy"}},
     {"api", {"config", "metrics", "lifecycle", "proxy", "api"}},
-    {"client", {"config", "proxy", "client"}},
     {"client", {"config", "metrics", "proxy", "client"}},
 };
 

@@ -1,0 +1,123 @@
+// The commands of `portway`, as data. One table (commands.cpp) makes the command line, the help, the man page
+// and the shells' completions, and for most commands also the request and how its answer is shown: a new
+// command is a new row.
+#pragma once
+
+#include <boost/json/fwd.hpp>
+#include <iosfwd>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "client/failure.h"
+
+namespace portway {
+
+struct Invocation;
+struct Console;
+
+/// Where an argument goes in the request.
+enum class Place : std::uint8_t { kLocal, kPath, kBody, kQuery, kHeader };
+
+enum class Kind : std::uint8_t {
+  kText,
+  kPort,   // 1-65535
+  kCount,  // 1-2,147,483,647
+  kFile,
+};
+
+struct Parameter {
+  std::string_view name;  // "INSTANCE" is told by its position, "--label" by its name
+  std::string_view help;  // a sentence or two
+  Kind kind = Kind::kText;
+  std::string_view value = "TEXT";  // what stands for the value in the help
+  Place place = Place::kLocal;
+  std::string_view field = {};        // its name in the body, the query or the header
+  char letter = 0;                    // "-o"
+  bool required = false;              // positional ones are
+  bool repeatable = false;            // in a body: a list
+  std::string_view fallback = {};     // when it is not given
+  std::string_view environment = {};  // the variable that stands in for it
+  std::vector<std::string_view> choices = {};
+
+  bool positional() const { return !name.starts_with('-'); }
+};
+
+/// A column of a table: its title and the member of each object, "port_forwards.current" for an inner one.
+struct Column {
+  std::string_view title;
+  std::string_view member;
+};
+
+struct Command {
+  using Show = void (*)(const Command&, const boost::json::object& answer, Console&);
+
+  std::string_view noun;
+  std::string_view verb;  // empty where the noun is the command
+  std::string_view summary;
+  std::vector<Parameter> parameters = {};
+
+  // For commands that are one request:
+  std::string_view method = {};
+  std::string_view path = {};  // "/instances/{INSTANCE}"
+  bool paged = false;          // a list that may come in several pages
+  std::string_view envelope =
+      {};  // the member of the answer that holds the resource or the list; none: 204 and no body
+  std::vector<Column> columns = {};  // of a list; empty: the members of its first object
+  Show show = nullptr;               // for -o table; nullptr: prints nothing
+
+  Outcome<void> (*run)(const Invocation&, Console&);
+  bool hidden = false;
+
+  std::string full_name() const;  // "forwards create"
+};
+
+struct Noun {
+  std::string_view name;
+  std::string_view summary;
+};
+
+/// In the order of the help.
+std::span<const Command> commands();
+/// The nouns that have verbs.
+std::span<const Noun> nouns();
+/// Options that every command takes.
+std::span<const Parameter> global_parameters();
+
+using Environment = std::map<std::string, std::string, std::less<>>;
+
+/// What was given, by the parameter's name; fallbacks and environment variables are in here too.
+class Arguments {
+ public:
+  void set(std::string_view name, std::vector<std::string> values);
+
+  bool has(std::string_view name) const { return values_.contains(name); }
+  /// Empty when it was not given.
+  const std::string& text(std::string_view name) const;
+  const std::vector<std::string>& all(std::string_view name) const;
+  std::optional<long> number(std::string_view name) const;  // of a kPort or kCount
+
+ private:
+  std::map<std::string, std::vector<std::string>, std::less<>> values_;
+};
+
+/// One run of one command.
+struct Invocation {
+  const Command* command = nullptr;
+  Arguments arguments;
+  Environment environment;
+
+  bool wants_json() const { return arguments.text("--output") == "json"; }
+};
+
+/// Where output goes; tests look at it.
+struct Console {
+  std::ostream& out;
+  std::ostream& err;
+  bool terminal = false;  // `out` is one: it can be redrawn
+};
+
+}  // namespace portway

@@ -1,0 +1,162 @@
+#include "client/command_line.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <limits>
+#include <ostream>
+
+namespace portway {
+namespace {
+
+constexpr std::string_view kDescription = "Forward ports of a microVM host: the client of portwayd.";
+
+void add_parameter(CLI::App& app, const Parameter& parameter) {
+  std::string name(parameter.name);
+  if (parameter.letter != 0) name = std::string{'-', parameter.letter} + "," + name;
+  std::string help(parameter.help);
+  if (!parameter.fallback.empty()) help += " Default: " + std::string(parameter.fallback) + ".";
+  if (!parameter.environment.empty()) help += " Environment: " + std::string(parameter.environment) + ".";
+  CLI::Option* option = app.add_option(name, CLI::callback_t{}, help);
+  option->type_name(parameter.positional() ? "" : std::string(parameter.value));
+  if (parameter.positional() || parameter.required) option->required();
+  if (parameter.repeatable) option->expected(1, std::numeric_limits<int>::max())->allow_extra_args(false);
+  if (parameter.kind == Kind::kPort) option->check(CLI::Range(1, 65535).description(""));
+  if (parameter.kind == Kind::kCount)
+    option->check(CLI::Range(1, std::numeric_limits<int>::max()).description(""));
+  if (!parameter.choices.empty()) {
+    option->check(
+        CLI::IsMember(std::vector<std::string>(parameter.choices.begin(), parameter.choices.end())));
+  }
+  if (parameter.place == Place::kPath) {
+    option->check(CLI::Validator([](const std::string& text) { return text.empty() ? "it is empty" : ""; },
+                                 std::string()));
+  }
+}
+
+/// What was given for the parameter, else the environment's, else the fallback.
+void read_parameter(const CLI::App& app, const Parameter& parameter, Invocation& invocation) {
+  const CLI::Option* option = app.get_option_no_throw(std::string(parameter.name));
+  if (option != nullptr && option->count() > 0) {
+    invocation.arguments.set(parameter.name, option->results());
+    return;
+  }
+  const auto variable = invocation.environment.find(parameter.environment);
+  if (variable != invocation.environment.end() && !variable->second.empty()) {
+    invocation.arguments.set(parameter.name, {variable->second});
+  } else if (!parameter.fallback.empty()) {
+    invocation.arguments.set(parameter.name, {std::string(parameter.fallback)});
+  }
+}
+
+/// The tree of commands as CLI11 has it, made from the table.
+class CommandLine {
+ public:
+  CommandLine() {
+    app_.name("portway");
+    app_.require_subcommand(1);
+    app_.set_version_flag("--version", "portway " PORTWAY_VERSION, "Print the client's version and exit.");
+    app_.set_help_flag("-h,--help", "Print this help and exit.");
+    for (const Parameter& parameter : global_parameters()) add_parameter(app_, parameter);
+    for (const Command& command : commands()) add_command(command);
+    app_.footer("Exit codes and examples: man portway.");
+  }
+
+  Parsed parse(std::span<const std::string> words, const Environment& environment, Console& console) {
+    std::vector<std::string> reversed(words.rbegin(), words.rend());  // as CLI11 wants them
+    try {
+      app_.parse(reversed);
+    } catch (const CLI::ParseError& error) {
+      return {.invocation = std::nullopt, .exit = tell(error, console)};
+    }
+    Invocation invocation{.command = &chosen(), .arguments = {}, .environment = environment};
+    for (const Parameter& parameter : global_parameters()) read_parameter(app_, parameter, invocation);
+    const CLI::App& app = *apps_.at(invocation.command);
+    for (const Parameter& parameter : invocation.command->parameters) {
+      read_parameter(app, parameter, invocation);
+    }
+    return {.invocation = std::move(invocation), .exit = Exit::kDone};
+  }
+
+ private:
+  void add_command(const Command& command) {
+    CLI::App* app = &app_;
+    if (!command.verb.empty()) app = &noun(command.noun);
+    const std::string_view name = command.verb.empty() ? command.noun : command.verb;
+    CLI::App* added = app->add_subcommand(std::string(name), std::string(command.summary));
+    added->fallthrough();  // options that every command takes may stand anywhere
+    if (command.hidden) added->group("");
+    for (const Parameter& parameter : command.parameters) add_parameter(*added, parameter);
+    apps_.emplace(&command, added);
+  }
+
+  CLI::App& noun(std::string_view name) {
+    CLI::App*& added = nouns_[name];
+    if (added != nullptr) return *added;
+    const auto row = std::ranges::find(nouns(), name, &Noun::name);
+    added = app_.add_subcommand(std::string(name), std::string(row->summary));
+    return *added->require_subcommand(1)->fallthrough();
+  }
+
+  const Command& chosen() const {
+    for (const auto& [command, app] : apps_) {
+      if (app->parsed()) return *command;
+    }
+    throw std::logic_error("the parser let no command pass");
+  }
+
+  /// The innermost command that was named: whose help helps.
+  const CLI::App& innermost() const {
+    const CLI::App* app = &app_;
+    while (!app->get_subcommands().empty()) app = app->get_subcommands().front();
+    return *app;
+  }
+
+  Exit tell(const CLI::ParseError& error, Console& console) {
+    if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) {
+      app_.exit(error, console.out, console.err);  // help or version
+      return Exit::kDone;
+    }
+    std::string path;
+    for (const CLI::App* app = &innermost(); app != nullptr; app = app->get_parent()) {
+      path.insert(0, app->get_name() + " ");
+    }
+    console.err << "portway: " << error.what() << "\nSee " << path << "--help.\n";
+    return Exit::kUsage;
+  }
+
+  CLI::App app_{std::string(kDescription)};
+  std::map<const Command*, const CLI::App*> apps_;
+  std::map<std::string_view, CLI::App*> nouns_;
+};
+
+Exit run(const Invocation& invocation, Console& console) {
+  const Outcome<void> outcome = invocation.command->run(invocation, console);
+  if (outcome) return Exit::kDone;
+  const Failure& failure = outcome.error();
+  if (invocation.wants_json() && !failure.problem.empty()) {
+    console.err << failure.problem;
+  } else if (!failure.message.empty()) {
+    console.err << "portway: " << failure.message << "\n";
+    if (!failure.remedy.empty()) console.err << "  " << failure.remedy << "\n";
+  }
+  return failure.exit;
+}
+
+}  // namespace
+
+Parsed parse_command_line(std::span<const std::string> words, const Environment& environment,
+                          Console& console) {
+  return CommandLine().parse(words, environment, console);
+}
+
+int run_client(std::span<const std::string> words, const Environment& environment, Console& console) {
+  const Parsed parsed = parse_command_line(words, environment, console);
+  const Exit exit = parsed.invocation ? run(*parsed.invocation, console) : parsed.exit;
+  if (!console.out.flush()) {
+    console.err << "portway: standard output cannot be written; is the disk full?\n";
+    return static_cast<int>(Exit::kRefused);
+  }
+  return static_cast<int>(exit);
+}
+
+}  // namespace portway

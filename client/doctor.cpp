@@ -1,0 +1,102 @@
+#include "client/doctor.h"
+
+#include <algorithm>
+#include <boost/json/array.hpp>
+#include <boost/json/object.hpp>
+#include <ostream>
+
+#include "client/output.h"
+#include "client/request.h"
+#include "proxy/uring_io.h"
+
+namespace portway {
+namespace {
+
+namespace json = boost::json;
+
+const Command& instances_list() {
+  return *std::ranges::find(commands(), "instances list", &Command::full_name);
+}
+
+void ask_daemon(const HttpClient& client, ApiFacts& api) {
+  api.server = client.options().server.url;
+  if (const auto ready = ask(client, {.method = "GET", .target = "/readyz"}); !ready) {
+    api.down = ready.error();
+    return;
+  }
+  if (const auto version = ask(client, {.method = "GET", .target = "/version"}))
+    api.version = text_of(*version, "version");
+  if (const auto info = ask(client, {.method = "GET", .target = "/v1/info"})) {
+    api.io_backend = text_of(*info, "io_backend");
+    api.io_backend_reason = text_of(*info, "io_backend_reason");
+  }
+  const auto instances = fetch(client, instances_list(), {});
+  if (!instances) {
+    api.refused = instances.error();
+    return;
+  }
+  const json::value* list = instances->if_contains("instances");
+  if (list == nullptr || !list->is_array()) return;
+  for (const json::value& item : list->get_array()) {
+    if (!item.is_object() || text_of(item.get_object(), "state") != "running") continue;
+    api.running.push_back({text_of(item.get_object(), "id"), text_of(item.get_object(), "tap")});
+  }
+}
+
+void read_config(Node& node) {
+  std::error_code error;
+  node.config_found = std::filesystem::exists(node.config_file, error);
+  if (!node.config_found) return;
+  auto config = load_config(node.config_file);
+  if (config) {
+    node.config = std::move(*config);
+  } else {
+    node.config_error = config.error();
+  }
+}
+
+json::object as_json(const NamedFinding& named) {
+  json::object check{
+      {"name", named.name}, {"grade", to_string(named.finding.grade)}, {"detail", named.finding.detail}};
+  if (!named.finding.remedy.empty()) check["remedy"] = named.finding.remedy;
+  return check;
+}
+
+}  // namespace
+
+Outcome<void> report(const std::vector<NamedFinding>& findings, bool json_wanted, Console& console) {
+  json::array checks;
+  std::vector<std::vector<std::string>> rows;
+  for (const NamedFinding& named : findings) {
+    const Finding& finding = named.finding;
+    checks.push_back(as_json(named));
+    rows.push_back({std::string(to_string(finding.grade)), std::string(named.name), finding.detail});
+    if (!finding.remedy.empty()) rows.push_back({"", "", "-> " + finding.remedy});
+  }
+  const auto failed =
+      std::ranges::count(findings, Grade::kFail, [](const auto& named) { return named.finding.grade; });
+  console.out << (json_wanted ? pretty_json(json::object{{"checks", checks}, {"failed", failed}})
+                              : aligned(rows));
+  if (failed == 0) return {};
+  return Failure{Exit::kRefused, std::to_string(failed) + " of these checks failed."};
+}
+
+Outcome<void> run_doctor(const Invocation& invocation, Console& console) {
+  const auto client = make_client(invocation, console);
+  if (!client) return client.error();
+  Node node;
+  node.config_file = invocation.arguments.text("--config");
+  read_config(node);
+  node.subject = find_subject(node.root);
+  node.try_io_uring = []() -> Result<void> {
+    const auto ring = make_uring_io();
+    if (!ring) return ring.error();
+    return {};
+  };
+  node.host_addresses = local_addresses;
+  node.link = link_state;
+  ask_daemon(*client, node.api);
+  return report(look_at(node), invocation.wants_json(), console);
+}
+
+}  // namespace portway

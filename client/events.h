@@ -1,0 +1,10 @@
+// `portway events`: follows the node's events, over lost connections too.
+#pragma once
+
+#include "client/command.h"
+
+namespace portway {
+
+Outcome<void> run_events(const Invocation& invocation, Console& console);
+
+}  // namespace portway

@@ -1,0 +1,42 @@
+// How a command can end: the exit codes that scripts rely on, and what is told when it is not 0.
+#pragma once
+
+#include <boost/system/result.hpp>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace portway {
+
+/// The process's exit code. Stable: documented in portway(1), which is made from exit_meanings().
+enum class Exit : std::uint8_t {
+  kDone = 0,
+  kRefused = 1,
+  kUsage = 2,
+  kUnreachable = 3,
+  kNotFound = 4,
+  kNotAllowed = 5,
+  kBusy = 6,
+};
+
+struct ExitMeaning {
+  Exit exit;
+  std::string_view meaning;
+};
+std::span<const ExitMeaning> exit_meanings();
+
+struct Failure {
+  Exit exit = Exit::kRefused;
+  std::string message;       // what happened
+  std::string remedy = {};   // what to do about it
+  std::string problem = {};  // the server's problem document as it came; empty when it is not the server's
+};
+
+template <class T>
+using Outcome = boost::system::result<T, Failure>;
+
+/// What Outcome::value() throws when nobody looked at the failure first: a mistake of ours.
+[[noreturn]] void throw_exception_from_error(const Failure& failure, const boost::source_location& where);
+
+}  // namespace portway

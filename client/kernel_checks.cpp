@@ -1,0 +1,167 @@
+#include <fmt/format.h>
+
+#include <array>
+#include <charconv>
+#include <utility>
+
+#include "client/checks.h"
+
+namespace portway {
+namespace {
+
+constexpr std::int64_t kBacklog = 4096;     // what the listeners ask for
+constexpr std::int64_t kPagesPerPipe = 64;  // 256 KiB
+constexpr std::pair kUringKernel{5, 19};    // multishot accept and poll
+
+std::string sysctl_remedy(std::string_view name, std::int64_t value) {
+  return fmt::format("sysctl -w {}={}, and put it in /etc/sysctl.d/portway.conf.", name, value);
+}
+
+std::string who(const Subject& subject) {
+  return subject.is_daemon() ? fmt::format("portwayd (process {})", subject.pid) : "this shell";
+}
+
+Finding check_kernel(const Node& node) {
+  const std::string release = node.text("proc/sys/kernel/osrelease").value_or("");
+  int major = 0;
+  int minor = 0;
+  const char* end = release.data() + release.size();
+  const auto [dot, error] = std::from_chars(release.data(), end, major);
+  if (error != std::errc() || dot == end) return {Grade::kSkip, "/proc/sys/kernel/osrelease cannot be read."};
+  std::from_chars(dot + 1, end, minor);
+  if (std::pair(major, minor) >= kUringKernel) return {Grade::kOk, "Linux " + release + "."};
+  return {Grade::kWarn, "Linux " + release + " is too old for Portway's use of io_uring; it runs on epoll.",
+          "Use Linux 5.19 or newer."};
+}
+
+Finding check_io_uring(const Node& node) {
+  const bool asked_for = node.config.proxy.io_backend == IoBackend::kUring;
+  const bool unwanted = node.config.proxy.io_backend == IoBackend::kEpoll;
+  if (unwanted) return {Grade::kOk, "Not used: proxy.io_backend is epoll."};
+  const Grade bad = asked_for ? Grade::kFail : Grade::kWarn;
+  if (!node.api.io_backend.empty()) {  // the daemon knows better than this process
+    if (node.api.io_backend != "epoll") return {Grade::kOk, "portwayd runs on io_uring."};
+    return {bad, "portwayd runs on epoll: " + node.api.io_backend_reason + ".",
+            "Let its process use io_uring (seccomp profile, kernel.io_uring_disabled) and restart it."};
+  }
+  const Result<void> tried = node.try_io_uring();
+  if (tried) return {Grade::kOk, "A ring works in this shell."};
+  if (const auto disabled = node.sysctl("kernel.io_uring_disabled"); disabled.value_or(0) != 0) {
+    return {bad, fmt::format("kernel.io_uring_disabled is {}; portwayd runs on epoll.", *disabled),
+            sysctl_remedy("kernel.io_uring_disabled", 0)};
+  }
+  return {bad, tried.error().detail + "; portwayd would run on epoll.",
+          "Remove what the message names, or set proxy.io_backend = \"epoll\"."};
+}
+
+/// As portwayd counts them: two for each connection and each pipe, one for each listener, and some.
+std::uint64_t descriptors_wanted(const Config& config) {
+  return 2ULL * config.proxy.connections_max + 2ULL * config.proxy.pipes_max +
+         std::uint64_t{config.ports.range.size()} * config.node.public_addresses.size() + 1024;
+}
+
+Finding check_descriptors(const Node& node) {
+  const std::uint64_t wanted = descriptors_wanted(node.config);
+  const Subject& subject = node.subject;
+  const std::string has =
+      fmt::format("{} may have {} descriptors, {} are wanted for {} connections", who(subject),
+                  subject.descriptors_max, wanted, node.config.proxy.connections_max);
+  if (subject.descriptors_max >= wanted) return {Grade::kOk, has + "."};
+  if (!subject.is_daemon() && subject.has(Capability::kSysResource)) {
+    return {Grade::kOk, has + "; with CAP_SYS_RESOURCE portwayd raises that itself."};
+  }
+  return {Grade::kWarn, has + ": it allows fewer connections.",
+          fmt::format("systemd: LimitNOFILE={}; else ulimit -Hn {}; or lower proxy.connections_max.", wanted,
+                      wanted)};
+}
+
+Finding check_open_files(const Node& node) {
+  const auto wanted = static_cast<std::int64_t>(descriptors_wanted(node.config));
+  const auto nr_open = node.sysctl("fs.nr_open");
+  const auto file_max = node.sysctl("fs.file-max");
+  if (!nr_open || !file_max) return {Grade::kSkip, "/proc/sys/fs cannot be read."};
+  const auto lacks = [&](std::string_view name, std::int64_t value) {
+    return Finding{Grade::kWarn, fmt::format("{} is {}, {} descriptors are wanted.", name, value, wanted),
+                   sysctl_remedy(name, wanted * 2)};
+  };
+  if (*nr_open < wanted) return lacks("fs.nr_open", *nr_open);
+  if (*file_max - node.sysctl("fs.file-nr").value_or(0) < wanted) return lacks("fs.file-max", *file_max);
+  return {Grade::kOk, fmt::format("fs.nr_open is {}, fs.file-max {}.", *nr_open, *file_max)};
+}
+
+Finding check_pipes(const Node& node) {
+  const Subject& subject = node.subject;
+  if (subject.has(Capability::kSysResource) || subject.has(Capability::kSysAdmin)) {
+    return {Grade::kOk, "No limit: " + who(subject) + " has the capability for it."};
+  }
+  const auto pages = node.sysctl("fs.pipe-user-pages-soft");
+  if (!pages) return {Grade::kSkip, "fs.pipe-user-pages-soft cannot be read."};
+  const std::int64_t wanted = kPagesPerPipe * node.config.proxy.pipes_max;
+  if (*pages == 0 || *pages >= wanted) {
+    return {Grade::kOk, fmt::format("fs.pipe-user-pages-soft is {}.", *pages)};
+  }
+  return {Grade::kWarn,
+          fmt::format("fs.pipe-user-pages-soft is {}: after {} busy pipes, new ones are small and bulk "
+                      "transfers slower.",
+                      *pages, *pages / kPagesPerPipe),
+          "Give portwayd CAP_SYS_RESOURCE, or " + sysctl_remedy("fs.pipe-user-pages-soft", wanted)};
+}
+
+Finding check_capabilities(const Node& node) {
+  const Subject& subject = node.subject;
+  std::string held;
+  for (const auto& [capability, name] :
+       {std::pair(Capability::kNetBindService, "CAP_NET_BIND_SERVICE"),
+        std::pair(Capability::kNetAdmin, "CAP_NET_ADMIN"), std::pair(Capability::kNetRaw, "CAP_NET_RAW"),
+        std::pair(Capability::kSysResource, "CAP_SYS_RESOURCE")}) {
+    if (subject.has(capability)) held += (held.empty() ? "" : ", ") + std::string(name);
+  }
+  const std::string has = who(subject) + " has " + (held.empty() ? "none that matter" : held);
+  const std::int64_t first = node.sysctl("net.ipv4.ip_unprivileged_port_start").value_or(1024);
+  if (node.config.ports.range.first < first && !subject.has(Capability::kNetBindService)) {
+    return {Grade::kFail,
+            fmt::format("{}: ports below {} cannot be bound, and ports.range begins at {}.", has, first,
+                        node.config.ports.range.first),
+            "Give portwayd CAP_NET_BIND_SERVICE, or " +
+                sysctl_remedy("net.ipv4.ip_unprivileged_port_start", 1024)};
+  }
+  return {Grade::kOk, has + "."};
+}
+
+Finding check_backlog(const Node& node) {
+  const auto most = node.sysctl("net.core.somaxconn");
+  if (!most) return {Grade::kSkip, "net.core.somaxconn cannot be read."};
+  if (*most >= kBacklog) return {Grade::kOk, fmt::format("net.core.somaxconn is {}.", *most)};
+  return {Grade::kWarn,
+          fmt::format("net.core.somaxconn is {}: bursts of new connections are dropped early.", *most),
+          sysctl_remedy("net.core.somaxconn", kBacklog)};
+}
+
+Finding check_conntrack(const Node& node) {
+  const auto most = node.sysctl("net.netfilter.nf_conntrack_max");
+  const auto now = node.sysctl("net.netfilter.nf_conntrack_count");
+  if (!most || !now) return {Grade::kOk, "Not loaded: no connection is tracked."};
+  const std::string full = fmt::format("{} of {} connections are tracked", *now, *most);
+  if (*now * 5 < *most * 4) return {Grade::kOk, full + "; Portway does not need it."};
+  return {Grade::kWarn, full + ": when the table is full, the kernel drops packets of forwards too.",
+          "Remove the rules that track (nft list ruleset), or " +
+              sysctl_remedy("net.netfilter.nf_conntrack_max", *most * 2)};
+}
+
+}  // namespace
+
+std::span<const Check> kernel_checks() {
+  static constexpr auto kChecks = std::to_array<Check>({
+      {"kernel", check_kernel},
+      {"io_uring", check_io_uring},
+      {"descriptors", check_descriptors},
+      {"open-files", check_open_files},
+      {"pipes", check_pipes},
+      {"capabilities", check_capabilities},
+      {"backlog", check_backlog},
+      {"conntrack", check_conntrack},
+  });
+  return kChecks;
+}
+
+}  // namespace portway

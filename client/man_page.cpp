@@ -1,0 +1,156 @@
+#include "client/man_page.h"
+
+#include <array>
+#include <ostream>
+
+#include "config/config.h"
+
+namespace portway {
+namespace {
+
+/// Text for troff: backslashes, and hyphens that a reader may want to copy.
+std::string escaped(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '\\') {
+      out += "\\e";
+    } else if (c == '-') {
+      out += "\\-";
+    } else {
+      out += c;
+    }
+  }
+  return out;
+}
+
+/// A line of text; a period or an apostrophe at its beginning would be a request.
+std::string line(std::string_view text) {
+  const bool request = text.starts_with('.') || text.starts_with('\'');
+  return (request ? "\\&" : "") + escaped(text) + "\n";
+}
+
+std::string bold(std::string_view text) {
+  return "\\fB" + escaped(text) + "\\fR";
+}
+
+std::string italic(std::string_view text) {
+  return "\\fI" + escaped(text) + "\\fR";
+}
+
+std::string option_entry(const Parameter& option) {
+  std::string out = ".TP\n";
+  if (option.letter != 0) out += bold(std::string{'-', option.letter}) + ", ";
+  out += bold(option.name) + " " + italic(option.value) + "\n" + line(option.help);
+  if (!option.choices.empty()) {
+    out += "One of";
+    for (const std::string_view choice : option.choices) {
+      out += " " + bold(choice) + (choice == option.choices.back() ? ".\n" : ",");
+    }
+  }
+  if (!option.fallback.empty()) out += "Default: " + bold(option.fallback) + ".\n";
+  if (!option.environment.empty()) out += "Environment: " + bold(option.environment) + ".\n";
+  return out;
+}
+
+std::string command_entry(const Command& command) {
+  std::string out = ".SS \"portway " + command.full_name();
+  for (const Parameter& parameter : command.parameters) {
+    if (parameter.positional()) out += " " + std::string(parameter.name);
+  }
+  out += "\"\n" + line(command.summary);
+  for (const Parameter& parameter : command.parameters) {
+    if (!parameter.positional()) {
+      out += option_entry(parameter);
+    } else {
+      out += ".TP\n" + italic(parameter.name) + "\n" + line(parameter.help);
+    }
+  }
+  return out;
+}
+
+std::string exit_entries() {
+  std::string out;
+  for (const ExitMeaning& meaning : exit_meanings()) {
+    out += ".TP\n" + bold(std::to_string(static_cast<int>(meaning.exit))) + "\n" + line(meaning.meaning);
+  }
+  return out;
+}
+
+struct Example {
+  std::string_view meaning;
+  std::string_view command;
+};
+constexpr auto kExamples = std::to_array<Example>({
+    {"The node's orchestrator tells that a virtual machine runs:",
+     "portway --key-file /etc/portway/admin.key instances put vm-1 \\\n"
+     "    --guest-address 198.18.0.2 --tap tap0 --owner alice"},
+    {"It makes a key for the machine's owner:",
+     "(umask 077; portway --key-file /etc/portway/admin.key keys create --owner alice > alice.key)"},
+    {"The owner exposes a web server:",
+     "export PORTWAY_API_KEY_FILE=alice.key\nportway forwards create vm-1 3000 --label dev-server"},
+    {"The host ports of all forwards, for a script:",
+     "portway forwards list vm-1 -o json | jq '.port_forwards[].host_port'"},
+});
+
+std::string examples() {
+  std::string out;
+  for (const Example& example : kExamples) {
+    out += (out.empty() ? "" : ".PP\n") + line(example.meaning) + ".PP\n.RS 4\n.nf\n" +
+           escaped(example.command) + "\n.fi\n.RE\n";
+  }
+  return out;
+}
+
+}  // namespace
+
+std::string client_man_page() {
+  std::string out =
+      ".TH PORTWAY 1 \"\" \"Portway " PORTWAY_VERSION
+      "\" \"Portway\"\n"
+      ".SH NAME\nportway \\- forward ports of microVMs\n"
+      ".SH SYNOPSIS\n\\fBportway\\fR [\\fIOPTION\\fR]... \\fINOUN\\fR \\fIVERB\\fR [\\fIARGUMENT\\fR]...\n"
+      ".SH DESCRIPTION\n"
+      "The client of\n.BR portwayd (8)'s\nREST API. It asks the server of\n.BR \\-\\-server ,\n"
+      "with the key that a file or the environment holds. Options may stand before or after the command.\n"
+      ".PP\nAnswers are tables, or with\n.B \"\\-o json\"\nthe API's own JSON. Lists are complete: the "
+      "client "
+      "follows the API's pages.\n"
+      "What fails is told on standard error with what to do about it, and by the exit code.\n"
+      ".SH OPTIONS\n";
+  for (const Parameter& parameter : global_parameters()) out += option_entry(parameter);
+  out += ".TP\n\\fB\\-h\\fR, \\fB\\-\\-help\\fR\nPrint help, of the command where one is named, and exit.\n";
+  out += ".TP\n\\fB\\-\\-version\\fR\nPrint the client's version and exit.\n.SH COMMANDS\n";
+  for (const Command& command : commands()) {
+    if (!command.hidden) out += command_entry(command);
+  }
+  return out +
+         ".SH ENVIRONMENT\n.TP\n\\fBPORTWAY_API_KEY\\fR\nThe API key, where no file is named.\n"
+         ".PP\nVariables that stand in for options are named there.\n"
+         ".SH \"EXIT STATUS\"\n" +
+         exit_entries() + ".SH EXAMPLES\n" + examples() +
+         ".SH \"SEE ALSO\"\n.BR portwayd (8),\n.BR portway.toml (5)\n";
+}
+
+std::string config_man_page() {
+  std::string out = ".TH PORTWAY.TOML 5 \"\" \"Portway " PORTWAY_VERSION
+                    "\" \"Portway\"\n"
+                    ".SH NAME\nportway.toml \\- configuration of portwayd\n"
+                    ".SH DESCRIPTION\n"
+                    "The file that\n.B portwayd \\-\\-config\nreads, in TOML. Check one with\n"
+                    ".BR \"portway config check\" .\n"
+                    ".SH KEYS\n.nf\n";
+  const std::string reference = config_reference();
+  for (std::size_t start = 0; start < reference.size();) {
+    const std::size_t end = reference.find('\n', start);
+    out += line(std::string_view(reference).substr(start, end - start));
+    start = end + 1;
+  }
+  return out + ".fi\n.SH \"SEE ALSO\"\n.BR portwayd (8),\n.BR portway (1)\n";
+}
+
+Outcome<void> run_man_page(const Invocation& invocation, Console& console) {
+  console.out << (invocation.arguments.text("PAGE") == "portway.1" ? client_man_page() : config_man_page());
+  return {};
+}
+
+}  // namespace portway

@@ -1,0 +1,86 @@
+// What doctor looks at: one node, as its files, its daemon and a few system calls show it. Tests make their
+// own.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "client/failure.h"
+#include "config/config.h"
+
+namespace portway {
+
+/// Bits of the effective set (linux/capability.h).
+enum class Capability : unsigned {
+  kNetBindService = 10,
+  kNetAdmin = 12,
+  kNetRaw = 13,
+  kSysAdmin = 21,
+  kSysResource = 24
+};
+
+/// The process whose rights and limits count: the running daemon where there is just one, else this one.
+struct Subject {
+  pid_t pid = 0;  // 0: this process
+  uid_t uid = 0;
+  std::vector<gid_t> groups;
+  std::uint64_t capabilities = 0;
+  std::uint64_t descriptors_max = 0;  // RLIMIT_NOFILE: the daemon's own, or what it may raise itself to
+
+  bool is_daemon() const { return pid != 0; }
+  bool has(Capability capability) const {
+    return (capabilities >> static_cast<unsigned>(capability) & 1U) != 0;
+  }
+};
+
+struct TapUser {
+  std::string instance;
+  std::string tap;
+};
+
+/// What the daemon told.
+struct ApiFacts {
+  std::string server;           // its URL
+  std::optional<Failure> down;  // why it did not answer, or is not ready
+  std::string version;          // empty when it did not tell
+  std::string io_backend;       // "" when it did not tell
+  std::string io_backend_reason;
+  std::optional<Failure> refused;  // why it did not list the instances
+  std::vector<TapUser> running;    // those of running instances
+};
+
+enum class LinkState : std::uint8_t { kMissing, kNoCarrier, kCarrier };
+
+/// The network device's state, from the kernel (SIOCGIFFLAGS, netdevice(7)); no carrier also when it is down.
+LinkState link_state(const std::string& device);
+
+struct Node {
+  std::filesystem::path root = "/";  // holds proc
+  std::string config_file;
+  bool config_found = false;
+  std::optional<Error> config_error;
+  Config config;  // the defaults where the file is missing or wrong
+  Subject subject;
+  ApiFacts api;
+  std::function<Result<void>()> try_io_uring;
+  std::function<Result<std::vector<IpAddress>>()> host_addresses;
+  std::function<LinkState(const std::string& device)> link;
+
+  /// The file below root, without the newline at its end; nothing when it cannot be read.
+  std::optional<std::string> text(const std::string& path) const;
+  /// Its first number.
+  std::optional<std::int64_t> number(const std::string& path) const;
+  /// number("proc/sys/" + name), dots being slashes.
+  std::optional<std::int64_t> sysctl(std::string name) const;
+};
+
+/// The daemon's process as /proc below `root` shows it, or this one's.
+Subject find_subject(const std::filesystem::path& root);
+
+}  // namespace portway

@@ -1,0 +1,188 @@
+#include "client/request.h"
+
+#include <algorithm>
+#include <boost/json/array.hpp>
+#include <boost/json/parse.hpp>
+#include <boost/json/serialize.hpp>
+#include <cassert>
+#include <ostream>
+#include <utility>
+
+#include "client/credentials.h"
+#include "client/output.h"
+
+namespace portway {
+namespace {
+
+namespace json = boost::json;
+
+constexpr std::string_view kPageSize = "1000";  // the API's largest
+constexpr std::size_t kPagesMax = 1000;
+
+json::value body_value(const Parameter& parameter, const Arguments& arguments) {
+  if (parameter.repeatable) {
+    json::array list;
+    for (const std::string& text : arguments.all(parameter.name)) list.emplace_back(text);
+    return list;
+  }
+  if (const auto number = arguments.number(parameter.name); number && parameter.kind != Kind::kText) {
+    return *number;
+  }
+  return json::string(arguments.text(parameter.name));
+}
+
+/// The command's path with the arguments in place of "{NAME}".
+std::string path_of(const Command& command, const Arguments& arguments) {
+  std::string path;
+  std::string_view rest = command.path;
+  while (!rest.empty()) {
+    const std::size_t open = std::min(rest.find('{'), rest.size());
+    path += rest.substr(0, open);
+    rest.remove_prefix(open);
+    if (rest.empty()) break;
+    const std::size_t close = rest.find('}');
+    assert(close != std::string_view::npos);
+    path += percent_encoded(arguments.text(rest.substr(1, close - 1)));
+    rest.remove_prefix(close + 1);
+  }
+  return path;
+}
+
+Exit exit_of(unsigned status) {
+  switch (status) {
+    case 401:
+    case 403:
+      return Exit::kNotAllowed;
+    case 404:
+      return Exit::kNotFound;
+    case 429:
+    case 503:
+      return Exit::kBusy;
+    default:
+      return Exit::kRefused;
+  }
+}
+
+/// What the client knows and the server does not.
+std::string remedy(const HttpAnswer& answer, const HttpOptions& options) {
+  if (answer.status == 401 && options.key.empty()) {
+    return "No key was sent: name its file with --key-file or PORTWAY_API_KEY_FILE, or set PORTWAY_API_KEY.";
+  }
+  if (answer.status == 401) return "The key that was sent is not one of this server's: " + options.server.url;
+  return answer.retry_after.empty() ? "" : "Try again in " + answer.retry_after + " s.";
+}
+
+/// Moves the list of `page` to the end of `answer`'s, and its cursor in place of the old one.
+void append_page(json::object& answer, json::object& page, std::string_view envelope) {
+  json::value* more = page.if_contains(envelope);
+  json::value* list = answer.if_contains(envelope);
+  if (more != nullptr && more->is_array() && list != nullptr && list->is_array()) {
+    for (json::value& item : more->get_array()) list->get_array().push_back(std::move(item));
+  }
+  answer.erase("next_cursor");
+  if (const json::value* cursor = page.if_contains("next_cursor")) answer["next_cursor"] = *cursor;
+}
+
+}  // namespace
+
+Outcome<HttpClient> make_client(const Invocation& invocation, Console& console) {
+  const Arguments& arguments = invocation.arguments;
+  auto server = parse_server_address(arguments.text("--server"));
+  if (!server) return server.error();
+  auto credentials = read_credentials(arguments, invocation.environment);
+  if (!credentials) return credentials.error();
+  if (!credentials->warning.empty()) console.err << "portway: " << credentials->warning << "\n";
+  if (server->transport == Transport::kHttp && !server->local() && !credentials->key.empty()) {
+    console.err << "portway: " << server->url
+                << ": the key crosses the network in clear text; use https://\n";
+  }
+  return HttpClient({.server = std::move(*server),
+                     .key = std::move(credentials->key),
+                     .ca_file = arguments.text("--ca"),
+                     .certificate_file = arguments.text("--cert"),
+                     .private_key_file = arguments.text("--cert-key"),
+                     .timeout = std::chrono::seconds(arguments.number("--timeout").value_or(30))});
+}
+
+HttpRequest make_request(const Command& command, const Arguments& arguments, std::string_view cursor) {
+  HttpRequest request{.method = std::string(command.method), .target = path_of(command, arguments)};
+  char separator = '?';
+  const auto add_query = [&](std::string_view name, std::string_view value) {
+    request.target += std::exchange(separator, '&');
+    request.target += std::string(name) + "=" + percent_encoded(value);
+  };
+  json::object body;
+  for (const Parameter& parameter : command.parameters) {
+    if (!arguments.has(parameter.name)) continue;
+    if (parameter.place == Place::kQuery) add_query(parameter.field, arguments.text(parameter.name));
+    if (parameter.place == Place::kBody) body[parameter.field] = body_value(parameter, arguments);
+    if (parameter.place == Place::kHeader) {
+      request.headers.emplace_back(parameter.field, arguments.text(parameter.name));
+    }
+  }
+  if (command.paged) add_query("limit", kPageSize);
+  if (!cursor.empty()) add_query("cursor", cursor);
+  if (!body.empty()) request.body = json::serialize(body);
+  return request;
+}
+
+Outcome<json::object> ask(const HttpClient& client, const HttpRequest& request) {
+  const auto answer = client.send(request);
+  if (!answer) return answer.error();
+  if (answer->status < 200 || answer->status > 299) return refusal(*answer, client.options());
+  if (answer->body.empty()) return json::object();
+  boost::system::error_code error;
+  json::value value = json::parse(answer->body, error);
+  if (error || !value.is_object()) {
+    return Failure{Exit::kUnreachable, client.options().server.url + ": the answer is no JSON object.",
+                   "Does Portway's API listen there? Check --server."};
+  }
+  return std::move(value.get_object());
+}
+
+Outcome<json::object> fetch(const HttpClient& client, const Command& command, const Arguments& arguments) {
+  auto answer = ask(client, make_request(command, arguments));
+  for (std::size_t pages = 1; answer && command.paged && pages < kPagesMax; ++pages) {
+    const std::string cursor = text_of(*answer, "next_cursor");
+    if (cursor.empty()) break;
+    auto page = ask(client, make_request(command, arguments, cursor));
+    if (!page) return page.error();
+    append_page(*answer, *page, command.envelope);
+  }
+  return answer;
+}
+
+Failure refusal(const HttpAnswer& answer, const HttpOptions& options) {
+  boost::system::error_code error;
+  const json::value document = json::parse(answer.body, error);
+  const bool is_problem =
+      !error && document.is_object() && answer.content_type.starts_with("application/problem+json");
+  if (!is_problem) {
+    return {exit_of(answer.status),
+            options.server.url + ": HTTP status " + std::to_string(answer.status) +
+                " without a problem document.",
+            "Is something between you and Portway's API?"};
+  }
+  const json::object& problem = document.get_object();
+  std::string message = text_of(problem, "title") + ": " + text_of(problem, "detail");
+  for (const std::string_view member : {"code", "field", "limit", "current", "request_id"}) {
+    if (problem.contains(member)) message += "\n  " + std::string(member) + ": " + text_of(problem, member);
+  }
+  return {exit_of(answer.status), message, remedy(answer, options), pretty_json(problem)};
+}
+
+Outcome<void> run_request(const Invocation& invocation, Console& console) {
+  const Command& command = *invocation.command;
+  const auto client = make_client(invocation, console);
+  if (!client) return client.error();
+  const auto answer = fetch(*client, command, invocation.arguments);
+  if (!answer) return answer.error();
+  if (invocation.wants_json()) {
+    if (!answer->empty()) console.out << pretty_json(*answer);
+  } else if (command.show != nullptr) {
+    command.show(command, *answer, console);
+  }
+  return {};
+}
+
+}  // namespace portway

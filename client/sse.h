@@ -1,0 +1,48 @@
+// Server-sent events, as the HTML standard has them (section 9.2.6, "Interpreting an event stream").
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace portway {
+
+struct ServerEvent {
+  std::string id;    // the last one that was sent, also with an earlier event
+  std::string type;  // "message" when none was sent
+  std::string data;
+};
+
+class SseParser {
+ public:
+  /// Of a line, and of an event's data; a stream with longer ones is no stream of ours.
+  static constexpr std::size_t kLineMax = 1 << 20;
+
+  /// Returns false to stop.
+  using OnEvent = std::function<bool(const ServerEvent& event)>;
+  explicit SseParser(OnEvent on_event) : on_event_(std::move(on_event)) {}
+
+  /// The next bytes of the stream, cut anywhere. False when on_event said so, or something was too long.
+  bool feed(std::string_view data);
+  /// The connection ended: an unfinished event is forgotten, the last id stays.
+  void restart();
+
+  const std::string& last_id() const { return id_; }
+  /// How long the server asks clients to wait before they connect again.
+  std::optional<std::chrono::milliseconds> retry() const { return retry_; }
+
+ private:
+  bool on_line(std::string_view line);
+
+  OnEvent on_event_;
+  std::string line_;
+  bool after_return_ = false;  // "\r\n" is one line end
+  ServerEvent event_;
+  bool has_data_ = false;
+  std::string id_;
+  std::optional<std::chrono::milliseconds> retry_;
+};
+
+}  // namespace portway

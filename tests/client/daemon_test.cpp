@@ -1,0 +1,149 @@
+// The program against the real daemon, both in a network namespace of their own: what the manual page's
+// examples do.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <boost/json/parse.hpp>
+#include <chrono>
+#include <fstream>
+
+#include "tests/client/fake_server.h"
+#include "tests/support/network.h"
+#include "tests/support/process.h"
+#include "tests/support/requirements.h"
+
+namespace portway::test {
+namespace {
+
+using namespace std::chrono_literals;
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::MatchesRegex;
+using testing::Not;
+
+class ClientAndDaemon : public testing::Test {
+ protected:
+  void SetUp() override {
+    PORTWAY_NEEDS(why_no_namespaces());
+    network_.emplace();
+    network_->ip("link add tap0 type veth peer name guest0");
+    network_->ip("link set guest0 up");
+    network_->ip("address add 198.19.0.1/24 dev tap0");
+    network_->ip("link set tap0 up");
+    network_->set("net/ipv4/conf/tap0/rp_filter", "1");
+    config_ = directory_.write(
+        "portway.toml",
+        "[node]\npublic_hostname = \"compute-1.test\"\n"
+        "[api]\nlisten = \"127.0.0.1:8080\"\nadmin_key_file = \"" +
+            admin_key() + "\"\n[guests]\nnetworks = [\"198.19.0.0/24\"]\n[store]\npath = \"" +
+            (directory_.path() / "portway.db").string() + "\"\n[proxy]\nworkers = 1\n");
+    daemon_.emplace(SpawnOptions{.command = {PORTWAY_DAEMON, "--config", config_}, .network = &*network_});
+    ASSERT_TRUE(daemon_->wait_for_output("listens on", 30s)) << daemon_->output();
+  }
+
+  std::string admin_key() const { return directory_.path() / "admin.key"; }
+
+  struct Ended {
+    int exit;
+    std::string output;  // standard output and error
+  };
+  Ended portway(std::vector<std::string> words, const std::string& key_file = "") {
+    words.insert(words.begin(), PORTWAY_CLIENT);
+    words.push_back("--key-file=" + (key_file.empty() ? admin_key() : key_file));
+    Process process({.command = std::move(words), .network = &*network_});
+    const auto exit = process.wait(30s);
+    EXPECT_TRUE(exit.has_value()) << "portway does not end";
+    process.wait_for_output("\n\n\n", 1s);  // to the end of what it printed
+    return {exit.value_or(-1), process.output()};
+  }
+
+  TemporaryDirectory directory_;
+  std::string config_;
+  std::optional<NetworkNamespace> network_;
+  std::optional<Process> daemon_;
+};
+
+TEST_F(ClientAndDaemon, RegisterForwardListAndEnd) {
+  Ended run = portway(
+      {"instances", "put", "vm-1", "--guest-address", "198.19.0.2", "--tap", "tap0", "--owner", "alice"});
+  EXPECT_EQ(run.exit, 0) << run.output;
+  EXPECT_THAT(run.output, HasSubstr("guest_address:  198.19.0.2\n"));
+
+  run = portway({"keys", "create", "--owner", "alice", "-o", "json"});
+  ASSERT_EQ(run.exit, 0) << run.output;
+  const std::string key =
+      directory_.write("alice.key", boost::json::parse(run.output).at("secret").as_string().c_str());
+  std::filesystem::permissions(key, std::filesystem::perms::owner_read);
+
+  run = portway({"forwards", "create", "vm-1", "3000", "--label", "dev-server"}, key);
+  ASSERT_EQ(run.exit, 0) << run.output;
+  ASSERT_THAT(run.output, MatchesRegex("compute-1\\.test:[0-9]+\n"));
+  const std::string endpoint = run.output.substr(0, run.output.size() - 1);
+
+  run = portway({"forwards", "list", "vm-1", "-o", "json"}, key);
+  ASSERT_EQ(run.exit, 0) << run.output;
+  const std::string id =
+      boost::json::parse(run.output).at("port_forwards").at(0).at("id").as_string().c_str();
+  run = portway({"forwards", "watch", "vm-1", "--count", "1"}, key);
+  EXPECT_THAT(run.output,
+              AllOf(HasSubstr(id), HasSubstr(endpoint), HasSubstr("dev-server"), HasSubstr("listening")));
+  EXPECT_EQ(portway({"forwards", "get", "vm-1", id}, key).exit, 0);
+
+  EXPECT_EQ(portway({"forwards", "delete", "vm-1", id, "--connections", "reset"}, key).exit, 0);
+  EXPECT_EQ(portway({"forwards", "get", "vm-1", id}, key).exit, 4);
+  run = portway({"instances", "stop", "vm-1"});
+  EXPECT_EQ(run.exit, 0) << run.output;
+  EXPECT_EQ(portway({"forwards", "create", "vm-1", "3000"}, key).exit, 1);
+  EXPECT_EQ(portway({"instances", "delete", "vm-1"}).exit, 0);
+  EXPECT_EQ(portway({"instances", "get", "vm-1"}).exit, 4);
+}
+
+TEST_F(ClientAndDaemon, TellRefusalsByTheirExitCode) {
+  Ended run = portway({"forwards", "create", "vm-9", "3000"});
+  EXPECT_EQ(run.exit, 4);
+  EXPECT_THAT(run.output, HasSubstr("code: not_found"));
+  ASSERT_EQ(portway({"instances", "put", "vm-1", "--guest-address", "198.19.0.2", "--tap", "tap0", "--owner",
+                     "alice"})
+                .exit,
+            0);
+  run = portway({"forwards", "create", "vm-1", "22"});
+  EXPECT_EQ(run.exit, 5);
+  EXPECT_THAT(run.output, HasSubstr("code: blocked_port"));
+  run = portway(
+      {"instances", "put", "vm-2", "--guest-address", "127.0.0.1", "--tap", "tap0", "--owner", "alice"});
+  EXPECT_EQ(run.exit, 1);
+  EXPECT_THAT(run.output, HasSubstr("field: guest_address"));
+  const std::string stranger =
+      directory_.write("stranger.key", "pwk_0000000000000000000000000000000000000000000");
+  EXPECT_EQ(portway({"instances", "list"}, stranger).exit, 5);
+}
+
+TEST_F(ClientAndDaemon, AgreeInTheDoctorsEyes) {
+  ASSERT_EQ(portway({"instances", "put", "vm-1", "--guest-address", "198.19.0.2", "--tap", "tap0", "--owner",
+                     "alice"})
+                .exit,
+            0);
+  const Ended run = portway({"doctor", "--config", config_});
+  EXPECT_EQ(run.exit, 0) << run.output;
+  EXPECT_THAT(run.output,
+              AllOf(HasSubstr("is ready, version " PORTWAY_VERSION), HasSubstr("The API takes the key.")));
+  EXPECT_THAT(run.output, Not(HasSubstr("\nfail ")));
+  EXPECT_THAT(run.output, Not(HasSubstr("tap0 (vm-1)")));
+}
+
+TEST_F(ClientAndDaemon, AgreeOnTheVersionAndOnWhoIsGone) {
+  Ended run = portway({"version"});
+  EXPECT_EQ(run.exit, 0);
+  EXPECT_EQ(run.output, "client: " PORTWAY_VERSION "\nserver: " PORTWAY_VERSION "\n");
+  daemon_->signal(SIGTERM);
+  ASSERT_TRUE(daemon_->wait(30s).has_value());
+  run = portway({"instances", "list"});
+  EXPECT_EQ(run.exit, 3);
+  EXPECT_THAT(run.output, HasSubstr("Is portwayd running?"));
+}
+
+}  // namespace
+}  // namespace portway::test

@@ -1,0 +1,318 @@
+// doctor's findings on nodes made for the purpose: files in a temporary directory, and a daemon that says
+// what the test wants.
+
+#include "client/doctor.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <boost/json/parse.hpp>
+#include <map>
+#include <sstream>
+
+#include "client/checks.h"
+#include "tests/client/fake_server.h"
+
+namespace portway::test {
+namespace {
+
+using testing::AllOf;
+using testing::Each;
+using testing::Field;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::Not;
+
+constexpr std::uint64_t bit(Capability capability) {
+  return std::uint64_t{1} << static_cast<unsigned>(capability);
+}
+
+/// A node on which everything is as it should be; a test then spoils one thing.
+class Doctor : public testing::Test {
+ protected:
+  Doctor() {
+    for (const auto& [name, value] : std::initializer_list<std::pair<const char*, const char*>>{
+             {"kernel/osrelease", "6.1.0-13-amd64"},
+             {"kernel/io_uring_disabled", "0"},
+             {"fs/nr_open", "1048576"},
+             {"fs/file-max", "9223372036854775807"},
+             {"fs/file-nr", "3000\t0\t9223372036854775807"},
+             {"fs/pipe-user-pages-soft", "16384"},
+             {"net/core/somaxconn", "4096"},
+             {"net/ipv4/ip_unprivileged_port_start", "1024"},
+             {"net/ipv4/ip_local_port_range", "32768\t60999"},
+             {"net/ipv4/ip_local_reserved_ports", ""},
+             {"net/ipv4/conf/all/rp_filter", "0"},
+             {"net/ipv4/conf/tap0/rp_filter", "1"},
+         }) {
+      sysctl(name, value);
+    }
+    node_.root = directory_.path();
+    node_.config_file = directory_.write("portway.toml", "");
+    node_.config_found = true;
+    node_.config.guests.networks = {Cidr::parse("198.18.0.0/15").value()};
+    node_.config.store.path = directory_.path() / "portway.db";
+    node_.config.api.admin_key_file = directory_.write("admin.key", "pwk_key\n");
+    ::chmod(node_.config.api.admin_key_file.c_str(), 0600);
+    node_.subject = {.pid = 42,
+                     .uid = ::getuid(),
+                     .groups = {::getgid()},
+                     .capabilities = bit(Capability::kNetRaw) | bit(Capability::kSysResource),
+                     .descriptors_max = 1048576};
+    node_.api = {.server = "http://127.0.0.1:8080",
+                 .down = std::nullopt,
+                 .version = PORTWAY_VERSION,
+                 .io_backend = "uring",
+                 .io_backend_reason = "",
+                 .refused = std::nullopt,
+                 .running = {{"vm-1", "tap0"}}};
+    node_.try_io_uring = []() -> Result<void> { return {}; };
+    node_.host_addresses = []() -> Result<std::vector<IpAddress>> {
+      return std::vector<IpAddress>{parse_address("192.0.2.1").value()};
+    };
+    node_.link = [this](const std::string& device) { return links_[device]; };
+  }
+
+  void sysctl(const std::string& name, const std::string& value) {
+    directory_.write("proc/sys/" + name, value + "\n");
+  }
+
+  Finding find(std::string_view name) {
+    for (const NamedFinding& named : look_at(node_)) {
+      if (named.name == name) return named.finding;
+    }
+    ADD_FAILURE() << "no check " << name;
+    return {};
+  }
+
+  /// The check has this grade, says `what` and how to mend it.
+  void expect(std::string_view name, Grade grade, const std::string& what, const std::string& remedy = "") {
+    const Finding finding = find(name);
+    EXPECT_EQ(to_string(finding.grade), to_string(grade)) << name << ": " << finding.detail;
+    EXPECT_THAT(finding.detail, HasSubstr(what));
+    EXPECT_THAT(finding.remedy, HasSubstr(remedy));
+    EXPECT_EQ(finding.remedy.empty(), grade == Grade::kOk || grade == Grade::kSkip);
+  }
+
+  TemporaryDirectory directory_;
+  std::map<std::string, LinkState> links_ = {{"tap0", LinkState::kCarrier}};  // others are missing
+  Node node_;
+};
+
+TEST_F(Doctor, FindsNothingWhereAllIsWell) {
+  for (const NamedFinding& named : look_at(node_)) {
+    EXPECT_EQ(to_string(named.finding.grade), "ok") << named.name << ": " << named.finding.detail;
+    EXPECT_THAT(named.finding.detail, testing::EndsWith("."));
+  }
+}
+
+TEST_F(Doctor, WarnsOfAKernelWithoutMultishotAccept) {
+  for (const char* release : {"5.18.19", "4.19.0-amd64", "5.4"}) {
+    sysctl("kernel/osrelease", release);
+    expect("kernel", Grade::kWarn, release, "5.19");
+  }
+  sysctl("kernel/osrelease", "5.19.0");
+  expect("kernel", Grade::kOk, "5.19.0");
+}
+
+TEST_F(Doctor, TellsWhyThereIsNoIoUring) {
+  node_.api.io_backend = "epoll";
+  node_.api.io_backend_reason = "io_uring: Operation not permitted";
+  expect("io_uring", Grade::kWarn, "Operation not permitted", "seccomp");
+
+  node_.api.io_backend = "";  // no daemon to ask
+  node_.try_io_uring = []() -> Result<void> {
+    return Error{ErrorCode::kResourceExhausted, "io_uring: refused"};
+  };
+  expect("io_uring", Grade::kWarn, "io_uring: refused");
+  node_.config.proxy.io_backend = IoBackend::kUring;
+  expect("io_uring", Grade::kFail, "io_uring: refused");
+  sysctl("kernel/io_uring_disabled", "2");
+  expect("io_uring", Grade::kFail, "kernel.io_uring_disabled is 2", "sysctl -w kernel.io_uring_disabled=0");
+  node_.config.proxy.io_backend = IoBackend::kEpoll;
+  expect("io_uring", Grade::kOk, "Not used");
+}
+
+TEST_F(Doctor, ComparesDescriptorsWithTheConfiguration) {
+  node_.subject.descriptors_max = 1024;
+  expect("descriptors", Grade::kWarn, "portwayd (process 42) may have 1024", "LimitNOFILE=177632");
+  node_.subject.pid = 0;  // not started yet: it will raise its limit itself
+  expect("descriptors", Grade::kOk, "CAP_SYS_RESOURCE");
+  node_.subject.capabilities = 0;
+  expect("descriptors", Grade::kWarn, "this shell");
+  sysctl("fs/nr_open", "65536");
+  expect("open-files", Grade::kWarn, "fs.nr_open is 65536", "sysctl -w fs.nr_open=");
+  sysctl("fs/nr_open", "1048576");
+  sysctl("fs/file-max", "100000");
+  expect("open-files", Grade::kWarn, "fs.file-max is 100000", "sysctl -w fs.file-max=");
+}
+
+TEST_F(Doctor, WarnsOfSmallPipesOnlyWithoutTheCapability) {
+  expect("pipes", Grade::kOk, "capability");
+  node_.subject.capabilities = 0;
+  expect("pipes", Grade::kWarn, "after 256 busy pipes", "fs.pipe-user-pages-soft=1048576");
+  sysctl("fs/pipe-user-pages-soft", "0");
+  expect("pipes", Grade::kOk, "");
+}
+
+TEST_F(Doctor, ListsTheCapabilitiesThatMatter) {
+  expect("capabilities", Grade::kOk, "has CAP_NET_RAW, CAP_SYS_RESOURCE");
+  sysctl("net/ipv4/ip_unprivileged_port_start", "30000");
+  expect("capabilities", Grade::kFail, "ports below 30000", "CAP_NET_BIND_SERVICE");
+  node_.subject.capabilities = bit(Capability::kNetBindService);
+  expect("capabilities", Grade::kOk, "CAP_NET_BIND_SERVICE");
+}
+
+TEST_F(Doctor, WarnsOfAShortBacklogAndAFullConnectionTable) {
+  sysctl("net/core/somaxconn", "128");
+  expect("backlog", Grade::kWarn, "128", "net.core.somaxconn=4096");
+  expect("conntrack", Grade::kOk, "Not loaded");
+  sysctl("net/netfilter/nf_conntrack_max", "1000");
+  sysctl("net/netfilter/nf_conntrack_count", "799");
+  expect("conntrack", Grade::kOk, "799 of 1000");
+  sysctl("net/netfilter/nf_conntrack_count", "800");
+  expect("conntrack", Grade::kWarn, "800 of 1000", "nf_conntrack_max=2000");
+}
+
+TEST_F(Doctor, TellsWhatIsWrongWithTheConfiguration) {
+  node_.config.guests.networks.clear();
+  expect("config", Grade::kWarn, "guests.networks is empty", node_.config_file);
+  node_.config_found = false;
+  expect("config", Grade::kWarn, "defaults are assumed", "--config");
+  node_.config_error = Error{ErrorCode::kInvalidConfig, "portway.toml:3: unknown key"};
+  expect("config", Grade::kFail, "portway.toml:3");
+}
+
+TEST_F(Doctor, MissesAPublicAddress) {
+  node_.config.node.public_addresses = {parse_address("192.0.2.1").value()};
+  expect("addresses", Grade::kOk, "192.0.2.1");
+  node_.config.node.public_addresses.push_back(parse_address("203.0.113.7").value());
+  expect("addresses", Grade::kFail, "203.0.113.7", "node.public_addresses");
+}
+
+TEST_F(Doctor, WarnsWhenTheKernelHandsOutPortsOfTheRange) {
+  sysctl("net/ipv4/ip_local_port_range", "32000\t60999");
+  expect("port-range", Grade::kWarn, "768 ports", "sysctl -w net.ipv4.ip_local_reserved_ports=32000-32767");
+  sysctl("net/ipv4/ip_local_reserved_ports", "32000-32767");
+  expect("port-range", Grade::kOk, "20000-32767");
+}
+
+TEST_F(Doctor, LooksWhetherTheDaemonCanWriteItsStore) {
+  expect("store", Grade::kOk, directory_.path());
+  node_.config.store.path = directory_.path() / "made/by/portwayd.db";
+  expect("store", Grade::kOk, directory_.path());
+  node_.subject.uid = 65533;
+  node_.subject.groups.clear();
+  expect("store", Grade::kFail, "user 65533 cannot write", "install -d -m 0750 -o 65533");
+  ::chmod(directory_.path().c_str(), 0707);
+  expect("store", Grade::kOk, "writable");
+  ::chmod(directory_.path().c_str(), 0700);
+}
+
+TEST_F(Doctor, RefusesAnAdminKeyThatOthersCanRead) {
+  const std::string& key = node_.config.api.admin_key_file;
+  ::chmod(key.c_str(), 0640);
+  expect("admin-key", Grade::kFail, "mode 640", "chmod 600 " + key);
+  ::chmod(key.c_str(), 0600);
+  node_.subject.uid = 65533;
+  expect("admin-key", Grade::kFail, "user 65533 cannot read it", "chown 65533");
+  node_.config.api.admin_key_file = directory_.path() / "none.key";
+  expect("admin-key", Grade::kOk, "first start");
+}
+
+TEST_F(Doctor, TellsAStoppedDaemonFromOneThatDoesNotAnswer) {
+  node_.api.down =
+      Failure{Exit::kUnreachable, "http://127.0.0.1:8080: cannot connect: Connection refused.", "Look."};
+  expect("api", Grade::kFail, "portwayd runs (process 42)", "Look.");
+  expect("taps", Grade::kSkip, "did not tell");
+  expect("rp-filter", Grade::kSkip, "did not tell");
+  node_.subject.pid = 0;
+  expect("api", Grade::kWarn, "Connection refused", "Start portwayd");
+  node_.api.down.reset();
+  node_.api.version = "0.0.1";
+  expect("api", Grade::kWarn, "version 0.0.1", PORTWAY_VERSION);
+  node_.api.refused = Failure{Exit::kNotAllowed, "Unauthorized"};
+  expect("key", Grade::kWarn, "Unauthorized", "--key-file " + node_.config.api.admin_key_file);
+}
+
+TEST_F(Doctor, LooksForTheTapsOfRunningInstances) {
+  node_.api.running.push_back({"vm-2", "tap2"});
+  expect("taps", Grade::kFail, "tap2 (vm-2)", "portway instances stop");
+  links_["tap2"] = LinkState::kNoCarrier;
+  expect("taps", Grade::kWarn, "No carrier: tap2 (vm-2)", "ip link set");
+  sysctl("net/ipv4/conf/tap2/rp_filter", "0");
+  expect("rp-filter", Grade::kWarn, "tap2", "sysctl -w net/ipv4/conf/tap2/rp_filter=1");
+  sysctl("net/ipv4/conf/all/rp_filter", "2");
+  expect("rp-filter", Grade::kOk, "");
+}
+
+TEST_F(Doctor, LooksAtTheDaemonWhereThereIsOneAndAtItselfWhereNot) {
+  directory_.write("proc/self/status",
+                   "Name:\tportway\nUid:\t1000\t1000\t1000\t1000\nGid:\t100\t100\t100\t100\n"
+                   "Groups:\t4 27 \nCapEff:\t0000000000000000\n");
+  directory_.write("proc/self/limits",
+                   "Limit  Soft  Hard  Units\nMax open files            1024                 524288 files\n");
+  Subject subject = find_subject(directory_.path());
+  EXPECT_FALSE(subject.is_daemon());
+  EXPECT_EQ(subject.uid, 1000U);
+  EXPECT_THAT(subject.groups, testing::ElementsAre(100, 4, 27));
+  EXPECT_EQ(subject.descriptors_max, 524288U);
+
+  directory_.write("proc/77/comm", "portwayd\n");
+  directory_.write("proc/77/status", "Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nCapEff:\t0000000001002400\n");
+  directory_.write("proc/77/limits",
+                   "Max open files            200000               unlimited            files\n");
+  subject = find_subject(directory_.path());
+  EXPECT_EQ(subject.pid, 77);
+  EXPECT_EQ(subject.descriptors_max, 200000U);
+  EXPECT_TRUE(subject.has(Capability::kNetBindService));
+  EXPECT_TRUE(subject.has(Capability::kNetRaw));
+  EXPECT_TRUE(subject.has(Capability::kSysResource));
+  EXPECT_FALSE(subject.has(Capability::kNetAdmin));
+
+  directory_.write("proc/78/comm", "portwayd\n");  // which of the two?
+  EXPECT_FALSE(find_subject(directory_.path()).is_daemon());
+}
+
+TEST_F(Doctor, ReportsATableOrJsonAndFailsWithTheFirstFailure) {
+  const std::vector<NamedFinding> findings = {{"one", {Grade::kOk, "Fine."}},
+                                              {"two", {Grade::kFail, "Broken.", "Mend it."}}};
+  std::ostringstream out;
+  Console console{.out = out, .err = out};
+  const auto reported = report(findings, false, console);
+  ASSERT_FALSE(reported);
+  EXPECT_EQ(reported.error().exit, Exit::kRefused);
+  EXPECT_EQ(out.str(), "ok    one  Fine.\nfail  two  Broken.\n           -> Mend it.\n");
+
+  out.str("");
+  EXPECT_FALSE(report(findings, true, console));
+  const auto json = boost::json::parse(out.str());
+  EXPECT_EQ(json.at("failed"), 1);
+  EXPECT_EQ(json.at("checks").at(1).at("remedy"), "Mend it.");
+  EXPECT_TRUE(report({findings[0]}, false, console));
+}
+
+TEST(ConfigCheck, SaysWhatPortwaydWouldSay) {
+  const TemporaryDirectory directory;
+  const std::string good = directory.write("good.toml", "[guests]\nnetworks = [\"198.18.0.0/15\"]\n");
+  ClientRun run = run_portway({"config", "check", good});
+  EXPECT_EQ(run.exit, 0);
+  EXPECT_THAT(run.out, HasSubstr(good + ": good\n"));
+
+  const std::string bad = directory.write("bad.toml", "[api]\nlisten_on = \"127.0.0.1:80\"\n");
+  run = run_portway({"config", "check", bad});
+  EXPECT_EQ(run.exit, 1);
+  EXPECT_THAT(run.err, AllOf(HasSubstr(bad + ":2"), HasSubstr("listen_on")));
+
+  run = run_portway({"config", "check", bad, "-o", "json"});
+  EXPECT_EQ(run.exit, 1);
+  const auto json = boost::json::parse(run.out);
+  EXPECT_EQ(json.at("valid"), false);
+  EXPECT_EQ(json.at("key"), "api.listen_on");
+  EXPECT_EQ(run_portway({"config", "check", "/nowhere.toml"}).exit, 1);
+}
+
+}  // namespace
+}  // namespace portway::test

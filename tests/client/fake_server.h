@@ -1,0 +1,67 @@
+// An HTTP server that answers what a test tells it to, over TCP, TLS or a Unix socket; one connection at a
+// time, each for one request.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace portway::test {
+
+/// A directory that is removed with it.
+class TemporaryDirectory {
+ public:
+  TemporaryDirectory();
+  ~TemporaryDirectory();
+  TemporaryDirectory(const TemporaryDirectory&) = delete;
+  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
+
+  const std::filesystem::path& path() const { return path_; }
+  /// Writes a file in it, making its directories, and returns its path.
+  std::string write(const std::string& name, const std::string& text) const;
+
+ private:
+  std::filesystem::path path_;
+};
+
+/// Makes a self-signed certificate for 127.0.0.1 and its private key in one PEM file.
+void make_certificate(const std::string& file);
+
+class FakeServer {
+ public:
+  /// The bytes of the answer to `request`, after which the connection ends; nothing: it stays open without
+  /// one.
+  using Answer = std::function<std::optional<std::string>(const std::string& request)>;
+
+  /// "tcp", "unix:/PATH", "tls:/PEM-FILE" with its certificate, or "mtls:/PEM-FILE", which also asks for that
+  /// certificate of its clients.
+  FakeServer(const std::string& transport, Answer answer);
+  ~FakeServer();
+
+  std::string url() const;
+  /// What it was asked so far, head and body.
+  std::vector<std::string> requests() const;
+
+ private:
+  class Implementation;
+  std::unique_ptr<Implementation> implementation_;
+};
+
+/// "HTTP/1.1 STATUS ..." with a JSON body.
+std::string http_answer(int status, const std::string& body);
+/// The same with a problem document.
+std::string problem_answer(int status, const std::string& body, const std::string& more_headers = "");
+
+/// One run of `portway`, in this process.
+struct ClientRun {
+  int exit = 0;
+  std::string out;
+  std::string err;
+};
+ClientRun run_portway(const std::vector<std::string>& words,
+                      const std::vector<std::pair<std::string, std::string>>& environment = {});
+
+}  // namespace portway::test

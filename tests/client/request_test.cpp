@@ -1,0 +1,355 @@
+// Commands against a server that says what the API says: requests, tables, JSON, exit codes, messages.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <boost/json/parse.hpp>
+
+#include "tests/client/fake_server.h"
+
+namespace portway::test {
+namespace {
+
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::EndsWith;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::Not;
+using testing::SizeIs;
+using testing::StartsWith;
+
+constexpr const char* kForward =
+    R"({"id":"f-1","instance_id":"vm-1","guest_port":3000,"host_port":38492,"protocol":"tcp","label":"dev-server"})";
+
+/// A server that gives everybody the same answer.
+class OneAnswer : public FakeServer {
+ public:
+  explicit OneAnswer(std::string answer)
+      : FakeServer("tcp", [answer = std::move(answer)](const std::string&) { return answer; }) {}
+
+  ClientRun run(std::vector<std::string> words,
+                std::vector<std::pair<std::string, std::string>> environment = {}) {
+    environment.emplace_back("PORTWAY_SERVER", url());
+    return run_portway(words, environment);
+  }
+};
+
+TEST(Request, CreatesAForwardAsTheContractHasItAndPrintsItsEndpoint) {
+  OneAnswer server(http_answer(
+      201, std::string(R"({"port_forward":)") + kForward + R"(,"hostname":"compute-1.example"})"));
+  const ClientRun run = server.run(
+      {"forwards", "create", "vm-1", "3000", "--label", "dev-server", "--host-port", "38492",
+       "--allowed-cidr", "198.18.0.0/16", "--allowed-cidr", "fd00::/8", "--idempotency-key", "once"},
+      {{"PORTWAY_API_KEY", "pwk_secret"}});
+  EXPECT_EQ(run.exit, 0) << run.err;
+  EXPECT_EQ(run.out, "compute-1.example:38492\n");
+  ASSERT_THAT(server.requests(), SizeIs(1));
+  const std::string request = server.requests().front();
+  EXPECT_THAT(request, StartsWith("POST /instances/vm-1/port-forwards HTTP/1.1\r\n"));
+  EXPECT_THAT(request, HasSubstr("\r\nAuthorization: Bearer pwk_secret\r\n"));
+  EXPECT_THAT(request, HasSubstr("\r\nContent-Type: application/json\r\n"));
+  EXPECT_THAT(request, HasSubstr("\r\nIdempotency-Key: once\r\n"));
+  EXPECT_THAT(request, EndsWith(R"({"guest_port":3000,"label":"dev-server","host_port":38492,)"
+                                R"("allowed_cidrs":["198.18.0.0/16","fd00::/8"]})"));
+}
+
+TEST(Request, SendsOnlyWhatWasGiven) {
+  OneAnswer server(http_answer(201, R"({"port_forward":{"host_port":1},"hostname":"h"})"));
+  server.run({"forwards", "create", "vm-1", "3000"});
+  EXPECT_THAT(server.requests(), ElementsAre(EndsWith("\r\n\r\n{\"guest_port\":3000}")));
+  EXPECT_THAT(server.requests(), ElementsAre(Not(HasSubstr("Authorization"))));
+}
+
+TEST(Request, KeepsALabelThatLooksLikeANumberAString) {
+  OneAnswer server(http_answer(201, R"({"port_forward":{"host_port":1},"hostname":"h"})"));
+  server.run({"forwards", "create", "vm-1", "3000", "--label", "8080"});
+  EXPECT_THAT(server.requests(), ElementsAre(EndsWith(R"("label":"8080"})")));
+}
+
+TEST(Request, EscapesIdsInThePath) {
+  OneAnswer server(http_answer(200, R"({"instance":{"id":"x"}})"));
+  server.run({"instances", "get", "../api-keys?x"});
+  EXPECT_THAT(server.requests(), ElementsAre(StartsWith("GET /instances/..%2Fapi-keys%3Fx HTTP/1.1")));
+}
+
+TEST(Request, ListsForwardsAsAnAlignedTableWithEndpoints) {
+  OneAnswer server(http_answer(
+      200,
+      R"({"port_forwards":[{"id":"f-1","guest_port":3000,"host_port":38492,"label":"dev-server","state":"listening"},)"
+      R"({"id":"f-22","guest_port":80,"host_port":20000,"label":"","state":"failed","reason":"taken"}],)"
+      R"("hostname":"compute-1.example"})"));
+  const ClientRun run = server.run({"forwards", "list", "vm-1", "--label", "a b"});
+  EXPECT_EQ(run.exit, 0) << run.err;
+  EXPECT_EQ(run.out,
+            "ID    ENDPOINT                 GUEST PORT  LABEL       STATE      REASON\n"
+            "f-1   compute-1.example:38492  3000        dev-server  listening  -\n"
+            "f-22  compute-1.example:20000  80          -           failed     taken\n");
+  EXPECT_THAT(server.requests(),
+              ElementsAre(StartsWith("GET /instances/vm-1/port-forwards?label=a%20b&limit=1000 ")));
+}
+
+TEST(Request, FollowsTheCursorToTheLastPage) {
+  FakeServer server("tcp", [](const std::string& request) {
+    if (request.find("cursor=") == std::string::npos) {
+      return http_answer(200, R"({"next_cursor":"a/b","instances":[{"id":"vm-1"}]})");
+    }
+    if (request.find("cursor=a%2Fb ") != std::string::npos) {
+      return http_answer(200, R"({"instances":[{"id":"vm-2"}],"next_cursor":"c"})");
+    }
+    return http_answer(200, R"({"instances":[{"id":"vm-3"}]})");
+  });
+  const ClientRun run = run_portway({"instances", "list", "-o", "json", "--server", server.url()});
+  EXPECT_EQ(run.exit, 0) << run.err;
+  EXPECT_EQ(boost::json::parse(run.out),
+            boost::json::parse(R"({"instances":[{"id":"vm-1"},{"id":"vm-2"},{"id":"vm-3"}]})"));
+  EXPECT_THAT(server.requests(), SizeIs(3));
+}
+
+TEST(Request, PrintsTheApisJsonIndentedAndInItsOrder) {
+  OneAnswer server(http_answer(
+      200, R"({"port_forward":{"id":"f-1","host_port":38492,"cidrs":[],"limits":{}},"hostname":"h"})"));
+  EXPECT_EQ(server.run({"-o", "json", "forwards", "get", "vm-1", "f-1"}).out,
+            "{\n  \"port_forward\": {\n    \"id\": \"f-1\",\n    \"host_port\": 38492,\n    \"cidrs\": [],\n"
+            "    \"limits\": {}\n  },\n  \"hostname\": \"h\"\n}\n");
+}
+
+TEST(Request, PrintsAKeysSecretAloneOnStandardOutput) {
+  OneAnswer server(
+      http_answer(201, R"({"api_key":{"id":"k-1","role":"tenant","owner":"alice"},"secret":"pwk_new"})"));
+  const ClientRun run = server.run({"keys", "create", "--owner", "alice"});
+  EXPECT_EQ(run.out, "pwk_new\n");
+  EXPECT_THAT(run.err, AllOf(HasSubstr("k-1"), HasSubstr("not shown again"), Not(HasSubstr("pwk_new"))));
+  EXPECT_THAT(server.requests(), ElementsAre(EndsWith(R"({"owner":"alice","role":"tenant"})")));
+}
+
+TEST(Request, PrintsNothingWhenTheresNothingToSay) {
+  OneAnswer server("HTTP/1.1 204 No Content\r\n\r\n");
+  for (const char* format : {"table", "json"}) {
+    const ClientRun run =
+        server.run({"forwards", "delete", "vm-1", "f-1", "--connections", "drain", "-o", format});
+    EXPECT_EQ(run.exit, 0) << run.err;
+    EXPECT_THAT(run.out + run.err, IsEmpty());
+  }
+  EXPECT_THAT(server.requests().front(),
+              StartsWith("DELETE /instances/vm-1/port-forwards/f-1?connections=drain HTTP/1.1"));
+}
+
+TEST(Request, ShowsNoControlCharactersOfOthers) {
+  OneAnswer server(
+      http_answer(200, R"({"instances":[{"id":"\u001b]0;owned\u0007","tap":"\u009b31m","owner":"Zoë"}]})"));
+  EXPECT_EQ(server.run({"instances", "list"}).out, "ID          TAP   OWNER\n?]0;owned?  ?31m  Zoë\n");
+}
+
+// --- What fails.
+
+TEST(Refusal, IsToldWithAllThatTheProblemDocumentSays) {
+  OneAnswer server(problem_answer(
+      409, R"({"type":"about:blank","title":"Conflict","status":409,"detail":"Delete one first.",)"
+           R"("code":"quota_exceeded","request_id":"r-1","limit":5,"current":5})"));
+  const ClientRun run = server.run({"forwards", "create", "vm-1", "3000"});
+  EXPECT_EQ(run.exit, 1);
+  EXPECT_THAT(run.out, IsEmpty());
+  EXPECT_EQ(run.err,
+            "portway: Conflict: Delete one first.\n  code: quota_exceeded\n  limit: 5\n  current: 5\n  "
+            "request_id: r-1\n");
+}
+
+TEST(Refusal, IsTheProblemDocumentItselfWhereJsonIsAskedFor) {
+  OneAnswer server(problem_answer(
+      422, R"({"title":"t","status":422,"detail":"d","code":"invalid_label","field":"label"})"));
+  const ClientRun run = server.run({"-o", "json", "forwards", "create", "vm-1", "3000"});
+  EXPECT_EQ(run.exit, 1);
+  EXPECT_THAT(run.out, IsEmpty());
+  EXPECT_EQ(boost::json::parse(run.err).at("field"), "label");
+}
+
+struct StatusExit {
+  int status;
+  int exit;
+};
+class RefusalExit : public testing::TestWithParam<StatusExit> {};
+
+TEST_P(RefusalExit, FollowsTheStatus) {
+  for (const std::string& answer :
+       {problem_answer(GetParam().status, R"({"title":"t","detail":"d","code":"c"})"),
+        http_answer(GetParam().status, "<html>a gateway's page</html>")}) {
+    OneAnswer server(answer);
+    EXPECT_EQ(server.run({"instances", "get", "vm-1"}).exit, GetParam().exit);
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Statuses, RefusalExit,
+                         testing::Values(StatusExit{400, 1}, StatusExit{401, 5}, StatusExit{403, 5},
+                                         StatusExit{404, 4}, StatusExit{409, 1}, StatusExit{413, 1},
+                                         StatusExit{422, 1}, StatusExit{429, 6}, StatusExit{500, 1},
+                                         StatusExit{502, 1}, StatusExit{503, 6}, StatusExit{302, 1}),
+                         [](const auto& parameters) { return std::to_string(parameters.param.status); });
+
+TEST(Refusal, SaysWhenToTryAgain) {
+  OneAnswer server(
+      problem_answer(429, R"({"title":"Too Many Requests","detail":"Slow down.","code":"rate_limited"})",
+                     "Retry-After: 7\r\n"));
+  EXPECT_THAT(server.run({"instances", "list"}).err, HasSubstr("Try again in 7 s."));
+}
+
+TEST(Refusal, ForWantOfAKeySaysWhereToPutOne) {
+  OneAnswer server(
+      problem_answer(401, R"({"title":"Unauthorized","detail":"Send a key.","code":"unauthorized"})"));
+  EXPECT_THAT(server.run({"instances", "list"}).err, HasSubstr("PORTWAY_API_KEY_FILE"));
+  EXPECT_THAT(server.run({"instances", "list"}, {{"PORTWAY_API_KEY", "pwk_x"}}).err,
+              AllOf(HasSubstr("not one of this server's"), Not(HasSubstr("pwk_x"))));
+}
+
+TEST(Unreachable, NamesTheServerAndTheRemedy) {
+  std::string url;
+  {
+    const OneAnswer gone("");
+    url = gone.url();
+  }
+  const ClientRun run = run_portway({"instances", "list", "--server", url});
+  EXPECT_EQ(run.exit, 3);
+  EXPECT_THAT(run.err,
+              AllOf(HasSubstr(url), HasSubstr("Connection refused"), HasSubstr("Is portwayd running?")));
+}
+
+TEST(Unreachable, IsAServerThatTakesTooLong) {
+  const FakeServer server("tcp", [](const std::string&) { return std::nullopt; });
+  const ClientRun run = run_portway({"instances", "list", "--timeout", "1", "--server", server.url()});
+  EXPECT_EQ(run.exit, 3);
+  EXPECT_THAT(run.err, HasSubstr("no answer within 1 s"));
+}
+
+TEST(Unreachable, IsWhateverIsNotTheApi) {
+  for (const char* answer : {"", "SSH-2.0-OpenSSH_9.2\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+                             "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+                             "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"instances\":"}) {
+    OneAnswer server(answer);
+    const ClientRun run = server.run({"instances", "list"});
+    EXPECT_EQ(run.exit, 3) << answer;
+    EXPECT_THAT(run.err, HasSubstr("Does Portway's API listen there")) << answer;
+  }
+}
+
+TEST(Unreachable, IsASocketThatIsNotThere) {
+  const TemporaryDirectory directory;
+  const ClientRun run =
+      run_portway({"instances", "list", "--server", "unix:" + (directory.path() / "no.sock").string()});
+  EXPECT_EQ(run.exit, 3);
+  EXPECT_THAT(run.err, HasSubstr("No such file or directory"));
+}
+
+// --- Ways to the server.
+
+TEST(Transport, IsAUnixSocketToo) {
+  const TemporaryDirectory directory;
+  const FakeServer server("unix:" + (directory.path() / "api.sock").string(), [](const std::string&) {
+    return http_answer(200, R"({"profiles":[{"name":"default"}]})");
+  });
+  const ClientRun run = run_portway({"profiles", "list", "--server", server.url()});
+  EXPECT_EQ(run.exit, 0) << run.err;
+  EXPECT_EQ(run.out, "NAME\ndefault\n");
+}
+
+TEST(Transport, IsTlsWithATrustedCertificateOnly) {
+  const TemporaryDirectory directory;
+  const std::string pem = directory.path() / "server.pem";
+  make_certificate(pem);
+  const FakeServer server("tls:" + pem,
+                          [](const std::string&) { return http_answer(200, R"({"profiles":[]})"); });
+
+  const ClientRun trusted = run_portway({"profiles", "list", "--server", server.url(), "--ca", pem});
+  EXPECT_EQ(trusted.exit, 0) << trusted.err;
+
+  const ClientRun unknown =
+      run_portway({"profiles", "list", "--server", server.url()}, {{"PORTWAY_API_KEY", "pwk_x"}});
+  EXPECT_EQ(unknown.exit, 3);
+  EXPECT_THAT(unknown.err, AllOf(HasSubstr("certificate is not trusted"), HasSubstr("--ca")));
+
+  // Trusted, but for another host: "localhost" is not in it.
+  std::string other = server.url();
+  other.replace(other.find("127.0.0.1"), 9, "localhost");
+  EXPECT_EQ(run_portway({"profiles", "list", "--server", other, "--ca", pem}).exit, 3);
+
+  EXPECT_THAT(server.requests(), SizeIs(1)) << "the key must not reach a server that is not trusted";
+}
+
+TEST(Transport, ShowsTheClientsCertificateWhereOneIsGiven) {
+  const TemporaryDirectory directory;
+  const std::string pem = directory.path() / "both.pem";
+  make_certificate(pem);
+  const FakeServer server("mtls:" + pem,
+                          [](const std::string&) { return http_answer(200, R"({"profiles":[]})"); });
+  std::vector<std::string> words = {"profiles", "list", "--server", server.url(), "--ca", pem};
+  EXPECT_EQ(run_portway(words).exit, 3);
+  words.insert(words.end(), {"--cert", pem});
+  EXPECT_EQ(run_portway(words).exit, 0);
+  words.insert(words.end(), {"--cert-key", pem});
+  EXPECT_EQ(run_portway(words).exit, 0);
+}
+
+TEST(Transport, SaysWhichCertificateFileItCannotRead) {
+  const ClientRun run =
+      run_portway({"profiles", "list", "--server", "https://127.0.0.1:1", "--ca", "/nowhere/ca.pem"});
+  EXPECT_EQ(run.exit, 2);
+  EXPECT_THAT(run.err, AllOf(HasSubstr("/nowhere/ca.pem"), HasSubstr("--ca")));
+}
+
+// --- Keys.
+
+TEST(Credentials, ComeFromAFileWithoutItsNewline) {
+  const TemporaryDirectory directory;
+  const std::string file = directory.write("admin.key", "pwk_from_file\n");
+  ::chmod(file.c_str(), 0600);
+  OneAnswer server(http_answer(200, R"({"instances":[]})"));
+  EXPECT_THAT(server.run({"instances", "list", "--key-file", file}, {{"PORTWAY_API_KEY", "pwk_other"}}).err,
+              IsEmpty());
+  EXPECT_THAT(server.run({"instances", "list"}, {{"PORTWAY_API_KEY_FILE", file}}).err, IsEmpty());
+  for (const std::string& request : server.requests()) {
+    EXPECT_THAT(request, HasSubstr("Authorization: Bearer pwk_from_file\r\n"));
+  }
+}
+
+TEST(Credentials, InAFileThatOthersCanReadAreWarnedOf) {
+  const TemporaryDirectory directory;
+  const std::string file = directory.write("admin.key", "pwk_from_file\n");
+  ::chmod(file.c_str(), 0644);
+  OneAnswer server(http_answer(200, R"({"instances":[]})"));
+  const ClientRun run = server.run({"instances", "list", "--key-file", file});
+  EXPECT_EQ(run.exit, 0);
+  EXPECT_THAT(run.err, HasSubstr("chmod 600 " + file));
+}
+
+TEST(Credentials, ThatAreNoneAreRefusedBeforeAnythingIsSent) {
+  const TemporaryDirectory directory;
+  OneAnswer server(http_answer(200, "{}"));
+  for (const std::string& file :
+       {directory.write("empty.key", "\n"), directory.write("two.key", "pwk_a\npwk_b\n"),
+        directory.write("long.key", std::string(5000, 'a')), std::string("/nowhere/a.key")}) {
+    const ClientRun run = server.run({"instances", "list", "--key-file", file});
+    EXPECT_EQ(run.exit, 2) << file;
+    EXPECT_THAT(run.err, HasSubstr(file));
+  }
+  EXPECT_EQ(server.run({"instances", "list"}, {{"PORTWAY_API_KEY", "pwk_a\r\nX-Evil: 1"}}).exit, 2);
+  EXPECT_THAT(server.requests(), IsEmpty());
+}
+
+TEST(Version, IsTheClientsAndTheServers) {
+  OneAnswer server(http_answer(200, R"({"version":"9.9.9"})"));
+  EXPECT_EQ(server.run({"version"}).out, "client: " PORTWAY_VERSION "\nserver: 9.9.9\n");
+}
+
+TEST(Watch, ListsAgainAndLeavesOutWhatTheServerDoesNotTell) {
+  int asked = 0;
+  FakeServer server("tcp", [&asked](const std::string&) {
+    return http_answer(200, R"({"port_forwards":[{"id":"f-1","host_port":1,"connections_active":)" +
+                                std::to_string(++asked) + R"(}],"hostname":"h"})");
+  });
+  const ClientRun run =
+      run_portway({"forwards", "watch", "vm-1", "--interval", "1", "--count", "2", "--server", server.url()});
+  EXPECT_EQ(run.exit, 0) << run.err;
+  EXPECT_EQ(run.out, "ID   ENDPOINT  ACTIVE\nf-1  h:1       1\n\nID   ENDPOINT  ACTIVE\nf-1  h:1       2\n");
+}
+
+}  // namespace
+}  // namespace portway::test
