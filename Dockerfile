@@ -11,13 +11,13 @@ WORKDIR /source
 COPY packages.txt install-packages.sh ./
 RUN ./install-packages.sh build
 COPY . .
-RUN cmake --preset release -DPORTWAY_TESTS=OFF && cmake --build --preset release --target portwayd \
+RUN cmake --preset release -DPORTWAY_TESTS=OFF && cmake --build --preset release \
     && cmake --install build/release --prefix /usr/local --strip
 
 FROM debian:12-slim
 COPY packages.txt install-packages.sh /tmp/
 RUN /tmp/install-packages.sh runtime && rm -rf /tmp/packages.txt /tmp/install-packages.sh /var/lib/apt/lists/*
-COPY --from=build /usr/local/bin/portwayd /usr/local/bin/portwayd
+COPY --from=build /usr/local/bin/portwayd /usr/local/bin/portway /usr/local/bin/
 RUN useradd --system --uid 65532 --no-create-home portway \
     && install -d -o portway -g portway -m 0750 /etc/portway /var/lib/portway
 USER portway

@@ -153,6 +153,12 @@ class Daemon {
     wait_for_signal();
     notify("READY=1");
     context_.run();
+    context_.restart();
+    api_server_->stop();
+    if (metrics_server_) metrics_server_->stop();
+    signals_.cancel();
+    // Requests under way are answered; a client that is slow or silent does not hold up the end.
+    context_.run_for(last_answers_);
     spdlog::info("stopped");
   }
 
@@ -175,7 +181,8 @@ class Daemon {
       if (error) return;
       if (control_.draining()) {
         spdlog::warn("signal {} again: stopping now", number);
-        stop();
+        last_answers_ = {};
+        context_.stop();
         return;
       }
       spdlog::info("signal {}: draining for up to {} s", number, config_.proxy.drain_timeout_s);
@@ -191,7 +198,7 @@ class Daemon {
 
   void wait_until_idle() {
     if (proxy_->idle() || std::chrono::steady_clock::now() >= drain_deadline_) {
-      stop();
+      context_.stop();
       return;
     }
     idle_timer_.expires_after(std::chrono::milliseconds(20));
@@ -200,18 +207,12 @@ class Daemon {
     });
   }
 
-  void stop() {
-    signals_.cancel();
-    idle_timer_.cancel();
-    api_server_->stop();
-    if (metrics_server_) metrics_server_->stop();
-  }
-
   const Config config_;
   boost::asio::io_context context_{1};
   boost::asio::signal_set signals_{context_, SIGTERM, SIGINT};
   boost::asio::steady_timer idle_timer_{context_};
   std::chrono::steady_clock::time_point drain_deadline_;
+  std::chrono::milliseconds last_answers_{1000};  // for requests under way when the daemon stops
   ApiStats stats_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<Proxy> proxy_;

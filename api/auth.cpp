@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <new>
 #include <span>
 
 #include "config/random.h"
@@ -31,6 +32,10 @@ Error key_file_error(const std::string& path, std::string_view what, int error) 
 Result<std::string> read_key(const std::string& path, const Fd& file) {
   struct stat status {};
   if (::fstat(file.get(), &status) < 0) return key_file_error(path, "stat", errno);
+  if (!S_ISREG(status.st_mode)) {
+    return Error{ErrorCode::kInvalidConfig, fmt::format("{}: not a regular file; choose another path", path),
+                 "api.admin_key_file"};
+  }
   if ((status.st_mode & 077) != 0) {
     return Error{ErrorCode::kInvalidConfig, fmt::format("{}: others may read it; chmod 600 {}", path, path),
                  "api.admin_key_file"};
@@ -56,7 +61,9 @@ Result<std::string> make_key(const std::string& path) {
   std::filesystem::create_directories(directory, ignored);
   const std::string key = make_secret();
   const std::string beside = path + ".new";
-  Fd file(::open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));
+  // A new file: one that is left over may have another mode, or still be open in somebody's hands.
+  ::unlink(beside.c_str());
+  Fd file(::open(beside.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
   if (!file) return key_file_error(beside, "make", errno);
   const std::string line = key + "\n";
   if (::write(file.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size()) ||
@@ -85,12 +92,15 @@ std::string make_secret() {
 
 Sha256 sha256(std::string_view text) {
   Sha256 digest{};
-  ::EVP_Digest(text.data(), text.size(), digest.data(), nullptr, ::EVP_sha256(), nullptr);
+  // It fails for want of memory only; a digest of zeros would make all secrets alike.
+  if (::EVP_Digest(text.data(), text.size(), digest.data(), nullptr, ::EVP_sha256(), nullptr) != 1) {
+    throw std::bad_alloc();
+  }
   return digest;
 }
 
 Result<std::string> load_or_make_admin_key(const std::string& path) {
-  const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const Fd file(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));  // a FIFO would wait for a writer
   if (file) return read_key(path, file);
   if (errno != ENOENT) return key_file_error(path, "open", errno);
   return make_key(path);
@@ -98,8 +108,8 @@ Result<std::string> load_or_make_admin_key(const std::string& path) {
 
 void KeyRing::add(const ApiKey& key) {
   entries_.insert_or_assign(key.secret_sha256, Entry{.key = key,
-                                              .tokens = static_cast<double>(rate_limit_),
-                                              .refilled = std::chrono::steady_clock::now()});
+                                                     .tokens = static_cast<double>(rate_limit_),
+                                                     .refilled = std::chrono::steady_clock::now()});
 }
 
 bool KeyRing::remove(const Uuid& id) {

@@ -4,6 +4,8 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <functional>
+#include <map>
 #include <thread>
 #include <utility>
 
@@ -75,24 +77,35 @@ Result<void> Control::restore() {
   if (!instances) return instances.error();
   auto forwards = store_.load_forwards();
   if (!forwards) return forwards.error();
+  const auto host_addresses = local_addresses();
+  if (!host_addresses) return host_addresses.error();
 
   for (const ApiKey& key : *keys) keys_.add(key);
-  for (Instance& instance : *instances) registry_.put_instance(std::move(instance));
+  // The configuration and the host's addresses may have changed since: what led to a guest then may lead into
+  // the node now.
+  std::map<std::string, Error, std::less<>> refused;  // by instance
+  for (Instance& instance : *instances) {
+    auto checked = check_guest_address(instance.guest_address, config_.guests.networks, *host_addresses);
+    if (!checked) refused.emplace(instance.id, checked.error());
+    registry_.put_instance(std::move(instance));
+  }
   bind_deadline_ = std::chrono::steady_clock::now() + kBindAgainFor;
   for (const Forward& forward : *forwards) {
     const Instance* instance = registry_.find_instance(forward.instance_id);
-    if (instance != nullptr) restore_forward(*instance, forward);
+    if (instance == nullptr) continue;
+    const auto why_not = refused.find(instance->id);
+    restore_forward(*instance, forward, why_not == refused.end() ? nullptr : &why_not->second);
   }
   spdlog::info("restored {} instances and {} forwards, {} of which failed", registry_.instance_count(),
                registry_.forward_count(), failures_.size());
   return {};
 }
 
-void Control::restore_forward(const Instance& instance, const Forward& forward) {
+void Control::restore_forward(const Instance& instance, const Forward& forward, const Error* refused) {
   // A forward may be older than the configured range: it keeps its port, which the pool then does not count.
   if (ports_.range().contains(forward.host_port)) (void)ports_.take(forward.host_port);
   registry_.add_forward(forward);
-  auto port = bind_again(forward.host_port);
+  auto port = refused == nullptr ? bind_again(forward.host_port) : Result<BoundPort>(*refused);
   if (!port) {
     spdlog::error("forward {} of instance {} is not served: {}", to_string(forward.id), instance.id,
                   port.error().detail);

@@ -33,8 +33,9 @@ class Control {
   /// All of them must outlive it.
   Control(const Config& config, Store& store, Dataplane& dataplane, ApiStats& stats);
 
-  /// Loads the store and serves every forward in it again, with its id and host port. A port that somebody
-  /// else has by now is reported (log, state "failed") and kept: its forward is still promised. Once, before
+  /// Loads the store and serves every forward in it again, with its id and host port. One whose port somebody
+  /// else has by now, or whose guest address is refused by now (guests.networks has changed, or the address
+  /// is the host's own), is reported (log, state "failed") and kept: it is still promised. Once, before
   /// anything else.
   Result<void> restore();
 
@@ -91,7 +92,8 @@ class Control {
 
   Result<Lease> lease_port(std::optional<std::uint16_t> requested);
   Result<BoundPort> bind_again(std::uint16_t port);
-  void restore_forward(const Instance& instance, const Forward& forward);
+  /// `refused`: why it must not be served, or null.
+  void restore_forward(const Instance& instance, const Forward& forward, const Error* refused);
   void serve(const Instance& instance, const Forward& forward, BoundPort port);
   void end_forwards(const std::vector<Forward>& forwards, ClosePolicy policy);
   Result<void> check_running() const;

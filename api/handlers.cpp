@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <boost/json.hpp>
+#include <boost/url/grammar/error.hpp>
 #include <boost/url/parse.hpp>
+#include <boost/url/scheme.hpp>
 #include <boost/url/url_view.hpp>
 #include <charconv>
 #include <chrono>
@@ -36,7 +38,7 @@ Result<void> only_query(const Call& call, std::initializer_list<std::string_view
     return Error{ErrorCode::kUnknownField,
                  fmt::format("There is no query parameter {}{}{}.", in_quotes(name),
                              known.size() == 0 ? " here" : "; known are: ", fmt::join(known, ", ")),
-                 in_quotes(name)};
+                 name};
   }
   return {};
 }
@@ -63,6 +65,17 @@ Result<ClosePolicy> close_policy(const Call& call) {
   if (text == "drain") return ClosePolicy::kDrain;
   if (text == "reset") return ClosePolicy::kReset;
   return invalid_query("connections", "connections must be keep (the default), drain or reset.");
+}
+
+/// The origin form, "/path?query", and the absolute form, "http://host/path?query", which a server must take
+/// as well (RFC 9112, 3.2.2).
+boost::urls::result<boost::urls::url_view> parse_target(std::string_view target) {
+  if (target.starts_with('/')) return boost::urls::parse_origin_form(target);
+  auto url = boost::urls::parse_absolute_uri(target);
+  const bool is_http = url && (url->scheme_id() == boost::urls::scheme::http ||
+                               url->scheme_id() == boost::urls::scheme::https);
+  if (url && !is_http) return boost::urls::grammar::error::mismatch;
+  return url;
 }
 
 Response no_content() {
@@ -131,7 +144,8 @@ Response Api::handle_open_metrics(const Request& request) {
 }
 
 Response Api::answer(const Request& request, std::string_view& pattern) {
-  const auto url = boost::urls::parse_origin_form(request.target);
+  if (request.method == "OPTIONS" && request.target == "*") return no_content();  // RFC 9110, 9.3.7
+  const auto url = parse_target(request.target);
   if (!url) {
     return problem(
         {ErrorCode::kMalformedRequest, "The request's target is not a path with an optional query."},
@@ -165,7 +179,7 @@ Result<Response> Api::dispatch(const Request& request, const Route& route, std::
     }
     call.caller = std::move(*caller);
   }
-  const auto url = boost::urls::parse_origin_form(request.target);  // it parsed before
+  const auto url = parse_target(request.target);  // it parsed before
   for (const auto& parameter : url->params()) {
     const auto [entry, is_new] = call.query.emplace(parameter.key, parameter.value);
     if (!is_new)

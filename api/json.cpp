@@ -69,12 +69,12 @@ std::optional<std::int64_t> JsonFields::integer_or_none(std::string_view name, s
 }
 
 std::optional<Error> JsonFields::finish() {
-  if (error_) return error_;
+  // First of all: a mistyped name explains the field that is missing.
   for (const auto& [key, value] : object_) {
     if (std::ranges::find(known_, std::string_view(key)) != known_.end()) continue;
-    fail(ErrorCode::kUnknownField, std::string_view(key),
-         fmt::format("There is no field {}; known are: {}.", in_quotes(key), fmt::join(known_, ", ")));
-    break;
+    return Error{ErrorCode::kUnknownField,
+                 fmt::format("There is no field {}; known are: {}.", in_quotes(key), fmt::join(known_, ", ")),
+                 std::string(key)};
   }
   return error_;
 }

@@ -101,6 +101,28 @@ TEST(Control, AForwardWhosePortIsLostIsReportedKeptAndCanBeDeleted) {
   EXPECT_EQ(node.control().registry().forward_count(), 0U);
 }
 
+// A narrowed guests.networks, an address the host got meanwhile or an edited store once opened the node
+// itself.
+TEST(Control, ARestoredForwardThatLeadsWhereNoneMayLeadIsKeptButNotServed) {
+  for (const std::string address : {"10.0.0.1", "127.0.0.1", "169.254.169.254"}) {
+    Node node;
+    node.put("vm-1");
+    node.put("vm-2");
+    const Forward forward = create(node, 3000).forward;
+    node.control().create_forward(kAdmin, "vm-2", {.guest_port = 3000, .label = ""}).value();
+    Instance moved = *node.control().registry().find_instance("vm-1");
+    moved.guest_address = *parse_address(address);
+    node.store().put_instance(moved).value();
+    node.restart();
+    EXPECT_FALSE(node.dataplane.opened.contains(forward.id)) << address;
+    EXPECT_EQ(node.dataplane.opened.size(), 1U);
+    const auto kept = node.control().find_forward(kAdmin, "vm-1", to_string(forward.id));
+    ASSERT_TRUE(kept);
+    EXPECT_NE(kept->failure.find(address), std::string::npos) << kept->failure;
+    EXPECT_TRUE(node.control().ports().is_used(forward.host_port));
+  }
+}
+
 TEST(Control, TheSameRegistrationAgainChangesNothing) {
   Node node;
   node.put("vm-1");
@@ -178,6 +200,22 @@ TEST_F(AdminKeyFile, ThatOthersMayReadIsRefusedWithTheRemedy) {
   const auto refused = load_or_make_admin_key(path_);
   ASSERT_FALSE(refused);
   EXPECT_NE(refused.error().detail.find("chmod 600"), std::string::npos);
+}
+
+TEST_F(AdminKeyFile, IsNotMadeOutOfAFileThatWasLeftOver) {
+  write("", 0600);
+  std::filesystem::rename(path_, path_ + ".new");
+  ::chmod((path_ + ".new").c_str(), 0666);
+  ASSERT_TRUE(load_or_make_admin_key(path_));
+  struct stat status {};
+  ASSERT_EQ(::stat(path_.c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777, 0600U);
+}
+
+TEST_F(AdminKeyFile, ThatIsNoRegularFileIsRefusedAtOnce) {
+  std::filesystem::create_directories(directory_);
+  ASSERT_EQ(::mkfifo(path_.c_str(), 0600), 0);
+  EXPECT_FALSE(load_or_make_admin_key(path_));
 }
 
 TEST_F(AdminKeyFile, ThatHoldsNoKeyIsRefused) {

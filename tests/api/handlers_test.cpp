@@ -115,6 +115,7 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"missing", R"({"label": "a"})", 422, "invalid_request", "guest_port"},
         Refusal{"label", R"({"guest_port": 3000, "label": "a\nb"})", 422, "invalid_label", "label"},
         Refusal{"unknown_field", R"({"guest_port": 3000, "port": 1})", 422, "unknown_field", "port"},
+        Refusal{"mistyped_field", R"({"guestport": 3000})", 422, "unknown_field", "guestport"},
         Refusal{"host_port_by_tenant", R"({"guest_port": 3000, "host_port": 20001})", 403, "forbidden",
                 "host_port"},
         Refusal{"not_json", R"({"guest_port": )", 400, "malformed_json", ""},
@@ -242,6 +243,18 @@ TEST(Api, KnowsItsMethodsAndPaths) {
   EXPECT_EQ(node.call("GET", "not a path").status, 400U);
 }
 
+TEST(Api, TakesEveryFormOfATargetThatAServerMustTake) {
+  Node node;
+  node.put("vm-1");
+  EXPECT_EQ(node.call("GET", "http://node.example/instances/vm-1").status, 200U);
+  EXPECT_EQ(node.call("GET", "http://node.example/instances?limits=3").status, 422U);
+  EXPECT_EQ(node.call("GET", "http://node.example/instances/vm-1", "", "").status, 401U);
+  EXPECT_EQ(node.call("GET", "http://node.example").status, 404U);
+  EXPECT_EQ(node.call("GET", "ftp://node.example/instances/vm-1").status, 400U);
+  EXPECT_EQ(node.call("OPTIONS", "*", "", "").status, 204U);
+  EXPECT_EQ(node.call("GET", "*").status, 400U);
+}
+
 TEST(Api, APathIsDecodedOnceAndNamesOneInstance) {
   Node node;
   node.put("vm.1");
@@ -253,7 +266,9 @@ TEST(Api, APathIsDecodedOnceAndNamesOneInstance) {
 TEST(Api, QueriesAreStrict) {
   Node node;
   node.put("vm-1");
-  EXPECT_EQ(node.call("GET", "/instances?limits=3").status, 422U);
+  const Response unknown = node.call("GET", "/instances?limits=3");
+  EXPECT_EQ(unknown.status, 422U);
+  EXPECT_EQ(Node::json(unknown).at("field"), "limits");
   EXPECT_EQ(node.call("GET", "/instances?limit=0").status, 422U);
   EXPECT_EQ(node.call("GET", "/instances?limit=1&limit=2").status, 422U);
   EXPECT_EQ(node.call("GET", "/instances/vm-1/port-forwards?cursor=x").status, 422U);

@@ -46,7 +46,7 @@ class Soak {
 
   void run(std::uint64_t connections) {
     std::uint64_t started = 0;
-    const Nanos deadline = rig_.world().now() + 100s;
+    const Nanos deadline = rig_.world().now() + 500s;
     while (started < connections || !ends_.empty()) {
       ASSERT_LT(rig_.world().now(), deadline)
           << ends_.size() << " peers are left of " << started << " connections";
