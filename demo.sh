@@ -15,7 +15,7 @@ client=portway-demo-client-$$  # somebody on the internet
 work=$(mktemp -d /tmp/portway-demo-XXXXXX)
 image=build/release/guest_image
 api=http://127.0.0.1:8080
-processes=()
+processes=()  # to be ended; each is `ip netns exec` itself, which becomes the command (not on_node, which would be a shell)
 
 step() { printf '\n== %s\n' "$*"; }
 on_node() { ip netns exec "$node" "$@"; }
@@ -38,9 +38,9 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 130' INT TERM HUP
 
-# wait_for WHAT PROCESS COMMAND...: until COMMAND succeeds; fails when the process ends or 60 s pass.
+# wait_for WHAT PROCESS COMMAND...: until COMMAND succeeds; fails when the process ends or two minutes pass.
 wait_for() {
-  local what=$1 process=$2 deadline=$((SECONDS + 60))
+  local what=$1 process=$2 deadline=$((SECONDS + 120))
   shift 2
   until "$@" >/dev/null 2>&1; do
     if ! kill -0 "$process" 2>/dev/null || [ $SECONDS -ge $deadline ]; then
@@ -97,10 +97,8 @@ ip -n "$node" link set tap0 up
 echo "client 198.18.0.2 ------ 198.18.0.1 node 198.19.0.1 --tap0-- 198.19.0.2 virtual machine"
 
 step "3. Boot a virtual machine (qemu, Debian's cloud kernel) with a web server on port 3000"
-on_node qemu-system-x86_64 -accel tcg -machine q35 -m 128 -nodefaults -no-reboot -display none -serial stdio \
-  -kernel "$image/vmlinuz" -initrd "$image/initramfs" -append "console=ttyS0 quiet panic=-1 guest_name=the-virtual-machine \
-  guest_address=198.19.0.2/24 guest_gateway=198.19.0.1" -netdev tap,id=net0,ifname=tap0,script=no,downscript=no \
-  -device virtio-net-pci,netdev=net0,romfile= </dev/null >"$work/virtual-machine.log" 2>&1 &
+ip netns exec "$node" tests/e2e/guest/boot.sh "$image" tap0 198.19.0.2/24 198.19.0.1 the-virtual-machine \
+  </dev/null >"$work/virtual-machine.log" 2>&1 &
 processes+=($!)
 wait_for "The virtual machine" $! grep -q "guest_service: ready" "$work/virtual-machine.log"
 cat "$work/virtual-machine.log"
@@ -118,7 +116,7 @@ networks = ["198.19.0.0/24"]
 path = "$work/portway.db"
 TOML
 cat "$work/portway.toml"
-on_node build/release/portwayd --config "$work/portway.toml" </dev/null >"$work/portwayd.log" 2>&1 &
+ip netns exec "$node" build/release/portwayd --config "$work/portway.toml" </dev/null >"$work/portwayd.log" 2>&1 &
 processes+=($!)
 wait_for "portwayd" $! on_node curl -fsS "$api/healthz"
 cat "$work/portwayd.log"

@@ -61,6 +61,7 @@ Finding check_addresses(const Node& node) {
             "Add the address to an interface, or correct node.public_addresses."};
   }
   std::vector<std::string> names;
+  names.reserve(wanted.size());
   for (const IpAddress& address : wanted) names.push_back(address.to_string());
   return {Grade::kOk, fmt::format("Host ports are bound to {}.", fmt::join(names, ", "))};
 }

@@ -19,11 +19,7 @@ namespace portway::test {
 namespace {
 
 using testing::AllOf;
-using testing::Each;
-using testing::Field;
 using testing::HasSubstr;
-using testing::IsEmpty;
-using testing::Not;
 
 constexpr std::uint64_t bit(Capability capability) {
   return std::uint64_t{1} << static_cast<unsigned>(capability);

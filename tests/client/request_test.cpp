@@ -29,7 +29,7 @@ class OneAnswer : public FakeServer {
   explicit OneAnswer(std::string answer)
       : FakeServer("tcp", [answer = std::move(answer)](const std::string&) { return answer; }) {}
 
-  ClientRun run(std::vector<std::string> words,
+  ClientRun run(const std::vector<std::string>& words,
                 std::vector<std::pair<std::string, std::string>> environment = {}) {
     environment.emplace_back("PORTWAY_SERVER", url());
     return run_portway(words, environment);
