@@ -243,7 +243,7 @@ class RandomRun {
 
 TEST_P(RelayRandom, WhateverBothEndsDoTheirStreamsStayWhole) {
   const std::uint64_t one = number_from("PORTWAY_SEED", 0);
-  const std::uint64_t seeds = number_from("PORTWAY_SEEDS", GetParam() == Backend::kSim ? 60 : 5);
+  const std::uint64_t seeds = number_from("PORTWAY_SEEDS", GetParam() == Backend::kSim ? 40 : 5);
   for (std::uint64_t seed = one != 0 ? one : 1; seed <= (one != 0 ? one : seeds); ++seed) {
     SCOPED_TRACE("PORTWAY_SEED=" + std::to_string(seed));
     RandomRun(GetParam(), seed).run();
