@@ -1,5 +1,6 @@
 // portwayd: reads what is asked, builds the house, runs it until a signal ends it.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <signal.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
@@ -24,6 +25,7 @@
 #include "config/config.h"
 #include "config/port_allocator.h"
 #include "config/store.h"
+#include "lifecycle/session_watch.h"
 #include "metrics/exporter.h"
 #include "proxy/proxy.h"
 
@@ -32,6 +34,7 @@ namespace {
 
 constexpr int kExitFailed = 1;
 constexpr int kExitBadConfig = 2;
+constexpr std::chrono::seconds kRetryEvery(2);  // of what a full disk or a taken port prevented
 
 struct Arguments {
   std::string config_path;
@@ -106,11 +109,15 @@ ProxyOptions proxy_options(const Config& config) {
 /// The daemon, put together: each part is given what it uses, and nothing else.
 class Daemon {
  public:
-  Daemon(const Config& config, std::unique_ptr<Store> store, std::unique_ptr<Proxy> proxy)
+  Daemon(const Config& config, const Arguments& arguments, std::unique_ptr<boost::asio::io_context> context,
+         std::unique_ptr<Store> store, std::unique_ptr<Proxy> proxy, std::unique_ptr<SessionWatch> watch)
       : config_(config),
+        arguments_(arguments),
+        context_(std::move(context)),
         store_(std::move(store)),
         proxy_(std::move(proxy)),
-        control_(config_, *store_, *proxy_, stats_),
+        watch_(std::move(watch)),
+        control_(config_, {*store_, *proxy_, *watch_, events_, stats_}),
         exporter_({.for_each_forward =
                        [this](const auto& visit) {
                          control_.registry().for_each_forward(
@@ -128,15 +135,15 @@ class Daemon {
   Result<void> start() {
     auto admin_key = load_or_make_admin_key(config_.api.admin_key_file);
     if (!admin_key) return admin_key.error();
-    control_.add_admin_key(*admin_key);
+    control_.set_admin_key(*admin_key);
     if (auto restored = control_.restore(); !restored) return restored.error();
-    auto api = Server::start(context_, server_options(config_.api.listen),
+    auto api = Server::start(*context_, server_options(config_.api.listen),
                              [this](const Request& request) { return api_.handle(request); });
     if (!api) return api.error();
     api_server_ = std::move(*api);
     if (config_.metrics.listen) {
       auto server =
-          Server::start(context_, server_options(*config_.metrics.listen),
+          Server::start(*context_, server_options(*config_.metrics.listen),
                         [this](const Request& request) { return api_.handle_open_metrics(request); });
       if (!server) return server.error();
       metrics_server_ = std::move(*server);
@@ -151,14 +158,21 @@ class Daemon {
                  node.io_backend_reason.empty() ? "" : ": ", node.io_backend_reason);
     if (metrics_server_) spdlog::info("metrics on http://{}/metrics", to_string(metrics_server_->endpoint()));
     wait_for_signal();
+    wait_for_reload();
+    retry_later();
     notify("READY=1");
-    context_.run();
-    context_.restart();
+    context_->run();
+    context_->restart();
     api_server_->stop();
     if (metrics_server_) metrics_server_->stop();
     signals_.cancel();
+    reload_signal_.cancel();
+    retry_timer_.cancel();
     // Requests under way are answered; a client that is slow or silent does not hold up the end.
-    context_.run_for(last_answers_);
+    const auto deadline = std::chrono::steady_clock::now() + last_answers_;
+    while (open_connections() > 0 && std::chrono::steady_clock::now() < deadline) {
+      context_->run_one_until(deadline);
+    }
     spdlog::info("stopped");
   }
 
@@ -182,7 +196,7 @@ class Daemon {
       if (control_.draining()) {
         spdlog::warn("signal {} again: stopping now", number);
         last_answers_ = {};
-        context_.stop();
+        context_->stop();
         return;
       }
       spdlog::info("signal {}: draining for up to {} s", number, config_.proxy.drain_timeout_s);
@@ -198,7 +212,7 @@ class Daemon {
 
   void wait_until_idle() {
     if (proxy_->idle() || std::chrono::steady_clock::now() >= drain_deadline_) {
-      context_.stop();
+      context_->stop();
       return;
     }
     idle_timer_.expires_after(std::chrono::milliseconds(20));
@@ -207,15 +221,66 @@ class Daemon {
     });
   }
 
-  const Config config_;
-  boost::asio::io_context context_{1};
-  boost::asio::signal_set signals_{context_, SIGTERM, SIGINT};
-  boost::asio::steady_timer idle_timer_{context_};
+  std::uint64_t open_connections() const {
+    return api_server_->stats().connections + (metrics_server_ ? metrics_server_->stats().connections : 0);
+  }
+
+  void wait_for_reload() {
+    reload_signal_.async_wait([this](boost::system::error_code error, int) {
+      if (error) return;
+      const auto since_boot = std::chrono::duration_cast<std::chrono::microseconds>(
+          std::chrono::steady_clock::now().time_since_epoch());
+      notify(fmt::format("RELOADING=1\nMONOTONIC_USEC={}", since_boot.count()));
+      reload();
+      notify("READY=1");
+      wait_for_reload();
+    });
+  }
+
+  /// A file that is wrong changes nothing.
+  void reload() {
+    const auto wanted = read_config(arguments_);
+    if (!wanted) {
+      spdlog::error("SIGHUP: the configuration stays as it was: {}", wanted.error().detail);
+      return;
+    }
+    const auto admin_key = load_or_make_admin_key(config_.api.admin_key_file);
+    if (admin_key) {
+      control_.set_admin_key(*admin_key);
+    } else {
+      spdlog::error("SIGHUP: the admin key stays as it was: {}", admin_key.error().detail);
+    }
+    const std::vector<std::string> need_restart = control_.reload(*wanted);
+    for (const std::string& warning : warnings(*wanted)) spdlog::warn("{}", warning);
+    if (!need_restart.empty()) {
+      spdlog::warn("SIGHUP: changes of {} need a restart", fmt::join(need_restart, ", "));
+    }
+    spdlog::info("SIGHUP: configuration taken over");
+  }
+
+  void retry_later() {
+    retry_timer_.expires_after(kRetryEvery);
+    retry_timer_.async_wait([this](boost::system::error_code error) {
+      if (error) return;
+      control_.retry();
+      retry_later();
+    });
+  }
+
+  const Config config_;  // as it was at start; Control has the one that SIGHUP changes
+  const Arguments arguments_;
+  const std::unique_ptr<boost::asio::io_context> context_;
+  boost::asio::signal_set signals_{*context_, SIGTERM, SIGINT};
+  boost::asio::signal_set reload_signal_{*context_, SIGHUP};
+  boost::asio::steady_timer idle_timer_{*context_};
+  boost::asio::steady_timer retry_timer_{*context_};
   std::chrono::steady_clock::time_point drain_deadline_;
   std::chrono::milliseconds last_answers_{1000};  // for requests under way when the daemon stops
   ApiStats stats_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<Proxy> proxy_;
+  std::unique_ptr<SessionWatch> watch_;
+  EventHub events_;
   Control control_;
   Exporter exporter_;
   Api api_;
@@ -242,7 +307,11 @@ int run(const Arguments& arguments) {
   if (!store) return fail(store.error(), kExitFailed);
   auto proxy = Proxy::start(proxy_options(*config));
   if (!proxy) return fail(proxy.error(), kExitFailed);
-  Daemon daemon(*config, std::move(*store), std::move(*proxy));
+  auto context = std::make_unique<boost::asio::io_context>(1);
+  auto watch = SessionWatch::start(*context);
+  if (!watch) return fail(watch.error(), kExitFailed);
+  Daemon daemon(*config, arguments, std::move(context), std::move(*store), std::move(*proxy),
+                std::move(*watch));
   if (auto started = daemon.start(); !started) {
     return fail(started.error(),
                 started.error().code == ErrorCode::kInvalidConfig ? kExitBadConfig : kExitFailed);

@@ -40,12 +40,14 @@ Result<std::string> load_or_make_admin_key(const std::string& path);
 class KeyRing {
  public:
   explicit KeyRing(std::uint32_t rate_limit_per_second) : rate_limit_(rate_limit_per_second) {}
+  void set_rate_limit(std::uint32_t per_second) { rate_limit_ = per_second; }
 
   void add(const ApiKey& key);
   /// False when there is none.
   bool remove(const Uuid& id);
   const ApiKey* find(const Uuid& id) const;
   std::vector<const ApiKey*> all() const;  // by id
+  std::size_t size() const { return entries_.size(); }
 
   /// The caller behind an Authorization header. kUnauthorized for none or an unknown key, kRateLimited for
   /// one that has called more often than its limit.
@@ -60,7 +62,7 @@ class KeyRing {
 
   bool spend(Entry& entry) const;
 
-  const std::uint32_t rate_limit_;  // calls a second and in one burst; 0: no limit
+  std::uint32_t rate_limit_;  // calls a second and in one burst; 0: no limit
   // By hash: an attacker cannot steer a secret's hash, so how long a search takes tells nothing of a secret.
   std::map<Sha256, Entry> entries_;
 };

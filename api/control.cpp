@@ -60,13 +60,19 @@ class Control::Lease {
   BoundPort port_;
 };
 
-Control::Control(const Config& config, Store& store, Dataplane& dataplane, ApiStats& stats)
-    : config_(config),
-      store_(store),
-      dataplane_(dataplane),
-      stats_(stats),
-      ports_(config.ports.range),
-      keys_(config.api.rate_limit_per_second) {}
+Control::Control(Config config, const Parts& parts)
+    : config_(std::move(config)),
+      store_(parts.store),
+      dataplane_(parts.dataplane),
+      watch_(parts.watch),
+      events_(parts.events),
+      stats_(parts.stats),
+      ports_(config_.ports.range),
+      keys_(config_.api.rate_limit_per_second) {
+  watch_.set_callbacks(
+      {.on_armed = [this](const std::string& id, std::int32_t tap_index) { on_armed(id, tap_index); },
+       .on_end = [this](const std::string& id, SessionEnd why) { end_session(id, why); }});
+}
 
 // --- Start.
 
@@ -81,38 +87,50 @@ Result<void> Control::restore() {
   if (!host_addresses) return host_addresses.error();
 
   for (const ApiKey& key : *keys) keys_.add(key);
-  // The configuration and the host's addresses may have changed since: what led to a guest then may lead into
-  // the node now.
-  std::map<std::string, Error, std::less<>> refused;  // by instance
+  std::map<std::string, SessionEnd, std::less<>> over;  // by instance
   for (Instance& instance : *instances) {
-    auto checked = check_guest_address(instance.guest_address, config_.guests.networks, *host_addresses);
-    if (!checked) refused.emplace(instance.id, checked.error());
-    registry_.put_instance(std::move(instance));
+    const std::int32_t tap_index = instance.tap_index;
+    if (instance.state == InstanceState::kRunning) {
+      const bool rebooted = !instance.boot_id.empty() && instance.boot_id != boot_id_;
+      const auto why = rebooted ? SessionEnd::kNodeRebooted : watch_.watch(instance);
+      if (why) over.emplace(instance.id, *why);
+    }
+    const Instance& known = registry_.put_instance(std::move(instance));
+    if (known.tap_index != tap_index) on_armed(known.id, known.tap_index);
   }
   bind_deadline_ = std::chrono::steady_clock::now() + kBindAgainFor;
   for (const Forward& forward : *forwards) {
     const Instance* instance = registry_.find_instance(forward.instance_id);
     if (instance == nullptr) continue;
-    const auto why_not = refused.find(instance->id);
-    restore_forward(*instance, forward, why_not == refused.end() ? nullptr : &why_not->second);
+    // A forward may be older than the configured range: it keeps its port, which the pool then does not
+    // count.
+    (void)ports_.take(forward.host_port);
+    registry_.add_forward(forward);
+    if (!over.contains(instance->id)) restore_forward(*instance, forward, *host_addresses);
   }
-  spdlog::info("restored {} instances and {} forwards, {} of which failed", registry_.instance_count(),
-               registry_.forward_count(), failures_.size());
+  for (const auto& [id, why] : over) end_session(id, why);
+  spdlog::info("restored {} instances and {} forwards, {} of which failed; {} sessions ended meanwhile",
+               registry_.instance_count(), registry_.forward_count(), failures_.size(), over.size());
   return {};
 }
 
-void Control::restore_forward(const Instance& instance, const Forward& forward, const Error* refused) {
-  // A forward may be older than the configured range: it keeps its port, which the pool then does not count.
-  if (ports_.range().contains(forward.host_port)) (void)ports_.take(forward.host_port);
-  registry_.add_forward(forward);
-  auto port = refused == nullptr ? bind_again(forward.host_port) : Result<BoundPort>(*refused);
-  if (!port) {
-    spdlog::error("forward {} of instance {} is not served: {}", to_string(forward.id), instance.id,
-                  port.error().detail);
-    failures_.emplace(forward.id, port.error().detail);
-    return;
-  }
-  serve(instance, forward, std::move(*port));
+void Control::restore_forward(const Instance& instance, const Forward& forward,
+                              std::span<const IpAddress> host_addresses) {
+  auto port = bind_for(instance, forward, host_addresses);
+  if (port) return serve(instance, forward, std::move(*port));
+  spdlog::error("forward {} of instance {} is not served: {}", to_string(forward.id), instance.id,
+                port.error().detail);
+  failures_.emplace(forward.id, port.error().detail);
+  publish("forward.failed", instance, forward, {{"reason", port.error().detail}});
+}
+
+/// The port of a forward that exists. The configuration and the host's addresses may have changed since it
+/// was made: what led to a guest then may lead into the node now.
+Result<BoundPort> Control::bind_for(const Instance& instance, const Forward& forward,
+                                    std::span<const IpAddress> host_addresses) {
+  auto checked = check_guest_address(instance.guest_address, config_.guests.networks, host_addresses);
+  if (!checked) return checked.error();
+  return bind_again(forward.host_port);
 }
 
 Result<BoundPort> Control::bind_again(std::uint16_t port) {
@@ -127,10 +145,53 @@ Result<BoundPort> Control::bind_again(std::uint16_t port) {
   }
 }
 
+// --- While running.
+
+void Control::retry() {
+  std::vector<std::string> unsaved;
+  for (const auto& [id, end] : unsaved_ends_) unsaved.push_back(id);
+  for (const std::string& id : unsaved) {
+    const Instance* instance = registry_.find_instance(id);
+    if (instance == nullptr || store_.end_session(*instance)) saved_end(id);
+  }
+  if (!failures_.empty() && !draining_) retry_failed_forwards();
+}
+
+void Control::retry_failed_forwards() {
+  const auto host_addresses = local_addresses();
+  if (!host_addresses) return;
+  std::vector<ForwardId> ids;
+  for (const auto& [id, why] : failures_) ids.push_back(id);
+  for (const ForwardId& id : ids) {
+    const Forward* forward = registry_.find_forward(id);
+    if (forward == nullptr) continue;
+    const Instance& instance = *registry_.find_instance(forward->instance_id);
+    auto port = bind_for(instance, *forward, *host_addresses);
+    if (!port) {
+      failures_[id] = port.error().detail;
+      continue;
+    }
+    failures_.erase(id);
+    serve(instance, *forward, std::move(*port));
+    spdlog::info("forward {} of instance {} is served now", to_string(id), instance.id);
+    publish("forward.listening", instance, *forward);
+  }
+}
+
+std::vector<std::string> Control::reload(const Config& wanted) {
+  std::vector<std::string> need_restart = take_live_keys(config_, wanted);
+  keys_.set_rate_limit(config_.api.rate_limit_per_second);
+  return need_restart;
+}
+
 // --- Keys.
 
 Result<Control::NewKey> Control::create_key(Role role, std::string owner) {
   if (auto checked = check_owner(owner); !checked) return checked.error();
+  if (keys_.size() > kApiKeysMax) {  // the admin key file's is one more
+    return Error{ErrorCode::kQuotaExceeded, "This node has as many API keys as it can; delete some first.",
+                 "", static_cast<std::int64_t>(kApiKeysMax), static_cast<std::int64_t>(keys_.size() - 1)};
+  }
   NewKey made{.key = {}, .secret = make_secret()};
   made.key.id = make_uuid();
   made.key.role = role;
@@ -145,7 +206,7 @@ Result<Control::NewKey> Control::create_key(Role role, std::string owner) {
 Result<void> Control::delete_key(const Uuid& id, const Principal& caller) {
   if (id == admin_key_id_) {
     return Error{ErrorCode::kForbidden,
-                 fmt::format("This is the key in {}; replace that file and restart to change it.",
+                 fmt::format("This is the key in {}; replace that file and send SIGHUP to change it.",
                              config_.api.admin_key_file)};
   }
   if (keys_.find(id) == nullptr) return Error{ErrorCode::kNotFound, "There is no API key with this id."};
@@ -155,7 +216,8 @@ Result<void> Control::delete_key(const Uuid& id, const Principal& caller) {
   return {};
 }
 
-void Control::add_admin_key(std::string_view secret) {
+void Control::set_admin_key(std::string_view secret) {
+  keys_.remove(admin_key_id_);
   ApiKey key;
   key.id = admin_key_id_ = make_uuid();
   key.role = Role::kAdmin;
@@ -176,38 +238,137 @@ Result<Control::PutInstance> Control::put_instance(Instance asked) {
 
   const Instance* known = registry_.find_instance(asked.id);
   const bool created = known == nullptr;
-  if (!created && known->state == InstanceState::kRunning && same_registration(*known, asked)) {
-    return PutInstance{*known, false};
-  }
+  const bool was_running = !created && known->state == InstanceState::kRunning;
+  if (was_running && same_registration(*known, asked)) return PutInstance{*known, false};
+  if (auto free = check_tap_is_free(asked); !free) return free.error();
   asked.session_id = make_uuid();
   asked.state = InstanceState::kRunning;
   asked.created_at = created ? now() : known->created_at;
-  if (auto stored = store_.start_session(asked); !stored) return stored.error();
-  end_forwards(registry_.remove_forwards(asked.id), ClosePolicy::kReset);
+  asked.boot_id = boot_id_;
+  if (watch_.watch(asked)) {  // a new session has no tap to lose, so this is its process
+    watch_again(asked.id);
+    return Error{
+        ErrorCode::kInvalidRequest,
+        fmt::format("There is no process {}; give the pid of the running virtual machine monitor, or "
+                    "leave vmm_pid out.",
+                    *asked.vmm_pid),
+        "vmm_pid"};
+  }
+  if (auto stored = store_.start_session(asked); !stored) {
+    watch_again(asked.id);
+    return stored.error();
+  }
+  saved_end(asked.id);
+  const std::vector<Forward> ended = registry_.remove_forwards(asked.id);
+  stop_serving(ended, ClosePolicy::kReset);
+  give_back_ports(ended);
+  if (was_running) publish("instance.stopped", *known, {{"reason", to_string(SessionEnd::kReplaced)}});
   const Instance& instance = registry_.put_instance(std::move(asked));
   spdlog::info("instance {}: session {} at {} behind {}", instance.id, to_string(instance.session_id),
                instance.guest_address.to_string(), instance.tap);
+  publish("instance.started", instance);
   return PutInstance{instance, created};
+}
+
+/// Two running instances behind one tap would let the clients of one reach the other's machine.
+Result<void> Control::check_tap_is_free(const Instance& asked) const {
+  for (const Instance* other : registry_.instances()) {
+    if (other->id == asked.id || other->state != InstanceState::kRunning || other->tap != asked.tap) continue;
+    return Error{ErrorCode::kTapInUse,
+                 fmt::format("tap {} belongs to the running instance {}; stop that one first, or give this "
+                             "machine's own tap.",
+                             in_quotes(asked.tap), other->id),
+                 "tap"};
+  }
+  return {};
+}
+
+/// After a registration that came to nothing: as it was before.
+void Control::watch_again(const std::string& id) {
+  watch_.forget(id);
+  const Instance* known = registry_.find_instance(id);
+  if (known == nullptr || known->state != InstanceState::kRunning) return;
+  Instance instance = *known;
+  if (const auto over = watch_.watch(instance)) {
+    end_session(id, *over);
+  } else {
+    registry_.put_instance(std::move(instance));
+  }
+}
+
+void Control::on_armed(const std::string& instance_id, std::int32_t tap_index) {
+  const Instance* known = registry_.find_instance(instance_id);
+  if (known == nullptr) return;
+  Instance instance = *known;
+  instance.tap_index = tap_index;
+  // Unsaved, the session would be armed again after a restart, by whatever tap has its name then.
+  if (auto stored = store_.put_instance(instance); !stored) spdlog::error("{}", stored.error().detail);
+  publish("instance.tap_up", registry_.put_instance(std::move(instance)));
 }
 
 Result<void> Control::stop_instance(std::string_view id) {
   const Instance* known = registry_.find_instance(id);
   if (known == nullptr) return no_such_instance();
-  if (known->state == InstanceState::kStopped) return {};
+  const bool running = known->state == InstanceState::kRunning;
+  if (!running && !unsaved_ends_.contains(id)) return {};
   Instance stopped = *known;
   stopped.state = InstanceState::kStopped;
+  if (running) stopped.ended = SessionEnd::kStopped;
   if (auto stored = store_.end_session(stopped); !stored) return stored.error();
-  end_forwards(registry_.remove_forwards(id), ClosePolicy::kReset);
-  spdlog::info("instance {}: session {} ended", stopped.id, to_string(stopped.session_id));
-  registry_.put_instance(std::move(stopped));
+  if (running) {
+    give_back_ports(end_in_memory(std::move(stopped)));
+  } else {
+    saved_end(stopped.id);
+  }
   return {};
 }
 
+void Control::end_session(std::string_view id, SessionEnd why) {
+  const Instance* known = registry_.find_instance(id);
+  if (known == nullptr || known->state == InstanceState::kStopped) return;
+  Instance stopped = *known;
+  stopped.state = InstanceState::kStopped;
+  stopped.ended = why;
+  unsaved_ends_[stopped.id] = end_in_memory(stopped);
+  if (auto stored = store_.end_session(stopped); !stored) {
+    spdlog::error("the end of instance {}'s session is not on disk yet and is tried again: {}", stopped.id,
+                  stored.error().detail);
+    return;
+  }
+  saved_end(stopped.id);
+}
+
+/// Its forwards are not served any more; their ports are still taken.
+std::vector<Forward> Control::end_in_memory(Instance stopped) {
+  watch_.forget(stopped.id);
+  std::vector<Forward> forwards = registry_.remove_forwards(stopped.id);
+  stop_serving(forwards, ClosePolicy::kReset);
+  spdlog::info("instance {}: session {} ended with {} forwards: {}", stopped.id,
+               to_string(stopped.session_id), forwards.size(), to_string(*stopped.ended));
+  publish("instance.stopped", stopped,
+          {{"reason", to_string(*stopped.ended)}, {"port_forwards", forwards.size()}});
+  registry_.put_instance(std::move(stopped));
+  return forwards;
+}
+
+/// The store has no forwards of the instance's earlier sessions any more.
+void Control::saved_end(const std::string& instance_id) {
+  const auto unsaved = unsaved_ends_.extract(instance_id);
+  if (!unsaved.empty()) give_back_ports(unsaved.mapped());
+}
+
 Result<void> Control::delete_instance(std::string_view id) {
-  if (registry_.find_instance(id) == nullptr) return no_such_instance();
+  const Instance* known = registry_.find_instance(id);
+  if (known == nullptr) return no_such_instance();
   if (auto stored = store_.delete_instance(id); !stored) return stored.error();
-  spdlog::info("instance {} deleted", id);
-  end_forwards(registry_.remove_instance(id), ClosePolicy::kReset);
+  const Instance deleted = *known;
+  watch_.forget(id);
+  saved_end(deleted.id);
+  const std::vector<Forward> forwards = registry_.remove_instance(id);
+  stop_serving(forwards, ClosePolicy::kReset);
+  give_back_ports(forwards);
+  spdlog::info("instance {} deleted", deleted.id);
+  publish("instance.deleted", deleted);
   return {};
 }
 
@@ -219,34 +380,70 @@ Result<const Instance*> Control::find_instance(const Principal& caller, std::str
 
 // --- Forwards.
 
-Result<ForwardStatus> Control::create_forward(const Principal& caller, std::string_view instance_id,
-                                              const ForwardSpec& spec) {
+Result<std::vector<ForwardStatus>> Control::create_forwards(const Principal& caller,
+                                                            std::string_view instance_id,
+                                                            std::span<const ForwardSpec> specs,
+                                                            const Remember& remember) {
   if (auto running = check_running(); !running) return running.error();
   const auto found = find_instance(caller, instance_id);
   if (!found) return found.error();
   const Instance& instance = **found;
   if (instance.state != InstanceState::kRunning) return not_running(instance);
-  const ForwardLimits limits{.role = caller.role,
-                             .profile = profile_of(instance),
-                             .forwards_now = registry_.forward_count(instance.id),
-                             .host_ports = ports_.range()};
-  if (auto checked = check_forward(spec, limits); !checked) return checked.error();
+  ForwardLimits limits{.role = caller.role,
+                       .profile = profile_of(instance),
+                       .forwards_now = registry_.forward_count(instance.id),
+                       .host_ports = ports_.range()};
+  const auto at = [&specs](Error error, std::size_t i) {
+    if (specs.size() > 1 && !error.field.empty())
+      error.field = fmt::format("port_forwards[{}].{}", i, error.field);
+    return error;
+  };
+  // All are checked before the first port is taken: what a caller can mend costs nothing.
+  for (std::size_t i = 0; i < specs.size(); ++i, ++limits.forwards_now) {
+    if (auto checked = check_forward(specs[i], limits); !checked) return at(checked.error(), i);
+  }
+  std::vector<Lease> leases;
+  std::vector<Forward> forwards;
+  std::vector<ForwardStatus> made;
+  for (std::size_t i = 0; i < specs.size(); ++i) {
+    auto lease = lease_port(specs[i].host_port);
+    if (!lease) return at(lease.error(), i);
+    forwards.push_back({.id = make_uuid(),
+                        .instance_id = instance.id,
+                        .session_id = instance.session_id,
+                        .guest_port = specs[i].guest_port,
+                        .host_port = lease->port(),
+                        .protocol = specs[i].protocol,
+                        .label = specs[i].label,
+                        .created_at = now()});
+    leases.push_back(std::move(*lease));
+    made.push_back(status_of(forwards.back()));
+  }
+  const auto answer = remember ? std::optional(remember(made)) : std::nullopt;
+  if (auto stored = store_.add_forwards(forwards, answer ? &*answer : nullptr); !stored)
+    return stored.error();
+  // From here on they are promised, and nothing can fail.
+  for (std::size_t i = 0; i < forwards.size(); ++i) {
+    const Forward& published = registry_.add_forward(std::move(forwards[i]));
+    serve(instance, published, leases[i].keep());
+    publish("forward.created", instance, published);
+  }
+  return made;
+}
 
-  auto lease = lease_port(spec.host_port);
-  if (!lease) return lease.error();
-  Forward forward{.id = make_uuid(),
-                  .instance_id = instance.id,
-                  .session_id = instance.session_id,
-                  .guest_port = spec.guest_port,
-                  .host_port = lease->port(),
-                  .protocol = spec.protocol,
-                  .label = spec.label,
-                  .created_at = now()};
-  if (auto stored = store_.add_forward(forward); !stored) return stored.error();
-  // From here on it is promised, and nothing can fail.
-  const Forward& published = registry_.add_forward(std::move(forward));
-  serve(instance, published, lease->keep());
-  return status_of(published);
+Result<ForwardStatus> Control::update_forward(const Principal& caller, std::string_view instance_id,
+                                              std::string_view forward_id, const ForwardChange& change) {
+  auto found = find_forward(caller, instance_id, forward_id);
+  if (!found) return found.error();
+  Forward forward = std::move(found->forward);
+  if (change.label) {
+    if (auto checked = check_label(*change.label); !checked) return checked.error();
+    forward.label = *change.label;
+  }
+  if (auto stored = store_.update_forward(forward); !stored) return stored.error();
+  const Forward& updated = registry_.update_forward(std::move(forward));
+  publish("forward.updated", *registry_.find_instance(instance_id), updated);
+  return status_of(updated);
 }
 
 Result<Control::Lease> Control::lease_port(std::optional<std::uint16_t> requested) {
@@ -283,7 +480,10 @@ Result<void> Control::delete_forward(const Principal& caller, std::string_view i
   if (!found) return found.error();
   const ForwardId id = found->forward.id;
   if (auto stored = store_.delete_forward(id); !stored) return stored.error();
-  if (auto removed = registry_.remove_forward(id)) end_forwards({std::move(*removed)}, policy);
+  const std::vector<Forward> removed = {*registry_.remove_forward(id)};
+  stop_serving(removed, policy);
+  give_back_ports(removed);
+  publish("forward.deleted", *registry_.find_instance(instance_id), removed.front());
   return {};
 }
 
@@ -310,12 +510,15 @@ void Control::serve(const Instance& instance, const Forward& forward, BoundPort 
       std::move(port));
 }
 
-void Control::end_forwards(const std::vector<Forward>& forwards, ClosePolicy policy) {
+void Control::stop_serving(const std::vector<Forward>& forwards, ClosePolicy policy) {
   for (const Forward& forward : forwards) {
     dataplane_.close(forward.id, policy);
     failures_.erase(forward.id);
-    if (ports_.range().contains(forward.host_port)) ports_.give_back(forward.host_port);
   }
+}
+
+void Control::give_back_ports(const std::vector<Forward>& forwards) {
+  for (const Forward& forward : forwards) ports_.give_back(forward.host_port);
 }
 
 // --- Small parts.
@@ -324,6 +527,24 @@ const Profile& Control::profile_of(const Instance& instance) const {
   const auto found = config_.profiles.find(instance.profile);
   // A profile that the configuration no longer has: the default's limits.
   return found != config_.profiles.end() ? found->second : config_.profiles.find("default")->second;
+}
+
+void Control::publish(std::string_view type, const Instance& instance, boost::json::object more) {
+  boost::json::object data{{"instance_id", instance.id},
+                           {"session_id", to_string(instance.session_id)},
+                           {"owner", instance.owner}};
+  for (auto& [key, value] : more) data[key] = std::move(value);
+  events_.publish(type, instance.owner, data);
+}
+
+void Control::publish(std::string_view type, const Instance& instance, const Forward& forward,
+                      boost::json::object more) {
+  boost::json::object data{{"forward_id", to_string(forward.id)},
+                           {"guest_port", forward.guest_port},
+                           {"host_port", forward.host_port},
+                           {"label", forward.label}};
+  for (auto& [key, value] : more) data[key] = std::move(value);
+  publish(type, instance, std::move(data));
 }
 
 Result<void> Control::check_running() const {

@@ -1,21 +1,26 @@
 // The control plane: what should be true (registry), what is on disk (store) and what is served (data plane),
 // changed together or not at all.
 //
-// Every change goes: check, bind, commit to the store, publish to the registry and the data plane. What fails
-// before the commit gives back what it took; nothing after the commit can fail. So what was acknowledged
-// survives a crash, and what was refused leaves nothing behind. Belongs to the control thread; only the
-// store's commit blocks it.
+// Every change that was asked for goes: check, bind, commit to the store, publish to the registry and the
+// data plane. What fails before the commit gives back what it took; nothing after the commit can fail. So
+// what was acknowledged survives a crash, and what was refused leaves nothing behind. What the world changes
+// (a virtual machine is gone) goes the other way: the data plane stops at once, and the commit is repeated
+// until the disk takes it. Belongs to the control thread; only the store's commit blocks it.
 #pragma once
 
 #include <boost/functional/hash.hpp>
 #include <cstddef>
+#include <functional>
+#include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
 
 #include "api/auth.h"
+#include "api/events.h"
 #include "api/json.h"
 #include "config/config.h"
 #include "config/forward.h"
@@ -23,6 +28,7 @@
 #include "config/port_allocator.h"
 #include "config/registry.h"
 #include "config/store.h"
+#include "lifecycle/session_watch.h"
 #include "metrics/api_stats.h"
 #include "proxy/dataplane.h"
 
@@ -30,14 +36,28 @@ namespace portway {
 
 class Control {
  public:
-  /// All of them must outlive it.
-  Control(const Config& config, Store& store, Dataplane& dataplane, ApiStats& stats);
+  /// What it works with; all of it must outlive it.
+  struct Parts {
+    Store& store;
+    Dataplane& dataplane;
+    SessionWatch& watch;  // its callbacks become Control's
+    EventHub& events;
+    ApiStats& stats;
+  };
+  Control(Config config, const Parts& parts);
 
-  /// Loads the store and serves every forward in it again, with its id and host port. One whose port somebody
-  /// else has by now, or whose guest address is refused by now (guests.networks has changed, or the address
-  /// is the host's own), is reported (log, state "failed") and kept: it is still promised. Once, before
-  /// anything else.
+  /// Loads the store. A session whose virtual machine is gone by now is ended and reported; every forward of
+  /// the others is served again, with its id and host port. One whose port somebody else has by now, or whose
+  /// guest address is refused by now (guests.networks has changed, or the address is the host's own), is
+  /// reported (log, state "failed") and kept: it is still promised. Once, before anything else.
   Result<void> restore();
+
+  /// Tries again what the world prevented: commits that the disk refused, forwards whose port another program
+  /// had. Cheap when there is nothing; call it every few seconds.
+  void retry();
+
+  /// Takes over what may change while running; returns the keys that differ and need a restart.
+  std::vector<std::string> reload(const Config& wanted);
 
   // --- Keys. The secret is returned once and kept as a hash only.
 
@@ -47,8 +67,8 @@ class Control {
   };
   Result<NewKey> create_key(Role role, std::string owner);
   Result<void> delete_key(const Uuid& id, const Principal& caller);
-  /// The key of the admin key file: not in the store, cannot be deleted.
-  void add_admin_key(std::string_view secret);
+  /// The key of the admin key file, in place of the one before: not in the store, cannot be deleted.
+  void set_admin_key(std::string_view secret);
   KeyRing& keys() { return keys_; }
 
   // --- Instances.
@@ -59,17 +79,30 @@ class Control {
   };
   /// The virtual machine runs. The same registration again changes nothing; one that differs from the running
   /// session's, or follows a stop, begins a new session and ends the old one's forwards.
+  /// Its virtual machine may come up later: until its tap has a carrier, clients of its forwards are reset.
   Result<PutInstance> put_instance(Instance asked);
   /// Its session ends: forwards go, their connections are reset.
   Result<void> stop_instance(std::string_view id);
   Result<void> delete_instance(std::string_view id);
+  /// The virtual machine is gone: the same as stop_instance, but nothing can refuse it.
+  void end_session(std::string_view id, SessionEnd why);
   /// kNotFound, in the same words, for one that is unknown and for one that the caller must not see.
   Result<const Instance*> find_instance(const Principal& caller, std::string_view id) const;
 
   // --- Forwards.
 
-  Result<ForwardStatus> create_forward(const Principal& caller, std::string_view instance_id,
-                                       const ForwardSpec& spec);
+  /// Makes the answer that is remembered for a repeated request, in the transaction that makes the forwards.
+  using Remember = std::function<IdempotentAnswer(std::span<const ForwardStatus>)>;
+  /// All of them, or none and the first one's error; a field in it is "port_forwards[2].guest_port" where
+  /// there are several.
+  Result<std::vector<ForwardStatus>> create_forwards(const Principal& caller, std::string_view instance_id,
+                                                     std::span<const ForwardSpec> specs,
+                                                     const Remember& remember = nullptr);
+  Result<std::optional<IdempotentAnswer>> find_answer(std::string_view scope, std::string_view key) const {
+    return store_.find_answer(scope, key);
+  }
+  Result<ForwardStatus> update_forward(const Principal& caller, std::string_view instance_id,
+                                       std::string_view forward_id, const ForwardChange& change);
   Result<void> delete_forward(const Principal& caller, std::string_view instance_id,
                               std::string_view forward_id, ClosePolicy policy);
   Result<ForwardStatus> find_forward(const Principal& caller, std::string_view instance_id,
@@ -81,6 +114,8 @@ class Control {
   const Config& config() const { return config_; }
   const Registry& registry() const { return registry_; }
   const PortAllocator& ports() const { return ports_; }
+  const SessionWatch& watch() const { return watch_; }
+  EventHub& events() { return events_; }
   const Profile& profile_of(const Instance& instance) const;
   /// The daemon is going down: nothing new is promised any more.
   void drain() { draining_ = true; }
@@ -92,22 +127,40 @@ class Control {
 
   Result<Lease> lease_port(std::optional<std::uint16_t> requested);
   Result<BoundPort> bind_again(std::uint16_t port);
-  /// `refused`: why it must not be served, or null.
-  void restore_forward(const Instance& instance, const Forward& forward, const Error* refused);
+  Result<BoundPort> bind_for(const Instance& instance, const Forward& forward,
+                             std::span<const IpAddress> host_addresses);
+  void restore_forward(const Instance& instance, const Forward& forward,
+                       std::span<const IpAddress> host_addresses);
+  void retry_failed_forwards();
   void serve(const Instance& instance, const Forward& forward, BoundPort port);
-  void end_forwards(const std::vector<Forward>& forwards, ClosePolicy policy);
+  void stop_serving(const std::vector<Forward>& forwards, ClosePolicy policy);
+  void give_back_ports(const std::vector<Forward>& forwards);
+  std::vector<Forward> end_in_memory(Instance stopped);
+  void saved_end(const std::string& instance_id);
+  void on_armed(const std::string& instance_id, std::int32_t tap_index);
+  void watch_again(const std::string& id);
   Result<void> check_running() const;
+  Result<void> check_tap_is_free(const Instance& asked) const;
+  void publish(std::string_view type, const Instance& instance, boost::json::object more = {});
+  void publish(std::string_view type, const Instance& instance, const Forward& forward,
+               boost::json::object more = {});
 
-  const Config& config_;
+  Config config_;
   Store& store_;
   Dataplane& dataplane_;
+  SessionWatch& watch_;
+  EventHub& events_;
   ApiStats& stats_;
   Registry registry_;
   PortAllocator ports_;
   KeyRing keys_;
   Uuid admin_key_id_{};
   std::unordered_map<ForwardId, std::string, boost::hash<ForwardId>>
-      failures_;                                         // why a restored forward is not served
+      failures_;  // why a restored forward is not served
+  // Forwards, by instance, of sessions whose end the disk has not taken yet: their ports stay taken until
+  // then.
+  std::map<std::string, std::vector<Forward>, std::less<>> unsaved_ends_;
+  const std::string boot_id_ = kernel_boot_id();
   std::chrono::steady_clock::time_point bind_deadline_;  // restore() retries until then
   bool draining_ = false;
 };

@@ -21,6 +21,8 @@ namespace {
 
 constexpr std::size_t kPageDefault = 100;
 constexpr std::size_t kPageMax = 1000;
+constexpr std::size_t kBatchMax = 1000;
+constexpr std::size_t kIdempotencyKeyMax = 255;
 
 /// What a list asks for.
 struct Page {
@@ -67,6 +69,29 @@ Result<ClosePolicy> close_policy(const Call& call) {
   return invalid_query("connections", "connections must be keep (the default), drain or reset.");
 }
 
+/// Whose idempotency keys these are: those of one owner's keys are one set.
+std::string scope_of(const Principal& caller) {
+  return fmt::format("{}:{}", to_string(caller.role), caller.owner);
+}
+
+Response replayed(const IdempotentAnswer& answer) {
+  Response response{.status = 201, .body = answer.body, .headers = {{"Idempotency-Replayed", "true"}}};
+  if (!answer.location.empty()) response.headers.emplace_back("Location", answer.location);
+  return response;
+}
+
+ForwardSpec read_spec(JsonFields& fields) {
+  ForwardSpec spec;
+  spec.guest_port =
+      static_cast<std::uint16_t>(fields.integer("guest_port", 1, 65535, ErrorCode::kInvalidPort));
+  spec.protocol = fields.string_or("protocol", "tcp");
+  spec.label = fields.string_or("label", "");
+  if (const auto port = fields.integer_or_none("host_port", 1, 65535, ErrorCode::kInvalidPort)) {
+    spec.host_port = static_cast<std::uint16_t>(*port);
+  }
+  return spec;
+}
+
 /// The origin form, "/path?query", and the absolute form, "http://host/path?query", which a server must take
 /// as well (RFC 9112, 3.2.2).
 boost::urls::result<boost::urls::url_view> parse_target(std::string_view target) {
@@ -106,8 +131,10 @@ std::vector<Route> Api::make_routes() {
   const auto metrics = [this](const Call&) -> Result<Response> { return metrics_(); };
   return {
       {"POST", "/instances/{id}/port-forwards", Access::kTenant, by(&Api::create_forward)},
+      {"POST", "/instances/{id}/port-forwards:batch", Access::kTenant, by(&Api::create_forwards)},
       {"GET", "/instances/{id}/port-forwards", Access::kTenant, by(&Api::list_forwards)},
       {"GET", "/instances/{id}/port-forwards/{forward_id}", Access::kTenant, by(&Api::get_forward)},
+      {"PATCH", "/instances/{id}/port-forwards/{forward_id}", Access::kTenant, by(&Api::update_forward)},
       {"DELETE", "/instances/{id}/port-forwards/{forward_id}", Access::kTenant, by(&Api::delete_forward)},
       {"GET", "/instances", Access::kTenant, by(&Api::list_instances)},
       {"GET", "/instances/{id}", Access::kTenant, by(&Api::get_instance)},
@@ -118,6 +145,7 @@ std::vector<Route> Api::make_routes() {
       {"POST", "/api-keys", Access::kAdmin, by(&Api::create_key)},
       {"DELETE", "/api-keys/{id}", Access::kAdmin, by(&Api::delete_key)},
       {"GET", "/profiles", Access::kTenant, by(&Api::list_profiles)},
+      {"GET", "/events", Access::kTenant, by(&Api::follow_events)},
       {"GET", "/v1/info", Access::kTenant, by(&Api::info)},
       {"GET", "/metrics", Access::kAdmin, metrics},
       {"GET", "/healthz", Access::kPublic, healthy},
@@ -198,21 +226,98 @@ Response Api::one_forward(unsigned status, const ForwardStatus& forward) const {
 Result<Response> Api::create_forward(const Call& call) {
   if (auto known = only_query(call, {}); !known) return known.error();
   JsonFields fields(call.request);
-  ForwardSpec spec;
-  spec.guest_port =
-      static_cast<std::uint16_t>(fields.integer("guest_port", 1, 65535, ErrorCode::kInvalidPort));
-  spec.protocol = fields.string_or("protocol", "tcp");
-  spec.label = fields.string_or("label", "");
-  if (const auto port = fields.integer_or_none("host_port", 1, 65535, ErrorCode::kInvalidPort)) {
-    spec.host_port = static_cast<std::uint16_t>(*port);
-  }
+  const ForwardSpec spec = read_spec(fields);
   if (auto error = fields.finish()) return *error;
-  const auto created = control_.create_forward(call.caller, call.path[0], spec);
-  if (!created) return created.error();
-  Response response = one_forward(201, *created);
-  response.headers.emplace_back("Location", fmt::format("/instances/{}/port-forwards/{}", call.path[0],
-                                                        to_string(created->forward.id)));
-  return response;
+  return create(call, {&spec, 1}, [this, &call](std::span<const ForwardStatus> made) {
+    Response response = one_forward(201, made.front());
+    response.headers.emplace_back("Location", fmt::format("/instances/{}/port-forwards/{}", call.path[0],
+                                                          to_string(made.front().forward.id)));
+    return response;
+  });
+}
+
+Result<Response> Api::create_forwards(const Call& call) {
+  if (auto known = only_query(call, {}); !known) return known.error();
+  std::vector<ForwardSpec> specs;
+  JsonFields fields(call.request);
+  fields.each("port_forwards", 1, kBatchMax, [&specs](JsonFields each) {
+    specs.push_back(read_spec(each));
+    return each.finish();
+  });
+  if (auto error = fields.finish()) return *error;
+  return create(call, specs, [this](std::span<const ForwardStatus> made) {
+    boost::json::array list;
+    for (const ForwardStatus& status : made) list.push_back(to_json(status));
+    return json_response(
+        201, {{"port_forwards", std::move(list)}, {"hostname", control_.config().node.public_hostname}});
+  });
+}
+
+/// With an Idempotency-Key, the same request gets the same answer again, also after a crash.
+Result<Response> Api::create(const Call& call, std::span<const ForwardSpec> specs,
+                             const std::function<Response(std::span<const ForwardStatus>)>& answer) {
+  const auto asked = idempotent_request(call);
+  if (!asked) return asked.error();
+  if (*asked) {
+    const auto known = control_.find_answer((*asked)->scope, (*asked)->key);
+    if (!known) return known.error();
+    if (*known && (*known)->request_sha256 == (*asked)->request_sha256) return replayed(**known);
+    if (*known) {
+      return Error{ErrorCode::kIdempotencyKeyReused,
+                   "This Idempotency-Key came with another request before; make a new one for each request.",
+                   "idempotency-key"};
+    }
+  }
+  Response response;
+  Control::Remember remember;
+  if (*asked) {
+    remember = [&](std::span<const ForwardStatus> made) {
+      IdempotentAnswer kept = **asked;
+      response = answer(made);
+      kept.body = response.body;
+      for (const auto& [name, value] : response.headers) {
+        if (name == "Location") kept.location = value;
+      }
+      return kept;
+    };
+  }
+  const auto made = control_.create_forwards(call.caller, call.path[0], specs, remember);
+  if (!made) return made.error();
+  return *asked ? std::move(response) : answer(*made);
+}
+
+/// What the Idempotency-Key of this request would be remembered with; nothing where it has none.
+Result<std::optional<IdempotentAnswer>> Api::idempotent_request(const Call& call) const {
+  const auto header = call.request.headers.find("idempotency-key");
+  if (header == call.request.headers.end()) return std::optional<IdempotentAnswer>();
+  const std::string& key = header->second;
+  if (key.empty() || key.size() > kIdempotencyKeyMax ||
+      !std::ranges::all_of(key, [](char c) { return ' ' <= c && c <= '~'; })) {
+    return Error{ErrorCode::kInvalidRequest,
+                 fmt::format("Idempotency-Key must be 1 to {} printable ASCII characters; a random UUID is a "
+                             "good one.",
+                             kIdempotencyKeyMax),
+                 "idempotency-key"};
+  }
+  return std::optional(IdempotentAnswer{
+      .scope = scope_of(call.caller),
+      .key = key,
+      .request_sha256 =
+          sha256(fmt::format("{}\n{}\n{}", call.request.method, call.request.target, call.request.body)),
+      .location = {},
+      .body = {},
+      .created_at = now()});
+}
+
+Result<Response> Api::update_forward(const Call& call) {
+  if (auto known = only_query(call, {}); !known) return known.error();
+  JsonFields fields(call.request);
+  ForwardChange change;
+  if (fields.has("label")) change.label = fields.string("label");
+  if (auto error = fields.finish()) return *error;
+  const auto updated = control_.update_forward(call.caller, call.path[0], call.path[1], change);
+  if (!updated) return updated.error();
+  return one_forward(200, *updated);
 }
 
 Result<Response> Api::list_forwards(const Call& call) {
@@ -262,8 +367,10 @@ Result<Response> Api::delete_forward(const Call& call) {
 // --- Instances.
 
 boost::json::object Api::instance_json(const Instance& instance) const {
-  return to_json(instance, control_.profile_of(instance).max_forwarded_ports,
-                 control_.registry().forward_count(instance.id));
+  return to_json({.instance = instance,
+                  .tap_state = to_string(control_.watch().tap_state(instance)),
+                  .forwards_max = control_.profile_of(instance).max_forwarded_ports,
+                  .forwards_now = control_.registry().forward_count(instance.id)});
 }
 
 Result<Response> Api::put_instance(const Call& call) {
@@ -332,6 +439,12 @@ Result<Response> Api::delete_instance(const Call& call) {
 
 Result<Response> Api::create_key(const Call& call) {
   if (auto known = only_query(call, {}); !known) return known.error();
+  if (call.request.headers.contains("idempotency-key")) {
+    return Error{ErrorCode::kInvalidRequest,
+                 "A secret is shown once, so this answer cannot be repeated: leave Idempotency-Key out, and "
+                 "delete a key whose answer was lost.",
+                 "idempotency-key"};
+  }
   JsonFields fields(call.request);
   const std::string role_name = fields.string("role");
   std::string owner = fields.string("owner");
@@ -346,10 +459,23 @@ Result<Response> Api::create_key(const Call& call) {
 }
 
 Result<Response> Api::list_keys(const Call& call) {
-  if (auto known = only_query(call, {}); !known) return known.error();
+  if (auto known = only_query(call, {"limit", "cursor"}); !known) return known.error();
+  const auto page = page_of(call);
+  if (!page) return page.error();
+  const auto after = page->after.empty() ? Uuid{} : parse_uuid(page->after);
+  if (!after) return invalid_query("cursor", "cursor must be the next_cursor of an earlier answer.");
   boost::json::array list;
-  for (const ApiKey* key : control_.keys().all()) list.push_back(to_json(*key));
-  return json_response(200, {{"api_keys", std::move(list)}});
+  boost::json::object body;
+  for (const ApiKey* key : control_.keys().all()) {
+    if (key->id <= *after) continue;
+    if (list.size() == page->limit) {
+      body["next_cursor"] = list.back().at("id");
+      break;
+    }
+    list.push_back(to_json(*key));
+  }
+  body["api_keys"] = std::move(list);
+  return json_response(200, body);
 }
 
 Result<Response> Api::delete_key(const Call& call) {
@@ -367,6 +493,17 @@ Result<Response> Api::list_profiles(const Call& call) {
     list.push_back({{"name", name}, {"max_forwarded_ports", profile.max_forwarded_ports}});
   }
   return json_response(200, {{"profiles", std::move(list)}});
+}
+
+Result<Response> Api::follow_events(const Call& call) {
+  if (auto known = only_query(call, {"last_event_id"}); !known) return known.error();
+  const std::string_view header = call.request.header("last-event-id");
+  const std::string_view last = header.empty() ? query_or(call, "last_event_id", "") : header;
+  return Response{.status = 200,
+                  .body = {},
+                  .content_type = "text/event-stream",
+                  .headers = {{"Cache-Control", "no-store"}},
+                  .stream = control_.events().subscribe(call.caller, last)};
 }
 
 Result<Response> Api::info(const Call& call) {

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <functional>
+#include <optional>
+#include <span>
 #include <string>
 
 #include "api/control.h"
@@ -29,6 +31,11 @@ class Api {
   Result<Response> dispatch(const Request& request, const Route& route, std::vector<std::string> path);
 
   Result<Response> create_forward(const Call& call);
+  Result<Response> create_forwards(const Call& call);
+  Result<Response> create(const Call& call, std::span<const ForwardSpec> specs,
+                          const std::function<Response(std::span<const ForwardStatus>)>& answer);
+  Result<std::optional<IdempotentAnswer>> idempotent_request(const Call& call) const;
+  Result<Response> update_forward(const Call& call);
   Result<Response> list_forwards(const Call& call);
   Result<Response> get_forward(const Call& call);
   Result<Response> delete_forward(const Call& call);
@@ -44,6 +51,7 @@ class Api {
   Result<Response> delete_key(const Call& call);
 
   Result<Response> list_profiles(const Call& call);
+  Result<Response> follow_events(const Call& call);
   Result<Response> info(const Call& call);
   Result<Response> ready(const Call& call);
 

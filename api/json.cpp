@@ -68,13 +68,35 @@ std::optional<std::int64_t> JsonFields::integer_or_none(std::string_view name, s
   return integer(name, least, most, code);
 }
 
+void JsonFields::each(std::string_view name, std::size_t least, std::size_t most,
+                      const std::function<std::optional<Error>(JsonFields fields)>& read) {
+  const boost::json::value* value = find(name, true);
+  if (value == nullptr) return;
+  const boost::json::array* list = value->if_array();
+  if (list == nullptr || list->size() < least || list->size() > most) {
+    return fail(ErrorCode::kInvalidRequest, name,
+                fmt::format("{} must be a list of {} to {} objects.", name, least, most));
+  }
+  for (std::size_t i = 0; i < list->size(); ++i) {
+    const std::string place = fmt::format("{}[{}]", name, i);
+    const boost::json::object* object = (*list)[i].if_object();
+    if (object == nullptr) {
+      return fail(ErrorCode::kInvalidRequest, place, fmt::format("{} must be an object.", place));
+    }
+    if (auto error = read(JsonFields(*object, place + "."))) {
+      if (!error_) error_ = std::move(error);
+      return;
+    }
+  }
+}
+
 std::optional<Error> JsonFields::finish() {
   // First of all: a mistyped name explains the field that is missing.
   for (const auto& [key, value] : object_) {
     if (std::ranges::find(known_, std::string_view(key)) != known_.end()) continue;
     return Error{ErrorCode::kUnknownField,
                  fmt::format("There is no field {}; known are: {}.", in_quotes(key), fmt::join(known_, ", ")),
-                 std::string(key)};
+                 path_ + std::string(key)};
   }
   return error_;
 }
@@ -89,7 +111,7 @@ const boost::json::value* JsonFields::find(std::string_view name, bool required)
 }
 
 void JsonFields::fail(ErrorCode code, std::string_view name, std::string detail) {
-  if (!error_) error_ = Error{code, std::move(detail), std::string(name)};
+  if (!error_) error_ = Error{code, std::move(detail), path_ + std::string(name)};
 }
 
 boost::json::object to_json(const ForwardStatus& status) {
@@ -104,11 +126,13 @@ boost::json::object to_json(const ForwardStatus& status) {
   out["state"] = status.failure.empty() ? "listening" : "failed";
   if (!status.failure.empty()) out["reason"] = status.failure;
   out["bind_address"] = status.bind_address;
+  out["source_mode"] = "plain";
   out["created_at"] = to_rfc3339(forward.created_at);
   return out;
 }
 
-boost::json::object to_json(const Instance& instance, std::uint32_t forwards_max, std::size_t forwards_now) {
+boost::json::object to_json(const InstanceStatus& status) {
+  const Instance& instance = status.instance;
   boost::json::object out;
   out["id"] = instance.id;
   out["guest_address"] = instance.guest_address.to_string();
@@ -118,7 +142,12 @@ boost::json::object to_json(const Instance& instance, std::uint32_t forwards_max
   if (instance.vmm_pid) out["vmm_pid"] = *instance.vmm_pid;
   out["session_id"] = to_string(instance.session_id);
   out["state"] = to_string(instance.state);
-  out["port_forwards"] = {{"limit", forwards_max}, {"current", forwards_now}};
+  if (instance.ended) out["reason"] = to_string(*instance.ended);
+  out["tap_state"] = status.tap_state;
+  out["source_mode"] = "plain";
+  const auto left = status.forwards_max - std::min<std::size_t>(status.forwards_max, status.forwards_now);
+  out["port_forwards"] = {
+      {"limit", status.forwards_max}, {"current", status.forwards_now}, {"available", left}};
   out["created_at"] = to_rfc3339(instance.created_at);
   return out;
 }

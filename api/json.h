@@ -2,10 +2,13 @@
 #pragma once
 
 #include <boost/json/object.hpp>
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "api/message.h"
@@ -15,11 +18,14 @@
 
 namespace portway {
 
-/// Reads the fields of a request's JSON object. The first thing that is wrong is remembered; later reads give
-/// empty values. Every field must be asked for: finish() refuses those that were not, by name.
+/// Reads the fields of a JSON object: a request's body, or one of a list's. The first thing that is wrong is
+/// remembered; later reads give empty values. Every field must be asked for: finish() refuses those that were
+/// not, by name.
 class JsonFields {
  public:
   explicit JsonFields(const Request& request);
+  /// `path` stands before the names of fields in errors, e.g. "port_forwards[2].".
+  JsonFields(const boost::json::object& object, std::string path) : path_(std::move(path)), object_(object) {}
 
   std::string string(std::string_view name);  // required
   std::string string_or(std::string_view name, std::string_view fallback);
@@ -29,6 +35,12 @@ class JsonFields {
   std::optional<std::int64_t> integer_or_none(std::string_view name, std::int64_t least, std::int64_t most,
                                               ErrorCode code = ErrorCode::kInvalidRequest);
 
+  /// Calls `read` with the fields of each object in a list of `least` to `most`.
+  void each(std::string_view name, std::size_t least, std::size_t most,
+            const std::function<std::optional<Error>(JsonFields fields)>& read);  // required
+  /// Was the field given, and not as null?
+  bool has(std::string_view name) { return find(name, false) != nullptr; }
+
   /// What is wrong, or nothing.
   std::optional<Error> finish();
 
@@ -36,6 +48,7 @@ class JsonFields {
   const boost::json::value* find(std::string_view name, bool required);
   void fail(ErrorCode code, std::string_view name, std::string detail);
 
+  std::string path_;
   boost::json::object object_;
   std::vector<std::string> known_;
   std::optional<Error> error_;
@@ -48,8 +61,16 @@ struct ForwardStatus {
   std::string failure;       // why it is not listening; empty when it is
 };
 
+/// An instance as it is.
+struct InstanceStatus {
+  Instance instance;
+  std::string_view tap_state;  // to_string(TapState)
+  std::uint32_t forwards_max = 0;
+  std::size_t forwards_now = 0;
+};
+
 boost::json::object to_json(const ForwardStatus& status);
-boost::json::object to_json(const Instance& instance, std::uint32_t forwards_max, std::size_t forwards_now);
+boost::json::object to_json(const InstanceStatus& status);
 boost::json::object to_json(const ApiKey& key);
 
 /// 200 or another success with a JSON body.

@@ -1,7 +1,10 @@
 // A request and its answer as the handlers see them: HTTP without its transport.
 #pragma once
 
+#include <functional>
 #include <map>
+#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -26,11 +29,24 @@ struct Request {
   }
 };
 
+/// A body that goes on after its head: sent in chunks until it ends or the client has gone.
+class BodyStream {
+ public:
+  virtual ~BodyStream() = default;
+  /// What there is to send now; empty: nothing yet; nullopt: the end. Also called when nothing was sent for
+  /// 15 seconds, so that it can yield a comment.
+  virtual std::optional<std::string> read() = 0;
+  /// Called once, before the first read(): `wake` is called on the server's thread whenever read() may have
+  /// something; it only queues work.
+  virtual void on_ready(std::function<void()> wake) = 0;
+};
+
 struct Response {
   unsigned status = 200;
   std::string body;  // not sent for HEAD and 204; its length is
   std::string content_type = "application/json";
   std::vector<std::pair<std::string, std::string>> headers;
+  std::shared_ptr<BodyStream> stream = nullptr;  // in place of `body`
 };
 
 }  // namespace portway

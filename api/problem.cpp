@@ -65,6 +65,7 @@ unsigned http_status(ErrorCode code) {
     case ErrorCode::kInstanceNotRunning:
     case ErrorCode::kQuotaExceeded:
     case ErrorCode::kHostPortTaken:
+    case ErrorCode::kTapInUse:
       return 409;
     case ErrorCode::kBodyTooLarge:
       return 413;
@@ -76,6 +77,7 @@ unsigned http_status(ErrorCode code) {
     case ErrorCode::kInvalidLabel:
     case ErrorCode::kInvalidAddress:
     case ErrorCode::kUnsupportedProtocol:
+    case ErrorCode::kIdempotencyKeyReused:
       return 422;
     case ErrorCode::kRateLimited:
       return 429;

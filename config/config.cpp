@@ -296,6 +296,24 @@ Result<Config> load_config(const std::string& path, std::span<const Override> ov
   return parse_config(text, path, overrides);
 }
 
+std::vector<std::string> take_live_keys(Config& running, const Config& wanted) {
+  Config source = wanted;  // the table's fields are not const
+  Profile any;
+  std::vector<std::string> need_restart;
+  for (const ConfigKey& key : config_keys()) {
+    if (profile_in(key.name) == "*") continue;  // all profiles, below
+    const ConfigValue value = key.get({source, any});
+    if (key.get({running, any}) == value) continue;
+    if (key.live) {
+      (void)key.set({running, any}, value);  // it was good enough for `wanted`
+    } else {
+      need_restart.emplace_back(key.name);
+    }
+  }
+  running.profiles = wanted.profiles;
+  return need_restart;
+}
+
 std::vector<std::string> config_warnings(const Config& config) {
   std::vector<std::string> warnings;
   if (config.guests.networks.empty()) {

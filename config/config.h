@@ -132,6 +132,10 @@ Result<Config> parse_config(std::string_view text, std::string_view source_name,
 /// parse_config on a file of at most 1 MiB.
 Result<Config> load_config(const std::string& path, std::span<const Override> overrides = {});
 
+/// Copies the keys that can change while the daemon runs (SIGHUP) to `running`; returns the names of those
+/// that cannot and differ.
+std::vector<std::string> take_live_keys(Config& running, const Config& wanted);
+
 /// What is allowed but probably not meant: sentences for the log and for --check.
 std::vector<std::string> config_warnings(const Config& config);
 

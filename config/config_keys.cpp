@@ -269,6 +269,10 @@ std::vector<ConfigKey> make_keys() {
   };
 }
 
+/// Those that can change while the daemon runs, besides the profiles'.
+constexpr auto kLiveKeys =
+    std::to_array<std::string_view>({"node.public_hostname", "api.rate_limit_per_second", "guests.networks"});
+
 /// "api" of "api.listen", "profiles.default" of "profiles.default.max_forwarded_ports".
 std::string_view table_of(std::string_view name) {
   return name.substr(0, std::min(name.rfind('.'), name.size()));
@@ -295,7 +299,15 @@ std::string_view to_string(SourceMode mode) {
 }
 
 const std::vector<ConfigKey>& config_keys() {
-  static const std::vector<ConfigKey> keys = make_keys();
+  static const std::vector<ConfigKey> keys = [] {
+    std::vector<ConfigKey> all = make_keys();
+    for (ConfigKey& key : all) {
+      key.live = profile_in(key.name) == "*" ||
+                 std::find(kLiveKeys.begin(), kLiveKeys.end(), key.name) != kLiveKeys.end();
+      if (key.live) key.help += " SIGHUP takes a change over.";
+    }
+    return all;
+  }();
   return keys;
 }
 

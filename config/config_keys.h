@@ -30,6 +30,7 @@ struct ConfigKey {
   /// `value` has the alternative that get() returns. Returns what is wrong with it, or nothing and has set
   /// the field.
   std::function<std::optional<std::string>(ConfigTarget, const ConfigValue& value)> set;
+  bool live = false;  // can change while the daemon runs
 };
 
 /// In the order of the reference.

@@ -31,6 +31,8 @@ constexpr auto kNames = std::to_array<std::string_view>({
     "instance_not_running",
     "quota_exceeded",
     "host_port_taken",
+    "tap_in_use",
+    "idempotency_key_reused",
     "port_pool_exhausted",
     "rate_limited",
     "store_unavailable",

@@ -36,8 +36,10 @@ enum class ErrorCode : std::uint8_t {
   kConnectionLimit,  // too many clients of the API at once
   kInstanceNotRunning,
   kQuotaExceeded,
-  kHostPortTaken,      // a requested host port somebody has
-  kPortPoolExhausted,  // no host port left in the range
+  kHostPortTaken,         // a requested host port somebody has
+  kTapInUse,              // another running instance is behind it
+  kIdempotencyKeyReused,  // the same Idempotency-Key with another request
+  kPortPoolExhausted,     // no host port left in the range
   kRateLimited,
   kStoreUnavailable,   // the disk is full, read-only or broken: nothing was changed
   kResourceExhausted,  // descriptors or memory ran out

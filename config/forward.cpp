@@ -39,6 +39,10 @@ std::pair<std::uint64_t, std::uint32_t> tick(std::uint32_t seed) {
   return {clock.time_ms, clock.counter};
 }
 
+constexpr auto kSessionEndNames = std::to_array<std::string_view>(
+    {"stopped", "replaced", "deleted", "carrier_lost", "tap_deleted", "vmm_exited", "node_rebooted"});
+static_assert(kSessionEndNames.size() == static_cast<std::size_t>(SessionEnd::kNodeRebooted) + 1);
+
 constexpr std::array<std::size_t, 4> kDashes = {8, 13, 18, 23};
 
 }  // namespace
@@ -97,6 +101,16 @@ std::string to_rfc3339(Timestamp time) {
 
 std::string_view to_string(InstanceState state) {
   return state == InstanceState::kRunning ? "running" : "stopped";
+}
+
+std::string_view to_string(SessionEnd end) {
+  return kSessionEndNames[static_cast<std::size_t>(end)];
+}
+
+std::optional<SessionEnd> parse_session_end(std::string_view text) {
+  const auto* found = std::find(kSessionEndNames.begin(), kSessionEndNames.end(), text);
+  if (found == kSessionEndNames.end()) return std::nullopt;
+  return static_cast<SessionEnd>(found - kSessionEndNames.begin());
 }
 
 }  // namespace portway

@@ -29,6 +29,19 @@ std::string to_rfc3339(Timestamp time);
 enum class InstanceState : std::uint8_t { kRunning, kStopped };
 std::string_view to_string(InstanceState state);
 
+/// Why a session ended.
+enum class SessionEnd : std::uint8_t {
+  kStopped,       // the orchestrator said so
+  kReplaced,      // it registered the instance anew
+  kDeleted,       // it deleted the instance
+  kCarrierLost,   // nobody holds the tap open any more
+  kTapDeleted,    //
+  kVmmExited,     // the process of vmm_pid is gone
+  kNodeRebooted,  // since the session began, so its virtual machine is gone
+};
+std::string_view to_string(SessionEnd end);
+std::optional<SessionEnd> parse_session_end(std::string_view text);
+
 /// A microVM as the orchestrator registered it; one run of the VM is one session.
 struct Instance {
   std::string id;  // the orchestrator's: 1-64 of [A-Za-z0-9._-]
@@ -40,6 +53,12 @@ struct Instance {
   Uuid session_id{};
   InstanceState state = InstanceState::kRunning;
   Timestamp created_at{};
+  std::optional<SessionEnd> ended = std::nullopt;  // why it is stopped
+
+  // What tells this session's virtual machine from a later one.
+  std::int32_t tap_index = 0;  // the tap's interface index since it had a carrier in this session; 0: not yet
+  std::uint64_t vmm_started = 0;  // process_start_time() of vmm_pid; 0: no pid
+  std::string boot_id = {};       // of the node's kernel when the session began
 };
 
 /// What a caller asks for.
@@ -48,6 +67,11 @@ struct ForwardSpec {
   std::string protocol = "tcp";
   std::string label;                                      // 0-63 bytes of UTF-8 without control characters
   std::optional<std::uint16_t> host_port = std::nullopt;  // random when absent
+};
+
+/// What a caller asks to change about a forward.
+struct ForwardChange {
+  std::optional<std::string> label = std::nullopt;
 };
 
 /// What was promised: this host port belongs to that guest port until the forward is deleted or its session

@@ -9,32 +9,51 @@
 
 namespace portway {
 
-PortAllocator::PortAllocator(PortRange range)
-    : range_(range), free_(range.size()), ports_(range.size()), slots_(range.size()) {
-  std::iota(ports_.begin(), ports_.end(), range.first);
-  std::iota(slots_.begin(), slots_.end(), 0U);
+namespace {
+
+std::uint32_t static_band_of(std::uint32_t range_size) {
+  return range_size <= 16 ? 0 : std::min(std::max(16U, range_size / 32), 128U);
 }
+
+}  // namespace
+
+PortAllocator::Band::Band(std::uint32_t first_port, std::uint32_t count)
+    : first(first_port), free(count), ports(count), slots(count) {
+  std::iota(ports.begin(), ports.end(), static_cast<std::uint16_t>(first));
+  std::iota(slots.begin(), slots.end(), 0U);
+}
+
+void PortAllocator::Band::swap_slots(std::uint32_t a, std::uint32_t b) {
+  std::swap(ports[a], ports[b]);
+  slots[ports[a] - first] = a;
+  slots[ports[b] - first] = b;
+}
+
+PortAllocator::PortAllocator(PortRange range)
+    : range_(range),
+      static_(range.first, static_band_of(range.size())),
+      dynamic_(range.first + static_.size(), range.size() - static_.size()) {}
 
 bool PortAllocator::take(std::uint16_t port) {
   if (!range_.contains(port) || is_used(port)) return false;
-  swap_slots(slot(port), --free_);
+  Band& band = band_of(port);
+  const std::uint32_t slot = band.slot(port);
+  band.swap_slots(slot, --band.free);
   return true;
 }
 
 void PortAllocator::give_back(std::uint16_t port) {
   if (!range_.contains(port)) return;
   assert(is_used(port));
-  swap_slots(slot(port), free_++);
+  Band& band = band_of(port);
+  const std::uint32_t slot = band.slot(port);
+  band.swap_slots(slot, band.free++);
 }
 
 bool PortAllocator::is_used(std::uint16_t port) const {
-  return range_.contains(port) && slot(port) >= free_;
-}
-
-void PortAllocator::swap_slots(std::uint32_t a, std::uint32_t b) {
-  std::swap(ports_[a], ports_[b]);
-  slots_[ports_[a] - range_.first] = a;
-  slots_[ports_[b] - range_.first] = b;
+  if (!range_.contains(port)) return false;
+  const Band& band = band_of(port);
+  return band.slot(port) >= band.free;
 }
 
 Error PortAllocator::exhausted(std::uint32_t tried) const {

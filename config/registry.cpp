@@ -62,6 +62,14 @@ std::vector<Forward> Registry::remove_instance(std::string_view id) {
   return removed;
 }
 
+const Forward& Registry::update_forward(Forward forward) {
+  const auto entry = instance_of_.find(forward.id);
+  assert(entry != instance_of_.end() && entry->second->instance.id == forward.instance_id);
+  Forward& known = entry->second->forwards.at(forward.id);
+  known = std::move(forward);
+  return known;
+}
+
 const Forward& Registry::add_forward(Forward forward) {
   const auto instance = instances_.find(forward.instance_id);
   assert(instance != instances_.end());

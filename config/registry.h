@@ -53,6 +53,8 @@ class Registry {
 
   /// The instance must exist and the id must be new.
   const Forward& add_forward(Forward forward);
+  /// Replaces the one with its id, which must exist and belong to the same instance.
+  const Forward& update_forward(Forward forward);
   /// Returns what was removed; nothing when there was none.
   std::optional<Forward> remove_forward(const ForwardId& id);
   /// All forwards of an instance, which stays.

@@ -61,6 +61,23 @@ constexpr auto kMigrations = std::to_array<const char*>({
         created_at INTEGER NOT NULL
       ) STRICT, WITHOUT ROWID;
     )sql",
+    R"sql(
+      ALTER TABLE instances ADD COLUMN ended TEXT;
+      ALTER TABLE instances ADD COLUMN tap_index INTEGER NOT NULL DEFAULT 0;
+      ALTER TABLE instances ADD COLUMN vmm_started INTEGER NOT NULL DEFAULT 0;
+      ALTER TABLE instances ADD COLUMN boot_id TEXT NOT NULL DEFAULT '';
+      CREATE TABLE idempotent_answers (
+        scope TEXT NOT NULL,
+        key TEXT NOT NULL,
+        request_sha256 BLOB NOT NULL,
+        location TEXT NOT NULL,
+        body TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        PRIMARY KEY (scope, key)
+      ) STRICT, WITHOUT ROWID;
+      CREATE INDEX idempotent_answers_by_scope ON idempotent_answers (scope, created_at);
+      CREATE INDEX idempotent_answers_by_age ON idempotent_answers (created_at);
+    )sql",
 });
 
 Error unavailable(const std::string& path, const std::string& what) {
@@ -181,6 +198,15 @@ void bind(SQLite::Statement& statement, int index, std::uint16_t value) {
 void bind(SQLite::Statement& statement, int index, std::optional<std::int32_t> value) {
   value ? statement.bind(index, *value) : statement.bind(index);
 }
+void bind(SQLite::Statement& statement, int index, std::int32_t value) {
+  statement.bind(index, value);
+}
+void bind(SQLite::Statement& statement, int index, std::uint64_t value) {
+  statement.bind(index, static_cast<std::int64_t>(value));
+}
+void bind(SQLite::Statement& statement, int index, const std::optional<SessionEnd>& value) {
+  value ? statement.bind(index, std::string(to_string(*value))) : statement.bind(index);
+}
 void bind(SQLite::Statement& statement, int index, const Uuid& value) {
   statement.bind(index, to_string(value));
 }
@@ -239,6 +265,12 @@ class RowReader {
     if (query_.isColumnNull(column)) return std::nullopt;
     return static_cast<std::int32_t>(number(column, 2, std::numeric_limits<std::int32_t>::max()));
   }
+  std::optional<SessionEnd> session_end(const char* column) {
+    if (query_.isColumnNull(column)) return std::nullopt;
+    const auto value = parse_session_end(text(column));
+    if (!value) reject(column, "is no reason for a session's end");
+    return value;
+  }
   Uuid uuid(const char* column) {
     const auto value = parse_uuid(text(column));
     if (!value) reject(column, "is not a UUID");
@@ -282,6 +314,12 @@ Instance read_instance(RowReader& row) {
     row.reject("state", "is neither running nor stopped");
   }
   instance.created_at = row.time("created_at");
+  instance.ended = row.session_end("ended");
+  instance.tap_index =
+      static_cast<std::int32_t>(row.number("tap_index", 0, std::numeric_limits<std::int32_t>::max()));
+  instance.vmm_started =
+      static_cast<std::uint64_t>(row.number("vmm_started", 0, std::numeric_limits<std::int64_t>::max()));
+  instance.boot_id = row.text("boot_id");
   row.require(check_instance_id(instance.id));
   row.require(check_tap(instance.tap));
   row.require(check_owner(instance.owner));
@@ -403,11 +441,32 @@ class Store::Connection {
     }
   }
 
+  Result<std::optional<IdempotentAnswer>> find_answer(std::string_view scope, std::string_view key) {
+    try {
+      SQLite::Statement query(database_,
+                              "SELECT * FROM idempotent_answers WHERE scope = ? AND key = ? AND "
+                              "created_at >= ?");
+      bind(query, 1, scope);
+      bind(query, 2, key);
+      bind(query, 3, now() - Store::kAnswerKept);
+      if (!query.executeStep()) return std::optional<IdempotentAnswer>();
+      RowReader row(query);
+      return std::optional(IdempotentAnswer{.scope = std::string(scope),
+                                            .key = std::string(key),
+                                            .request_sha256 = row.sha256("request_sha256"),
+                                            .location = row.text("location"),
+                                            .body = row.text("body"),
+                                            .created_at = row.time("created_at")});
+    } catch (const SQLite::Exception& exception) {
+      return failure(path_, exception);
+    }
+  }
+
   // The parts of transactions; they throw SQLite::Exception.
   void put_instance(const Instance& instance) {
     execute(put_instance_, instance.id, instance.guest_address.to_string(), instance.tap, instance.owner,
             instance.profile, instance.vmm_pid, instance.session_id, to_string(instance.state),
-            instance.created_at);
+            instance.created_at, instance.ended, instance.tap_index, instance.vmm_started, instance.boot_id);
   }
   void delete_instance(std::string_view id) { execute(delete_instance_, id); }
   void add_forward(const Forward& forward) {
@@ -426,6 +485,12 @@ class Store::Connection {
     execute(add_api_key_, key.id, to_string(key.role), key.owner, key.secret_sha256, key.created_at);
   }
   void delete_api_key(const Uuid& id) { execute(delete_api_key_, id); }
+  void add_answer(const IdempotentAnswer& answer) {
+    execute(forget_old_answers_, answer.created_at - Store::kAnswerKept);
+    execute(add_answer_, answer.scope, answer.key, answer.request_sha256, answer.location, answer.body,
+            answer.created_at);
+    execute(forget_surplus_answers_, answer.scope, answer.scope);
+  }
 
  private:
   const std::string path_;
@@ -436,11 +501,12 @@ class Store::Connection {
   SQLite::Statement put_instance_{
       database_,
       "INSERT INTO instances (id, guest_address, tap, owner, profile, vmm_pid, session_id, state, "
-      "created_at) "
-      "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+      "created_at, ended, tap_index, vmm_started, boot_id) "
+      "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
       "guest_address = excluded.guest_address, tap = excluded.tap, owner = excluded.owner, "
       "profile = excluded.profile, vmm_pid = excluded.vmm_pid, session_id = excluded.session_id, "
-      "state = excluded.state, created_at = excluded.created_at"};
+      "state = excluded.state, created_at = excluded.created_at, ended = excluded.ended, "
+      "tap_index = excluded.tap_index, vmm_started = excluded.vmm_started, boot_id = excluded.boot_id"};
   SQLite::Statement delete_instance_{database_, "DELETE FROM instances WHERE id = ?"};
   SQLite::Statement add_forward_{database_,
                                  "INSERT INTO forwards (id, instance_id, session_id, guest_port, host_port, "
@@ -454,6 +520,16 @@ class Store::Connection {
   SQLite::Statement add_api_key_{
       database_, "INSERT INTO api_keys (id, role, owner, secret_sha256, created_at) VALUES (?, ?, ?, ?, ?)"};
   SQLite::Statement delete_api_key_{database_, "DELETE FROM api_keys WHERE id = ?"};
+  SQLite::Statement add_answer_{database_,
+                                "INSERT OR REPLACE INTO idempotent_answers (scope, key, request_sha256, "
+                                "location, body, created_at) VALUES (?, ?, ?, ?, ?, ?)"};
+  SQLite::Statement forget_old_answers_{database_, "DELETE FROM idempotent_answers WHERE created_at < ?"};
+  // The (kAnswersMax + 1)th from the newest, and what is older.
+  SQLite::Statement forget_surplus_answers_{
+      database_,
+      "DELETE FROM idempotent_answers WHERE scope = ? AND created_at <= (SELECT created_at FROM "
+      "idempotent_answers WHERE scope = ? ORDER BY created_at DESC LIMIT 1 OFFSET " +
+          std::to_string(Store::kAnswersMax) + ")"};
 };
 
 Store::Store(std::unique_ptr<Connection> connection) : connection_(std::move(connection)) {}
@@ -519,10 +595,15 @@ Result<void> Store::add_forward(const Forward& forward) {
   return add_forwards({&forward, 1});
 }
 
-Result<void> Store::add_forwards(std::span<const Forward> forwards) {
+Result<void> Store::add_forwards(std::span<const Forward> forwards, const IdempotentAnswer* answer) {
   return connection_->transact([&] {
     for (const Forward& forward : forwards) connection_->add_forward(forward);
+    if (answer != nullptr) connection_->add_answer(*answer);
   });
+}
+
+Result<std::optional<IdempotentAnswer>> Store::find_answer(std::string_view scope, std::string_view key) {
+  return connection_->find_answer(scope, key);
 }
 
 Result<void> Store::update_forward(const Forward& forward) {

@@ -12,8 +12,10 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -36,8 +38,24 @@ struct ApiKey {
   friend bool operator==(const ApiKey&, const ApiKey&) = default;
 };
 
+/// The answer to a POST that carried an Idempotency-Key: sent again when the same request comes again.
+struct IdempotentAnswer {
+  std::string scope;  // whose key it is: the same word from two callers is two keys
+  std::string key;
+  std::array<std::uint8_t, 32> request_sha256{};
+  std::string location;  // of the answer; empty where it has none
+  std::string body;
+  Timestamp created_at{};
+
+  friend bool operator==(const IdempotentAnswer&, const IdempotentAnswer&) = default;
+};
+
 class Store {
  public:
+  /// How long an answer is remembered, and how many of one scope.
+  static constexpr std::chrono::hours kAnswerKept{24};
+  static constexpr std::size_t kAnswersMax = 10'000;
+
   /// Opens or creates the database, directories (0700) and file (0600) included, and brings its schema up to
   /// date. Refuses a file that another store has open (flock(2) on `path`.lock), one that a newer Portway
   /// wrote, and one that is not Portway's. Other programs may read it meanwhile, as backups do.
@@ -61,8 +79,11 @@ class Store {
 
   /// The instance must be stored, the id and the host port must be new.
   Result<void> add_forward(const Forward& forward);
-  /// All of them or none.
-  Result<void> add_forwards(std::span<const Forward> forwards);
+  /// All of them or none. With `answer`, which is remembered in the same transaction: a crash cannot keep one
+  /// without the other. Forgets what is too old or too much.
+  Result<void> add_forwards(std::span<const Forward> forwards, const IdempotentAnswer* answer = nullptr);
+  /// The answer that was remembered and is not too old.
+  Result<std::optional<IdempotentAnswer>> find_answer(std::string_view scope, std::string_view key);
   /// Writes what may change in a forward's life: its label. kNotFound if there is no such forward.
   Result<void> update_forward(const Forward& forward);
   /// Success if there is none.

@@ -1,6 +1,7 @@
 #include "lifecycle/process_watch.h"
 
 #include <fmt/format.h>
+#include <poll.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -46,6 +47,11 @@ Result<std::unique_ptr<ProcessWatch>> ProcessWatch::start(boost::asio::io_contex
     return Error{.code = ErrorCode::kResourceExhausted,
                  .detail = fmt::format("pidfd_open({}): {}", pid, std::strerror(errno)),
                  .field = "vmm_pid"};
+  }
+  pollfd ended{.fd = pidfd, .events = POLLIN, .revents = 0};
+  if (::poll(&ended, 1, 0) == 1) {  // a zombie: it has ended, and its parent has not asked yet
+    ::close(pidfd);
+    return no_such_process(pid);
   }
   auto watch = std::unique_ptr<ProcessWatch>(new ProcessWatch(context, pidfd));
   watch->pidfd_.async_wait(

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include <fstream>
+#include <sstream>
 
 #include "tests/api/node.h"
 
@@ -15,8 +16,25 @@ using test::Node;
 
 const Principal kAdmin{.key_id = {}, .role = Role::kAdmin, .owner = "admin"};
 
+Result<ForwardStatus> try_create(Node& node, std::uint16_t guest_port, const std::string& instance = "vm-1") {
+  const ForwardSpec spec{.guest_port = guest_port, .label = ""};
+  auto made = node.control().create_forwards(kAdmin, instance, {&spec, 1});
+  if (!made) return made.error();
+  return made->front();
+}
+
 ForwardStatus create(Node& node, std::uint16_t guest_port) {
-  return node.control().create_forward(kAdmin, "vm-1", {.guest_port = guest_port, .label = ""}).value();
+  return try_create(node, guest_port).value();
+}
+
+/// The types of the events of a stream so far.
+std::vector<std::string> types(BodyStream& stream) {
+  std::vector<std::string> found;
+  std::istringstream lines(stream.read().value());
+  for (std::string line; std::getline(lines, line);) {
+    if (line.starts_with("event: ")) found.push_back(line.substr(7));
+  }
+  return found;
 }
 
 TEST(Control, AForwardIsOpenedTowardsTheGuestBehindItsTap) {
@@ -26,7 +44,7 @@ TEST(Control, AForwardIsOpenedTowardsTheGuestBehindItsTap) {
   ASSERT_EQ(node.dataplane.opened.size(), 1U);
   const auto& [route, port] = node.dataplane.opened.at(status.forward.id);
   EXPECT_EQ(to_string(route.upstream), "198.19.0.2:3000");
-  EXPECT_EQ(route.tap, "tap0");
+  EXPECT_EQ(route.tap, "tap-vm-1");
   EXPECT_EQ(port, status.forward.host_port);
 }
 
@@ -35,7 +53,7 @@ TEST(Control, APortThatAnotherProgramHasIsPassedOver) {
   node.put("vm-1");
   node.dataplane.taken = {20000, 20001, 20003};
   EXPECT_EQ(create(node, 3000).forward.host_port, 20002);
-  const auto none = node.control().create_forward(kAdmin, "vm-1", {.guest_port = 3001, .label = ""});
+  const auto none = try_create(node, 3001, "vm-1");
   ASSERT_FALSE(none);
   EXPECT_EQ(none.error().code, ErrorCode::kPortPoolExhausted);
   EXPECT_EQ(node.stats.port_allocation_errors[static_cast<std::size_t>(PortAllocationError::kExhausted)], 1U);
@@ -45,7 +63,7 @@ TEST(Control, WhatTheStoreRefusesLeavesNothingBehind) {
   Node node;
   node.put("vm-1");
   node.store().delete_instance("vm-1").value();  // behind the control plane's back: the next commit must fail
-  const auto refused = node.control().create_forward(kAdmin, "vm-1", {.guest_port = 3000, .label = ""});
+  const auto refused = try_create(node, 3000, "vm-1");
   ASSERT_FALSE(refused);
   EXPECT_EQ(node.dataplane.bound, 1);
   EXPECT_TRUE(node.dataplane.opened.empty());
@@ -57,7 +75,7 @@ TEST(Control, WhenDescriptorsRunOutNothingIsPromised) {
   Node node;
   node.put("vm-1");
   node.dataplane.binds_left = 0;
-  const auto refused = node.control().create_forward(kAdmin, "vm-1", {.guest_port = 3000, .label = ""});
+  const auto refused = try_create(node, 3000, "vm-1");
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, ErrorCode::kResourceExhausted);
   EXPECT_EQ(node.control().ports().used(), 0U);
@@ -109,7 +127,7 @@ TEST(Control, ARestoredForwardThatLeadsWhereNoneMayLeadIsKeptButNotServed) {
     node.put("vm-1");
     node.put("vm-2");
     const Forward forward = create(node, 3000).forward;
-    node.control().create_forward(kAdmin, "vm-2", {.guest_port = 3000, .label = ""}).value();
+    try_create(node, 3000, "vm-2").value();
     Instance moved = *node.control().registry().find_instance("vm-1");
     moved.guest_address = *parse_address(address);
     node.store().put_instance(moved).value();
@@ -169,6 +187,140 @@ TEST(Control, ADeletedInstanceTakesItsForwardsWithIt) {
   EXPECT_EQ(node.control().ports().used(), 0U);
   node.restart();
   EXPECT_EQ(node.control().registry().instance_count(), 0U);
+}
+
+TEST(Control, AMachineThatIsGoneEndsItsSessionAtOnceAndForGood) {
+  Node node;
+  node.put("vm-1");
+  const Forward forward = create(node, 3000).forward;
+  const auto events = node.events.subscribe(kAdmin, "");
+  node.control().end_session("vm-1", SessionEnd::kCarrierLost);
+  EXPECT_EQ(node.dataplane.closed.back(), std::pair(forward.id, ClosePolicy::kReset));
+  EXPECT_EQ(node.control().ports().used(), 0U);
+  const auto shown = Node::json(node.call("GET", "/instances/vm-1")).at("instance").as_object();
+  EXPECT_EQ(shown.at("state"), "stopped");
+  EXPECT_EQ(shown.at("reason"), "carrier_lost");
+  EXPECT_EQ(types(*events), std::vector<std::string>{"instance.stopped"});
+  node.restart();
+  EXPECT_TRUE(node.dataplane.opened.empty());
+  EXPECT_EQ(node.control().registry().find_instance("vm-1")->ended, SessionEnd::kCarrierLost);
+}
+
+// The disk was full when a machine died: after a restart its forwards led to whoever had the tap by then.
+TEST(Control, AnEndThatTheDiskRefusesIsServedNoMoreAndSavedLater) {
+  Node node;
+  node.put("vm-1");
+  const Forward forward = create(node, 3000).forward;
+  node.lock_store();
+  node.control().end_session("vm-1", SessionEnd::kVmmExited);
+  EXPECT_TRUE(node.dataplane.opened.empty());
+  EXPECT_TRUE(node.control().ports().is_used(forward.host_port)) << "the store still promises it";
+  EXPECT_EQ(node.call("POST", "/instances/vm-1/stop").status, 503U);
+  node.control().retry();
+  EXPECT_TRUE(node.control().ports().is_used(forward.host_port));
+  node.unlock_store();
+  node.control().retry();
+  EXPECT_FALSE(node.control().ports().is_used(forward.host_port));
+  EXPECT_EQ(node.call("POST", "/instances/vm-1/stop").status, 200U);
+  node.restart();
+  EXPECT_EQ(node.control().registry().forward_count(), 0U);
+}
+
+TEST(Control, ASessionOfAnEarlierBootIsEndedAtStart) {
+  Node node;
+  node.put("vm-1");
+  create(node, 3000);
+  Instance before = *node.control().registry().find_instance("vm-1");
+  before.boot_id = "4fd4c8d0-0000-0000-0000-000000000000";
+  node.store().put_instance(before).value();
+  node.restart();
+  EXPECT_TRUE(node.dataplane.opened.empty());
+  EXPECT_EQ(node.control().registry().find_instance("vm-1")->ended, SessionEnd::kNodeRebooted);
+  EXPECT_EQ(node.control().ports().used(), 0U);
+}
+
+TEST(Control, AProcessThatIsGoneAtStartEndsItsSession) {
+  Node node;
+  node.put("vm-1");
+  create(node, 3000);
+  Instance before = *node.control().registry().find_instance("vm-1");
+  before.vmm_pid = ::getpid();
+  before.vmm_started = 1;  // another process, long ago
+  node.store().put_instance(before).value();
+  node.restart();
+  EXPECT_TRUE(node.dataplane.opened.empty());
+  EXPECT_EQ(node.control().registry().find_instance("vm-1")->ended, SessionEnd::kVmmExited);
+}
+
+TEST(Control, TwoRunningInstancesCannotShareATap) {
+  Node node;
+  node.put("vm-1");
+  const std::string same = R"({"guest_address": "198.19.0.3", "tap": "tap-vm-1", "owner": "bob"})";
+  const Response refused = node.call("PUT", "/instances/vm-2", same);
+  EXPECT_EQ(refused.status, 409U);
+  EXPECT_EQ(Node::code(refused), "tap_in_use");
+  node.call("POST", "/instances/vm-1/stop");
+  EXPECT_EQ(node.call("PUT", "/instances/vm-2", same).status, 201U);
+}
+
+TEST(Control, AForwardThatFailedIsServedOnceItsPortIsFree) {
+  Node node;
+  node.put("vm-1");
+  const Forward forward = create(node, 3000).forward;
+  node.stop();
+  node.dataplane.opened.clear();
+  node.dataplane.taken = {forward.host_port};
+  node.start();
+  const auto events = node.events.subscribe(kAdmin, "");
+  node.control().retry();
+  EXPECT_TRUE(node.dataplane.opened.empty());
+  node.dataplane.taken.clear();
+  node.control().retry();
+  EXPECT_TRUE(node.dataplane.opened.contains(forward.id));
+  EXPECT_EQ(node.control().find_forward(kAdmin, "vm-1", to_string(forward.id))->failure, "");
+  EXPECT_EQ(types(*events), std::vector<std::string>{"forward.listening"});
+}
+
+TEST(Control, ABatchIsMadeAsAWholeOrNotAtAll) {
+  Node node("[ports]\nrange = \"20000-20009\"\n");
+  node.put("vm-1");
+  node.dataplane.taken = {20003};
+  const std::vector<ForwardSpec> specs = {{.guest_port = 3000, .label = ""},
+                                          {.guest_port = 3001, .label = ""},
+                                          {.guest_port = 3002, .label = "", .host_port = 20003}};
+  const auto refused = node.control().create_forwards(kAdmin, "vm-1", specs);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kHostPortTaken);
+  EXPECT_EQ(refused.error().field, "port_forwards[2].host_port");
+  EXPECT_TRUE(node.dataplane.opened.empty());
+  EXPECT_EQ(node.control().ports().used(), 0U);
+  node.dataplane.taken.clear();
+  ASSERT_TRUE(node.control().create_forwards(kAdmin, "vm-1", specs));
+  EXPECT_EQ(node.dataplane.opened.size(), 3U);
+}
+
+TEST(Control, ABatchBeyondTheQuotaTakesNoPort) {
+  Node node;
+  node.put("vm-1");
+  const std::vector<ForwardSpec> specs(6, {.guest_port = 3000, .label = ""});
+  const auto refused = node.control().create_forwards(kAdmin, "vm-1", specs);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kQuotaExceeded);
+  EXPECT_EQ(node.dataplane.bound, 0);
+}
+
+TEST(Control, AReloadTakesOverWhatMayChangeAndNamesTheRest) {
+  Node node;
+  node.put("vm-1");
+  Config wanted = node.control().config();
+  wanted.profiles["default"].max_forwarded_ports = 1;
+  wanted.node.public_hostname = "other.example";
+  wanted.proxy.workers = 7;
+  EXPECT_EQ(node.control().reload(wanted), std::vector<std::string>{"proxy.workers"});
+  EXPECT_EQ(node.control().config().node.public_hostname, "other.example");
+  EXPECT_NE(node.control().config().proxy.workers, 7U);
+  create(node, 3000);
+  EXPECT_EQ(try_create(node, 3001).error().code, ErrorCode::kQuotaExceeded);
 }
 
 class AdminKeyFile : public testing::Test {

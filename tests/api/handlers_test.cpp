@@ -340,5 +340,108 @@ TEST(OpenMetrics, ServesMetricsAndHealthWithoutAKeyAndNothingElse) {
   EXPECT_EQ(get("/instances").status, 404U);
 }
 
+TEST(Api, ABatchAnswersWithAllOfItsForwards) {
+  Node node;
+  node.put("vm-1");
+  const Response made = node.call(
+      "POST", "/instances/vm-1/port-forwards:batch",
+      R"({"port_forwards": [{"guest_port": 3000, "label": "a"}, {"guest_port": 3001}]})", node.tenant_key());
+  ASSERT_EQ(made.status, 201U) << made.body;
+  const auto body = Node::json(made);
+  EXPECT_EQ(body.at("port_forwards").as_array().size(), 2U);
+  EXPECT_EQ(body.at("port_forwards").at(0).at("label"), "a");
+  EXPECT_EQ(body.at("hostname"), "compute-1.example");
+}
+
+TEST(Api, ABatchesErrorNamesTheEntryAndItsField) {
+  Node node;
+  node.put("vm-1");
+  const auto field = [&](const std::string& body) {
+    const auto problem = Node::json(node.call("POST", "/instances/vm-1/port-forwards:batch", body));
+    return std::string(problem.at("field").as_string());
+  };
+  EXPECT_EQ(field(R"({"port_forwards": [{"guest_port": 3000}, {"guest_port": 0}]})"),
+            "port_forwards[1].guest_port");
+  EXPECT_EQ(field(R"({"port_forwards": [{"guest_port": 3000}, {"guest_port": 22}]})"),
+            "port_forwards[1].guest_port");
+  EXPECT_EQ(field(R"({"port_forwards": [{"guest_port": 3000, "port": 1}]})"), "port_forwards[0].port");
+  EXPECT_EQ(field(R"({"port_forwards": [7]})"), "port_forwards[0]");
+  EXPECT_EQ(field(R"({"port_forwards": []})"), "port_forwards");
+  EXPECT_EQ(field(R"({})"), "port_forwards");
+  EXPECT_EQ(node.control().registry().forward_count(), 0U);
+}
+
+TEST(Api, ALabelIsChangedInPlace) {
+  Node node;
+  node.put("vm-1");
+  const Response made = node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})");
+  const auto forward = Node::json(made).at("port_forward").as_object();
+  const std::string path = "/instances/vm-1/port-forwards/" + std::string(forward.at("id").as_string());
+  const Response changed = node.call("PATCH", path, R"({"label": "shop"})", node.tenant_key());
+  ASSERT_EQ(changed.status, 200U) << changed.body;
+  EXPECT_EQ(Node::json(changed).at("port_forward").at("label"), "shop");
+  EXPECT_EQ(Node::json(changed).at("port_forward").at("host_port"), forward.at("host_port"));
+  EXPECT_EQ(node.call("PATCH", path, R"({"label": "a\u0007b"})").status, 422U);
+  EXPECT_EQ(node.call("PATCH", path, R"({"host_port": 20001})").status, 422U);
+  EXPECT_EQ(node.call("PATCH", path, R"({"label": "x"})", node.tenant_key("bob")).status, 404U);
+  node.restart();
+  EXPECT_EQ(Node::json(node.call("GET", path)).at("port_forward").at("label"), "shop");
+}
+
+TEST(Api, TheSameRequestWithTheSameIdempotencyKeyGetsTheSameAnswerAlsoAfterARestart) {
+  Node node;
+  node.put("vm-1");
+  const std::string path = "/instances/vm-1/port-forwards";
+  const Response first = node.call_once("again", "POST", path, R"({"guest_port": 3000})");
+  ASSERT_EQ(first.status, 201U) << first.body;
+  node.restart();
+  const Response second = node.call_once("again", "POST", path, R"({"guest_port": 3000})");
+  EXPECT_EQ(second.status, 201U);
+  EXPECT_EQ(second.body, first.body);
+  EXPECT_EQ(Node::header(second, "Location"), Node::header(first, "Location"));
+  EXPECT_EQ(Node::header(second, "Idempotency-Replayed"), "true");
+  EXPECT_EQ(node.control().registry().forward_count(), 1U);
+
+  const Response other = node.call_once("again", "POST", path, R"({"guest_port": 3001})");
+  EXPECT_EQ(other.status, 422U);
+  EXPECT_EQ(Node::code(other), "idempotency_key_reused");
+  // Another owner's key of the same name is another key.
+  EXPECT_EQ(node.call_once("again", "POST", path, R"({"guest_port": 3001})", node.tenant_key()).status, 201U);
+}
+
+TEST(Api, WhatWasRefusedMayBeTriedAgainWithTheSameIdempotencyKey) {
+  Node node;
+  node.put("vm-1");
+  const std::string path = "/instances/vm-1/port-forwards:batch";
+  const std::string body = R"({"port_forwards": [{"guest_port": 3000}]})";
+  node.call("POST", "/instances/vm-1/stop");
+  EXPECT_EQ(node.call_once("again", "POST", path, body).status, 409U);
+  node.put("vm-1");
+  EXPECT_EQ(node.call_once("again", "POST", path, body).status, 201U);
+}
+
+TEST(Api, AnIdempotencyKeyHasAShapeAndNoSecretIsRepeated) {
+  Node node;
+  node.put("vm-1");
+  const std::string path = "/instances/vm-1/port-forwards";
+  EXPECT_EQ(node.call_once("", "POST", path, R"({"guest_port": 3000})").status, 422U);
+  EXPECT_EQ(node.call_once(std::string(256, 'x'), "POST", path, R"({"guest_port": 3000})").status, 422U);
+  const Response refused =
+      node.call_once("again", "POST", "/api-keys", R"({"role": "tenant", "owner": "alice"})");
+  EXPECT_EQ(refused.status, 422U);
+  EXPECT_EQ(Node::json(refused).at("field"), "idempotency-key");
+}
+
+TEST(Api, KeysAreListedPageByPage) {
+  Node node;
+  for (int i = 0; i < 3; ++i) node.tenant_key();
+  const auto first = Node::json(node.call("GET", "/api-keys?limit=2"));
+  EXPECT_EQ(first.at("api_keys").as_array().size(), 2U);
+  const std::string cursor(first.at("next_cursor").as_string());
+  const auto second = Node::json(node.call("GET", "/api-keys?limit=2&cursor=" + cursor));
+  EXPECT_EQ(second.at("api_keys").as_array().size(), 2U);  // three, and the admin key file's
+  EXPECT_FALSE(second.contains("next_cursor"));
+}
+
 }  // namespace
 }  // namespace portway

@@ -1,6 +1,7 @@
 // A node's control plane on a fake data plane and a real store in a directory of its own, for tests.
 #pragma once
 
+#include <SQLiteCpp/Database.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -41,8 +42,9 @@ class Node {
 
   void start() {
     store_ = Store::open(path()).value();
-    control_ = std::make_unique<Control>(config_, *store_, dataplane, stats);
-    control_->add_admin_key(kAdminKey);
+    watch_ = SessionWatch::start(context).value();
+    control_ = std::make_unique<Control>(config_, Control::Parts{*store_, dataplane, *watch_, events, stats});
+    control_->set_admin_key(kAdminKey);
     control_->restore().value();
     api_ = std::make_unique<Api>(*control_, dataplane, stats,
                                  [] { return Response{.body = "metrics", .headers = {}}; });
@@ -50,6 +52,7 @@ class Node {
   void stop() {
     api_.reset();
     control_.reset();
+    watch_.reset();
     store_.reset();
   }
   void restart() {
@@ -70,11 +73,31 @@ class Node {
     return api_->handle(request);
   }
 
+  /// The same with an Idempotency-Key.
+  Response call_once(std::string idempotency_key, std::string method, std::string target, std::string body,
+                     std::string_view key = kAdminKey) {
+    Request request;
+    request.id = "request-1";
+    request.method = std::move(method);
+    request.target = std::move(target);
+    request.body = std::move(body);
+    request.headers = {{"authorization", "Bearer " + std::string(key)},
+                       {"content-type", "application/json"},
+                       {"idempotency-key", std::move(idempotency_key)}};
+    return api_->handle(request);
+  }
+  static std::string header(const Response& response, std::string_view name) {
+    for (const auto& [each, value] : response.headers) {
+      if (each == name) return value;
+    }
+    return "";
+  }
+
   /// Registers an instance of `owner`.
   void put(const std::string& id, const std::string& owner = "alice") {
     const Response response =
         call("PUT", "/instances/" + id,
-             R"({"guest_address": "198.19.0.2", "tap": "tap0", "owner": ")" + owner + "\"}");
+             R"({"guest_address": "198.19.0.2", "tap": "tap-)" + id + R"(", "owner": ")" + owner + "\"}");
     ASSERT_LT(response.status, 300U) << response.body;
   }
   /// A new tenant key's secret.
@@ -90,20 +113,31 @@ class Node {
     return std::string(json(response).at("code").as_string());
   }
 
+  /// As a disk that takes nothing: another program has the file locked.
+  void lock_store() {
+    locker_ = std::make_unique<SQLite::Database>(path(), SQLite::OPEN_READWRITE);
+    locker_->exec("BEGIN IMMEDIATE");
+  }
+  void unlock_store() { locker_.reset(); }
+
   std::string path() const { return directory_ + "/portway.db"; }
   Control& control() { return *control_; }
   Store& store() { return *store_; }
   Api& api() { return *api_; }
 
+  boost::asio::io_context context;
   FakeDataplane dataplane;
+  EventHub events;
   ApiStats stats;
 
  private:
   const std::string directory_;
   const Config config_;
   std::unique_ptr<Store> store_;
+  std::unique_ptr<SessionWatch> watch_;
   std::unique_ptr<Control> control_;
   std::unique_ptr<Api> api_;
+  std::unique_ptr<SQLite::Database> locker_;
 };
 
 }  // namespace portway::test

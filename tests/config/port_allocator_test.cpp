@@ -72,6 +72,25 @@ TEST(PortAllocator, APortGivenBackIsHandedOutAgain) {
   EXPECT_EQ(*ports.take_random(bind_any), 20000);
 }
 
+TEST(PortAllocator, KeepsABandForPortsThatAreAskedForUntilNoOtherIsLeft) {
+  PortAllocator ports({20000, 20999});
+  ASSERT_EQ(ports.static_band(), 31U);
+  for (int i = 0; i < 1000 - 31; ++i) ASSERT_GE(*ports.take_random(bind_any), 20031);
+  EXPECT_TRUE(ports.take(20007));
+  for (int i = 0; i < 30; ++i) ASSERT_LT(*ports.take_random(bind_any), 20031);
+  EXPECT_EQ(ports.free(), 0U);
+  ports.give_back(20007);
+  ports.give_back(20500);
+  EXPECT_EQ(*ports.take_random(bind_any), 20500);
+}
+
+TEST(PortAllocator, TheBandsSizeFollowsKubernetes) {
+  EXPECT_EQ(PortAllocator({20000, 20015}).static_band(), 0U);
+  EXPECT_EQ(PortAllocator({20000, 20099}).static_band(), 16U);
+  EXPECT_EQ(PortAllocator({30000, 32767}).static_band(), 86U);
+  EXPECT_EQ(PortAllocator({20000, 32767}).static_band(), 128U);
+}
+
 TEST(PortAllocator, NeverHandsOutAPortThatIsInUse) {
   PortAllocator ports({20000, 20099});
   ASSERT_TRUE(ports.take(20042));

@@ -79,6 +79,10 @@ void expect_equal(const Instance& a, const Instance& b) {
   EXPECT_EQ(a.session_id, b.session_id);
   EXPECT_EQ(a.state, b.state);
   EXPECT_EQ(a.created_at, b.created_at);
+  EXPECT_EQ(a.ended, b.ended);
+  EXPECT_EQ(a.tap_index, b.tap_index);
+  EXPECT_EQ(a.vmm_started, b.vmm_started);
+  EXPECT_EQ(a.boot_id, b.boot_id);
 }
 
 void expect_equal(const Forward& a, const Forward& b) {

@@ -27,7 +27,8 @@ std::filesystem::path make_directory() {
   return path;
 }
 
-void write_config(const std::filesystem::path& directory, const DaemonOptions& options) {
+void write_file(const std::filesystem::path& directory, const DaemonOptions& options,
+                const std::string& profiles) {
   std::ofstream file(directory / "portway.toml");
   file << "[node]\npublic_hostname = \"" << Daemon::kHostname << "\"\npublic_addresses = [\"" << kHostAddress
        << "\"]\n"
@@ -38,7 +39,8 @@ void write_config(const std::filesystem::path& directory, const DaemonOptions& o
        << "[store]\npath = " << directory / "store" / "portway.db"
        << "\n"
        << "[proxy]\nworkers = 2\nio_backend = \"" << options.io_backend
-       << "\"\nconnect_timeout_ms = " << options.connect_timeout_ms << "\n";
+       << "\"\nconnect_timeout_ms = " << options.connect_timeout_ms << "\n"
+       << profiles;
   if (!file.flush()) throw std::runtime_error("cannot write the daemon's config");
 }
 
@@ -47,7 +49,7 @@ void write_config(const std::filesystem::path& directory, const DaemonOptions& o
 Daemon::Daemon(const GuestNetwork& network, const DaemonOptions& options)
     : network_(network), options_(options), directory_(make_directory()) {
   std::filesystem::create_directory(directory_ / "store");
-  write_config(directory_, options);
+  write_config("");
   start();
 }
 
@@ -75,6 +77,10 @@ void Daemon::start() {
   }
 }
 
+void Daemon::write_config(const std::string& profiles) {
+  write_file(directory_, options_, profiles);
+}
+
 std::optional<int> Daemon::stop(int signal) {
   process_->signal(signal);
   return process_->wait(seconds(30));
@@ -89,10 +95,10 @@ HttpResponse Daemon::api(const std::string& method, const std::string& target, c
       {.method = method, .target = target, .key = key.empty() ? admin_key : key, .body = body});
 }
 
-void Daemon::put_instance(const std::string& id, const std::string& guest_address) {
+void Daemon::put_instance(const std::string& id, const std::string& guest_address, const std::string& tap) {
   const HttpResponse response =
       api("PUT", "/instances/" + id,
-          R"({"guest_address": ")" + guest_address + R"(", "tap": ")" + kTap + R"(", "owner": "acme"})");
+          R"({"guest_address": ")" + guest_address + R"(", "tap": ")" + tap + R"(", "owner": "acme"})");
   if (response.status != 201) throw std::runtime_error("PUT /instances/" + id + ": " + response.body);
 }
 

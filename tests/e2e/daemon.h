@@ -44,13 +44,16 @@ class Daemon {
   /// Ends it with a signal and returns how it ended; it has not when this returns nothing.
   std::optional<int> stop(int signal);
   void start();
+  /// Writes its configuration anew, with these lines in place of [profiles]; SIGHUP makes it read that.
+  void write_config(const std::string& profiles);
 
   /// A request of the API, with the admin key unless another is given.
   HttpResponse api(const std::string& method, const std::string& target, const std::string& body = "",
                    const std::string& key = "");
 
   /// Registers an instance behind the tap, as the node's orchestrator does. Fails the test when refused.
-  void put_instance(const std::string& id, const std::string& guest_address = kGuestAddress);
+  void put_instance(const std::string& id, const std::string& guest_address = kGuestAddress,
+                    const std::string& tap = kTap);
   /// Creates a forward as the product's page shows. Fails the test when refused.
   CreatedForward create_forward(const std::string& instance_id, std::uint16_t guest_port);
 

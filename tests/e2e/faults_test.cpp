@@ -112,9 +112,9 @@ TEST_F(FaultsTest, RefusesChangesButForwardsOnWhenTheDiskIsFull) {
   // What space the store had kept for itself is soon used up.
   HttpResponse answer;
   for (int i = 0; i < 100 && answer.status != 503; ++i) {
-    answer = daemon.api(
-        "PUT", "/instances/vm-" + std::to_string(1000 + i),
-        R"({"guest_address": "198.19.0.3", "tap": "tap0", "owner": ")" + std::string(60, 'o') + R"("})");
+    answer = daemon.api("PUT", "/instances/vm-" + std::to_string(1000 + i),
+                        R"({"guest_address": "198.19.0.3", "tap": "tap)" + std::to_string(1000 + i) +
+                            R"(", "owner": ")" + std::string(60, 'o') + R"("})");
   }
   EXPECT_EQ(answer.status, 503);
   EXPECT_EQ(answer.json().at("code"), "store_unavailable");

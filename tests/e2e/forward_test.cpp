@@ -193,7 +193,7 @@ TEST_P(ForwardTest, ResetsAClientWhoseGuestPortIsClosed) {
 
 TEST_P(ForwardTest, ResetsAClientWhoseGuestDoesNotAnswer) {
   start_daemon({.connect_timeout_ms = 300});
-  daemon().put_instance("vm-2", kSilentAddress);
+  daemon().put_instance("vm-2", kSilentAddress, kSilentTap);
   const CreatedForward forward = daemon().create_forward("vm-2", kHttpPort);
   TcpClient client = connect_to(forward);
   const int error = client.connect_error() != 0 ? client.connect_error() : client.receive_to_end().error;
@@ -202,15 +202,21 @@ TEST_P(ForwardTest, ResetsAClientWhoseGuestDoesNotAnswer) {
                                        {{"forward", forward.id}, {"reason", "timeout"}}, 1));
 }
 
-TEST_P(ForwardTest, ResetsAClientWhoseTapIsDown) {
+TEST_P(ForwardTest, RefusesAClientWhoseTapIsDown) {
   const CreatedForward forward = daemon().create_forward("vm-1", kEchoPort);
   network().host().ip("link set tap0 down");
   TcpClient client = connect_to(forward);
   const int error = client.connect_error() != 0 ? client.connect_error() : client.receive_to_end().error;
   EXPECT_THAT(error, testing::AnyOf(ECONNRESET, ECONNREFUSED)) << "a clean end would be a lie";
 
+  // The session ended with the tap's carrier; the orchestrator begins another.
   network().host().ip("link set tap0 up");
-  TcpClient next = connect_to(forward);
+  while (daemon().api("GET", "/instances/vm-1").json().at("instance").at("tap_state") != "up") {
+  }
+  EXPECT_EQ(daemon().api("POST", "/instances/vm-1/stop").status, 200);
+  EXPECT_EQ(daemon().api("DELETE", "/instances/vm-1").status, 204);
+  daemon().put_instance("vm-1");
+  TcpClient next = connect_to(daemon().create_forward("vm-1", kEchoPort));
   next.send("back again");
   EXPECT_EQ(next.receive(10), "back again");
 }

@@ -1,5 +1,6 @@
 #include "tests/e2e/guest_network.h"
 
+#include <csignal>
 #include <stdexcept>
 
 #include "tests/support/guest_ports.h"
@@ -22,11 +23,25 @@ std::string build_guest_image() {
 
 }  // namespace
 
-GuestNetwork::GuestNetwork(GuestKind kind) {
+GuestNetwork::GuestNetwork(GuestKind kind) : kind_(kind) {
   connect({host_, "public0", "198.18.0.1/24"}, {client_, "eth0", "198.18.0.2/24"});
+  const std::string silent(kSilentTap);
+  host_.ip("link add " + silent + " type veth peer name silent1");
+  host_.ip("link set silent1 up");
+  host_.ip("link set " + silent + " up");
+  host_.ip("neighbor add " + std::string(kSilentAddress) + " lladdr 02:00:00:00:00:77 dev " + silent);
+  host_.ip("route add " + std::string(kSilentAddress) + " dev " + silent);
   kind == GuestKind::kVeth ? start_veth_guest() : start_virtual_machine();
   if (!guest_process_->wait_for_output(kGuestReadyLine, minutes(2))) {
     throw std::runtime_error("the guest did not start: " + guest_process_->output());
+  }
+}
+
+void GuestNetwork::kill_guest() {
+  if (kind_ == GuestKind::kVirtualMachine) {
+    guest_process_->signal(SIGKILL);
+  } else {
+    guest_->ip("link set eth0 down");
   }
 }
 

@@ -18,8 +18,9 @@ namespace portway::test {
 
 inline constexpr const char* kHostAddress = "198.18.0.1";
 inline constexpr const char* kGuestAddress = "198.19.0.2";
-inline constexpr const char* kSilentAddress = "198.19.0.77";  // in the guest's network, and nobody's
 inline constexpr const char* kTap = "tap0";
+inline constexpr const char* kSilentAddress = "198.19.0.77";  // behind kSilentTap, where nobody answers
+inline constexpr const char* kSilentTap = "silent0";
 
 enum class GuestKind { kVeth, kVirtualMachine };
 inline std::ostream& operator<<(std::ostream& out, GuestKind kind) {
@@ -34,10 +35,14 @@ class GuestNetwork {
   const NetworkNamespace& host() const { return host_; }
   const NetworkNamespace& client() const { return client_; }
 
+  /// The virtual machine dies; behind a veth, the guest's end loses its carrier.
+  void kill_guest();
+
  private:
   void start_veth_guest();
   void start_virtual_machine();
 
+  const GuestKind kind_;
   NetworkNamespace host_;
   NetworkNamespace client_;
   std::optional<NetworkNamespace> guest_;
