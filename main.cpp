@@ -123,7 +123,7 @@ class Daemon {
                          return PortPool{control_.ports().used(), control_.ports().free()};
                        },
                    .api = &stats_}),
-        api_(control_, *proxy_, stats_, [this] { return metrics(); }) {}
+        api_(control_, *proxy_, stats_, [this](MetricsScope scope) { return exporter_.expose(scope); }) {}
 
   Result<void> start() {
     auto admin_key = load_or_make_admin_key(config_.api.admin_key_file);
@@ -167,13 +167,6 @@ class Daemon {
     return {.listen = listen,
             .body_max_bytes = config_.api.body_max_bytes,
             .refused_networks = config_.guests.networks};
-  }
-
-  Response metrics() const {
-    return {.status = 200,
-            .body = exporter_.expose(),
-            .content_type = std::string(Exporter::kContentType),
-            .headers = {}};
   }
 
   void wait_for_signal() {

@@ -13,6 +13,7 @@
 #include <initializer_list>
 #include <utility>
 
+#include "api/gzip.h"
 #include "api/json.h"
 #include "api/problem.h"
 
@@ -78,6 +79,23 @@ boost::urls::result<boost::urls::url_view> parse_target(std::string_view target)
   return url;
 }
 
+Result<void> read_query(const boost::urls::url_view& url, Call& call) {
+  for (const auto& parameter : url.params()) {
+    const auto [entry, is_new] = call.query.emplace(parameter.key, parameter.value);
+    if (!is_new)
+      return invalid_query(entry->first, fmt::format("{} is given twice.", in_quotes(entry->first)));
+  }
+  return {};
+}
+
+Result<MetricsScope> metrics_scope(const Call& call) {
+  const std::string_view text = query_or(call, "scope", "all");
+  if (text == "all") return MetricsScope::kAll;
+  if (text == "node") return MetricsScope::kNode;
+  if (text == "forwards") return MetricsScope::kForwards;
+  return Error{ErrorCode::kMalformedRequest, "scope must be all (the default), node or forwards.", "scope"};
+}
+
 Response no_content() {
   return {.status = 204, .body = {}, .content_type = {}, .headers = {}};
 }
@@ -88,7 +106,7 @@ Error no_such_path() {
 
 }  // namespace
 
-Api::Api(Control& control, Dataplane& dataplane, ApiStats& stats, std::function<Response()> metrics)
+Api::Api(Control& control, Dataplane& dataplane, ApiStats& stats, Metrics metrics)
     : control_(control),
       dataplane_(dataplane),
       stats_(stats),
@@ -103,7 +121,6 @@ std::vector<Route> Api::make_routes() {
   const auto version = [](const Call&) -> Result<Response> {
     return json_response(200, {{"version", PORTWAY_VERSION}});
   };
-  const auto metrics = [this](const Call&) -> Result<Response> { return metrics_(); };
   return {
       {"POST", "/instances/{id}/port-forwards", Access::kTenant, by(&Api::create_forward)},
       {"GET", "/instances/{id}/port-forwards", Access::kTenant, by(&Api::list_forwards)},
@@ -119,7 +136,7 @@ std::vector<Route> Api::make_routes() {
       {"DELETE", "/api-keys/{id}", Access::kAdmin, by(&Api::delete_key)},
       {"GET", "/profiles", Access::kTenant, by(&Api::list_profiles)},
       {"GET", "/v1/info", Access::kTenant, by(&Api::info)},
-      {"GET", "/metrics", Access::kAdmin, metrics},
+      {"GET", "/metrics", Access::kAdmin, by(&Api::metrics)},
       {"GET", "/healthz", Access::kPublic, healthy},
       {"GET", "/readyz", Access::kPublic, by(&Api::ready)},
       {"GET", "/version", Access::kPublic, version},
@@ -138,7 +155,13 @@ Response Api::handle(const Request& request) {
 
 Response Api::handle_open_metrics(const Request& request) {
   const bool reads = request.method == "GET" || request.method == "HEAD";
-  if (reads && request.target == "/metrics") return metrics_();
+  const auto url = parse_target(request.target);
+  if (reads && url && url->path() == "/metrics") {
+    Call call{.request = request, .caller = {}, .path = {}, .query = {}};
+    if (const auto query = read_query(*url, call); !query) return problem(query.error(), request.id);
+    auto response = metrics(call);
+    return response ? std::move(*response) : problem(response.error(), request.id);
+  }
   if (reads && request.target == "/healthz") return handle(request);
   return problem({ErrorCode::kNotFound, "Here are only GET /metrics and GET /healthz."}, request.id);
 }
@@ -180,11 +203,7 @@ Result<Response> Api::dispatch(const Request& request, const Route& route, std::
     call.caller = std::move(*caller);
   }
   const auto url = parse_target(request.target);  // it parsed before
-  for (const auto& parameter : url->params()) {
-    const auto [entry, is_new] = call.query.emplace(parameter.key, parameter.value);
-    if (!is_new)
-      return invalid_query(entry->first, fmt::format("{} is given twice.", in_quotes(entry->first)));
-  }
+  if (const auto query = read_query(*url, call); !query) return query.error();
   return route.handle(call);
 }
 
@@ -390,6 +409,22 @@ Result<Response> Api::info(const Call& call) {
 Result<Response> Api::ready(const Call&) {
   if (control_.draining()) return Error{ErrorCode::kDraining, "The daemon is going down."};
   return json_response(200, {{"status", "ready"}});
+}
+
+Result<Response> Api::metrics(const Call& call) {
+  if (auto known = only_query(call, {"scope"}); !known) return known.error();
+  const auto scope = metrics_scope(call);
+  if (!scope) return scope.error();
+  Response response{.status = 200,
+                    .body = metrics_(*scope),
+                    .content_type = std::string(Exporter::kContentType),
+                    .headers = {{"Vary", "Accept-Encoding"}}};
+  if (!accepts_gzip(call.request.header("accept-encoding"))) return response;
+  if (auto zipped = gzip(response.body)) {
+    response.body = std::move(*zipped);
+    response.headers.emplace_back("Content-Encoding", "gzip");
+  }
+  return response;
 }
 
 }  // namespace portway

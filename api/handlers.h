@@ -10,13 +10,17 @@
 #include "api/message.h"
 #include "api/router.h"
 #include "metrics/api_stats.h"
+#include "metrics/exporter.h"
 
 namespace portway {
 
 class Api {
  public:
-  /// All must outlive it. `metrics` gives the text of a scrape.
-  Api(Control& control, Dataplane& dataplane, ApiStats& stats, std::function<Response()> metrics);
+  /// The text of a scrape (Exporter::expose).
+  using Metrics = std::function<std::string(MetricsScope)>;
+
+  /// All must outlive it.
+  Api(Control& control, Dataplane& dataplane, ApiStats& stats, Metrics metrics);
 
   /// Never throws but for want of memory.
   Response handle(const Request& request);
@@ -46,6 +50,7 @@ class Api {
   Result<Response> list_profiles(const Call& call);
   Result<Response> info(const Call& call);
   Result<Response> ready(const Call& call);
+  Result<Response> metrics(const Call& call);
 
   Response one_forward(unsigned status, const ForwardStatus& forward) const;
   boost::json::object instance_json(const Instance& instance) const;
@@ -53,7 +58,7 @@ class Api {
   Control& control_;
   Dataplane& dataplane_;
   ApiStats& stats_;
-  const std::function<Response()> metrics_;
+  const Metrics metrics_;
   const Router router_;
 };
 

@@ -329,15 +329,52 @@ TEST(Api, RequestsAreCountedByRouteNeverByPath) {
   EXPECT_EQ((node.stats.requests[{"other", 404}]), 1U);
 }
 
-TEST(OpenMetrics, ServesMetricsAndHealthWithoutAKeyAndNothingElse) {
+TEST(Api, MetricsComeInTheScopeAskedFor) {
   Node node;
-  const auto get = [&node](std::string target) {
-    return node.api().handle_open_metrics(
-        {.id = "r", .method = "GET", .target = std::move(target), .headers = {}, .body = {}, .peer = {}});
-  };
-  EXPECT_EQ(get("/metrics").body, "metrics");
+  EXPECT_EQ(node.call("GET", "/metrics").body, "metrics of scope 0");
+  EXPECT_EQ(node.call("GET", "/metrics?scope=all").body, "metrics of scope 0");
+  EXPECT_EQ(node.call("GET", "/metrics?scope=node").body, "metrics of scope 1");
+  EXPECT_EQ(node.call("GET", "/metrics?scope=forwards").body, "metrics of scope 2");
+  const Response refused = node.call("GET", "/metrics?scope=clients");
+  EXPECT_EQ(refused.status, 400U);
+  EXPECT_EQ(Node::json(refused).at("field"), "scope");
+  EXPECT_EQ(node.call("GET", "/metrics?scopes=node").status, 422U) << "unknown parameters are refused";
+}
+
+class OpenMetrics : public testing::Test {
+ protected:
+  Response get(std::string target, std::string accept_encoding = "") {
+    Request request{
+        .id = "r", .method = "GET", .target = std::move(target), .headers = {}, .body = {}, .peer = {}};
+    if (!accept_encoding.empty()) request.headers["accept-encoding"] = std::move(accept_encoding);
+    return node_.api().handle_open_metrics(request);
+  }
+
+ private:
+  Node node_;
+};
+
+TEST_F(OpenMetrics, ServesMetricsAndHealthWithoutAKeyAndNothingElse) {
+  EXPECT_EQ(get("/metrics").body, "metrics of scope 0");
+  EXPECT_EQ(get("/metrics?scope=node").body, "metrics of scope 1");
+  EXPECT_EQ(get("/metrics?scope=x").status, 400U);
   EXPECT_EQ(get("/healthz").status, 200U);
   EXPECT_EQ(get("/instances").status, 404U);
+}
+
+TEST_F(OpenMetrics, AreCompressedForWhoTakesThat) {
+  const auto header = [](const Response& response, std::string_view name) -> std::string {
+    for (const auto& [key, value] : response.headers) {
+      if (key == name) return value;
+    }
+    return "";
+  };
+  const Response plain = get("/metrics");
+  EXPECT_EQ(header(plain, "Content-Encoding"), "");
+  EXPECT_EQ(header(plain, "Vary"), "Accept-Encoding");
+  const Response zipped = get("/metrics", "gzip");  // as Prometheus asks
+  EXPECT_EQ(header(zipped, "Content-Encoding"), "gzip");
+  EXPECT_EQ(zipped.body.substr(0, 2), "\x1f\x8b");
 }
 
 }  // namespace

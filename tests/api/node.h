@@ -44,8 +44,9 @@ class Node {
     control_ = std::make_unique<Control>(config_, *store_, dataplane, stats);
     control_->add_admin_key(kAdminKey);
     control_->restore().value();
-    api_ = std::make_unique<Api>(*control_, dataplane, stats,
-                                 [] { return Response{.body = "metrics", .headers = {}}; });
+    api_ = std::make_unique<Api>(*control_, dataplane, stats, [](MetricsScope scope) {
+      return "metrics of scope " + std::to_string(static_cast<int>(scope));
+    });
   }
   void stop() {
     api_.reset();

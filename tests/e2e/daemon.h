@@ -38,6 +38,8 @@ class Daemon {
   ~Daemon();
 
   Process& process() { return *process_; }
+  /// Where its config and its admin key are.
+  const std::filesystem::path& directory() const { return directory_; }
   /// Where its store is, as this test can reach it.
   std::filesystem::path store_directory() const;
 
