@@ -183,7 +183,7 @@ Result<Control::PutInstance> Control::put_instance(Instance asked) {
   asked.state = InstanceState::kRunning;
   asked.created_at = created ? now() : known->created_at;
   if (auto stored = store_.start_session(asked); !stored) return stored.error();
-  end_forwards(registry_.remove_forwards(asked.id), ClosePolicy::kReset);
+  end_forwards(registry_.remove_forwards(asked.id), ClosePolicy::kReset, CloseHow::kInstanceStopped);
   const Instance& instance = registry_.put_instance(std::move(asked));
   spdlog::info("instance {}: session {} at {} behind {}", instance.id, to_string(instance.session_id),
                instance.guest_address.to_string(), instance.tap);
@@ -197,7 +197,7 @@ Result<void> Control::stop_instance(std::string_view id) {
   Instance stopped = *known;
   stopped.state = InstanceState::kStopped;
   if (auto stored = store_.end_session(stopped); !stored) return stored.error();
-  end_forwards(registry_.remove_forwards(id), ClosePolicy::kReset);
+  end_forwards(registry_.remove_forwards(id), ClosePolicy::kReset, CloseHow::kInstanceStopped);
   spdlog::info("instance {}: session {} ended", stopped.id, to_string(stopped.session_id));
   registry_.put_instance(std::move(stopped));
   return {};
@@ -207,7 +207,7 @@ Result<void> Control::delete_instance(std::string_view id) {
   if (registry_.find_instance(id) == nullptr) return no_such_instance();
   if (auto stored = store_.delete_instance(id); !stored) return stored.error();
   spdlog::info("instance {} deleted", id);
-  end_forwards(registry_.remove_instance(id), ClosePolicy::kReset);
+  end_forwards(registry_.remove_instance(id), ClosePolicy::kReset, CloseHow::kInstanceStopped);
   return {};
 }
 
@@ -283,7 +283,8 @@ Result<void> Control::delete_forward(const Principal& caller, std::string_view i
   if (!found) return found.error();
   const ForwardId id = found->forward.id;
   if (auto stored = store_.delete_forward(id); !stored) return stored.error();
-  if (auto removed = registry_.remove_forward(id)) end_forwards({std::move(*removed)}, policy);
+  if (auto removed = registry_.remove_forward(id))
+    end_forwards({std::move(*removed)}, policy, CloseHow::kForwardDeleted);
   return {};
 }
 
@@ -305,14 +306,16 @@ ForwardStatus Control::status_of(const Forward& forward) const {
 }
 
 void Control::serve(const Instance& instance, const Forward& forward, BoundPort port) {
-  dataplane_.open(
-      {.id = forward.id, .upstream = {instance.guest_address, forward.guest_port}, .tap = instance.tap},
-      std::move(port));
+  dataplane_.open({.id = forward.id,
+                   .upstream = {instance.guest_address, forward.guest_port},
+                   .tap = instance.tap,
+                   .instance_id = instance.id},
+                  std::move(port));
 }
 
-void Control::end_forwards(const std::vector<Forward>& forwards, ClosePolicy policy) {
+void Control::end_forwards(const std::vector<Forward>& forwards, ClosePolicy policy, CloseHow why) {
   for (const Forward& forward : forwards) {
-    dataplane_.close(forward.id, policy);
+    dataplane_.close(forward.id, policy, why);
     failures_.erase(forward.id);
     if (ports_.range().contains(forward.host_port)) ports_.give_back(forward.host_port);
   }

@@ -95,7 +95,7 @@ class Control {
   /// `refused`: why it must not be served, or null.
   void restore_forward(const Instance& instance, const Forward& forward, const Error* refused);
   void serve(const Instance& instance, const Forward& forward, BoundPort port);
-  void end_forwards(const std::vector<Forward>& forwards, ClosePolicy policy);
+  void end_forwards(const std::vector<Forward>& forwards, ClosePolicy policy, CloseHow why);
   Result<void> check_running() const;
 
   const Config& config_;

@@ -221,6 +221,10 @@ constexpr WorkerMember kWorkerMembers[] = {
     {MetricType::Counter, "portway_pipes_exhausted_total",
      "Times that a relay had to go on without a pipe, at the bound on pipes or for want of descriptors.",
      &WorkerCounters::pipes_exhausted},
+    {MetricType::Counter, "portway_close_records_dropped_total",
+     "Connections whose end left no record, neither in memory nor in the access log, because the control "
+     "thread did not keep up; should stay 0.",
+     &WorkerCounters::close_records_dropped},
 };
 
 template <class Get>
@@ -234,11 +238,13 @@ void emit_closes(Sink& sink, const std::vector<const WorkerCounters*>& workers) 
   Family closed(sink, MetricType::Counter, "portway_connections_closed_total",
                 "Connections that ended, by who ended them (client, guest, node) and how: fin (both "
                 "directions ended cleanly; the side sent FIN first), reset, refused, a time-out, "
-                "forward_deleted, shutdown.",
+                "forward_deleted, instance_stopped, tap_gone, killed (by the API), shutdown. The access log "
+                "has the same words.",
                 {"side", "how"});
   for (std::size_t side = 0; side < kCloseSides; ++side) {
     closed.label(0, to_string(static_cast<CloseSide>(side)));
     for (std::size_t how = 0; how < kCloseHows; ++how) {
+      if (static_cast<CloseHow>(how) == CloseHow::kLimit) continue;  // portway_connections_rejected_total
       closed.label(1, to_string(static_cast<CloseHow>(how)));
       closed.add(sum_over(
           workers, [&](const WorkerCounters& w) -> auto& { return w.closed[side][how]; }));
