@@ -16,10 +16,12 @@
 #include <string>
 #include <vector>
 
+#include "api/access_log.h"
 #include "api/auth.h"
 #include "api/control.h"
 #include "api/handlers.h"
 #include "api/notify.h"
+#include "api/recent_closes.h"
 #include "api/server.h"
 #include "config/config.h"
 #include "config/port_allocator.h"
@@ -111,21 +113,29 @@ class Daemon {
         store_(std::move(store)),
         proxy_(std::move(proxy)),
         control_(config_, *store_, *proxy_, stats_),
-        exporter_({.for_each_forward =
-                       [this](const auto& visit) {
-                         control_.registry().for_each_forward(
-                             [&visit](const Instance&, const Forward& forward) { visit(forward); });
-                       },
-                   .forward_stats = [this] { return proxy_->forward_stats(); },
-                   .node_stats = [this] { return proxy_->node_stats(); },
-                   .port_pool =
-                       [this] {
-                         return PortPool{control_.ports().used(), control_.ports().free()};
-                       },
-                   .api = &stats_}),
-        api_(control_, *proxy_, stats_, [this](MetricsScope scope) { return exporter_.expose(scope); }) {}
+        exporter_(
+            {.for_each_forward =
+                 [this](const auto& visit) {
+                   control_.registry().for_each_forward(
+                       [&visit](const Instance&, const Forward& forward) { visit(forward); });
+                 },
+             .forward_stats = [this] { return proxy_->forward_stats(); },
+             .node_stats = [this] { return proxy_->node_stats(); },
+             .port_pool =
+                 [this] {
+                   return PortPool{control_.ports().used(), control_.ports().free()};
+                 },
+             .access_log_dropped = [this] { return access_log_ ? access_log_->dropped() : std::uint64_t{0}; },
+             .api = &stats_}),
+        api_(control_, *proxy_, stats_, recent_closes_,
+             [this](MetricsScope scope) { return exporter_.expose(scope); }) {}
 
   Result<void> start() {
+    if (!config_.log.access.empty()) {
+      auto log = AccessLog::open(config_.log.access);
+      if (!log) return log.error();
+      access_log_ = std::move(*log);
+    }
     auto admin_key = load_or_make_admin_key(config_.api.admin_key_file);
     if (!admin_key) return admin_key.error();
     control_.add_admin_key(*admin_key);
@@ -151,14 +161,20 @@ class Daemon {
                  node.io_backend_reason.empty() ? "" : ": ", node.io_backend_reason);
     if (metrics_server_) spdlog::info("metrics on http://{}/metrics", to_string(metrics_server_->endpoint()));
     wait_for_signal();
+    wait_for_reopen();
+    drain_closes_later();
     notify("READY=1");
     context_.run();
     context_.restart();
     api_server_->stop();
     if (metrics_server_) metrics_server_->stop();
     signals_.cancel();
+    reopen_signals_.cancel();
+    closes_timer_.cancel();
     // Requests under way are answered; a client that is slow or silent does not hold up the end.
     context_.run_for(last_answers_);
+    proxy_->stop();
+    drain_closes();
     spdlog::info("stopped");
   }
 
@@ -189,6 +205,40 @@ class Daemon {
     });
   }
 
+  void wait_for_reopen() {
+    reopen_signals_.async_wait([this](boost::system::error_code error, int) {
+      if (error) return;
+      if (access_log_) {
+        if (auto reopened = access_log_->reopen(); !reopened) {
+          spdlog::error("{}; going on in the old file", reopened.error().detail);
+        } else {
+          spdlog::info("access log reopened");
+        }
+      }
+      wait_for_reopen();
+    });
+  }
+
+  /// Takes the records of connections that have ended from the workers.
+  void drain_closes() {
+    bool any = false;
+    proxy_->drain_closes([&](CloseRecord&& record) {
+      any = true;
+      if (access_log_) access_log_->write(record);
+      recent_closes_.add(std::move(record));
+    });
+    if (any && access_log_) access_log_->flush();
+  }
+
+  void drain_closes_later() {
+    closes_timer_.expires_after(std::chrono::milliseconds(100));
+    closes_timer_.async_wait([this](boost::system::error_code error) {
+      if (error) return;
+      drain_closes();
+      drain_closes_later();
+    });
+  }
+
   void wait_until_idle() {
     if (proxy_->idle() || std::chrono::steady_clock::now() >= drain_deadline_) {
       context_.stop();
@@ -203,12 +253,16 @@ class Daemon {
   const Config config_;
   boost::asio::io_context context_{1};
   boost::asio::signal_set signals_{context_, SIGTERM, SIGINT};
+  boost::asio::signal_set reopen_signals_{context_, SIGUSR1};
   boost::asio::steady_timer idle_timer_{context_};
+  boost::asio::steady_timer closes_timer_{context_};
   std::chrono::steady_clock::time_point drain_deadline_;
   std::chrono::milliseconds last_answers_{1000};  // for requests under way when the daemon stops
   ApiStats stats_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<Proxy> proxy_;
+  std::unique_ptr<AccessLog> access_log_;  // null: none is wanted
+  RecentCloses recent_closes_{config_.log.recent_connections};
   Control control_;
   Exporter exporter_;
   Api api_;

@@ -13,6 +13,7 @@
 #include <initializer_list>
 #include <utility>
 
+#include "api/access_log.h"
 #include "api/gzip.h"
 #include "api/json.h"
 #include "api/problem.h"
@@ -100,16 +101,29 @@ Response no_content() {
   return {.status = 204, .body = {}, .content_type = {}, .headers = {}};
 }
 
+Error no_such_connection() {
+  return {ErrorCode::kNotFound, "The forward has no connection with this id; it may have ended."};
+}
+
+/// Not 0, which stands for none.
+std::optional<ConnectionId> parse_connection_id(std::string_view text) {
+  ConnectionId id = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), id);
+  if (error != std::errc() || end != text.data() + text.size() || id == 0) return std::nullopt;
+  return id;
+}
+
 Error no_such_path() {
   return {ErrorCode::kNotFound, "There is nothing at this path; GET /v1/info says what this is."};
 }
 
 }  // namespace
 
-Api::Api(Control& control, Dataplane& dataplane, ApiStats& stats, Metrics metrics)
+Api::Api(Control& control, Dataplane& dataplane, ApiStats& stats, const RecentCloses& closes, Metrics metrics)
     : control_(control),
       dataplane_(dataplane),
       stats_(stats),
+      closes_(closes),
       metrics_(std::move(metrics)),
       router_(make_routes()) {}
 
@@ -126,6 +140,12 @@ std::vector<Route> Api::make_routes() {
       {"GET", "/instances/{id}/port-forwards", Access::kTenant, by(&Api::list_forwards)},
       {"GET", "/instances/{id}/port-forwards/{forward_id}", Access::kTenant, by(&Api::get_forward)},
       {"DELETE", "/instances/{id}/port-forwards/{forward_id}", Access::kTenant, by(&Api::delete_forward)},
+      {"GET", "/instances/{id}/port-forwards/{forward_id}/connections", Access::kTenant,
+       by(&Api::list_connections)},
+      {"DELETE", "/instances/{id}/port-forwards/{forward_id}/connections", Access::kTenant,
+       by(&Api::delete_connections)},
+      {"DELETE", "/instances/{id}/port-forwards/{forward_id}/connections/{connection_id}", Access::kTenant,
+       by(&Api::delete_connection)},
       {"GET", "/instances", Access::kTenant, by(&Api::list_instances)},
       {"GET", "/instances/{id}", Access::kTenant, by(&Api::get_instance)},
       {"PUT", "/instances/{id}", Access::kAdmin, by(&Api::put_instance)},
@@ -275,6 +295,58 @@ Result<Response> Api::delete_forward(const Call& call) {
   if (auto deleted = control_.delete_forward(call.caller, call.path[0], call.path[1], *policy); !deleted) {
     return deleted.error();
   }
+  return no_content();
+}
+
+// --- Connections.
+
+Result<Response> Api::list_connections(const Call& call) {
+  if (auto known = only_query(call, {"state", "limit", "cursor"}); !known) return known.error();
+  const auto page = page_of(call);
+  if (!page) return page.error();
+  const auto after = page->after.empty() ? ConnectionId{0} : parse_connection_id(page->after);
+  if (!after) return invalid_query("cursor", "cursor must be the next_cursor of an earlier answer.");
+  const std::string_view state = query_or(call, "state", "live");
+  if (state != "live" && state != "closed")
+    return invalid_query("state", "state must be live (the default) or closed.");
+  const auto found = control_.find_forward(call.caller, call.path[0], call.path[1]);
+  if (!found) return found.error();
+  const ForwardId id = found->forward.id;
+
+  boost::json::array list;
+  boost::json::object body;
+  if (state == "closed") {
+    // Only the last ones of the node are remembered: no pages.
+    const auto wanted = [&id](const CloseRecord& record) { return record.forward->route.id == id; };
+    for (const CloseRecord* record : closes_.latest(page->limit, wanted))
+      list.push_back(boost::json::parse(to_json_line(*record)));
+  } else {
+    const auto live = dataplane_.connections(id, *after, page->limit);
+    if (!live) return live.error();
+    for (const LiveConnection& connection : live->connections) list.push_back(to_json(connection));
+    if (live->more) body["next_cursor"] = std::to_string(live->connections.back().id);
+  }
+  body["connections"] = std::move(list);
+  return json_response(200, body);
+}
+
+Result<Response> Api::delete_connections(const Call& call) {
+  if (auto known = only_query(call, {}); !known) return known.error();
+  const auto found = control_.find_forward(call.caller, call.path[0], call.path[1]);
+  if (!found) return found.error();
+  if (auto ended = dataplane_.end_connections(found->forward.id, 0); !ended) return ended.error();
+  return no_content();
+}
+
+Result<Response> Api::delete_connection(const Call& call) {
+  if (auto known = only_query(call, {}); !known) return known.error();
+  const auto found = control_.find_forward(call.caller, call.path[0], call.path[1]);
+  if (!found) return found.error();
+  const auto connection = parse_connection_id(call.path[2]);
+  if (!connection) return no_such_connection();
+  const auto ended = dataplane_.end_connections(found->forward.id, *connection);
+  if (!ended) return ended.error();
+  if (*ended == 0) return no_such_connection();
   return no_content();
 }
 

@@ -8,6 +8,7 @@
 
 #include "api/control.h"
 #include "api/message.h"
+#include "api/recent_closes.h"
 #include "api/router.h"
 #include "metrics/api_stats.h"
 #include "metrics/exporter.h"
@@ -20,7 +21,7 @@ class Api {
   using Metrics = std::function<std::string(MetricsScope)>;
 
   /// All must outlive it.
-  Api(Control& control, Dataplane& dataplane, ApiStats& stats, Metrics metrics);
+  Api(Control& control, Dataplane& dataplane, ApiStats& stats, const RecentCloses& closes, Metrics metrics);
 
   /// Never throws but for want of memory.
   Response handle(const Request& request);
@@ -36,6 +37,10 @@ class Api {
   Result<Response> list_forwards(const Call& call);
   Result<Response> get_forward(const Call& call);
   Result<Response> delete_forward(const Call& call);
+
+  Result<Response> list_connections(const Call& call);
+  Result<Response> delete_connections(const Call& call);
+  Result<Response> delete_connection(const Call& call);
 
   Result<Response> put_instance(const Call& call);
   Result<Response> list_instances(const Call& call);
@@ -58,6 +63,7 @@ class Api {
   Control& control_;
   Dataplane& dataplane_;
   ApiStats& stats_;
+  const RecentCloses& closes_;
   const Metrics metrics_;
   const Router router_;
 };

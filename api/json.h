@@ -12,6 +12,7 @@
 #include "config/error.h"
 #include "config/forward.h"
 #include "config/store.h"
+#include "proxy/live_connection.h"
 
 namespace portway {
 
@@ -51,6 +52,7 @@ struct ForwardStatus {
 boost::json::object to_json(const ForwardStatus& status);
 boost::json::object to_json(const Instance& instance, std::uint32_t forwards_max, std::size_t forwards_now);
 boost::json::object to_json(const ApiKey& key);
+boost::json::object to_json(const LiveConnection& connection);
 
 /// 200 or another success with a JSON body.
 Response json_response(unsigned status, const boost::json::object& body);

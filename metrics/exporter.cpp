@@ -344,6 +344,9 @@ void emit_all(Sink& sink, const ExporterSources& sources, MetricsScope scope) {
   if (scope != MetricsScope::kNode) emit_forwards(sink, sources);
   if (scope == MetricsScope::kForwards) return;
   emit_node(sink, sources.node_stats());
+  emit(sink, MetricType::Counter, "portway_access_log_dropped_total",
+       "Lines of the access log that were lost because the disk was too slow or refused them; should stay 0.",
+       sources.access_log_dropped());
   emit_ports(sink, sources.port_pool(), *sources.api);
   emit_api(sink, *sources.api);
   emit_process(sink);

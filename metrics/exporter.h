@@ -41,6 +41,7 @@ struct ExporterSources {
   std::function<std::vector<ForwardStats>()> forward_stats;
   std::function<NodeStats()> node_stats;
   std::function<PortPool()> port_pool;
+  std::function<std::uint64_t()> access_log_dropped;
   const ApiStats* api = nullptr;
 };
 

@@ -44,7 +44,7 @@ class Node {
     control_ = std::make_unique<Control>(config_, *store_, dataplane, stats);
     control_->add_admin_key(kAdminKey);
     control_->restore().value();
-    api_ = std::make_unique<Api>(*control_, dataplane, stats, [](MetricsScope scope) {
+    api_ = std::make_unique<Api>(*control_, dataplane, stats, closes, [](MetricsScope scope) {
       return "metrics of scope " + std::to_string(static_cast<int>(scope));
     });
   }
@@ -98,6 +98,7 @@ class Node {
 
   FakeDataplane dataplane;
   ApiStats stats;
+  RecentCloses closes{100};
 
  private:
   const std::string directory_;

@@ -19,6 +19,7 @@ struct DaemonOptions {
   unsigned connect_timeout_ms = 5000;
   bool deny_io_uring = false;
   bool no_capabilities = false;
+  bool access_log = false;             // to access.log in its directory
   std::uint64_t store_disk_bytes = 0;  // the store's disk is this small; 0: it is not
 };
 

@@ -46,6 +46,7 @@ struct Node {
                                             .workers = {&workers[0], &workers[1]}};
                          },
                      .port_pool = [this] { return pool; },
+                     .access_log_dropped = [] { return std::uint64_t{0}; },
                      .api = &api});
   }
 
