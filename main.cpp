@@ -17,10 +17,12 @@
 #include <string>
 #include <vector>
 
+#include "api/access_log.h"
 #include "api/auth.h"
 #include "api/control.h"
 #include "api/handlers.h"
 #include "api/notify.h"
+#include "api/recent_closes.h"
 #include "api/server.h"
 #include "config/config.h"
 #include "config/port_allocator.h"
@@ -118,21 +120,29 @@ class Daemon {
         proxy_(std::move(proxy)),
         watch_(std::move(watch)),
         control_(config_, {*store_, *proxy_, *watch_, events_, stats_}),
-        exporter_({.for_each_forward =
-                       [this](const auto& visit) {
-                         control_.registry().for_each_forward(
-                             [&visit](const Instance&, const Forward& forward) { visit(forward); });
-                       },
-                   .forward_stats = [this] { return proxy_->forward_stats(); },
-                   .node_stats = [this] { return proxy_->node_stats(); },
-                   .port_pool =
-                       [this] {
-                         return PortPool{control_.ports().used(), control_.ports().free()};
-                       },
-                   .api = &stats_}),
-        api_(control_, *proxy_, stats_, [this] { return metrics(); }) {}
+        exporter_(
+            {.for_each_forward =
+                 [this](const auto& visit) {
+                   control_.registry().for_each_forward(
+                       [&visit](const Instance&, const Forward& forward) { visit(forward); });
+                 },
+             .forward_stats = [this] { return proxy_->forward_stats(); },
+             .node_stats = [this] { return proxy_->node_stats(); },
+             .port_pool =
+                 [this] {
+                   return PortPool{control_.ports().used(), control_.ports().free()};
+                 },
+             .access_log_dropped = [this] { return access_log_ ? access_log_->dropped() : std::uint64_t{0}; },
+             .api = &stats_}),
+        api_(control_, *proxy_, stats_, recent_closes_,
+             [this](MetricsScope scope) { return exporter_.expose(scope); }) {}
 
   Result<void> start() {
+    if (!config_.log.access.empty()) {
+      auto log = AccessLog::open(config_.log.access);
+      if (!log) return log.error();
+      access_log_ = std::move(*log);
+    }
     auto admin_key = load_or_make_admin_key(config_.api.admin_key_file);
     if (!admin_key) return admin_key.error();
     control_.set_admin_key(*admin_key);
@@ -160,6 +170,8 @@ class Daemon {
     wait_for_signal();
     wait_for_reload();
     retry_later();
+    wait_for_reopen();
+    drain_closes_later();
     notify("READY=1");
     context_->run();
     context_->restart();
@@ -167,12 +179,16 @@ class Daemon {
     if (metrics_server_) metrics_server_->stop();
     signals_.cancel();
     reload_signal_.cancel();
+    reopen_signals_.cancel();
     retry_timer_.cancel();
+    closes_timer_.cancel();
     // Requests under way are answered; a client that is slow or silent does not hold up the end.
     const auto deadline = std::chrono::steady_clock::now() + last_answers_;
     while (open_connections() > 0 && std::chrono::steady_clock::now() < deadline) {
       context_->run_one_until(deadline);
     }
+    proxy_->stop();
+    drain_closes();
     spdlog::info("stopped");
   }
 
@@ -181,13 +197,6 @@ class Daemon {
     return {.listen = listen,
             .body_max_bytes = config_.api.body_max_bytes,
             .refused_networks = config_.guests.networks};
-  }
-
-  Response metrics() const {
-    return {.status = 200,
-            .body = exporter_.expose(),
-            .content_type = std::string(Exporter::kContentType),
-            .headers = {}};
   }
 
   void wait_for_signal() {
@@ -207,6 +216,40 @@ class Daemon {
           std::chrono::steady_clock::now() + std::chrono::seconds(config_.proxy.drain_timeout_s);
       wait_for_signal();
       wait_until_idle();
+    });
+  }
+
+  void wait_for_reopen() {
+    reopen_signals_.async_wait([this](boost::system::error_code error, int) {
+      if (error) return;
+      if (access_log_) {
+        if (auto reopened = access_log_->reopen(); !reopened) {
+          spdlog::error("{}; going on in the old file", reopened.error().detail);
+        } else {
+          spdlog::info("access log reopened");
+        }
+      }
+      wait_for_reopen();
+    });
+  }
+
+  /// Takes the records of connections that have ended from the workers.
+  void drain_closes() {
+    bool any = false;
+    proxy_->drain_closes([&](CloseRecord&& record) {
+      any = true;
+      if (access_log_) access_log_->write(record);
+      recent_closes_.add(std::move(record));
+    });
+    if (any && access_log_) access_log_->flush();
+  }
+
+  void drain_closes_later() {
+    closes_timer_.expires_after(std::chrono::milliseconds(100));
+    closes_timer_.async_wait([this](boost::system::error_code error) {
+      if (error) return;
+      drain_closes();
+      drain_closes_later();
     });
   }
 
@@ -274,6 +317,8 @@ class Daemon {
   boost::asio::signal_set reload_signal_{*context_, SIGHUP};
   boost::asio::steady_timer idle_timer_{*context_};
   boost::asio::steady_timer retry_timer_{*context_};
+  boost::asio::signal_set reopen_signals_{*context_, SIGUSR1};
+  boost::asio::steady_timer closes_timer_{*context_};
   std::chrono::steady_clock::time_point drain_deadline_;
   std::chrono::milliseconds last_answers_{1000};  // for requests under way when the daemon stops
   ApiStats stats_;
@@ -281,6 +326,8 @@ class Daemon {
   std::unique_ptr<Proxy> proxy_;
   std::unique_ptr<SessionWatch> watch_;
   EventHub events_;
+  std::unique_ptr<AccessLog> access_log_;  // null: none is wanted
+  RecentCloses recent_closes_{config_.log.recent_connections};
   Control control_;
   Exporter exporter_;
   Api api_;

@@ -31,6 +31,12 @@ Error not_running(const Instance& instance) {
           fmt::format("Instance {} is stopped; start its virtual machine first.", instance.id)};
 }
 
+/// What the records of a session's connections say.
+CloseHow close_how(SessionEnd end) {
+  const bool tap_gone = end == SessionEnd::kCarrierLost || end == SessionEnd::kTapDeleted;
+  return tap_gone ? CloseHow::kTapGone : CloseHow::kInstanceStopped;
+}
+
 /// The same registration: what the orchestrator sends again when it did not see the first answer.
 bool same_registration(const Instance& a, const Instance& b) {
   return a.guest_address == b.guest_address && a.tap == b.tap && a.owner == b.owner &&
@@ -260,7 +266,7 @@ Result<Control::PutInstance> Control::put_instance(Instance asked) {
   }
   saved_end(asked.id);
   const std::vector<Forward> ended = registry_.remove_forwards(asked.id);
-  stop_serving(ended, ClosePolicy::kReset);
+  stop_serving(ended, ClosePolicy::kReset, CloseHow::kInstanceStopped);
   give_back_ports(ended);
   if (was_running) publish("instance.stopped", *known, {{"reason", to_string(SessionEnd::kReplaced)}});
   const Instance& instance = registry_.put_instance(std::move(asked));
@@ -342,7 +348,7 @@ void Control::end_session(std::string_view id, SessionEnd why) {
 std::vector<Forward> Control::end_in_memory(Instance stopped) {
   watch_.forget(stopped.id);
   std::vector<Forward> forwards = registry_.remove_forwards(stopped.id);
-  stop_serving(forwards, ClosePolicy::kReset);
+  stop_serving(forwards, ClosePolicy::kReset, close_how(*stopped.ended));
   spdlog::info("instance {}: session {} ended with {} forwards: {}", stopped.id,
                to_string(stopped.session_id), forwards.size(), to_string(*stopped.ended));
   publish("instance.stopped", stopped,
@@ -365,7 +371,7 @@ Result<void> Control::delete_instance(std::string_view id) {
   watch_.forget(id);
   saved_end(deleted.id);
   const std::vector<Forward> forwards = registry_.remove_instance(id);
-  stop_serving(forwards, ClosePolicy::kReset);
+  stop_serving(forwards, ClosePolicy::kReset, CloseHow::kInstanceStopped);
   give_back_ports(forwards);
   spdlog::info("instance {} deleted", deleted.id);
   publish("instance.deleted", deleted);
@@ -402,21 +408,26 @@ Result<std::vector<ForwardStatus>> Control::create_forwards(const Principal& cal
   for (std::size_t i = 0; i < specs.size(); ++i, ++limits.forwards_now) {
     if (auto checked = check_forward(specs[i], limits); !checked) return at(checked.error(), i);
   }
-  std::vector<Lease> leases;
+  std::vector<std::optional<Lease>> leases(specs.size());
+  for (const bool requested : {true, false}) {  // or a port drawn at random could be one that is asked for
+    for (std::size_t i = 0; i < specs.size(); ++i) {
+      if (specs[i].host_port.has_value() != requested) continue;
+      auto lease = lease_port(specs[i].host_port);
+      if (!lease) return at(lease.error(), i);
+      leases[i].emplace(std::move(*lease));
+    }
+  }
   std::vector<Forward> forwards;
   std::vector<ForwardStatus> made;
   for (std::size_t i = 0; i < specs.size(); ++i) {
-    auto lease = lease_port(specs[i].host_port);
-    if (!lease) return at(lease.error(), i);
     forwards.push_back({.id = make_uuid(),
                         .instance_id = instance.id,
                         .session_id = instance.session_id,
                         .guest_port = specs[i].guest_port,
-                        .host_port = lease->port(),
+                        .host_port = leases[i]->port(),
                         .protocol = specs[i].protocol,
                         .label = specs[i].label,
                         .created_at = now()});
-    leases.push_back(std::move(*lease));
     made.push_back(status_of(forwards.back()));
   }
   const auto answer = remember ? std::optional(remember(made)) : std::nullopt;
@@ -425,7 +436,7 @@ Result<std::vector<ForwardStatus>> Control::create_forwards(const Principal& cal
   // From here on they are promised, and nothing can fail.
   for (std::size_t i = 0; i < forwards.size(); ++i) {
     const Forward& published = registry_.add_forward(std::move(forwards[i]));
-    serve(instance, published, leases[i].keep());
+    serve(instance, published, leases[i]->keep());
     publish("forward.created", instance, published);
   }
   return made;
@@ -481,7 +492,7 @@ Result<void> Control::delete_forward(const Principal& caller, std::string_view i
   const ForwardId id = found->forward.id;
   if (auto stored = store_.delete_forward(id); !stored) return stored.error();
   const std::vector<Forward> removed = {*registry_.remove_forward(id)};
-  stop_serving(removed, policy);
+  stop_serving(removed, policy, CloseHow::kForwardDeleted);
   give_back_ports(removed);
   publish("forward.deleted", *registry_.find_instance(instance_id), removed.front());
   return {};
@@ -505,14 +516,16 @@ ForwardStatus Control::status_of(const Forward& forward) const {
 }
 
 void Control::serve(const Instance& instance, const Forward& forward, BoundPort port) {
-  dataplane_.open(
-      {.id = forward.id, .upstream = {instance.guest_address, forward.guest_port}, .tap = instance.tap},
-      std::move(port));
+  dataplane_.open({.id = forward.id,
+                   .upstream = {instance.guest_address, forward.guest_port},
+                   .tap = instance.tap,
+                   .instance_id = instance.id},
+                  std::move(port));
 }
 
-void Control::stop_serving(const std::vector<Forward>& forwards, ClosePolicy policy) {
+void Control::stop_serving(const std::vector<Forward>& forwards, ClosePolicy policy, CloseHow why) {
   for (const Forward& forward : forwards) {
-    dataplane_.close(forward.id, policy);
+    dataplane_.close(forward.id, policy, why);
     failures_.erase(forward.id);
   }
 }

@@ -133,7 +133,7 @@ class Control {
                        std::span<const IpAddress> host_addresses);
   void retry_failed_forwards();
   void serve(const Instance& instance, const Forward& forward, BoundPort port);
-  void stop_serving(const std::vector<Forward>& forwards, ClosePolicy policy);
+  void stop_serving(const std::vector<Forward>& forwards, ClosePolicy policy, CloseHow why);
   void give_back_ports(const std::vector<Forward>& forwards);
   std::vector<Forward> end_in_memory(Instance stopped);
   void saved_end(const std::string& instance_id);

@@ -13,6 +13,8 @@
 #include <initializer_list>
 #include <utility>
 
+#include "api/access_log.h"
+#include "api/gzip.h"
 #include "api/json.h"
 #include "api/problem.h"
 
@@ -103,8 +105,37 @@ boost::urls::result<boost::urls::url_view> parse_target(std::string_view target)
   return url;
 }
 
+Result<void> read_query(const boost::urls::url_view& url, Call& call) {
+  for (const auto& parameter : url.params()) {
+    const auto [entry, is_new] = call.query.emplace(parameter.key, parameter.value);
+    if (!is_new)
+      return invalid_query(entry->first, fmt::format("{} is given twice.", in_quotes(entry->first)));
+  }
+  return {};
+}
+
+Result<MetricsScope> metrics_scope(const Call& call) {
+  const std::string_view text = query_or(call, "scope", "all");
+  if (text == "all") return MetricsScope::kAll;
+  if (text == "node") return MetricsScope::kNode;
+  if (text == "forwards") return MetricsScope::kForwards;
+  return Error{ErrorCode::kMalformedRequest, "scope must be all (the default), node or forwards.", "scope"};
+}
+
 Response no_content() {
   return {.status = 204, .body = {}, .content_type = {}, .headers = {}};
+}
+
+Error no_such_connection() {
+  return {ErrorCode::kNotFound, "The forward has no connection with this id; it may have ended."};
+}
+
+/// Not 0, which stands for none.
+std::optional<ConnectionId> parse_connection_id(std::string_view text) {
+  ConnectionId id = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), id);
+  if (error != std::errc() || end != text.data() + text.size() || id == 0) return std::nullopt;
+  return id;
 }
 
 Error no_such_path() {
@@ -113,10 +144,11 @@ Error no_such_path() {
 
 }  // namespace
 
-Api::Api(Control& control, Dataplane& dataplane, ApiStats& stats, std::function<Response()> metrics)
+Api::Api(Control& control, Dataplane& dataplane, ApiStats& stats, const RecentCloses& closes, Metrics metrics)
     : control_(control),
       dataplane_(dataplane),
       stats_(stats),
+      closes_(closes),
       metrics_(std::move(metrics)),
       router_(make_routes()) {}
 
@@ -128,7 +160,6 @@ std::vector<Route> Api::make_routes() {
   const auto version = [](const Call&) -> Result<Response> {
     return json_response(200, {{"version", PORTWAY_VERSION}});
   };
-  const auto metrics = [this](const Call&) -> Result<Response> { return metrics_(); };
   return {
       {"POST", "/instances/{id}/port-forwards", Access::kTenant, by(&Api::create_forward)},
       {"POST", "/instances/{id}/port-forwards:batch", Access::kTenant, by(&Api::create_forwards)},
@@ -136,6 +167,12 @@ std::vector<Route> Api::make_routes() {
       {"GET", "/instances/{id}/port-forwards/{forward_id}", Access::kTenant, by(&Api::get_forward)},
       {"PATCH", "/instances/{id}/port-forwards/{forward_id}", Access::kTenant, by(&Api::update_forward)},
       {"DELETE", "/instances/{id}/port-forwards/{forward_id}", Access::kTenant, by(&Api::delete_forward)},
+      {"GET", "/instances/{id}/port-forwards/{forward_id}/connections", Access::kTenant,
+       by(&Api::list_connections)},
+      {"DELETE", "/instances/{id}/port-forwards/{forward_id}/connections", Access::kTenant,
+       by(&Api::delete_connections)},
+      {"DELETE", "/instances/{id}/port-forwards/{forward_id}/connections/{connection_id}", Access::kTenant,
+       by(&Api::delete_connection)},
       {"GET", "/instances", Access::kTenant, by(&Api::list_instances)},
       {"GET", "/instances/{id}", Access::kTenant, by(&Api::get_instance)},
       {"PUT", "/instances/{id}", Access::kAdmin, by(&Api::put_instance)},
@@ -147,7 +184,7 @@ std::vector<Route> Api::make_routes() {
       {"GET", "/profiles", Access::kTenant, by(&Api::list_profiles)},
       {"GET", "/events", Access::kTenant, by(&Api::follow_events)},
       {"GET", "/v1/info", Access::kTenant, by(&Api::info)},
-      {"GET", "/metrics", Access::kAdmin, metrics},
+      {"GET", "/metrics", Access::kAdmin, by(&Api::metrics)},
       {"GET", "/healthz", Access::kPublic, healthy},
       {"GET", "/readyz", Access::kPublic, by(&Api::ready)},
       {"GET", "/version", Access::kPublic, version},
@@ -166,7 +203,13 @@ Response Api::handle(const Request& request) {
 
 Response Api::handle_open_metrics(const Request& request) {
   const bool reads = request.method == "GET" || request.method == "HEAD";
-  if (reads && request.target == "/metrics") return metrics_();
+  const auto url = parse_target(request.target);
+  if (reads && url && url->path() == "/metrics") {
+    Call call{.request = request, .caller = {}, .path = {}, .query = {}};
+    if (const auto query = read_query(*url, call); !query) return problem(query.error(), request.id);
+    auto response = metrics(call);
+    return response ? std::move(*response) : problem(response.error(), request.id);
+  }
   if (reads && request.target == "/healthz") return handle(request);
   return problem({ErrorCode::kNotFound, "Here are only GET /metrics and GET /healthz."}, request.id);
 }
@@ -208,11 +251,7 @@ Result<Response> Api::dispatch(const Request& request, const Route& route, std::
     call.caller = std::move(*caller);
   }
   const auto url = parse_target(request.target);  // it parsed before
-  for (const auto& parameter : url->params()) {
-    const auto [entry, is_new] = call.query.emplace(parameter.key, parameter.value);
-    if (!is_new)
-      return invalid_query(entry->first, fmt::format("{} is given twice.", in_quotes(entry->first)));
-  }
+  if (const auto query = read_query(*url, call); !query) return query.error();
   return route.handle(call);
 }
 
@@ -361,6 +400,58 @@ Result<Response> Api::delete_forward(const Call& call) {
   if (auto deleted = control_.delete_forward(call.caller, call.path[0], call.path[1], *policy); !deleted) {
     return deleted.error();
   }
+  return no_content();
+}
+
+// --- Connections.
+
+Result<Response> Api::list_connections(const Call& call) {
+  if (auto known = only_query(call, {"state", "limit", "cursor"}); !known) return known.error();
+  const auto page = page_of(call);
+  if (!page) return page.error();
+  const auto after = page->after.empty() ? ConnectionId{0} : parse_connection_id(page->after);
+  if (!after) return invalid_query("cursor", "cursor must be the next_cursor of an earlier answer.");
+  const std::string_view state = query_or(call, "state", "live");
+  if (state != "live" && state != "closed")
+    return invalid_query("state", "state must be live (the default) or closed.");
+  const auto found = control_.find_forward(call.caller, call.path[0], call.path[1]);
+  if (!found) return found.error();
+  const ForwardId id = found->forward.id;
+
+  boost::json::array list;
+  boost::json::object body;
+  if (state == "closed") {
+    // Only the last ones of the node are remembered: no pages.
+    const auto wanted = [&id](const CloseRecord& record) { return record.forward->route.id == id; };
+    for (const CloseRecord* record : closes_.latest(page->limit, wanted))
+      list.push_back(boost::json::parse(to_json_line(*record)));
+  } else {
+    const auto live = dataplane_.connections(id, *after, page->limit);
+    if (!live) return live.error();
+    for (const LiveConnection& connection : live->connections) list.push_back(to_json(connection));
+    if (live->more) body["next_cursor"] = std::to_string(live->connections.back().id);
+  }
+  body["connections"] = std::move(list);
+  return json_response(200, body);
+}
+
+Result<Response> Api::delete_connections(const Call& call) {
+  if (auto known = only_query(call, {}); !known) return known.error();
+  const auto found = control_.find_forward(call.caller, call.path[0], call.path[1]);
+  if (!found) return found.error();
+  if (auto ended = dataplane_.end_connections(found->forward.id, 0); !ended) return ended.error();
+  return no_content();
+}
+
+Result<Response> Api::delete_connection(const Call& call) {
+  if (auto known = only_query(call, {}); !known) return known.error();
+  const auto found = control_.find_forward(call.caller, call.path[0], call.path[1]);
+  if (!found) return found.error();
+  const auto connection = parse_connection_id(call.path[2]);
+  if (!connection) return no_such_connection();
+  const auto ended = dataplane_.end_connections(found->forward.id, *connection);
+  if (!ended) return ended.error();
+  if (*ended == 0) return no_such_connection();
   return no_content();
 }
 
@@ -527,6 +618,22 @@ Result<Response> Api::info(const Call& call) {
 Result<Response> Api::ready(const Call&) {
   if (control_.draining()) return Error{ErrorCode::kDraining, "The daemon is going down."};
   return json_response(200, {{"status", "ready"}});
+}
+
+Result<Response> Api::metrics(const Call& call) {
+  if (auto known = only_query(call, {"scope"}); !known) return known.error();
+  const auto scope = metrics_scope(call);
+  if (!scope) return scope.error();
+  Response response{.status = 200,
+                    .body = metrics_(*scope),
+                    .content_type = std::string(Exporter::kContentType),
+                    .headers = {{"Vary", "Accept-Encoding"}}};
+  if (!accepts_gzip(call.request.header("accept-encoding"))) return response;
+  if (auto zipped = gzip(response.body)) {
+    response.body = std::move(*zipped);
+    response.headers.emplace_back("Content-Encoding", "gzip");
+  }
+  return response;
 }
 
 }  // namespace portway

@@ -10,15 +10,20 @@
 
 #include "api/control.h"
 #include "api/message.h"
+#include "api/recent_closes.h"
 #include "api/router.h"
 #include "metrics/api_stats.h"
+#include "metrics/exporter.h"
 
 namespace portway {
 
 class Api {
  public:
-  /// All must outlive it. `metrics` gives the text of a scrape.
-  Api(Control& control, Dataplane& dataplane, ApiStats& stats, std::function<Response()> metrics);
+  /// The text of a scrape (Exporter::expose).
+  using Metrics = std::function<std::string(MetricsScope)>;
+
+  /// All must outlive it.
+  Api(Control& control, Dataplane& dataplane, ApiStats& stats, const RecentCloses& closes, Metrics metrics);
 
   /// Never throws but for want of memory.
   Response handle(const Request& request);
@@ -40,6 +45,10 @@ class Api {
   Result<Response> get_forward(const Call& call);
   Result<Response> delete_forward(const Call& call);
 
+  Result<Response> list_connections(const Call& call);
+  Result<Response> delete_connections(const Call& call);
+  Result<Response> delete_connection(const Call& call);
+
   Result<Response> put_instance(const Call& call);
   Result<Response> list_instances(const Call& call);
   Result<Response> get_instance(const Call& call);
@@ -54,6 +63,7 @@ class Api {
   Result<Response> follow_events(const Call& call);
   Result<Response> info(const Call& call);
   Result<Response> ready(const Call& call);
+  Result<Response> metrics(const Call& call);
 
   Response one_forward(unsigned status, const ForwardStatus& forward) const;
   boost::json::object instance_json(const Instance& instance) const;
@@ -61,7 +71,8 @@ class Api {
   Control& control_;
   Dataplane& dataplane_;
   ApiStats& stats_;
-  const std::function<Response()> metrics_;
+  const RecentCloses& closes_;
+  const Metrics metrics_;
   const Router router_;
 };
 

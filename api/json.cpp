@@ -165,4 +165,23 @@ Response json_response(unsigned status, const boost::json::object& body) {
   return {.status = status, .body = boost::json::serialize(body), .headers = {}};
 }
 
+boost::json::object to_json(const LiveConnection& connection) {
+  const auto seconds = [](Nanos span) { return std::chrono::duration<double>(span).count(); };
+  const TcpSummary& client = connection.tcp[0];
+  const TcpSummary& guest = connection.tcp[1];
+  return {{"id", connection.id},
+          {"client", to_string(connection.client)},
+          {"state", to_string(connection.state)},
+          {"age_s", seconds(connection.age)},
+          {"idle_s", seconds(connection.idle)},
+          {"received_bytes", connection.received_bytes},
+          {"sent_bytes", connection.sent_bytes},
+          {"worker", connection.worker},
+          {"source_mode", "plain"},
+          {"client_rtt_us", client.rtt_us},
+          {"client_retransmits", client.retransmits},
+          {"guest_rtt_us", guest.rtt_us},
+          {"guest_retransmits", guest.retransmits}};
+}
+
 }  // namespace portway

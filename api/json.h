@@ -15,6 +15,7 @@
 #include "config/error.h"
 #include "config/forward.h"
 #include "config/store.h"
+#include "proxy/live_connection.h"
 
 namespace portway {
 
@@ -72,6 +73,7 @@ struct InstanceStatus {
 boost::json::object to_json(const ForwardStatus& status);
 boost::json::object to_json(const InstanceStatus& status);
 boost::json::object to_json(const ApiKey& key);
+boost::json::object to_json(const LiveConnection& connection);
 
 /// 200 or another success with a JSON body.
 Response json_response(unsigned status, const boost::json::object& body);

@@ -1,10 +1,14 @@
 // What a scrape costs: all of it runs on the control thread, so its time is also how long a request may have
 // to wait.
 #include <benchmark/benchmark.h>
+#include <malloc.h>
 
 #include <array>
+#include <fstream>
+#include <string>
 #include <vector>
 
+#include "api/gzip.h"
 #include "metrics/exporter.h"
 
 namespace portway {
@@ -42,6 +46,7 @@ struct Node {
                                             .workers = {&workers[0], &workers[1]}};
                          },
                      .port_pool = [] { return PortPool{.allocated = 10'000, .available = 2'768}; },
+                     .access_log_dropped = [] { return std::uint64_t{0}; },
                      .api = &api});
   }
 
@@ -51,12 +56,32 @@ struct Node {
   ApiStats api;
 };
 
+/// A field of /proc/self/status in bytes: VmRSS, or VmHWM, the most it ever was.
+double status_bytes(const std::string& field) {
+  std::ifstream file("/proc/self/status");
+  for (std::string name; file >> name; std::getline(file, name)) {
+    double kib = 0;
+    if (name == field + ":" && file >> kib) return kib * 1024;
+  }
+  return 0;
+}
+
+/// What one scrape takes at its height beyond what is held before it.
+double peak_bytes(const Exporter& exporter) {
+  ::malloc_trim(0);
+  std::ofstream("/proc/self/clear_refs") << "5";  // resets VmHWM
+  const double before = status_bytes("VmRSS");
+  benchmark::DoNotOptimize(exporter.expose());
+  return status_bytes("VmHWM") - before;
+}
+
 void BM_ExporterExpose(benchmark::State& state) {
   Node node(static_cast<std::size_t>(state.range(0)));
   const Exporter exporter = node.exporter();
   std::size_t bytes = 0;
   for (auto _ : state) bytes = exporter.expose().size();
   state.counters["text_bytes"] = static_cast<double>(bytes);
+  state.counters["peak_bytes"] = peak_bytes(exporter);
 }
 BENCHMARK(BM_ExporterExpose)
     ->ArgName("forwards")
@@ -65,7 +90,17 @@ BENCHMARK(BM_ExporterExpose)
     ->Arg(10'000)
     ->Unit(benchmark::kMillisecond);
 
-/// The same without the text: what is left is the serializer's.
+/// What Prometheus asks for: it says that it takes gzip.
+void BM_ExporterExposeAndGzip(benchmark::State& state) {
+  Node node(static_cast<std::size_t>(state.range(0)));
+  const Exporter exporter = node.exporter();
+  std::size_t bytes = 0;
+  for (auto _ : state) bytes = gzip(exporter.expose())->size();
+  state.counters["gzip_bytes"] = static_cast<double>(bytes);
+}
+BENCHMARK(BM_ExporterExposeAndGzip)->ArgName("forwards")->Arg(10'000)->Unit(benchmark::kMillisecond);
+
+/// The library's families instead of the text.
 void BM_ExporterCollect(benchmark::State& state) {
   Node node(static_cast<std::size_t>(state.range(0)));
   const Exporter exporter = node.exporter();

@@ -42,6 +42,7 @@ class InstantIo final : public Io {
   int bind_to_device(int, const std::string&) override { return 0; }
   int peer_endpoint(int, Endpoint&) override { return 0; }
   int unacknowledged(int) override { return 0; }
+  TcpSummary tcp_summary(int) override { return {}; }
   bool at_urgent_mark(int) override { return false; }
   int shutdown(int, int) override { return 0; }
   void close(int) override {}

@@ -95,6 +95,13 @@ struct Config {
     friend bool operator==(const Proxy&, const Proxy&) = default;
   };
 
+  struct Log {
+    std::string access;                       // a line for each connection that ended; empty: none
+    std::uint32_t recent_connections = 1000;  // of those, kept in memory; 0-100,000
+
+    friend bool operator==(const Log&, const Log&) = default;
+  };
+
   Node node;
   Api api;
   Metrics metrics;
@@ -103,6 +110,7 @@ struct Config {
   std::map<std::string, Profile, std::less<>> profiles = {{"default", Profile{}}};  // "default" always exists
   Store store;
   Proxy proxy;
+  Log log;
 
   friend bool operator==(const Config&, const Config&) = default;
 };

@@ -130,6 +130,11 @@ Result<std::string> parse_path(std::string_view text) {
   return wrong(in_quotes(text) + " is no path of a file; give 1 to 4095 bytes");
 }
 
+Result<std::string> parse_optional_path(std::string_view text) {
+  if (text.empty()) return std::string();
+  return parse_path(text);
+}
+
 std::string show_text(const std::string& text) {
   return text;
 }
@@ -266,6 +271,13 @@ std::vector<ConfigKey> make_keys() {
           "proxy.pipes_max", 1, 1'000'000, [](T t) -> auto& { return t.config.proxy.pipes_max; },
           "Pipes of the whole node at a time, each of 256 KiB of kernel memory at most and held only while "
           "bytes are in flight."),
+      text_key<std::string>(
+          "log.access", [](T t) -> auto& { return t.config.log.access; }, parse_optional_path, show_text,
+          "A file that gets a line of JSON for each connection that has ended: who ended it, how, and what "
+          "it carried. SIGUSR1 begins a new one where the old one was moved away. Empty: none."),
+      number_key(
+          "log.recent_connections", 0, 100'000, [](T t) -> auto& { return t.config.log.recent_connections; },
+          "How many of the last connections that have ended are remembered, for the API to tell why."),
   };
 }
 

@@ -1,12 +1,12 @@
 #include "metrics/exporter.h"
 
-#include <prometheus/text_serializer.h>
-
+#include <algorithm>
+#include <boost/uuid/uuid_io.hpp>
 #include <limits>
-#include <sstream>
 #include <utility>
 
 #include "metrics/process.h"
+#include "metrics/text_writer.h"
 
 namespace portway {
 namespace {
@@ -14,48 +14,94 @@ namespace {
 using prometheus::ClientMetric;
 using prometheus::MetricFamily;
 using prometheus::MetricType;
-using Labels = std::vector<ClientMetric::Label>;
-using Sink = std::function<void(MetricFamily family)>;
 
-MetricFamily make_family(MetricType type, std::string name, std::string help) {
-  MetricFamily family;
-  family.name = std::move(name);
-  family.help = std::move(help);
-  family.type = type;
-  return family;
-}
+/// Takes one family after another, and the series of each one after another.
+class Sink {
+ public:
+  virtual ~Sink() = default;
+  virtual void begin_family(MetricType type, std::string_view name, std::string_view help) = 0;
+  /// The caller may change the metric afterwards and pass it again.
+  virtual void add(const ClientMetric& metric) = 0;
+};
 
-void add(MetricFamily& family, double value, Labels labels = {}) {
-  ClientMetric& metric = family.metric.emplace_back();
-  metric.label = std::move(labels);
-  (family.type == MetricType::Counter ? metric.counter.value : metric.gauge.value) = value;
-}
+class TextSink final : public Sink {
+ public:
+  explicit TextSink(std::string& out) : writer_(out) {}
+  void begin_family(MetricType type, std::string_view name, std::string_view help) override {
+    writer_.begin_family(type, name, help);
+  }
+  void add(const ClientMetric& metric) override { writer_.write(metric); }
 
-/// Exact up to 2^53: 9 PB, or nine quadrillion connections.
-void add(MetricFamily& family, std::uint64_t value, Labels labels = {}) {
-  add(family, static_cast<double>(value), std::move(labels));
-}
+ private:
+  TextWriter writer_;
+};
+
+class FamilySink final : public Sink {
+ public:
+  void begin_family(MetricType type, std::string_view name, std::string_view help) override {
+    MetricFamily& family = families.emplace_back();
+    family.type = type;
+    family.name = name;
+    family.help = help;
+  }
+  void add(const ClientMetric& metric) override { families.back().metric.push_back(metric); }
+
+  std::vector<MetricFamily> families;
+};
+
+/// A family of counters or gauges on its way to the sink. Its labels are named once, and one metric serves
+/// for all of its series.
+class Family {
+ public:
+  Family(Sink& sink, MetricType type, std::string_view name, std::string_view help,
+         std::initializer_list<std::string_view> labels = {})
+      : sink_(sink), type_(type) {
+    sink.begin_family(type, name, help);
+    for (const std::string_view label : labels) metric_.label.push_back({std::string(label), {}});
+  }
+
+  /// The value of the label of this index, for the series added from now on.
+  Family& label(std::size_t index, std::string_view value) {
+    metric_.label[index].value = value;
+    return *this;
+  }
+  Family& label(std::size_t index, const ForwardId& id) {
+    std::string& text = metric_.label[index].value;
+    text.resize(36);
+    boost::uuids::to_chars(id, text.begin());
+    return *this;
+  }
+  void add(double value) {
+    (type_ == MetricType::Counter ? metric_.counter.value : metric_.gauge.value) = value;
+    sink_.add(metric_);
+  }
+  /// Exact up to 2^53: 9 PB, or nine quadrillion connections.
+  void add(std::uint64_t value) { add(static_cast<double>(value)); }
+
+ private:
+  Sink& sink_;
+  const MetricType type_;
+  ClientMetric metric_;
+};
 
 template <class Value>
-void emit(const Sink& sink, MetricType type, std::string name, std::string help, Value value,
-          Labels labels = {}) {
-  MetricFamily family = make_family(type, std::move(name), std::move(help));
-  add(family, value, std::move(labels));
-  sink(std::move(family));
+void emit(Sink& sink, MetricType type, std::string_view name, std::string_view help, Value value) {
+  Family(sink, type, name, help).add(value);
 }
 
 /// Adds up the histograms that `get` finds in each of `writers`.
 template <std::size_t N, class Writers, class Get>
-void emit_histogram(const Sink& sink, std::string name, std::string help,
+void emit_histogram(Sink& sink, std::string_view name, std::string_view help,
                     const std::array<double, N>& bounds_s, const Writers& writers, Get get) {
-  MetricFamily family = make_family(MetricType::Histogram, std::move(name), std::move(help));
-  ClientMetric::Histogram& out = family.metric.emplace_back().histogram;
+  ClientMetric metric;
+  ClientMetric::Histogram& out = metric.histogram;
   for (std::size_t i = 0; i <= N; ++i) {
     for (const auto* writer : writers) out.sample_count += get(*writer).buckets[i].get();
     out.bucket.push_back({out.sample_count, i < N ? bounds_s[i] : std::numeric_limits<double>::infinity()});
   }
   for (const auto* writer : writers) out.sample_sum += static_cast<double>(get(*writer).sum_us.get()) * 1e-6;
-  sink(std::move(family));
+  sink.begin_family(MetricType::Histogram, name, help);
+  sink.add(metric);
 }
 
 // --- Forwards.
@@ -87,65 +133,54 @@ std::uint64_t sum(const std::array<std::uint64_t, N>& values) {
   return total;
 }
 
-/// Forwards with their ids as text, which every series of theirs repeats.
-using NamedStats = std::vector<std::pair<std::string, ForwardStats>>;
-
-void emit_forward_connections(const Sink& sink, const NamedStats& forwards) {
-  MetricFamily family = make_family(MetricType::Counter, "portway_forward_connections_total",
-                                    "Connections by what became of them: established (the guest answered), "
-                                    "failed (it could not be reached; "
-                                    "portway_forward_connect_errors_total says why), rejected (a limit "
-                                    "turned the client away). Clients that left "
-                                    "before the guest answered are in none of these.");
-  family.metric.reserve(forwards.size() * 3);
-  for (const auto& [id, stats] : forwards) {
-    add(family, stats.connections_established, {{"forward", id}, {"result", "established"}});
-    add(family, sum(stats.connect_errors), {{"forward", id}, {"result", "failed"}});
-    add(family, sum(stats.rejected), {{"forward", id}, {"result", "rejected"}});
+void emit_forward_connections(Sink& sink, const std::vector<ForwardStats>& forwards) {
+  Family family(sink, MetricType::Counter, "portway_forward_connections_total",
+                "Connections by what became of them: established (the guest answered), failed (it could not "
+                "be reached; portway_forward_connect_errors_total says why), rejected (a limit turned the "
+                "client away). Clients that left before the guest answered are in none of these.",
+                {"forward", "result"});
+  for (const ForwardStats& stats : forwards) {
+    family.label(0, stats.id);
+    family.label(1, "established").add(stats.connections_established);
+    family.label(1, "failed").add(sum(stats.connect_errors));
+    family.label(1, "rejected").add(sum(stats.rejected));
   }
-  sink(std::move(family));
 }
 
-void emit_forward_connect_errors(const Sink& sink, const NamedStats& forwards) {
-  MetricFamily family = make_family(MetricType::Counter, "portway_forward_connect_errors_total",
-                                    "Connections to the guest that failed: refused (nothing listens on the "
-                                    "guest's port), timeout (no answer), "
-                                    "unreachable, device_gone (no tap), resources (this node lacks "
-                                    "descriptors, memory or source ports), other. A "
-                                    "reason that never occurred has no series; "
-                                    "portway_forward_connections_total{result=\"failed\"} starts at 0.");
-  for (const auto& [id, stats] : forwards) {
+void emit_forward_connect_errors(Sink& sink, const std::vector<ForwardStats>& forwards) {
+  Family family(sink, MetricType::Counter, "portway_forward_connect_errors_total",
+                "Connections to the guest that failed: refused (nothing listens on the guest's port), "
+                "timeout (no answer), unreachable, device_gone (no tap), resources (this node lacks "
+                "descriptors, memory or source ports), other. A reason that never occurred has no series; "
+                "portway_forward_connections_total{result=\"failed\"} starts at 0.",
+                {"forward", "reason"});
+  for (const ForwardStats& stats : forwards) {
     for (std::size_t i = 0; i < kConnectErrors; ++i) {
       if (stats.connect_errors[i] == 0) continue;
-      const std::string_view reason = to_string(static_cast<ConnectError>(i));
-      add(family, stats.connect_errors[i], {{"forward", id}, {"reason", std::string(reason)}});
+      family.label(0, stats.id)
+          .label(1, to_string(static_cast<ConnectError>(i)))
+          .add(stats.connect_errors[i]);
     }
   }
-  sink(std::move(family));
 }
 
-void emit_forwards(const Sink& sink, const ExporterSources& sources) {
-  MetricFamily info = make_family(MetricType::Gauge, "portway_forward_info",
-                                  "Always 1, one for each forward: what its id stands for. Join on it, as in "
-                                  "rate(portway_forward_sent_bytes_total[5m]) * on(forward) "
-                                  "group_left(label, instance_id) portway_forward_info.");
-  sources.for_each_forward([&](const Forward& forward) {
-    add(info, std::uint64_t{1},
-        {{"forward", to_string(forward.id)},
-         {"label", forward.label},
-         {"instance_id", forward.instance_id},
-         {"guest_port", std::to_string(forward.guest_port)},
-         {"host_port", std::to_string(forward.host_port)}});
-  });
-  sink(std::move(info));
-
-  NamedStats forwards;
-  for (const ForwardStats& stats : sources.forward_stats()) forwards.emplace_back(to_string(stats.id), stats);
+void emit_forwards(Sink& sink, const ExporterSources& sources) {
+  {
+    Family info(sink, MetricType::Gauge, "portway_forward_info",
+                "Always 1, one for each forward: what its id stands for. Join on it, as in "
+                "rate(portway_forward_sent_bytes_total[5m]) * on(forward) "
+                "group_left(label, instance_id) portway_forward_info.",
+                {"forward", "label", "instance_id", "guest_port", "host_port"});
+    sources.for_each_forward([&](const Forward& forward) {
+      info.label(0, forward.id).label(1, forward.label).label(2, forward.instance_id);
+      info.label(3, std::to_string(forward.guest_port)).label(4, std::to_string(forward.host_port));
+      info.add(std::uint64_t{1});
+    });
+  }
+  const std::vector<ForwardStats> forwards = sources.forward_stats();
   for (const ForwardMember& member : kForwardMembers) {
-    MetricFamily family = make_family(member.type, member.name, member.help);
-    family.metric.reserve(forwards.size());
-    for (const auto& [id, stats] : forwards) add(family, stats.*member.value, {{"forward", id}});
-    sink(std::move(family));
+    Family family(sink, member.type, member.name, member.help, {"forward"});
+    for (const ForwardStats& stats : forwards) family.label(0, stats.id).add(stats.*member.value);
   }
   emit_forward_connections(sink, forwards);
   emit_forward_connect_errors(sink, forwards);
@@ -186,6 +221,10 @@ constexpr WorkerMember kWorkerMembers[] = {
     {MetricType::Counter, "portway_pipes_exhausted_total",
      "Times that a relay had to go on without a pipe, at the bound on pipes or for want of descriptors.",
      &WorkerCounters::pipes_exhausted},
+    {MetricType::Counter, "portway_close_records_dropped_total",
+     "Connections whose end left no record, neither in memory nor in the access log, because the control "
+     "thread did not keep up; should stay 0.",
+     &WorkerCounters::close_records_dropped},
 };
 
 template <class Get>
@@ -195,37 +234,34 @@ std::uint64_t sum_over(const std::vector<const WorkerCounters*>& workers, Get ge
   return total;
 }
 
-void emit_closes(const Sink& sink, const std::vector<const WorkerCounters*>& workers) {
-  MetricFamily closed =
-      make_family(MetricType::Counter, "portway_connections_closed_total",
-                  "Connections that ended, by who ended them (client, guest, node) and how: fin (both "
-                  "directions ended cleanly; the "
-                  "side sent FIN first), reset, refused, a time-out, forward_deleted, shutdown.");
+void emit_closes(Sink& sink, const std::vector<const WorkerCounters*>& workers) {
+  Family closed(sink, MetricType::Counter, "portway_connections_closed_total",
+                "Connections that ended, by who ended them (client, guest, node) and how: fin (both "
+                "directions ended cleanly; the side sent FIN first), reset, refused, a time-out, "
+                "forward_deleted, instance_stopped, tap_gone, killed (by the API), shutdown. The access log "
+                "has the same words.",
+                {"side", "how"});
   for (std::size_t side = 0; side < kCloseSides; ++side) {
+    closed.label(0, to_string(static_cast<CloseSide>(side)));
     for (std::size_t how = 0; how < kCloseHows; ++how) {
-      add(closed,
-          sum_over(
-              workers, [&](const WorkerCounters& w) -> auto& { return w.closed[side][how]; }),
-          {{"side", std::string(to_string(static_cast<CloseSide>(side)))},
-           {"how", std::string(to_string(static_cast<CloseHow>(how)))}});
+      if (static_cast<CloseHow>(how) == CloseHow::kLimit) continue;  // portway_connections_rejected_total
+      closed.label(1, to_string(static_cast<CloseHow>(how)));
+      closed.add(sum_over(
+          workers, [&](const WorkerCounters& w) -> auto& { return w.closed[side][how]; }));
     }
   }
-  sink(std::move(closed));
-
-  MetricFamily rejected = make_family(MetricType::Counter, "portway_connections_rejected_total",
-                                      "Clients that were reset as soon as they were accepted: "
-                                      "connections_max (every slot is in use), forward_gone (it "
-                                      "was deleted meanwhile), draining (the daemon is going down).");
+  Family rejected(sink, MetricType::Counter, "portway_connections_rejected_total",
+                  "Clients that were reset as soon as they were accepted: connections_max (every slot is in "
+                  "use), forward_gone (it was deleted meanwhile), draining (the daemon is going down).",
+                  {"reason"});
   for (std::size_t i = 0; i < kRejectReasons; ++i) {
-    add(rejected,
-        sum_over(
-            workers, [&](const WorkerCounters& w) -> auto& { return w.rejected[i]; }),
-        {{"reason", std::string(to_string(static_cast<RejectReason>(i)))}});
+    rejected.label(0, to_string(static_cast<RejectReason>(i)));
+    rejected.add(sum_over(
+        workers, [&](const WorkerCounters& w) -> auto& { return w.rejected[i]; }));
   }
-  sink(std::move(rejected));
 }
 
-void emit_node(const Sink& sink, const NodeStats& node) {
+void emit_node(Sink& sink, const NodeStats& node) {
   for (const WorkerMember& member : kWorkerMembers) {
     emit(sink, member.type, member.name, member.help,
          sum_over(
@@ -241,37 +277,40 @@ void emit_node(const Sink& sink, const NodeStats& node) {
       "Life of the connections that ended, from accept to the last byte; running ones are not in it yet.",
       kConnectionBoundsS, node.workers,
       [](const WorkerCounters& w) -> auto& { return w.connection_duration; });
-  emit(sink, MetricType::Gauge, "portway_io_backend_info",
-       "Always 1: where readiness comes from, uring or epoll, and if not from the preferred one, the reason.",
-       std::uint64_t{1}, {{"backend", node.io_backend}, {"reason", node.io_backend_reason}});
+  Family(sink, MetricType::Gauge, "portway_io_backend_info",
+         "Always 1: where readiness comes from, uring or epoll, and if not from the preferred one, the "
+         "reason.",
+         {"backend", "reason"})
+      .label(0, node.io_backend)
+      .label(1, node.io_backend_reason)
+      .add(std::uint64_t{1});
 }
 
 // --- The control plane and the process.
 
-void emit_ports(const Sink& sink, const PortPool& pool, const ApiStats& api) {
+void emit_ports(Sink& sink, const PortPool& pool, const ApiStats& api) {
   emit(sink, MetricType::Gauge, "portway_ports_allocated",
        "Host ports of the configured range that forwards hold.", pool.allocated);
   emit(sink, MetricType::Gauge, "portway_ports_available",
        "Host ports of the configured range that no forward holds; at 0 a new forward is refused.",
        pool.available);
-  MetricFamily errors = make_family(MetricType::Counter, "portway_port_allocation_errors_total",
-                                    "Host ports that could not be given: taken (the one asked for is in "
-                                    "use), exhausted (none of the range is left), "
-                                    "resources (descriptors or memory ran out).");
+  Family errors(sink, MetricType::Counter, "portway_port_allocation_errors_total",
+                "Host ports that could not be given: taken (the one asked for is in use), exhausted (none of "
+                "the range is left), resources (descriptors or memory ran out).",
+                {"reason"});
   for (std::size_t i = 0; i < kPortAllocationErrors; ++i) {
-    add(errors, api.port_allocation_errors[i],
-        {{"reason", std::string(to_string(static_cast<PortAllocationError>(i)))}});
+    errors.label(0, to_string(static_cast<PortAllocationError>(i))).add(api.port_allocation_errors[i]);
   }
-  sink(std::move(errors));
 }
 
-void emit_api(const Sink& sink, const ApiStats& api) {
-  MetricFamily requests = make_family(MetricType::Counter, "portway_api_requests_total",
-                                      "Answers of the API, by route pattern and HTTP status code.");
+void emit_api(Sink& sink, const ApiStats& api) {
+  Family requests(sink, MetricType::Counter, "portway_api_requests_total",
+                  "Answers of the API, by route pattern and HTTP status code; \"other\" is a path that no "
+                  "route has. A pair that never occurred has no series.",
+                  {"route", "code"});
   for (const auto& [key, count] : api.requests) {
-    add(requests, count, {{"route", key.first}, {"code", std::to_string(key.second)}});
+    requests.label(0, key.first).label(1, std::to_string(key.second)).add(count);
   }
-  sink(std::move(requests));
   const std::array writers = {&api};
   emit_histogram(
       sink, "portway_api_request_duration_seconds",
@@ -279,10 +318,12 @@ void emit_api(const Sink& sink, const ApiStats& api) {
       writers, [](const ApiStats& stats) -> auto& { return stats.request_duration; });
 }
 
-void emit_process(const Sink& sink) {
-  emit(sink, MetricType::Gauge, "portway_build_info",
-       "Always 1: the version that runs and what it was built with.", std::uint64_t{1},
-       {{"version", PORTWAY_VERSION}, {"compiler", __VERSION__}});
+void emit_process(Sink& sink) {
+  Family(sink, MetricType::Gauge, "portway_build_info",
+         "Always 1: the version that runs and what it was built with.", {"version", "compiler"})
+      .label(0, PORTWAY_VERSION)
+      .label(1, __VERSION__)
+      .add(std::uint64_t{1});
   const ProcessStats process = read_process_stats();
   emit(sink, MetricType::Gauge, "process_open_fds", "Open descriptors; a relayed connection is two.",
        process.open_fds);
@@ -299,33 +340,35 @@ void emit_process(const Sink& sink) {
        process.start_time_seconds);
 }
 
+void emit_all(Sink& sink, const ExporterSources& sources, MetricsScope scope) {
+  if (scope != MetricsScope::kNode) emit_forwards(sink, sources);
+  if (scope == MetricsScope::kForwards) return;
+  emit_node(sink, sources.node_stats());
+  emit(sink, MetricType::Counter, "portway_access_log_dropped_total",
+       "Lines of the access log that were lost because the disk was too slow or refused them; should stay 0.",
+       sources.access_log_dropped());
+  emit_ports(sink, sources.port_pool(), *sources.api);
+  emit_api(sink, *sources.api);
+  emit_process(sink);
+}
+
 }  // namespace
 
 Exporter::Exporter(ExporterSources sources) : sources_(std::move(sources)) {}
 
-void Exporter::collect_each(const Sink& sink) const {
-  emit_forwards(sink, sources_);
-  emit_node(sink, sources_.node_stats());
-  emit_ports(sink, sources_.port_pool(), *sources_.api);
-  emit_api(sink, *sources_.api);
-  emit_process(sink);
-}
-
 std::vector<MetricFamily> Exporter::Collect() const {
-  std::vector<MetricFamily> families;
-  collect_each([&](MetricFamily family) { families.push_back(std::move(family)); });
-  return families;
+  FamilySink sink;
+  emit_all(sink, sources_, MetricsScope::kAll);
+  return std::move(sink.families);
 }
 
-std::string Exporter::expose() const {
-  const prometheus::TextSerializer serializer;
-  std::ostringstream out;
-  std::vector<MetricFamily> one(1);
-  collect_each([&](MetricFamily family) {
-    one.front() = std::move(family);
-    serializer.Serialize(out, one);
-  });
-  return std::move(out).str();
+std::string Exporter::expose(MetricsScope scope) const {
+  std::string text;
+  if (scope != MetricsScope::kNode) text.reserve(text_bytes_ + text_bytes_ / 16);  // numbers get longer
+  TextSink sink(text);
+  emit_all(sink, sources_, scope);
+  text_bytes_ = std::max(text_bytes_, text.size());
+  return text;
 }
 
 }  // namespace portway

@@ -27,6 +27,13 @@ struct PortPool {
   std::uint64_t available = 0;
 };
 
+/// Which part of the metrics a scrape asks for.
+enum class MetricsScope : std::uint8_t {
+  kAll,
+  kNode,      // what is told of the node as a whole: as many series however many forwards there are
+  kForwards,  // portway_forward_*
+};
+
 /// Where the exporter reads; every one must be set and stay callable as long as the exporter lives.
 struct ExporterSources {
   /// Calls the visitor with each forward in the registry.
@@ -34,6 +41,7 @@ struct ExporterSources {
   std::function<std::vector<ForwardStats>()> forward_stats;
   std::function<NodeStats()> node_stats;
   std::function<PortPool()> port_pool;
+  std::function<std::uint64_t()> access_log_dropped;
   const ApiStats* api = nullptr;
 };
 
@@ -46,16 +54,12 @@ class Exporter : public prometheus::Collectable {
   /// Every family at once.
   std::vector<prometheus::MetricFamily> Collect() const override;
 
-  /// The Prometheus text format. Made and let go family by family: with 10,000 forwards that saves most of
-  /// the memory that Collect() would take.
-  std::string expose() const;
+  /// The Prometheus text format, written series by series: no family is ever held as a whole.
+  std::string expose(MetricsScope scope = MetricsScope::kAll) const;
 
  private:
-  using Sink = std::function<void(prometheus::MetricFamily family)>;
-
-  void collect_each(const Sink& sink) const;
-
   const ExporterSources sources_;
+  mutable std::size_t text_bytes_ = 0;  // of the largest scrape: the next one's string grows but once
 };
 
 }  // namespace portway

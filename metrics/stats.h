@@ -49,8 +49,12 @@ enum class CloseHow : std::uint8_t {
   kForwardDeleted,    //
   kShutdown,          // the daemon went down
   kResources,         // memory ran out
+  kInstanceStopped,   // the forward went with its instance's session
+  kTapGone,           // the guest's tap went away
+  kKilled,            // somebody asked for it by the API
+  kLimit,             // turned away as soon as it was accepted: in records only, the counts have RejectReason
 };
-inline constexpr std::size_t kCloseHows = 11;
+inline constexpr std::size_t kCloseHows = 15;
 std::string_view to_string(CloseHow how);
 
 /// Why a connection to the guest could not be opened.
@@ -105,6 +109,7 @@ struct alignas(64) WorkerCounters {
   Counter pipes_in_use;     // held by a connection
   Counter pipes_clamped;    // open ones that were made smaller than asked by the kernel's per-user limit
   Counter pipes_exhausted;  // times a relay had to go on without one
+  Counter close_records_dropped;  // the control thread did not keep up
   Histogram<kConnectBoundsS.size()> connect_duration;
   Histogram<kConnectionBoundsS.size()> connection_duration;
 };

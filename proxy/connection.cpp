@@ -54,6 +54,18 @@ CloseHow close_how(ConnectError error) {
   }
 }
 
+CloseHow close_how(RejectReason reason) {
+  switch (reason) {
+    case RejectReason::kForwardGone:
+      return CloseHow::kForwardDeleted;
+    case RejectReason::kDraining:
+      return CloseHow::kShutdown;
+    case RejectReason::kConnectionsMax:
+      break;
+  }
+  return CloseHow::kLimit;
+}
+
 /// TCP itself gave a peer up: it answered neither keepalive probes nor retransmissions.
 bool is_silence(int error) {
   return error == ETIMEDOUT || error == EHOSTUNREACH || error == ENETUNREACH;
@@ -83,11 +95,12 @@ Nanos deadline_after(std::int64_t from_ns, Nanos span) {
 }  // namespace
 
 ConnectionSet::ConnectionSet(Io& io, const ConnectionOptions& options, std::span<ConnectionSlot> slots,
-                             std::uint32_t pipes_max, WorkerCounters& counters, std::size_t worker,
-                             Token token_base)
+                             std::uint32_t pipes_max, WorkerCounters& counters, CloseRecordRing& closes,
+                             std::size_t worker, Token token_base)
     : io_(io),
       options_(options),
       counters_(counters),
+      closes_(closes),
       worker_(worker),
       token_base_(token_base),
       table_(slots),
@@ -103,7 +116,7 @@ ConnectionSet::~ConnectionSet() {
 bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
   const auto index = table_.take();
   if (!index) {
-    reject(downstream, *forward, RejectReason::kConnectionsMax);
+    reject(downstream, forward, RejectReason::kConnectionsMax);
     return false;
   }
   if (*index >= connections_.size()) connections_.resize(*index + 1);
@@ -111,6 +124,8 @@ bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
   slot.forward = forward->route.id;
   slot.socket[kDownstream].fd = downstream;
   slot.accepted_ns = slot.active_ns = io_.now().count();
+  Endpoint client;
+  if (io_.peer_endpoint(downstream, client) == 0) slot.client = to_plain(client);
   connections_[*index].forward = std::move(forward);
   const ServedForward& served = *connections_[*index].forward;
   counters_.connections_active.add();
@@ -129,9 +144,15 @@ bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
   return true;
 }
 
-void ConnectionSet::reject(int downstream, const ServedForward& forward, RejectReason reason) {
+void ConnectionSet::reject(int downstream, const ServedForwardPtr& forward, RejectReason reason) {
   counters_.rejected[static_cast<std::size_t>(reason)].add();
-  forward.counters[worker_].rejected[static_cast<std::size_t>(reason)].add();
+  forward->counters[worker_].rejected[static_cast<std::size_t>(reason)].add();
+  CloseRecord record{.forward = forward};
+  Endpoint client;
+  if (io_.peer_endpoint(downstream, client) == 0) record.client = to_plain(client);
+  record.accepted_at = record.ended_at = io_.now();
+  record.cause.how = close_how(reason);
+  push_record(std::move(record));
   io_.close_with_reset(downstream);
 }
 
@@ -158,6 +179,7 @@ void ConnectionSet::advance_connecting(std::uint32_t index) {
   SocketState& downstream = slot.socket[kDownstream];
   SocketState& upstream = slot.socket[kUpstream];
   if (downstream.error != 0) {
+    connections_[index].error = downstream.error;
     terminate(index, CloseSide::kClient, CloseHow::kReset, true, true);
     return;
   }
@@ -180,6 +202,7 @@ void ConnectionSet::advance_connecting(std::uint32_t index) {
 
 void ConnectionSet::on_connect_failed(std::uint32_t index, int error) {
   const ConnectError reason = connect_error(error);
+  connections_[index].error = static_cast<std::int16_t>(error);
   connections_[index].forward->counters[worker_].connect_errors[static_cast<std::size_t>(reason)].add();
   const bool by_guest = reason == ConnectError::kRefused || reason == ConnectError::kTimeout;
   // RST, never FIN: a clean end would say that a service was there and had nothing to say.
@@ -228,8 +251,8 @@ void ConnectionSet::doom(std::uint32_t index, Side side) {
   if (table_[index].state != ConnectionState::kRelaying || connection.reset_deadline != TimerWheel::kNever)
     return;
   connection.reset_deadline = io_.now() + kResetDeliveryMax;
-  connection.close_side = close_side(side);
-  connection.close_how = CloseHow::kReset;
+  connection.cause = {close_side(side), CloseHow::kReset};
+  connection.error = ECONNRESET;
   schedule(index);
 }
 
@@ -333,8 +356,8 @@ void ConnectionSet::on_reset(std::uint32_t index, Side side) {
   ConnectionSlot& slot = table_[index];
   Connection& connection = connections_[index];
   const int error = slot.socket[side].error;
-  connection.close_side = close_side(side);
-  connection.close_how = is_silence(error) ? CloseHow::kKeepaliveTimeout : CloseHow::kReset;
+  connection.cause = {close_side(side), is_silence(error) ? CloseHow::kKeepaliveTimeout : CloseHow::kReset};
+  connection.error = static_cast<std::int16_t>(error);
   for (const Side from : kSides) slot.relay[from].ended = true;
   connection.reset_deadline = std::min(connection.reset_deadline, io_.now() + kResetDeliveryMax);
   slot.first_ended = side;
@@ -349,7 +372,7 @@ void ConnectionSet::advance_resetting(std::uint32_t index) {
   const Nanos now = io_.now();
   const bool delivered = survivor.error != 0 || io_.unacknowledged(survivor.fd) <= 0;
   if (delivered || now >= connection.reset_deadline) {
-    terminate(index, connection.close_side, connection.close_how, true, true);
+    terminate(index, connection.cause.side, connection.cause.how, true, true);
   } else {
     timers_.set(index, now + kResetPoll);  // no event tells of an acknowledgement
   }
@@ -359,8 +382,8 @@ void ConnectionSet::terminate(std::uint32_t index, CloseSide side, CloseHow how,
                               bool reset_upstream) {
   ConnectionSlot& slot = table_[index];
   Connection& connection = connections_[index];
-  connection.close_side = side;
-  connection.close_how = how;
+  connection.cause = {side, how};
+  if (how == CloseHow::kFin) connection.error = 0;  // told after everything was delivered
   connection.reset[kDownstream] = reset_downstream;
   connection.reset[kUpstream] = reset_upstream;
   timers_.clear(index);
@@ -380,6 +403,8 @@ void ConnectionSet::join(std::uint32_t index) {
 void ConnectionSet::release(std::uint32_t index) {
   ConnectionSlot& slot = table_[index];
   Connection& connection = connections_[index];
+  count_close(slot, connection);
+  record_close(slot, connection);
   for (const Side side : kSides) {
     release_pipe(pipes_, slot.relay[side]);
     if (slot.socket[side].fd < 0) continue;
@@ -389,7 +414,6 @@ void ConnectionSet::release(std::uint32_t index) {
       io_.close(slot.socket[side].fd);
     }
   }
-  count_close(slot, connection);
   const bool queued =
       connection.queued;  // the run queue may still name this index: advance() then finds it free or new
   connection = Connection{};
@@ -402,23 +426,42 @@ void ConnectionSet::count_close(const ConnectionSlot& slot, const Connection& co
   counters_.connections_active.sub();
   connection.forward->counters[worker_].connections_active.sub();
   counters_
-      .closed[static_cast<std::size_t>(connection.close_side)][static_cast<std::size_t>(connection.close_how)]
+      .closed[static_cast<std::size_t>(connection.cause.side)][static_cast<std::size_t>(connection.cause.how)]
       .add();
   counters_.connection_duration.observe_us(elapsed_us(slot.accepted_ns, io_.now().count()),
                                            kConnectionBoundsS);
 }
 
-void ConnectionSet::close_forward(const ServedForward& forward, ClosePolicy policy) {
+void ConnectionSet::record_close(const ConnectionSlot& slot, Connection& connection) {
+  CloseRecord record{.forward = std::move(connection.forward), .id = id_of(slot), .client = slot.client};
+  record.accepted_at = Nanos(slot.accepted_ns);
+  record.connected_at = Nanos(slot.connected_ns);
+  record.ended_at = io_.now();
+  record.received_bytes = slot.relay[kDownstream].bytes;
+  record.sent_bytes = slot.relay[kUpstream].bytes;
+  for (const Side side : kSides) {
+    if (slot.socket[side].fd >= 0) record.tcp[side] = io_.tcp_summary(slot.socket[side].fd);
+  }
+  record.cause = connection.cause;
+  record.error = connection.error;
+  push_record(std::move(record));
+}
+
+void ConnectionSet::push_record(CloseRecord record) {
+  record.worker = static_cast<std::uint16_t>(worker_);
+  if (!closes_.push(std::move(record))) counters_.close_records_dropped.add();
+}
+
+void ConnectionSet::close_forward(const ServedForward& forward, ClosePolicy policy, CloseHow why) {
   if (policy == ClosePolicy::kKeep) return;
   const Nanos deadline = io_.now() + options_.drain_timeout;
   for (std::uint32_t index = 0; index < table_.high_water(); ++index) {
-    const ConnectionState state = table_[index].state;
-    if (state == ConnectionState::kFree || state == ConnectionState::kClosing) continue;
-    if (connections_[index].forward.get() != &forward) continue;
+    if (!is_live(index) || connections_[index].forward.get() != &forward) continue;
     if (policy == ClosePolicy::kReset) {
-      terminate(index, CloseSide::kNode, CloseHow::kForwardDeleted, true, true);
+      terminate(index, CloseSide::kNode, why, true, true);
     } else {
       connections_[index].drain_deadline = deadline;
+      connections_[index].drained = why;
       schedule(index);
     }
   }
@@ -426,10 +469,56 @@ void ConnectionSet::close_forward(const ServedForward& forward, ClosePolicy poli
 
 void ConnectionSet::reset_all(CloseHow how) {
   for (std::uint32_t index = 0; index < table_.high_water(); ++index) {
-    const ConnectionState state = table_[index].state;
-    if (state == ConnectionState::kFree || state == ConnectionState::kClosing) continue;
-    terminate(index, CloseSide::kNode, how, true, true);
+    if (is_live(index)) terminate(index, CloseSide::kNode, how, true, true);
   }
+}
+
+// --- What the control plane asks.
+
+std::vector<LiveConnection> ConnectionSet::list(const ForwardId& forward, ConnectionId after,
+                                                std::size_t limit) {
+  std::vector<std::pair<ConnectionId, std::uint32_t>> found;
+  for (std::uint32_t index = 0; index < table_.high_water(); ++index) {
+    if (!is_live(index) || table_[index].forward != forward) continue;
+    if (const ConnectionId id = id_of(table_[index]); id > after) found.emplace_back(id, index);
+  }
+  const std::size_t count = std::min(limit, found.size());
+  std::partial_sort(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(count), found.end());
+  std::vector<LiveConnection> live;
+  live.reserve(count);
+  for (std::size_t i = 0; i < count; ++i) live.push_back(live_connection(table_[found[i].second]));
+  return live;
+}
+
+LiveConnection ConnectionSet::live_connection(const ConnectionSlot& slot) {
+  LiveConnection live{.id = id_of(slot), .client = to_endpoint(slot.client)};
+  if (slot.state == ConnectionState::kResetting) {
+    live.state = LiveState::kClosing;
+  } else if (slot.state == ConnectionState::kRelaying) {
+    live.state = slot.relay[kDownstream].ended ? LiveState::kClientEnded
+                 : slot.relay[kUpstream].ended ? LiveState::kGuestEnded
+                                               : LiveState::kEstablished;
+  }
+  live.age = io_.now() - Nanos(slot.accepted_ns);
+  live.idle = io_.now() - Nanos(slot.active_ns);
+  live.received_bytes = slot.relay[kDownstream].bytes;
+  live.sent_bytes = slot.relay[kUpstream].bytes;
+  for (const Side side : kSides) {
+    if (slot.socket[side].fd >= 0) live.tcp[side] = io_.tcp_summary(slot.socket[side].fd);
+  }
+  live.worker = static_cast<std::uint16_t>(worker_);
+  return live;
+}
+
+std::size_t ConnectionSet::kill(const ForwardId& forward, ConnectionId connection) {
+  std::size_t count = 0;
+  for (std::uint32_t index = 0; index < table_.high_water(); ++index) {
+    if (!is_live(index) || table_[index].forward != forward) continue;
+    if (connection != 0 && id_of(table_[index]) != connection) continue;
+    terminate(index, CloseSide::kNode, CloseHow::kKilled, true, true);
+    ++count;
+  }
+  return count;
 }
 
 // --- Time.
@@ -463,11 +552,11 @@ void ConnectionSet::on_deadline(std::uint32_t index) {
   if (slot.state == ConnectionState::kResetting) {
     advance_resetting(index);
   } else if (now >= connections_[index].drain_deadline) {
-    terminate(index, CloseSide::kNode, CloseHow::kForwardDeleted, true, true);
+    terminate(index, CloseSide::kNode, connections_[index].drained, true, true);
   } else if (slot.state == ConnectionState::kConnecting) {
     on_connect_failed(index, ETIMEDOUT);
   } else if (now >= connections_[index].reset_deadline) {
-    terminate(index, connections_[index].close_side, connections_[index].close_how, true, true);
+    terminate(index, connections_[index].cause.side, connections_[index].cause.how, true, true);
   } else if (now >= deadline_after(slot.active_ns, options_.idle_timeout)) {
     terminate(index, CloseSide::kNode, CloseHow::kIdleTimeout, true, true);
   } else if ((slot.relay[kDownstream].ended || slot.relay[kUpstream].ended) &&
@@ -488,6 +577,16 @@ void ConnectionSet::set_state(std::uint32_t index, ConnectionState state) {
          (state == ConnectionState::kClosing && old != ConnectionState::kFree &&
           old != ConnectionState::kClosing));
   table_[index].state = state;
+}
+
+/// It is there, and its end has not begun.
+bool ConnectionSet::is_live(std::uint32_t index) const {
+  const ConnectionState state = table_[index].state;
+  return state != ConnectionState::kFree && state != ConnectionState::kClosing;
+}
+
+ConnectionId ConnectionSet::id_of(const ConnectionSlot& slot) const {
+  return slot.serial << kConnectionIdWorkerBits | worker_;
 }
 
 void ConnectionSet::enqueue(std::uint32_t index) {

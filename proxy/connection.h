@@ -17,11 +17,13 @@
 #include <vector>
 
 #include "metrics/stats.h"
+#include "proxy/close_record.h"
 #include "proxy/connection_table.h"
 #include "proxy/io.h"
 #include "proxy/pipe_pool.h"
 #include "proxy/relay.h"
 #include "proxy/served_forward.h"
+#include "proxy/spsc_ring.h"
 #include "proxy/timer_wheel.h"
 
 namespace portway {
@@ -43,16 +45,20 @@ struct Connection {
   bool armed[2] = {false, false};             // a poll of that side's socket has not had its last completion
   bool reset[2] = {false, false};             // close that side with RST
   bool queued = false;                        // in the run queue
-  CloseSide close_side = CloseSide::kNode;
-  CloseHow close_how = CloseHow::kShutdown;
+  CloseCause cause;
+  CloseHow drained = CloseHow::kForwardDeleted;  // how it ends at drain_deadline
+  std::int16_t error = 0;                        // the errno that ends it
 };
+
+using CloseRecordRing = SpscRing<CloseRecord>;
 
 class ConnectionSet {
  public:
   /// `worker` is this worker's index into the forwards' counters; `token_base` is or'ed into the tokens of
-  /// its polls.
+  /// its polls; `closes` gets a record of each connection's end.
   ConnectionSet(Io& io, const ConnectionOptions& options, std::span<ConnectionSlot> slots,
-                std::uint32_t pipes_max, WorkerCounters& counters, std::size_t worker, Token token_base);
+                std::uint32_t pipes_max, WorkerCounters& counters, CloseRecordRing& closes,
+                std::size_t worker, Token token_base);
   ~ConnectionSet();
   ConnectionSet(const ConnectionSet&) = delete;
   ConnectionSet& operator=(const ConnectionSet&) = delete;
@@ -61,7 +67,7 @@ class ConnectionSet {
   /// client was reset.
   bool start(int downstream, ServedForwardPtr forward);
   /// Resets the client at once, without a connection.
-  void reject(int downstream, const ServedForward& forward, RejectReason reason);
+  void reject(int downstream, const ServedForwardPtr& forward, RejectReason reason);
 
   /// A completion of a poll; `token` is what token_base was or'ed with.
   void on_poll(Token token, const Completion& completion);
@@ -75,8 +81,14 @@ class ConnectionSet {
   Nanos until_next_deadline() const { return timers_.until_next(io_.now()); }
 
   /// What becomes of the connections of a forward that was closed.
-  void close_forward(const ServedForward& forward, ClosePolicy policy);
+  void close_forward(const ServedForward& forward, ClosePolicy policy, CloseHow why);
   void reset_all(CloseHow how);
+
+  /// The connections of a forward with ids above `after`, at most `limit`, those with the lowest ids. Looks
+  /// at every slot, so it costs up to a millisecond where there are 100,000.
+  std::vector<LiveConnection> list(const ForwardId& forward, ConnectionId after, std::size_t limit);
+  /// Resets one connection of a forward, or all of them (0); returns how many.
+  std::size_t kill(const ForwardId& forward, ConnectionId connection);
 
   std::uint32_t in_use() const { return table_.in_use(); }
   /// Descriptors were given back since the last call: accepting may work again.
@@ -106,10 +118,16 @@ class ConnectionSet {
   void join(std::uint32_t index);
   void release(std::uint32_t index);
   void count_close(const ConnectionSlot& slot, const Connection& connection);
+  void record_close(const ConnectionSlot& slot, Connection& connection);
+  void push_record(CloseRecord record);
+  bool is_live(std::uint32_t index) const;
+  ConnectionId id_of(const ConnectionSlot& slot) const;
+  LiveConnection live_connection(const ConnectionSlot& slot);
 
   Io& io_;
   const ConnectionOptions options_;
   WorkerCounters& counters_;
+  CloseRecordRing& closes_;
   const std::size_t worker_;
   const Token token_base_;
   ConnectionTable table_;

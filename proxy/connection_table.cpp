@@ -2,9 +2,26 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <new>
 
 namespace portway {
+
+PlainEndpoint to_plain(const Endpoint& endpoint) {
+  PlainEndpoint plain{.address = {}, .port = endpoint.port(), .is_v6 = endpoint.address().is_v6()};
+  if (plain.is_v6) {
+    plain.address = endpoint.address().to_v6().to_bytes();
+  } else {
+    std::ranges::copy(endpoint.address().to_v4().to_bytes(), plain.address.begin());
+  }
+  return plain;
+}
+
+Endpoint to_endpoint(const PlainEndpoint& plain) {
+  if (plain.is_v6) return {boost::asio::ip::address_v6(plain.address), plain.port};
+  const auto& bytes = plain.address;
+  return {boost::asio::ip::address_v4({bytes[0], bytes[1], bytes[2], bytes[3]}), plain.port};
+}
 
 SlotArena::SlotArena(std::size_t slots) {
   // Shared, so that a process that inherits the mapping sees the slots; untouched pages take no memory.

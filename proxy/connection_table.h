@@ -8,6 +8,7 @@
 // A SlotArena is cut into one ConnectionTable a worker; a table belongs to its worker's thread.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -15,6 +16,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "config/endpoint.h"
 #include "config/forward.h"
 
 namespace portway {
@@ -65,8 +67,18 @@ enum class ConnectionState : std::uint8_t {
   kClosing,     // nothing is moved any more: waiting for the last completions of what is armed
 };
 
+/// An address and a port as plain old data.
+struct PlainEndpoint {
+  std::array<std::uint8_t, 16> address{};  // in network order; the first four bytes where it is IPv4
+  std::uint16_t port = 0;                  // 0: not known
+  bool is_v6 = false;
+};
+PlainEndpoint to_plain(const Endpoint& endpoint);
+Endpoint to_endpoint(const PlainEndpoint& plain);
+
 struct ConnectionSlot {
   ForwardId forward{};
+  PlainEndpoint client;
   std::uint64_t serial = 0;  // counts up within a table: tells two connections in one slot apart
   SocketState socket[2];
   RelayState relay[2];
@@ -105,6 +117,7 @@ class ConnectionTable {
   void give_back(std::uint32_t index);
 
   ConnectionSlot& operator[](std::uint32_t index) { return slots_[index]; }
+  const ConnectionSlot& operator[](std::uint32_t index) const { return slots_[index]; }
   std::uint32_t in_use() const { return in_use_; }
   /// Slots at and above this index were never in use.
   std::uint32_t high_water() const { return high_water_; }

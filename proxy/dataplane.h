@@ -12,6 +12,7 @@
 #include "config/forward.h"
 #include "metrics/stats.h"
 #include "proxy/fd.h"
+#include "proxy/live_connection.h"
 
 namespace portway {
 
@@ -35,6 +36,7 @@ struct ForwardRoute {
   Endpoint upstream;  // the guest's address and port
   std::string tap;    // upstream sockets are bound to this device, so that nothing leaks when it is gone;
                       // empty: not bound
+  std::string instance_id = {};  // for records
 };
 
 /// What becomes of the established connections of a forward that is closed.
@@ -42,6 +44,12 @@ enum class ClosePolicy : std::uint8_t {
   kKeep,   // they run on until they end, as under kernel DNAT when the rule is deleted
   kDrain,  // they run on for the configured drain time, then they are reset
   kReset,  // they are reset now
+};
+
+/// Live connections in the order of their ids.
+struct ConnectionPage {
+  std::vector<LiveConnection> connections;
+  bool more = false;  // ask again, after the last one's id
 };
 
 class Dataplane {
@@ -57,8 +65,16 @@ class Dataplane {
 
   /// Stops accepting for the forward and gives its port back, soon (within a worker's turn); unknown ids are
   /// ignored. Its counters stay readable until the last connection has ended; forward_stats no longer lists
-  /// it.
-  virtual void close(const ForwardId& id, ClosePolicy policy) = 0;
+  /// it. Where its connections are ended, `why` is what their records say.
+  virtual void close(const ForwardId& id, ClosePolicy policy, CloseHow why) = 0;
+
+  /// The live connections of a forward, those with ids above `after`, at most `limit`. Each worker is asked
+  /// and answers between two of its turns: this waits for that, microseconds as a rule. kResourceExhausted
+  /// when a worker was too busy to answer within 250 ms.
+  virtual Result<ConnectionPage> connections(const ForwardId& id, ConnectionId after, std::size_t limit) = 0;
+  /// Resets one connection of a forward, or all of them (0), and returns how many it was: none when the
+  /// forward has no such one. Errors as above; the connections end all the same.
+  virtual Result<std::size_t> end_connections(const ForwardId& id, ConnectionId connection) = 0;
 
   /// Counts of one forward, or of all open ones in no order.
   virtual std::optional<ForwardStats> forward_stats(const ForwardId& id) const = 0;

@@ -34,6 +34,12 @@ struct Completion {
 /// Nanoseconds on the monotonic clock, as the Io sees it (virtual in the simulator).
 using Nanos = std::chrono::nanoseconds;
 
+/// What TCP knows of a socket's life (TCP_INFO, tcp(7)).
+struct TcpSummary {
+  std::uint32_t rtt_us = 0;       // smoothed; 0: not known
+  std::uint32_t retransmits = 0;  // segments sent again
+};
+
 class Io {
  public:
   virtual ~Io() = default;
@@ -78,6 +84,8 @@ class Io {
   virtual int peer_endpoint(int fd, Endpoint& out) = 0;
   /// Bytes the peer has not acknowledged yet, FIN included (SIOCOUTQ).
   virtual int unacknowledged(int fd) = 0;
+  /// All zero when it cannot be read.
+  virtual TcpSummary tcp_summary(int fd) = 0;
   /// True when the next byte to be read is the urgent one (SIOCATMARK).
   virtual bool at_urgent_mark(int fd) = 0;
 

@@ -2,6 +2,8 @@
 
 #include <fcntl.h>
 #include <linux/sockios.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -62,6 +64,13 @@ int KernelIo::peer_endpoint(int fd, Endpoint& out) {
 int KernelIo::unacknowledged(int fd) {
   int bytes = 0;
   return ::ioctl(fd, SIOCOUTQ, &bytes) < 0 ? -errno : bytes;
+}
+
+TcpSummary KernelIo::tcp_summary(int fd) {
+  tcp_info info{};
+  socklen_t size = sizeof info;
+  if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) < 0) return {};
+  return {.rtt_us = info.tcpi_rtt, .retransmits = info.tcpi_total_retrans};
 }
 
 bool KernelIo::at_urgent_mark(int fd) {

@@ -16,6 +16,7 @@ class KernelIo : public Io {
   int bind_to_device(int fd, const std::string& device) override;
   int peer_endpoint(int fd, Endpoint& out) override;
   int unacknowledged(int fd) override;
+  TcpSummary tcp_summary(int fd) override;
   bool at_urgent_mark(int fd) override;
 
   std::ptrdiff_t recv(int fd, void* buffer, std::size_t size, int flags) override;

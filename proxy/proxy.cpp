@@ -7,6 +7,9 @@
 
 #include <algorithm>
 #include <boost/uuid/uuid_hash.hpp>
+#include <chrono>
+#include <future>
+#include <numeric>
 #include <utility>
 
 #include "proxy/epoll_io.h"
@@ -24,6 +27,31 @@ Result<std::vector<std::unique_ptr<Io>>> make_ios(Result<std::unique_ptr<Io>> (*
     ios.push_back(std::move(*io));
   }
   return ios;
+}
+
+/// A worker answers between two of its turns, which are milliseconds even under the heaviest load.
+constexpr std::chrono::milliseconds kAnswerTimeout{250};
+
+/// Posts make_message(promise) to every worker and waits for what they answer.
+template <class Answer, class MakeMessage>
+Result<std::vector<Answer>> ask(const std::vector<std::unique_ptr<Worker>>& workers,
+                                MakeMessage make_message) {
+  std::vector<std::future<Answer>> pending;
+  for (const auto& worker : workers) {
+    std::promise<Answer> answer;
+    pending.push_back(answer.get_future());
+    worker->post(make_message(std::move(answer)));
+  }
+  const auto deadline = std::chrono::steady_clock::now() + kAnswerTimeout;
+  std::vector<Answer> answers;
+  for (auto& each : pending) {
+    if (each.wait_until(deadline) != std::future_status::ready) {
+      return Error{ErrorCode::kResourceExhausted,
+                   "The data plane is too busy to answer; try again in a moment."};
+    }
+    answers.push_back(each.get());
+  }
+  return answers;
 }
 
 /// Signals are the control thread's: a worker never sees one.
@@ -101,9 +129,15 @@ Proxy::Proxy(const ProxyOptions& options, std::string backend, std::string backe
 }
 
 Proxy::~Proxy() {
+  stop();
+}
+
+void Proxy::stop() {
+  if (threads_.empty()) return;
   stop_accepting();
   for (const auto& worker : workers_) worker->post(Worker::Stop{});
   for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
 }
 
 Result<BoundPort> Proxy::bind(std::uint16_t port) {
@@ -127,22 +161,45 @@ void Proxy::open(ForwardRoute route, BoundPort port) {
   forwards_.insert_or_assign(id, std::move(entry));
 }
 
-void Proxy::close(const ForwardId& id, ClosePolicy policy) {
+void Proxy::close(const ForwardId& id, ClosePolicy policy, CloseHow why) {
   const auto found = forwards_.find(id);
   if (found == forwards_.end()) return;
-  close(found->second, policy);
+  close(found->second, policy, why);
   forwards_.erase(found);
 }
 
-void Proxy::close(const Entry& entry, ClosePolicy policy) {
+void Proxy::close(const Entry& entry, ClosePolicy policy, CloseHow why) {
   entry.forward->closed.store(true, std::memory_order_relaxed);
   // At once, not when the worker gets to it: from here on a client is refused, and the port can be bound
   // again.
   for (const int listener : entry.listeners) ::shutdown(listener, SHUT_RD);
   for (std::size_t i = 0; i < workers_.size(); ++i) {
     if (i == entry.worker || policy != ClosePolicy::kKeep)
-      workers_[i]->post(Worker::CloseForward{entry.forward, policy});
+      workers_[i]->post(Worker::CloseForward{entry.forward, policy, why});
   }
+}
+
+Result<ConnectionPage> Proxy::connections(const ForwardId& id, ConnectionId after, std::size_t limit) {
+  auto answers = ask<std::vector<LiveConnection>>(workers_, [&](auto answer) {
+    return Worker::ListConnections{id, after, limit + 1, std::move(answer)};
+  });
+  if (!answers) return answers.error();
+  ConnectionPage page;
+  for (auto& answer : *answers) {
+    page.connections.insert(page.connections.end(), answer.begin(), answer.end());
+  }
+  std::ranges::sort(page.connections, {}, &LiveConnection::id);
+  page.more = page.connections.size() > limit;
+  if (page.more) page.connections.resize(limit);
+  return page;
+}
+
+Result<std::size_t> Proxy::end_connections(const ForwardId& id, ConnectionId connection) {
+  auto answers = ask<std::size_t>(workers_, [&](auto answer) {
+    return Worker::EndConnections{id, connection, std::move(answer)};
+  });
+  if (!answers) return answers.error();
+  return std::accumulate(answers->begin(), answers->end(), std::size_t{0});
 }
 
 std::optional<ForwardStats> Proxy::forward_stats(const ForwardId& id) const {
@@ -165,7 +222,7 @@ NodeStats Proxy::node_stats() const {
 }
 
 void Proxy::stop_accepting() {
-  for (const auto& [id, entry] : forwards_) close(entry, ClosePolicy::kKeep);
+  for (const auto& [id, entry] : forwards_) close(entry, ClosePolicy::kKeep, CloseHow::kShutdown);
   forwards_.clear();
 }
 

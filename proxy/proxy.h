@@ -33,21 +33,33 @@ class Proxy final : public Dataplane {
   /// Starts the workers. Fails with kResourceExhausted where io_backend is kUring and io_uring is refused, or
   /// where descriptors, memory or threads ran out; kAuto goes on with epoll and says why in node_stats().
   static Result<std::unique_ptr<Proxy>> start(const ProxyOptions& options);
-  /// Resets what is still connected and joins the workers.
+  /// As stop() does.
   ~Proxy() override;
 
   Result<BoundPort> bind(std::uint16_t port) override;
   void open(ForwardRoute route, BoundPort port) override;
-  void close(const ForwardId& id, ClosePolicy policy) override;
+  void close(const ForwardId& id, ClosePolicy policy, CloseHow why) override;
+  Result<ConnectionPage> connections(const ForwardId& id, ConnectionId after, std::size_t limit) override;
+  Result<std::size_t> end_connections(const ForwardId& id, ConnectionId connection) override;
 
   std::optional<ForwardStats> forward_stats(const ForwardId& id) const override;
   std::vector<ForwardStats> forward_stats() const override;
   NodeStats node_stats() const override;
 
+  /// Calls take(CloseRecord&&) for each connection that has ended since the last call, worker by worker. To
+  /// be called often: what does not fit a worker's ring meanwhile is dropped and counted.
+  template <class Take>
+  void drain_closes(Take take) {
+    for (const auto& worker : workers_) worker->drain_closes(take);
+  }
+
   /// Closes every forward and lets their connections run on: the first half of a graceful end.
   void stop_accepting();
   /// No connection is left.
   bool idle() const;
+  /// Resets what is still connected and joins the workers; nothing else may be asked afterwards but
+  /// drain_closes() and counts.
+  void stop();
 
  private:
   struct Entry {
@@ -58,7 +70,7 @@ class Proxy final : public Dataplane {
 
   Proxy(const ProxyOptions& options, std::string backend, std::string backend_reason,
         std::vector<std::unique_ptr<Io>> ios);
-  void close(const Entry& entry, ClosePolicy policy);
+  void close(const Entry& entry, ClosePolicy policy, CloseHow why);
 
   const ProxyOptions options_;
   const std::string backend_;

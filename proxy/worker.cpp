@@ -19,6 +19,9 @@ constexpr Token kIndexMask = kListenerToken - 1;
 /// Descriptors may be freed by others than us, so a paused listener tries again by itself.
 constexpr Nanos kAcceptPause = std::chrono::milliseconds(100);
 
+/// Records that wait for the control thread: with 100 ms between two of its looks, 40,000 ends a second.
+constexpr std::size_t kCloseRecords = 4096;
+
 Nanos earlier(Nanos a, Nanos b) {
   if (a < Nanos::zero()) return b;
   if (b < Nanos::zero()) return a;
@@ -30,7 +33,8 @@ Nanos earlier(Nanos a, Nanos b) {
 Worker::Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<ConnectionSlot> slots)
     : io_(std::move(io)),
       connections_max_(slots.size()),
-      connections_(*io_, options.connections, slots, options.pipes_max, counters_, options.index,
+      closes_(kCloseRecords),
+      connections_(*io_, options.connections, slots, options.pipes_max, counters_, closes_, options.index,
                    kConnectionToken) {}
 
 Worker::~Worker() {
@@ -115,16 +119,24 @@ void Worker::on(CloseForward& message) {
   for (std::uint32_t index = 0; index < listeners_.size(); ++index) {
     if (listeners_[index].forward == message.forward) close_listener(index);
   }
-  connections_.close_forward(*message.forward, message.policy);
+  connections_.close_forward(*message.forward, message.policy, message.why);
 }
 
 void Worker::on(TakeConnection& message) {
   handed_over_.fetch_sub(1, std::memory_order_relaxed);
   if (stopping_) {
-    connections_.reject(message.downstream, *message.forward, RejectReason::kDraining);
+    connections_.reject(message.downstream, message.forward, RejectReason::kDraining);
   } else {
     connections_.start(message.downstream, std::move(message.forward));
   }
+}
+
+void Worker::on(ListConnections& message) {
+  message.answer.set_value(connections_.list(message.forward, message.after, message.limit));
+}
+
+void Worker::on(EndConnections& message) {
+  message.answer.set_value(connections_.kill(message.forward, message.connection));
 }
 
 void Worker::on(Stop&) {
@@ -145,11 +157,11 @@ void Worker::on_accept(std::uint32_t index, const Completion& completion) {
 
 void Worker::on_accepted(int downstream, const ServedForwardPtr& forward) {
   if (stopping_) {
-    connections_.reject(downstream, *forward, RejectReason::kDraining);
+    connections_.reject(downstream, forward, RejectReason::kDraining);
   } else if (forward->closed.load(std::memory_order_relaxed)) {
-    connections_.reject(downstream, *forward, RejectReason::kForwardGone);
+    connections_.reject(downstream, forward, RejectReason::kForwardGone);
   } else if (Worker& worker = least_loaded(); worker.load() >= worker.connections_max()) {
-    connections_.reject(downstream, *forward, RejectReason::kConnectionsMax);
+    connections_.reject(downstream, forward, RejectReason::kConnectionsMax);
   } else if (&worker == this) {
     connections_.start(downstream, forward);
   } else {

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -37,13 +38,27 @@ class Worker {
   struct CloseForward {
     ServedForwardPtr forward;
     ClosePolicy policy;
+    CloseHow why;
+  };
+  /// Asks for live connections; see Dataplane::connections().
+  struct ListConnections {
+    ForwardId forward;
+    ConnectionId after;
+    std::size_t limit;
+    std::promise<std::vector<LiveConnection>> answer;
+  };
+  struct EndConnections {
+    ForwardId forward;
+    ConnectionId connection;  // 0: all
+    std::promise<std::size_t> answer;
   };
   struct TakeConnection {
     ServedForwardPtr forward;
     int downstream;
   };
   struct Stop {};
-  using Message = std::variant<OpenForward, CloseForward, TakeConnection, Stop>;
+  using Message =
+      std::variant<OpenForward, CloseForward, TakeConnection, ListConnections, EndConnections, Stop>;
 
   Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<ConnectionSlot> slots);
   ~Worker();
@@ -62,6 +77,14 @@ class Worker {
     return counters_.connections_active.get() + handed_over_.load(std::memory_order_relaxed);
   }
   std::uint64_t connections_max() const { return connections_max_; }
+
+  // --- From the control thread.
+
+  /// Calls take(CloseRecord&&) for each connection that has ended since the last call.
+  template <class Take>
+  void drain_closes(Take take) {
+    closes_.drain(take);
+  }
 
   // --- From the worker's thread.
 
@@ -85,6 +108,8 @@ class Worker {
   void on(OpenForward& message);
   void on(CloseForward& message);
   void on(TakeConnection& message);
+  void on(ListConnections& message);
+  void on(EndConnections& message);
   void on(Stop& message);
 
   void on_accept(std::uint32_t index, const Completion& completion);
@@ -99,6 +124,7 @@ class Worker {
   std::unique_ptr<Io> io_;
   const std::uint64_t connections_max_;
   WorkerCounters counters_;
+  CloseRecordRing closes_;  // written by the worker's thread, read by the control thread
   ConnectionSet connections_;
   std::span<const std::unique_ptr<Worker>> peers_;
 

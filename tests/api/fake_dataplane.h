@@ -21,9 +21,27 @@ class FakeDataplane final : public Dataplane {
     return BoundPort(port, {});
   }
   void open(ForwardRoute route, BoundPort port) override { opened[route.id] = {route, port.port()}; }
-  void close(const ForwardId& id, ClosePolicy policy) override {
+  void close(const ForwardId& id, ClosePolicy policy, CloseHow why) override {
     opened.erase(id);
     closed.emplace_back(id, policy);
+    reasons.push_back(why);
+  }
+  Result<ConnectionPage> connections(const ForwardId& id, ConnectionId after, std::size_t limit) override {
+    ConnectionPage page;
+    for (const LiveConnection& connection : live[id]) {
+      if (connection.id <= after) continue;
+      if (page.connections.size() == limit) {
+        page.more = true;
+        break;
+      }
+      page.connections.push_back(connection);
+    }
+    return page;
+  }
+  Result<std::size_t> end_connections(const ForwardId& id, ConnectionId connection) override {
+    return std::erase_if(live[id], [connection](const LiveConnection& each) {
+      return connection == 0 || each.id == connection;
+    });
   }
   std::optional<ForwardStats> forward_stats(const ForwardId& id) const override {
     if (!opened.contains(id)) return std::nullopt;
@@ -43,6 +61,8 @@ class FakeDataplane final : public Dataplane {
   int bound = 0;
   std::map<ForwardId, std::pair<ForwardRoute, std::uint16_t>> opened;
   std::vector<std::pair<ForwardId, ClosePolicy>> closed;
+  std::vector<CloseHow> reasons;                          // of `closed`
+  std::map<ForwardId, std::vector<LiveConnection>> live;  // in the order of their ids
 };
 
 }  // namespace portway::test

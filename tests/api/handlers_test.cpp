@@ -329,13 +329,114 @@ TEST(Api, RequestsAreCountedByRouteNeverByPath) {
   EXPECT_EQ((node.stats.requests[{"other", 404}]), 1U);
 }
 
-TEST(OpenMetrics, ServesMetricsAndHealthWithoutAKeyAndNothingElse) {
+// --- Connections.
+
+class ConnectionsApi : public testing::Test {
+ protected:
+  ConnectionsApi() {
+    node.put("vm-1");
+    const Response created = node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})");
+    const std::string id(Node::json(created).at("port_forward").at("id").as_string());
+    forward = parse_uuid(id).value();
+    path = "/instances/vm-1/port-forwards/" + id + "/connections";
+    for (const ConnectionId each : {4096U, 4097U, 8192U}) {
+      node.dataplane.live[forward].push_back(
+          {.id = each, .client = {parse_address("203.0.113.9").value(), 40000}, .received_bytes = each});
+    }
+  }
+
+  std::vector<std::int64_t> ids(const std::string& query) {
+    std::vector<std::int64_t> found;
+    const boost::json::object answer = Node::json(node.call("GET", path + query));
+    for (const auto& each : answer.at("connections").as_array())
+      found.push_back(each.at("id").to_number<std::int64_t>());
+    return found;
+  }
+
   Node node;
-  const auto get = [&node](std::string target) {
-    return node.api().handle_open_metrics(
-        {.id = "r", .method = "GET", .target = std::move(target), .headers = {}, .body = {}, .peer = {}});
-  };
-  EXPECT_EQ(get("/metrics").body, "metrics");
+  ForwardId forward;
+  std::string path;
+};
+
+TEST_F(ConnectionsApi, ListsLiveOnesInPages) {
+  const boost::json::object page = Node::json(node.call("GET", path + "?limit=2"));
+  EXPECT_EQ(page.at("connections").as_array().size(), 2U);
+  EXPECT_EQ(page.at("connections").at(0).at("client"), "203.0.113.9:40000");
+  EXPECT_EQ(page.at("connections").at(0).at("state"), "connecting");
+  EXPECT_EQ(page.at("next_cursor"), "4097");
+  EXPECT_EQ(ids("?cursor=4097"), (std::vector<std::int64_t>{8192}));
+  EXPECT_EQ(ids(""), (std::vector<std::int64_t>{4096, 4097, 8192}));
+  EXPECT_EQ(node.call("GET", path + "?cursor=x").status, 422U);
+  EXPECT_EQ(node.call("GET", path + "?state=dead").status, 422U);
+}
+
+TEST_F(ConnectionsApi, TellsWhyTheLastOnesClosedTheLatestFirst) {
+  const auto served = std::make_shared<ServedForward>(
+      ForwardRoute{.id = forward, .upstream = {}, .tap = "", .instance_id = "vm-1"}, 1);
+  const auto other =
+      std::make_shared<ServedForward>(ForwardRoute{.id = make_uuid(), .upstream = {}, .tap = ""}, 1);
+  for (ConnectionId id = 1; id <= 3; ++id) {
+    CloseRecord record{.forward = id == 2 ? other : served, .id = id};
+    record.cause = {CloseSide::kGuest, CloseHow::kReset};
+    node.closes.add(std::move(record));
+  }
+  const boost::json::object answer = Node::json(node.call("GET", path + "?state=closed"));
+  const boost::json::array& closed = answer.at("connections").as_array();
+  ASSERT_EQ(closed.size(), 2U);
+  EXPECT_EQ(closed[0].at("connection"), 3);
+  EXPECT_EQ(closed[0].at("side"), "guest");
+  EXPECT_EQ(closed[0].at("how"), "reset");
+  EXPECT_EQ(closed[1].at("connection"), 1);
+}
+
+TEST_F(ConnectionsApi, EndsOneOrAll) {
+  EXPECT_EQ(node.call("DELETE", path + "/4097").status, 204U);
+  EXPECT_EQ(ids(""), (std::vector<std::int64_t>{4096, 8192}));
+  for (const char* id : {"/4097", "/0", "/x", "/-1"})
+    EXPECT_EQ(node.call("DELETE", path + id).status, 404U) << id;
+  EXPECT_EQ(node.call("DELETE", path).status, 204U);
+  EXPECT_TRUE(ids("").empty());
+  EXPECT_EQ(node.call("DELETE", path).status, 204U) << "none is as good as all";
+}
+
+TEST_F(ConnectionsApi, AreTheOwnersAlone) {
+  const std::string stranger = node.tenant_key("mallory");
+  EXPECT_EQ(node.call("GET", path, "", stranger).status, 404U);
+  EXPECT_EQ(node.call("DELETE", path, "", stranger).status, 404U);
+  EXPECT_EQ(node.call("DELETE", path + "/4096", "", stranger).status, 404U);
+  EXPECT_EQ(node.call("GET", path, "", node.tenant_key("alice")).status, 200U);
+  EXPECT_EQ(ids("").size(), 3U);
+}
+
+TEST(Api, MetricsComeInTheScopeAskedFor) {
+  Node node;
+  EXPECT_EQ(node.call("GET", "/metrics").body, "metrics of scope 0");
+  EXPECT_EQ(node.call("GET", "/metrics?scope=all").body, "metrics of scope 0");
+  EXPECT_EQ(node.call("GET", "/metrics?scope=node").body, "metrics of scope 1");
+  EXPECT_EQ(node.call("GET", "/metrics?scope=forwards").body, "metrics of scope 2");
+  const Response refused = node.call("GET", "/metrics?scope=clients");
+  EXPECT_EQ(refused.status, 400U);
+  EXPECT_EQ(Node::json(refused).at("field"), "scope");
+  EXPECT_EQ(node.call("GET", "/metrics?scopes=node").status, 422U) << "unknown parameters are refused";
+}
+
+class OpenMetrics : public testing::Test {
+ protected:
+  Response get(std::string target, std::string accept_encoding = "") {
+    Request request{
+        .id = "r", .method = "GET", .target = std::move(target), .headers = {}, .body = {}, .peer = {}};
+    if (!accept_encoding.empty()) request.headers["accept-encoding"] = std::move(accept_encoding);
+    return node_.api().handle_open_metrics(request);
+  }
+
+ private:
+  Node node_;
+};
+
+TEST_F(OpenMetrics, ServesMetricsAndHealthWithoutAKeyAndNothingElse) {
+  EXPECT_EQ(get("/metrics").body, "metrics of scope 0");
+  EXPECT_EQ(get("/metrics?scope=node").body, "metrics of scope 1");
+  EXPECT_EQ(get("/metrics?scope=x").status, 400U);
   EXPECT_EQ(get("/healthz").status, 200U);
   EXPECT_EQ(get("/instances").status, 404U);
 }
@@ -441,6 +542,21 @@ TEST(Api, KeysAreListedPageByPage) {
   const auto second = Node::json(node.call("GET", "/api-keys?limit=2&cursor=" + cursor));
   EXPECT_EQ(second.at("api_keys").as_array().size(), 2U);  // three, and the admin key file's
   EXPECT_FALSE(second.contains("next_cursor"));
+}
+
+TEST_F(OpenMetrics, AreCompressedForWhoTakesThat) {
+  const auto header = [](const Response& response, std::string_view name) -> std::string {
+    for (const auto& [key, value] : response.headers) {
+      if (key == name) return value;
+    }
+    return "";
+  };
+  const Response plain = get("/metrics");
+  EXPECT_EQ(header(plain, "Content-Encoding"), "");
+  EXPECT_EQ(header(plain, "Vary"), "Accept-Encoding");
+  const Response zipped = get("/metrics", "gzip");  // as Prometheus asks
+  EXPECT_EQ(header(zipped, "Content-Encoding"), "gzip");
+  EXPECT_EQ(zipped.body.substr(0, 2), "\x1f\x8b");
 }
 
 }  // namespace

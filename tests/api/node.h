@@ -46,8 +46,9 @@ class Node {
     control_ = std::make_unique<Control>(config_, Control::Parts{*store_, dataplane, *watch_, events, stats});
     control_->set_admin_key(kAdminKey);
     control_->restore().value();
-    api_ = std::make_unique<Api>(*control_, dataplane, stats,
-                                 [] { return Response{.body = "metrics", .headers = {}}; });
+    api_ = std::make_unique<Api>(*control_, dataplane, stats, closes, [](MetricsScope scope) {
+      return "metrics of scope " + std::to_string(static_cast<int>(scope));
+    });
   }
   void stop() {
     api_.reset();
@@ -129,6 +130,7 @@ class Node {
   FakeDataplane dataplane;
   EventHub events;
   ApiStats stats;
+  RecentCloses closes{100};
 
  private:
   const std::string directory_;

@@ -144,9 +144,10 @@ TEST(Config, AKeyLikeNoOtherIsAnsweredWithTheKeysThereAre) {
             "portway.toml:2: unknown key \"api.tls_certificate\"; the keys of [api] are admin_key_file, "
             "body_max_bytes, "
             "listen, rate_limit_per_second");
-  EXPECT_EQ(refusal("[database]\nurl = 1\n", "database"),
-            "portway.toml:1: unknown table \"database\"; the tables are api, guests, metrics, node, ports, "
-            "profiles.default, proxy, store");
+  EXPECT_EQ(
+      refusal("[database]\nurl = 1\n", "database"),
+      "portway.toml:1: unknown table \"database\"; the tables are api, guests, log, metrics, node, ports, "
+      "profiles.default, proxy, store");
 }
 
 TEST(Config, AWrongTypeIsRefusedWithAnExample) {

@@ -41,6 +41,9 @@ void write_file(const std::filesystem::path& directory, const DaemonOptions& opt
        << "[proxy]\nworkers = 2\nio_backend = \"" << options.io_backend
        << "\"\nconnect_timeout_ms = " << options.connect_timeout_ms << "\n"
        << profiles;
+  if (options.access_log)
+    file << "[log]\naccess = " << directory / "access.log"
+         << "\n";
   if (!file.flush()) throw std::runtime_error("cannot write the daemon's config");
 }
 

@@ -19,6 +19,7 @@ struct DaemonOptions {
   unsigned connect_timeout_ms = 5000;
   bool deny_io_uring = false;
   bool no_capabilities = false;
+  bool access_log = false;             // to access.log in its directory
   std::uint64_t store_disk_bytes = 0;  // the store's disk is this small; 0: it is not
 };
 
@@ -38,6 +39,8 @@ class Daemon {
   ~Daemon();
 
   Process& process() { return *process_; }
+  /// Where its config and its admin key are.
+  const std::filesystem::path& directory() const { return directory_; }
   /// Where its store is, as this test can reach it.
   std::filesystem::path store_directory() const;
 

@@ -4,58 +4,16 @@
 
 #include <memory>
 
+#include "tests/metrics/node.h"
 #include "tests/metrics/text_format.h"
 
 namespace portway {
 namespace {
 
+using test::Node;
 using test::ParsedText;
 using testing::IsEmpty;
 using testing::Optional;
-
-/// A node with forwards, two workers and an API, all of them plain values that a test sets.
-struct Node {
-  std::vector<Forward> forwards;
-  std::vector<ForwardStats> stats;
-  std::array<WorkerCounters, 2> workers;
-  std::string io_backend = "uring";
-  std::string io_backend_reason;
-  PortPool pool;
-  ApiStats api;
-
-  Forward& add_forward(std::uint16_t host_port) {
-    Forward forward;
-    forward.id = make_uuid();
-    forward.instance_id = "vm-1";
-    forward.guest_port = 3000;
-    forward.host_port = host_port;
-    forwards.push_back(forward);
-    stats.push_back({.id = forwards.back().id});
-    return forwards.back();
-  }
-
-  Exporter exporter() {
-    return Exporter({.for_each_forward =
-                         [this](const std::function<void(const Forward&)>& visit) {
-                           for (const Forward& forward : forwards) visit(forward);
-                         },
-                     .forward_stats = [this] { return stats; },
-                     .node_stats =
-                         [this] {
-                           return NodeStats{.io_backend = io_backend,
-                                            .io_backend_reason = io_backend_reason,
-                                            .workers = {&workers[0], &workers[1]}};
-                         },
-                     .port_pool = [this] { return pool; },
-                     .api = &api});
-  }
-
-  ParsedText scrape() {
-    ParsedText parsed = test::parse_text_format(exporter().expose());
-    EXPECT_THAT(parsed.errors, IsEmpty());
-    return parsed;
-  }
-};
 
 TEST(TextFormat, OfTheTestsIsReadStrictly) {
   const auto errors = [](std::string_view text) { return test::parse_text_format(text).errors; };
@@ -254,6 +212,23 @@ TEST(Exporter, CollectsTheSameFamiliesThatItExposes) {
   const auto families = node.exporter().Collect();
   EXPECT_EQ(families.size(), text.families.size());
   for (const auto& family : families) EXPECT_TRUE(text.families.contains(family.name)) << family.name;
+}
+
+TEST(Exporter, TellsTheNodeOrTheForwardsAlone) {
+  Node node;
+  node.add_forward(20001);
+  const auto names = [&](MetricsScope scope) {
+    std::set<std::string> all;
+    for (const auto& [name, family] : test::parse_text_format(node.exporter().expose(scope)).families)
+      all.insert(name);
+    return all;
+  };
+  const std::set<std::string> forwards = names(MetricsScope::kForwards);
+  std::set<std::string> both = names(MetricsScope::kNode);
+  for (const std::string& name : both) EXPECT_FALSE(name.starts_with("portway_forward_")) << name;
+  for (const std::string& name : forwards) EXPECT_TRUE(name.starts_with("portway_forward_")) << name;
+  both.insert(forwards.begin(), forwards.end());
+  EXPECT_EQ(both, names(MetricsScope::kAll));
 }
 
 TEST(Exporter, BoundsASeriesCountByForwardsAlone) {

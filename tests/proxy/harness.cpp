@@ -6,6 +6,9 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <future>
+#include <map>
+#include <set>
 #include <stdexcept>
 #include <utility>
 
@@ -151,6 +154,7 @@ Rig::~Rig() {
 }
 
 void Rig::stop() {
+  if (worker_->stopped()) return;
   if (sim() != nullptr) sim()->set_faults({});
   worker_->post(Worker::Stop{});
   EXPECT_TRUE(run_until([this] { return worker_->stopped(); })) << "the worker does not stop";
@@ -167,6 +171,7 @@ void Rig::check_nothing_is_left() {
     for (const Counter& how : side) closes += how.get();
   }
   EXPECT_EQ(closes, forward.connections_accepted) << "each connection is closed once and counted once";
+  check_records();
   const std::size_t pipe_ends = 2 * counts.pipes_open.get();
   if (sim() != nullptr) {
     EXPECT_EQ(sim()->open_sockets(), 0u);
@@ -178,6 +183,36 @@ void Rig::check_nothing_is_left() {
   peers_.clear();
   worker_.reset();
   EXPECT_EQ(world_->open_descriptors(), descriptors_before_) << "descriptors leaked";
+}
+
+/// Each connection has exactly one record, and what they tell adds up to what was counted.
+void Rig::check_records() {
+  EXPECT_EQ(counters().close_records_dropped.get(), 0u);
+  std::uint64_t rejected = 0;
+  std::uint64_t received_bytes = 0;
+  std::uint64_t sent_bytes = 0;
+  std::set<ConnectionId> ids;
+  std::map<std::pair<CloseSide, CloseHow>, std::uint64_t> causes;
+  for (const CloseRecord& record : records()) {
+    EXPECT_EQ(record.forward, forward_);
+    EXPECT_LE(record.accepted_at, record.ended_at);
+    if (record.id == 0) {
+      ++rejected;
+      continue;
+    }
+    EXPECT_TRUE(ids.insert(record.id).second) << "two records of one connection";
+    ++causes[{record.cause.side, record.cause.how}];
+    received_bytes += record.received_bytes;
+    sent_bytes += record.sent_bytes;
+  }
+  const ForwardStats forward = stats();
+  EXPECT_EQ(ids.size(), forward.connections_accepted);
+  EXPECT_EQ(received_bytes, forward.received_bytes);
+  EXPECT_EQ(sent_bytes, forward.sent_bytes);
+  std::uint64_t rejects = 0;
+  for (const std::uint64_t count : forward.rejected) rejects += count;
+  EXPECT_EQ(rejected, rejects);
+  for (const auto& [cause, count] : causes) EXPECT_EQ(count, closed(cause.first, cause.second));
 }
 
 std::uint64_t Rig::closed(CloseSide side, CloseHow how) const {
@@ -214,17 +249,39 @@ void Rig::drop(Peer& peer) {
   std::erase_if(peers_, [&peer](const auto& each) { return each.get() == &peer; });
 }
 
-void Rig::close_forward(ClosePolicy policy) {
+void Rig::close_forward(ClosePolicy policy, CloseHow why) {
   forward_->closed = true;
   if (sim() != nullptr) {
     sim()->shutdown(listener_, SHUT_RD);
   } else {
     ::shutdown(listener_, SHUT_RD);
   }
-  worker_->post(Worker::CloseForward{forward_, policy});
+  worker_->post(Worker::CloseForward{forward_, policy, why});
+}
+
+std::vector<LiveConnection> Rig::connections(ConnectionId after, std::size_t limit) {
+  std::promise<std::vector<LiveConnection>> answer;
+  auto live = answer.get_future();
+  worker_->post(Worker::ListConnections{forward_->route.id, after, limit, std::move(answer)});
+  worker_->turn(Nanos::zero());
+  return live.get();
+}
+
+std::size_t Rig::end_connections(ConnectionId connection) {
+  std::promise<std::size_t> answer;
+  auto count = answer.get_future();
+  worker_->post(Worker::EndConnections{forward_->route.id, connection, std::move(answer)});
+  worker_->turn(Nanos::zero());
+  return count.get();
+}
+
+const std::vector<CloseRecord>& Rig::records() {
+  worker_->drain_closes([this](CloseRecord&& record) { records_.push_back(std::move(record)); });
+  return records_;
 }
 
 bool Rig::turn() {
+  records();
   worker_->turn(moved_ ? Nanos::zero() : std::chrono::milliseconds(1));
   moved_ = false;
   for (const auto& peer : peers_) moved_ |= peer->pump();

@@ -146,7 +146,15 @@ class Rig {
   void drop(Peer& peer);
 
   /// As the control plane would.
-  void close_forward(ClosePolicy policy);
+  void close_forward(ClosePolicy policy, CloseHow why = CloseHow::kForwardDeleted);
+  /// The control plane's questions, answered in the worker's next turn.
+  std::vector<LiveConnection> connections(ConnectionId after = 0, std::size_t limit = 1000);
+  std::size_t end_connections(ConnectionId connection);
+  /// Ends the worker, as the daemon's end does.
+  void stop();
+
+  /// The records of all connections that have ended, in that order.
+  const std::vector<CloseRecord>& records();
 
   /// One turn of the worker, which may wait for up to a millisecond, and of every peer. True when a peer
   /// moved something.
@@ -159,8 +167,8 @@ class Rig {
   bool worker_sleeps();
 
  private:
-  void stop();
   void check_nothing_is_left();
+  void check_records();
 
   std::unique_ptr<World> world_;
   std::string why_not_;
@@ -171,6 +179,7 @@ class Rig {
   Endpoint entry_;    // where clients connect to
   Endpoint service_;  // the guest's
   int listener_ = -1;
+  std::vector<CloseRecord> records_;
   bool moved_ = false;  // in the last turn
   std::deque<std::unique_ptr<Peer>> peers_;
 };

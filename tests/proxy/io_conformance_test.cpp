@@ -420,6 +420,16 @@ TEST_P(IoConformance, UnacknowledgedBytesIncludeTheFinAndVanishWhenTheyArrive) {
   EXPECT_EQ(received, "bytes");
 }
 
+TEST_P(IoConformance, TheRoundTripTimeOfASocketIsKnownAndStaysSoAfterAReset) {
+  const Ends ends = connected();
+  EXPECT_GT(io_->tcp_summary(ends.fd).rtt_us, 0u);
+  EXPECT_EQ(io_->tcp_summary(ends.fd).retransmits, 0u);
+  poll(ends.fd);
+  ends.peer->close_with_reset();
+  EXPECT_TRUE(await_bits(ends.fd, POLLERR));
+  EXPECT_GT(io_->tcp_summary(ends.fd).rtt_us, 0u);
+}
+
 // --- Pipes.
 
 TEST_P(IoConformance, SpliceAndWriteGoThroughAPipeInOrder) {

@@ -7,9 +7,13 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
 #include <filesystem>
+#include <map>
+#include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace portway {
@@ -129,7 +133,7 @@ TEST_P(ProxyTest, TenThousandForwardsOpenServeAndCloseAndLeaveNothing) {
     ASSERT_EQ(::send(served.get(), "hello", 5, 0), 5);
     EXPECT_EQ(receive(client), "hello");
   }
-  for (const auto& [id, port] : forwards) proxy_->close(id, ClosePolicy::kReset);
+  for (const auto& [id, port] : forwards) proxy_->close(id, ClosePolicy::kReset, CloseHow::kForwardDeleted);
   EXPECT_TRUE(proxy_->forward_stats().empty());
   // What may stay is a pooled pipe a worker.
   const auto expected = [&] {
@@ -146,7 +150,7 @@ TEST_P(ProxyTest, AClosedForwardRefusesAtOnceAndItsPortCanBeTakenAtOnce) {
   const Guest guest;
   for (int round = 0; round < 20; ++round) {
     const auto [id, port] = open(guest.endpoint);
-    proxy_->close(id, ClosePolicy::kKeep);
+    proxy_->close(id, ClosePolicy::kKeep, CloseHow::kForwardDeleted);
     EXPECT_FALSE(connect_to(port));
     EXPECT_EQ(errno, ECONNREFUSED);
     EXPECT_TRUE(proxy_->bind(port));
@@ -173,6 +177,71 @@ TEST_P(ProxyTest, ConnectionsOfOneForwardAreSpreadOverTheWorkers) {
   const auto workers = proxy_->node_stats().workers;
   EXPECT_TRUE(await([&] { return proxy_->forward_stats(id)->connections_active == 40; }));
   for (const WorkerCounters* worker : workers) EXPECT_EQ(worker->connections_active.get(), 20U);
+}
+
+TEST_P(ProxyTest, ConnectionsOfEveryWorkerAreListedInPagesAndEnded) {
+  start(2);
+  const Guest guest;
+  const auto [id, port] = open(guest.endpoint);
+  const auto [other_id, other_port] = open(guest.endpoint);
+  std::vector<Fd> ends;
+  for (int i = 0; i < 10; ++i) {
+    ends.push_back(connect_to(port));
+    ends.push_back(guest.accept());
+  }
+  const Fd other = connect_to(other_port);
+  const Fd other_served = guest.accept();
+  std::vector<ConnectionId> ids;
+  std::set<unsigned> workers;
+  for (bool more = true; more;) {
+    const ConnectionPage page = proxy_->connections(id, ids.empty() ? 0 : ids.back(), 3).value();
+    for (const LiveConnection& connection : page.connections) {
+      ids.push_back(connection.id);
+      workers.insert(connection.worker);
+    }
+    more = page.more;
+  }
+  EXPECT_EQ(ids.size(), 10U);
+  EXPECT_TRUE(std::ranges::is_sorted(ids));
+  EXPECT_EQ(workers.size(), 2U);
+  EXPECT_EQ(proxy_->end_connections(id, ids[4]).value(), 1U);
+  EXPECT_EQ(proxy_->end_connections(other_id, ids[5]).value(), 0U) << "it is another forward's";
+  EXPECT_EQ(proxy_->end_connections(id, 0).value(), 9U);
+  EXPECT_EQ(proxy_->connections(id, 0, 100).value().connections.size(), 0U);
+  EXPECT_EQ(proxy_->connections(other_id, 0, 100).value().connections.size(), 1U);
+
+  proxy_->stop();
+  std::map<CloseHow, int> hows;
+  proxy_->drain_closes([&](CloseRecord&& record) { ++hows[record.cause.how]; });
+  EXPECT_EQ(hows, (std::map<CloseHow, int>{{CloseHow::kKilled, 10}, {CloseHow::kShutdown, 1}}));
+}
+
+// For the sanitizer: the workers write while the control thread asks and drains.
+TEST_P(ProxyTest, RecordsAndListsMayBeReadWhileConnectionsComeAndGo) {
+  start(2);
+  const Guest guest;
+  const auto [id, port] = open(guest.endpoint);
+  constexpr std::size_t kConnections = 300;
+  std::thread clients([&, port = port] {
+    for (std::size_t i = 0; i < kConnections; ++i) {
+      const Fd client = connect_to(port);
+      const Fd served = guest.accept();
+      EXPECT_EQ(::send(client.get(), "hello", 5, 0), 5);
+      EXPECT_EQ(receive(served), "hello");
+    }
+  });
+  std::size_t records = 0;
+  std::uint64_t bytes = 0;
+  EXPECT_TRUE(await([&, id = id] {
+    EXPECT_TRUE(proxy_->connections(id, 0, 10));
+    proxy_->drain_closes([&](CloseRecord&& record) {
+      ++records;
+      bytes += record.received_bytes;
+    });
+    return records == kConnections;
+  }));
+  clients.join();
+  EXPECT_EQ(bytes, 5 * kConnections);
 }
 
 TEST_P(ProxyTest, StoppingEndsWhatIsConnectedWithAReset) {

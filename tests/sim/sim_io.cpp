@@ -276,6 +276,11 @@ int SimIo::unacknowledged(int fd) {
   return socket_of(fd).unacknowledged();
 }
 
+TcpSummary SimIo::tcp_summary(int fd) {
+  socket_of(fd);
+  return {.rtt_us = kRttUs, .retransmits = 0};
+}
+
 bool SimIo::at_urgent_mark(int fd) {
   return socket_of(fd).at_urgent_mark();
 }

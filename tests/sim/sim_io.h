@@ -54,6 +54,7 @@ class SimIo final : public Io {
     kPipe,
   };
   static constexpr std::size_t kCalls = 9;
+  static constexpr std::uint32_t kRttUs = 321;  // what every socket tells
 
   explicit SimIo(SimNetwork& network) : network_(network) {}
   ~SimIo() override;
@@ -98,6 +99,7 @@ class SimIo final : public Io {
   int bind_to_device(int fd, const std::string& device) override;
   int peer_endpoint(int fd, Endpoint& out) override;
   int unacknowledged(int fd) override;
+  TcpSummary tcp_summary(int fd) override;
   bool at_urgent_mark(int fd) override;
   std::ptrdiff_t recv(int fd, void* buffer, std::size_t size, int flags) override;
   std::ptrdiff_t send(int fd, const void* data, std::size_t size, int flags) override;

@@ -1,0 +1,143 @@
+#include "api/access_log.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <spdlog/async.h>
+#include <spdlog/sinks/basic_file_sink.h>
+#include <time.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <iterator>
+#include <utility>
+
+#include "proxy/fd.h"
+
+namespace portway {
+namespace {
+
+constexpr std::size_t kQueueLines = 8192;
+
+double seconds(Nanos span) {
+  return std::chrono::duration<double>(span).count();
+}
+
+Timestamp wall_clock(Nanos at, std::chrono::system_clock::time_point now, Nanos monotonic_now) {
+  return std::chrono::time_point_cast<Timestamp::duration>(
+      now - std::chrono::duration_cast<std::chrono::system_clock::duration>(monotonic_now - at));
+}
+
+void append_leg(fmt::memory_buffer& out, std::string_view name, const TcpSummary& tcp) {
+  fmt::format_to(std::back_inserter(out), R"(,"{}_rtt_us":{},"{}_retransmits":{})", name, tcp.rtt_us, name,
+                 tcp.retransmits);
+}
+
+Error cannot_open(const std::string& path, const char* reason) {
+  return {ErrorCode::kInvalidConfig,
+          fmt::format(
+              "log.access: cannot open {} ({}); its directory must exist and be writable, or set it to \"\"",
+              path, reason),
+          "log.access"};
+}
+
+Nanos monotonic_clock() {
+  timespec time;
+  ::clock_gettime(CLOCK_MONOTONIC, &time);
+  return std::chrono::seconds(time.tv_sec) + Nanos(time.tv_nsec);
+}
+
+}  // namespace
+
+std::string to_json_line(const CloseRecord& record, std::chrono::system_clock::time_point now,
+                         Nanos monotonic_now) {
+  // No text in it needs escaping: instance ids are [A-Za-z0-9._-], all else is numbers and our own names.
+  const ForwardRoute& route = record.forward->route;
+  fmt::memory_buffer out;
+  const auto end = std::back_inserter(out);
+  fmt::format_to(end, R"({{"time":"{}","duration_s":{:.6f},"forward":"{}","instance":"{}")",
+                 to_rfc3339(wall_clock(record.accepted_at, now, monotonic_now)),
+                 seconds(record.ended_at - record.accepted_at), to_string(route.id), route.instance_id);
+  if (record.id != 0) fmt::format_to(end, R"(,"connection":{})", record.id);
+  fmt::format_to(end, R"(,"worker":{},"client":"{}","guest":"{}","source_mode":"plain")", record.worker,
+                 to_string(to_endpoint(record.client)), to_string(route.upstream));
+  if (record.connected_at != Nanos::zero())
+    fmt::format_to(end, R"(,"connect_s":{:.6f})", seconds(record.connected_at - record.accepted_at));
+  fmt::format_to(end, R"(,"received_bytes":{},"sent_bytes":{},"side":"{}","how":"{}")", record.received_bytes,
+                 record.sent_bytes, to_string(record.cause.side), to_string(record.cause.how));
+  if (record.error != 0) {
+    const char* name = ::strerrorname_np(record.error);
+    fmt::format_to(end, R"(,"error":"{}")", name != nullptr ? name : std::to_string(record.error));
+  }
+  append_leg(out, "client", record.tcp[kDownstream]);
+  append_leg(out, "guest", record.tcp[kUpstream]);
+  out.push_back('}');
+  return fmt::to_string(out);
+}
+
+std::string to_json_line(const CloseRecord& record) {
+  return to_json_line(record, std::chrono::system_clock::now(), monotonic_clock());
+}
+
+class AccessLog::Core {
+ public:
+  explicit Core(std::string path)
+      : path_(std::move(path)), pool_(std::make_shared<spdlog::details::thread_pool>(kQueueLines, 1)) {}
+  ~Core() { logger_.reset(); }  // the pool, whose thread works off the queue at its end, goes after it
+  Core(const Core&) = delete;
+  Core& operator=(const Core&) = delete;
+
+  Result<void> open() {
+    // spdlog would make it readable for everybody.
+    const Fd file(::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640));
+    if (!file) return cannot_open(path_, std::strerror(errno));
+    try {
+      auto sink = std::make_shared<spdlog::sinks::basic_file_sink_mt>(path_);
+      auto logger = std::make_shared<spdlog::async_logger>("access", std::move(sink), pool_,
+                                                           spdlog::async_overflow_policy::overrun_oldest);
+      logger->set_pattern("%v");
+      logger->set_error_handler(
+          [this](const std::string&) { failed_.fetch_add(1, std::memory_order_relaxed); });
+      logger_ = std::move(logger);
+    } catch (const spdlog::spdlog_ex& error) {
+      return cannot_open(path_, error.what());
+    }
+    return {};
+  }
+
+  spdlog::async_logger& logger() { return *logger_; }
+  std::uint64_t dropped() const { return pool_->overrun_counter() + failed_.load(std::memory_order_relaxed); }
+
+ private:
+  const std::string path_;
+  std::atomic<std::uint64_t> failed_{0};  // written by the log's thread; it outlives that
+  const std::shared_ptr<spdlog::details::thread_pool> pool_;
+  std::shared_ptr<spdlog::async_logger> logger_;  // queued lines keep the one they were given to
+};
+
+Result<std::unique_ptr<AccessLog>> AccessLog::open(const std::string& path) {
+  auto core = std::make_unique<Core>(path);
+  if (auto opened = core->open(); !opened) return opened.error();
+  return std::unique_ptr<AccessLog>(new AccessLog(std::move(core)));
+}
+
+AccessLog::AccessLog(std::unique_ptr<Core> core) : core_(std::move(core)) {}
+AccessLog::~AccessLog() = default;
+
+void AccessLog::write(const CloseRecord& record) {
+  core_->logger().log(spdlog::level::info, to_json_line(record));
+}
+
+void AccessLog::flush() {
+  core_->logger().flush();
+}
+
+Result<void> AccessLog::reopen() {
+  return core_->open();
+}
+
+std::uint64_t AccessLog::dropped() const {
+  return core_->dropped();
+}
+
+}  // namespace portway

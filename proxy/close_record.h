@@ -1,0 +1,42 @@
+// What is told of a connection when it has ended: one record of each.
+//
+// Made by its worker. It then goes through a bounded ring to the control thread, which writes the
+// access log and keeps the last ones; where the ring is full it is dropped and counted.
+#pragma once
+
+#include <cstdint>
+
+#include "metrics/stats.h"
+#include "proxy/connection_table.h"
+#include "proxy/io.h"
+#include "proxy/live_connection.h"
+#include "proxy/served_forward.h"
+
+namespace portway {
+
+/// Who ended a connection, and how: the labels of portway_connections_closed_total.
+struct CloseCause {
+  CloseSide side = CloseSide::kNode;
+  CloseHow how = CloseHow::kShutdown;
+
+  friend bool operator==(const CloseCause&, const CloseCause&) = default;
+};
+
+/// Times are the Io's monotonic clock.
+struct CloseRecord {
+  ServedForwardPtr forward = {};  // never null in a record that was pushed
+  ConnectionId id = 0;            // 0: turned away when it was accepted
+  PlainEndpoint client = {};
+  Nanos accepted_at{};
+  Nanos connected_at{};  // zero: the guest never answered
+  Nanos ended_at{};
+  std::uint64_t received_bytes = 0;  // from the client, taken by the guest's socket
+  std::uint64_t sent_bytes = 0;      // from the guest, taken by the client's socket
+  TcpSummary tcp[2] = {};            // of each side's socket, at the end
+  CloseCause cause = {};
+  std::int16_t error = 0;        // the errno that ended it; 0: none did
+  std::uint16_t worker = 0;      // index
+  std::uint8_t source_mode = 0;  // 0: plain
+};
+
+}  // namespace portway

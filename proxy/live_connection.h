@@ -1,0 +1,42 @@
+// A connection that exists, as the control plane sees it: plain values, made by its worker when somebody
+// asks.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "config/endpoint.h"
+#include "proxy/io.h"
+
+namespace portway {
+
+/// Names a connection while the process lives: a worker's ids ascend, and no two are the same. 0 is none.
+/// Below 2^53, so that a JSON number holds it.
+using ConnectionId = std::uint64_t;
+inline constexpr unsigned kConnectionIdWorkerBits = 12;  // the lowest ones
+
+enum class LiveState : std::uint8_t {
+  kConnecting,   // the guest has not answered yet
+  kEstablished,  //
+  kClientEnded,  // the client has sent FIN, the guest has not
+  kGuestEnded,   // the guest has sent FIN, the client has not
+  kClosing,      // being reset
+};
+inline constexpr std::size_t kLiveStates = 5;
+std::string_view to_string(LiveState state);
+
+/// A connection that exists, as its worker saw it a moment ago.
+struct LiveConnection {
+  ConnectionId id = 0;
+  Endpoint client = {};
+  LiveState state = LiveState::kConnecting;
+  Nanos age{};
+  Nanos idle{};  // since bytes last moved
+  std::uint64_t received_bytes = 0;
+  std::uint64_t sent_bytes = 0;
+  TcpSummary tcp[2] = {};
+  std::uint16_t worker = 0;
+  std::uint8_t source_mode = 0;
+};
+
+}  // namespace portway

@@ -1,0 +1,236 @@
+// The relay suite: whichever way a connection ends, it leaves one record that says who ended it and how, and
+// how much it carried. That there is exactly one, and that its bytes are those counted, is checked after
+// every test of the suite (Rig).
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <string>
+#include <vector>
+
+#include "tests/proxy/relay_suite.h"
+
+namespace portway::test {
+
+void PrintTo(const CloseCause& cause, std::ostream* out) {
+  *out << to_string(cause.side) << " " << to_string(cause.how);
+}
+
+namespace {
+
+class RelayRecords : public RelaySuite {
+ protected:
+  /// The only one; waits for it.
+  static CloseRecord record_of(Rig& rig) {
+    EXPECT_TRUE(rig.run_until([&] { return !rig.records().empty(); }));
+    EXPECT_EQ(rig.records().size(), 1u);
+    return rig.records().empty() ? CloseRecord{} : rig.records().front();
+  }
+
+  /// "request" went up and "answer!" down.
+  static Rig::Pair exchange(Rig& rig) {
+    const Rig::Pair pair = rig.open();
+    pair.client.send("request");
+    pair.guest.send("answer!!");
+    EXPECT_TRUE(rig.run_until([&] {
+      return pair.guest.received() == "request" && pair.client.received() == "answer!!" &&
+             rig.moved_bytes() == 15;
+    }));
+    return pair;
+  }
+
+  static void expect_exchanged(const CloseRecord& record, CloseCause cause, int error = 0) {
+    EXPECT_EQ(record.cause, cause);
+    EXPECT_EQ(record.error, error);
+    EXPECT_EQ(record.received_bytes, 7u);
+    EXPECT_EQ(record.sent_bytes, 8u);
+    EXPECT_NE(record.id, 0u);
+    EXPECT_LE(record.accepted_at, record.connected_at);
+    EXPECT_LE(record.connected_at, record.ended_at);
+    EXPECT_GT(record.tcp[kUpstream].rtt_us, 0u);
+    EXPECT_GT(record.tcp[kDownstream].rtt_us, 0u);
+    EXPECT_NE(record.client.port, 0u);
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Relay, RelayRecords, testing::ValuesIn(kBackends), backend_name);
+
+TEST_P(RelayRecords, AFinNamesTheSideThatSentItFirst) {
+  for (const bool by_client : {true, false}) {
+    Rig rig(GetParam());
+    const auto [client, guest] = exchange(rig);
+    Peer& first = by_client ? client : guest;
+    Peer& second = by_client ? guest : client;
+    first.shutdown_write();
+    ASSERT_TRUE(rig.run_until([&] { return second.eof(); }));
+    EXPECT_TRUE(rig.records().empty()) << "half-closed is not ended";
+    second.shutdown_write();
+    expect_exchanged(record_of(rig), {by_client ? CloseSide::kClient : CloseSide::kGuest, CloseHow::kFin});
+  }
+}
+
+TEST_P(RelayRecords, AResetNamesTheSideThatSentIt) {
+  for (const bool by_client : {true, false}) {
+    Rig rig(GetParam());
+    const auto [client, guest] = exchange(rig);
+    (by_client ? client : guest).reset();
+    expect_exchanged(record_of(rig), {by_client ? CloseSide::kClient : CloseSide::kGuest, CloseHow::kReset},
+                     ECONNRESET);
+  }
+}
+
+TEST_P(RelayRecords, BulkIsCountedToTheByteAlsoWhereAResetCutsItShort) {
+  Rig rig(GetParam());
+  const auto [client, guest] = rig.open();
+  guest.expect_pattern(1);
+  client.send_pattern(1, 5 * kMiB + 1);
+  ASSERT_TRUE(rig.run_until([&] { return guest.received_bytes() == 5 * kMiB + 1; }));
+  guest.reset();
+  const CloseRecord record = record_of(rig);
+  EXPECT_EQ(record.cause, (CloseCause{CloseSide::kGuest, CloseHow::kReset}));
+  EXPECT_EQ(record.received_bytes, 5 * kMiB + 1);
+  EXPECT_EQ(record.sent_bytes, 0u);
+}
+
+TEST_P(RelayRecords, AGuestThatRefusesIsTheGuestsEnd) {
+  Rig rig(GetParam(), {.guest = GuestAnswer::kRefuses});
+  rig.connect().send("hello?");
+  const CloseRecord record = record_of(rig);
+  EXPECT_EQ(record.cause, (CloseCause{CloseSide::kGuest, CloseHow::kRefused}));
+  EXPECT_EQ(record.error, ECONNREFUSED);
+  EXPECT_EQ(record.connected_at, Nanos::zero());
+  EXPECT_EQ(record.received_bytes + record.sent_bytes, 0u);
+}
+
+TEST_P(RelayRecords, AGuestThatIsSilentTookTooLong) {
+  Rig rig(GetParam(), {.connections = {.connect_timeout = 50ms}, .guest = GuestAnswer::kSilent});
+  rig.connect();
+  const CloseRecord record = record_of(rig);
+  EXPECT_EQ(record.cause, (CloseCause{CloseSide::kGuest, CloseHow::kConnectTimeout}));
+  EXPECT_EQ(record.error, ETIMEDOUT);
+  EXPECT_GE(record.ended_at - record.accepted_at, 50ms);
+}
+
+TEST_P(RelayRecords, ADeviceThatDoesNotExistIsTheNodesError) {
+  Rig rig(GetParam(), {.tap = "nosuchtap"});
+  if (rig.sim() != nullptr) rig.sim()->fail(SimIo::Call::kBindToDevice, 1, ENODEV);
+  rig.connect();
+  const CloseRecord record = record_of(rig);
+  EXPECT_EQ(record.cause, (CloseCause{CloseSide::kNode, CloseHow::kConnectError}));
+  EXPECT_EQ(record.error, ENODEV);
+}
+
+TEST_P(RelayRecords, AClientThatLeavesWhileTheGuestIsCalledIsTheClientsEnd) {
+  Rig rig(GetParam(), {.guest = GuestAnswer::kSilent});
+  Peer& client = rig.connect();
+  ASSERT_TRUE(rig.run_until([&] { return rig.stats().connections_active == 1; }));
+  client.reset();
+  const CloseRecord record = record_of(rig);
+  EXPECT_EQ(record.cause, (CloseCause{CloseSide::kClient, CloseHow::kReset}));
+  EXPECT_EQ(record.connected_at, Nanos::zero());
+}
+
+TEST_P(RelayRecords, TimeOutsAreTheNodes) {
+  {
+    Rig rig(GetParam(), {.connections = {.idle_timeout = 1s}});
+    exchange(rig);
+    expect_exchanged(record_of(rig), {CloseSide::kNode, CloseHow::kIdleTimeout});
+  }
+  Rig rig(GetParam(), {.connections = {.half_close_timeout = 1s}});
+  exchange(rig).client.shutdown_write();
+  expect_exchanged(record_of(rig), {CloseSide::kNode, CloseHow::kHalfCloseTimeout});
+}
+
+TEST_P(RelayRecords, TheEndOfAForwardSaysWhyItEnded) {
+  for (const CloseHow why : {CloseHow::kForwardDeleted, CloseHow::kInstanceStopped, CloseHow::kTapGone}) {
+    Rig rig(GetParam());
+    exchange(rig);
+    rig.close_forward(ClosePolicy::kReset, why);
+    expect_exchanged(record_of(rig), {CloseSide::kNode, why});
+  }
+  Rig rig(GetParam(), {.connections = {.drain_timeout = 1s}});
+  exchange(rig);
+  rig.close_forward(ClosePolicy::kDrain, CloseHow::kInstanceStopped);
+  expect_exchanged(record_of(rig), {CloseSide::kNode, CloseHow::kInstanceStopped});
+}
+
+TEST_P(RelayRecords, TheEndOfTheDaemonIsAShutdown) {
+  Rig rig(GetParam());
+  exchange(rig);
+  rig.stop();
+  expect_exchanged(record_of(rig), {CloseSide::kNode, CloseHow::kShutdown});
+}
+
+TEST_P(RelayRecords, AClientOverTheLimitLeavesARecordToo) {
+  Rig rig(GetParam(), {.connections_max = 1});
+  rig.open();
+  Peer& excess = rig.connect();
+  ASSERT_TRUE(rig.run_until([&] { return excess.ended(); }));
+  const CloseRecord record = record_of(rig);
+  EXPECT_EQ(record.id, 0u);
+  EXPECT_EQ(record.cause, (CloseCause{CloseSide::kNode, CloseHow::kLimit}));
+  EXPECT_NE(record.client.port, 0u);
+}
+
+TEST(SpscRing, TakesNoMoreThanItHolds) {
+  SpscRing<int> ring(4);
+  for (int i = 0; i < 6; ++i) EXPECT_EQ(ring.push(int{i}), i < 4);
+  std::vector<int> taken;
+  const auto take = [&](int&& value) { taken.push_back(value); };
+  ring.drain(take);
+  EXPECT_TRUE(ring.push(7));
+  ring.drain(take);
+  EXPECT_EQ(taken, (std::vector<int>{0, 1, 2, 3, 7}));
+}
+
+// --- Live connections.
+
+TEST_P(RelayRecords, LiveConnectionsAreListedAsTheyAre) {
+  Rig rig(GetParam());
+  EXPECT_TRUE(rig.connections().empty());
+  const auto [client, guest] = exchange(rig);
+  std::vector<LiveConnection> live = rig.connections();
+  ASSERT_EQ(live.size(), 1u);
+  EXPECT_EQ(live[0].state, LiveState::kEstablished);
+  EXPECT_EQ(live[0].received_bytes, 7u);
+  EXPECT_EQ(live[0].sent_bytes, 8u);
+  EXPECT_GT(live[0].tcp[kUpstream].rtt_us, 0u);
+  EXPECT_NE(live[0].client.port(), 0u);
+  EXPECT_LE(live[0].idle, live[0].age);
+  guest.shutdown_write();
+  ASSERT_TRUE(rig.run_until([&] { return client.eof(); }));
+  EXPECT_EQ(rig.connections()[0].state, LiveState::kGuestEnded);
+  client.shutdown_write();
+  EXPECT_EQ(record_of(rig).id, live[0].id);
+  EXPECT_TRUE(rig.connections().empty());
+}
+
+TEST_P(RelayRecords, LiveConnectionsComeInPages) {
+  Rig rig(GetParam());
+  for (int i = 0; i < 10; ++i) rig.open();
+  std::vector<ConnectionId> ids;
+  for (std::vector<LiveConnection> page;
+       !(page = rig.connections(ids.empty() ? 0 : ids.back(), 3)).empty();) {
+    EXPECT_LE(page.size(), 3u);
+    for (const LiveConnection& connection : page) ids.push_back(connection.id);
+  }
+  EXPECT_EQ(ids.size(), 10u);
+  EXPECT_TRUE(std::ranges::is_sorted(ids));
+  EXPECT_EQ(std::ranges::adjacent_find(ids), ids.end());
+}
+
+TEST_P(RelayRecords, OneConnectionCanBeEndedOrAllOfThem) {
+  Rig rig(GetParam());
+  const auto [client, guest] = exchange(rig);
+  const Rig::Pair other = rig.open();
+  EXPECT_EQ(rig.end_connections(12345), 0u);
+  EXPECT_EQ(rig.end_connections(rig.connections()[0].id), 1u);
+  ASSERT_TRUE(
+      rig.run_until([&client = client, &guest = guest] { return client.was_reset() && guest.was_reset(); }));
+  expect_exchanged(record_of(rig), {CloseSide::kNode, CloseHow::kKilled});
+  EXPECT_FALSE(other.client.ended());
+  EXPECT_EQ(rig.end_connections(0), 1u);
+  ASSERT_TRUE(rig.run_until([&] { return other.client.was_reset(); }));
+}
+
+}  // namespace
+}  // namespace portway::test
