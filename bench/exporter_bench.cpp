@@ -42,6 +42,7 @@ struct Node {
                                             .workers = {&workers[0], &workers[1]}};
                          },
                      .port_pool = [] { return PortPool{.allocated = 10'000, .available = 2'768}; },
+                     .api_server = [] { return ServerStats{}; },
                      .api = &api});
   }
 

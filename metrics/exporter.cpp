@@ -279,6 +279,28 @@ void emit_api(const Sink& sink, const ApiStats& api) {
       writers, [](const ApiStats& stats) -> auto& { return stats.request_duration; });
 }
 
+void emit_api_server(const Sink& sink, const ServerStats& server) {
+  emit(sink, MetricType::Gauge, "portway_api_connections", "Connections to the API that are open now.",
+       server.connections);
+  emit(sink, MetricType::Counter, "portway_api_connections_total",
+       "Connections to the API, refused ones too.", server.connections_total);
+  MetricFamily refused =
+      make_family(MetricType::Counter, "portway_api_connections_refused_total",
+                  "Connections to the API that were refused: network (a guest's), limit (too many are open), "
+                  "tls (no handshake came about), streams (answered 503, too many streams are open).");
+  add(refused, server.connections_refused_network, {{"reason", "network"}});
+  add(refused, server.connections_refused_limit, {{"reason", "limit"}});
+  add(refused, server.handshakes_failed, {{"reason", "tls"}});
+  add(refused, server.streams_refused, {{"reason", "streams"}});
+  sink(std::move(refused));
+  emit(sink, MetricType::Counter, "portway_api_requests_refused_total",
+       "Requests that never reached a route: not HTTP, too large or too slow.", server.requests_refused);
+  if (server.tls_certificate_expiry == 0) return;
+  emit(sink, MetricType::Gauge, "portway_api_tls_certificate_expiry_timestamp_seconds",
+       "When the certificate in use ends, in seconds since the epoch.",
+       static_cast<double>(server.tls_certificate_expiry));
+}
+
 void emit_process(const Sink& sink) {
   emit(sink, MetricType::Gauge, "portway_build_info",
        "Always 1: the version that runs and what it was built with.", std::uint64_t{1},
@@ -308,6 +330,7 @@ void Exporter::collect_each(const Sink& sink) const {
   emit_node(sink, sources_.node_stats());
   emit_ports(sink, sources_.port_pool(), *sources_.api);
   emit_api(sink, *sources_.api);
+  emit_api_server(sink, sources_.api_server());
   emit_process(sink);
 }
 

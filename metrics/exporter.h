@@ -34,6 +34,7 @@ struct ExporterSources {
   std::function<std::vector<ForwardStats>()> forward_stats;
   std::function<NodeStats()> node_stats;
   std::function<PortPool()> port_pool;
+  std::function<ServerStats()> api_server;
   const ApiStats* api = nullptr;
 };
 
