@@ -108,6 +108,12 @@ ProxyOptions proxy_options(const Config& config) {
                           .keepalive = std::chrono::seconds(config.proxy.keepalive_s)}};
 }
 
+/// For the log; "unix:/path" is a whole address already.
+std::string url_of(const ListenAddress& address, std::string_view scheme) {
+  if (std::holds_alternative<UnixPath>(address)) return to_string(address);
+  return fmt::format("{}://{}", scheme, to_string(address));
+}
+
 /// The daemon, put together: each part is given what it uses, and nothing else.
 class Daemon {
  public:
@@ -133,6 +139,7 @@ class Daemon {
                    return PortPool{control_.ports().used(), control_.ports().free()};
                  },
              .access_log_dropped = [this] { return access_log_ ? access_log_->dropped() : std::uint64_t{0}; },
+             .api_server = [this] { return api_server_ ? api_server_->stats() : ServerStats{}; },
              .api = &stats_}),
         api_(control_, *proxy_, stats_, recent_closes_,
              [this](MetricsScope scope) { return exporter_.expose(scope); }) {}
@@ -147,8 +154,12 @@ class Daemon {
     if (!admin_key) return admin_key.error();
     control_.set_admin_key(*admin_key);
     if (auto restored = control_.restore(); !restored) return restored.error();
-    auto api = Server::start(*context_, server_options(config_.api.listen),
-                             [this](const Request& request) { return api_.handle(request); });
+    ServerOptions options = server_options(config_.api.listen);
+    options.tls = {.certificate = config_.api.tls_certificate,
+                   .private_key = config_.api.tls_private_key,
+                   .client_ca = config_.api.client_ca};
+    auto api =
+        Server::start(*context_, options, [this](const Request& request) { return api_.handle(request); });
     if (!api) return api.error();
     api_server_ = std::move(*api);
     if (config_.metrics.listen) {
@@ -163,10 +174,11 @@ class Daemon {
 
   void run() {
     const NodeStats node = proxy_->node_stats();
-    spdlog::info("portwayd {} listens on http://{}, {} workers on {}{}{}", PORTWAY_VERSION,
-                 to_string(api_server_->endpoint()), node.workers.size(), node.io_backend,
+    const bool tls = !config_.api.tls_certificate.empty();
+    spdlog::info("portwayd {} listens on {}, {} workers on {}{}{}", PORTWAY_VERSION,
+                 url_of(api_server_->address(), tls ? "https" : "http"), node.workers.size(), node.io_backend,
                  node.io_backend_reason.empty() ? "" : ": ", node.io_backend_reason);
-    if (metrics_server_) spdlog::info("metrics on http://{}/metrics", to_string(metrics_server_->endpoint()));
+    if (metrics_server_) spdlog::info("metrics on {}", url_of(metrics_server_->address(), "http"));
     wait_for_signal();
     wait_for_reload();
     retry_later();
@@ -193,10 +205,10 @@ class Daemon {
   }
 
  private:
-  ServerOptions server_options(const Endpoint& listen) const {
+  ServerOptions server_options(const ListenAddress& listen) const {
     return {.listen = listen,
             .body_max_bytes = config_.api.body_max_bytes,
-            .refused_networks = config_.guests.networks};
+            .refused_networks = config_.api.allow_guests ? std::vector<Cidr>() : config_.guests.networks};
   }
 
   void wait_for_signal() {
@@ -295,6 +307,9 @@ class Daemon {
     }
     const std::vector<std::string> need_restart = control_.reload(*wanted);
     for (const std::string& warning : warnings(*wanted)) spdlog::warn("{}", warning);
+    if (auto certificate = api_server_->reload_tls(); !certificate) {
+      spdlog::error("SIGHUP: the certificate stays as it was: {}", certificate.error().detail);
+    }
     if (!need_restart.empty()) {
       spdlog::warn("SIGHUP: changes of {} need a restart", fmt::join(need_restart, ", "));
     }

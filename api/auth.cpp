@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <openssl/crypto.h>
 #include <openssl/evp.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -107,9 +108,7 @@ Result<std::string> load_or_make_admin_key(const std::string& path) {
 }
 
 void KeyRing::add(const ApiKey& key) {
-  entries_.insert_or_assign(key.secret_sha256, Entry{.key = key,
-                                                     .tokens = static_cast<double>(rate_limit_),
-                                                     .refilled = std::chrono::steady_clock::now()});
+  entries_.insert_or_assign(key.secret_sha256, Entry{.key = key, .allowance = full_allowance()});
 }
 
 bool KeyRing::remove(const Uuid& id) {
@@ -137,26 +136,39 @@ Result<Principal> KeyRing::authenticate(std::string_view authorization) {
   if (!bearer) {
     return Error{ErrorCode::kUnauthorized, "Send an API key: \"Authorization: Bearer pwk_...\"."};
   }
-  const auto found = entries_.find(sha256(authorization.substr(kScheme.size())));
-  if (found == entries_.end()) return Error{ErrorCode::kUnauthorized, "This API key is not known here."};
-  Entry& entry = found->second;
-  if (!spend(entry)) {
-    return Error{.code = ErrorCode::kRateLimited,
-                 .detail = fmt::format("This key may make {} calls a second; slow down.", rate_limit_),
-                 .limit = rate_limit_};
+  const Sha256 hash = sha256(authorization.substr(kScheme.size()));
+  const auto found = entries_.lower_bound(hash);
+  if (found == entries_.end() || ::CRYPTO_memcmp(found->first.data(), hash.data(), hash.size()) != 0) {
+    return Error{ErrorCode::kUnauthorized, "This API key is not known here."};
   }
+  Entry& entry = found->second;
+  if (auto spent = spend(entry.allowance); !spent) return spent.error();
   return Principal{.key_id = entry.key.id, .role = entry.key.role, .owner = entry.key.owner};
 }
 
-bool KeyRing::spend(Entry& entry) const {
-  if (rate_limit_ == 0) return true;
+Result<Principal> KeyRing::authenticate_user(std::uint32_t uid) {
+  Allowance& allowance = users_.try_emplace(uid, full_allowance()).first->second;
+  if (auto spent = spend(allowance); !spent) return spent.error();
+  return Principal{.key_id = {}, .role = Role::kAdmin, .owner = fmt::format("uid:{}", uid)};
+}
+
+KeyRing::Allowance KeyRing::full_allowance() const {
+  return {.tokens = static_cast<double>(rate_limit_), .refilled = std::chrono::steady_clock::now()};
+}
+
+Result<void> KeyRing::spend(Allowance& allowance) const {
+  if (rate_limit_ == 0) return {};
   const auto now = std::chrono::steady_clock::now();
-  const std::chrono::duration<double> elapsed = now - entry.refilled;
-  entry.refilled = now;
-  entry.tokens = std::min<double>(rate_limit_, entry.tokens + elapsed.count() * rate_limit_);
-  if (entry.tokens < 1) return false;
-  entry.tokens -= 1;
-  return true;
+  const std::chrono::duration<double> elapsed = now - allowance.refilled;
+  allowance.refilled = now;
+  allowance.tokens = std::min<double>(rate_limit_, allowance.tokens + elapsed.count() * rate_limit_);
+  if (allowance.tokens < 1) {
+    return Error{.code = ErrorCode::kRateLimited,
+                 .detail = fmt::format("One caller may make {} calls a second; slow down.", rate_limit_),
+                 .limit = rate_limit_};
+  }
+  allowance.tokens -= 1;
+  return {};
 }
 
 }  // namespace portway

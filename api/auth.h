@@ -52,19 +52,30 @@ class KeyRing {
   /// The caller behind an Authorization header. kUnauthorized for none or an unknown key, kRateLimited for
   /// one that has called more often than its limit.
   Result<Principal> authenticate(std::string_view authorization);
+  /// The admin that a user is who needs no key: its owner is "uid:0". kRateLimited as above. One of
+  /// api.admin_uids, so that there are not many.
+  Result<Principal> authenticate_user(std::uint32_t uid);
 
  private:
-  struct Entry {
-    ApiKey key;
-    double tokens;  // calls it may make now
+  /// Calls that may be made now.
+  struct Allowance {
+    double tokens;
     std::chrono::steady_clock::time_point refilled;
   };
+  struct Entry {
+    ApiKey key;
+    Allowance allowance;
+  };
 
-  bool spend(Entry& entry) const;
+  Allowance full_allowance() const;
+  Result<void> spend(Allowance& allowance) const;
 
   std::uint32_t rate_limit_;  // calls a second and in one burst; 0: no limit
-  // By hash: an attacker cannot steer a secret's hash, so how long a search takes tells nothing of a secret.
+  // By hash. How long a search takes may tell how much of a hash is right, but an attacker cannot steer a
+  // hash byte by byte: each guess at a secret has a hash that is unlike the last one's. The last comparison,
+  // which decides, takes the same time for any two hashes all the same.
   std::map<Sha256, Entry> entries_;
+  std::map<std::uint32_t, Allowance> users_;  // by uid
 };
 
 }  // namespace portway

@@ -240,10 +240,20 @@ Response Api::answer(const Request& request, std::string_view& pattern) {
   return response ? std::move(*response) : problem(response.error(), request.id);
 }
 
+/// By its key; on the Unix socket, without one, by its user.
+Result<Principal> Api::authenticate(const Request& request) {
+  const auto& uids = control_.config().api.admin_uids;
+  if (request.peer_credentials && !request.headers.contains("authorization") &&
+      std::ranges::find(uids, request.peer_credentials->uid) != uids.end()) {
+    return control_.keys().authenticate_user(request.peer_credentials->uid);
+  }
+  return control_.keys().authenticate(request.header("authorization"));
+}
+
 Result<Response> Api::dispatch(const Request& request, const Route& route, std::vector<std::string> path) {
   Call call{.request = request, .caller = {}, .path = std::move(path), .query = {}};
   if (route.access != Access::kPublic) {
-    auto caller = control_.keys().authenticate(request.header("authorization"));
+    auto caller = authenticate(request);
     if (!caller) return caller.error();
     if (route.access == Access::kAdmin && caller->role != Role::kAdmin) {
       return Error{ErrorCode::kForbidden, "This call needs an admin key."};

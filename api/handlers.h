@@ -33,6 +33,7 @@ class Api {
  private:
   std::vector<Route> make_routes();
   Response answer(const Request& request, std::string_view& pattern);
+  Result<Principal> authenticate(const Request& request);
   Result<Response> dispatch(const Request& request, const Route& route, std::vector<std::string> path);
 
   Result<Response> create_forward(const Call& call);

@@ -6,6 +6,8 @@
 #include <boost/json.hpp>
 #include <utility>
 
+#include "api/unique_keys.h"
+
 namespace portway {
 namespace {
 
@@ -31,6 +33,9 @@ JsonFields::JsonFields(const Request& request) {
     error_ = Error{ErrorCode::kMalformedJson, "The body is not JSON: " + parse_error.message() + "."};
   } else if (!value.is_object()) {
     error_ = Error{ErrorCode::kMalformedJson, "The body must be a JSON object."};
+  } else if (auto twice = duplicate_key(request.body)) {
+    error_ = Error{ErrorCode::kMalformedJson, fmt::format("The body names {} twice.", in_quotes(*twice)),
+                   std::move(*twice)};
   } else {
     object_ = std::move(value.get_object());
   }

@@ -1,6 +1,7 @@
 // A request and its answer as the handlers see them: HTTP without its transport.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
@@ -14,13 +15,21 @@
 
 namespace portway {
 
+/// Who has connected to a Unix socket, as the kernel knows it (SO_PEERCRED, unix(7)).
+struct PeerCredentials {
+  std::int32_t pid = 0;
+  std::uint32_t uid = 0;
+  std::uint32_t gid = 0;
+};
+
 struct Request {
   std::string id;      // made by the server for every request; the answer's X-Request-Id
   std::string method;  // "GET"
   std::string target;  // as sent: path and query, still percent-encoded
   std::map<std::string, std::string, std::less<>> headers;  // by lower-case name; the last one wins
   std::string body;
-  IpAddress peer;  // unspecified for a Unix socket
+  IpAddress peer;                                                  // unspecified for a Unix socket
+  std::optional<PeerCredentials> peer_credentials = std::nullopt;  // of a Unix socket only
 
   /// Empty when there is none; `name` in lower case.
   std::string_view header(std::string_view name) const {
@@ -29,16 +38,22 @@ struct Request {
   }
 };
 
-/// A body that goes on after its head: sent in chunks until it ends or the client has gone.
+/// A body that goes on after its head: sent piece by piece until it ends or the client has gone.
 class BodyStream {
  public:
+  BodyStream() = default;
   virtual ~BodyStream() = default;
-  /// What there is to send now; empty: nothing yet; nullopt: the end. Also called when nothing was sent for
-  /// 15 seconds, so that it can yield a comment.
-  virtual std::optional<std::string> read() = 0;
-  /// Called once, before the first read(): `wake` is called on the server's thread whenever read() may have
-  /// something; it only queues work.
+  BodyStream(const BodyStream&) = delete;
+  BodyStream& operator=(const BodyStream&) = delete;
+
+  /// Called once by the server, before the first read(). `wake` may be called, on the server's thread,
+  /// whenever read() may have something, as long as the stream lives; it does nothing once the client has
+  /// gone.
   virtual void on_ready(std::function<void()> wake) = 0;
+
+  /// What there is to send now; empty: nothing yet; nullopt: the end. It is also called when nothing was sent
+  /// for ServerOptions::stream_heartbeat, so that it can give a sign of life.
+  virtual std::optional<std::string> read() = 0;
 };
 
 struct Response {
@@ -46,7 +61,7 @@ struct Response {
   std::string body;  // not sent for HEAD and 204; its length is
   std::string content_type = "application/json";
   std::vector<std::pair<std::string, std::string>> headers;
-  std::shared_ptr<BodyStream> stream = nullptr;  // in place of `body`
+  std::shared_ptr<BodyStream> stream = nullptr;  // sent in place of `body` where there is one
 };
 
 }  // namespace portway

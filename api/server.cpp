@@ -1,6 +1,10 @@
 // Each connection is a Session: one coroutine that reads a request, calls the handler, writes the answer, and
 // begins again. It is in one of the lists of Sessions, which says what may be done to it: an idle one may be
-// closed at any time, for a newcomer or because the server stops; a busy one is let finish.
+// closed at any time, for a newcomer or because the server stops; a busy one is let finish; a streaming one,
+// whose answer has no end, is ended when the server stops. A streaming session has a second coroutine that
+// sends, while the first one reads, to notice at once that the client has gone.
+//
+// Bytes pass through two functions, read_more() and send(), which alone know of TLS.
 //
 // Reading is our own loop around Beast's parser, for two reasons. One timer covers a whole header or body,
 // and a composed read could miss its cancellation between two reads. And the parser's limit on the header is
@@ -13,8 +17,13 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
 #include <algorithm>
+#include <array>
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/basic_socket_acceptor.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/generic/stream_protocol.hpp>
 #include <boost/asio/ip/tcp.hpp>
@@ -24,8 +33,9 @@
 #include <boost/asio/write.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http/parser.hpp>
+#include <boost/beast/http/status.hpp>
 #include <boost/beast/http/string_body.hpp>
-#include <boost/beast/http/write.hpp>
+#include <cstring>
 #include <ctime>
 #include <exception>
 #include <list>
@@ -35,6 +45,7 @@
 #include <utility>
 
 #include "api/problem.h"
+#include "api/unix_listener.h"
 #include "config/forward.h"
 
 // GCC 12 takes Asio's allocator of coroutine frames, where it is inlined, for a mismatch.
@@ -50,7 +61,9 @@ using boost::system::error_code;
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 using Tcp = asio::ip::tcp;
-using Socket = asio::generic::stream_protocol::socket;  // a session does not care what it runs over
+// A session does not care what it runs over.
+using Socket = asio::generic::stream_protocol::socket;
+using Acceptor = asio::basic_socket_acceptor<asio::generic::stream_protocol>;
 using Parser = http::request_parser<http::string_body>;
 using Head = Parser::value_type;
 
@@ -62,6 +75,8 @@ constexpr milliseconds kLingerTimeout(2000);
 constexpr std::size_t kLingerBytes = 1024 * 1024;
 // Clients being told at the same time that there are too many; more are closed without a word.
 constexpr std::size_t kTurnedAwayMax = 64;
+// A body up to this size goes into one piece with its head: into one record of TLS (RFC 8446, 5.1), that is.
+constexpr std::size_t kJoinedMax = 16 * 1024;
 
 /// An operation that reports through `error` instead of throwing.
 auto into(error_code& error) {
@@ -87,8 +102,14 @@ std::string request_id(const Head& head) {
   return usable ? std::string(given) : to_string(make_uuid());
 }
 
+/// Who is at the other end.
+struct Peer {
+  IpAddress address;  // unspecified for a Unix socket
+  std::optional<PeerCredentials> credentials;
+};
+
 /// Everything but the body.
-Request to_request(const Head& head, const IpAddress& peer) {
+Request to_request(const Head& head, const Peer& peer) {
   Request request;
   request.id = request_id(head);
   request.method = std::string(head.method_string());
@@ -98,8 +119,54 @@ Request to_request(const Head& head, const IpAddress& peer) {
     std::ranges::transform(name, name.begin(), to_lower);
     request.headers[std::move(name)] = std::string(field.value());
   }
-  request.peer = peer;
+  request.peer = peer.address;
+  request.peer_credentials = peer.credentials;
   return request;
+}
+
+/// Into one line, whatever the value holds: a line break in it would be another field, or a body.
+void append_field(std::string& head, std::string_view name, std::string_view value) {
+  head += name;
+  head += ": ";
+  std::ranges::replace_copy_if(
+      value, std::back_inserter(head), [](char c) { return c == '\r' || c == '\n' || c == '\0'; }, ' ');
+  head += "\r\n";
+}
+
+/// How an answer is framed.
+struct AnswerOptions {
+  unsigned version = 11;  // of the request
+  std::string_view request_id;
+  bool keep_alive;
+};
+
+/// The answer up to its body.
+std::string head_of(const Response& response, const AnswerOptions& how) {
+  std::string head =
+      fmt::format("HTTP/1.{} {} {}\r\n", how.version % 10, response.status,
+                  std::string_view(http::obsolete_reason(http::int_to_status(response.status))));
+  append_field(head, "Server", "portway");
+  append_field(head, "Date", fmt::format("{:%a, %d %b %Y %H:%M:%S} GMT", fmt::gmtime(std::time(nullptr))));
+  append_field(head, "X-Content-Type-Options", "nosniff");
+  append_field(head, "X-Request-Id", how.request_id);
+  bool caching_is_told = false;
+  for (const auto& [name, value] : response.headers) {
+    append_field(head, name, value);
+    caching_is_told = caching_is_told || beast::iequals(name, "Cache-Control");
+  }
+  if (!caching_is_told) append_field(head, "Cache-Control", "no-store");
+  if (response.status != 204) {
+    append_field(head, "Content-Type", response.content_type);
+    if (response.stream == nullptr) {
+      append_field(head, "Content-Length", std::to_string(response.body.size()));
+    } else if (how.version == 11) {
+      append_field(head, "Transfer-Encoding", "chunked");
+    }
+  }
+  if (how.version == 11 && !how.keep_alive) append_field(head, "Connection", "close");
+  if (how.version < 11 && how.keep_alive) append_field(head, "Connection", "keep-alive");
+  head += "\r\n";
+  return head;
 }
 
 Error malformed(std::string detail, std::string field = {}) {
@@ -163,26 +230,31 @@ struct Sessions {
   Sessions(const ServerOptions& server_options, Server::Handler server_handler)
       : options(server_options), handler(std::move(server_handler)) {}
 
-  std::size_t open() const { return idle.size() + busy.size(); }
+  std::size_t open() const { return idle.size() + busy.size() + streaming.size(); }
 
   const ServerOptions options;
   const Server::Handler handler;
   bool stopping = false;
   ServerStats stats;
   // Each session is in one of these, and in none once it is closed; the longest there comes first.
-  std::list<Session*> idle;         // waits for a request, or for the client to close: may be closed
+  std::list<Session*> idle;         // waits for TLS, a request, or the client to close: may be closed
   std::list<Session*> busy;         // has a request
+  std::list<Session*> streaming;    // sends an answer without an end
   std::list<Session*> turned_away;  // is told that there are too many; not one of connections_max
 };
 
 class Session : public std::enable_shared_from_this<Session> {
  public:
-  Session(std::shared_ptr<Sessions> sessions, std::list<Session*>& list, Socket socket, const IpAddress& peer)
+  /// `tls` is null where none is spoken.
+  Session(std::shared_ptr<Sessions> sessions, std::list<Session*>& list, Socket socket, const Peer& peer,
+          const TlsContext* tls)
       : sessions_(std::move(sessions)),
         list_(&list),
         place_(list.insert(list.end(), this)),
         socket_(std::move(socket)),
+        tls_(tls != nullptr ? std::make_unique<TlsConnection>(*tls, socket_.native_handle()) : nullptr),
         timer_(socket_.get_executor()),
+        wake_timer_(socket_.get_executor()),
         peer_(peer),
         buffer_(sessions_->options.header_max_bytes + kReadBytes) {}
   ~Session() { close(); }
@@ -197,42 +269,59 @@ class Session : public std::enable_shared_from_this<Session> {
     error_code ignored;
     socket_.close(ignored);
     timer_.cancel();
+    wake_timer_.cancel();
+    stream_.reset();
     if (list_ != nullptr) list_->erase(place_);
     list_ = nullptr;
+  }
+
+  /// The stream may have something, or is to end because the server stops.
+  void wake() {
+    woken_ = true;
+    wake_timer_.cancel();
   }
 
  private:
   enum class OnDeadline { kCancelRead, kClose };
 
-  struct AnswerOptions {
-    std::string_view request_id;
-    bool keep_alive;
-  };
-
   void spawn(asio::awaitable<void> (Session::*run)());
   void move_to(std::list<Session*>& list);
   void set_deadline(milliseconds limit, OnDeadline on_deadline);
+  void clear_deadline() { timer_.expires_at(steady_clock::time_point::max()); }
+  bool finish_sending();
 
   asio::awaitable<void> serve_all();
   asio::awaitable<void> refuse_connection();
+  asio::awaitable<bool> handshake();
   asio::awaitable<bool> wait_for_request();
   asio::awaitable<bool> serve_one();
   asio::awaitable<error_code> read_header(Parser& parser);
   asio::awaitable<error_code> read_body(Parser& parser);
   asio::awaitable<error_code> read_more();
+  asio::awaitable<std::size_t> read_tls(asio::mutable_buffer buffer, error_code& error);
+  asio::awaitable<error_code> wait_for(TlsConnection::Step::Wait readiness);
+  asio::awaitable<error_code> send(std::string_view first, std::string_view second);
+  asio::awaitable<error_code> send_tls(std::string_view bytes);
   asio::awaitable<error_code> say_continue();
   asio::awaitable<bool> answer(const Head& head, Response response, AnswerOptions options);
+  asio::awaitable<void> answer_with_stream(Response response, AnswerOptions options);
+  asio::awaitable<void> send_stream(bool chunked);
   asio::awaitable<void> refuse(const Head& head, const Error& error);
   asio::awaitable<void> linger();
+  asio::awaitable<void> discard_rest();
   Response handle(const Request& request) const;
 
   const std::shared_ptr<Sessions> sessions_;
   std::list<Session*>* list_;  // null once closed
   std::list<Session*>::iterator place_;
   Socket socket_;
+  std::unique_ptr<TlsConnection> tls_;  // null once its last word is said
   asio::steady_timer timer_;
   bool timed_out_ = false;
-  const IpAddress peer_;
+  asio::steady_timer wake_timer_;  // until the stream's next heartbeat
+  bool woken_ = false;
+  std::shared_ptr<BodyStream> stream_;  // while streaming
+  const Peer peer_;
   beast::flat_buffer buffer_;  // read and not parsed yet
 };
 
@@ -265,6 +354,7 @@ void Session::set_deadline(milliseconds limit, OnDeadline on_deadline) {
 }
 
 asio::awaitable<void> Session::serve_all() {
+  if (tls_ != nullptr && !co_await handshake()) co_return;
   while (co_await wait_for_request()) {
     move_to(sessions_->busy);
     const bool goes_on = co_await serve_one();
@@ -276,12 +366,48 @@ asio::awaitable<void> Session::serve_all() {
 }
 
 asio::awaitable<void> Session::refuse_connection() {
+  if (tls_ != nullptr && !co_await handshake()) co_return;
   const Head nothing;
   const Error error{.code = ErrorCode::kConnectionLimit,
                     .detail = "Too many clients are connected; try again soon, and reuse connections.",
                     .limit = sessions_->options.connections_max};
   co_await refuse(nothing, error);
   co_await linger();
+}
+
+/// False when there is no TLS with this client, who has been told then as far as possible.
+asio::awaitable<bool> Session::handshake() {
+  using Wait = TlsConnection::Step::Wait;
+  set_deadline(sessions_->options.header_timeout, OnDeadline::kClose);
+  TlsConnection::Step step{.wait = Wait::kReadable};
+  error_code error;
+  while (step.wait != Wait::kNo && !error) {
+    step = tls_->handshake();
+    error = step.error;
+    if (step.wait != Wait::kNo) error = co_await wait_for(step.wait);
+  }
+  if (!error) co_return true;
+  ++sessions_->stats.handshakes_failed;
+  const bool plain_http = tls_->got_plain_http();
+  tls_.reset();  // what is said now is said in clear text
+  if (plain_http) {
+    const Head nothing;
+    const Error wrong_scheme = malformed("This port speaks HTTPS; use https:// in place of http://.");
+    co_await refuse(nothing, wrong_scheme);
+  }
+  co_await linger();
+  co_return false;
+}
+
+/// Until the socket is ready for what TLS wants of it.
+asio::awaitable<error_code> Session::wait_for(TlsConnection::Step::Wait readiness) {
+  error_code error;
+  const auto what =
+      readiness == TlsConnection::Step::Wait::kReadable ? Socket::wait_read : Socket::wait_write;
+  co_await socket_.async_wait(what, into(error));
+  // A descriptor that is closed may be another connection's already: OpenSSL must not touch it.
+  if (!error && !socket_.is_open()) error = asio::error::operation_aborted;
+  co_return error;
 }
 
 /// False when the client has gone or was silent for too long.
@@ -328,7 +454,21 @@ asio::awaitable<bool> Session::serve_one() {
   if (!socket_.is_open()) co_return false;  // the server is gone, and the handler with it
   request.body = std::move(parser.get().body());
   Response response = handle(request);
-  const AnswerOptions how{.request_id = request.id, .keep_alive = head.keep_alive() && !sessions_->stopping};
+  if (response.stream != nullptr && sessions_->streaming.size() >= options.streams_max) {
+    ++sessions_->stats.streams_refused;
+    response = problem({.code = ErrorCode::kConnectionLimit,
+                        .detail = "Too many streams are open; end one, or try again later.",
+                        .limit = options.streams_max},
+                       request.id);
+  }
+  const bool streams = response.stream != nullptr && head.method() != http::verb::head;
+  const AnswerOptions how{.version = head.version(),
+                          .request_id = request.id,
+                          .keep_alive = head.keep_alive() && !sessions_->stopping && !streams};
+  if (streams) {
+    co_await answer_with_stream(std::move(response), how);
+    co_return false;
+  }
   const bool answered = co_await answer(head, std::move(response), how);
   co_return answered&& how.keep_alive;
 }
@@ -376,17 +516,67 @@ asio::awaitable<error_code> Session::read_more() {
   if (room == 0) co_return http::error::buffer_overflow;
   // Time may have run out while no read was there to cancel.
   if (timed_out_) co_return asio::error::timed_out;
-  buffer_.commit(co_await socket_.async_read_some(buffer_.prepare(room), into(error)));
+  const asio::mutable_buffer free = buffer_.prepare(room);
+  std::size_t got = 0;
+  if (tls_ != nullptr) {
+    got = co_await read_tls(free, error);
+  } else {
+    got = co_await socket_.async_read_some(free, into(error));
+  }
+  buffer_.commit(got);
   if (error && timed_out_) co_return asio::error::timed_out;
+  co_return error;
+}
+
+asio::awaitable<std::size_t> Session::read_tls(asio::mutable_buffer buffer, error_code& error) {
+  error = socket_.is_open() ? error_code() : asio::error::operation_aborted;
+  while (!error) {
+    if (tls_ == nullptr) co_return co_await socket_.async_read_some(buffer, into(error));
+    const TlsConnection::Step step = tls_->read(buffer.data(), buffer.size());
+    error = step.error;
+    if (step.wait == TlsConnection::Step::Wait::kNo) co_return step.bytes;
+    error = co_await wait_for(step.wait);
+  }
+  co_return 0;
+}
+
+/// All of both.
+asio::awaitable<error_code> Session::send(std::string_view first, std::string_view second) {
+  error_code error;
+  if (tls_ == nullptr) {
+    const std::array buffers = {asio::buffer(first), asio::buffer(second)};
+    co_await asio::async_write(socket_, buffers, into(error));
+    co_return error;
+  }
+  std::string joined;
+  if (first.size() + second.size() <= kJoinedMax) {
+    joined.append(first).append(second);
+    first = joined;
+    second = {};
+  }
+  error = co_await send_tls(first);
+  if (!error) error = co_await send_tls(second);
+  co_return error;
+}
+
+asio::awaitable<error_code> Session::send_tls(std::string_view bytes) {
+  error_code error = socket_.is_open() ? error_code() : asio::error::operation_aborted;
+  while (!error && !bytes.empty()) {
+    const TlsConnection::Step step = tls_->write(bytes.data(), bytes.size());
+    error = step.error;
+    if (step.wait == TlsConnection::Step::Wait::kNo) {
+      bytes.remove_prefix(step.bytes);
+    } else {
+      error = co_await wait_for(step.wait);
+    }
+  }
   co_return error;
 }
 
 asio::awaitable<error_code> Session::say_continue() {
   constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
   set_deadline(sessions_->options.write_timeout, OnDeadline::kClose);
-  error_code error;
-  co_await asio::async_write(socket_, asio::buffer(kContinue), into(error));
-  co_return error;
+  co_return co_await send(kContinue, {});
 }
 
 Response Session::handle(const Request& request) const {
@@ -406,26 +596,63 @@ Response Session::handle(const Request& request) const {
 
 /// False when the client did not take it.
 asio::awaitable<bool> Session::answer(const Head& head, Response response, AnswerOptions options) {
-  http::response<http::string_body> message;
-  message.version(head.version());
-  message.result(response.status);
-  message.set(http::field::server, "portway");
-  message.set(http::field::date,
-              fmt::format("{:%a, %d %b %Y %H:%M:%S} GMT", fmt::gmtime(std::time(nullptr))));
-  message.set(http::field::cache_control, "no-store");
-  message.set("X-Content-Type-Options", "nosniff");
-  message.set("X-Request-Id", options.request_id);
-  for (const auto& [name, value] : response.headers) message.set(name, value);
-  if (response.status != 204) {
-    message.set(http::field::content_type, response.content_type);
-    message.content_length(response.body.size());
-    if (head.method() != http::verb::head) message.body() = std::move(response.body);
-  }
-  message.keep_alive(options.keep_alive);
+  const std::string text = head_of(response, options);
+  const bool bodiless = response.status == 204 || head.method() == http::verb::head;
   set_deadline(sessions_->options.write_timeout, OnDeadline::kClose);
-  error_code error;
-  co_await http::async_write(socket_, message, into(error));
+  const error_code error = co_await send(text, bodiless ? std::string_view() : response.body);
   co_return !error;
+}
+
+/// The connection's last answer too: while it is sent, whatever the client sends is thrown away, and when it
+/// says that it sends no more, it has gone.
+asio::awaitable<void> Session::answer_with_stream(Response response, AnswerOptions options) {
+  move_to(sessions_->streaming);
+  const std::string text = head_of(response, options);
+  stream_ = std::move(response.stream);
+  stream_->on_ready([weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->wake();
+  });
+  set_deadline(sessions_->options.write_timeout, OnDeadline::kClose);
+  const error_code error = co_await send(text, {});
+  if (error || stream_ == nullptr) co_return;
+  clear_deadline();
+  asio::co_spawn(
+      socket_.get_executor(),
+      [self = shared_from_this(), chunked = options.version == 11] { return self->send_stream(chunked); },
+      [self = shared_from_this()](const std::exception_ptr& failure) {
+        if (!failure) return;
+        self->close();
+        log_failure("a stream failed", failure);
+      });
+  co_await discard_rest();
+  close();
+}
+
+asio::awaitable<void> Session::send_stream(bool chunked) {
+  while (stream_ != nullptr && !sessions_->stopping) {
+    woken_ = false;
+    const std::optional<std::string> piece = stream_->read();
+    if (!piece) break;
+    error_code error;
+    if (piece->empty()) {
+      if (woken_) continue;
+      wake_timer_.expires_after(sessions_->options.stream_heartbeat);
+      co_await wake_timer_.async_wait(into(error));
+      continue;
+    }
+    const std::string framed = chunked ? fmt::format("{:x}\r\n{}\r\n", piece->size(), *piece) : *piece;
+    set_deadline(sessions_->options.write_timeout, OnDeadline::kClose);
+    error = co_await send(framed, {});
+    if (error) co_return close();
+    clear_deadline();
+  }
+  if (stream_ == nullptr) co_return;  // closed
+  stream_.reset();
+  set_deadline(sessions_->options.write_timeout, OnDeadline::kClose);
+  const std::string_view end = chunked ? "0\r\n\r\n" : "";
+  const error_code error = co_await send(end, {});
+  // The other coroutine goes on reading until the client closes.
+  if (error || !finish_sending()) close();
 }
 
 /// The connection's last answer. `head` is as much of the request as was understood.
@@ -433,17 +660,31 @@ asio::awaitable<void> Session::refuse(const Head& head, const Error& error) {
   const std::string id = request_id(head);
   Response response = problem(error, id);
   if (response.status < 500) ++sessions_->stats.requests_refused;
-  const AnswerOptions options{.request_id = id, .keep_alive = false};
+  const AnswerOptions options{
+      .version = head.version() < 11 ? 10U : 11U, .request_id = id, .keep_alive = false};
   co_await answer(head, std::move(response), options);
+}
+
+/// Nothing more is sent; the client gets a short time to close. False when it has closed already.
+bool Session::finish_sending() {
+  if (!socket_.is_open()) return false;
+  if (tls_ != nullptr) tls_->finish();
+  tls_.reset();  // what comes now is thrown away as it is
+  error_code error;
+  socket_.shutdown(Socket::shutdown_send, error);
+  if (error) return false;
+  if (list_ != &sessions_->turned_away) move_to(sessions_->idle);
+  set_deadline(kLingerTimeout, OnDeadline::kClose);
+  return true;
 }
 
 /// Lets the client read the last answer: closing while bytes of it are unread would reset the connection.
 asio::awaitable<void> Session::linger() {
+  if (finish_sending()) co_await discard_rest();
+}
+
+asio::awaitable<void> Session::discard_rest() {
   error_code error;
-  socket_.shutdown(Socket::shutdown_send, error);
-  if (error) co_return;
-  if (list_ == &sessions_->busy) move_to(sessions_->idle);
-  set_deadline(kLingerTimeout, OnDeadline::kClose);
   for (std::size_t discarded = 0; !error && discarded < kLingerBytes;) {
     discarded += buffer_.size();
     buffer_.consume(buffer_.size());
@@ -469,6 +710,12 @@ Error cannot_listen(const Endpoint& endpoint, const error_code& error) {
                                 remedy(error))};
 }
 
+Endpoint tcp_endpoint(const asio::generic::stream_protocol::endpoint& endpoint) {
+  Endpoint out;
+  std::memcpy(out.data(), endpoint.data(), std::min(endpoint.size(), out.capacity()));
+  return out;
+}
+
 IpAddress folded(const IpAddress& address) {
   if (!address.is_v6() || !address.to_v6().is_v4_mapped()) return address;
   return asio::ip::make_address_v4(asio::ip::v4_mapped, address.to_v6());
@@ -484,15 +731,12 @@ class Server::Core : public std::enable_shared_from_this<Core> {
         pause_(context),
         sessions_(std::make_shared<Sessions>(options, std::move(handler))) {}
 
-  Result<void> listen() {
-    const Endpoint& endpoint = sessions_->options.listen;
-    error_code error;
-    acceptor_.open(endpoint.protocol(), error);
-    if (!error) acceptor_.set_option(Tcp::acceptor::reuse_address(true), error);
-    if (!error) acceptor_.bind(endpoint, error);
-    if (!error) acceptor_.listen(Tcp::acceptor::max_listen_connections, error);
-    if (!error) endpoint_ = acceptor_.local_endpoint(error);
-    if (error) return cannot_listen(endpoint, error);
+  Result<void> start() {
+    if (auto loaded = reload_tls(); !loaded) return loaded;
+    const ListenAddress& address = sessions_->options.listen;
+    const auto* unix_path = std::get_if<UnixPath>(&address);
+    auto listening = unix_path != nullptr ? listen(*unix_path) : listen(std::get<Endpoint>(address));
+    if (!listening) return listening;
     asio::co_spawn(
         acceptor_.get_executor(), [self = shared_from_this()] { return self->accept_all(); },
         [self = shared_from_this()](const std::exception_ptr& failure) {
@@ -501,34 +745,84 @@ class Server::Core : public std::enable_shared_from_this<Core> {
     return {};
   }
 
-  const Endpoint& endpoint() const { return endpoint_; }
+  const ListenAddress& address() const { return address_; }
+
+  Result<void> reload_tls() {
+    const TlsFiles& files = sessions_->options.tls;
+    if (files.certificate.empty()) return {};
+    auto loaded = TlsContext::load(files);
+    if (!loaded) return loaded.error();
+    tls_ = std::move(*loaded);
+    sessions_->stats.tls_certificate_expiry = tls_->expiry();
+    constexpr auto kSoon = std::chrono::hours(24 * 14);
+    const auto left =
+        std::chrono::system_clock::from_time_t(tls_->expiry()) - std::chrono::system_clock::now();
+    const std::string until = fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(tls_->expiry()));
+    if (left < kSoon) {
+      spdlog::warn("API: {} expires soon, at {}; renew it and reload", files.certificate, until);
+    } else {
+      spdlog::info("API: {} is valid until {}", files.certificate, until);
+    }
+    return {};
+  }
 
   void stop() {
     error_code ignored;
     sessions_->stopping = true;
     acceptor_.close(ignored);
+    if (unix_listener_) unix_listener_->remove();
     pause_.cancel();
+    for (Session* session : sessions_->streaming) session->wake();
     close_all(sessions_->idle);
   }
 
   void cut() {
     stop();
     close_all(sessions_->busy);
+    close_all(sessions_->streaming);
     close_all(sessions_->turned_away);
   }
 
   ServerStats stats() const {
     ServerStats stats = sessions_->stats;
     stats.connections = sessions_->open();
+    stats.streams = sessions_->streaming.size();
     return stats;
   }
 
  private:
+  Result<void> listen(const Endpoint& endpoint) {
+    error_code error;
+    acceptor_.open(endpoint.protocol(), error);
+    if (!error) acceptor_.set_option(Acceptor::reuse_address(true), error);
+    if (!error) acceptor_.bind(endpoint, error);
+    if (!error) acceptor_.listen(Acceptor::max_listen_connections, error);
+    if (!error) address_ = tcp_endpoint(acceptor_.local_endpoint(error));
+    if (error) return cannot_listen(endpoint, error);
+    return {};
+  }
+
+  Result<void> listen(const UnixPath& path) {
+    auto opened = UnixListener::open(path);
+    if (!opened) return opened.error();
+    unix_listener_.emplace(std::move(*opened));
+    address_ = path;
+    error_code error;
+    Fd socket = unix_listener_->take_socket();
+    acceptor_.assign(asio::generic::stream_protocol(AF_UNIX, 0), socket.get(), error);
+    if (error) {
+      return Error{ErrorCode::kResourceExhausted,
+                   fmt::format("cannot listen on {}: {}", to_string(address_), error.message())};
+    }
+    socket.release();
+    return {};
+  }
+
   asio::awaitable<void> accept_all() {
     bool paused = false;
     while (!sessions_->stopping) {
       error_code error;
-      Tcp::socket socket = co_await acceptor_.async_accept(into(error));
+      Socket socket = co_await acceptor_.async_accept(into(error));
       if (sessions_->stopping) co_return;
       if (!error) error = admit(std::move(socket));
       if (error && !paused) spdlog::warn("API: accept: {}; clients wait until that is over", error.message());
@@ -541,28 +835,52 @@ class Server::Core : public std::enable_shared_from_this<Core> {
   }
 
   /// An error means that memory has run out.
-  error_code admit(Tcp::socket socket) try {
+  error_code admit(Socket socket) try {
     ++sessions_->stats.connections_total;
-    error_code error;
-    const IpAddress peer = folded(socket.remote_endpoint(error).address());
-    if (error) return {};  // it has gone already
-    if (is_refused(peer)) {
+    const auto peer = unix_listener_ ? unix_peer(socket) : tcp_peer(socket);
+    if (!peer) return {};  // it has gone already
+    if (is_refused(peer->address)) {
       ++sessions_->stats.connections_refused_network;
       return {};
     }
-    // Answers are written whole: Nagle's algorithm would only delay a pipelined one.
-    socket.set_option(Tcp::no_delay(true), error);
     if (sessions_->open() < sessions_->options.connections_max || evict()) {
-      std::make_shared<Session>(sessions_, sessions_->idle, std::move(socket), peer)->serve();
+      make_session(sessions_->idle, std::move(socket), *peer)->serve();
       return {};
     }
     ++sessions_->stats.connections_refused_limit;
     if (sessions_->turned_away.size() < kTurnedAwayMax) {
-      std::make_shared<Session>(sessions_, sessions_->turned_away, std::move(socket), peer)->turn_away();
+      make_session(sessions_->turned_away, std::move(socket), *peer)->turn_away();
     }
     return {};
   } catch (const std::exception&) {
     return asio::error::no_memory;
+  }
+
+  std::shared_ptr<Session> make_session(std::list<Session*>& list, Socket socket, const Peer& peer) const {
+    // OpenSSL works on the descriptor itself, which must not block.
+    error_code ignored;
+    if (tls_ != nullptr) socket.native_non_blocking(true, ignored);
+    return std::make_shared<Session>(sessions_, list, std::move(socket), peer, tls_.get());
+  }
+
+  std::optional<Peer> tcp_peer(Socket& socket) const {
+    error_code error;
+    const auto endpoint = socket.remote_endpoint(error);
+    if (error) return std::nullopt;
+    // Answers are written whole: Nagle's algorithm would only delay a pipelined one.
+    socket.set_option(Tcp::no_delay(true), error);
+    // A client that has vanished without a word is found out by what it does not acknowledge.
+    const auto patience_ms = static_cast<unsigned>(sessions_->options.write_timeout.count());
+    ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_USER_TIMEOUT, &patience_ms, sizeof patience_ms);
+    return Peer{.address = folded(tcp_endpoint(endpoint).address()), .credentials = std::nullopt};
+  }
+
+  static std::optional<Peer> unix_peer(Socket& socket) {
+    ucred who{};
+    socklen_t size = sizeof who;
+    if (::getsockopt(socket.native_handle(), SOL_SOCKET, SO_PEERCRED, &who, &size) < 0) return std::nullopt;
+    return Peer{.address = {},
+                .credentials = PeerCredentials{.pid = who.pid, .uid = who.uid, .gid = who.gid}};
   }
 
   /// Closes the longest idle connection; false when none is idle.
@@ -574,7 +892,8 @@ class Server::Core : public std::enable_shared_from_this<Core> {
   }
 
   bool is_refused(const IpAddress& peer) const {
-    return std::ranges::any_of(sessions_->options.refused_networks,
+    return !unix_listener_ &&
+           std::ranges::any_of(sessions_->options.refused_networks,
                                [&peer](const Cidr& network) { return network.contains(peer); });
   }
 
@@ -582,16 +901,18 @@ class Server::Core : public std::enable_shared_from_this<Core> {
     while (!list.empty()) list.front()->close();
   }
 
-  Tcp::acceptor acceptor_;
-  Endpoint endpoint_;
-  asio::steady_timer pause_;  // until the next try after an error
+  Acceptor acceptor_;
+  ListenAddress address_;
+  std::optional<UnixListener> unix_listener_;
+  std::shared_ptr<const TlsContext> tls_;  // for the next connection; null: none
+  asio::steady_timer pause_;               // until the next try after an error
   const std::shared_ptr<Sessions> sessions_;
 };
 
 Result<std::unique_ptr<Server>> Server::start(asio::io_context& context, const ServerOptions& options,
                                               Handler handler) {
   auto core = std::make_shared<Core>(context, options, std::move(handler));
-  if (auto listening = core->listen(); !listening) return listening.error();
+  if (auto started = core->start(); !started) return started.error();
   return std::unique_ptr<Server>(new Server(std::move(core)));
 }
 
@@ -601,12 +922,16 @@ Server::~Server() {
   core_->cut();
 }
 
-Endpoint Server::endpoint() const {
-  return core_->endpoint();
+ListenAddress Server::address() const {
+  return core_->address();
 }
 
 void Server::stop() {
   core_->stop();
+}
+
+Result<void> Server::reload_tls() {
+  return core_->reload_tls();
 }
 
 ServerStats Server::stats() const {

@@ -1,10 +1,12 @@
-// The HTTP/1.1 server behind the API and the metrics listener (RFC 9110, RFC 9112).
+// The HTTP/1.1 server behind the API and the metrics listener (RFC 9110, RFC 9112), over TCP, TLS or a Unix
+// socket.
 //
 // A client may send anything at any speed: every size and every wait has a bound, what two readers could
 // understand differently is refused, and what the server refuses by itself it answers with a problem document
 // before it closes. It knows nothing of routes or keys: one handler turns a request into an answer.
 //
-// Everything runs on the thread of one Asio io_context, which also makes all calls here.
+// With TLS the process must ignore SIGPIPE (api/tls.h). Everything runs on the thread of one Asio io_context,
+// which also makes all calls here.
 #pragma once
 
 #include <boost/asio/io_context.hpp>
@@ -16,33 +18,30 @@
 #include <vector>
 
 #include "api/message.h"
+#include "api/tls.h"
 #include "config/endpoint.h"
 #include "config/error.h"
+#include "config/listen_address.h"
+#include "metrics/api_stats.h"
 
 namespace portway {
 
 struct ServerOptions {
-  Endpoint listen = {};  // port 0: any free one
+  ListenAddress listen = Endpoint();  // port 0: any free one
+  TlsFiles tls = {};                  // for TCP
   std::size_t body_max_bytes = 64 * 1024;
   std::size_t header_max_bytes = 16 * 1024;  // request line and header fields together
   unsigned connections_max = 1024;           // beyond it the longest idle one goes, or the new one
-  std::chrono::milliseconds header_timeout = std::chrono::seconds(10);  // from a request's first byte
-  std::chrono::milliseconds body_timeout = std::chrono::seconds(10);    // for all of it
-  std::chrono::milliseconds write_timeout = std::chrono::seconds(30);   // for a whole answer
-  std::chrono::milliseconds idle_timeout = std::chrono::seconds(60);    // between two requests
+  unsigned streams_max = 64;                 // answers without an end, of those connections
+  std::chrono::milliseconds header_timeout =
+      std::chrono::seconds(10);  // from a request's first byte; and for a TLS handshake
+  std::chrono::milliseconds body_timeout = std::chrono::seconds(10);  // for all of it
+  std::chrono::milliseconds write_timeout =
+      std::chrono::seconds(30);  // for a whole answer, or a stream's piece
+  std::chrono::milliseconds idle_timeout = std::chrono::seconds(60);      // between two requests
+  std::chrono::milliseconds stream_heartbeat = std::chrono::seconds(15);  // see BodyStream::read()
   std::vector<Cidr> refused_networks =
       {};  // peers from there are closed at once: guests have no business here
-};
-
-/// Since start; `connections` is what is open now.
-struct ServerStats {
-  std::uint64_t connections = 0;
-  std::uint64_t connections_total = 0;            // accepted, whatever became of them
-  std::uint64_t connections_refused_network = 0;  // came from a refused network
-  std::uint64_t connections_refused_limit = 0;    // over connections_max, with none idle
-  std::uint64_t connections_evicted = 0;          // idle ones that made room for new ones
-  std::uint64_t requests_refused = 0;             // answered with 4xx by the server itself
-  std::uint64_t accept_pauses = 0;                // descriptors or memory had run out
 };
 
 class Server {
@@ -50,8 +49,10 @@ class Server {
   /// Does not block. What it throws is logged and answered with 500.
   using Handler = std::function<Response(const Request&)>;
 
-  /// Listens when it returns. `context` outlives the server. kHostPortTaken, kInvalidConfig (an address that
-  /// is not this host's, a port without permission) or kResourceExhausted, with the address and the remedy.
+  /// Listens when it returns. `context` outlives the server. A Unix socket is made with mode 0660, in place
+  /// of one that a dead daemon has left. kHostPortTaken, kInvalidConfig (an address that is not this host's,
+  /// a port or a path without permission, TLS files that do not fit) or kResourceExhausted, with the address
+  /// and the remedy.
   static Result<std::unique_ptr<Server>> start(boost::asio::io_context& context, const ServerOptions& options,
                                                Handler handler);
   /// Cuts what is still open; the handler is not called any more.
@@ -60,11 +61,16 @@ class Server {
   Server& operator=(const Server&) = delete;
 
   /// Where it listens, with the port that 0 became.
-  Endpoint endpoint() const;
+  ListenAddress address() const;
 
-  /// Accepts no more and closes idle connections. Requests under way are answered first, within their time
-  /// limits; then nothing of the server keeps the context running.
+  /// Accepts no more, removes the Unix socket, ends streams and closes idle connections. Requests under way
+  /// are answered first, within their time limits; then nothing of the server keeps the context running.
   void stop();
+
+  /// Reads the TLS files again: new connections get the new certificate, those that are open run on with
+  /// theirs. On an error everything stays as it was; kInvalidConfig with the file and the remedy. Nothing to
+  /// do without TLS.
+  Result<void> reload_tls();
 
   ServerStats stats() const;
 

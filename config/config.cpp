@@ -29,7 +29,8 @@ Error invalid_config(std::string detail, std::string_view key = {}) {
 // --- Values, from TOML and from text, and as TOML.
 
 std::string_view kind_of(const ConfigValue& value) {
-  constexpr auto kKinds = std::to_array<std::string_view>({"an integer", "a string", "a list of strings"});
+  constexpr auto kKinds = std::to_array<std::string_view>(
+      {"an integer", "a string", "a list of strings", "a list of integers", "a boolean"});
   static_assert(kKinds.size() == std::variant_size_v<ConfigValue>);
   return kKinds[value.index()];
 }
@@ -39,7 +40,9 @@ std::string_view kind_of(const toml::node& node) {
     case toml::node_type::table:
       return "a table";
     case toml::node_type::array:
-      return node.is_homogeneous(toml::node_type::string) ? "a list of strings" : "a list of other things";
+      return node.is_homogeneous(toml::node_type::string)    ? "a list of strings"
+             : node.is_homogeneous(toml::node_type::integer) ? "a list of integers"
+                                                             : "a list of other things";
     case toml::node_type::string:
       return "a string";
     case toml::node_type::integer:
@@ -56,6 +59,10 @@ std::string_view kind_of(const toml::node& node) {
 std::string as_toml(const ConfigValue& value) {
   if (const auto* number = std::get_if<std::int64_t>(&value)) return std::to_string(*number);
   if (const auto* text = std::get_if<std::string>(&value)) return '"' + *text + '"';
+  if (const auto* yes = std::get_if<bool>(&value)) return *yes ? "true" : "false";
+  if (const auto* numbers = std::get_if<std::vector<std::int64_t>>(&value)) {
+    return fmt::format("[{}]", fmt::join(*numbers, ", "));
+  }
   const auto& texts = std::get<std::vector<std::string>>(value);
   return texts.empty() ? "[]" : fmt::format("[\"{}\"]", fmt::join(texts, "\", \""));
 }
@@ -78,6 +85,20 @@ ConfigValue default_of(const ConfigKey& key) {
   return key.get({defaults, defaults.profiles["default"]});
 }
 
+/// The items of an array that are all of one type; nothing when some are not.
+template <class T>
+std::optional<ConfigValue> list_from(const toml::node& node) {
+  const auto* array = node.as_array();
+  if (array == nullptr) return std::nullopt;
+  std::vector<T> items;
+  for (const toml::node& item : *array) {
+    const auto* value = item.as<T>();
+    if (value == nullptr) return std::nullopt;
+    items.push_back(value->get());
+  }
+  return items;
+}
+
 /// The node as a value of the same kind as `like`; nothing when it is of another.
 std::optional<ConfigValue> value_from(const toml::node& node, const ConfigValue& like) {
   if (std::holds_alternative<std::int64_t>(like)) {
@@ -88,15 +109,12 @@ std::optional<ConfigValue> value_from(const toml::node& node, const ConfigValue&
     const auto* text = node.as_string();
     return text != nullptr ? std::optional<ConfigValue>(text->get()) : std::nullopt;
   }
-  const auto* array = node.as_array();
-  if (array == nullptr) return std::nullopt;
-  std::vector<std::string> texts;
-  for (const toml::node& item : *array) {
-    const auto* text = item.as_string();
-    if (text == nullptr) return std::nullopt;
-    texts.push_back(text->get());
+  if (std::holds_alternative<bool>(like)) {
+    const auto* yes = node.as_boolean();
+    return yes != nullptr ? std::optional<ConfigValue>(yes->get()) : std::nullopt;
   }
-  return texts;
+  return std::holds_alternative<std::vector<std::int64_t>>(like) ? list_from<std::int64_t>(node)
+                                                                 : list_from<std::string>(node);
 }
 
 std::string_view trimmed(std::string_view text) {
@@ -105,14 +123,15 @@ std::string_view trimmed(std::string_view text) {
   return text.substr(0, text.find_last_not_of(' ') + 1);
 }
 
-std::optional<ConfigValue> value_from(std::string_view text, const ConfigValue& like) {
-  if (std::holds_alternative<std::string>(like)) return std::string(text);
-  if (std::holds_alternative<std::int64_t>(like)) {
-    std::int64_t number = 0;
-    const char* end = text.data() + text.size();
-    const auto [rest, error] = std::from_chars(text.data(), end, number);
-    return error == std::errc{} && rest == end ? std::optional<ConfigValue>(number) : std::nullopt;
-  }
+std::optional<std::int64_t> number_from(std::string_view text) {
+  std::int64_t number = 0;
+  const char* end = text.data() + text.size();
+  const auto [rest, error] = std::from_chars(text.data(), end, number);
+  return error == std::errc{} && rest == end ? std::optional(number) : std::nullopt;
+}
+
+/// "a, b" is two.
+std::vector<std::string> split_list(std::string_view text) {
   std::vector<std::string> texts;
   if (trimmed(text).empty()) return texts;
   for (std::size_t start = 0; start <= text.size();) {
@@ -121,6 +140,26 @@ std::optional<ConfigValue> value_from(std::string_view text, const ConfigValue& 
     start = comma + 1;
   }
   return texts;
+}
+
+std::optional<ConfigValue> value_from(std::string_view text, const ConfigValue& like) {
+  if (std::holds_alternative<std::string>(like)) return std::string(text);
+  if (std::holds_alternative<bool>(like)) {
+    return text == "true" || text == "false" ? std::optional<ConfigValue>(text == "true") : std::nullopt;
+  }
+  if (std::holds_alternative<std::int64_t>(like)) {
+    const auto number = number_from(text);
+    return number ? std::optional<ConfigValue>(*number) : std::nullopt;
+  }
+  std::vector<std::string> texts = split_list(text);
+  if (std::holds_alternative<std::vector<std::string>>(like)) return texts;
+  std::vector<std::int64_t> numbers;
+  for (const std::string& item : texts) {
+    const auto number = number_from(item);
+    if (!number) return std::nullopt;
+    numbers.push_back(*number);
+  }
+  return numbers;
 }
 
 std::string lowered(std::string_view text) {
@@ -320,13 +359,19 @@ std::vector<std::string> config_warnings(const Config& config) {
     warnings.emplace_back(
         "guests.networks is empty: no instance can be registered. List the networks the guests live in.");
   }
-  if (!config.api.listen.address().is_loopback()) {
-    warnings.push_back(
-        "api.listen " + to_string(config.api.listen) +
-        " is not on loopback: keys cross the network in clear text, and guests may reach the API.");
+  const auto* endpoint = std::get_if<Endpoint>(&config.api.listen);
+  if (endpoint != nullptr && !endpoint->address().is_loopback() && config.api.tls_certificate.empty()) {
+    warnings.push_back("api.listen " + to_string(config.api.listen) +
+                       " is not on loopback: keys cross the network in clear text; set api.tls_certificate.");
   }
-  const auto warn_of_port = [&](std::string_view key, const Endpoint& listen) {
-    if (!config.ports.range.contains(listen.port())) return;
+  if (endpoint != nullptr && !config.api.admin_uids.empty()) {
+    warnings.emplace_back(
+        "api.admin_uids has no effect: who is calling is known on a Unix socket only; set api.listen to "
+        "unix:/PATH, or leave the list empty.");
+  }
+  const auto warn_of_port = [&](std::string_view key, const ListenAddress& listen) {
+    const auto* tcp = std::get_if<Endpoint>(&listen);
+    if (tcp == nullptr || !config.ports.range.contains(tcp->port())) return;
     warnings.push_back(
         fmt::format("{} {} lies in ports.range {}: a forward may have the port when the daemon starts.", key,
                     to_string(listen), to_string(config.ports.range)));

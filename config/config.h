@@ -17,6 +17,7 @@
 #include "config/endpoint.h"
 #include "config/error.h"
 #include "config/forward.h"
+#include "config/listen_address.h"
 
 namespace portway {
 
@@ -46,16 +47,21 @@ struct Config {
   };
 
   struct Api {
-    Endpoint listen{boost::asio::ip::address_v4::loopback(), 8080};  // port 0: any free one
-    std::string admin_key_file = "/etc/portway/admin.key";           // made with a random key when missing
-    std::uint32_t rate_limit_per_second = 50;                        // requests of one key; 0: no limit
-    std::uint32_t body_max_bytes = 65536;                            // of a request; 1,024-16,777,216
+    ListenAddress listen = Endpoint(boost::asio::ip::address_v4::loopback(), 8080);  // port 0: any free one
+    std::string admin_key_file = "/etc/portway/admin.key";  // made with a random key when missing
+    std::vector<std::uint32_t> admin_uids;  // who is admin without a key, over a Unix socket; 0-64
+    std::string tls_certificate;            // PEM file, the chain included; "": plain HTTP
+    std::string tls_private_key;            // PEM file; with tls_certificate, and only then
+    std::string client_ca;                  // PEM file: who signs the certificates of clients; "": none asked
+    bool allow_guests = false;              // whether guests.networks may connect to the daemon's listeners
+    std::uint32_t rate_limit_per_second = 50;  // requests of one key; 0: no limit
+    std::uint32_t body_max_bytes = 65536;      // of a request; 1,024-16,777,216
 
     friend bool operator==(const Api&, const Api&) = default;
   };
 
   struct Metrics {
-    std::optional<Endpoint>
+    std::optional<ListenAddress>
         listen;  // a listener without keys for /metrics; none: on the API's listener, with a key
 
     friend bool operator==(const Metrics&, const Metrics&) = default;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
+#include <cstdint>
 #include <set>
 #include <utility>
 
@@ -19,6 +20,10 @@ constexpr std::size_t kPathMaxBytes = 4095;     // PATH_MAX without the terminat
 constexpr std::size_t kProfileNameMaxBytes = 64;
 constexpr std::size_t kPublicAddressesMax = 16;
 constexpr std::size_t kGuestNetworksMax = 64;
+constexpr std::size_t kAdminUidsMax = 64;
+// /proc/sys/kernel/overflowuid's default, "nobody": what every user looks like who is not mapped into this
+// user namespace.
+constexpr std::int64_t kOverflowUid = 65534;
 
 Error wrong(std::string detail) {
   return {ErrorCode::kInvalidConfig, std::move(detail), ""};
@@ -39,6 +44,14 @@ ConfigKey number_key(std::string_view name, std::int64_t min, std::int64_t max, 
               return fmt::format("{} is out of range; it must be {} to {}", number, min, max);
             }
             field(target) = static_cast<std::uint32_t>(number);
+            return std::nullopt;
+          }};
+}
+
+ConfigKey bool_key(std::string_view name, Field<bool> field, std::string_view help) {
+  return {name, std::string(help), [field](ConfigTarget target) { return ConfigValue(field(target)); },
+          [field](ConfigTarget target, const ConfigValue& value) -> std::optional<std::string> {
+            field(target) = std::get<bool>(value);
             return std::nullopt;
           }};
 }
@@ -151,23 +164,38 @@ std::string show_address(const IpAddress& address) {
   return address.to_string();
 }
 
-Result<Endpoint> parse_listen(std::string_view text) {
-  if (text.starts_with("unix:")) {
-    return wrong(in_quotes(text) +
-                 " is a Unix socket, which this version cannot listen on; use ip:port, e.g. 127.0.0.1:8080");
-  }
-  return parse_endpoint(text);
+Result<std::optional<ListenAddress>> parse_optional_listen(std::string_view text) {
+  if (text.empty()) return std::optional<ListenAddress>();
+  Result<ListenAddress> address = parse_listen_address(text);
+  if (!address) return address.error();
+  return std::optional<ListenAddress>(std::move(*address));
 }
 
-Result<std::optional<Endpoint>> parse_optional_listen(std::string_view text) {
-  if (text.empty()) return std::optional<Endpoint>();
-  const Result<Endpoint> endpoint = parse_listen(text);
-  if (!endpoint) return endpoint.error();
-  return std::optional<Endpoint>(*endpoint);
+std::string show_optional_listen(const std::optional<ListenAddress>& address) {
+  return address ? to_string(*address) : "";
 }
 
-std::string show_optional_listen(const std::optional<Endpoint>& endpoint) {
-  return endpoint ? to_string(*endpoint) : "";
+ConfigKey uids_key(std::string_view name, Field<std::vector<std::uint32_t>> field, std::string_view help) {
+  const auto get = [=](ConfigTarget target) {
+    return ConfigValue(std::vector<std::int64_t>(field(target).begin(), field(target).end()));
+  };
+  const auto set = [=](ConfigTarget target, const ConfigValue& value) -> std::optional<std::string> {
+    const auto& numbers = std::get<std::vector<std::int64_t>>(value);
+    if (numbers.size() > kAdminUidsMax) {
+      return fmt::format("{} entries; there must be 0 to {}", numbers.size(), kAdminUidsMax);
+    }
+    std::vector<std::uint32_t> uids;
+    for (const std::int64_t number : numbers) {
+      if (number == kOverflowUid) {
+        return fmt::format("{} is \"nobody\", and whoever the kernel cannot name; leave it out", number);
+      }
+      if (number < 0 || number > UINT32_MAX - 1) return fmt::format("{} is no user's id (id -u)", number);
+      uids.push_back(static_cast<std::uint32_t>(number));
+    }
+    field(target) = std::move(uids);
+    return std::nullopt;
+  };
+  return {name, fmt::format("{} (0 to {} entries)", help, kAdminUidsMax), get, set};
 }
 
 Result<PortRange> parse_host_ports(std::string_view text) {
@@ -197,14 +225,38 @@ std::vector<ConfigKey> make_keys() {
           [](T t) -> auto& { return t.config.node.public_addresses; }, parse_public_address, show_address,
           "The addresses on which host ports are bound, IPv4 or IPv6. Naming the public ones is better "
           "than 0.0.0.0: the ports then stay closed on the node's other addresses."),
-      text_key<Endpoint>(
-          "api.listen", [](T t) -> auto& { return t.config.api.listen; }, parse_listen, to_string,
-          "Where the REST API listens, ip:port; port 0 is any free one. Keys travel in clear text: keep it "
-          "on loopback or behind a proxy that speaks TLS, and where no guest can reach it."),
+      text_key<ListenAddress>(
+          "api.listen", [](T t) -> auto& { return t.config.api.listen; }, parse_listen_address, to_string,
+          "Where the REST API listens: ip:port, where port 0 is any free one, or unix:/path. Beyond "
+          "loopback set api.tls_certificate: keys would travel in clear text. A Unix socket has mode 0660 "
+          "and the daemon's group, or that of its directory where that is setgid."),
       text_key<std::string>(
           "api.admin_key_file", [](T t) -> auto& { return t.config.api.admin_key_file; }, parse_path,
           show_text,
           "The file with the first admin key. Made at start, mode 0600, with a random key, when missing."),
+      uids_key(
+          "api.admin_uids", [](T t) -> auto& { return t.config.api.admin_uids; },
+          "Users (numeric ids) who are admin without a key when they call over the Unix socket, e.g. [0] "
+          "for root. Empty: everybody needs a key."),
+      text_key<std::string>(
+          "api.tls_certificate", [](T t) -> auto& { return t.config.api.tls_certificate; },
+          parse_optional_path, show_text,
+          "The PEM file with the API's certificate, followed by those of its authorities: then api.listen "
+          "speaks HTTPS only (TLS 1.2 or 1.3). Empty: plain HTTP. metrics.listen stays plain HTTP."),
+      text_key<std::string>(
+          "api.tls_private_key", [](T t) -> auto& { return t.config.api.tls_private_key; },
+          parse_optional_path, show_text,
+          "The PEM file with the certificate's private key, without a passphrase. Goes with "
+          "api.tls_certificate."),
+      text_key<std::string>(
+          "api.client_ca", [](T t) -> auto& { return t.config.api.client_ca; }, parse_optional_path,
+          show_text,
+          "The PEM file with the authorities of clients' certificates: then only who has one can connect, "
+          "and needs a key as well. Empty: clients are asked for none."),
+      bool_key(
+          "api.allow_guests", [](T t) -> auto& { return t.config.api.allow_guests; },
+          "Whether clients from guests.networks may connect to api.listen and metrics.listen. They are "
+          "closed at once unless this is true: a guest has no business there."),
       number_key(
           "api.rate_limit_per_second", 0, 1'000'000,
           [](T t) -> auto& { return t.config.api.rate_limit_per_second; },
@@ -212,11 +264,11 @@ std::vector<ConfigKey> make_keys() {
       number_key(
           "api.body_max_bytes", 1024, 16'777'216, [](T t) -> auto& { return t.config.api.body_max_bytes; },
           "The largest body of a request, in bytes; a larger one is answered 413."),
-      text_key<std::optional<Endpoint>>(
+      text_key<std::optional<ListenAddress>>(
           "metrics.listen", [](T t) -> auto& { return t.config.metrics.listen; }, parse_optional_listen,
           show_optional_listen,
-          "A listener of its own for /metrics, ip:port, which asks for no key. Empty: /metrics is on the "
-          "API's listener and needs a key."),
+          "A listener of its own for /metrics, ip:port or unix:/path, which asks for no key. Empty: /metrics "
+          "is on the API's listener and needs a key."),
       text_key<PortRange>(
           "ports.range", [](T t) -> auto& { return t.config.ports.range; }, parse_host_ports, to_string,
           "The host ports given to forwards, first-last, within 1024-65535. Keep them apart from the "
@@ -398,6 +450,28 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
   return row[b.size()];
 }
 
+namespace {
+
+std::optional<ConfigConflict> find_tls_conflict(const Config::Api& api) {
+  if (!api.tls_certificate.empty() && api.tls_private_key.empty()) {
+    return ConfigConflict{"api.tls_certificate", "needs its private key; set api.tls_private_key too"};
+  }
+  if (api.tls_certificate.empty() && !api.tls_private_key.empty()) {
+    return ConfigConflict{"api.tls_private_key", "needs its certificate; set api.tls_certificate too"};
+  }
+  if (api.tls_certificate.empty() && !api.client_ca.empty()) {
+    return ConfigConflict{"api.client_ca", "needs TLS; set api.tls_certificate and api.tls_private_key too"};
+  }
+  if (!api.tls_certificate.empty() && std::holds_alternative<UnixPath>(api.listen)) {
+    return ConfigConflict{"api.tls_certificate",
+                          "api.listen is a Unix socket, which never leaves this machine; leave the "
+                          "certificate out, or listen on ip:port"};
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
 std::optional<ConfigConflict> find_conflict(const Config& config) {
   const auto& addresses = config.node.public_addresses;
   for (const IpAddress& any : addresses) {
@@ -411,13 +485,14 @@ std::optional<ConfigConflict> find_conflict(const Config& config) {
                                       "not be bound beside it; leave it or them out",
                                       any.to_string())};
   }
-  if (config.metrics.listen == config.api.listen && config.api.listen.port() != 0) {
+  const auto* endpoint = std::get_if<Endpoint>(&config.api.listen);
+  if (config.metrics.listen == config.api.listen && (endpoint == nullptr || endpoint->port() != 0)) {
     return ConfigConflict{"metrics.listen",
                           fmt::format("{} is where the API listens; give it another port, or leave it "
                                       "empty to have /metrics on the API's listener",
                                       to_string(config.api.listen))};
   }
-  return std::nullopt;
+  return find_tls_conflict(config.api);
 }
 
 }  // namespace portway

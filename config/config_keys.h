@@ -15,7 +15,8 @@
 namespace portway {
 
 /// What a key can hold, whatever it came from.
-using ConfigValue = std::variant<std::int64_t, std::string, std::vector<std::string>>;
+using ConfigValue =
+    std::variant<std::int64_t, std::string, std::vector<std::string>, std::vector<std::int64_t>, bool>;
 
 /// Where a key writes to. The profile matters to profiles.*.* only.
 struct ConfigTarget {

@@ -1,10 +1,12 @@
-// Counts of the API and of the port pool. Written and read by the control thread only: no atomics needed.
+// Counts of the API, of the server in front of it and of the port pool. Written and read by the control
+// thread only: no atomics needed.
 #pragma once
 
 #include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <ctime>
 #include <map>
 #include <string>
 #include <string_view>
@@ -25,6 +27,21 @@ std::string_view to_string(PortAllocationError error);
 
 inline constexpr std::array<double, 10> kRequestBoundsS = {0.0005, 0.001, 0.0025, 0.005, 0.01,
                                                            0.025,  0.05,  0.1,    0.5,   2.5};
+
+/// The server in front of the API, since start.
+struct ServerStats {
+  std::uint64_t connections = 0;                  // open now
+  std::uint64_t connections_total = 0;            // accepted, whatever became of them
+  std::uint64_t connections_refused_network = 0;  // came from a refused network
+  std::uint64_t connections_refused_limit = 0;    // over connections_max, with none idle
+  std::uint64_t connections_evicted = 0;          // idle ones that made room for new ones
+  std::uint64_t handshakes_failed = 0;            // TLS: no common ground, no certificate, or given up
+  std::uint64_t streams = 0;                      // answers without an end that are open now
+  std::uint64_t streams_refused = 0;              // over streams_max
+  std::uint64_t requests_refused = 0;             // answered with 4xx by the server itself
+  std::uint64_t accept_pauses = 0;                // descriptors or memory had run out
+  std::time_t tls_certificate_expiry = 0;         // when the certificate in use ends; 0: no TLS
+};
 
 struct ApiStats {
   /// Counts an answer. `route` is the pattern out of the router's table ("/instances/{id}"), or "other" where

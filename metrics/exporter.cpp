@@ -318,6 +318,29 @@ void emit_api(Sink& sink, const ApiStats& api) {
       writers, [](const ApiStats& stats) -> auto& { return stats.request_duration; });
 }
 
+void emit_api_server(Sink& sink, const ServerStats& server) {
+  emit(sink, MetricType::Gauge, "portway_api_connections", "Connections to the API that are open now.",
+       server.connections);
+  emit(sink, MetricType::Counter, "portway_api_connections_total",
+       "Connections to the API, refused ones too.", server.connections_total);
+  {
+    Family refused(sink, MetricType::Counter, "portway_api_connections_refused_total",
+                   "Connections to the API that were refused: network (a guest's), limit (too many are open), "
+                   "tls (no handshake came about), streams (answered 503, too many streams are open).",
+                   {"reason"});
+    refused.label(0, "network").add(server.connections_refused_network);
+    refused.label(0, "limit").add(server.connections_refused_limit);
+    refused.label(0, "tls").add(server.handshakes_failed);
+    refused.label(0, "streams").add(server.streams_refused);
+  }
+  emit(sink, MetricType::Counter, "portway_api_requests_refused_total",
+       "Requests that never reached a route: not HTTP, too large or too slow.", server.requests_refused);
+  if (server.tls_certificate_expiry == 0) return;
+  emit(sink, MetricType::Gauge, "portway_api_tls_certificate_expiry_timestamp_seconds",
+       "When the certificate in use ends, in seconds since the epoch.",
+       static_cast<double>(server.tls_certificate_expiry));
+}
+
 void emit_process(Sink& sink) {
   Family(sink, MetricType::Gauge, "portway_build_info",
          "Always 1: the version that runs and what it was built with.", {"version", "compiler"})
@@ -349,6 +372,7 @@ void emit_all(Sink& sink, const ExporterSources& sources, MetricsScope scope) {
        sources.access_log_dropped());
   emit_ports(sink, sources.port_pool(), *sources.api);
   emit_api(sink, *sources.api);
+  emit_api_server(sink, sources.api_server());
   emit_process(sink);
 }
 

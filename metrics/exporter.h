@@ -42,6 +42,7 @@ struct ExporterSources {
   std::function<NodeStats()> node_stats;
   std::function<PortPool()> port_pool;
   std::function<std::uint64_t()> access_log_dropped;
+  std::function<ServerStats()> api_server;
   const ApiStats* api = nullptr;
 };
 

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "api/problem.h"
+#include "api/unique_keys.h"
 #include "tests/api/node.h"
 
 namespace portway {
@@ -557,6 +558,91 @@ TEST_F(OpenMetrics, AreCompressedForWhoTakesThat) {
   const Response zipped = get("/metrics", "gzip");  // as Prometheus asks
   EXPECT_EQ(header(zipped, "Content-Encoding"), "gzip");
   EXPECT_EQ(zipped.body.substr(0, 2), "\x1f\x8b");
+}
+
+TEST(Handlers, AnotherOwnersInstanceLooksAsIfItDidNotExist) {
+  Node node;
+  node.put("vm-1", "alice");
+  const std::string alices = "/instances/vm-1";
+  const Response forward =
+      node.call("POST", alices + "/port-forwards", R"({"guest_port": 3000})", node.tenant_key("alice"));
+  ASSERT_EQ(forward.status, 201U) << forward.body;
+  const std::string mallory = node.tenant_key("mallory");
+  const std::string unknown_id = "00000000-0000-7000-8000-000000000000";
+  for (const std::string& path : {std::string(), std::string("/port-forwards"),
+                                  "/port-forwards/" + forward_id(forward), "/port-forwards/" + unknown_id}) {
+    for (const char* method : {"GET", "DELETE", "POST"}) {
+      const std::string body = std::string_view(method) == "POST" ? R"({"guest_port": 22})" : "";
+      const Response theirs = node.call(method, alices + path, body, mallory);
+      const Response none = node.call(method, "/instances/vm-none" + path, body, mallory);
+      EXPECT_EQ(theirs.status, none.status) << method << path;
+      EXPECT_EQ(theirs.body, none.body) << method << path;
+      EXPECT_EQ(theirs.headers, none.headers) << method << path;
+    }
+  }
+}
+
+/// A call over the Unix socket.
+Response call_as(Node& node, std::uint32_t uid, std::string target,
+                 std::optional<std::string> authorization = {}) {
+  Request request;
+  request.id = "r";
+  request.method = "GET";
+  request.target = std::move(target);
+  request.peer_credentials = PeerCredentials{.pid = 1, .uid = uid, .gid = uid};
+  if (authorization) request.headers["authorization"] = *authorization;
+  return node.api().handle(request);
+}
+
+TEST(AdminUids, AreAdminOnTheUnixSocketWithoutAKey) {
+  Node node("admin_uids = [0, 1000]\n");
+  EXPECT_EQ(call_as(node, 0, "/api-keys").status, 200U);
+  EXPECT_EQ(call_as(node, 1000, "/api-keys").status, 200U);
+  EXPECT_EQ(call_as(node, 1001, "/api-keys").status, 401U);
+  EXPECT_EQ(node.call("GET", "/api-keys", "", "").status, 401U) << "over TCP nobody is known";
+}
+
+TEST(AdminUids, AreNotUsedForACallThatHasAKey) {
+  Node node("admin_uids = [0]\n");
+  EXPECT_EQ(call_as(node, 0, "/api-keys", "Bearer " + node.tenant_key()).status, 403U);
+  EXPECT_EQ(call_as(node, 0, "/api-keys", "Bearer wrong").status, 401U);
+  EXPECT_EQ(call_as(node, 0, "/api-keys", "").status, 401U);
+}
+
+TEST(AdminUids, AreNobodyUnlessConfigured) {
+  Node node;
+  EXPECT_EQ(call_as(node, 0, "/api-keys").status, 401U);
+}
+
+TEST(AdminUids, AreHeldToTheRateLimitEachForItself) {
+  KeyRing keys(2);
+  EXPECT_EQ(keys.authenticate_user(0)->owner, "uid:0");
+  EXPECT_TRUE(keys.authenticate_user(0));
+  const auto third = keys.authenticate_user(0);
+  ASSERT_FALSE(third);
+  EXPECT_EQ(third.error().code, ErrorCode::kRateLimited);
+  EXPECT_TRUE(keys.authenticate_user(1000));
+}
+
+TEST(Handlers, ABodyThatNamesAMemberTwiceIsRefused) {
+  Node node;
+  node.put("vm-1");
+  for (const char* body :
+       {R"({"guest_port": 3000, "guest_port": 3001})", R"({"guest_port": 3000, "guest\u005fport": 22})",
+        R"({"label": "a", "guest_port": 3000, "label": "a"})"}) {
+    const Response response = node.call("POST", "/instances/vm-1/port-forwards", body);
+    EXPECT_EQ(response.status, 400U) << body;
+    EXPECT_EQ(Node::code(response), "malformed_json") << body;
+    EXPECT_TRUE(Node::json(response).contains("field")) << body;
+  }
+}
+
+TEST(DuplicateKey, IsFoundAtAnyDepthAndOnlyInOneObject) {
+  EXPECT_EQ(duplicate_key(R"({"a": [{"b": 1, "c": {"d": 1, "d": 2}}]})"), "d");
+  EXPECT_EQ(duplicate_key(R"({"": 1, "": 2})"), "");
+  EXPECT_EQ(duplicate_key(R"({"a": {"a": {"b": "a"}}, "b": [{"a": 1}, {"a": 1}]})"), std::nullopt);
+  EXPECT_EQ(duplicate_key(R"({"a": 1, "a")"), "a");
+  EXPECT_EQ(duplicate_key("nothing"), std::nullopt);
 }
 
 }  // namespace

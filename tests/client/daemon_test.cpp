@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <boost/json/parse.hpp>
 #include <chrono>
@@ -131,6 +132,64 @@ TEST_F(ClientAndDaemon, AgreeInTheDoctorsEyes) {
               AllOf(HasSubstr("is ready, version " PORTWAY_VERSION), HasSubstr("The API takes the key.")));
   EXPECT_THAT(run.output, Not(HasSubstr("\nfail ")));
   EXPECT_THAT(run.output, Not(HasSubstr("tap0 (vm-1)")));
+}
+
+/// The daemon of another configuration, and the program that is told where it is.
+class ClientAndSecureDaemon : public testing::Test {
+ protected:
+  void start(const std::string& api) {
+    const std::string config = directory_.write(
+        "portway.toml", "[api]\nadmin_key_file = \"" + admin_key() + "\"\n" + api + "[store]\npath = \"" +
+                            (directory_.path() / "portway.db").string() + "\"\n[proxy]\nworkers = 1\n");
+    daemon_.emplace(SpawnOptions{.command = {PORTWAY_DAEMON, "--config", config}, .network = nullptr});
+    ASSERT_TRUE(daemon_->wait_for_output("listens on", 30s)) << daemon_->output();
+  }
+  /// Its exit code; `words` say where the server is.
+  int list_instances(std::vector<std::string> words) {
+    // No key at all, unless a file is named.
+    words.insert(words.begin(), {"/usr/bin/env", "PORTWAY_API_KEY=", PORTWAY_CLIENT, "instances", "list"});
+    Process process({.command = std::move(words), .network = nullptr});
+    const int exit = process.wait(30s).value_or(-1);
+    process.wait_for_output("\n\n\n", 1s);
+    output_ = process.output();
+    return exit;
+  }
+  std::string admin_key() const { return directory_.path() / "admin.key"; }
+
+  TemporaryDirectory directory_;
+  std::optional<Process> daemon_;
+  std::string output_;
+};
+
+TEST_F(ClientAndSecureDaemon, TalkOverAUnixSocketWithAKeyOrAsAnAdminUser) {
+  const std::string socket = "unix:" + (directory_.path() / "api.sock").string();
+  start("listen = \"" + socket + "\"\nadmin_uids = [" + std::to_string(::geteuid()) + "]\n");
+  EXPECT_EQ(list_instances({"--server=" + socket, "--key-file=" + admin_key()}), 0) << output_;
+  const std::string nobodys = directory_.write("bad.key", "pwk_0000000000000000000000000000000000000000000");
+  EXPECT_EQ(list_instances({"--server=" + socket, "--key-file=" + nobodys}), 5) << output_;
+  EXPECT_EQ(list_instances({"--server=" + socket}), 0) << output_;
+  daemon_->signal(SIGTERM);
+  EXPECT_EQ(daemon_->wait(30s), 0) << daemon_->output();
+  EXPECT_FALSE(std::filesystem::exists(directory_.path() / "api.sock"));
+}
+
+TEST_F(ClientAndSecureDaemon, TalkOverTlsWithACertificateOnEachSide) {
+  const std::string server = directory_.path() / "server.pem";
+  const std::string client = directory_.path() / "client.pem";
+  make_certificate(server);
+  make_certificate(client);
+  start("listen = \"127.0.0.1:0\"\ntls_certificate = \"" + server + "\"\ntls_private_key = \"" + server +
+        "\"\nclient_ca = \"" + client + "\"\n");
+  const std::string log = daemon_->output();
+  EXPECT_THAT(log, HasSubstr("expires soon"));
+  const std::size_t url_at = log.find("https://");
+  ASSERT_NE(url_at, std::string::npos) << log;
+  const std::string url = log.substr(url_at, log.find(',', url_at) - url_at);
+  const std::string key = "--key-file=" + admin_key();
+  EXPECT_EQ(list_instances({"--server=" + url, key, "--ca=" + server, "--cert=" + client}), 0) << output_;
+  EXPECT_NE(list_instances({"--server=" + url, key, "--ca=" + server}), 0);
+  EXPECT_NE(list_instances({"--server=" + url, key, "--cert=" + client}), 0);
+  EXPECT_THAT(output_, HasSubstr("its certificate is not trusted"));
 }
 
 TEST_F(ClientAndDaemon, AgreeOnTheVersionAndOnWhoIsGone) {

@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/certificate.h"
+
 namespace portway::test {
 
 /// A directory that is removed with it.
@@ -26,9 +28,6 @@ class TemporaryDirectory {
  private:
   std::filesystem::path path_;
 };
-
-/// Makes a self-signed certificate for 127.0.0.1 and its private key in one PEM file.
-void make_certificate(const std::string& file);
 
 class FakeServer {
  public:

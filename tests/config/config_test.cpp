@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <array>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -140,14 +141,13 @@ TEST(Config, AnUnknownKeyIsRefusedWithItsPlaceAndTheClosestKnownOne) {
 }
 
 TEST(Config, AKeyLikeNoOtherIsAnsweredWithTheKeysThereAre) {
-  EXPECT_EQ(refusal("[api]\ntls_certificate = \"x\"\n", "api.tls_certificate"),
-            "portway.toml:2: unknown key \"api.tls_certificate\"; the keys of [api] are admin_key_file, "
-            "body_max_bytes, "
-            "listen, rate_limit_per_second");
-  EXPECT_EQ(
-      refusal("[database]\nurl = 1\n", "database"),
-      "portway.toml:1: unknown table \"database\"; the tables are api, guests, log, metrics, node, ports, "
-      "profiles.default, proxy, store");
+  EXPECT_EQ(refusal("[api]\ncolor_of_the_shed = \"x\"\n", "api.color_of_the_shed"),
+            "portway.toml:2: unknown key \"api.color_of_the_shed\"; the keys of [api] are admin_key_file, "
+            "admin_uids, allow_guests, body_max_bytes, client_ca, listen, rate_limit_per_second, "
+            "tls_certificate, tls_private_key");
+  EXPECT_EQ(refusal("[database]\nurl = 1\n", "database"),
+            "portway.toml:1: unknown table \"database\"; the tables are api, guests, log, metrics, node, ports, "
+            "profiles.default, proxy, store");
 }
 
 TEST(Config, AWrongTypeIsRefusedWithAnExample) {
@@ -160,7 +160,7 @@ TEST(Config, AWrongTypeIsRefusedWithAnExample) {
       "portway.toml:1: node.public_addresses: must be a list of strings like [\"0.0.0.0\"], not a string");
   EXPECT_EQ(refusal("node.public_addresses = [1]\n", "node.public_addresses"),
             "portway.toml:1: node.public_addresses: must be a list of strings like [\"0.0.0.0\"], not a list "
-            "of other things");
+            "of integers");
   EXPECT_EQ(refusal("proxy = 3\n", "proxy"),
             "portway.toml:1: proxy: is a table; write [proxy] and its keys below");
   for (const char* text : {"proxy.workers = 1.5", "proxy.workers = true", "proxy.workers = 2026-01-01",
@@ -198,16 +198,24 @@ TEST(Config, ValuesOutsideTheirRangeAreRefused) {
            "store.path = \"a\\u0000b\"",
            "guests.networks = [\"198.18.0.1/15\"]",
            "guests.networks = [\"\"]",
+           "api.listen = \"unix:run/api.sock\"",
+           "api.listen = \"unix:/run/\"",
+           "api.admin_uids = [-1]",
+           "api.admin_uids = [65534]",
+           "api.admin_uids = [4294967295]",
+           "api.admin_uids = [\"root\"]",
+           "api.admin_uids = 0",
+           "api.allow_guests = 1",
+           "api.allow_guests = \"true\"",
        }) {
     EXPECT_FALSE(parse_config(text, "portway.toml")) << text;
   }
 }
 
 TEST(Config, WhatThisVersionCannotDoIsRefusedAndNotIgnored) {
-  EXPECT_EQ(refusal("api.listen = \"unix:/run/portway/api.sock\"\n", "api.listen"),
-            "portway.toml:1: api.listen: \"unix:/run/portway/api.sock\" is a Unix socket, which this version "
-            "cannot listen on; "
-            "use ip:port, e.g. 127.0.0.1:8080");
+  EXPECT_EQ(refusal("api.listen = \"unix:@portway\"\n", "api.listen"),
+            "portway.toml:1: api.listen: \"unix:@portway\" is an abstract socket, which is not supported: it "
+            "has no permissions; use a path, e.g. unix:/run/portway/api.sock");
   EXPECT_EQ(refusal("proxy.source_mode = \"transparent\"\n", "proxy.source_mode"),
             "portway.toml:1: proxy.source_mode: \"transparent\" is not supported by this version; use "
             "\"plain\", or leave the "
@@ -223,6 +231,66 @@ TEST(Config, KeysThatContradictEachOtherAreRefused) {
                   .starts_with("portway.toml:1: node.public_addresses: 0.0.0.0 covers the other addresses"));
   parsed("node.public_addresses = [\"203.0.113.7\", \"::\"]\n");
   parsed("api.listen = \"127.0.0.1:0\"\nmetrics.listen = \"127.0.0.1:0\"\n");
+  EXPECT_TRUE(
+      refusal("[api]\nlisten = \"unix:/run/a\"\n[metrics]\nlisten = \"unix:/run/a\"\n", "metrics.listen")
+          .starts_with("portway.toml:4: metrics.listen: unix:/run/a is where the API listens"));
+  parsed("[api]\nlisten = \"unix:/run/a\"\n[metrics]\nlisten = \"unix:/run/b\"\n");
+}
+
+TEST(Config, TlsIsACertificateAndItsKeyOnATcpListener) {
+  EXPECT_EQ(refusal("api.tls_certificate = \"a\"\n", "api.tls_certificate"),
+            "portway.toml:1: api.tls_certificate: needs its private key; set api.tls_private_key too");
+  EXPECT_EQ(refusal("api.tls_private_key = \"a\"\n", "api.tls_private_key"),
+            "portway.toml:1: api.tls_private_key: needs its certificate; set api.tls_certificate too");
+  EXPECT_TRUE(refusal("api.client_ca = \"a\"\n", "api.client_ca")
+                  .starts_with("portway.toml:1: api.client_ca: needs TLS"));
+  const std::string tls = "[api]\ntls_certificate = \"a\"\ntls_private_key = \"b\"\n";
+  EXPECT_TRUE(refusal(tls + "listen = \"unix:/run/a\"\n", "api.tls_certificate")
+                  .starts_with("portway.toml:2: api.tls_certificate: api.listen is a Unix socket"));
+  EXPECT_EQ(parsed(tls + "client_ca = \"c\"\n").api.client_ca, "c");
+}
+
+TEST(Config, ListsOfNumbersAndYesOrNoComeFromFilesAndFromText) {
+  const Config config = parsed("api.admin_uids = [0, 1000]\napi.allow_guests = true\n");
+  EXPECT_EQ(config.api.admin_uids, (std::vector<std::uint32_t>{0, 1000}));
+  EXPECT_TRUE(config.api.allow_guests);
+  const auto overrides =
+      std::to_array<Override>({{"api.admin_uids", "7, 8", "--set"}, {"api.allow_guests", "true", "--set"}});
+  const Config overridden = parsed("api.admin_uids = [0, 1000]\n", overrides);
+  EXPECT_EQ(overridden.api.admin_uids, (std::vector<std::uint32_t>{7, 8}));
+  EXPECT_TRUE(overridden.api.allow_guests);
+  const std::array none = {Override{"api.admin_uids", "", "--set"}};
+  EXPECT_TRUE(parsed("api.admin_uids = [0]\n", none).api.admin_uids.empty());
+  for (const auto& [key, value] : {std::pair("api.admin_uids", "root"), {"api.allow_guests", "yes"}}) {
+    const std::array bad = {Override{key, value, "--set"}};
+    EXPECT_FALSE(parse_config("", "", bad)) << value;
+  }
+}
+
+TEST(ListenAddress, IsParsedAsItIsPrinted) {
+  for (const char* text : {"127.0.0.1:8080", "[::1]:0", "unix:/run/portway/api.sock"}) {
+    const auto address = parse_listen_address(text);
+    ASSERT_TRUE(address) << text;
+    EXPECT_EQ(to_string(*address), text);
+  }
+  EXPECT_TRUE(parse_listen_address("unix:/" + std::string(106, 'a')));
+  for (const std::string& text :
+       {std::string("unix:"), std::string("unix:a"), "unix:/" + std::string(107, 'a'),
+        std::string("unix:/a\0b", 9), std::string("unix://"), std::string("/run/a")}) {
+    EXPECT_FALSE(parse_listen_address(text)) << text;
+  }
+}
+
+TEST(ConfigWarnings, AreLessWithTlsAndAboutAdminUidsOverTcp) {
+  const std::string guests = "guests.networks = [\"198.18.0.0/15\"]\n";
+  EXPECT_TRUE(
+      config_warnings(parsed(guests + "api.listen = \"unix:/run/a\"\napi.admin_uids = [0]\n")).empty());
+  EXPECT_TRUE(config_warnings(parsed(guests + "api.listen = \"0.0.0.0:1\"\napi.tls_certificate = \"a\"\n"
+                                              "api.tls_private_key = \"a\"\n"))
+                  .empty());
+  const auto warnings = config_warnings(parsed(guests + "api.admin_uids = [0]\n"));
+  ASSERT_EQ(warnings.size(), 1U);
+  EXPECT_TRUE(warnings[0].starts_with("api.admin_uids has no effect"));
 }
 
 TEST(Config, WhatIsNotTomlIsRefusedWithItsPlace) {

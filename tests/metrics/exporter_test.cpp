@@ -53,6 +53,10 @@ TEST(Exporter, TellsEveryFamilyWithHelpAndTypeOnANodeThatHasDoneNothing) {
                            "portway_io_backend_info",
                            "portway_api_requests_total",
                            "portway_api_request_duration_seconds",
+                           "portway_api_connections",
+                           "portway_api_connections_total",
+                           "portway_api_connections_refused_total",
+                           "portway_api_requests_refused_total",
                            "portway_build_info",
                            "process_open_fds",
                            "process_max_fds",
@@ -64,6 +68,27 @@ TEST(Exporter, TellsEveryFamilyWithHelpAndTypeOnANodeThatHasDoneNothing) {
     EXPECT_FALSE(family.help.empty()) << name;
     EXPECT_EQ(std::string_view(name).ends_with("_total"), family.type == "counter") << name;
   }
+}
+
+TEST(Exporter, TellsTheApiServersNumbersAndItsCertificateOnlyWhereThereIsOne) {
+  constexpr const char* kExpiry = "portway_api_tls_certificate_expiry_timestamp_seconds";
+  Node node;
+  node.api_server = {.connections = 2,
+                     .connections_total = 9,
+                     .connections_refused_network = 3,
+                     .connections_refused_limit = 1,
+                     .handshakes_failed = 4,
+                     .requests_refused = 5};
+  ParsedText text = node.scrape();
+  EXPECT_THAT(text.value("portway_api_connections", {}), Optional(2.0));
+  EXPECT_THAT(text.value("portway_api_connections_total", {}), Optional(9.0));
+  EXPECT_THAT(text.value("portway_api_connections_refused_total", {{"reason", "network"}}), Optional(3.0));
+  EXPECT_THAT(text.value("portway_api_connections_refused_total", {{"reason", "tls"}}), Optional(4.0));
+  EXPECT_THAT(text.value("portway_api_requests_refused_total", {}), Optional(5.0));
+  EXPECT_FALSE(text.families.contains(kExpiry));
+  node.api_server.tls_certificate_expiry = 1'900'000'000;
+  text = node.scrape();
+  EXPECT_THAT(text.value(kExpiry, {}), Optional(1.9e9));
 }
 
 TEST(Exporter, TellsAForwardsNumbersUnderItsId) {

@@ -20,6 +20,7 @@ struct Node {
   std::string io_backend = "uring";
   std::string io_backend_reason;
   PortPool pool;
+  ServerStats api_server;
   ApiStats api;
 
   Forward& add_forward(std::uint16_t host_port) {
@@ -47,6 +48,7 @@ struct Node {
                          },
                      .port_pool = [this] { return pool; },
                      .access_log_dropped = [] { return std::uint64_t{0}; },
+                     .api_server = [this] { return api_server; },
                      .api = &api});
   }
 
