@@ -247,12 +247,12 @@ class Session : public std::enable_shared_from_this<Session> {
  public:
   /// `tls` is null where none is spoken.
   Session(std::shared_ptr<Sessions> sessions, std::list<Session*>& list, Socket socket, const Peer& peer,
-          const TlsContext* tls)
+          std::unique_ptr<TlsConnection> tls)
       : sessions_(std::move(sessions)),
         list_(&list),
         place_(list.insert(list.end(), this)),
         socket_(std::move(socket)),
-        tls_(tls != nullptr ? std::make_unique<TlsConnection>(*tls, socket_.native_handle()) : nullptr),
+        tls_(std::move(tls)),
         timer_(socket_.get_executor()),
         wake_timer_(socket_.get_executor()),
         peer_(peer),
@@ -859,8 +859,12 @@ class Server::Core : public std::enable_shared_from_this<Core> {
   std::shared_ptr<Session> make_session(std::list<Session*>& list, Socket socket, const Peer& peer) const {
     // OpenSSL works on the descriptor itself, which must not block.
     error_code ignored;
-    if (tls_ != nullptr) socket.native_non_blocking(true, ignored);
-    return std::make_shared<Session>(sessions_, list, std::move(socket), peer, tls_.get());
+    std::unique_ptr<TlsConnection> tls;
+    if (tls_ != nullptr) {
+      socket.native_non_blocking(true, ignored);
+      tls = std::make_unique<TlsConnection>(*tls_, socket.native_handle());
+    }
+    return std::make_shared<Session>(sessions_, list, std::move(socket), peer, std::move(tls));
   }
 
   std::optional<Peer> tcp_peer(Socket& socket) const {

@@ -192,6 +192,18 @@ TEST_F(ClientAndSecureDaemon, TalkOverTlsWithACertificateOnEachSide) {
   EXPECT_THAT(output_, HasSubstr("its certificate is not trusted"));
 }
 
+TEST_F(ClientAndSecureDaemon, TalkFromAGuestsNetworkOnlyWhereThatIsAllowed) {
+  const std::string guests = "[guests]\nnetworks = [\"127.0.0.0/8\"]\n";
+  for (const bool allowed : {false, true}) {
+    start(std::string("listen = \"127.0.0.1:0\"\n") + (allowed ? "allow_guests = true\n" : "") + guests);
+    const std::string log = daemon_->output();
+    const std::size_t url_at = log.find("http://");
+    const std::string url = log.substr(url_at, log.find(',', url_at) - url_at);
+    EXPECT_EQ(list_instances({"--server=" + url, "--key-file=" + admin_key()}) == 0, allowed) << output_;
+    daemon_.reset();
+  }
+}
+
 TEST_F(ClientAndDaemon, AgreeOnTheVersionAndOnWhoIsGone) {
   Ended run = portway({"version"});
   EXPECT_EQ(run.exit, 0);
