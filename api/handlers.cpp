@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "api/json.h"
+#include "api/openapi.h"
 #include "api/problem.h"
 
 namespace portway {
@@ -103,6 +104,9 @@ std::vector<Route> Api::make_routes() {
   const auto version = [](const Call&) -> Result<Response> {
     return json_response(200, {{"version", PORTWAY_VERSION}});
   };
+  const auto contract = [](const Call&) -> Result<Response> {
+    return Response{.status = 200, .body = std::string(openapi_json()), .headers = {}};
+  };
   const auto metrics = [this](const Call&) -> Result<Response> { return metrics_(); };
   return {
       {"POST", "/instances/{id}/port-forwards", Access::kTenant, by(&Api::create_forward)},
@@ -123,6 +127,7 @@ std::vector<Route> Api::make_routes() {
       {"GET", "/healthz", Access::kPublic, healthy},
       {"GET", "/readyz", Access::kPublic, by(&Api::ready)},
       {"GET", "/version", Access::kPublic, version},
+      {"GET", "/openapi.json", Access::kPublic, contract},
   };
 }
 
