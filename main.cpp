@@ -364,6 +364,7 @@ int run(const Arguments& arguments) {
     return 0;
   }
   ::signal(SIGPIPE, SIG_IGN);  // splice(2) has no MSG_NOSIGNAL
+  ::signal(SIGXFSZ, SIG_IGN);  // under a limit on file size the store's writes fail, and forwarding goes on
   raise_descriptor_limit(*config);
   auto store = Store::open(config->store.path);
   if (!store) return fail(store.error(), kExitFailed);

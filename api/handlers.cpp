@@ -16,6 +16,7 @@
 #include "api/access_log.h"
 #include "api/gzip.h"
 #include "api/json.h"
+#include "api/openapi.h"
 #include "api/problem.h"
 
 namespace portway {
@@ -160,6 +161,9 @@ std::vector<Route> Api::make_routes() {
   const auto version = [](const Call&) -> Result<Response> {
     return json_response(200, {{"version", PORTWAY_VERSION}});
   };
+  const auto contract = [](const Call&) -> Result<Response> {
+    return Response{.status = 200, .body = std::string(openapi_json()), .headers = {}};
+  };
   return {
       {"POST", "/instances/{id}/port-forwards", Access::kTenant, by(&Api::create_forward)},
       {"POST", "/instances/{id}/port-forwards:batch", Access::kTenant, by(&Api::create_forwards)},
@@ -188,6 +192,7 @@ std::vector<Route> Api::make_routes() {
       {"GET", "/healthz", Access::kPublic, healthy},
       {"GET", "/readyz", Access::kPublic, by(&Api::ready)},
       {"GET", "/version", Access::kPublic, version},
+      {"GET", "/openapi.json", Access::kPublic, contract},
   };
 }
 

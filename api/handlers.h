@@ -30,6 +30,8 @@ class Api {
   /// The same for the metrics' own listener, which asks for no key and has nothing else but /healthz.
   Response handle_open_metrics(const Request& request);
 
+  const std::vector<Route>& routes() const { return router_.routes(); }
+
  private:
   std::vector<Route> make_routes();
   Response answer(const Request& request, std::string_view& pattern);

@@ -3,6 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cctype>
+
+#include "api/openapi.h"
 #include "api/problem.h"
 #include "api/unique_keys.h"
 #include "tests/api/node.h"
@@ -354,6 +358,25 @@ class ConnectionsApi : public testing::Test {
     return found;
   }
 
+/// The other way round, and what each answers, is openapi_test.py's.
+TEST(Contract, DocumentsEveryRouteAndWhoMayCallIt) {
+  Node node;
+  const auto paths = boost::json::parse(openapi_json()).at("paths").as_object();
+  for (const Route& route : node.api().routes()) {
+    std::string method(route.method);
+    std::ranges::transform(method, method.begin(), [](char c) { return static_cast<char>(std::tolower(c)); });
+    const auto* path = paths.if_contains(route.pattern);
+    const auto* operation = path == nullptr ? nullptr : path->as_object().if_contains(method);
+    ASSERT_NE(operation, nullptr) << route.method << " " << route.pattern;
+    const auto& fields = operation->as_object();
+    EXPECT_EQ(fields.contains("security"), route.access == Access::kPublic) << route.pattern;
+    EXPECT_EQ(std::string(fields.at("summary").as_string()).ends_with("(admin)"),
+              route.access == Access::kAdmin)
+        << route.method << " " << route.pattern;
+  }
+}
+
+TEST(OpenMetrics, ServesMetricsAndHealthWithoutAKeyAndNothingElse) {
   Node node;
   ForwardId forward;
   std::string path;

@@ -1,0 +1,563 @@
+"""api/openapi.yaml against the real daemon, both ways: what it documents is produced here, status by status, and validated;
+what is produced and not documented fails. That the daemon has no route besides is for Contract's test in handlers_test.cpp.
+"""
+import contextlib
+import json
+import os
+import re
+import resource
+import socket
+import sys
+import unittest
+
+import jsonschema
+import yaml
+
+sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
+from tests.support.portwayd import ADMIN, Portwayd, isolate, read_answer, wait_until  # noqa: E402
+
+SOURCE = os.environ["PORTWAY_SOURCE_DIRECTORY"]
+METHODS = ("get", "put", "post", "patch", "delete")
+UNKNOWN_ID = "0190b2c0-0000-7000-8000-000000000000"
+
+# In the document and not in the daemon yet.
+PENDING = {
+    ("PATCH", "/instances/{id}/port-forwards/{forward_id}"),
+    ("POST", "/instances/{id}/port-forwards:batch"),
+    ("GET", "/events"),
+}
+PENDING_CODES = {"idempotency_key_reused"}
+# The codes that no request can provoke, and what covers them.
+COVERED_ELSEWHERE = {
+    "internal": "ApiServer.AHandlerThatThrowsIsAnsweredWith500 and the like in server_test.cpp",
+    "invalid_config": "needs a public address that vanishes between start and request",
+}
+
+with open(f"{SOURCE}/api/openapi.yaml", encoding="utf-8") as contract_file:
+    DOCUMENT = yaml.safe_load(contract_file)
+
+
+def resolved(node):
+    while "$ref" in node:
+        target = DOCUMENT
+        for part in node["$ref"].removeprefix("#/").split("/"):
+            target = target[part]
+        node = target
+    return node
+
+
+def operations():
+    return {(method.upper(), path): item[method]
+            for path, item in DOCUMENT["paths"].items() for method in METHODS if method in item}
+
+
+OPERATIONS = {key: operation for key, operation in operations().items() if key not in PENDING}
+
+
+def is_public(operation):
+    return operation.get("security") == []
+
+
+def explicit_statuses(operation):
+    return {int(status) for status in operation["responses"] if status != "default"}
+
+
+def validate(instance, schema):
+    """`schema` may refer to the document's components."""
+    jsonschema.Draft202012Validator({**schema, "components": DOCUMENT["components"]}).validate(instance)
+
+
+class Contract:
+    """Checks answers against the document and remembers which of it has been seen."""
+
+    def __init__(self):
+        self.produced = set()
+        self.codes = set()
+
+    def check(self, method, path, answer):
+        """`path` as the document writes it. Returns the answer."""
+        what = f"{method} {path}: {answer!r}"
+        responses = OPERATIONS[method, path]["responses"]
+        assert str(answer.status) in responses, f"not documented: {what}"
+        self.produced.add((method, path, answer.status))
+        self.check_response(resolved(responses[str(answer.status)]), answer, what)
+        return answer
+
+    def check_response(self, response, answer, what):
+        for name, header in response.get("headers", {}).items():
+            header = resolved(header)
+            value = answer.headers.get(name.lower())
+            assert value is not None or not header.get("required"), f"no {name}: {what}"
+            if value is not None:
+                validate(value, header["schema"])
+        if "content" not in response:
+            assert answer.body == b"" and "content-type" not in answer.headers, what
+            return
+        media = answer.headers["content-type"].partition(";")[0]
+        assert media in response["content"], f"{media}: {what}"
+        if media.endswith("json"):
+            body = answer.json()
+            try:
+                validate(body, response["content"][media]["schema"])
+            except jsonschema.ValidationError as error:
+                raise AssertionError(f"{error.message} at {list(error.absolute_path)}: {what}") from error
+            if media == "application/problem+json":
+                assert body["status"] == answer.status, what
+                self.codes.add(body["code"])
+
+
+CONTRACT = Contract()
+
+
+def fill(path, **values):
+    return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], "none"), path)
+
+
+class OpenApi(unittest.TestCase):
+    """The tests run by name; the last looks at what the others have seen."""
+
+    @classmethod
+    def setUpClass(cls):
+        isolate()
+        cls.node = Portwayd("profiles.default.max_forwarded_ports=100", "profiles.small.max_forwarded_ports=1")
+        cls.node.put_instance("vm-1")
+        cls.tenant = cls.node.tenant_key()
+        created = cls.node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": 3000}).json()
+        cls.forward = created["port_forward"]["id"]
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.node.end()
+
+    def ask(self, method, path, body=None, status=None, code=None, node=None, query="", **options):
+        """Calls and checks; {id} and {forward_id} are vm-1 and its first forward unless given."""
+        values = {"id": options.pop("id", "vm-1"), "forward_id": options.pop("forward_id", self.forward)}
+        answer = (node or self.node).call(method, fill(path, **values) + query, body, **options)
+        CONTRACT.check(method, path, answer)
+        if status is not None:
+            self.assertEqual(answer.status, status, f"{method} {path}: {answer}")
+        if code is not None:
+            self.assertEqual(answer.json()["code"], code, f"{method} {path}: {answer}")
+        return answer
+
+    def each_with(self, status):
+        """The operations that document it."""
+        return [(*key, operation) for key, operation in OPERATIONS.items() if status in explicit_statuses(operation)]
+
+    # --- The document itself.
+
+    def test_10_is_well_formed(self):
+        ids = [operation["operationId"] for operation in operations().values()]
+        self.assertEqual(len(ids), len(set(ids)))
+        tags = {tag["name"] for tag in DOCUMENT["tags"]}
+        for (method, path), operation in operations().items():
+            self.assertLessEqual(set(operation["tags"]), tags)
+            self.assertIn("summary", operation)
+            parameters = [resolved(one) for one in
+                          DOCUMENT["paths"][path].get("parameters", []) + operation.get("parameters", [])]
+            self.assertEqual({one["name"] for one in parameters if one["in"] == "path"},
+                             set(re.findall(r"\{(\w+)\}", path)), f"{method} {path}")
+
+    def test_11_has_sound_schemas_and_examples(self):
+        def walk(node):
+            if isinstance(node, dict):
+                if "$ref" in node:
+                    resolved(node)
+                if isinstance(node.get("schema"), dict):
+                    jsonschema.Draft202012Validator.check_schema(node["schema"])
+                    for example in node.get("examples", {}).values():
+                        validate(example["value"], node["schema"])
+                for value in node.values():
+                    walk(value)
+            elif isinstance(node, list):
+                for value in node:
+                    walk(value)
+        walk(DOCUMENT)
+        for schema in DOCUMENT["components"]["schemas"].values():
+            jsonschema.Draft202012Validator.check_schema(schema)
+
+    def test_12_is_what_the_daemon_serves(self):
+        self.assertEqual(self.ask("GET", "/openapi.json", key=None, status=200).json(), DOCUMENT)
+
+    def test_13_explains_each_code_as_the_table_and_the_source_have_it(self):
+        documented = {one["const"] for one in DOCUMENT["components"]["schemas"]["ProblemCode"]["oneOf"]}
+        with open(f"{SOURCE}/docs/api-errors.md", encoding="utf-8") as file:
+            rows = re.findall(r"^\| `(\w+)` \| (\d+) \| [^|]+ \| [^|]+ \|$", file.read(), re.MULTILINE)
+        self.assertEqual({code for code, _ in rows}, documented)
+        with open(f"{SOURCE}/config/error.cpp", encoding="utf-8") as file:
+            names = set(re.findall(r'^    "(\w+)",$', file.read(), re.MULTILINE))
+        self.assertEqual(names, documented - PENDING_CODES)
+        status_of = dict(rows)
+        for name, response in DOCUMENT["components"]["responses"].items():
+            content = response.get("content", {}).get("application/problem+json")
+            if content is None or name == "Fault":
+                continue
+            properties = content["schema"]["properties"]
+            codes = properties["code"].get("enum") or [properties["code"]["const"]]
+            for code in codes:
+                self.assertEqual(int(status_of[code]), properties["status"]["const"], f"{name}: {code}")
+
+    def test_14_has_no_route_that_the_daemon_has_not(self):
+        for path, item in DOCUMENT["paths"].items():
+            methods = {method.upper() for method in METHODS if method in item and (method.upper(), path) in OPERATIONS}
+            answer = self.node.call("OPTIONS", fill(path), key=None)
+            if not methods:
+                continue
+            with self.subTest(path):
+                self.assertEqual(answer.status, 204)
+                expected = methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())
+                self.assertEqual(set(answer.headers["allow"].split(", ")), expected)
+
+    # --- What any operation may be answered.
+
+    def raw(self, method, path, fields="", finish=True, node=None):
+        head = f"{method} {fill(path, id='vm-1', forward_id=self.forward)} HTTP/1.1\r\nHost: node\r\n{fields}"
+        return (node or self.node).send(head.encode(), finish)
+
+    def test_20_what_is_ambiguous_is_400(self):
+        for method, path, _ in self.each_with(400):
+            with self.raw(method, path, "Host: other\r\n\r\n") as connection:
+                self.assertEqual(CONTRACT.check(method, path, read_answer(connection)).status, 400)
+
+    def test_21_without_a_key_it_is_401(self):
+        for method, path, _ in self.each_with(401):
+            self.ask(method, path, key=None, status=401)
+            self.ask(method, path, key="pwk_unknown", status=401)
+
+    def test_22_with_a_tenants_key_the_orchestrators_calls_are_403(self):
+        for method, path, operation in self.each_with(403):
+            if operation["operationId"] not in ("createPortForward", "createPortForwards"):
+                self.ask(method, path, key=self.tenant, status=403, code="forbidden")
+
+    def test_23_what_is_not_there_is_404_and_so_is_anothers(self):
+        self.node.put_instance("vm-mallory", owner="mallory")
+        for method, path, operation in self.each_with(404):
+            body = {"guest_port": 3000} if operation["operationId"] == "createPortForward" else None
+            if operation["operationId"] == "createPortForwards":
+                body = {"port_forwards": [{"guest_port": 3000}]}
+            if operation["operationId"] == "updatePortForward":
+                body = {"label": "x"}
+            unknown = UNKNOWN_ID if path == "/api-keys/{id}" else "vm-none"
+            self.ask(method, path, body, id=unknown, status=404)
+            if "forward_id" in path:
+                self.ask(method, path, body, forward_id=UNKNOWN_ID, status=404)
+                self.ask(method, path, body, forward_id="x", status=404)
+            if "403" not in operation["responses"]:
+                self.ask(method, path, body, id="vm-mallory", key=self.tenant, status=404)
+
+    def test_24_a_large_body_is_413(self):
+        for method, path, _ in self.each_with(413):
+            with self.raw(method, path, "Content-Length: 65537\r\n\r\n") as connection:
+                self.assertEqual(CONTRACT.check(method, path, read_answer(connection)).json()["limit"], 65536)
+
+    def test_25_a_body_that_is_not_said_to_be_json_is_415(self):
+        for method, path, _ in self.each_with(415):
+            self.ask(method, path, b"{}", headers={"Content-Type": "text/plain"}, status=415)
+
+    def test_26_a_parameter_given_twice_is_422(self):
+        for method, path, operation in self.each_with(422):
+            key = None if is_public(operation) else ADMIN
+            answer = self.ask(method, path, key=key, query="?x=1&x=2", status=422, code="invalid_request")
+            self.assertEqual(answer.json()["field"], "x")
+
+    def test_27_a_large_header_is_431(self):
+        for method, path, _ in self.each_with(431):
+            with self.raw(method, path, f"X-Large: {'x' * 17000}\r\n\r\n") as connection:
+                self.assertEqual(CONTRACT.check(method, path, read_answer(connection)).status, 431)
+
+    def test_28_a_slow_request_is_408(self):
+        with contextlib.ExitStack() as stack:
+            waiting = []
+            for method, path, _ in self.each_with(408):
+                waiting.append((method, path, stack.enter_context(self.raw(method, path, finish=False))))
+            for method, path, connection in waiting:
+                self.assertEqual(CONTRACT.check(method, path, read_answer(connection)).status, 408)
+
+    def test_29_a_key_that_calls_too_often_is_429(self):
+        with Portwayd("api.rate_limit_per_second=1") as node:
+            for method, path, _ in self.each_with(429):
+                for _ in range(5):  # the bucket refills while the test runs
+                    if self.ask(method, path, node=node).status == 429:
+                        break
+                else:
+                    self.fail("never 429")
+
+    def test_30_body_that_is_not_json_is_400(self):
+        for method, path, _ in self.each_with(415):
+            self.ask(method, path, b'{"guest_port": ', status=400, code="malformed_json")
+            self.ask(method, path, b"[]", status=400, code="malformed_json")
+            self.ask(method, path, {"nonsense": 1}, status=422, code="unknown_field")
+
+    def test_31_other_paths_and_methods_are_problems_too(self):
+        fault = resolved(DOCUMENT["components"]["responses"]["NotFound"])
+        CONTRACT.check_response(fault, self.node.call("GET", "/nothing"), "GET /nothing")
+        answer = self.node.call("DELETE", "/instances")
+        self.assertEqual((answer.status, answer.headers["allow"]), (405, "GET, HEAD, OPTIONS"))
+        validate(answer.json(), {"$ref": "#/components/schemas/Problem"})
+        CONTRACT.codes.add(answer.json()["code"])
+
+    def test_32_too_many_clients_are_503(self):
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limit[1]), limit[1]))
+        response = resolved(DOCUMENT["components"]["responses"]["Fault"])
+        with Portwayd() as node, contextlib.ExitStack() as stack:
+            for _ in range(1024):
+                stack.enter_context(node.send(b"G", finish=False))
+
+            def turned_away():
+                with node.send(b"", finish=False) as connection:
+                    connection.settimeout(0.2)  # one of those before may be read only now: this one then waits
+                    with contextlib.suppress(TimeoutError, ConnectionError):
+                        return read_answer(connection)
+                return None
+
+            answers = []
+            self.assertTrue(wait_until(lambda: answers.append(turned_away()) or answers[-1] is not None))
+            self.assertEqual(answers[-1].status, 503)
+            self.assertIn("retry-after", answers[-1].headers)
+            CONTRACT.check_response(response, answers[-1], "too many clients")
+
+    # --- What each is for.
+
+    def test_40_instances(self):
+        body = {"guest_address": "198.19.0.3", "tap": "tap0", "owner": "alice", "vmm_pid": self.node.process.pid}
+        answer = self.ask("PUT", "/instances/{id}", body, id="vm-2", status=201)
+        self.assertEqual(answer.headers["location"], "/instances/vm-2")
+        again = self.ask("PUT", "/instances/{id}", body, id="vm-2", status=200)
+        self.assertEqual(again.json(), answer.json())
+        self.ask("GET", "/instances/{id}", id="vm-2", status=200)
+        page = self.ask("GET", "/instances", query="?limit=1", status=200).json()
+        self.ask("GET", "/instances", query=f"?cursor={page['next_cursor']}", status=200)
+        self.ask("POST", "/instances/{id}/stop", id="vm-2", status=200)
+        self.ask("GET", "/instances/{id}", id="vm-2", status=200)
+        self.ask("POST", "/instances/{id}/port-forwards", {"guest_port": 3000}, id="vm-2", status=409,
+                 code="instance_not_running")
+        self.ask("DELETE", "/instances/{id}", id="vm-2", status=204)
+        for wrong in ({"guest_address": "127.0.0.1"}, {"guest_address": "10.0.0.1"}, {"guest_address": "x"}):
+            self.ask("PUT", "/instances/{id}", {**body, **wrong}, id="vm-2", status=422, code="invalid_address")
+        for wrong in ({"tap": ""}, {"owner": "a b"}, {"profile": "none"}, {"vmm_pid": 1}, {"owner": None}):
+            answer = self.ask("PUT", "/instances/{id}", {**body, **wrong}, id="vm-2", status=422, code="invalid_request")
+            self.assertEqual(answer.json()["field"], next(iter(wrong)))
+
+    def test_41_port_forwards(self):
+        path = "/instances/{id}/port-forwards"
+        created = self.ask("POST", path, {"guest_port": 3001, "protocol": "tcp", "label": "dev"}, status=201)
+        forward = created.json()["port_forward"]
+        self.assertEqual(created.headers["location"], f"/instances/vm-1/port-forwards/{forward['id']}")
+        self.assertEqual(
+            self.ask("GET", path + "/{forward_id}", forward_id=forward["id"], status=200).json(), created.json())
+        page = self.ask("GET", path, query="?limit=1", status=200).json()
+        self.ask("GET", path, query=f"?cursor={page['next_cursor']}&label=dev", status=200)
+        for query in ("?limit=0", "?limit=1001", "?cursor=x", "?nonsense=1"):
+            self.ask("GET", path, query=query, status=422)
+        self.ask("DELETE", path + "/{forward_id}", forward_id=forward["id"], query="?connections=x", status=422)
+        self.ask("DELETE", path + "/{forward_id}", forward_id=forward["id"], query="?connections=drain", status=204)
+
+    def refused_forwards(self):
+        """(body, key, status, code, field)."""
+        yield {"guest_port": 22}, ADMIN, 403, "blocked_port", "guest_port"
+        yield {"guest_port": 80}, self.tenant, 403, "privileged_port", "guest_port"
+        yield {"guest_port": 3000, "host_port": 20000}, self.tenant, 403, "forbidden", "host_port"
+        yield {"guest_port": 0}, ADMIN, 422, "invalid_port", "guest_port"
+        yield {"guest_port": 3000, "host_port": 1}, ADMIN, 422, "invalid_port", "host_port"
+        yield {"guest_port": 3000, "label": "x" * 64}, ADMIN, 422, "invalid_label", "label"
+        yield {"guest_port": 3000, "protocol": "udp"}, ADMIN, 422, "unsupported_protocol", "protocol"
+        yield {"guest_port": 3000, "label": 1}, ADMIN, 422, "invalid_request", "label"
+        yield {}, ADMIN, 422, "invalid_request", "guest_port"
+
+    def test_42_refused_port_forwards(self):
+        path = "/instances/{id}/port-forwards"
+        for body, key, status, code, field in self.refused_forwards():
+            with self.subTest(body):
+                answer = self.ask("POST", path, body, key=key, status=status, code=code)
+                self.assertEqual(answer.json()["field"], field)
+        taken = self.ask("POST", path, {"guest_port": 3000}, status=201).json()["port_forward"]["host_port"]
+        self.ask("POST", path, {"guest_port": 3000, "host_port": taken}, status=409, code="host_port_taken")
+        self.node.put_instance("vm-small", profile="small")
+        self.ask("POST", path, {"guest_port": 3000}, id="vm-small", status=201)
+        self.ask("POST", path, {"guest_port": 3001}, id="vm-small", status=409, code="quota_exceeded")
+
+    def test_43_keys(self):
+        made = self.ask("POST", "/api-keys", {"role": "tenant", "owner": "bob"}, status=201)
+        self.assertEqual(made.headers["location"], f"/api-keys/{made.json()['api_key']['id']}")
+        self.ask("GET", "/api-keys", status=200)
+        self.ask("DELETE", "/api-keys/{id}", id=made.json()["api_key"]["id"], status=204)
+        for wrong in ({"role": "root", "owner": "bob"}, {"role": "tenant", "owner": ""}):
+            self.ask("POST", "/api-keys", wrong, status=422, code="invalid_request")
+
+    def test_44_the_node(self):
+        self.ask("GET", "/profiles", status=200)
+        self.ask("GET", "/v1/info", status=200)
+        self.ask("GET", "/metrics", status=200)
+        for path in ("/healthz", "/readyz", "/version"):
+            self.ask("GET", path, key=None, status=200)
+
+    def test_45_head_is_get_without_the_body(self):
+        for (method, path), _ in OPERATIONS.items():
+            if method != "GET" or path == "/events":
+                continue
+            with self.subTest(path):
+                target = fill(path, id="vm-1", forward_id=self.forward)
+                head, get = self.node.call("HEAD", target), self.node.call("GET", target)
+                self.assertEqual((head.status, head.body), (200, b""))
+                self.assertEqual(head.headers["content-type"], get.headers["content-type"])
+
+    @unittest.skipIf(("PATCH", "/instances/{id}/port-forwards/{forward_id}") in PENDING, "pending")
+    def test_50_update(self):
+        path = "/instances/{id}/port-forwards/{forward_id}"
+        answer = self.ask("PATCH", path, {"label": "staging"}, status=200)
+        self.assertEqual(answer.json()["port_forward"]["label"], "staging")
+        self.assertEqual(self.ask("PATCH", path, {}, status=200).json(), answer.json())
+        self.assertEqual(self.ask("GET", path).json(), answer.json())
+        self.ask("PATCH", path, {"label": "x" * 64}, status=422, code="invalid_label")
+        self.ask("PATCH", path, {"guest_port": 1}, status=422, code="unknown_field")
+
+    @unittest.skipIf(("POST", "/instances/{id}/port-forwards:batch") in PENDING, "pending")
+    def test_51_batch(self):
+        path = "/instances/{id}/port-forwards:batch"
+        before = self.ask("GET", "/instances/{id}/port-forwards", query="?limit=1000").json()
+        for body, key, status, code, field in self.refused_forwards():
+            with self.subTest(body):
+                entries = [{"guest_port": 4000}, {"guest_port": 4001}, body]
+                answer = self.ask("POST", path, {"port_forwards": entries}, key=key, status=status, code=code)
+                self.assertEqual(answer.json()["field"], f"port_forwards[2].{field}")
+        self.node.put_instance("vm-tiny", profile="small")
+        two = {"port_forwards": [{"guest_port": 4000}, {"guest_port": 4001}]}
+        self.ask("POST", path, two, id="vm-tiny", status=409, code="quota_exceeded")
+        for wrong in ([], [{"guest_port": 4000}] * 1001, "x"):
+            self.ask("POST", path, {"port_forwards": wrong}, status=422, code="invalid_request")
+        after = self.ask("GET", "/instances/{id}/port-forwards", query="?limit=1000").json()
+        self.assertEqual(before, after, "a refused batch left something")
+        made = self.ask("POST", path, two, status=201).json()["port_forwards"]
+        self.assertEqual([one["guest_port"] for one in made], [4000, 4001])
+
+    @unittest.skipIf("idempotency_key_reused" in PENDING_CODES, "pending")
+    def test_52_idempotency(self):
+        path, key = "/instances/{id}/port-forwards", {"Idempotency-Key": "once"}
+        first = self.ask("POST", path, {"guest_port": 5000}, headers=key, status=201)
+        self.assertNotIn("idempotency-replayed", first.headers)
+        again = self.ask("POST", path, {"guest_port": 5000}, headers=key, status=201)
+        self.assertEqual((again.body, again.headers["idempotency-replayed"]), (first.body, "true"))
+        self.assertEqual(again.headers["location"], first.headers["location"])
+        self.ask("POST", path, {"guest_port": 5001}, headers=key, status=422, code="idempotency_key_reused")
+        self.ask("POST", path, {"guest_port": 5002}, key=self.tenant, headers=key, status=201)
+        for wrong in ("x" * 256, "\u00e4"):
+            self.ask("POST", path, {"guest_port": 5003}, headers={"Idempotency-Key": wrong}, status=422,
+                     code="invalid_request")
+        self.ask("POST", "/api-keys", {"role": "tenant", "owner": "bob"}, headers=key, status=422, code="invalid_request")
+
+    @unittest.skipIf(("GET", "/events") in PENDING, "pending")
+    def test_53_events(self):
+        def stream(fields="", key=None):
+            token = key or self.node.admin_key()
+            return self.raw("GET", "/events", f"Authorization: Bearer {token}\r\n{fields}\r\n", finish=False)
+
+        def events(connection):
+            """(headers, then each event as a dictionary)."""
+            reader = connection.makefile("rb")
+            status = reader.readline().split()[1]
+            headers = dict(line.decode().strip().lower().split(": ", 1) for line in iter(reader.readline, b"\r\n"))
+            yield int(status), headers
+            event = {}
+            for line in reader:
+                name, separator, value = line.decode().strip().partition(":")
+                if separator and name:
+                    event[name] = value.strip()
+                elif not line.strip() and "event" in event:
+                    yield event
+                    event = {}
+
+        with stream() as connection:
+            seen = events(connection)
+            status, headers = next(seen)
+            self.assertEqual((status, headers["content-type"].partition(";")[0]), (200, "text/event-stream"))
+            CONTRACT.produced.add(("GET", "/events", 200))
+            created = self.ask("POST", "/instances/{id}/port-forwards", {"guest_port": 6000}).json()["port_forward"]
+            event = next(one for one in seen if one["event"] == "forward.created")
+            data = json.loads(event["data"])
+            validate(data, {"$ref": "#/components/schemas/EventData"})
+            self.assertIn(created["id"], event["data"])
+            self.ask("DELETE", "/instances/{id}/port-forwards/{forward_id}", forward_id=created["id"])
+        with stream(f"Last-Event-ID: {event['id']}\r\n") as connection:
+            seen = events(connection)
+            next(seen)
+            self.assertEqual(next(seen)["event"], "forward.deleted")
+        with stream("Last-Event-ID: nonsense\r\n") as connection:
+            seen = events(connection)
+            next(seen)
+            self.assertEqual(next(seen)["event"], "reset")
+
+    # --- 503, by taking something away from the daemon.
+
+    @contextlib.contextmanager
+    def limited(self, node, what, soft):
+        before = resource.prlimit(node.process.pid, what)
+        resource.prlimit(node.process.pid, what, (soft, before[1]))
+        try:
+            yield
+        finally:
+            resource.prlimit(node.process.pid, what, before)
+
+    def test_60_a_disk_that_takes_nothing_is_503_and_nothing_is_changed(self):
+        bodies = {
+            "createPortForward": {"guest_port": 3000},
+            "createPortForwards": {"port_forwards": [{"guest_port": 3000}]},
+            "updatePortForward": {"label": "other"},
+            "putInstance": {"guest_address": "198.19.0.9", "tap": "tap0", "owner": "alice"},
+            "createApiKey": {"role": "tenant", "owner": "alice"},
+        }
+        lists = ("/instances", "/api-keys", "/instances/vm-1/port-forwards")
+        keys = self.node.call("GET", "/api-keys").json()["api_keys"]
+        key = next(one["id"] for one in keys if one["role"] == "tenant")
+        before = [self.node.call("GET", path).body for path in lists]
+        with self.limited(self.node, resource.RLIMIT_FSIZE, 0):
+            for method, path, operation in self.each_with(503):
+                if operation["operationId"] == "isReady":
+                    continue
+                self.ask(method, path, bodies.get(operation["operationId"]),
+                         id=key if path == "/api-keys/{id}" else "vm-1", status=503, code="store_unavailable")
+        self.assertEqual(before, [self.node.call("GET", path).body for path in lists])
+        self.ask("POST", "/instances/{id}/port-forwards", {"guest_port": 3000}, status=201)
+
+    def test_61_no_port_or_descriptor_left_is_503(self):
+        path = "/instances/{id}/port-forwards"
+        with Portwayd("ports.range=20000-20001") as node:
+            node.put_instance("vm-1")
+            descriptors = len(os.listdir(f"/proc/{node.process.pid}/fd"))
+            with self.limited(node, resource.RLIMIT_NOFILE, descriptors):
+                self.ask("POST", path, {"guest_port": 3000}, node=node, status=503, code="resource_exhausted")
+            for _ in range(2):
+                self.ask("POST", path, {"guest_port": 3000}, node=node, status=201)
+            answer = self.ask("POST", path, {"guest_port": 3000}, node=node, status=503, code="port_pool_exhausted")
+            self.assertEqual(answer.json()["current"], 2)
+
+    def test_62_a_daemon_that_is_going_down_is_503(self):
+        # A guest that never answers: its connection is one to wait for.
+        for command in ("addr add 198.19.0.1/24 dev tap0",
+                        "neigh add 198.19.0.2 lladdr 02:00:00:00:00:02 dev tap0"):
+            self.assertEqual(os.system(f"ip {command}"), 0)
+        with Portwayd("proxy.connect_timeout_ms=60000") as node:
+            node.put_instance("vm-1")
+            forward = self.ask("POST", "/instances/{id}/port-forwards", {"guest_port": 3000}, node=node).json()
+            with socket.create_connection(("127.0.0.1", forward["port_forward"]["host_port"])):
+                self.assertTrue(wait_until(lambda: re.search(
+                    rb"^portway_connections(_active)?\S* 1$", node.call("GET", "/metrics").body, re.MULTILINE)))
+                node.process.terminate()
+                self.assertTrue(wait_until(lambda: node.call("GET", "/readyz").status == 503))
+                self.ask("GET", "/readyz", node=node, key=None, status=503, code="draining")
+                self.ask("POST", "/instances/{id}/port-forwards", {"guest_port": 3000}, node=node, status=503,
+                         code="draining")
+                self.ask("PUT", "/instances/{id}", {"guest_address": "198.19.0.4", "tap": "tap0", "owner": "alice"},
+                         id="vm-9", node=node, status=503, code="draining")
+
+    # --- What has not been seen.
+
+    def test_99_everything_documented_was_produced(self):
+        documented = {(*key, status) for key, operation in OPERATIONS.items() for status in explicit_statuses(operation)}
+        self.assertEqual(documented - CONTRACT.produced, set())
+        codes = {one["const"] for one in DOCUMENT["components"]["schemas"]["ProblemCode"]["oneOf"]}
+        self.assertEqual(codes - CONTRACT.codes - PENDING_CODES, set(COVERED_ELSEWHERE))
+
+
+if __name__ == "__main__":
+    unittest.main()

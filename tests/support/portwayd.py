@@ -1,0 +1,187 @@
+"""The real portwayd for tests in Python: started on a directory of its own, asked over HTTP, killed and started again.
+
+A test calls isolate() first: it goes on in a network namespace of its own, in which tap0 and tap1 stand for guests' taps.
+Everything that a test starts ends with it, whatever way it ends.
+"""
+import contextlib
+import ctypes
+import http.client
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import unittest
+
+CLONE_NEWNET = 0x40000000
+PR_SET_PDEATHSIG = 1
+START_TIMEOUT_S = 60
+ADMIN = "admin"  # stands for the admin key of the daemon's own file
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def isolate():
+    """Skips the test where namespaces cannot be made; on CI that is a failure."""
+    if os.geteuid() != 0:
+        reason = "network namespaces need root: run the tests with sudo"
+        if "CI" in os.environ:
+            raise AssertionError(reason)
+        raise unittest.SkipTest(reason)
+    if _libc.unshare(CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNET)")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    for i in (0, 1):
+        subprocess.run(["ip", "link", "add", f"tap{i}", "type", "veth", "peer", "name", f"guest{i}"], check=True)
+        for device in (f"tap{i}", f"guest{i}"):
+            subprocess.run(["ip", "link", "set", device, "up"], check=True)
+
+
+class Answer:
+    def __init__(self, status, headers, body):
+        self.status = status
+        self.headers = {name.lower(): value for name, value in headers}
+        self.body = body
+
+    def json(self):
+        return json.loads(self.body)
+
+    def __repr__(self):
+        return f"{self.status} {self.body.decode(errors='replace')}"
+
+
+class Portwayd:
+    """Running when the constructor returns, unless `start` is False. A context."""
+
+    def __init__(self, *settings, start=True):
+        self.directory = tempfile.mkdtemp(prefix="portway-test-")
+        self.settings = [
+            "node.public_hostname=compute-1.test", "node.public_addresses=127.0.0.1", "api.listen=127.0.0.1:0",
+            "api.rate_limit_per_second=0", f"api.admin_key_file={self.directory}/admin.key",
+            f"store.path={self.directory}/portway.db", "guests.networks=198.18.0.0/15", "proxy.workers=1", *settings]
+        self.process = None
+        self.connection = None
+        if start:
+            self.start()
+
+    def start(self, environment=None):
+        """Raises Ended when it ends before it is ready."""
+        ready_path = f"{self.directory}/notify"
+        if os.path.exists(ready_path):
+            os.unlink(ready_path)
+        with contextlib.ExitStack() as stack:
+            ready = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            ready.bind(ready_path)
+            log = stack.enter_context(open(f"{self.directory}/log", "ab+"))
+            began = log.tell()
+            command = [os.environ["PORTWAY_DAEMON"], *(f"--set={setting}" for setting in self.settings)]
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.directory,
+                preexec_fn=lambda: _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+                env={**os.environ, "NOTIFY_SOCKET": ready_path, **(environment or {})})
+            pidfd = os.pidfd_open(self.process.pid)
+            events = select.select([ready, pidfd], [], [], START_TIMEOUT_S)[0]
+            os.close(pidfd)
+            log.seek(began)
+            printed = log.read().decode()
+        if ready not in events:
+            self.kill()
+            raise Ended(f"portwayd did not become ready:\n{printed}")
+        line = next(line for line in printed.splitlines() if "listens on http://" in line)
+        self.port = int(line.split("listens on http://")[1].split(",")[0].rpartition(":")[2])
+
+    def kill(self):
+        self.close_connection()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self, number=signal.SIGTERM):
+        self.close_connection()
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def output(self):
+        with open(f"{self.directory}/log", "rb") as log:
+            return log.read().decode(errors="replace")
+
+    def admin_key(self):
+        with open(f"{self.directory}/admin.key", encoding="ascii") as file:
+            return file.read().strip()
+
+    def close_connection(self):
+        if self.connection is not None:
+            self.connection.close()
+        self.connection = None
+
+    def call(self, method, target, body=None, key=ADMIN, headers=None):
+        """`body` is sent as JSON, or as it is when it is bytes. One connection is kept open for all calls."""
+        headers = dict(headers or {})
+        if key:
+            headers["Authorization"] = f"Bearer {self.admin_key() if key == ADMIN else key}"
+        if body is not None:
+            headers.setdefault("Content-Type", "application/json")
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        if self.connection is None:
+            self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            self.connection.request(method, target, data, headers)
+            response = self.connection.getresponse()
+            answer = Answer(response.status, response.getheaders(), response.read())
+        except (OSError, http.client.HTTPException):
+            self.close_connection()
+            raise
+        return answer
+
+    def send(self, data, finish=True):
+        """Bytes as they are on a connection of their own; returns it."""
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        connection.sendall(data)
+        if finish:
+            connection.shutdown(socket.SHUT_WR)
+        return connection
+
+    def put_instance(self, name, **fields):
+        return self.call("PUT", f"/instances/{name}",
+                         {"guest_address": "198.19.0.2", "tap": "tap0", "owner": "alice", **fields})
+
+    def tenant_key(self, owner="alice"):
+        return self.call("POST", "/api-keys", {"role": "tenant", "owner": owner}).json()["secret"]
+
+    def end(self):
+        """Nothing is left of it."""
+        self.kill()
+        shutil.rmtree(self.directory)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is not None and not issubclass(kind, unittest.SkipTest):
+            print(f"--- portwayd printed:\n{self.output()}---")
+        self.end()
+
+
+class Ended(Exception):
+    """The daemon is gone."""
+
+
+def read_answer(connection):
+    """The next answer on a connection of send()."""
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    return Answer(response.status, response.getheaders(), response.read())
+
+
+def wait_until(condition, seconds=30):
+    """For what tells of its change only when asked."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
