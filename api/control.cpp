@@ -415,7 +415,8 @@ Result<std::vector<ForwardStatus>> Control::create_forwards(const Principal& cal
                         .host_port = lease->port(),
                         .protocol = specs[i].protocol,
                         .label = specs[i].label,
-                        .created_at = now()});
+                        .created_at = now(),
+                        .limits = specs[i].limits});
     leases.push_back(std::move(*lease));
     made.push_back(status_of(forwards.back()));
   }
@@ -440,8 +441,10 @@ Result<ForwardStatus> Control::update_forward(const Principal& caller, std::stri
     if (auto checked = check_label(*change.label); !checked) return checked.error();
     forward.label = *change.label;
   }
+  if (change.limits) forward.limits = *change.limits;
   if (auto stored = store_.update_forward(forward); !stored) return stored.error();
   const Forward& updated = registry_.update_forward(std::move(forward));
+  dataplane_.set_limits(updated.id, updated.limits);
   publish("forward.updated", *registry_.find_instance(instance_id), updated);
   return status_of(updated);
 }
@@ -506,7 +509,10 @@ ForwardStatus Control::status_of(const Forward& forward) const {
 
 void Control::serve(const Instance& instance, const Forward& forward, BoundPort port) {
   dataplane_.open(
-      {.id = forward.id, .upstream = {instance.guest_address, forward.guest_port}, .tap = instance.tap},
+      {.id = forward.id,
+       .upstream = {instance.guest_address, forward.guest_port},
+       .tap = instance.tap,
+       .limits = forward.limits},
       std::move(port));
 }
 

@@ -11,6 +11,7 @@
 #include <charconv>
 #include <chrono>
 #include <initializer_list>
+#include <type_traits>
 #include <utility>
 
 #include "api/json.h"
@@ -23,6 +24,8 @@ constexpr std::size_t kPageDefault = 100;
 constexpr std::size_t kPageMax = 1000;
 constexpr std::size_t kBatchMax = 1000;
 constexpr std::size_t kIdempotencyKeyMax = 255;
+constexpr std::int64_t kConnectionsLimitMax = 1'000'000;
+constexpr std::int64_t kBytesLimitMax = 1'000'000'000'000;  // 8 Tbit/s
 
 /// What a list asks for.
 struct Page {
@@ -80,6 +83,20 @@ Response replayed(const IdempotentAnswer& answer) {
   return response;
 }
 
+/// Replaces the limits that are given; null takes one away.
+void read_limits(JsonFields& fields, TrafficLimits& limits) {
+  if (fields.given("allowed_cidrs")) limits.allowed_cidrs = fields.networks("allowed_cidrs", kAllowedCidrsMax);
+  const auto read = [&fields](std::string_view name, std::int64_t most, auto& limit) {
+    if (!fields.given(name)) return;
+    limit = static_cast<std::remove_reference_t<decltype(limit)>>(
+        fields.integer_or_none(name, 1, most).value_or(0));
+  };
+  read("max_connections", kConnectionsLimitMax, limits.max_connections);
+  read("max_connections_per_source", kConnectionsLimitMax, limits.max_connections_per_source);
+  read("max_new_connections_per_second", kConnectionsLimitMax, limits.max_new_connections_per_second);
+  read("max_bytes_per_second", kBytesLimitMax, limits.max_bytes_per_second);
+}
+
 ForwardSpec read_spec(JsonFields& fields) {
   ForwardSpec spec;
   spec.guest_port =
@@ -89,6 +106,7 @@ ForwardSpec read_spec(JsonFields& fields) {
   if (const auto port = fields.integer_or_none("host_port", 1, 65535, ErrorCode::kInvalidPort)) {
     spec.host_port = static_cast<std::uint16_t>(*port);
   }
+  read_limits(fields, spec.limits);
   return spec;
 }
 
@@ -311,9 +329,12 @@ Result<std::optional<IdempotentAnswer>> Api::idempotent_request(const Call& call
 
 Result<Response> Api::update_forward(const Call& call) {
   if (auto known = only_query(call, {}); !known) return known.error();
+  const auto found = control_.find_forward(call.caller, call.path[0], call.path[1]);
+  if (!found) return found.error();
   JsonFields fields(call.request);
-  ForwardChange change;
-  if (fields.has("label")) change.label = fields.string("label");
+  ForwardChange change{.label = std::nullopt, .limits = found->forward.limits};
+  if (fields.given("label")) change.label = fields.string_or("label", "");
+  read_limits(fields, *change.limits);
   if (auto error = fields.finish()) return *error;
   const auto updated = control_.update_forward(call.caller, call.path[0], call.path[1], change);
   if (!updated) return updated.error();

@@ -35,6 +35,7 @@ struct ForwardRoute {
   Endpoint upstream;  // the guest's address and port
   std::string tap;    // upstream sockets are bound to this device, so that nothing leaks when it is gone;
                       // empty: not bound
+  TrafficLimits limits = {};
 };
 
 /// What becomes of the established connections of a forward that is closed.
@@ -59,6 +60,9 @@ class Dataplane {
   /// ignored. Its counters stay readable until the last connection has ended; forward_stats no longer lists
   /// it.
   virtual void close(const ForwardId& id, ClosePolicy policy) = 0;
+
+  /// Other limits for a forward that is open; unknown ids are ignored. Connections that are there stay.
+  virtual void set_limits(const ForwardId& id, const TrafficLimits& limits) = 0;
 
   /// Counts of one forward, or of all open ones in no order.
   virtual std::optional<ForwardStats> forward_stats(const ForwardId& id) const = 0;

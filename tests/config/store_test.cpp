@@ -92,6 +92,7 @@ void expect_equal(const Forward& a, const Forward& b) {
   EXPECT_EQ(a.guest_port, b.guest_port);
   EXPECT_EQ(a.host_port, b.host_port);
   EXPECT_EQ(a.protocol, b.protocol);
+  EXPECT_EQ(a.limits, b.limits);
   EXPECT_EQ(a.label, b.label);
   EXPECT_EQ(a.created_at, b.created_at);
 }
