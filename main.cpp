@@ -141,7 +141,7 @@ class Daemon {
              .access_log_dropped = [this] { return access_log_ ? access_log_->dropped() : std::uint64_t{0}; },
              .api_server = [this] { return api_server_ ? api_server_->stats() : ServerStats{}; },
              .api = &stats_}),
-        api_(control_, *proxy_, stats_, recent_closes_,
+        api_({*context_, control_, *proxy_, stats_, recent_closes_},
              [this](MetricsScope scope) { return exporter_.expose(scope); }) {}
 
   Result<void> start() {

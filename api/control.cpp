@@ -427,7 +427,8 @@ Result<std::vector<ForwardStatus>> Control::create_forwards(const Principal& cal
                         .host_port = leases[i]->port(),
                         .protocol = specs[i].protocol,
                         .label = specs[i].label,
-                        .created_at = now()});
+                        .created_at = now(),
+                        .limits = specs[i].limits});
     made.push_back(status_of(forwards.back()));
   }
   const auto answer = remember ? std::optional(remember(made)) : std::nullopt;
@@ -451,8 +452,10 @@ Result<ForwardStatus> Control::update_forward(const Principal& caller, std::stri
     if (auto checked = check_label(*change.label); !checked) return checked.error();
     forward.label = *change.label;
   }
+  if (change.limits) forward.limits = *change.limits;
   if (auto stored = store_.update_forward(forward); !stored) return stored.error();
   const Forward& updated = registry_.update_forward(std::move(forward));
+  dataplane_.set_limits(updated.id, updated.limits);
   publish("forward.updated", *registry_.find_instance(instance_id), updated);
   return status_of(updated);
 }
@@ -519,7 +522,8 @@ void Control::serve(const Instance& instance, const Forward& forward, BoundPort 
   dataplane_.open({.id = forward.id,
                    .upstream = {instance.guest_address, forward.guest_port},
                    .tap = instance.tap,
-                   .instance_id = instance.id},
+                   .instance_id = instance.id,
+                   .limits = forward.limits},
                   std::move(port));
 }
 

@@ -1,6 +1,7 @@
 #include "api/handlers.h"
 
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <boost/json.hpp>
@@ -11,9 +12,12 @@
 #include <charconv>
 #include <chrono>
 #include <initializer_list>
+#include <type_traits>
 #include <utility>
 
 #include "api/access_log.h"
+#include "api/capture.h"
+#include "api/check.h"
 #include "api/gzip.h"
 #include "api/json.h"
 #include "api/openapi.h"
@@ -25,7 +29,11 @@ namespace {
 constexpr std::size_t kPageDefault = 100;
 constexpr std::size_t kPageMax = 1000;
 constexpr std::size_t kBatchMax = 1000;
+constexpr std::int64_t kCaptureSecondsMax = 60;
+constexpr std::int64_t kCaptureBytesMax = 16 * 1024 * 1024;
 constexpr std::size_t kIdempotencyKeyMax = 255;
+constexpr std::int64_t kConnectionsLimitMax = 1'000'000;
+constexpr std::int64_t kBytesLimitMax = 1'000'000'000'000;  // 8 Tbit/s
 
 /// What a list asks for.
 struct Page {
@@ -64,6 +72,18 @@ Result<Page> page_of(const Call& call) {
   return page;
 }
 
+Result<std::int64_t> number_in_query(const Call& call, std::string_view name, std::int64_t fallback,
+                                     std::int64_t least, std::int64_t most) {
+  const std::string_view text = query_or(call, name, "");
+  if (text.empty()) return fallback;
+  std::int64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size() || number < least || number > most) {
+    return invalid_query(name, fmt::format("{} must be a whole number from {} to {}.", name, least, most));
+  }
+  return number;
+}
+
 Result<ClosePolicy> close_policy(const Call& call) {
   const std::string_view text = query_or(call, "connections", "keep");
   if (text == "keep") return ClosePolicy::kKeep;
@@ -83,6 +103,21 @@ Response replayed(const IdempotentAnswer& answer) {
   return response;
 }
 
+/// Replaces the limits that are given; null takes one away.
+void read_limits(JsonFields& fields, TrafficLimits& limits) {
+  if (fields.given("allowed_cidrs"))
+    limits.allowed_cidrs = fields.networks("allowed_cidrs", kAllowedCidrsMax);
+  const auto read = [&fields](std::string_view name, std::int64_t most, auto& limit) {
+    if (!fields.given(name)) return;
+    limit = static_cast<std::remove_reference_t<decltype(limit)>>(
+        fields.integer_or_none(name, 1, most).value_or(0));
+  };
+  read("max_connections", kConnectionsLimitMax, limits.max_connections);
+  read("max_connections_per_source", kConnectionsLimitMax, limits.max_connections_per_source);
+  read("max_new_connections_per_second", kConnectionsLimitMax, limits.max_new_connections_per_second);
+  read("max_bytes_per_second", kBytesLimitMax, limits.max_bytes_per_second);
+}
+
 ForwardSpec read_spec(JsonFields& fields) {
   ForwardSpec spec;
   spec.guest_port =
@@ -92,6 +127,7 @@ ForwardSpec read_spec(JsonFields& fields) {
   if (const auto port = fields.integer_or_none("host_port", 1, 65535, ErrorCode::kInvalidPort)) {
     spec.host_port = static_cast<std::uint16_t>(*port);
   }
+  read_limits(fields, spec.limits);
   return spec;
 }
 
@@ -145,11 +181,12 @@ Error no_such_path() {
 
 }  // namespace
 
-Api::Api(Control& control, Dataplane& dataplane, ApiStats& stats, const RecentCloses& closes, Metrics metrics)
-    : control_(control),
-      dataplane_(dataplane),
-      stats_(stats),
-      closes_(closes),
+Api::Api(const Parts& parts, Metrics metrics)
+    : context_(parts.context),
+      control_(parts.control),
+      dataplane_(parts.dataplane),
+      stats_(parts.stats),
+      closes_(parts.closes),
       metrics_(std::move(metrics)),
       router_(make_routes()) {}
 
@@ -177,6 +214,9 @@ std::vector<Route> Api::make_routes() {
        by(&Api::delete_connections)},
       {"DELETE", "/instances/{id}/port-forwards/{forward_id}/connections/{connection_id}", Access::kTenant,
        by(&Api::delete_connection)},
+      {"GET", "/instances/{id}/port-forwards/{forward_id}/check", Access::kTenant, by(&Api::check)},
+      {"POST", "/instances/{id}/port-forwards/{forward_id}/capture", Access::kAdmin, by(&Api::capture)},
+      {"GET", "/connections/recent", Access::kAdmin, by(&Api::recent_connections)},
       {"GET", "/instances", Access::kTenant, by(&Api::list_instances)},
       {"GET", "/instances/{id}", Access::kTenant, by(&Api::get_instance)},
       {"PUT", "/instances/{id}", Access::kAdmin, by(&Api::put_instance)},
@@ -365,9 +405,12 @@ Result<std::optional<IdempotentAnswer>> Api::idempotent_request(const Call& call
 
 Result<Response> Api::update_forward(const Call& call) {
   if (auto known = only_query(call, {}); !known) return known.error();
+  const auto found = control_.find_forward(call.caller, call.path[0], call.path[1]);
+  if (!found) return found.error();
   JsonFields fields(call.request);
-  ForwardChange change;
-  if (fields.has("label")) change.label = fields.string("label");
+  ForwardChange change{.label = std::nullopt, .limits = found->forward.limits};
+  if (fields.given("label")) change.label = fields.string_or("label", "");
+  read_limits(fields, *change.limits);
   if (auto error = fields.finish()) return *error;
   const auto updated = control_.update_forward(call.caller, call.path[0], call.path[1], change);
   if (!updated) return updated.error();
@@ -448,6 +491,63 @@ Result<Response> Api::list_connections(const Call& call) {
   }
   body["connections"] = std::move(list);
   return json_response(200, body);
+}
+
+Result<Response> Api::recent_connections(const Call& call) {
+  if (auto known = only_query(call, {"limit"}); !known) return known.error();
+  const auto page = page_of(call);
+  if (!page) return page.error();
+  boost::json::array list;
+  for (const CloseRecord* record : closes_.latest(page->limit, [](const CloseRecord&) { return true; })) {
+    list.push_back(boost::json::parse(to_json_line(*record)));
+  }
+  return json_response(200, {{"connections", std::move(list)}});
+}
+
+// --- Looking into a forward.
+
+Result<Response> Api::check(const Call& call) {
+  if (auto known = only_query(call, {"client"}); !known) return known.error();
+  const auto found = control_.find_forward(call.caller, call.path[0], call.path[1]);
+  if (!found) return found.error();
+  const Instance& instance = *control_.registry().find_instance(call.path[0]);
+  CheckSubject subject{.forward = *found,
+                       .instance = instance,
+                       .tap_state = control_.watch().tap_state(instance),
+                       .client = std::nullopt};
+  if (const std::string_view client = query_or(call, "client", ""); !client.empty()) {
+    const auto address = parse_address(client);
+    if (!address) return invalid_query("client", "client must be an IPv4 or IPv6 address.");
+    subject.client = *address;
+  }
+  return Response{.status = 200, .body = {}, .headers = {}, .stream = check_forward(context_, subject)};
+}
+
+Result<Response> Api::capture(const Call& call) {
+  if (auto known = only_query(call, {"seconds", "max_bytes"}); !known) return known.error();
+  const auto seconds = number_in_query(call, "seconds", 10, 1, kCaptureSecondsMax);
+  if (!seconds) return seconds.error();
+  const auto max_bytes = number_in_query(call, "max_bytes", 1'000'000, 1000, kCaptureBytesMax);
+  if (!max_bytes) return max_bytes.error();
+  const auto found = control_.find_forward(call.caller, call.path[0], call.path[1]);
+  if (!found) return found.error();
+  const Instance& instance = *control_.registry().find_instance(call.path[0]);
+  const std::string what =
+      fmt::format("capture of forward {} of instance {} by key {}, request {}", call.path[1], call.path[0],
+                  to_string(call.caller.key_id), call.request.id);
+  auto stream = start_capture(context_,
+                              {.tap = instance.tap,
+                               .guest = {instance.guest_address, found->forward.guest_port},
+                               .duration = std::chrono::seconds(*seconds),
+                               .max_bytes = static_cast<std::size_t>(*max_bytes)},
+                              [what](const std::string& summary) { spdlog::info("{}: {}", what, summary); });
+  if (!stream) return stream.error();
+  spdlog::info("{}: begins", what);
+  return Response{.status = 200,
+                  .body = {},
+                  .content_type = "application/vnd.tcpdump.pcap",
+                  .headers = {{"Cache-Control", "no-store"}},
+                  .stream = std::move(*stream)};
 }
 
 Result<Response> Api::delete_connections(const Call& call) {

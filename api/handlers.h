@@ -3,6 +3,7 @@
 // Belongs to the control thread.
 #pragma once
 
+#include <boost/asio/io_context.hpp>
 #include <functional>
 #include <optional>
 #include <span>
@@ -22,8 +23,15 @@ class Api {
   /// The text of a scrape (Exporter::expose).
   using Metrics = std::function<std::string(MetricsScope)>;
 
-  /// All must outlive it.
-  Api(Control& control, Dataplane& dataplane, ApiStats& stats, const RecentCloses& closes, Metrics metrics);
+  /// What it answers from; all of it must outlive it.
+  struct Parts {
+    boost::asio::io_context& context;
+    Control& control;
+    Dataplane& dataplane;
+    ApiStats& stats;
+    const RecentCloses& closes;
+  };
+  Api(const Parts& parts, Metrics metrics);
 
   /// Never throws but for want of memory.
   Response handle(const Request& request);
@@ -62,6 +70,10 @@ class Api {
   Result<Response> list_keys(const Call& call);
   Result<Response> delete_key(const Call& call);
 
+  Result<Response> recent_connections(const Call& call);
+  Result<Response> check(const Call& call);
+  Result<Response> capture(const Call& call);
+
   Result<Response> list_profiles(const Call& call);
   Result<Response> follow_events(const Call& call);
   Result<Response> info(const Call& call);
@@ -71,6 +83,7 @@ class Api {
   Response one_forward(unsigned status, const ForwardStatus& forward) const;
   boost::json::object instance_json(const Instance& instance) const;
 
+  boost::asio::io_context& context_;
   Control& control_;
   Dataplane& dataplane_;
   ApiStats& stats_;

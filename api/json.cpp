@@ -73,6 +73,30 @@ std::optional<std::int64_t> JsonFields::integer_or_none(std::string_view name, s
   return integer(name, least, most, code);
 }
 
+std::vector<Cidr> JsonFields::networks(std::string_view name, std::size_t most) {
+  std::vector<Cidr> list;
+  const boost::json::value* value = find(name, false);
+  if (value == nullptr) return list;
+  const boost::json::array* texts = value->if_array();
+  if (texts == nullptr || texts->size() > most) {
+    fail(ErrorCode::kInvalidRequest, name,
+         fmt::format("{} must be a list of at most {} networks, e.g. [\"203.0.113.0/24\"].", name, most));
+    return list;
+  }
+  for (const boost::json::value& text : *texts) {
+    const auto network = text.is_string() ? Cidr::parse(std::string_view(text.get_string()))
+                                          : Result<Cidr>(Error{.detail = "a network is a string"});
+    if (!network) {
+      fail(ErrorCode::kInvalidRequest, name,
+           fmt::format("{}: {}; write networks as \"203.0.113.0/24\" or \"2001:db8::/32\".", name,
+                       network.error().detail));
+      return list;
+    }
+    list.push_back(*network);
+  }
+  return list;
+}
+
 void JsonFields::each(std::string_view name, std::size_t least, std::size_t most,
                       const std::function<std::optional<Error>(JsonFields fields)>& read) {
   const boost::json::value* value = find(name, true);
@@ -119,6 +143,26 @@ void JsonFields::fail(ErrorCode code, std::string_view name, std::string detail)
   if (!error_) error_ = Error{code, std::move(detail), path_ + std::string(name)};
 }
 
+namespace {
+
+/// Those that are set.
+void add_limits(boost::json::object& out, const TrafficLimits& limits) {
+  if (!limits.allowed_cidrs.empty()) {
+    boost::json::array networks;
+    for (const Cidr& network : limits.allowed_cidrs) networks.emplace_back(network.to_string());
+    out["allowed_cidrs"] = std::move(networks);
+  }
+  const auto add = [&out](std::string_view name, std::uint64_t value) {
+    if (value != 0) out[name] = value;
+  };
+  add("max_connections", limits.max_connections);
+  add("max_connections_per_source", limits.max_connections_per_source);
+  add("max_new_connections_per_second", limits.max_new_connections_per_second);
+  add("max_bytes_per_second", limits.max_bytes_per_second);
+}
+
+}  // namespace
+
 boost::json::object to_json(const ForwardStatus& status) {
   const Forward& forward = status.forward;
   boost::json::object out;
@@ -133,6 +177,7 @@ boost::json::object to_json(const ForwardStatus& status) {
   out["bind_address"] = status.bind_address;
   out["source_mode"] = "plain";
   out["created_at"] = to_rfc3339(forward.created_at);
+  add_limits(out, forward.limits);
   return out;
 }
 

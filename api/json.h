@@ -39,8 +39,10 @@ class JsonFields {
   /// Calls `read` with the fields of each object in a list of `least` to `most`.
   void each(std::string_view name, std::size_t least, std::size_t most,
             const std::function<std::optional<Error>(JsonFields fields)>& read);  // required
-  /// Was the field given, and not as null?
-  bool has(std::string_view name) { return find(name, false) != nullptr; }
+  /// Networks; none where the field is null or not given.
+  std::vector<Cidr> networks(std::string_view name, std::size_t most);
+  /// Was the field given, also as null?
+  bool given(std::string_view name) { return find(name, false) != nullptr || object_.contains(name); }
 
   /// What is wrong, or nothing.
   std::optional<Error> finish();

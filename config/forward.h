@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "config/endpoint.h"
 
@@ -61,17 +62,32 @@ struct Instance {
   std::string boot_id = {};       // of the node's kernel when the session began
 };
 
+inline constexpr std::size_t kAllowedCidrsMax = 64;
+
+/// What nftables would limit beside a DNAT rule. Zero and empty: no limit.
+struct TrafficLimits {
+  std::vector<Cidr> allowed_cidrs;               // where clients may come from; empty: anywhere
+  std::uint32_t max_connections = 0;             // at a time
+  std::uint32_t max_connections_per_source = 0;  // at a time from one client address (IPv6: from one /64)
+  std::uint32_t max_new_connections_per_second = 0;  // with bursts of as many
+  std::uint64_t max_bytes_per_second = 0;            // each way, all connections together
+
+  friend bool operator==(const TrafficLimits&, const TrafficLimits&) = default;
+};
+
 /// What a caller asks for.
 struct ForwardSpec {
   std::uint16_t guest_port = 0;
   std::string protocol = "tcp";
   std::string label;                                      // 0-63 bytes of UTF-8 without control characters
   std::optional<std::uint16_t> host_port = std::nullopt;  // random when absent
+  TrafficLimits limits = {};
 };
 
 /// What a caller asks to change about a forward.
 struct ForwardChange {
   std::optional<std::string> label = std::nullopt;
+  std::optional<TrafficLimits> limits = std::nullopt;  // all of them
 };
 
 /// What was promised: this host port belongs to that guest port until the forward is deleted or its session
@@ -85,6 +101,7 @@ struct Forward {
   std::string protocol = "tcp";
   std::string label;
   Timestamp created_at{};
+  TrafficLimits limits = {};
 };
 
 /// Limits of an instance, by name in the config.

@@ -78,6 +78,13 @@ constexpr auto kMigrations = std::to_array<const char*>({
       CREATE INDEX idempotent_answers_by_scope ON idempotent_answers (scope, created_at);
       CREATE INDEX idempotent_answers_by_age ON idempotent_answers (created_at);
     )sql",
+    R"sql(
+      ALTER TABLE forwards ADD COLUMN allowed_cidrs TEXT NOT NULL DEFAULT '';
+      ALTER TABLE forwards ADD COLUMN max_connections INTEGER NOT NULL DEFAULT 0;
+      ALTER TABLE forwards ADD COLUMN max_connections_per_source INTEGER NOT NULL DEFAULT 0;
+      ALTER TABLE forwards ADD COLUMN max_new_connections_per_second INTEGER NOT NULL DEFAULT 0;
+      ALTER TABLE forwards ADD COLUMN max_bytes_per_second INTEGER NOT NULL DEFAULT 0;
+    )sql",
 });
 
 Error unavailable(const std::string& path, const std::string& what) {
@@ -204,6 +211,14 @@ void bind(SQLite::Statement& statement, int index, std::int32_t value) {
 void bind(SQLite::Statement& statement, int index, std::uint64_t value) {
   statement.bind(index, static_cast<std::int64_t>(value));
 }
+void bind(SQLite::Statement& statement, int index, std::uint32_t value) {
+  statement.bind(index, std::int64_t{value});
+}
+void bind(SQLite::Statement& statement, int index, const std::vector<Cidr>& networks) {
+  std::string text;
+  for (const Cidr& network : networks) text += (text.empty() ? "" : ",") + network.to_string();
+  statement.bind(index, text);
+}
 void bind(SQLite::Statement& statement, int index, const std::optional<SessionEnd>& value) {
   value ? statement.bind(index, std::string(to_string(*value))) : statement.bind(index);
 }
@@ -264,6 +279,24 @@ class RowReader {
   std::optional<std::int32_t> process_id(const char* column) {
     if (query_.isColumnNull(column)) return std::nullopt;
     return static_cast<std::int32_t>(number(column, 2, std::numeric_limits<std::int32_t>::max()));
+  }
+  std::uint32_t number32(const char* column) {
+    return static_cast<std::uint32_t>(number(column, 0, std::numeric_limits<std::uint32_t>::max()));
+  }
+  std::vector<Cidr> networks(const char* column) {
+    std::vector<Cidr> list;
+    const std::string all = text(column);
+    for (std::size_t at = 0; at < all.size();) {
+      const std::size_t end = std::min(all.find(',', at), all.size());
+      const auto network = Cidr::parse(std::string_view(all).substr(at, end - at));
+      if (!network) {
+        reject(column, "is no list of networks");
+        break;
+      }
+      list.push_back(*network);
+      at = end + 1;
+    }
+    return list;
   }
   std::optional<SessionEnd> session_end(const char* column) {
     if (query_.isColumnNull(column)) return std::nullopt;
@@ -338,6 +371,12 @@ Forward read_forward(RowReader& row) {
   forward.label = row.text("label");
   row.require(check_label(forward.label));
   forward.created_at = row.time("created_at");
+  forward.limits = {.allowed_cidrs = row.networks("allowed_cidrs"),
+                    .max_connections = row.number32("max_connections"),
+                    .max_connections_per_source = row.number32("max_connections_per_source"),
+                    .max_new_connections_per_second = row.number32("max_new_connections_per_second"),
+                    .max_bytes_per_second = static_cast<std::uint64_t>(
+                        row.number("max_bytes_per_second", 0, std::numeric_limits<std::int64_t>::max()))};
   // A shell does not watch over foreign keys unless it is told to.
   if (row.number("instance_exists", 0, 1) == 0) row.reject("instance_id", "is no instance");
   return forward;
@@ -471,10 +510,16 @@ class Store::Connection {
   void delete_instance(std::string_view id) { execute(delete_instance_, id); }
   void add_forward(const Forward& forward) {
     execute(add_forward_, forward.id, forward.instance_id, forward.session_id, forward.guest_port,
-            forward.host_port, forward.protocol, forward.label, forward.created_at);
+            forward.host_port, forward.protocol, forward.label, forward.created_at,
+            forward.limits.allowed_cidrs, forward.limits.max_connections,
+            forward.limits.max_connections_per_source, forward.limits.max_new_connections_per_second,
+            forward.limits.max_bytes_per_second);
   }
   bool update_forward(const Forward& forward) {
-    return execute(update_forward_, forward.label, forward.id) > 0;
+    return execute(update_forward_, forward.label, forward.limits.allowed_cidrs,
+                   forward.limits.max_connections, forward.limits.max_connections_per_source,
+                   forward.limits.max_new_connections_per_second, forward.limits.max_bytes_per_second,
+                   forward.id) > 0;
   }
   void delete_forward(const ForwardId& id) { execute(delete_forward_, id); }
   void delete_forwards(std::string_view instance_id) { execute(delete_forwards_, instance_id); }
@@ -510,9 +555,14 @@ class Store::Connection {
   SQLite::Statement delete_instance_{database_, "DELETE FROM instances WHERE id = ?"};
   SQLite::Statement add_forward_{database_,
                                  "INSERT INTO forwards (id, instance_id, session_id, guest_port, host_port, "
-                                 "protocol, label, created_at) "
-                                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"};
-  SQLite::Statement update_forward_{database_, "UPDATE forwards SET label = ? WHERE id = ?"};
+                                 "protocol, label, created_at, allowed_cidrs, max_connections, "
+                                 "max_connections_per_source, max_new_connections_per_second, "
+                                 "max_bytes_per_second) "
+                                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"};
+  SQLite::Statement update_forward_{database_,
+                                    "UPDATE forwards SET label = ?, allowed_cidrs = ?, max_connections = ?, "
+                                    "max_connections_per_source = ?, max_new_connections_per_second = ?, "
+                                    "max_bytes_per_second = ? WHERE id = ?"};
   SQLite::Statement delete_forward_{database_, "DELETE FROM forwards WHERE id = ?"};
   SQLite::Statement delete_forwards_{database_, "DELETE FROM forwards WHERE instance_id = ?"};
   SQLite::Statement delete_other_sessions_{database_,

@@ -20,7 +20,9 @@ static_assert(kConnectErrorNames.size() == kConnectErrors,
               "every ConnectError has its name, in the same order");
 
 constexpr auto kRejectReasonNames =
-    std::to_array<std::string_view>({"connections_max", "forward_gone", "draining"});
+    std::to_array<std::string_view>({"connections_max", "forward_gone", "draining", "source_not_allowed",
+                                     "forward_connections_max", "source_connections_max",
+                                     "new_connection_rate"});
 static_assert(kRejectReasonNames.size() == kRejectReasons,
               "every RejectReason has its name, in the same order");
 

@@ -63,8 +63,16 @@ inline constexpr std::size_t kConnectErrors = 6;
 std::string_view to_string(ConnectError error);
 
 /// Why an accepted connection was turned away at once.
-enum class RejectReason : std::uint8_t { kConnectionsMax, kForwardGone, kDraining };
-inline constexpr std::size_t kRejectReasons = 3;
+enum class RejectReason : std::uint8_t {
+  kConnectionsMax,         // of the node
+  kForwardGone,            //
+  kDraining,               //
+  kSourceNotAllowed,       // not in the forward's allowed_cidrs
+  kForwardConnectionsMax,  // the forward's max_connections
+  kSourceConnectionsMax,   // its max_connections_per_source
+  kNewConnectionRate,      // its max_new_connections_per_second
+};
+inline constexpr std::size_t kRejectReasons = 7;
 std::string_view to_string(RejectReason reason);
 
 /// A histogram of durations with fixed buckets (upper bounds in seconds, the last is +Inf).

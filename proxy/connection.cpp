@@ -61,6 +61,10 @@ CloseHow close_how(RejectReason reason) {
     case RejectReason::kDraining:
       return CloseHow::kShutdown;
     case RejectReason::kConnectionsMax:
+    case RejectReason::kSourceNotAllowed:
+    case RejectReason::kForwardConnectionsMax:
+    case RejectReason::kSourceConnectionsMax:
+    case RejectReason::kNewConnectionRate:
       break;
   }
   return CloseHow::kLimit;
@@ -114,8 +118,18 @@ ConnectionSet::~ConnectionSet() {
 // --- From accept to connect.
 
 bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
+  Endpoint client;
+  const bool client_known = io_.peer_endpoint(downstream, client) == 0;
+  const bool admitted = forward->admission.limited();
+  if (admitted) {
+    if (const auto refused = forward->admission.ask(client.address(), io_.now())) {
+      reject(downstream, forward, *refused);
+      return false;
+    }
+  }
   const auto index = table_.take();
   if (!index) {
+    if (admitted) forward->admission.leave(client.address());
     reject(downstream, forward, RejectReason::kConnectionsMax);
     return false;
   }
@@ -124,8 +138,8 @@ bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
   slot.forward = forward->route.id;
   slot.socket[kDownstream].fd = downstream;
   slot.accepted_ns = slot.active_ns = io_.now().count();
-  Endpoint client;
-  if (io_.peer_endpoint(downstream, client) == 0) slot.client = to_plain(client);
+  if (client_known) slot.client = to_plain(client);
+  connections_[*index].admitted = admitted;
   connections_[*index].forward = std::move(forward);
   const ServedForward& served = *connections_[*index].forward;
   counters_.connections_active.add();
@@ -310,12 +324,19 @@ void ConnectionSet::relay_from(std::uint32_t index, Side from) {
   SocketState& source = slot.socket[from];
   SocketState& sink = slot.socket[other(from)];
   const std::uint64_t before = state.bytes;
-  const RelayContext context{io_, pipes_, counters_, buffer_};
+  RelayContext context{io_, pipes_, counters_, buffer_};
+  ByteRate& rate = connections_[index].forward->rate[from];
+  if (rate.limited()) {
+    const std::uint64_t allowance = rate.allowance(io_.now());
+    if (allowance == 0) return throttle(index, rate.wait(io_.now()));
+    context.budget = std::min<std::size_t>(context.budget, allowance);
+  }
   const RelayStatus status = relay(context, state, source, sink);
   if (const std::uint64_t moved = state.bytes - before; moved != 0) {
     ForwardCounters& counts = connections_[index].forward->counters[worker_];
     (from == kDownstream ? counts.received_bytes : counts.sent_bytes).add(moved);
     slot.active_ns = io_.now().count();
+    if (rate.limited()) rate.spend(moved, io_.now());
   }
   switch (status) {
     case RelayStatus::kWaiting:
@@ -346,6 +367,13 @@ void ConnectionSet::relay_from(std::uint32_t index, Side from) {
       }
       break;
   }
+}
+
+/// The timer goes on with it: nothing else tells that there are bytes to spend again.
+void ConnectionSet::throttle(std::uint32_t index, Nanos wait) {
+  Connection& connection = connections_[index];
+  connection.throttled_until = std::min(connection.throttled_until, io_.now() + wait);
+  schedule(index);
 }
 
 // --- Ends.
@@ -424,6 +452,7 @@ void ConnectionSet::release(std::uint32_t index) {
 
 void ConnectionSet::count_close(const ConnectionSlot& slot, const Connection& connection) {
   counters_.connections_active.sub();
+  if (connection.admitted) connection.forward->admission.leave(to_endpoint(slot.client).address());
   connection.forward->counters[worker_].connections_active.sub();
   counters_
       .closed[static_cast<std::size_t>(connection.cause.side)][static_cast<std::size_t>(connection.cause.how)]
@@ -535,7 +564,7 @@ void ConnectionSet::schedule(std::uint32_t index) {
   if (slot.state == ConnectionState::kConnecting) {
     deadline = std::min(deadline, deadline_after(slot.accepted_ns, options_.connect_timeout));
   } else if (slot.state == ConnectionState::kRelaying) {
-    deadline = std::min({deadline, connections_[index].reset_deadline,
+    deadline = std::min({deadline, connections_[index].reset_deadline, connections_[index].throttled_until,
                          deadline_after(slot.active_ns, options_.idle_timeout)});
     if (slot.relay[kDownstream].ended || slot.relay[kUpstream].ended) {
       deadline = std::min(deadline, deadline_after(slot.active_ns, options_.half_close_timeout));
@@ -557,6 +586,10 @@ void ConnectionSet::on_deadline(std::uint32_t index) {
     on_connect_failed(index, ETIMEDOUT);
   } else if (now >= connections_[index].reset_deadline) {
     terminate(index, connections_[index].cause.side, connections_[index].cause.how, true, true);
+  } else if (now >= connections_[index].throttled_until) {
+    connections_[index].throttled_until = TimerWheel::kNever;
+    enqueue(index);
+    schedule(index);
   } else if (now >= deadline_after(slot.active_ns, options_.idle_timeout)) {
     terminate(index, CloseSide::kNode, CloseHow::kIdleTimeout, true, true);
   } else if ((slot.relay[kDownstream].ended || slot.relay[kUpstream].ended) &&

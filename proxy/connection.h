@@ -41,10 +41,12 @@ struct ConnectionOptions {
 struct Connection {
   ServedForwardPtr forward;
   Nanos drain_deadline = TimerWheel::kNever;
-  Nanos reset_deadline = TimerWheel::kNever;  // an error was told: deliver what came before it until then
-  bool armed[2] = {false, false};             // a poll of that side's socket has not had its last completion
-  bool reset[2] = {false, false};             // close that side with RST
-  bool queued = false;                        // in the run queue
+  Nanos throttled_until = TimerWheel::kNever;  // the forward's byte rate is spent: look again then
+  Nanos reset_deadline = TimerWheel::kNever;   // an error was told: deliver what came before it until then
+  bool armed[2] = {false, false};              // a poll of that side's socket has not had its last completion
+  bool reset[2] = {false, false};              // close that side with RST
+  bool queued = false;                         // in the run queue
+  bool admitted = false;                       // the forward's admission counts it
   CloseCause cause;
   CloseHow drained = CloseHow::kForwardDeleted;  // how it ends at drain_deadline
   std::int16_t error = 0;                        // the errno that ends it
@@ -108,6 +110,7 @@ class ConnectionSet {
   void advance_relaying(std::uint32_t index);
   void advance_resetting(std::uint32_t index);
   void relay_from(std::uint32_t index, Side from);
+  void throttle(std::uint32_t index, Nanos wait);
   void doom(std::uint32_t index, Side side);
   void on_reset(std::uint32_t index, Side side);
   void on_connect_failed(std::uint32_t index, int error);

@@ -37,6 +37,7 @@ struct ForwardRoute {
   std::string tap;    // upstream sockets are bound to this device, so that nothing leaks when it is gone;
                       // empty: not bound
   std::string instance_id = {};  // for records
+  TrafficLimits limits = {};
 };
 
 /// What becomes of the established connections of a forward that is closed.
@@ -75,6 +76,9 @@ class Dataplane {
   /// Resets one connection of a forward, or all of them (0), and returns how many it was: none when the
   /// forward has no such one. Errors as above; the connections end all the same.
   virtual Result<std::size_t> end_connections(const ForwardId& id, ConnectionId connection) = 0;
+
+  /// Other limits for a forward that is open; unknown ids are ignored. Connections that are there stay.
+  virtual void set_limits(const ForwardId& id, const TrafficLimits& limits) = 0;
 
   /// Counts of one forward, or of all open ones in no order.
   virtual std::optional<ForwardStats> forward_stats(const ForwardId& id) const = 0;

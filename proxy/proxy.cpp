@@ -179,6 +179,11 @@ void Proxy::close(const Entry& entry, ClosePolicy policy, CloseHow why) {
   }
 }
 
+void Proxy::set_limits(const ForwardId& id, const TrafficLimits& limits) {
+  const auto found = forwards_.find(id);
+  if (found != forwards_.end()) found->second.forward->set_limits(limits);
+}
+
 Result<ConnectionPage> Proxy::connections(const ForwardId& id, ConnectionId after, std::size_t limit) {
   auto answers = ask<std::vector<LiveConnection>>(workers_, [&](auto answer) {
     return Worker::ListConnections{id, after, limit + 1, std::move(answer)};

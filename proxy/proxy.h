@@ -39,6 +39,7 @@ class Proxy final : public Dataplane {
   Result<BoundPort> bind(std::uint16_t port) override;
   void open(ForwardRoute route, BoundPort port) override;
   void close(const ForwardId& id, ClosePolicy policy, CloseHow why) override;
+  void set_limits(const ForwardId& id, const TrafficLimits& limits) override;
   Result<ConnectionPage> connections(const ForwardId& id, ConnectionId after, std::size_t limit) override;
   Result<std::size_t> end_connections(const ForwardId& id, ConnectionId connection) override;
 

@@ -17,7 +17,7 @@ class Mover {
       : context_(context), io_(context.io), state_(state), source_(source), sink_(sink) {}
 
   RelayStatus run() {
-    for (unsigned move = 0; move < kRelayBudgetMoves && moved_ < kRelayBudgetBytes; ++move) {
+    for (unsigned move = 0; move < kRelayBudgetMoves && moved_ < context_.budget; ++move) {
       if (const auto status = step()) {
         if (state_.pipe_bytes == 0) release_pipe(context_.pipes, state_);
         return *status;
@@ -43,7 +43,8 @@ class Mover {
 
   /// Bytes from the source into the (empty) pipe; the next step takes them on.
   std::optional<RelayStatus> fill() {
-    const auto got = io_.splice(source_.fd, state_.pipe[1], state_.pipe_capacity);
+    const auto got =
+        io_.splice(source_.fd, state_.pipe[1], std::min<std::size_t>(state_.pipe_capacity, left()));
     if (got <= 0) return on_read_end(got);
     state_.pipe_bytes = static_cast<std::uint32_t>(got);
     state_.streak = static_cast<std::size_t>(got) < kSmallSplice ? state_.streak + 1 : 0;
@@ -65,7 +66,7 @@ class Mover {
     // What the sink does not take must find room in an empty pipe: have one at hand before reading.
     if (state_.pipe[0] < 0 && !context_.pipes.reserve()) return copy_without_pipe();
     const std::uint32_t room = state_.pipe[0] < 0 ? context_.pipes.next_capacity() : state_.pipe_capacity;
-    const std::size_t size = std::min<std::size_t>(context_.buffer.size(), room);
+    const std::size_t size = std::min<std::size_t>({context_.buffer.size(), room, left()});
     const auto got = io_.recv(source_.fd, context_.buffer.data(), size, 0);
     if (got <= 0) return on_read_end(got);
     const auto read = static_cast<std::size_t>(got);
@@ -99,7 +100,8 @@ class Mover {
   /// No pipe to be had: look at the bytes, send them, and only then take as many as were sent out of the
   /// source.
   std::optional<RelayStatus> copy_without_pipe() {
-    const auto seen = io_.recv(source_.fd, context_.buffer.data(), context_.buffer.size(), MSG_PEEK);
+    const std::size_t size = std::min(context_.buffer.size(), left());
+    const auto seen = io_.recv(source_.fd, context_.buffer.data(), size, MSG_PEEK);
     if (seen <= 0) return on_read_end(seen);
     const auto sent = io_.send(sink_.fd, context_.buffer.data(), static_cast<std::size_t>(seen), 0);
     if (sent <= 0) return on_write_failed(sent);
@@ -125,6 +127,9 @@ class Mover {
     source_.urgent = false;  // told again with the next one
     return copy();           // a plain read steps over the mark
   }
+
+  /// Of the budget; a move that is begun may take it to its end.
+  std::size_t left() const { return context_.budget - moved_; }
 
   bool ensure_pipe() {
     if (state_.pipe[0] >= 0) return true;

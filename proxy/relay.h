@@ -18,12 +18,18 @@
 
 namespace portway {
 
+/// At most this many bytes a direction and call, and this many moves: a bulk stream costs the others of its
+/// worker no more than that between two of their turns.
+inline constexpr std::size_t kRelayBudgetBytes = 1024 * 1024;
+inline constexpr unsigned kRelayBudgetMoves = 16;
+
 /// What a worker's relays share.
 struct RelayContext {
   Io& io;
   PipePool& pipes;
   WorkerCounters& counters;
-  std::span<std::byte> buffer;  // scratch for copying: holds nothing between two calls
+  std::span<std::byte> buffer;             // scratch for copying: holds nothing between two calls
+  std::size_t budget = kRelayBudgetBytes;  // of this call
 };
 
 enum class RelayStatus : std::uint8_t {
@@ -33,11 +39,6 @@ enum class RelayStatus : std::uint8_t {
                  // that came before
   kSinkBroken,   // the sink takes nothing any more: sink.error says why; what was in the pipe is discarded
 };
-
-/// At most this many bytes a direction and call, and this many moves: a bulk stream costs the others of its
-/// worker no more than that between two of their turns.
-inline constexpr std::size_t kRelayBudgetBytes = 1024 * 1024;
-inline constexpr unsigned kRelayBudgetMoves = 16;
 
 /// Copying turns into splicing after this many bytes in reads of at least kLargeRead in a row; splicing turns
 /// back after kSmallSplices moves in a row below kSmallSplice.

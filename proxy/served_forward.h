@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "metrics/stats.h"
+#include "proxy/admission.h"
 #include "proxy/dataplane.h"
 
 namespace portway {
@@ -19,13 +20,22 @@ struct ServedForward {
   ServedForward(ForwardRoute forward_route, std::size_t workers)
       : route(std::move(forward_route)),
         counters(std::make_unique<ForwardCounters[]>(workers)),
-        worker_count(workers) {}
+        worker_count(workers) {
+    set_limits(route.limits);
+  }
 
   ForwardStats stats() const;
+  /// From the control thread; holds for what comes afterwards.
+  void set_limits(const TrafficLimits& limits) {
+    admission.set_limits(limits);
+    for (ByteRate& each : rate) each.set_limit(limits.max_bytes_per_second);
+  }
 
   const ForwardRoute route;
   const std::unique_ptr<ForwardCounters[]> counters;  // [w] is written by worker w only
   const std::size_t worker_count;
+  Admission admission;
+  ByteRate rate[2];                 // of the bytes that come from each side
   std::atomic<bool> closed{false};  // set by the control thread: nothing is accepted for it any more
 };
 

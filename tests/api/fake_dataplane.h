@@ -21,6 +21,9 @@ class FakeDataplane final : public Dataplane {
     return BoundPort(port, {});
   }
   void open(ForwardRoute route, BoundPort port) override { opened[route.id] = {route, port.port()}; }
+  void set_limits(const ForwardId& id, const TrafficLimits& limits) override {
+    opened.at(id).first.limits = limits;
+  }
   void close(const ForwardId& id, ClosePolicy policy, CloseHow why) override {
     opened.erase(id);
     closed.emplace_back(id, policy);

@@ -358,25 +358,6 @@ class ConnectionsApi : public testing::Test {
     return found;
   }
 
-/// The other way round, and what each answers, is openapi_test.py's.
-TEST(Contract, DocumentsEveryRouteAndWhoMayCallIt) {
-  Node node;
-  const auto paths = boost::json::parse(openapi_json()).at("paths").as_object();
-  for (const Route& route : node.api().routes()) {
-    std::string method(route.method);
-    std::ranges::transform(method, method.begin(), [](char c) { return static_cast<char>(std::tolower(c)); });
-    const auto* path = paths.if_contains(route.pattern);
-    const auto* operation = path == nullptr ? nullptr : path->as_object().if_contains(method);
-    ASSERT_NE(operation, nullptr) << route.method << " " << route.pattern;
-    const auto& fields = operation->as_object();
-    EXPECT_EQ(fields.contains("security"), route.access == Access::kPublic) << route.pattern;
-    EXPECT_EQ(std::string(fields.at("summary").as_string()).ends_with("(admin)"),
-              route.access == Access::kAdmin)
-        << route.method << " " << route.pattern;
-  }
-}
-
-TEST(OpenMetrics, ServesMetricsAndHealthWithoutAKeyAndNothingElse) {
   Node node;
   ForwardId forward;
   std::string path;
@@ -511,6 +492,75 @@ TEST(Api, ALabelIsChangedInPlace) {
   EXPECT_EQ(node.call("PATCH", path, R"({"label": "x"})", node.tenant_key("bob")).status, 404U);
   node.restart();
   EXPECT_EQ(Node::json(node.call("GET", path)).at("port_forward").at("label"), "shop");
+}
+
+TEST(Api, LimitsAreSetChangedAndTakenAway) {
+  Node node;
+  node.put("vm-1");
+  const Response made =
+      node.call("POST", "/instances/vm-1/port-forwards",
+                R"({"guest_port": 3000, "allowed_cidrs": ["203.0.113.0/24", "2001:db8::/32"],
+                                      "max_connections": 10, "max_bytes_per_second": 1000000})",
+                node.tenant_key());
+  ASSERT_EQ(made.status, 201U) << made.body;
+  const auto forward = Node::json(made).at("port_forward").as_object();
+  EXPECT_EQ(forward.at("allowed_cidrs").as_array().size(), 2U);
+  EXPECT_EQ(forward.at("max_connections"), 10);
+  EXPECT_FALSE(forward.contains("max_connections_per_source"));
+  const std::string id(forward.at("id").as_string());
+  const std::string path = "/instances/vm-1/port-forwards/" + id;
+  const auto limits = [&] { return node.dataplane.opened.at(parse_uuid(id).value()).first.limits; };
+  EXPECT_EQ(limits().max_connections, 10U);
+
+  const Response changed = node.call(
+      "PATCH", path, R"({"allowed_cidrs": null, "max_connections": 20, "max_connections_per_source": 2})");
+  ASSERT_EQ(changed.status, 200U) << changed.body;
+  EXPECT_TRUE(limits().allowed_cidrs.empty());
+  EXPECT_EQ(limits().max_connections, 20U);
+  EXPECT_EQ(limits().max_connections_per_source, 2U);
+  EXPECT_EQ(limits().max_bytes_per_second, 1'000'000U);
+  node.restart();
+  EXPECT_EQ(limits().max_connections, 20U);
+
+  for (const char* wrong :
+       {R"({"allowed_cidrs": "203.0.113.0/24"})", R"({"allowed_cidrs": ["203.0.113.0/33"]})",
+        R"({"allowed_cidrs": [7]})", R"({"max_connections": 0})", R"({"max_bytes_per_second": -1})",
+        R"({"max_new_connections_per_second": 1.5})"}) {
+    EXPECT_EQ(node.call("PATCH", path, wrong).status, 422U) << wrong;
+  }
+}
+
+TEST(Api, ACaptureHasBoundsAndNeedsAnAdmin) {
+  Node node;
+  node.put("vm-1");
+  const Response made = node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})");
+  const std::string id(Node::json(made).at("port_forward").at("id").as_string());
+  const std::string path = "/instances/vm-1/port-forwards/" + id + "/capture";
+  EXPECT_EQ(node.call("POST", path, "", node.tenant_key()).status, 403U);
+  EXPECT_EQ(node.call("POST", path + "?seconds=61").status, 422U);
+  EXPECT_EQ(node.call("POST", path + "?max_bytes=17000000").status, 422U);
+  const Response gone = node.call("POST", path);  // the tap of this test does not exist
+  EXPECT_EQ(gone.status, 409U) << gone.body;
+}
+
+TEST(Api, ACheckSaysThatTheTapIsMissing) {
+  Node node;
+  node.put("vm-1");
+  const Response made = node.call("POST", "/instances/vm-1/port-forwards",
+                                  R"({"guest_port": 3000, "allowed_cidrs": ["203.0.113.0/24"]})");
+  const std::string id(Node::json(made).at("port_forward").at("id").as_string());
+  const std::string path = "/instances/vm-1/port-forwards/" + id + "/check";
+  EXPECT_EQ(node.call("GET", path + "?client=nobody").status, 422U);
+  const Response answer = node.call("GET", path + "?client=198.51.100.1", "", node.tenant_key());
+  ASSERT_EQ(answer.status, 200U);
+  const auto check = boost::json::parse(answer.stream->read().value()).at("check").as_object();
+  EXPECT_EQ(answer.stream->read(), std::nullopt);
+  EXPECT_EQ(check.at("ok"), false);
+  EXPECT_EQ(check.at("steps").at(0).at("ok"), true);
+  EXPECT_EQ(check.at("steps").at(1).at("step"), "source");
+  EXPECT_EQ(check.at("steps").at(1).at("ok"), false);
+  EXPECT_EQ(check.at("steps").at(2).at("step"), "tap");
+  EXPECT_EQ(check.at("steps").as_array().size(), 3U);
 }
 
 TEST(Api, TheSameRequestWithTheSameIdempotencyKeyGetsTheSameAnswerAlsoAfterARestart) {
@@ -666,6 +716,24 @@ TEST(DuplicateKey, IsFoundAtAnyDepthAndOnlyInOneObject) {
   EXPECT_EQ(duplicate_key(R"({"a": {"a": {"b": "a"}}, "b": [{"a": 1}, {"a": 1}]})"), std::nullopt);
   EXPECT_EQ(duplicate_key(R"({"a": 1, "a")"), "a");
   EXPECT_EQ(duplicate_key("nothing"), std::nullopt);
+}
+
+/// The other way round, and what each answers, is openapi_test.py's.
+TEST(Contract, DocumentsEveryRouteAndWhoMayCallIt) {
+  Node node;
+  const auto paths = boost::json::parse(openapi_json()).at("paths").as_object();
+  for (const Route& route : node.api().routes()) {
+    std::string method(route.method);
+    std::ranges::transform(method, method.begin(), [](char c) { return static_cast<char>(std::tolower(c)); });
+    const auto* path = paths.if_contains(route.pattern);
+    const auto* operation = path == nullptr ? nullptr : path->as_object().if_contains(method);
+    ASSERT_NE(operation, nullptr) << route.method << " " << route.pattern;
+    const auto& fields = operation->as_object();
+    EXPECT_EQ(fields.contains("security"), route.access == Access::kPublic) << route.pattern;
+    EXPECT_EQ(std::string(fields.at("summary").as_string()).ends_with("(admin)"),
+              route.access == Access::kAdmin)
+        << route.method << " " << route.pattern;
+  }
 }
 
 }  // namespace

@@ -46,9 +46,9 @@ class Node {
     control_ = std::make_unique<Control>(config_, Control::Parts{*store_, dataplane, *watch_, events, stats});
     control_->set_admin_key(kAdminKey);
     control_->restore().value();
-    api_ = std::make_unique<Api>(*control_, dataplane, stats, closes, [](MetricsScope scope) {
-      return "metrics of scope " + std::to_string(static_cast<int>(scope));
-    });
+    api_ = std::make_unique<Api>(
+        Api::Parts{context, *control_, dataplane, stats, closes},
+        [](MetricsScope scope) { return "metrics of scope " + std::to_string(static_cast<int>(scope)); });
   }
   void stop() {
     api_.reset();

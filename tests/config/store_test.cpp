@@ -92,6 +92,7 @@ void expect_equal(const Forward& a, const Forward& b) {
   EXPECT_EQ(a.guest_port, b.guest_port);
   EXPECT_EQ(a.host_port, b.host_port);
   EXPECT_EQ(a.protocol, b.protocol);
+  EXPECT_EQ(a.limits, b.limits);
   EXPECT_EQ(a.label, b.label);
   EXPECT_EQ(a.created_at, b.created_at);
 }
@@ -174,6 +175,15 @@ TEST_F(StoreTest, GivesBackEveryFieldAfterARestart) {
   Forward forward = make_forward(full, 65535);
   forward.guest_port = 1;
   forward.label = "grüße ' \"; DROP TABLE forwards; --";
+  forward.limits = {.allowed_cidrs = {*Cidr::parse("203.0.113.0/24"), *Cidr::parse("2001:db8::/32")},
+                    .max_connections = 4'294'967'295,
+                    .max_connections_per_source = 2,
+                    .max_new_connections_per_second = 3,
+                    .max_bytes_per_second = 1'000'000'000'000};
+  stopped.ended = SessionEnd::kTapDeleted;
+  full.tap_index = 2'147'483'647;
+  full.vmm_started = 77;
+  full.boot_id = "boot";
   const ApiKey key = make_key(Role::kAdmin, 1);
   {
     const auto store = open_store();
@@ -303,6 +313,41 @@ TEST_F(StoreTest, UpdatesALabelAndNothingElse) {
   const auto unknown = store->update_forward(make_forward(instance, 20002));
   ASSERT_FALSE(unknown);
   EXPECT_EQ(unknown.error().code, ErrorCode::kNotFound);
+}
+
+TEST_F(StoreTest, AnAnswerIsRememberedWithItsForwardsOrNotAtAll) {
+  const Instance instance = make_instance("vm-1");
+  IdempotentAnswer answer{.scope = "tenant:acme",
+                          .key = "again",
+                          .request_sha256 = {1, 2, 3},
+                          .location = "/here",
+                          .body = "{}",
+                          .created_at = now()};
+  {
+    const auto store = open_store();
+    EXPECT_TRUE(store->put_instance(instance));
+    EXPECT_TRUE(store->add_forwards(std::array{make_forward(instance, 20000)}, &answer));
+    answer.key = "other";
+    EXPECT_FALSE(store->add_forwards(std::array{make_forward(instance, 20000)}, &answer));
+    EXPECT_EQ(store->find_answer("tenant:acme", "other").value(), std::nullopt);
+  }
+  const auto store = open_store();
+  answer.key = "again";
+  EXPECT_EQ(store->find_answer("tenant:acme", "again").value(), answer);
+  EXPECT_EQ(store->find_answer("admin:acme", "again").value(), std::nullopt);
+}
+
+TEST_F(StoreTest, ForgetsAnswersAfterADay) {
+  const auto store = open_store();
+  const Instance instance = make_instance("vm-1");
+  EXPECT_TRUE(store->put_instance(instance));
+  const IdempotentAnswer old{.scope = "tenant:acme",
+                             .key = "old",
+                             .location = "",
+                             .body = "{}",
+                             .created_at = now() - Store::kAnswerKept - std::chrono::seconds(1)};
+  EXPECT_TRUE(store->add_forwards(std::array{make_forward(instance, 20000)}, &old));
+  EXPECT_EQ(store->find_answer("tenant:acme", "old").value(), std::nullopt);
 }
 
 TEST_F(StoreTest, AddsAllForwardsOrNone) {

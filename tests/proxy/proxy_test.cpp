@@ -145,6 +145,61 @@ TEST_P(ProxyTest, TenThousandForwardsOpenServeAndCloseAndLeaveNothing) {
       << open_descriptors() << " descriptors instead of " << expected();
 }
 
+TEST_P(ProxyTest, LimitsTurnClientsAwayAndAreCounted) {
+  start(2);
+  const Guest guest;
+  const auto [id, port] = open(guest.endpoint);
+  proxy_->set_limits(id, {.allowed_cidrs = {*Cidr::parse("198.18.0.0/15")}});
+  EXPECT_EQ(receive(connect_to(port)), "error") << "a reset, never a clean end";
+  proxy_->set_limits(id, {.allowed_cidrs = {}, .max_connections = 1});
+  {
+    const Fd first = connect_to(port);
+    const Fd served = guest.accept();
+    EXPECT_EQ(receive(connect_to(port)), "error");
+    ASSERT_EQ(::send(served.get(), "still here", 10, 0), 10);
+    EXPECT_EQ(receive(first), "still here");
+  }
+  // Its end makes room.
+  EXPECT_TRUE(await([&] { return proxy_->forward_stats(id)->connections_active == 0; }));
+  const Fd next = connect_to(port);
+  const Fd served = guest.accept();
+  ASSERT_EQ(::send(served.get(), "hello", 5, 0), 5);
+  EXPECT_EQ(receive(next), "hello");
+  const auto rejected = proxy_->forward_stats(id)->rejected;
+  EXPECT_EQ(rejected[static_cast<std::size_t>(RejectReason::kSourceNotAllowed)], 1U);
+  EXPECT_EQ(rejected[static_cast<std::size_t>(RejectReason::kForwardConnectionsMax)], 1U);
+}
+
+TEST_P(ProxyTest, BytesComeNoFasterThanTheForwardsRate) {
+  start(2);
+  const Guest guest;
+  const auto [id, port] = open(guest.endpoint);
+  proxy_->set_limits(id, {.allowed_cidrs = {}, .max_bytes_per_second = 2'000'000});
+  const Fd client = connect_to(port);
+  const Fd served = guest.accept();
+  constexpr std::size_t kBytes = 1'000'000;
+  std::thread sender([&served] {
+    const std::string bytes(kBytes, 'x');
+    std::size_t sent = 0;
+    while (sent < kBytes) {
+      const auto more = ::send(served.get(), bytes.data() + sent, kBytes - sent, MSG_NOSIGNAL);
+      if (more <= 0) break;
+      sent += static_cast<std::size_t>(more);
+    }
+  });
+  const auto began = std::chrono::steady_clock::now();
+  std::size_t got = 0;
+  while (got < kBytes) {
+    const std::string bytes = receive(client);
+    ASSERT_EQ(bytes.find_first_not_of('x'), std::string::npos) << bytes;
+    got += bytes.size();
+  }
+  sender.join();
+  // Half a second, less what may come at once and what a relay moves before it pays.
+  EXPECT_GE(std::chrono::steady_clock::now() - began, std::chrono::milliseconds(350));
+  EXPECT_EQ(proxy_->forward_stats(id)->sent_bytes, kBytes);
+}
+
 TEST_P(ProxyTest, AClosedForwardRefusesAtOnceAndItsPortCanBeTakenAtOnce) {
   start(2);
   const Guest guest;

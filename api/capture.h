@@ -1,0 +1,35 @@
+// A bounded capture of one forward's upstream leg, as a pcap file that Wireshark reads
+// (draft-ietf-opsawg-pcap), for debugging: the packets between the node and the guest's port, on the tap.
+//
+// The kernel filters (SO_ATTACH_FILTER); what does not fit the socket's buffer is dropped and reported.
+// Belongs to the control thread.
+#pragma once
+
+#include <boost/asio/io_context.hpp>
+#include <chrono>
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "api/message.h"
+#include "config/endpoint.h"
+#include "config/error.h"
+
+namespace portway {
+
+struct CaptureOptions {
+  std::string tap;
+  Endpoint guest;                     // its address and port
+  std::chrono::seconds duration{10};  // 1-60
+  std::size_t max_bytes = 1'000'000;  // of the file, 1,000-16,777,216; packets are cut at 65,535 bytes
+};
+
+/// Begins at once. `on_end` is called with a sentence for the log: how much was captured, and whether the
+/// kernel dropped some. kForbidden without CAP_NET_RAW, kInstanceNotRunning when there is no such device,
+/// kResourceExhausted for others.
+Result<std::shared_ptr<BodyStream>> start_capture(boost::asio::io_context& context,
+                                                  const CaptureOptions& options,
+                                                  std::function<void(const std::string& summary)> on_end);
+
+}  // namespace portway

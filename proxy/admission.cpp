@@ -1,0 +1,94 @@
+#include "proxy/admission.h"
+
+#include <algorithm>
+
+namespace portway {
+namespace {
+
+/// Whom a limit for each source counts as one: an IPv6 client has a whole /64 (RFC 6177).
+IpAddress source_of(const IpAddress& client) {
+  if (client.is_v4()) return client;
+  auto bytes = client.to_v6().to_bytes();
+  std::fill(bytes.begin() + 8, bytes.end(), std::uint8_t{0});
+  return boost::asio::ip::address_v6(bytes);
+}
+
+}  // namespace
+
+void Admission::set_limits(const TrafficLimits& limits) {
+  const std::lock_guard lock(mutex_);
+  limits_ = limits;
+  new_connections_ = limits.max_new_connections_per_second;
+  TrafficLimits without_rate = limits;
+  without_rate.max_bytes_per_second = 0;
+  limited_.store(without_rate != TrafficLimits{}, std::memory_order_relaxed);
+}
+
+std::optional<RejectReason> Admission::ask(const IpAddress& client, Time now) {
+  const std::lock_guard lock(mutex_);
+  const auto contains = [&client](const Cidr& network) { return network.contains(client); };
+  if (!limits_.allowed_cidrs.empty() && std::ranges::none_of(limits_.allowed_cidrs, contains)) {
+    return RejectReason::kSourceNotAllowed;
+  }
+  if (limits_.max_connections != 0 && connections_ >= limits_.max_connections) {
+    return RejectReason::kForwardConnectionsMax;
+  }
+  const IpAddress source = source_of(client);
+  if (limits_.max_connections_per_source != 0) {
+    const auto known = by_source_.find(source);
+    if (known != by_source_.end() && known->second >= limits_.max_connections_per_source) {
+      return RejectReason::kSourceConnectionsMax;
+    }
+  }
+  if (!spend_new_connection(now)) return RejectReason::kNewConnectionRate;
+  ++connections_;
+  ++by_source_[source];
+  return std::nullopt;
+}
+
+bool Admission::spend_new_connection(Time now) {
+  const double rate = limits_.max_new_connections_per_second;
+  if (rate == 0) return true;
+  const std::chrono::duration<double> elapsed = now - refilled_;
+  refilled_ = now;
+  new_connections_ = std::min(rate, new_connections_ + elapsed.count() * rate);
+  if (new_connections_ < 1) return false;
+  new_connections_ -= 1;
+  return true;
+}
+
+void Admission::leave(const IpAddress& client) {
+  const std::lock_guard lock(mutex_);
+  --connections_;
+  const auto known = by_source_.find(source_of(client));
+  if (--known->second == 0) by_source_.erase(known);
+}
+
+std::uint64_t ByteRate::allowance(Time now) const {
+  const std::uint64_t rate = bytes_per_second_.load(std::memory_order_relaxed);
+  const std::int64_t ahead_ns =
+      std::max<std::int64_t>(0, paid_until_ns_.load(std::memory_order_relaxed) - now.count());
+  const std::int64_t left_ns = kBurst.count() - ahead_ns;
+  if (left_ns <= 0) return 0;
+  const double bytes = static_cast<double>(rate) * static_cast<double>(left_ns) / 1e9;
+  return std::max<std::uint64_t>(1, static_cast<std::uint64_t>(bytes));
+}
+
+ByteRate::Time ByteRate::wait(Time now) const {
+  const std::int64_t ahead_ns = paid_until_ns_.load(std::memory_order_relaxed) - now.count();
+  // Half the burst at a time: many small waits would cost more than they move.
+  return Time(std::max<std::int64_t>(1'000'000, ahead_ns - kBurst.count() / 2));
+}
+
+void ByteRate::spend(std::uint64_t bytes, Time now) {
+  const std::uint64_t rate = bytes_per_second_.load(std::memory_order_relaxed);
+  if (rate == 0) return;
+  const auto cost_ns =
+      static_cast<std::int64_t>(static_cast<double>(bytes) * 1e9 / static_cast<double>(rate));
+  std::int64_t paid = paid_until_ns_.load(std::memory_order_relaxed);
+  while (!paid_until_ns_.compare_exchange_weak(paid, std::max(paid, now.count()) + cost_ns,
+                                               std::memory_order_relaxed)) {
+  }
+}
+
+}  // namespace portway

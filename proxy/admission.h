@@ -1,0 +1,72 @@
+// The limits of a forward: who may connect, how many, how often, and how many bytes a second.
+//
+// What a node with netfilter would have in nftables beside the DNAT rule. A forward without limits pays one
+// relaxed load for each connection and one for each turn of a relay.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <optional>
+
+#include "config/endpoint.h"
+#include "config/forward.h"
+#include "metrics/stats.h"
+
+namespace portway {
+
+/// Decides about new connections. Any thread; a short lock, taken only while a limit is set.
+class Admission {
+ public:
+  using Time = std::chrono::nanoseconds;  // on the monotonic clock
+
+  void set_limits(const TrafficLimits& limits);
+
+  /// True when ask() may say no: else a connection needs neither ask() nor leave().
+  bool limited() const { return limited_.load(std::memory_order_relaxed); }
+
+  /// Why this client is turned away, or nothing and it is counted until leave().
+  std::optional<RejectReason> ask(const IpAddress& client, Time now);
+  /// A connection that ask() counted has ended.
+  void leave(const IpAddress& client);
+
+ private:
+  bool spend_new_connection(Time now);
+
+  std::atomic<bool> limited_{false};
+  std::mutex mutex_;  // protects what follows
+  TrafficLimits limits_;
+  std::uint32_t connections_ = 0;
+  std::map<IpAddress, std::uint32_t> by_source_;  // those that have connections
+  double new_connections_ = 0;                    // that may come now
+  Time refilled_{};
+};
+
+/// Bytes a second of one direction of a forward, over all its connections and workers.
+///
+/// A virtual clock (GCRA, ITU-T I.371) runs ahead of the real one by what was moved: whoever finds it ahead
+/// by more than kBurst waits. Moved bytes are paid for afterwards. Any thread, without a lock.
+class ByteRate {
+ public:
+  using Time = std::chrono::nanoseconds;
+  static constexpr Time kBurst = std::chrono::milliseconds(50);
+
+  /// 0: no limit.
+  void set_limit(std::uint64_t bytes_per_second) {
+    bytes_per_second_.store(bytes_per_second, std::memory_order_relaxed);
+  }
+  bool limited() const { return bytes_per_second_.load(std::memory_order_relaxed) != 0; }
+
+  /// How many bytes may be moved in one go now; 0: none before wait() has passed.
+  std::uint64_t allowance(Time now) const;
+  Time wait(Time now) const;
+  void spend(std::uint64_t bytes, Time now);
+
+ private:
+  std::atomic<std::uint64_t> bytes_per_second_{0};
+  std::atomic<std::int64_t> paid_until_ns_{0};
+};
+
+}  // namespace portway

@@ -1,0 +1,113 @@
+// Who is let in, and how fast bytes go, on a clock of the test's own.
+#include "proxy/admission.h"
+
+#include <gtest/gtest.h>
+
+namespace portway {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+IpAddress address(const char* text) {
+  return *parse_address(text);
+}
+
+TEST(Admission, WithoutLimitsNothingIsAsked) {
+  Admission admission;
+  EXPECT_FALSE(admission.limited());
+  admission.set_limits({.allowed_cidrs = {}, .max_bytes_per_second = 1000});
+  EXPECT_FALSE(admission.limited());  // bytes are ByteRate's
+  admission.set_limits({.allowed_cidrs = {}, .max_connections = 1});
+  EXPECT_TRUE(admission.limited());
+}
+
+TEST(Admission, OnlyTheAllowedNetworksMayConnect) {
+  Admission admission;
+  admission.set_limits({.allowed_cidrs = {*Cidr::parse("198.18.0.0/24"), *Cidr::parse("2001:db8::/32")}});
+  EXPECT_EQ(admission.ask(address("198.18.0.7"), seconds(1)), std::nullopt);
+  EXPECT_EQ(admission.ask(address("2001:db8::1"), seconds(1)), std::nullopt);
+  EXPECT_EQ(admission.ask(address("198.18.1.7"), seconds(1)), RejectReason::kSourceNotAllowed);
+}
+
+TEST(Admission, CountsConnectionsUntilTheyLeave) {
+  Admission admission;
+  admission.set_limits({.allowed_cidrs = {}, .max_connections = 2});
+  const IpAddress client = address("198.18.0.7");
+  EXPECT_EQ(admission.ask(client, seconds(1)), std::nullopt);
+  EXPECT_EQ(admission.ask(client, seconds(1)), std::nullopt);
+  EXPECT_EQ(admission.ask(client, seconds(1)), RejectReason::kForwardConnectionsMax);
+  admission.leave(client);
+  EXPECT_EQ(admission.ask(client, seconds(1)), std::nullopt);
+}
+
+TEST(Admission, OneSourceCannotTakeEverything) {
+  Admission admission;
+  admission.set_limits({.allowed_cidrs = {}, .max_connections_per_source = 1});
+  EXPECT_EQ(admission.ask(address("198.18.0.7"), seconds(1)), std::nullopt);
+  EXPECT_EQ(admission.ask(address("198.18.0.7"), seconds(1)), RejectReason::kSourceConnectionsMax);
+  EXPECT_EQ(admission.ask(address("198.18.0.8"), seconds(1)), std::nullopt);
+  // An IPv6 client has 2^64 addresses: they count as one.
+  EXPECT_EQ(admission.ask(address("2001:db8::1"), seconds(1)), std::nullopt);
+  EXPECT_EQ(admission.ask(address("2001:db8::2"), seconds(1)), RejectReason::kSourceConnectionsMax);
+  EXPECT_EQ(admission.ask(address("2001:db8:0:1::1"), seconds(1)), std::nullopt);
+}
+
+TEST(Admission, NewConnectionsComeAtTheirRateWithBurstsOfASecond) {
+  Admission admission;
+  admission.set_limits({.allowed_cidrs = {}, .max_new_connections_per_second = 10});
+  const IpAddress client = address("198.18.0.7");
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(admission.ask(client, seconds(1)), std::nullopt);
+  EXPECT_EQ(admission.ask(client, seconds(1)), RejectReason::kNewConnectionRate);
+  EXPECT_EQ(admission.ask(client, seconds(1) + milliseconds(101)), std::nullopt);
+  EXPECT_EQ(admission.ask(client, seconds(1) + milliseconds(101)), RejectReason::kNewConnectionRate);
+}
+
+TEST(Admission, LimitsThatChangeHoldForThoseWhoComeAfterwards) {
+  Admission admission;
+  admission.set_limits({.allowed_cidrs = {}, .max_connections = 1});
+  const IpAddress client = address("198.18.0.7");
+  EXPECT_EQ(admission.ask(client, seconds(1)), std::nullopt);
+  admission.set_limits({.allowed_cidrs = {}, .max_connections = 2});
+  EXPECT_EQ(admission.ask(client, seconds(1)), std::nullopt);
+  EXPECT_EQ(admission.ask(client, seconds(1)), RejectReason::kForwardConnectionsMax);
+}
+
+TEST(ByteRate, LetsBytesThroughAtItsRate) {
+  ByteRate rate;
+  EXPECT_FALSE(rate.limited());
+  rate.set_limit(1'000'000);
+  std::uint64_t moved = 0;
+  ByteRate::Time now = seconds(1);
+  for (const ByteRate::Time end = now + seconds(10); now < end;) {
+    const std::uint64_t allowed = rate.allowance(now);
+    if (allowed == 0) {
+      now += rate.wait(now);
+      continue;
+    }
+    rate.spend(allowed, now);
+    moved += allowed;
+  }
+  EXPECT_GE(moved, 9'900'000U);
+  EXPECT_LE(moved, 10'100'000U);
+}
+
+TEST(ByteRate, TheSlowestRateStillMoves) {
+  ByteRate rate;
+  rate.set_limit(1);
+  EXPECT_EQ(rate.allowance(seconds(1)), 1U);
+  rate.spend(1, seconds(1));
+  EXPECT_EQ(rate.allowance(seconds(1)), 0U);
+  EXPECT_LE(rate.wait(seconds(1)), seconds(1));
+  EXPECT_EQ(rate.allowance(seconds(2)), 1U);
+}
+
+TEST(ByteRate, WhatWasNotUsedIsNotSavedUp) {
+  ByteRate rate;
+  rate.set_limit(1'000'000);
+  rate.spend(1000, seconds(1));
+  EXPECT_LE(rate.allowance(seconds(100)), 50'001U);
+}
+
+}  // namespace
+}  // namespace portway
