@@ -23,7 +23,7 @@ std::string_view to_string(Role role);
 std::optional<Role> parse_role(std::string_view text);
 
 /// How many API keys a node has at most, the admin key file's apart.
-inline constexpr std::size_t kApiKeysMax = 10'000;
+inline constexpr std::size_t kApiKeysMax = 1000;
 
 /// What a new forward is checked against.
 struct ForwardLimits {

@@ -147,7 +147,7 @@ class Portwayd:
 
     def put_instance(self, name, **fields):
         return self.call("PUT", f"/instances/{name}",
-                         {"guest_address": "198.19.0.2", "tap": "tap0", "owner": "alice", **fields})
+                         {"guest_address": "198.19.0.2", "tap": f"t-{name}", "owner": "alice", **fields})
 
     def tenant_key(self, owner="alice"):
         return self.call("POST", "/api-keys", {"role": "tenant", "owner": owner}).json()["secret"]
