@@ -5,6 +5,7 @@
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -36,6 +37,7 @@ namespace {
 
 constexpr int kExitFailed = 1;
 constexpr int kExitBadConfig = 2;
+constexpr int kControlNice = -10;               // of the control thread, beside workers at 0
 constexpr std::chrono::seconds kRetryEvery(2);  // of what a full disk or a taken port prevented
 
 struct Arguments {
@@ -93,6 +95,25 @@ void raise_descriptor_limit(Config& config) {
       "RLIMIT_NOFILE is {} and {} are wanted: connections are limited to {} and pipes to {}; raise the limit "
       "(systemd: LimitNOFILE=)",
       limit.rlim_cur, wanted, config.proxy.connections_max, config.proxy.pipes_max);
+}
+
+/// Lets the API answer while the workers keep every core busy. Short slices (Linux 6.12, sched_setattr(2))
+/// let it run as soon as it has something to do; the nice value needs CAP_SYS_NICE. Without them it is one
+/// thread among the others.
+void prefer_this_thread() {
+  struct {
+    std::uint32_t size = 48;   // SCHED_ATTR_SIZE_VER0
+    std::uint32_t policy = 0;  // SCHED_OTHER
+    std::uint64_t flags = 0;
+    std::int32_t nice = kControlNice;
+    std::uint32_t priority = 0;
+    std::uint64_t runtime_ns = 100'000;  // the shortest slice there is
+    std::uint64_t deadline_ns = 0;
+    std::uint64_t period_ns = 0;
+  } attributes;
+  if (::syscall(SYS_sched_setattr, 0, &attributes, 0U) == 0) return;
+  attributes.nice = 0;
+  (void)::syscall(SYS_sched_setattr, 0, &attributes, 0U);
 }
 
 ProxyOptions proxy_options(const Config& config) {
@@ -373,6 +394,8 @@ int run(const Arguments& arguments) {
   auto context = std::make_unique<boost::asio::io_context>(1);
   auto watch = SessionWatch::start(*context);
   if (!watch) return fail(watch.error(), kExitFailed);
+  // The workers run already and are not meant.
+  prefer_this_thread();
   Daemon daemon(*config, arguments, std::move(context), std::move(*store), std::move(*proxy),
                 std::move(*watch));
   if (auto started = daemon.start(); !started) {

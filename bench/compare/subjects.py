@@ -137,6 +137,8 @@ class Process(Subject):
 class Portway(Process):
     backend = "uring"
     api = "127.0.0.1:8080"
+    range = "8000-8099"
+    extra = ""  # lines of its configuration
 
     def __init__(self, options):
         super().__init__(options)
@@ -160,8 +162,9 @@ public_addresses = ["{network.HOST_PUBLIC}"]
 [api]
 listen = "{self.api}"
 admin_key_file = "{self.path('admin.key')}"
+rate_limit_per_second = 0
 [ports]
-range = "8000-8099"
+range = "{self.range}"
 [guests]
 networks = ["198.19.0.0/16"]
 [store]
@@ -170,7 +173,7 @@ path = "{self.path('store.db')}"
 workers = {self.options.workers}
 io_backend = "{self.backend}"
 connections_max = {connections_max}
-""")
+{self.extra}""")
         self.launch(self.program, "--config", config)
         self.wait_until(self._healthy, "does not answer /healthz")
         with open(self.path("admin.key"), encoding="ascii") as file:
