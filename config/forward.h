@@ -66,9 +66,9 @@ inline constexpr std::size_t kAllowedCidrsMax = 64;
 
 /// What nftables would limit beside a DNAT rule. Zero and empty: no limit.
 struct TrafficLimits {
-  std::vector<Cidr> allowed_cidrs;               // where clients may come from; empty: anywhere
-  std::uint32_t max_connections = 0;             // at a time
-  std::uint32_t max_connections_per_source = 0;  // at a time from one client address (IPv6: from one /64)
+  std::vector<Cidr> allowed_cidrs;                   // where clients may come from; empty: anywhere
+  std::uint32_t max_connections = 0;                 // at a time
+  std::uint32_t max_connections_per_source = 0;      // at a time from one client address (IPv6: from one /64)
   std::uint32_t max_new_connections_per_second = 0;  // with bursts of as many
   std::uint64_t max_bytes_per_second = 0;            // each way, all connections together
 

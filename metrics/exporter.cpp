@@ -324,10 +324,11 @@ void emit_api_server(Sink& sink, const ServerStats& server) {
   emit(sink, MetricType::Counter, "portway_api_connections_total",
        "Connections to the API, refused ones too.", server.connections_total);
   {
-    Family refused(sink, MetricType::Counter, "portway_api_connections_refused_total",
-                   "Connections to the API that were refused: network (a guest's), limit (too many are open), "
-                   "tls (no handshake came about), streams (answered 503, too many streams are open).",
-                   {"reason"});
+    Family refused(
+        sink, MetricType::Counter, "portway_api_connections_refused_total",
+        "Connections to the API that were refused: network (a guest's), limit (too many are open), "
+        "tls (no handshake came about), streams (answered 503, too many streams are open).",
+        {"reason"});
     refused.label(0, "network").add(server.connections_refused_network);
     refused.label(0, "limit").add(server.connections_refused_limit);
     refused.label(0, "tls").add(server.handshakes_failed);

@@ -19,10 +19,9 @@ constexpr auto kConnectErrorNames = std::to_array<std::string_view>(
 static_assert(kConnectErrorNames.size() == kConnectErrors,
               "every ConnectError has its name, in the same order");
 
-constexpr auto kRejectReasonNames =
-    std::to_array<std::string_view>({"connections_max", "forward_gone", "draining", "source_not_allowed",
-                                     "forward_connections_max", "source_connections_max",
-                                     "new_connection_rate"});
+constexpr auto kRejectReasonNames = std::to_array<std::string_view>(
+    {"connections_max", "forward_gone", "draining", "source_not_allowed", "forward_connections_max",
+     "source_connections_max", "new_connection_rate"});
 static_assert(kRejectReasonNames.size() == kRejectReasons,
               "every RejectReason has its name, in the same order");
 

@@ -145,9 +145,10 @@ TEST(Config, AKeyLikeNoOtherIsAnsweredWithTheKeysThereAre) {
             "portway.toml:2: unknown key \"api.color_of_the_shed\"; the keys of [api] are admin_key_file, "
             "admin_uids, allow_guests, body_max_bytes, client_ca, listen, rate_limit_per_second, "
             "tls_certificate, tls_private_key");
-  EXPECT_EQ(refusal("[database]\nurl = 1\n", "database"),
-            "portway.toml:1: unknown table \"database\"; the tables are api, guests, log, metrics, node, ports, "
-            "profiles.default, proxy, store");
+  EXPECT_EQ(
+      refusal("[database]\nurl = 1\n", "database"),
+      "portway.toml:1: unknown table \"database\"; the tables are api, guests, log, metrics, node, ports, "
+      "profiles.default, proxy, store");
 }
 
 TEST(Config, AWrongTypeIsRefusedWithAnExample) {

@@ -55,8 +55,7 @@ class Fixture {
       }
       if (got < 0 && errno != EAGAIN) break;
     }
-    if (std::chrono::steady_clock::now() >= deadline ||
-        (!answer.empty() && !answer.starts_with("HTTP/1."))) {
+    if (std::chrono::steady_clock::now() >= deadline || (!answer.empty() && !answer.starts_with("HTTP/1."))) {
       std::abort();
     }
   }
