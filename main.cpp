@@ -37,6 +37,7 @@ namespace {
 
 constexpr int kExitFailed = 1;
 constexpr int kExitBadConfig = 2;
+constexpr int kRefusedEventsMax = 10;           // of clients that did not get through, each 100 ms
 constexpr int kControlNice = -10;               // of the control thread, beside workers at 0
 constexpr std::chrono::seconds kRetryEvery(2);  // of what a full disk or a taken port prevented
 
@@ -133,6 +134,11 @@ ProxyOptions proxy_options(const Config& config) {
 std::string url_of(const ListenAddress& address, std::string_view scheme) {
   if (std::holds_alternative<UnixPath>(address)) return to_string(address);
   return fmt::format("{}://{}", scheme, to_string(address));
+}
+
+bool got_through(CloseHow how) {
+  return how != CloseHow::kRefused && how != CloseHow::kConnectTimeout && how != CloseHow::kConnectError &&
+         how != CloseHow::kLimit;
 }
 
 /// The daemon, put together: each part is given what it uses, and nothing else.
@@ -269,8 +275,11 @@ class Daemon {
   /// Takes the records of connections that have ended from the workers.
   void drain_closes() {
     bool any = false;
+    int refused = 0;
     proxy_->drain_closes([&](CloseRecord&& record) {
       any = true;
+      // A flood of clients must not push everything else out of the events that are kept.
+      if (!got_through(record.cause.how) && ++refused <= kRefusedEventsMax) control_.tell_refused(record);
       if (access_log_) access_log_->write(record);
       recent_closes_.add(std::move(record));
     });

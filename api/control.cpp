@@ -430,6 +430,7 @@ Result<std::vector<ForwardStatus>> Control::create_forwards(const Principal& cal
                         .created_at = now(),
                         .limits = specs[i].limits});
     made.push_back(status_of(forwards.back()));
+    made.back().stats = ForwardStats{.id = forwards.back().id};
   }
   const auto answer = remember ? std::optional(remember(made)) : std::nullopt;
   if (auto stored = store_.add_forwards(forwards, answer ? &*answer : nullptr); !stored)
@@ -515,7 +516,8 @@ ForwardStatus Control::status_of(const Forward& forward) const {
   const auto failure = failures_.find(forward.id);
   return {.forward = forward,
           .bind_address = config_.node.public_addresses.front().to_string(),
-          .failure = failure == failures_.end() ? std::string() : failure->second};
+          .failure = failure == failures_.end() ? std::string() : failure->second,
+          .stats = dataplane_.forward_stats(forward.id)};
 }
 
 void Control::serve(const Instance& instance, const Forward& forward, BoundPort port) {
@@ -544,6 +546,15 @@ const Profile& Control::profile_of(const Instance& instance) const {
   const auto found = config_.profiles.find(instance.profile);
   // A profile that the configuration no longer has: the default's limits.
   return found != config_.profiles.end() ? found->second : config_.profiles.find("default")->second;
+}
+
+void Control::tell_refused(const CloseRecord& record) {
+  const Forward* forward = registry_.find_forward(record.forward->route.id);
+  if (forward == nullptr) return;
+  publish("connection.refused", *registry_.find_instance(forward->instance_id), *forward,
+          {{"client", to_string(to_endpoint(record.client))},
+           {"side", to_string(record.cause.side)},
+           {"how", to_string(record.cause.how)}});
 }
 
 void Control::publish(std::string_view type, const Instance& instance, boost::json::object more) {

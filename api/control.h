@@ -30,6 +30,7 @@
 #include "config/store.h"
 #include "lifecycle/session_watch.h"
 #include "metrics/api_stats.h"
+#include "proxy/close_record.h"
 #include "proxy/dataplane.h"
 
 namespace portway {
@@ -108,6 +109,9 @@ class Control {
   Result<ForwardStatus> find_forward(const Principal& caller, std::string_view instance_id,
                                      std::string_view forward_id) const;
   ForwardStatus status_of(const Forward& forward) const;
+
+  /// Tells those who follow the events of a client that did not get through.
+  void tell_refused(const CloseRecord& record);
 
   // --- What others read.
 

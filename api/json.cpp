@@ -178,6 +178,12 @@ boost::json::object to_json(const ForwardStatus& status) {
   out["source_mode"] = "plain";
   out["created_at"] = to_rfc3339(forward.created_at);
   add_limits(out, forward.limits);
+  if (status.stats) {
+    out["connections_active"] = status.stats->connections_active;
+    out["connections_total"] = status.stats->connections_accepted;
+    out["received_bytes"] = status.stats->received_bytes;
+    out["sent_bytes"] = status.stats->sent_bytes;
+  }
   return out;
 }
 

@@ -15,6 +15,7 @@
 #include "config/error.h"
 #include "config/forward.h"
 #include "config/store.h"
+#include "metrics/stats.h"
 #include "proxy/live_connection.h"
 
 namespace portway {
@@ -60,8 +61,9 @@ class JsonFields {
 /// A forward as it is: what was promised, and whether it is served now.
 struct ForwardStatus {
   Forward forward;
-  std::string bind_address;  // the first of the node's public addresses
-  std::string failure;       // why it is not listening; empty when it is
+  std::string bind_address;                          // the first of the node's public addresses
+  std::string failure;                               // why it is not listening; empty when it is
+  std::optional<ForwardStats> stats = std::nullopt;  // what it carries; none before it was served
 };
 
 /// An instance as it is.

@@ -175,6 +175,17 @@ void show_resource(const Command& command, const json::object& answer, Console& 
   console.out << aligned(rows);
 }
 
+void show_check(const Command& command, const json::object& answer, Console& console) {
+  std::vector<std::vector<std::string>> rows;
+  for (const json::value& step : list_in(object_in(answer, command.envelope), "steps")) {
+    if (!step.is_object()) continue;
+    const bool ok = text_of(step.get_object(), "ok") == "true";
+    rows.push_back(
+        {ok ? "ok" : "NOT OK", text_of(step.get_object(), "step"), text_of(step.get_object(), "detail")});
+  }
+  console.out << aligned(rows);
+}
+
 void show_endpoint(const Command& command, const json::object& answer, Console& console) {
   console.out << endpoint_of(answer, object_in(answer, command.envelope)) << "\n";
 }

@@ -30,6 +30,8 @@ void show_list(const Command& command, const boost::json::object& answer, Consol
 void show_forwards(const Command& command, const boost::json::object& answer, Console& console);
 /// A line for each member.
 void show_resource(const Command& command, const boost::json::object& answer, Console& console);
+/// A line for each step of a check.
+void show_check(const Command& command, const boost::json::object& answer, Console& console);
 /// "compute-1.example:38492", for $(portway forwards create ...).
 void show_endpoint(const Command& command, const boost::json::object& answer, Console& console);
 /// The secret alone on standard output, for a redirection into a file; the rest on standard error.

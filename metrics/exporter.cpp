@@ -318,6 +318,20 @@ void emit_api(Sink& sink, const ApiStats& api) {
       writers, [](const ApiStats& stats) -> auto& { return stats.request_duration; });
 }
 
+void emit_source_modes(Sink& sink, const NodeStats& node) {
+  std::uint64_t established = 0;
+  for (const WorkerCounters* worker : node.workers) {
+    for (const Counter& bucket : worker->connect_duration.buckets) established += bucket.get();
+  }
+  Family(sink, MetricType::Counter, "portway_source_mode_connections_total",
+         "Connections to guests by the address the guest sees: plain is the node's own. fallback says why it "
+         "is not the mode that was asked for; empty where it is.",
+         {"mode", "fallback"})
+      .label(0, "plain")
+      .label(1, "")
+      .add(established);
+}
+
 void emit_api_server(Sink& sink, const ServerStats& server) {
   emit(sink, MetricType::Gauge, "portway_api_connections", "Connections to the API that are open now.",
        server.connections);
@@ -368,6 +382,7 @@ void emit_all(Sink& sink, const ExporterSources& sources, MetricsScope scope) {
   if (scope != MetricsScope::kNode) emit_forwards(sink, sources);
   if (scope == MetricsScope::kForwards) return;
   emit_node(sink, sources.node_stats());
+  emit_source_modes(sink, sources.node_stats());
   emit(sink, MetricType::Counter, "portway_access_log_dropped_total",
        "Lines of the access log that were lost because the disk was too slow or refused them; should stay 0.",
        sources.access_log_dropped());

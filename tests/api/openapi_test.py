@@ -339,8 +339,8 @@ class OpenApi(unittest.TestCase):
         created = self.ask("POST", path, {"guest_port": 3001, "protocol": "tcp", "label": "dev"}, status=201)
         forward = created.json()["port_forward"]
         self.assertEqual(created.headers["location"], f"/instances/vm-1/port-forwards/{forward['id']}")
-        self.assertEqual(
-            self.ask("GET", path + "/{forward_id}", forward_id=forward["id"], status=200).json(), created.json())
+        now = self.ask("GET", path + "/{forward_id}", forward_id=forward["id"], status=200).json()
+        self.assertEqual(now, created.json())
         page = self.ask("GET", path, query="?limit=1", status=200).json()
         self.ask("GET", path, query=f"?cursor={page['next_cursor']}&label=dev", status=200)
         for query in ("?limit=0", "?limit=1001", "?cursor=x", "?nonsense=1"):

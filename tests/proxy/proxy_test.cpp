@@ -178,6 +178,7 @@ TEST_P(ProxyTest, BytesComeNoFasterThanTheForwardsRate) {
   const Fd client = connect_to(port);
   const Fd served = guest.accept();
   constexpr std::size_t kBytes = 1'000'000;
+  const auto began = std::chrono::steady_clock::now();
   std::thread sender([&served] {
     const std::string bytes(kBytes, 'x');
     std::size_t sent = 0;
@@ -187,7 +188,6 @@ TEST_P(ProxyTest, BytesComeNoFasterThanTheForwardsRate) {
       sent += static_cast<std::size_t>(more);
     }
   });
-  const auto began = std::chrono::steady_clock::now();
   std::size_t got = 0;
   while (got < kBytes) {
     const std::string bytes = receive(client);
