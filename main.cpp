@@ -166,6 +166,7 @@ class Daemon {
                    return PortPool{control_.ports().used(), control_.ports().free()};
                  },
              .access_log_dropped = [this] { return access_log_ ? access_log_->dropped() : std::uint64_t{0}; },
+             .forwards_failed = [this] { return control_.forwards_failed(); },
              .api_server = [this] { return api_server_ ? api_server_->stats() : ServerStats{}; },
              .api = &stats_}),
         api_({*context_, control_, *proxy_, stats_, recent_closes_},

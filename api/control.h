@@ -118,6 +118,8 @@ class Control {
   const Config& config() const { return config_; }
   const Registry& registry() const { return registry_; }
   const PortAllocator& ports() const { return ports_; }
+  /// Promised and not served.
+  std::size_t forwards_failed() const { return failures_.size(); }
   const SessionWatch& watch() const { return watch_; }
   EventHub& events() { return events_; }
   const Profile& profile_of(const Instance& instance) const;

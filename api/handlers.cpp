@@ -696,7 +696,9 @@ Result<Response> Api::list_profiles(const Call& call) {
   if (auto known = only_query(call, {}); !known) return known.error();
   boost::json::array list;
   for (const auto& [name, profile] : control_.config().profiles) {
-    list.push_back({{"name", name}, {"max_forwarded_ports", profile.max_forwarded_ports}});
+    list.push_back({{"name", name},
+                    {"max_forwarded_ports", profile.max_forwarded_ports},
+                    {"allow_host_port", profile.allow_host_port}});
   }
   return json_response(200, {{"profiles", std::move(list)}});
 }

@@ -1,5 +1,7 @@
 #include "client/output.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <boost/json/array.hpp>
 #include <boost/json/serialize.hpp>
@@ -57,6 +59,7 @@ std::string printable(std::string_view text) {
 std::string as_text(const json::value& value) {
   if (value.is_null()) return {};
   if (value.is_string()) return printable(value.get_string());
+  if (value.is_double()) return fmt::format("{:.3f}", value.get_double());
   if (!value.is_array()) return printable(json::serialize(value));
   std::string list;
   for (const json::value& item : value.get_array()) list += (list.empty() ? "" : ",") + as_text(item);

@@ -283,6 +283,9 @@ std::vector<ConfigKey> make_keys() {
           [](T t) -> auto& { return t.profile.max_forwarded_ports; },
           "How many port forwards an instance of this profile may have. More profiles are tables beside "
           "this one, e.g. [profiles.large]; a key that they leave out is as shown here."),
+      bool_key(
+          "profiles.*.allow_host_port", [](T t) -> auto& { return t.profile.allow_host_port; },
+          "Whether tenants may ask for a certain host port; admins always may."),
       text_key<std::string>(
           "store.path", [](T t) -> auto& { return t.config.store.path; }, parse_path, show_text,
           "The database file. SQLite puts files beside it, so its directory must be writable."),

@@ -107,6 +107,7 @@ struct Forward {
 /// Limits of an instance, by name in the config.
 struct Profile {
   std::uint32_t max_forwarded_ports = 5;
+  bool allow_host_port = false;  // tenants may ask for a certain host port
 
   friend bool operator==(const Profile&, const Profile&) = default;
 };

@@ -70,10 +70,11 @@ Error invalid(std::string field, std::string_view value, std::string_view rule) 
 }
 
 Result<void> check_host_port(std::uint16_t host_port, const ForwardLimits& limits) {
-  if (limits.role != Role::kAdmin) {
+  if (limits.role != Role::kAdmin && !limits.profile.allow_host_port) {
     return Error{
         ErrorCode::kForbidden,
-        "Asking for a certain host_port needs an admin key; leave host_port out to get a random one.",
+        "This instance's profile does not allow to ask for a certain host_port without an admin key; leave "
+        "host_port out to get a random one.",
         "host_port"};
   }
   if (!limits.host_ports.contains(host_port)) {

@@ -386,6 +386,11 @@ void emit_all(Sink& sink, const ExporterSources& sources, MetricsScope scope) {
   emit(sink, MetricType::Counter, "portway_access_log_dropped_total",
        "Lines of the access log that were lost because the disk was too slow or refused them; should stay 0.",
        sources.access_log_dropped());
+  emit(sink, MetricType::Gauge, "portway_forwards_failed",
+       "Forwards that are promised and not served: another program has the port, or the guest's address is "
+       "not "
+       "allowed any more; should be 0.",
+       sources.forwards_failed());
   emit_ports(sink, sources.port_pool(), *sources.api);
   emit_api(sink, *sources.api);
   emit_api_server(sink, sources.api_server());

@@ -42,6 +42,8 @@ struct ExporterSources {
   std::function<NodeStats()> node_stats;
   std::function<PortPool()> port_pool;
   std::function<std::uint64_t()> access_log_dropped;
+  /// Forwards that are promised and not served.
+  std::function<std::uint64_t()> forwards_failed;
   std::function<ServerStats()> api_server;
   const ApiStats* api = nullptr;
 };

@@ -220,5 +220,13 @@ TEST(RoleNames, GoBothWays) {
   EXPECT_EQ(to_string(Role::kTenant), "tenant");
 }
 
+TEST(CheckForward, AProfileMayLetTenantsChooseTheirHostPort) {
+  ForwardLimits limits{.role = Role::kTenant, .profile = {}, .forwards_now = 0, .host_ports = {20000, 32767}};
+  const ForwardSpec spec{.guest_port = 3000, .label = "", .host_port = 20000};
+  EXPECT_EQ(check_forward(spec, limits).error().code, ErrorCode::kForbidden);
+  limits.profile.allow_host_port = true;
+  EXPECT_TRUE(check_forward(spec, limits));
+}
+
 }  // namespace
 }  // namespace portway
