@@ -2,13 +2,13 @@
 # Builds the fuzz targets and runs each for SECONDS (60 unless told), starting from tests/fuzz/corpus; new inputs are kept in
 # build/fuzz. Ends with the first that crashes, whose input libFuzzer names.
 #
-#   tests/fuzz/run.sh [SECONDS [TARGET...]]     TARGET: http, api, config
+#   tests/fuzz/run.sh [SECONDS [TARGET...]]     TARGET: http, api, config, proxy_header
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/../.."
 
 seconds=${1:-60}
 targets=("${@:2}")
-[ ${#targets[@]} -gt 0 ] || targets=(http api config)
+[ ${#targets[@]} -gt 0 ] || targets=(http api config proxy_header)
 if command -v ccache >/dev/null; then
   export CMAKE_C_COMPILER_LAUNCHER=ccache CMAKE_CXX_COMPILER_LAUNCHER=ccache CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
 fi

@@ -1,0 +1,40 @@
+// Routing rules and local routes of the node (ip-rule(8), ip-route(8)), as far as the return path needs them.
+// What is made here carries a protocol number of our own, by which it is told from everybody else's.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "network/netlink.h"
+
+namespace portway {
+
+/// Our routes' and rules' protocol number (`proto 210` in listings): no name has it in
+/// /etc/iproute2/rt_protos.
+inline constexpr std::uint8_t kPortwayProtocol = 210;
+
+/// "Packets with this mark are routed by that table."
+struct MarkRule {
+  std::uint32_t preference = 0;
+  std::uint32_t mark = 0;  // value and mask: these bits are all set
+  std::uint32_t table = 0;
+  bool node_only =
+      false;  // iif lo: only for packets that the node sends, and for looking up where a source is
+
+  friend bool operator==(const MarkRule&, const MarkRule&) = default;
+};
+
+/// `family` is AF_INET or AF_INET6. An EEXIST is fine: what is asked for is there.
+Result<void> add_rule(Netlink& netlink, int family, const MarkRule& rule);
+/// Also fine when there is none.
+Result<void> delete_rule(Netlink& netlink, int family, const MarkRule& rule);
+/// Those of kPortwayProtocol.
+Result<std::vector<MarkRule>> our_rules(Netlink& netlink, int family);
+
+/// `local default dev lo table TABLE`: whatever is looked up there is delivered to this node.
+Result<void> add_local_default(Netlink& netlink, int family, std::uint32_t table);
+Result<void> delete_local_default(Netlink& netlink, int family, std::uint32_t table);
+/// Whether one of kPortwayProtocol is there.
+Result<bool> has_local_default(Netlink& netlink, int family, std::uint32_t table);
+
+}  // namespace portway

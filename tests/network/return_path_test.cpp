@@ -1,0 +1,694 @@
+// Client, node and two guests in network namespaces of their own; connections from the node to a guest carry
+// the client's address, and the guest's answers have to find the way back to the node, whatever the node's
+// settings. No netfilter.
+
+#include "network/return_path.h"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <linux/capability.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <netinet/ip.h>
+#include <netinet/ip6.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <optional>
+#include <ostream>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "proxy/fd.h"
+#include "tests/support/network.h"
+#include "tests/support/requirements.h"
+
+namespace portway {
+namespace {
+
+using test::NetworkNamespace;
+using test::run_command;
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::Not;
+
+constexpr int kOn = 1;
+constexpr timeval kLong{.tv_sec = 10, .tv_usec = 0};
+constexpr timeval kShort{.tv_sec = 0, .tv_usec = 300'000};
+
+template <class Value>
+void set_option(const Fd& socket, int level, int name, const Value& value) {
+  if (::setsockopt(socket.get(), level, name, &value, sizeof value) != 0) {
+    throw std::system_error(errno, std::generic_category(), "setsockopt");
+  }
+}
+
+Fd make_socket(int family, int type, int protocol) {
+  Fd fd(::socket(family, type | SOCK_CLOEXEC, protocol));
+  if (!fd) throw std::system_error(errno, std::generic_category(), "socket");
+  set_option(fd, SOL_SOCKET, SO_RCVTIMEO, kLong);
+  set_option(fd, SOL_SOCKET, SO_SNDTIMEO, kLong);
+  return fd;
+}
+
+/// A TCP socket that is bound to `local`; port 0 is any.
+Fd bound_socket(const Endpoint& local) {
+  Fd fd = make_socket(local.protocol().family(), SOCK_STREAM, 0);
+  set_option(fd, SOL_SOCKET, SO_REUSEADDR, kOn);
+  set_option(fd, SOL_SOCKET, SO_REUSEPORT, kOn);
+  if (::bind(fd.get(), local.data(), static_cast<socklen_t>(local.size())) != 0) {
+    throw std::system_error(errno, std::generic_category(), "bind");
+  }
+  return fd;
+}
+
+Endpoint address_of(const Fd& socket, decltype(&::getsockname) which) {
+  Endpoint endpoint;
+  auto size = static_cast<socklen_t>(endpoint.capacity());
+  if (which(socket.get(), endpoint.data(), &size) != 0) {
+    throw std::system_error(errno, std::generic_category(), "getsockname");
+  }
+  endpoint.resize(size);
+  return endpoint;
+}
+Endpoint local_of(const Fd& socket) {
+  return address_of(socket, ::getsockname);
+}
+Endpoint peer_of(const Fd& socket) {
+  return address_of(socket, ::getpeername);
+}
+
+Fd listen(const NetworkNamespace& network, const Endpoint& local) {
+  Fd fd;
+  network.run([&] {
+    fd = bound_socket(local);
+    if (::listen(fd.get(), 8) != 0) throw std::system_error(errno, std::generic_category(), "listen");
+  });
+  return fd;
+}
+
+struct Connected {
+  Fd fd;
+  int error = 0;
+};
+
+Connected connect_to(Fd socket, const Endpoint& destination) {
+  const bool failed =
+      ::connect(socket.get(), destination.data(), static_cast<socklen_t>(destination.size())) != 0;
+  const int error = failed ? errno : 0;
+  return {std::move(socket), error};
+}
+
+/// An ordinary connection.
+Connected connect_plainly(const NetworkNamespace& network, const Endpoint& source,
+                          const Endpoint& destination) {
+  Connected connected;
+  network.run([&] { connected = connect_to(bound_socket(source), destination); });
+  return connected;
+}
+
+Fd accept(const Fd& listener) {
+  return Fd(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+}
+
+bool nobody_waits(const Fd& listener) {
+  ::fcntl(listener.get(), F_SETFL, O_NONBLOCK);
+  return !accept(listener) && errno == EAGAIN;
+}
+
+std::string exchange(const Fd& from, const Fd& to, std::string_view bytes) {
+  if (::send(from.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(bytes.size())) {
+    return std::string("send: ") + std::strerror(errno);
+  }
+  std::string got(bytes.size(), '\0');
+  const auto count = ::recv(to.get(), got.data(), got.size(), MSG_WAITALL);
+  if (count < 0) return std::string("receive: ") + std::strerror(errno);
+  return got.substr(0, static_cast<std::size_t>(count));
+}
+
+/// Sends a TCP segment whose addresses are whatever one likes; `sequence` is how it is recognised.
+void forge(const NetworkNamespace& network, const Endpoint& source, const Endpoint& destination,
+           std::uint32_t sequence) {
+  tcphdr tcp{};
+  tcp.source = htons(source.port());
+  tcp.dest = htons(destination.port());
+  tcp.seq = htonl(sequence);
+  tcp.doff = 5;
+  tcp.ack = 1;
+  std::string packet;
+  if (source.address().is_v4()) {
+    iphdr ip{};
+    ip.version = 4;
+    ip.ihl = 5;
+    ip.ttl = 64;
+    ip.protocol = IPPROTO_TCP;
+    ip.saddr = htonl(source.address().to_v4().to_uint());
+    ip.daddr = htonl(destination.address().to_v4().to_uint());
+    packet.append(reinterpret_cast<const char*>(&ip), sizeof ip);
+  } else {
+    ip6_hdr ip{};
+    ip.ip6_flow = htonl(6U << 28);
+    ip.ip6_plen = htons(sizeof tcp);
+    ip.ip6_nxt = IPPROTO_TCP;
+    ip.ip6_hlim = 64;
+    std::memcpy(&ip.ip6_src, source.address().to_v6().to_bytes().data(), sizeof ip.ip6_src);
+    std::memcpy(&ip.ip6_dst, destination.address().to_v6().to_bytes().data(), sizeof ip.ip6_dst);
+    packet.append(reinterpret_cast<const char*>(&ip), sizeof ip);
+  }
+  packet.append(reinterpret_cast<const char*>(&tcp), sizeof tcp);
+  network.run([&] {
+    const Fd raw = make_socket(source.protocol().family(), SOCK_RAW, IPPROTO_RAW);
+    const Endpoint to(destination.address(), 0);
+    if (::sendto(raw.get(), packet.data(), packet.size(), 0, to.data(), static_cast<socklen_t>(to.size())) <
+        0) {
+      throw std::system_error(errno, std::generic_category(), "sendto");
+    }
+  });
+}
+
+/// The TCP segments that arrive in a namespace.
+class Sniffer {
+ public:
+  Sniffer(const NetworkNamespace& network, bool v6) : v6_(v6) {
+    network.run([&] { raw_ = make_socket(v6 ? AF_INET6 : AF_INET, SOCK_RAW, IPPROTO_TCP); });
+  }
+
+  /// Which of the two comes first; 0 when none does.
+  std::uint32_t first_of(std::uint32_t a, std::uint32_t b) {
+    std::array<char, 2048> buffer;
+    for (;;) {
+      const auto got = ::recv(raw_.get(), buffer.data(), buffer.size(), 0);
+      if (got <= 0) return 0;
+      // IPv6 raw sockets give no IP header.
+      const std::size_t skip = v6_ ? 0 : static_cast<std::size_t>(buffer[0] & 0x0f) * 4;
+      tcphdr tcp{};
+      std::memcpy(&tcp, buffer.data() + skip, sizeof tcp);
+      if (ntohl(tcp.seq) == a || ntohl(tcp.seq) == b) return ntohl(tcp.seq);
+    }
+  }
+
+ private:
+  bool v6_;
+  Fd raw_;
+};
+
+constexpr std::uint32_t kForged = 0xf0f0f0f0;
+constexpr std::uint32_t kMarker = 0x0a0a0a0a;
+
+struct Network {
+  std::string_view client;
+  std::string_view guest;
+  std::string_view neighbour;
+};
+constexpr Network kV4{"198.18.1.2", "198.18.2.2", "198.18.3.2"};
+constexpr Network kV6{"fd00:1::2", "fd00:2::2", "fd00:3::2"};
+
+/// client (eth0) -- (eth0) node (tap0) -- (eth0) guest, and (tap1) -- (eth0) neighbour; each of the outer
+/// ones has the node as its default gateway.
+struct World {
+  World() {
+    // No waiting until an IPv6 address may be used.
+    for (const NetworkNamespace* network : {&client, &node, &guest, &neighbour}) {
+      network->set("net/ipv6/conf/all/accept_dad", "0");
+      network->set("net/ipv6/conf/default/accept_dad", "0");
+    }
+    test::connect({client, "eth0", "198.18.1.2/24"}, {node, "eth0", "198.18.1.1/24"});
+    test::connect({guest, "eth0", "198.18.2.2/24"}, {node, "tap0", "198.18.2.1/24"});
+    test::connect({neighbour, "eth0", "198.18.3.2/24"}, {node, "tap1", "198.18.3.1/24"});
+    const std::array<const NetworkNamespace*, 3> outer{&client, &guest, &neighbour};
+    const std::array<const char*, 3> devices{"eth0", "tap0", "tap1"};
+    for (std::size_t i = 0; i < outer.size(); ++i) {
+      const std::string number = std::to_string(i + 1);
+      outer[i]->ip("address add fd00:" + number + "::2/64 nodad dev eth0");
+      node.ip("address add fd00:" + number + "::1/64 nodad dev " + devices[i]);
+      outer[i]->ip("route add default via 198.18." + number + ".1");
+      outer[i]->ip("-6 route add default via fd00:" + number + "::1");
+    }
+    set_rp_filter("0");
+    set_forward("1");
+  }
+
+  void set_rp_filter(const std::string& value) const {
+    for (const char* device : {"all", "tap0", "tap1", "eth0"}) {
+      node.set(std::string("net/ipv4/conf/") + device + "/rp_filter", value);
+    }
+  }
+  void set_src_valid_mark(const std::string& value) const {
+    for (const char* device : {"all", "tap0", "tap1"}) {
+      node.set(std::string("net/ipv4/conf/") + device + "/src_valid_mark", value);
+    }
+  }
+  void set_forward(const std::string& value) const {
+    node.set("net/ipv4/ip_forward", value);
+    node.set("net/ipv6/conf/all/forwarding", value);
+  }
+
+  int link(const char* name) const {
+    int index = 0;
+    node.run([&] { index = static_cast<int>(::if_nametoindex(name)); });
+    return index;
+  }
+
+  std::unique_ptr<ReturnPath> start() const {
+    std::unique_ptr<ReturnPath> path;
+    node.run([&] { path = ReturnPath::start().value(); });
+    return path;
+  }
+
+  /// As the proxy does it: from the node, out of that tap, with the source address of a client.
+  Connected connect_as(const Endpoint& source, const Endpoint& destination, std::string_view tap = "tap0",
+                       const timeval& timeout = kLong) const {
+    Connected connected;
+    node.run([&] {
+      Fd fd = make_socket(source.protocol().family(), SOCK_STREAM, 0);
+      set_option(fd, SOL_SOCKET, SO_SNDTIMEO, timeout);
+      set_option(fd, SOL_SOCKET, SO_REUSEADDR, kOn);
+      const bool v4 = source.address().is_v4();
+      set_option(fd, v4 ? SOL_IP : SOL_IPV6, v4 ? IP_TRANSPARENT : IPV6_TRANSPARENT, kOn);
+      ASSERT_EQ(
+          ::setsockopt(fd.get(), SOL_SOCKET, SO_BINDTODEVICE, tap.data(), static_cast<socklen_t>(tap.size())),
+          0);
+      ASSERT_EQ(::bind(fd.get(), source.data(), static_cast<socklen_t>(source.size())), 0)
+          << std::strerror(errno);
+      connected = connect_to(std::move(fd), destination);
+    });
+    return connected;
+  }
+
+  /// All that the return path could leave on the node.
+  std::string listing() const {
+    std::string all;
+    for (const char* family : {"-4", "-6"}) {
+      all += run_command(&node, {"ip", family, "-details", "rule"});
+      all += run_command(&node, {"ip", family, "-details", "route", "show", "table", "all"});
+    }
+    // Link-local addresses appear by themselves, some time after a link.
+    std::istringstream lines(std::exchange(all, ""));
+    for (std::string line; std::getline(lines, line);) {
+      if (line.find("fe80:") == std::string::npos && line.find("ff00:") == std::string::npos)
+        all += line + "\n";
+    }
+    all += run_command(&node, {"tc", "qdisc", "show"});
+    for (const char* tap : {"tap0", "tap1"}) {
+      if (link(tap) == 0) continue;
+      all += run_command(&node, {"tc", "filter", "show", "dev", tap, "ingress"});
+      all += run_command(&node, {"tc", "filter", "show", "dev", tap, "egress"});
+    }
+    return all;
+  }
+
+  /// A filter of somebody else's, in a clsact hook that is there: lets everything pass, to the next filter.
+  void add_foreign_filter(const std::string& tap, const std::string& side, const std::string& preference,
+                          const std::string& protocol = "all") const {
+    run_command(&node, {"tc", "filter", "add", "dev", tap, side, "pref", preference, "protocol", protocol,
+                        "bpf", "bytecode", "1,6 0 0 0"});
+  }
+  void add_hook(const std::string& tap) const {
+    run_command(&node, {"tc", "qdisc", "add", "dev", tap, "clsact"});
+  }
+  void delete_hook(const std::string& tap) const {
+    run_command(&node, {"tc", "qdisc", "del", "dev", tap, "clsact"});
+  }
+
+  NetworkNamespace client;
+  NetworkNamespace node;
+  NetworkNamespace guest;
+  NetworkNamespace neighbour;
+};
+
+IpAddress address(std::string_view text) {
+  return parse_address(text).value();
+}
+
+class ReturnPathTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    PORTWAY_NEEDS(test::why_no_namespaces());
+    world_.emplace();
+  }
+
+  std::optional<World> world_;
+};
+
+// ---- Connections, under all settings of the node ----
+
+struct Setting {
+  std::string name;
+  bool v6 = false;
+  std::string rp_filter = "0";
+  std::string src_valid_mark = "0";
+  std::string forward = "1";
+
+  friend void PrintTo(const Setting& setting, std::ostream* out) { *out << setting.name; }
+};
+
+std::vector<Setting> all_settings() {
+  std::vector<Setting> all;
+  for (const std::string forward : {"0", "1"}) {
+    all.push_back({.name = "V6Forward" + forward, .v6 = true, .forward = forward});
+    for (const std::string rp_filter : {"0", "1", "2"}) {
+      for (const std::string mark : {"0", "1"}) {
+        all.push_back({"V4RpFilter" + rp_filter + "SrcValidMark" + mark + "Forward" + forward, false,
+                       rp_filter, mark, forward});
+      }
+    }
+  }
+  return all;
+}
+
+class ReturnPathSettingTest : public ReturnPathTest, public testing::WithParamInterface<Setting> {
+ protected:
+  void SetUp() override {
+    ReturnPathTest::SetUp();
+    if (!world_) return;
+    world_->set_rp_filter(GetParam().rp_filter);
+    world_->set_src_valid_mark(GetParam().src_valid_mark);
+    world_->set_forward(GetParam().forward);
+  }
+
+  const Network& network() const { return GetParam().v6 ? kV6 : kV4; }
+  Endpoint client(std::uint16_t port) const { return {address(network().client), port}; }
+  Endpoint guest(std::uint16_t port) const { return {address(network().guest), port}; }
+  Endpoint neighbour(std::uint16_t port) const { return {address(network().neighbour), port}; }
+};
+INSTANTIATE_TEST_SUITE_P(Settings, ReturnPathSettingTest, testing::ValuesIn(all_settings()),
+                         [](const auto& test) { return test.param.name; });
+
+TEST_P(ReturnPathSettingTest, TheGuestSeesTheClientsAddressAndPortAndItsAnswersComeBack) {
+  const auto path = world_->start();
+  ASSERT_TRUE(path->add(world_->link("tap0"), guest(0).address()));
+  const Fd listener = listen(world_->guest, guest(0));
+  const auto [upstream, error] = world_->connect_as(client(40000), local_of(listener));
+  ASSERT_EQ(error, 0) << std::strerror(error);
+  const Fd accepted = accept(listener);
+  EXPECT_EQ(peer_of(accepted), client(40000));
+  EXPECT_EQ(exchange(upstream, accepted, "question"), "question");
+  EXPECT_EQ(exchange(accepted, upstream, "answer"), "answer");
+  ::shutdown(accepted.get(), SHUT_WR);
+  char byte = 0;
+  EXPECT_EQ(::recv(upstream.get(), &byte, 1, 0), 0);
+
+  const Endpoint closed(guest(0).address(), 1);
+  EXPECT_EQ(world_->connect_as(client(40001), closed).error, ECONNREFUSED);
+}
+
+class ReturnPathForwardTest : public ReturnPathSettingTest {};
+INSTANTIATE_TEST_SUITE_P(Families, ReturnPathForwardTest,
+                         testing::Values(Setting{.name = "V4"}, Setting{.name = "V4Strict", .rp_filter = "1"},
+                                         Setting{.name = "V6", .v6 = true}),
+                         [](const auto& test) { return test.param.name; });
+
+TEST_P(ReturnPathForwardTest, TheGuestsOwnConnectionsAndRoutedOnesGoTheirWay) {
+  const auto path = world_->start();
+  ASSERT_TRUE(path->add(world_->link("tap0"), guest(0).address()));
+  const Fd guest_listener = listen(world_->guest, guest(0));
+  const Fd client_listener = listen(world_->client, client(0));
+  const auto forwarded = world_->connect_as(client(40000), local_of(guest_listener));
+  ASSERT_EQ(forwarded.error, 0);
+  const Fd at_guest = accept(guest_listener);
+
+  // Out of the guest, from the very port that is forwarded.
+  const auto outbound = connect_plainly(world_->guest, local_of(guest_listener), local_of(client_listener));
+  ASSERT_EQ(outbound.error, 0) << std::strerror(outbound.error);
+  const Fd at_client = accept(client_listener);
+  EXPECT_EQ(exchange(outbound.fd, at_client, "out"), "out");
+  EXPECT_EQ(exchange(at_client, outbound.fd, "back"), "back");
+
+  // Through the node to the forwarded port, without the proxy.
+  const auto routed = connect_plainly(world_->client, client(40002), local_of(guest_listener));
+  ASSERT_EQ(routed.error, 0) << std::strerror(routed.error);
+  const Fd at_guest_too = accept(guest_listener);
+  EXPECT_EQ(exchange(routed.fd, at_guest_too, "in"), "in");
+  EXPECT_EQ(exchange(at_guest_too, routed.fd, "back"), "back");
+
+  EXPECT_EQ(exchange(at_guest, forwarded.fd, "still there"), "still there");
+}
+
+// ---- What a guest may try. rp_filter is off, and the node forwards: nothing else would stop it ----
+
+class ReturnPathAttackTest : public ReturnPathSettingTest {
+ protected:
+  void SetUp() override {
+    ReturnPathSettingTest::SetUp();
+    if (!world_) return;
+    // Otherwise a segment that is not steered may be dropped, for the socket that was found early, and could
+    // not be told from one that is.
+    world_->node.set("net/ipv4/ip_early_demux", "0");
+    path_ = world_->start();
+    ASSERT_TRUE(path_->add(world_->link("tap0"), guest(0).address()));
+    listener_ = listen(world_->guest, guest(0));
+    auto connected = world_->connect_as(client(40000), local_of(listener_));
+    ASSERT_EQ(connected.error, 0);
+    upstream_ = std::move(connected.fd);
+    accepted_ = accept(listener_);
+    sniffer_.emplace(world_->client, GetParam().v6);
+  }
+
+  /// Whether a segment of the connection of that client port, sent by `from`, is kept in the node; else it
+  /// goes to the real client.
+  bool is_steered(const NetworkNamespace& from, const Endpoint& marker_source, std::uint16_t port = 40000) {
+    forge(from, local_of(listener_), client(port), kForged);
+    forge(from, marker_source, client(9), kMarker);  // of no connection: always forwarded
+    const std::uint32_t first = sniffer_->first_of(kForged, kMarker);
+    EXPECT_NE(first, 0) << "neither arrived";
+    return first == kMarker;
+  }
+
+  std::unique_ptr<ReturnPath> path_;
+  Fd listener_;
+  Fd upstream_;
+  Fd accepted_;
+  std::optional<Sniffer> sniffer_;
+};
+INSTANTIATE_TEST_SUITE_P(Families, ReturnPathAttackTest,
+                         testing::Values(Setting{.name = "V4"}, Setting{.name = "V6", .v6 = true}),
+                         [](const auto& test) { return test.param.name; });
+
+TEST_P(ReturnPathAttackTest, OnlyTheGuestOfAConnectionCanReachIt) {
+  EXPECT_TRUE(is_steered(world_->guest, guest(9)));
+}
+
+TEST_P(ReturnPathAttackTest, ANeighbourThatForgesTheGuestsAddressCannot) {
+  ASSERT_TRUE(path_->add(world_->link("tap1"), neighbour(0).address()));
+  EXPECT_FALSE(is_steered(world_->neighbour, neighbour(9)));
+}
+
+TEST_P(ReturnPathAttackTest, ANeighbourCannotReachAConnectionThatIsBoundToNoTapEither) {
+  ASSERT_TRUE(path_->add(world_->link("tap1"), neighbour(0).address()));
+  const auto unbound = world_->connect_as(client(40001), local_of(listener_), "");
+  ASSERT_EQ(unbound.error, 0);
+  EXPECT_FALSE(is_steered(world_->neighbour, neighbour(9), 40001));
+}
+
+TEST_P(ReturnPathAttackTest, AGuestWithTheSameAddressOnAnotherTapCannot) {
+  ASSERT_TRUE(path_->add(world_->link("tap1"), guest(0).address()));
+  EXPECT_FALSE(is_steered(world_->neighbour, neighbour(9)));
+}
+
+TEST_P(ReturnPathAttackTest, LatePacketsOfAConnectionThatEndedGoToItsTimeWait) {
+  upstream_.reset();  // the node ends first, so the node keeps TIME_WAIT
+  char byte = 0;
+  EXPECT_EQ(::recv(accepted_.get(), &byte, 1, 0), 0);
+  accepted_.reset();
+  EXPECT_TRUE(is_steered(world_->guest, guest(9)));
+}
+
+TEST_P(ReturnPathAttackTest, TheNodesServicesAreNotReachedByForeignAddresses) {
+  const auto any = GetParam().v6 ? IpAddress(boost::asio::ip::address_v6::any())
+                                 : IpAddress(boost::asio::ip::address_v4::any());
+  const Fd of_client = listen(world_->client, client(0));
+  const Fd of_node = listen(world_->node, {any, local_of(of_client).port()});
+  const auto connected = connect_plainly(world_->guest, guest(0), local_of(of_client));
+  ASSERT_EQ(connected.error, 0);
+  EXPECT_TRUE(accept(of_client));
+  EXPECT_TRUE(nobody_waits(of_node));
+
+  // And where the client has nothing, it is the client that refuses.
+  const std::uint16_t port = local_of(of_node).port();
+  const auto refused = connect_plainly(world_->guest, guest(0), client(static_cast<std::uint16_t>(port ^ 1)));
+  EXPECT_EQ(refused.error, ECONNREFUSED);
+}
+
+// ---- What it makes and removes ----
+
+TEST_F(ReturnPathTest, WithoutItAnswersAreLost) {
+  const Fd listener = listen(world_->guest, {address(kV4.guest), 0});
+  const auto connected = world_->connect_as({address(kV4.client), 40000}, local_of(listener), "tap0", kShort);
+  EXPECT_EQ(connected.error, EINPROGRESS);  // as SO_SNDTIMEO says that the time is over
+}
+
+TEST_F(ReturnPathTest, NothingIsMadeBeforeTheFirstGuestAndNothingStaysAfterTheLast) {
+  const std::string before = world_->listing();
+  const auto path = world_->start();
+  EXPECT_EQ(world_->listing(), before);
+  ASSERT_TRUE(path->add(world_->link("tap0"), address(kV4.guest)));
+  ASSERT_TRUE(path->add(world_->link("tap1"), address(kV6.neighbour)));
+  const std::string with = world_->listing();
+  EXPECT_THAT(with, HasSubstr("5210:\tfrom all fwmark 0x20000000/0x20000000 iif lo lookup main proto 210"));
+  EXPECT_THAT(with, HasSubstr("5211:\tfrom all fwmark 0x20000000/0x20000000 lookup 5210 proto 210"));
+  EXPECT_THAT(with, HasSubstr("local default dev lo table 5210 proto 210"));
+  EXPECT_THAT(with, HasSubstr("portway_steer"));
+  path->remove(world_->link("tap0"));
+  EXPECT_NE(world_->listing(), before);
+  path->remove(world_->link("tap1"));
+  EXPECT_EQ(world_->listing(), before);
+  path->remove(world_->link("tap1"));
+  EXPECT_EQ(world_->listing(), before);
+}
+
+TEST_F(ReturnPathTest, ItsDestructorRemovesEverything) {
+  const std::string before = world_->listing();
+  {
+    const auto path = world_->start();
+    ASSERT_TRUE(path->add(world_->link("tap0"), address(kV4.guest)));
+    ASSERT_TRUE(path->add(world_->link("tap1"), address(kV6.neighbour)));
+    ASSERT_TRUE(path->add(world_->link("tap1"), address(kV6.neighbour))) << "a second time";
+    ASSERT_TRUE(path->add(world_->link("tap1"), address(kV4.neighbour))) << "with another address";
+  }
+  EXPECT_EQ(world_->listing(), before);
+}
+
+TEST_F(ReturnPathTest, WhatAKilledPredecessorLeftIsRemovedByTheNextStart) {
+  const std::string before = world_->listing();
+  const int tap0 = world_->link("tap0");
+  const int tap1 = world_->link("tap1");
+  world_->add_hook("tap1");
+  const std::string with_hook_of_others = world_->listing();
+  world_->node.run([&] {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      auto path = ReturnPath::start();
+      const bool made =
+          path && (*path)->add(tap0, address(kV4.guest)) && (*path)->add(tap1, address(kV6.guest));
+      ::_exit(made ? 0 : 1);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    ASSERT_EQ(status, 0);
+  });
+  EXPECT_THAT(world_->listing(), AllOf(HasSubstr("portway_steer"), HasSubstr("proto 210")));
+  const auto path = world_->start();
+  EXPECT_EQ(world_->listing(), with_hook_of_others);
+  world_->delete_hook("tap1");
+  EXPECT_EQ(world_->listing(), before);
+}
+
+TEST_F(ReturnPathTest, OtherPeoplesRulesAndFiltersStayAndGoOnWorking) {
+  world_->node.ip("rule add pref 5209 fwmark 0x1/0x1 lookup main");
+  world_->node.ip("rule add pref 5211 fwmark 0x2/0x2 lookup main");
+  world_->node.ip("route add local 203.0.113.7 dev lo table 5210");
+  world_->add_hook("tap0");
+  world_->add_foreign_filter("tap0", "ingress", "1");
+  world_->add_foreign_filter("tap0", "ingress", "7");
+  world_->add_foreign_filter("tap0", "egress", "1");
+  const std::string before = world_->listing();
+  const auto path = world_->start();
+  EXPECT_EQ(world_->listing(), before);
+  ASSERT_TRUE(path->add(world_->link("tap0"), address(kV4.guest)));
+  const Fd listener = listen(world_->guest, {address(kV4.guest), 0});
+  EXPECT_EQ(world_->connect_as({address(kV4.client), 40000}, local_of(listener)).error, 0);
+  path->remove(world_->link("tap0"));
+  EXPECT_EQ(world_->listing(), before);
+}
+
+TEST_F(ReturnPathTest, AHookThatOthersCameToUseStays) {
+  const auto path = world_->start();
+  ASSERT_TRUE(path->add(world_->link("tap0"), address(kV4.guest)));
+  world_->add_foreign_filter("tap0", "egress", "7");
+  path->remove(world_->link("tap0"));
+  EXPECT_THAT(world_->listing(), AllOf(HasSubstr("clsact"), HasSubstr("pref 7"), Not(HasSubstr("portway"))));
+}
+
+TEST_F(ReturnPathTest, AFirstPlaceThatIsTakenIsAnErrorAndNothingStays) {
+  world_->add_hook("tap0");
+  world_->add_foreign_filter("tap0", "ingress", "1", "ip");
+  const std::string before = world_->listing();
+  const auto path = world_->start();
+  const auto added = path->add(world_->link("tap0"), address(kV4.guest));
+  ASSERT_FALSE(added);
+  EXPECT_THAT(added.error().detail, HasSubstr("tc filter add pref 1"));
+  EXPECT_EQ(world_->listing(), before);
+}
+
+TEST_F(ReturnPathTest, ALinkThatIsNotThereIsAnErrorAndNothingStays) {
+  const std::string before = world_->listing();
+  const auto path = world_->start();
+  const auto added = path->add(99'999, address(kV4.guest));
+  ASSERT_FALSE(added);
+  EXPECT_THAT(added.error().detail, HasSubstr("link 99999"));
+  EXPECT_EQ(world_->listing(), before);
+}
+
+TEST_F(ReturnPathTest, ALinkThatIsGoneIsRemovedAndOneMadeAnewUnderItsIndexIsAdded) {
+  const auto path = world_->start();
+  world_->node.ip("link add tap7 index 777 type veth peer name peer7");
+  ASSERT_TRUE(path->add(777, address("198.18.7.2")));
+  world_->node.ip("link del tap7");
+  world_->node.ip("link add tap7 index 777 type veth peer name peer7");
+  ASSERT_TRUE(path->add(777, address("198.18.7.2")));
+  EXPECT_THAT(run_command(&world_->node, {"tc", "filter", "show", "dev", "tap7", "ingress"}),
+              HasSubstr("portway_steer"));
+  world_->node.ip("link del tap7");
+  path->remove(777);
+  EXPECT_THAT(world_->listing(), Not(HasSubstr("proto 210")));
+}
+
+TEST_F(ReturnPathTest, TheNextAddPutsBackWhatSomebodyRemoved) {
+  const auto path = world_->start();
+  ASSERT_TRUE(path->add(world_->link("tap0"), address(kV4.guest)));
+  const std::string with = world_->listing();
+  world_->node.ip("rule del pref 5211");
+  world_->node.ip("route flush table 5210");
+  world_->delete_hook("tap0");
+  ASSERT_TRUE(path->add(world_->link("tap0"), address(kV4.guest)));
+  EXPECT_EQ(world_->listing(), with);
+}
+
+TEST_F(ReturnPathTest, ATableThatSomebodyElseUsesIsAnErrorAndStays) {
+  world_->node.ip("route add local default dev lo table 5210 proto static");
+  const std::string before = world_->listing();
+  const auto path = world_->start();
+  const auto added = path->add(world_->link("tap0"), address(kV4.guest));
+  ASSERT_FALSE(added);
+  EXPECT_THAT(added.error().detail, HasSubstr("table 5210"));
+  EXPECT_EQ(world_->listing(), before);
+}
+
+/// Takes a capability from the calling thread alone.
+void drop_capabilities(std::initializer_list<int> dropped) {
+  __user_cap_header_struct header{.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
+  std::array<__user_cap_data_struct, 2> data{};
+  ASSERT_EQ(::syscall(SYS_capget, &header, data.data()), 0);
+  for (const int capability : dropped) {
+    data.at(CAP_TO_INDEX(capability)).effective &= ~CAP_TO_MASK(capability);
+  }
+  ASSERT_EQ(::syscall(SYS_capset, &header, data.data()), 0);
+}
+
+TEST_F(ReturnPathTest, WithoutTheCapabilitiesItSaysWhichItNeeds) {
+  world_->node.run([] {
+    drop_capabilities({CAP_BPF, CAP_SYS_ADMIN});
+    const auto path = ReturnPath::start();
+    ASSERT_FALSE(path);
+    EXPECT_EQ(path.error().code, ErrorCode::kResourceExhausted);
+    EXPECT_THAT(path.error().detail, HasSubstr("CAP_BPF and CAP_NET_ADMIN"));
+  });
+  const auto path = world_->start();
+  world_->node.run([&] {
+    drop_capabilities({CAP_NET_ADMIN});
+    const auto added = path->add(static_cast<int>(::if_nametoindex("tap0")), address(kV4.guest));
+    ASSERT_FALSE(added);
+    EXPECT_THAT(added.error().detail, HasSubstr("it needs CAP_NET_ADMIN"));
+  });
+}
+
+}  // namespace
+}  // namespace portway
