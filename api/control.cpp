@@ -557,22 +557,22 @@ void Control::tell_refused(const CloseRecord& record) {
            {"how", to_string(record.cause.how)}});
 }
 
-void Control::publish(std::string_view type, const Instance& instance, boost::json::object more) {
+void Control::publish(std::string_view type, const Instance& instance, const boost::json::object& more) {
   boost::json::object data{{"instance_id", instance.id},
                            {"session_id", to_string(instance.session_id)},
                            {"owner", instance.owner}};
-  for (auto& [key, value] : more) data[key] = std::move(value);
+  for (const auto& [key, value] : more) data[key] = value;
   events_.publish(type, instance.owner, data);
 }
 
 void Control::publish(std::string_view type, const Instance& instance, const Forward& forward,
-                      boost::json::object more) {
+                      const boost::json::object& more) {
   boost::json::object data{{"forward_id", to_string(forward.id)},
                            {"guest_port", forward.guest_port},
                            {"host_port", forward.host_port},
                            {"label", forward.label}};
-  for (auto& [key, value] : more) data[key] = std::move(value);
-  publish(type, instance, std::move(data));
+  for (const auto& [key, value] : more) data[key] = value;
+  publish(type, instance, data);
 }
 
 Result<void> Control::check_running() const {

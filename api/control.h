@@ -147,9 +147,9 @@ class Control {
   void watch_again(const std::string& id);
   Result<void> check_running() const;
   Result<void> check_tap_is_free(const Instance& asked) const;
-  void publish(std::string_view type, const Instance& instance, boost::json::object more = {});
+  void publish(std::string_view type, const Instance& instance, const boost::json::object& more = {});
   void publish(std::string_view type, const Instance& instance, const Forward& forward,
-               boost::json::object more = {});
+               const boost::json::object& more = {});
 
   Config config_;
   Store& store_;

@@ -22,6 +22,7 @@
 #include "api/json.h"
 #include "api/openapi.h"
 #include "api/problem.h"
+#include "api/ui.h"
 
 namespace portway {
 namespace {
@@ -159,6 +160,20 @@ Result<MetricsScope> metrics_scope(const Call& call) {
   return Error{ErrorCode::kMalformedRequest, "scope must be all (the default), node or forwards.", "scope"};
 }
 
+Result<Response> ui_file(std::string_view name) {
+  for (const UiFile& file : ui_files()) {
+    if (file.name != name) continue;
+    return Response{.status = 200,
+                    .body = std::string(file.body),
+                    .content_type = std::string(file.content_type),
+                    .headers = {{"Content-Security-Policy", std::string(kUiPolicy)},
+                                {"X-Content-Type-Options", "nosniff"},
+                                {"Referrer-Policy", "no-referrer"},
+                                {"Cache-Control", "no-cache"}}};
+  }
+  return Error{ErrorCode::kNotFound, "The page has no such file; it begins at /ui."};
+}
+
 Response no_content() {
   return {.status = 204, .body = {}, .content_type = {}, .headers = {}};
 }
@@ -198,6 +213,7 @@ std::vector<Route> Api::make_routes() {
   const auto version = [](const Call&) -> Result<Response> {
     return json_response(200, {{"version", PORTWAY_VERSION}});
   };
+  const auto page = [](const Call& call) { return ui_file(call.path.empty() ? "index.html" : call.path[0]); };
   const auto contract = [](const Call&) -> Result<Response> {
     return Response{.status = 200, .body = std::string(openapi_json()), .headers = {}};
   };
@@ -233,6 +249,8 @@ std::vector<Route> Api::make_routes() {
       {"GET", "/readyz", Access::kPublic, by(&Api::ready)},
       {"GET", "/version", Access::kPublic, version},
       {"GET", "/openapi.json", Access::kPublic, contract},
+      {"GET", "/ui", Access::kPublic, page},
+      {"GET", "/ui/{file}", Access::kPublic, page},
   };
 }
 

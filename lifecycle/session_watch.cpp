@@ -94,9 +94,9 @@ void SessionWatch::on_link(const Link& link, bool gone) {
 }
 
 void SessionWatch::end(const std::string& instance_id, SessionEnd why) {
-  const std::string id = instance_id;  // the session may own what refers to it
-  const auto session = sessions_.extract(id);
-  if (!session.empty()) callbacks_.on_end(id, why);
+  // The session may own what `instance_id` refers to: it lives until here.
+  const auto session = sessions_.extract(instance_id);
+  if (!session.empty()) callbacks_.on_end(session.key(), why);
 }
 
 }  // namespace portway

@@ -230,6 +230,9 @@ class OpenApi(unittest.TestCase):
                 body = {"port_forwards": [{"guest_port": 3000}]}
             if operation["operationId"] == "updatePortForward":
                 body = {"label": "x"}
+            if path == "/ui/{file}":
+                CONTRACT.check(method, path, self.node.call(method, "/ui/nothing", key=None))
+                continue
             unknown = UNKNOWN_ID if path == "/api-keys/{id}" else "vm-none"
             self.ask(method, path, body, id=unknown, status=404)
             if "forward_id" in path:
@@ -392,12 +395,15 @@ class OpenApi(unittest.TestCase):
         for scope in ("", "?scope=node", "?scope=forwards"):
             self.ask("GET", "/metrics", query=scope, status=200)
         self.ask("GET", "/connections/recent", status=200)
-        for path in ("/healthz", "/readyz", "/version"):
+        for file in ("index.html", "app.js", "style.css"):
+            self.assertEqual(self.node.call("GET", f"/ui/{file}", key=None).status, 200)
+        CONTRACT.check("GET", "/ui/{file}", self.node.call("GET", "/ui/app.js", key=None))
+        for path in ("/healthz", "/readyz", "/version", "/ui"):
             self.ask("GET", path, key=None, status=200)
 
     def test_45_head_is_get_without_the_body(self):
         for (method, path), _ in OPERATIONS.items():
-            if method != "GET" or path == "/events":
+            if method != "GET" or path in ("/events", "/ui/{file}"):
                 continue
             with self.subTest(path):
                 target = fill(path, id="vm-1", forward_id=self.forward)

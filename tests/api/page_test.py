@@ -1,0 +1,207 @@
+"""The page at /ui in a real browser, with a real guest behind it."""
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import unittest
+
+sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
+from tests.support.browser import Browser, need_browser  # noqa: E402
+from tests.support.portwayd import ADMIN, Portwayd, isolate, wait_until  # noqa: E402
+
+GUEST_PORT = 3000
+EVIL = "<img src=x onerror=alert(1)>"
+
+# Text against what is behind it, as WCAG 2.1 (1.4.3) has it; returns what is too weak.
+CONTRAST = """
+  const channel = (v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const colour = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const behind = (e) => {
+    for (; e; e = e.parentElement) {
+      const c = colour(getComputedStyle(e).backgroundColor);
+      if (c.length < 4 || c[3] > 0) return c;
+    }
+    return [255, 255, 255];
+  };
+  return [...document.querySelectorAll('h1, h1 span, h2, p, label, button, input, dt, dd, caption, th, td, figcaption')]
+    .filter((e) => e.offsetParent !== null)
+    .map((e) => [e, light(colour(getComputedStyle(e).color)), light(behind(e))])
+    .map(([e, a, b]) => [`${e.tagName} ${e.className} ${e.textContent.slice(0, 20)}`, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)])
+    .filter(([, ratio]) => ratio < 4.5);
+"""
+
+
+class Guest:
+    """Behind tap0, in a network namespace of its own: sends to whoever connects, as much as they take."""
+
+    def __init__(self):
+        self.process = subprocess.Popen(
+            ["unshare", "--net", sys.executable, "-c", f"""
+import os, socket, sys, threading
+sys.stdin.readline()
+listener = socket.create_server(("0.0.0.0", {GUEST_PORT}))
+print("ready", flush=True)
+def serve(client):
+    try:
+        while True:
+            client.sendall(bytes(65536))
+    except OSError:
+        pass
+while True:
+    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+"""], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # unshare(1) has made the namespace when Python, which it becomes, can be seen to be in another than ours.
+        assert wait_until(lambda: os.readlink(f"/proc/{self.process.pid}/ns/net") != os.readlink("/proc/self/ns/net"))
+        enter = ["nsenter", f"--net=/proc/{self.process.pid}/ns/net", "ip"]
+        for command in (["ip", "link", "set", "guest0", "netns", str(self.process.pid)],
+                        ["ip", "address", "add", "198.19.0.1/24", "dev", "tap0"],
+                        [*enter, "address", "add", "198.19.0.2/24", "dev", "guest0"],
+                        [*enter, "link", "set", "guest0", "up"]):
+            subprocess.run(command, check=True)
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == b"ready\n"
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+class Page(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        need_browser()
+        isolate()
+        cls.stack = contextlib.ExitStack()
+        cls.addClassCleanup(cls.stack.close)
+        cls.guest = Guest()
+        cls.stack.callback(cls.guest.end)
+        cls.node = cls.stack.enter_context(Portwayd("profiles.default.max_forwarded_ports=100"))
+        assert wait_until(lambda: cls.node.put_instance("vm-1", tap="tap0").json()["instance"]["tap_state"] == "up")
+        cls.browser = cls.stack.enter_context(Browser())
+
+    def setUp(self):
+        self.browser.resize(1280, 900)
+        self.browser.open(f"http://127.0.0.1:{self.node.port}/ui")
+
+    def tearDown(self):
+        unexpected = [one for one in self.browser.problems() if "401" not in one]
+        self.assertEqual(unexpected, [])
+
+    def create(self, label):
+        answer = self.node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": GUEST_PORT, "label": label})
+        self.assertEqual(answer.status, 201)
+        return answer.json()["port_forward"]
+
+    def log_in(self, key=ADMIN):
+        self.browser.type("#key", self.node.admin_key() if key == ADMIN else key)
+        self.browser.click("button[type=submit]")
+
+    def text(self, selector):
+        return self.browser.run("return document.querySelector(arguments[0]).textContent", selector)
+
+    def await_page(self, script, seconds=30):
+        self.assertTrue(wait_until(lambda: self.browser.run(f"return {script}"), seconds),
+                        f"{script}\nstatus: {self.text('#status')}")
+
+    def test_a_wrong_key_is_told_and_the_right_one_shows_the_node(self):
+        self.log_in("pwk_wrong")
+        self.await_page("document.querySelector('#status').className === 'bad' && document.querySelector('#main').hidden")
+        self.assertIn("not known", self.text("#status"))
+        self.log_in()
+        self.await_page("!document.querySelector('#main').hidden")
+        self.assertIn("vm-1", self.text("#instances"))
+        self.assertIn("Descriptors", self.text("#health"))
+        self.assertIn("compute-1.test", self.text("h1"))
+
+    def test_a_new_forward_is_there_within_two_seconds_and_its_label_is_text(self):
+        self.log_in()
+        self.await_page("!document.querySelector('#main').hidden")
+        forward = self.create(EVIL)
+        self.await_page(f"document.querySelector('#forwards').textContent.includes('{forward['host_port']}')", 2)
+        self.assertIn(EVIL, self.text("#forwards"))
+        self.assertEqual(self.browser.run("return document.querySelectorAll('main img').length"), 0)
+
+    def test_charts_and_talkers_move_under_load_and_closes_are_told(self):
+        forward = self.create("load")
+        self.log_in()
+        self.await_page("!document.querySelector('#main').hidden")
+        stop = threading.Event()
+        with socket.create_connection(("127.0.0.1", forward["host_port"])) as client:
+            def read():
+                while not stop.is_set() and client.recv(1 << 20):
+                    pass
+            reader = threading.Thread(target=read)
+            reader.start()
+            try:
+                chart = "document.querySelector('#throughput .sent').getAttribute('d')"
+                before = self.browser.run(f"return {chart}")
+                self.await_page(f"{chart} !== {before!r} && /\\d [kMGT]B\\/s to clients/"
+                                ".test(document.querySelector('#throughput-now').textContent)")
+                self.await_page("document.querySelector('#talkers').textContent.includes('127.0.0.1:')")
+                self.assertIn("Connections: 1", self.text("#connections-now"))
+                if "PORTWAY_SCREENSHOTS" in os.environ:
+                    self.browser.screenshot(os.environ["PORTWAY_SCREENSHOTS"] + "/wide.png")
+            finally:
+                stop.set()
+                reader.join()
+        self.await_page("document.querySelector('#closes').textContent.includes('vm-1')")
+        self.assertIn("client", self.text("#closes"))
+
+    def test_a_tenant_sees_its_own_without_the_nodes_metrics(self):
+        self.log_in(self.node.tenant_key())
+        self.await_page("!document.querySelector('#main').hidden")
+        self.assertIn("vm-1", self.text("#instances"))
+        self.assertFalse(self.browser.run("return document.querySelector('#closes-note').hidden"))
+        self.browser.problems()  # /metrics is refused: the browser says so
+
+    def test_the_key_is_kept_nowhere_and_nothing_comes_from_elsewhere(self):
+        self.log_in()
+        self.await_page("!document.querySelector('#main').hidden")
+        kept = self.browser.run("return [document.cookie, JSON.stringify(localStorage), JSON.stringify(sessionStorage), "
+                                "location.href, document.documentElement.outerHTML, document.querySelector('#key').value].join()")
+        self.assertNotIn(self.node.admin_key(), kept)
+        origins = self.browser.run("return [...new Set(performance.getEntriesByType('resource').map((e) => new URL(e.name).origin))]")
+        self.assertEqual(origins, [f"http://127.0.0.1:{self.node.port}"])
+        policy = self.node.call("GET", "/ui", key=None).headers["content-security-policy"]
+        self.assertIn("default-src 'none'", policy)
+        self.browser.click("#forget")
+        self.await_page("document.querySelector('#main').hidden")
+
+    def test_fits_a_phone(self):
+        self.log_in()
+        self.await_page("!document.querySelector('#main').hidden")
+        self.browser.resize(360, 740)
+        self.await_page("innerWidth === 360")
+        self.assertLessEqual(self.browser.run("return document.scrollingElement.scrollWidth"), 360)
+        if "PORTWAY_SCREENSHOTS" in os.environ:
+            self.browser.screenshot(os.environ["PORTWAY_SCREENSHOTS"] + "/phone.png")
+
+    def test_can_be_read_and_used_by_everybody(self):
+        self.log_in()
+        self.await_page("!document.querySelector('#main').hidden")
+        run = self.browser.run
+        self.assertEqual(run("return document.documentElement.lang"), "en")
+        self.assertEqual(run("return document.querySelectorAll('h1').length"), 1)
+        self.assertEqual(run("return [...document.querySelectorAll('input')].filter((e) => e.labels.length === 0).length"), 0)
+        self.assertEqual(run("return [...document.querySelectorAll('button')].filter((e) => !e.textContent.trim()).length"), 0)
+        self.assertEqual(run("return [...document.querySelectorAll('table')].filter((e) => !e.caption).length"), 0)
+        self.assertEqual(run("return [...document.querySelectorAll('th')].filter((e) => !e.scope).length"), 0)
+        for scheme in ("light", "dark"):
+            self.browser.chrome("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            self.assertEqual(run(CONTRAST), [], scheme)
+        reached = set()
+        run("document.activeElement.blur()")
+        for _ in range(12):
+            self.browser.press("\ue004")  # Tab
+            reached.add(run("return document.activeElement.id || document.activeElement.tagName"))
+        self.assertLessEqual({"key", "forget", "filter"}, reached)
+
+
+if __name__ == "__main__":
+    unittest.main()
