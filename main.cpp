@@ -325,11 +325,12 @@ class Daemon {
 
   /// A file that is wrong changes nothing.
   void reload() {
-    const auto wanted = read_config(arguments_);
+    auto wanted = read_config(arguments_);
     if (!wanted) {
       spdlog::error("SIGHUP: the configuration stays as it was: {}", wanted.error().detail);
       return;
     }
+    raise_descriptor_limit(*wanted);  // as at start, or what was lowered then would look like a change
     const auto admin_key = load_or_make_admin_key(config_.api.admin_key_file);
     if (admin_key) {
       control_.set_admin_key(*admin_key);
