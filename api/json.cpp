@@ -225,6 +225,7 @@ boost::json::object to_json(const LiveConnection& connection) {
   const auto seconds = [](Nanos span) { return std::chrono::duration<double>(span).count(); };
   const TcpSummary& client = connection.tcp[0];
   const TcpSummary& guest = connection.tcp[1];
+  const double age_s = std::max(seconds(connection.age), 1e-3);
   return {{"id", connection.id},
           {"client", to_string(connection.client)},
           {"state", to_string(connection.state)},
@@ -232,6 +233,8 @@ boost::json::object to_json(const LiveConnection& connection) {
           {"idle_s", seconds(connection.idle)},
           {"received_bytes", connection.received_bytes},
           {"sent_bytes", connection.sent_bytes},
+          {"received_bytes_per_second", static_cast<double>(connection.received_bytes) / age_s},
+          {"sent_bytes_per_second", static_cast<double>(connection.sent_bytes) / age_s},
           {"worker", connection.worker},
           {"source_mode", "plain"},
           {"client_rtt_us", client.rtt_us},

@@ -306,6 +306,8 @@ const std::vector<Column> kConnectionColumns = {{"ID", "id"},
                                                 {"IDLE", "idle_s"},
                                                 {"RECEIVED", "received_bytes"},
                                                 {"SENT", "sent_bytes"},
+                                                {"RECEIVED/S", "received_bytes_per_second"},
+                                                {"SENT/S", "sent_bytes_per_second"},
                                                 {"CLIENT RTT US", "client_rtt_us"},
                                                 {"GUEST RTT US", "guest_rtt_us"}};
 
