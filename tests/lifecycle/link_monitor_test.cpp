@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -99,6 +100,7 @@ TEST_F(LinkMonitorTest, SeesWhatIsTrueAfterMoreChangesThanItsSocketHolds) {
     for (int i = 0; i < 600; i += 2) lines << "link del many" << i << "\n";
   }
   network_->ip("-batch " + batch);  // nothing is read meanwhile
+  std::filesystem::remove(batch);
   run_until_told("many599 down");
   network_->ip("link set guest1 down");
   run_until_told("guest0 down");
