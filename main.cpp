@@ -30,6 +30,7 @@
 #include "config/store.h"
 #include "lifecycle/session_watch.h"
 #include "metrics/exporter.h"
+#include "network/return_path.h"
 #include "proxy/proxy.h"
 
 namespace portway {
@@ -127,7 +128,14 @@ ProxyOptions proxy_options(const Config& config) {
                           .half_close_timeout = std::chrono::seconds(config.proxy.half_close_timeout_s),
                           .idle_timeout = std::chrono::seconds(config.proxy.idle_timeout_s),
                           .drain_timeout = std::chrono::seconds(config.proxy.drain_timeout_s),
-                          .keepalive = std::chrono::seconds(config.proxy.keepalive_s)}};
+                          .keepalive = std::chrono::seconds(config.proxy.keepalive_s),
+                          .user_timeout = std::chrono::seconds(config.proxy.user_timeout_s),
+                          .copy_dscp = config.proxy.copy_dscp,
+                          .refused_probe = std::chrono::milliseconds(config.proxy.refused_probe_ms)}};
+}
+
+bool wants_return_path(SourceMode mode) {
+  return mode == SourceMode::kAuto || mode == SourceMode::kTransparent;
 }
 
 /// For the log; "unix:/path" is a whole address already.
@@ -145,14 +153,17 @@ bool got_through(CloseHow how) {
 class Daemon {
  public:
   Daemon(const Config& config, const Arguments& arguments, std::unique_ptr<boost::asio::io_context> context,
-         std::unique_ptr<Store> store, std::unique_ptr<Proxy> proxy, std::unique_ptr<SessionWatch> watch)
+         std::unique_ptr<Store> store, std::unique_ptr<Proxy> proxy, std::unique_ptr<SessionWatch> watch,
+         std::unique_ptr<ReturnPath> return_path, const std::string& why_no_return_path)
       : config_(config),
         arguments_(arguments),
         context_(std::move(context)),
         store_(std::move(store)),
+        return_path_(std::move(return_path)),
         proxy_(std::move(proxy)),
         watch_(std::move(watch)),
-        control_(config_, {*store_, *proxy_, *watch_, events_, stats_}),
+        control_(config_,
+                 {*store_, *proxy_, *watch_, events_, stats_, return_path_.get(), why_no_return_path}),
         exporter_(
             {.for_each_forward =
                  [this](const auto& visit) {
@@ -370,6 +381,7 @@ class Daemon {
   std::chrono::milliseconds last_answers_{1000};  // for requests under way when the daemon stops
   ApiStats stats_;
   std::unique_ptr<Store> store_;
+  const std::unique_ptr<ReturnPath> return_path_;  // outlives the connections that need it
   std::unique_ptr<Proxy> proxy_;
   std::unique_ptr<SessionWatch> watch_;
   EventHub events_;
@@ -400,6 +412,23 @@ int run(const Arguments& arguments) {
   raise_descriptor_limit(*config);
   auto store = Store::open(config->store.path);
   if (!store) return fail(store.error(), kExitFailed);
+  std::unique_ptr<ReturnPath> return_path;
+  std::string why_no_return_path;
+  if (wants_return_path(config->proxy.source_mode)) {
+    auto started = ReturnPath::start();
+    if (started) {
+      return_path = std::move(*started);
+      if (return_path->kind() == ReturnPath::Kind::kRules) {
+        spdlog::warn("the return path is rules, at most {}, and not a program: {}", ReturnPath::kPortsMax,
+                     return_path->why_rules());
+      }
+    } else if (config->proxy.source_mode == SourceMode::kTransparent) {
+      return fail(started.error(), kExitFailed);
+    } else {
+      why_no_return_path = started.error().detail;
+      spdlog::info("guests see the node's address as their clients': {}", why_no_return_path);
+    }
+  }
   auto proxy = Proxy::start(proxy_options(*config));
   if (!proxy) return fail(proxy.error(), kExitFailed);
   auto context = std::make_unique<boost::asio::io_context>(1);
@@ -408,7 +437,7 @@ int run(const Arguments& arguments) {
   // The workers run already and are not meant.
   prefer_this_thread();
   Daemon daemon(*config, arguments, std::move(context), std::move(*store), std::move(*proxy),
-                std::move(*watch));
+                std::move(*watch), std::move(return_path), why_no_return_path);
   if (auto started = daemon.start(); !started) {
     return fail(started.error(),
                 started.error().code == ErrorCode::kInvalidConfig ? kExitBadConfig : kExitFailed);

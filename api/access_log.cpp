@@ -12,7 +12,7 @@
 #include <iterator>
 #include <utility>
 
-#include "proxy/fd.h"
+#include "config/fd.h"
 
 namespace portway {
 namespace {
@@ -59,8 +59,12 @@ std::string to_json_line(const CloseRecord& record, std::chrono::system_clock::t
                  to_rfc3339(wall_clock(record.accepted_at, now, monotonic_now)),
                  seconds(record.ended_at - record.accepted_at), to_string(route.id), route.instance_id);
   if (record.id != 0) fmt::format_to(end, R"(,"connection":{})", record.id);
-  fmt::format_to(end, R"(,"worker":{},"client":"{}","guest":"{}","source_mode":"plain")", record.worker,
-                 to_string(to_endpoint(record.client)), to_string(route.upstream));
+  fmt::format_to(end, R"(,"worker":{},"client":"{}","guest":"{}","source_mode":"{}")", record.worker,
+                 to_string(to_endpoint(record.client)), to_string(route.upstream),
+                 source_mode(record.source));
+  if (const auto why = source_fallback(record.source); !why.empty()) {
+    fmt::format_to(end, R"(,"source_fallback":"{}")", why);
+  }
   if (record.connected_at != Nanos::zero())
     fmt::format_to(end, R"(,"connect_s":{:.6f})", seconds(record.connected_at - record.accepted_at));
   fmt::format_to(end, R"(,"received_bytes":{},"sent_bytes":{},"side":"{}","how":"{}")", record.received_bytes,

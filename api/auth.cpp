@@ -15,8 +15,8 @@
 #include <new>
 #include <span>
 
+#include "config/fd.h"
 #include "config/random.h"
-#include "proxy/fd.h"
 
 namespace portway {
 namespace {

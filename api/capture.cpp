@@ -18,7 +18,7 @@
 #include <utility>
 #include <vector>
 
-#include "proxy/fd.h"
+#include "config/fd.h"
 
 namespace portway {
 namespace {

@@ -12,7 +12,7 @@
 #include <cstring>
 #include <utility>
 
-#include "proxy/fd.h"
+#include "config/fd.h"
 
 namespace portway {
 namespace {

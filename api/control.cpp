@@ -17,6 +17,12 @@ namespace {
 constexpr std::chrono::milliseconds kBindAgainFor(1000);
 constexpr std::chrono::milliseconds kBindAgainEvery(5);
 
+// Links whose return path is looked at in each retry(): a millisecond at most.
+constexpr std::size_t kMendLinks = 16;
+
+// How long a session's return path outlives it: its connections are reset within a turn of their workers.
+constexpr std::chrono::seconds kWayKeptFor(1);
+
 Error no_such_instance() {
   return {ErrorCode::kNotFound,
           "There is no instance with this id; the node's orchestrator registers instances."};
@@ -73,6 +79,8 @@ Control::Control(Config config, const Parts& parts)
       watch_(parts.watch),
       events_(parts.events),
       stats_(parts.stats),
+      return_path_(parts.return_path),
+      why_no_return_path_(parts.why_no_return_path),
       ports_(config_.ports.range),
       keys_(config_.api.rate_limit_per_second) {
   watch_.set_callbacks(
@@ -102,7 +110,11 @@ Result<void> Control::restore() {
       if (why) over.emplace(instance.id, *why);
     }
     const Instance& known = registry_.put_instance(std::move(instance));
-    if (known.tap_index != tap_index) on_armed(known.id, known.tap_index);
+    if (known.tap_index != tap_index) {
+      on_armed(known.id, known.tap_index);
+    } else if (known.state == InstanceState::kRunning && !over.contains(known.id)) {
+      make_way(known);
+    }
   }
   bind_deadline_ = std::chrono::steady_clock::now() + kBindAgainFor;
   for (const Forward& forward : *forwards) {
@@ -161,6 +173,7 @@ void Control::retry() {
     if (instance == nullptr || store_.end_session(*instance)) saved_end(id);
   }
   if (!failures_.empty() && !draining_) retry_failed_forwards();
+  tend_ways();
 }
 
 void Control::retry_failed_forwards() {
@@ -269,7 +282,9 @@ Result<Control::PutInstance> Control::put_instance(Instance asked) {
   stop_serving(ended, ClosePolicy::kReset, CloseHow::kInstanceStopped);
   give_back_ports(ended);
   if (was_running) publish("instance.stopped", *known, {{"reason", to_string(SessionEnd::kReplaced)}});
+  end_way(asked.id);
   const Instance& instance = registry_.put_instance(std::move(asked));
+  make_way(instance);
   spdlog::info("instance {}: session {} at {} behind {}", instance.id, to_string(instance.session_id),
                instance.guest_address.to_string(), instance.tap);
   publish("instance.started", instance);
@@ -309,7 +324,12 @@ void Control::on_armed(const std::string& instance_id, std::int32_t tap_index) {
   instance.tap_index = tap_index;
   // Unsaved, the session would be armed again after a restart, by whatever tap has its name then.
   if (auto stored = store_.put_instance(instance); !stored) spdlog::error("{}", stored.error().detail);
-  publish("instance.tap_up", registry_.put_instance(std::move(instance)));
+  const Instance& armed = registry_.put_instance(std::move(instance));
+  make_way(armed);
+  for (const Forward* forward : registry_.forwards(instance_id)) {
+    dataplane_.set_source(forward->id, take_source(armed, *forward));
+  }
+  publish("instance.tap_up", armed);
 }
 
 Result<void> Control::stop_instance(std::string_view id) {
@@ -347,6 +367,7 @@ void Control::end_session(std::string_view id, SessionEnd why) {
 /// Its forwards are not served any more; their ports are still taken.
 std::vector<Forward> Control::end_in_memory(Instance stopped) {
   watch_.forget(stopped.id);
+  end_way(stopped.id);
   std::vector<Forward> forwards = registry_.remove_forwards(stopped.id);
   stop_serving(forwards, ClosePolicy::kReset, close_how(*stopped.ended));
   spdlog::info("instance {}: session {} ended with {} forwards: {}", stopped.id,
@@ -369,6 +390,7 @@ Result<void> Control::delete_instance(std::string_view id) {
   if (auto stored = store_.delete_instance(id); !stored) return stored.error();
   const Instance deleted = *known;
   watch_.forget(id);
+  end_way(deleted.id);
   saved_end(deleted.id);
   const std::vector<Forward> forwards = registry_.remove_instance(id);
   stop_serving(forwards, ClosePolicy::kReset, CloseHow::kInstanceStopped);
@@ -406,7 +428,9 @@ Result<std::vector<ForwardStatus>> Control::create_forwards(const Principal& cal
   };
   // All are checked before the first port is taken: what a caller can mend costs nothing.
   for (std::size_t i = 0; i < specs.size(); ++i, ++limits.forwards_now) {
-    if (auto checked = check_forward(specs[i], limits); !checked) return at(checked.error(), i);
+    auto checked = check_forward(specs[i], limits);
+    if (checked) checked = check_source_mode(specs[i].source_mode);
+    if (!checked) return at(checked.error(), i);
   }
   std::vector<std::optional<Lease>> leases(specs.size());
   for (const bool requested : {true, false}) {  // or a port drawn at random could be one that is asked for
@@ -428,7 +452,8 @@ Result<std::vector<ForwardStatus>> Control::create_forwards(const Principal& cal
                         .protocol = specs[i].protocol,
                         .label = specs[i].label,
                         .created_at = now(),
-                        .limits = specs[i].limits});
+                        .limits = specs[i].limits,
+                        .source_mode = specs[i].source_mode});
     made.push_back(status_of(forwards.back()));
     made.back().stats = ForwardStats{.id = forwards.back().id};
   }
@@ -454,10 +479,18 @@ Result<ForwardStatus> Control::update_forward(const Principal& caller, std::stri
     forward.label = *change.label;
   }
   if (change.limits) forward.limits = *change.limits;
+  if (change.source_mode) {
+    if (auto checked = check_source_mode(*change.source_mode); !checked) return checked.error();
+    forward.source_mode = *change.source_mode;
+  }
   if (auto stored = store_.update_forward(forward); !stored) return stored.error();
   const Forward& updated = registry_.update_forward(std::move(forward));
-  dataplane_.set_limits(updated.id, updated.limits);
-  publish("forward.updated", *registry_.find_instance(instance_id), updated);
+  const Instance& instance = *registry_.find_instance(instance_id);
+  if (!failures_.contains(updated.id)) {
+    dataplane_.set_limits(updated.id, updated.limits);
+    dataplane_.set_source(updated.id, take_source(instance, updated));
+  }
+  publish("forward.updated", instance, updated);
   return status_of(updated);
 }
 
@@ -517,7 +550,8 @@ ForwardStatus Control::status_of(const Forward& forward) const {
   return {.forward = forward,
           .bind_address = config_.node.public_addresses.front().to_string(),
           .failure = failure == failures_.end() ? std::string() : failure->second,
-          .stats = dataplane_.forward_stats(forward.id)};
+          .stats = dataplane_.forward_stats(forward.id),
+          .source = source_of(*registry_.find_instance(forward.instance_id), forward.source_mode)};
 }
 
 void Control::serve(const Instance& instance, const Forward& forward, BoundPort port) {
@@ -525,19 +559,125 @@ void Control::serve(const Instance& instance, const Forward& forward, BoundPort 
                    .upstream = {instance.guest_address, forward.guest_port},
                    .tap = instance.tap,
                    .instance_id = instance.id,
-                   .limits = forward.limits},
+                   .limits = forward.limits,
+                   .source = take_source(instance, forward)},
                   std::move(port));
 }
 
 void Control::stop_serving(const std::vector<Forward>& forwards, ClosePolicy policy, CloseHow why) {
   for (const Forward& forward : forwards) {
     dataplane_.close(forward.id, policy, why);
+    end_source(forward.id);
     failures_.erase(forward.id);
   }
 }
 
 void Control::give_back_ports(const std::vector<Forward>& forwards) {
   for (const Forward& forward : forwards) ports_.give_back(forward.host_port);
+}
+
+// --- The address that guests see as their clients'.
+
+SourcePlan Control::node_source() const {
+  switch (config_.proxy.source_mode) {
+    case SourceMode::kPlain:
+      return SourcePlan::kPlain;
+    case SourceMode::kProxyV2:
+      return SourcePlan::kProxyV2;
+    case SourceMode::kAuto:
+    case SourceMode::kTransparent:
+      break;
+  }
+  return return_path_ != nullptr ? SourcePlan::kTransparent : SourcePlan::kNoReturnPath;
+}
+
+std::string_view Control::return_path() const {
+  if (return_path_ == nullptr) return "";
+  return return_path_->kind() == ReturnPath::Kind::kProgram ? "bpf" : "rules";
+}
+
+SourcePlan Control::source_of(const Instance& instance, SourceMode wanted) const {
+  if (wanted == SourceMode::kPlain) return SourcePlan::kPlain;
+  if (wanted == SourceMode::kProxyV2) return SourcePlan::kProxyV2;
+  const SourcePlan node = node_source();
+  return node == SourcePlan::kTransparent && !ways_.contains(instance.id) ? SourcePlan::kNoReturnPath : node;
+}
+
+Result<void> Control::check_source_mode(SourceMode wanted) const {
+  if (wanted != SourceMode::kTransparent || return_path_ != nullptr) return {};
+  return Error{ErrorCode::kInvalidRequest,
+               fmt::format("This node cannot show guests their clients' addresses ({}); leave source_mode "
+                           "out, or ask for proxy_v2.",
+                           why_no_return_path_.empty() ? fmt::format("its proxy.source_mode is {}",
+                                                                     to_string(config_.proxy.source_mode))
+                                                       : why_no_return_path_),
+               "source_mode"};
+}
+
+/// Before a guest can be asked with a client's address, its answers must find the way back.
+void Control::make_way(const Instance& instance) {
+  if (return_path_ == nullptr || instance.tap_index == 0) return;
+  if (auto made = return_path_->add(instance.tap_index, instance.guest_address); !made) {
+    spdlog::warn("instance {} sees the node's address as its clients': {}", instance.id, made.error().detail);
+    return;
+  }
+  std::erase_if(old_ways_, [&](const OldWay& way) { return way.link == instance.tap_index; });
+  ways_.insert_or_assign(instance.id, instance.tap_index);
+}
+
+void Control::end_way(const std::string& instance_id) {
+  const auto way = ways_.extract(instance_id);
+  if (!way.empty()) old_ways_.push_back({way.mapped(), std::chrono::steady_clock::now()});
+}
+
+/// source_of() of a forward that is to be served, with what it takes.
+SourcePlan Control::take_source(const Instance& instance, const Forward& forward) {
+  const SourcePlan source = source_of(instance, forward.source_mode);
+  if (source != SourcePlan::kTransparent || return_path_->kind() == ReturnPath::Kind::kProgram) return source;
+  if (port_ways_.contains(forward.id)) return source;
+  const PortWay way{.link = ways_.at(instance.id), .guest_port = forward.guest_port};
+  if (auto added = return_path_->add_port(way.link, way.guest_port); !added) {
+    spdlog::warn("forward {} of instance {} sees the node's address as its clients': {}",
+                 to_string(forward.id), instance.id, added.error().detail);
+    return SourcePlan::kNoReturnPath;
+  }
+  port_ways_.emplace(forward.id, way);
+  return source;
+}
+
+void Control::end_source(const ForwardId& id) {
+  const auto way = port_ways_.find(id);
+  if (way != port_ways_.end()) way->second.closed = std::chrono::steady_clock::now();
+}
+
+/// Looks after the return path: takes away what nobody needs any more, and mends what somebody else took.
+void Control::tend_ways() {
+  if (return_path_ == nullptr) return;
+  const auto now = std::chrono::steady_clock::now();
+  std::erase_if(port_ways_, [&](const auto& entry) {
+    const auto& [id, way] = entry;
+    // Connections may outlive their forward, and a socket that a worker hands over is not counted yet.
+    const bool over = way.closed && now - *way.closed >= kWayKeptFor && dataplane_.ended(id);
+    if (over) return_path_->remove_port(way.link, way.guest_port);
+    return over;
+  });
+  std::erase_if(old_ways_, [&](const OldWay& way) {
+    const bool over = now - way.since >= kWayKeptFor;
+    if (over) return_path_->remove(way.link);
+    return over;
+  });
+  for (const int link : return_path_->mend(kMendLinks)) {
+    const auto way = std::ranges::find(ways_, link, [](const auto& entry) { return entry.second; });
+    if (way == ways_.end()) continue;
+    const Instance instance = *registry_.find_instance(way->first);
+    ways_.erase(way);
+    spdlog::warn(
+        "instance {} has lost its return path: it sees the node's address as its clients' from now on",
+        instance.id);
+    for (const Forward* forward : registry_.forwards(instance.id)) {
+      dataplane_.set_source(forward->id, take_source(instance, *forward));
+    }
+  }
 }
 
 // --- Small parts.

@@ -30,6 +30,7 @@
 #include "config/store.h"
 #include "lifecycle/session_watch.h"
 #include "metrics/api_stats.h"
+#include "network/return_path.h"
 #include "proxy/close_record.h"
 #include "proxy/dataplane.h"
 
@@ -44,6 +45,8 @@ class Control {
     SessionWatch& watch;  // its callbacks become Control's
     EventHub& events;
     ApiStats& stats;
+    ReturnPath* return_path = nullptr;    // null: guests see the node's address
+    std::string why_no_return_path = {};  // where it is null and was wanted
   };
   Control(Config config, const Parts& parts);
 
@@ -110,6 +113,17 @@ class Control {
                                      std::string_view forward_id) const;
   ForwardStatus status_of(const Forward& forward) const;
 
+  // --- The address that guests see as their clients'.
+
+  /// Of connections to come: what a forward that asks for `wanted` gets.
+  SourcePlan source_of(const Instance& instance, SourceMode wanted = SourceMode::kAuto) const;
+  /// The same where nothing stands in the way of an instance.
+  SourcePlan node_source() const;
+  /// "bpf" or "rules"; empty where there is none.
+  std::string_view return_path() const;
+  /// Why that is not the client's address although it was wanted; empty where it is.
+  const std::string& source_reason() const { return why_no_return_path_; }
+
   /// Tells those who follow the events of a client that did not get through.
   void tell_refused(const CloseRecord& record);
 
@@ -147,6 +161,12 @@ class Control {
   void watch_again(const std::string& id);
   Result<void> check_running() const;
   Result<void> check_tap_is_free(const Instance& asked) const;
+  SourcePlan take_source(const Instance& instance, const Forward& forward);
+  void end_source(const ForwardId& id);
+  Result<void> check_source_mode(SourceMode wanted) const;
+  void make_way(const Instance& instance);
+  void end_way(const std::string& instance_id);
+  void tend_ways();
   void publish(std::string_view type, const Instance& instance, const boost::json::object& more = {});
   void publish(std::string_view type, const Instance& instance, const Forward& forward,
                const boost::json::object& more = {});
@@ -157,6 +177,21 @@ class Control {
   SessionWatch& watch_;
   EventHub& events_;
   ApiStats& stats_;
+  ReturnPath* const return_path_;
+  const std::string why_no_return_path_;
+  std::unordered_map<std::string, int> ways_;  // by instance: the link that return_path_ has it on
+  struct OldWay {
+    int link;
+    std::chrono::steady_clock::time_point since;
+  };
+  /// A rule of the return path, where it has one for each port.
+  struct PortWay {
+    int link;
+    std::uint16_t guest_port;
+    std::optional<std::chrono::steady_clock::time_point> closed = std::nullopt;  // its forward is
+  };
+  std::unordered_map<ForwardId, PortWay, boost::hash<ForwardId>> port_ways_;
+  std::vector<OldWay> old_ways_;  // of sessions that ended: their last packets are still on the way
   Registry registry_;
   PortAllocator ports_;
   KeyRing keys_;

@@ -119,6 +119,13 @@ void read_limits(JsonFields& fields, TrafficLimits& limits) {
   read("max_bytes_per_second", kBytesLimitMax, limits.max_bytes_per_second);
 }
 
+SourceMode read_source_mode(JsonFields& fields) {
+  const std::string text = fields.string_or("source_mode", "auto");
+  if (const auto mode = parse_source_mode(text)) return *mode;
+  fields.refuse("source_mode", "source_mode is none of auto, transparent, plain, proxy_v2.");
+  return SourceMode::kAuto;
+}
+
 ForwardSpec read_spec(JsonFields& fields) {
   ForwardSpec spec;
   spec.guest_port =
@@ -129,6 +136,7 @@ ForwardSpec read_spec(JsonFields& fields) {
     spec.host_port = static_cast<std::uint16_t>(*port);
   }
   read_limits(fields, spec.limits);
+  spec.source_mode = read_source_mode(fields);
   return spec;
 }
 
@@ -429,6 +437,7 @@ Result<Response> Api::update_forward(const Call& call) {
   ForwardChange change{.label = std::nullopt, .limits = found->forward.limits};
   if (fields.given("label")) change.label = fields.string_or("label", "");
   read_limits(fields, *change.limits);
+  if (fields.given("source_mode")) change.source_mode = read_source_mode(fields);
   if (auto error = fields.finish()) return *error;
   const auto updated = control_.update_forward(call.caller, call.path[0], call.path[1], change);
   if (!updated) return updated.error();
@@ -594,7 +603,8 @@ boost::json::object Api::instance_json(const Instance& instance) const {
   return to_json({.instance = instance,
                   .tap_state = to_string(control_.watch().tap_state(instance)),
                   .forwards_max = control_.profile_of(instance).max_forwarded_ports,
-                  .forwards_now = control_.registry().forward_count(instance.id)});
+                  .forwards_now = control_.registry().forward_count(instance.id),
+                  .source = control_.source_of(instance)});
 }
 
 Result<Response> Api::put_instance(const Call& call) {
@@ -741,7 +751,9 @@ Result<Response> Api::info(const Call& call) {
   body["io_backend"] = node.io_backend;
   if (!node.io_backend_reason.empty()) body["io_backend_reason"] = node.io_backend_reason;
   body["workers"] = node.workers.size();
-  body["source_mode"] = "plain";
+  body["source_mode"] = source_mode(control_.node_source());
+  if (const std::string& why = control_.source_reason(); !why.empty()) body["source_mode_reason"] = why;
+  if (const auto kind = control_.return_path(); !kind.empty()) body["return_path"] = kind;
   body["instances"] = control_.registry().instance_count();
   body["port_forwards"] = control_.registry().forward_count();
   body["ports"] = {{"range", to_string(control_.ports().range())},

@@ -161,6 +161,11 @@ void add_limits(boost::json::object& out, const TrafficLimits& limits) {
   add("max_bytes_per_second", limits.max_bytes_per_second);
 }
 
+void add_source(boost::json::object& out, SourcePlan source) {
+  out["source_mode"] = source_mode(source);
+  if (const auto why = source_fallback(source); !why.empty()) out["source_fallback"] = why;
+}
+
 }  // namespace
 
 boost::json::object to_json(const ForwardStatus& status) {
@@ -175,7 +180,7 @@ boost::json::object to_json(const ForwardStatus& status) {
   out["state"] = status.failure.empty() ? "listening" : "failed";
   if (!status.failure.empty()) out["reason"] = status.failure;
   out["bind_address"] = status.bind_address;
-  out["source_mode"] = "plain";
+  add_source(out, status.source);
   out["created_at"] = to_rfc3339(forward.created_at);
   add_limits(out, forward.limits);
   if (status.stats) {
@@ -200,7 +205,7 @@ boost::json::object to_json(const InstanceStatus& status) {
   out["state"] = to_string(instance.state);
   if (instance.ended) out["reason"] = to_string(*instance.ended);
   out["tap_state"] = status.tap_state;
-  out["source_mode"] = "plain";
+  add_source(out, status.source);
   const auto left = status.forwards_max - std::min<std::size_t>(status.forwards_max, status.forwards_now);
   out["port_forwards"] = {
       {"limit", status.forwards_max}, {"current", status.forwards_now}, {"available", left}};
@@ -226,21 +231,23 @@ boost::json::object to_json(const LiveConnection& connection) {
   const TcpSummary& client = connection.tcp[0];
   const TcpSummary& guest = connection.tcp[1];
   const double age_s = std::max(seconds(connection.age), 1e-3);
-  return {{"id", connection.id},
-          {"client", to_string(connection.client)},
-          {"state", to_string(connection.state)},
-          {"age_s", seconds(connection.age)},
-          {"idle_s", seconds(connection.idle)},
-          {"received_bytes", connection.received_bytes},
-          {"sent_bytes", connection.sent_bytes},
-          {"received_bytes_per_second", static_cast<double>(connection.received_bytes) / age_s},
-          {"sent_bytes_per_second", static_cast<double>(connection.sent_bytes) / age_s},
-          {"worker", connection.worker},
-          {"source_mode", "plain"},
-          {"client_rtt_us", client.rtt_us},
-          {"client_retransmits", client.retransmits},
-          {"guest_rtt_us", guest.rtt_us},
-          {"guest_retransmits", guest.retransmits}};
+  boost::json::object out{
+      {"id", connection.id},
+      {"client", to_string(connection.client)},
+      {"state", to_string(connection.state)},
+      {"age_s", seconds(connection.age)},
+      {"idle_s", seconds(connection.idle)},
+      {"received_bytes", connection.received_bytes},
+      {"sent_bytes", connection.sent_bytes},
+      {"received_bytes_per_second", static_cast<double>(connection.received_bytes) / age_s},
+      {"sent_bytes_per_second", static_cast<double>(connection.sent_bytes) / age_s},
+      {"worker", connection.worker},
+      {"client_rtt_us", client.rtt_us},
+      {"client_retransmits", client.retransmits},
+      {"guest_rtt_us", guest.rtt_us},
+      {"guest_retransmits", guest.retransmits}};
+  add_source(out, connection.source);
+  return out;
 }
 
 }  // namespace portway

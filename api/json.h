@@ -45,6 +45,10 @@ class JsonFields {
   /// Was the field given, also as null?
   bool given(std::string_view name) { return find(name, false) != nullptr || object_.contains(name); }
 
+  /// What was read makes no sense: kInvalidRequest.
+  void refuse(std::string_view name, std::string detail) {
+    fail(ErrorCode::kInvalidRequest, name, std::move(detail));
+  }
   /// What is wrong, or nothing.
   std::optional<Error> finish();
 
@@ -64,6 +68,7 @@ struct ForwardStatus {
   std::string bind_address;                          // the first of the node's public addresses
   std::string failure;                               // why it is not listening; empty when it is
   std::optional<ForwardStats> stats = std::nullopt;  // what it carries; none before it was served
+  SourcePlan source = SourcePlan::kPlain;            // of connections to come, where their clients allow it
 };
 
 /// An instance as it is.
@@ -72,6 +77,7 @@ struct InstanceStatus {
   std::string_view tap_state;  // to_string(TapState)
   std::uint32_t forwards_max = 0;
   std::size_t forwards_now = 0;
+  SourcePlan source = SourcePlan::kPlain;  // of forwards that ask for nothing else
 };
 
 boost::json::object to_json(const ForwardStatus& status);

@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <cstdlib>
 
-#include "proxy/fd.h"
+#include "config/fd.h"
 
 namespace portway {
 

@@ -6,8 +6,8 @@
 #include <string>
 
 #include "config/error.h"
+#include "config/fd.h"
 #include "config/listen_address.h"
-#include "proxy/fd.h"
 
 namespace portway {
 

@@ -26,8 +26,8 @@ const Parameter kIdempotencyKey{.name = "--idempotency-key",
                                     "key with the first answer, and makes nothing twice.",
                                 .place = Place::kHeader,
                                 .field = "Idempotency-Key"};
-/// What a forward may be limited to, in the body.
-const std::array<Parameter, 5> kLimits = {
+/// How a forward treats its traffic, in the body.
+const std::array<Parameter, 6> kTraffic = {
     Parameter{.name = "--allowed-cidr",
               .help = "Only clients of this network may connect; repeatable.",
               .value = "CIDR",
@@ -57,7 +57,14 @@ const std::array<Parameter, 5> kLimits = {
               .kind = Kind::kCount,
               .value = "N",
               .place = Place::kBody,
-              .field = "max_bytes_per_second"}};
+              .field = "max_bytes_per_second"},
+    Parameter{.name = "--source-mode",
+              .help =
+                  "The address that the guest sees as its client's: transparent (the client's own), "
+                  "plain (the node's), proxy_v2 (a PROXY header says the client's), auto (as the node does).",
+              .value = "MODE",
+              .place = Place::kBody,
+              .field = "source_mode"}};
 
 const Parameter kUpdates{.name = "--count",
                          .help = "End after this many; without it, runs until interrupted.",
@@ -169,11 +176,12 @@ std::vector<Command> forward_commands() {
                        .value = "PORT",
                        .place = Place::kBody,
                        .field = "host_port"},
-                      kLimits[0],
-                      kLimits[1],
-                      kLimits[2],
-                      kLimits[3],
-                      kLimits[4],
+                      kTraffic[0],
+                      kTraffic[1],
+                      kTraffic[2],
+                      kTraffic[3],
+                      kTraffic[4],
+                      kTraffic[5],
                       kIdempotencyKey},
        .method = "POST",
        .path = "/instances/{INSTANCE}/port-forwards",
@@ -207,8 +215,8 @@ std::vector<Command> forward_commands() {
       {.noun = "forwards",
        .verb = "update",
        .summary = "Change a forward in place; its ports stay.",
-       .parameters = {kInstance, kForward, kLabel, kLimits[0], kLimits[1], kLimits[2], kLimits[3],
-                      kLimits[4]},
+       .parameters = {kInstance, kForward, kLabel, kTraffic[0], kTraffic[1], kTraffic[2], kTraffic[3],
+                      kTraffic[4], kTraffic[5]},
        .method = "PATCH",
        .path = "/instances/{INSTANCE}/port-forwards/{FORWARD}",
        .envelope = "port_forward",

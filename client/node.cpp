@@ -10,7 +10,7 @@
 #include <limits>
 #include <sstream>
 
-#include "proxy/fd.h"
+#include "config/fd.h"
 
 namespace portway {
 namespace {

@@ -28,13 +28,6 @@ enum class IoBackend : std::uint8_t {
 };
 std::string_view to_string(IoBackend backend);
 
-/// The address a guest sees as its client.
-enum class SourceMode : std::uint8_t {
-  kAuto,   // the best this version can do, which is plain
-  kPlain,  // the node's
-};
-std::string_view to_string(SourceMode mode);
-
 /// A field is named as its key; ranges are checked by the loader. A default of "" in the file stands for what
 /// the field's comment says.
 struct Config {
@@ -96,7 +89,12 @@ struct Config {
     std::uint32_t keepalive_s = 300;     // of silence before TCP keepalive asks; 0: off; at most 32,767
     std::uint32_t idle_timeout_s = 0;    // of silence both ways; 0: never, as under DNAT; at most 2,592,000
     std::uint32_t drain_timeout_s = 30;  // for connections to end by themselves; 0: none; at most 86,400
-    std::uint32_t pipes_max = 16384;     // of the whole node, each of 256 KiB at most; 1-1,000,000
+    std::uint32_t user_timeout_s =
+        900;                // for a guest to acknowledge what was sent; 0: the kernel's; at most 86,400
+    bool copy_dscp = true;  // of a client's SYN to what is sent to the guest
+    std::uint32_t refused_probe_ms =
+        80;  // between probes of a guest's closed port; 0: not probed; at most 10,000
+    std::uint32_t pipes_max = 16384;  // of the whole node, each of 256 KiB at most; 1-1,000,000
 
     friend bool operator==(const Proxy&, const Proxy&) = default;
   };

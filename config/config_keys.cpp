@@ -108,18 +108,14 @@ Result<Enum> parse_name(std::string_view text, const std::array<std::string_view
 
 constexpr auto kIoBackendNames = std::to_array<std::string_view>({"auto", "uring", "epoll"});
 static_assert(kIoBackendNames.size() == static_cast<std::size_t>(IoBackend::kEpoll) + 1);
-constexpr auto kSourceModeNames = std::to_array<std::string_view>({"auto", "plain"});
-static_assert(kSourceModeNames.size() == static_cast<std::size_t>(SourceMode::kPlain) + 1);
 
 Result<IoBackend> parse_io_backend(std::string_view text) {
   return parse_name<IoBackend>(text, kIoBackendNames);
 }
 
-Result<SourceMode> parse_source_mode(std::string_view text) {
-  if (text == "transparent" || text == "proxy_v2") {
-    return wrong(in_quotes(text) + " is not supported by this version; use \"plain\", or leave the key out");
-  }
-  return parse_name<SourceMode>(text, kSourceModeNames);
+Result<SourceMode> parse_mode(std::string_view text) {
+  if (const auto mode = parse_source_mode(text)) return *mode;
+  return wrong(in_quotes(text) + " is none of \"auto\", \"transparent\", \"plain\", \"proxy_v2\"");
 }
 
 template <class Enum>
@@ -296,10 +292,11 @@ std::vector<ConfigKey> make_keys() {
           "proxy.io_backend", [](T t) -> auto& { return t.config.proxy.io_backend; }, parse_io_backend,
           show_name, "\"uring\" or \"epoll\"; \"auto\" is io_uring where the kernel allows it, else epoll."),
       text_key<SourceMode>(
-          "proxy.source_mode", [](T t) -> auto& { return t.config.proxy.source_mode; }, parse_source_mode,
-          show_name,
-          "The client's address as guests see it: \"plain\" is the node's own; \"auto\" is the best mode "
-          "this version has, which is \"plain\"."),
+          "proxy.source_mode", [](T t) -> auto& { return t.config.proxy.source_mode; }, parse_mode, show_name,
+          "The client's address as guests see it, where a forward asks for nothing else: \"transparent\" is "
+          "the client's own (Portway does not start where the node cannot, which takes CAP_NET_ADMIN and "
+          "better CAP_BPF too), \"plain\" is the node's, \"proxy_v2\" is the node's with a PROXY protocol "
+          "header before the client's bytes, \"auto\" is transparent where that is possible, else plain."),
       number_key(
           "proxy.connections_max", 1, 1'000'000, [](T t) -> auto& { return t.config.proxy.connections_max; },
           "Connections of the whole node at a time; more are reset and counted."),
@@ -312,6 +309,17 @@ std::vector<ConfigKey> make_keys() {
           [](T t) -> auto& { return t.config.proxy.half_close_timeout_s; },
           "Seconds of silence after which a connection is ended when one side has finished sending. 0: "
           "never."),
+      number_key(
+          "proxy.user_timeout_s", 0, 86'400, [](T t) -> auto& { return t.config.proxy.user_timeout_s; },
+          "Seconds after which a guest that acknowledges nothing of what was sent to it is given up "
+          "(TCP_USER_TIMEOUT). 0: the kernel's net.ipv4.tcp_retries2, about 15 minutes."),
+      bool_key(
+          "proxy.copy_dscp", [](T t) -> auto& { return t.config.proxy.copy_dscp; },
+          "Whether the DSCP of a client's SYN is that of what its connection sends to the guest."),
+      number_key(
+          "proxy.refused_probe_ms", 0, 10'000, [](T t) -> auto& { return t.config.proxy.refused_probe_ms; },
+          "After a guest refused a connection its forward refuses clients, as under DNAT, until the guest's "
+          "port is open again: it is probed every so many milliseconds. 0: clients are accepted and reset."),
       number_key(
           "proxy.keepalive_s", 0, 32'767, [](T t) -> auto& { return t.config.proxy.keepalive_s; },
           "Seconds of silence after which TCP asks whether a side is still there. 0: never."),
@@ -361,10 +369,6 @@ std::string name_for(const ConfigKey& key, std::string_view profile) {
 std::string_view to_string(IoBackend backend) {
   return kIoBackendNames[static_cast<std::size_t>(backend)];
 }
-std::string_view to_string(SourceMode mode) {
-  return kSourceModeNames[static_cast<std::size_t>(mode)];
-}
-
 const std::vector<ConfigKey>& config_keys() {
   static const std::vector<ConfigKey> keys = [] {
     std::vector<ConfigKey> all = make_keys();

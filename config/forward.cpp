@@ -39,6 +39,10 @@ std::pair<std::uint64_t, std::uint32_t> tick(std::uint32_t seed) {
   return {clock.time_ms, clock.counter};
 }
 
+constexpr auto kSourceModeNames =
+    std::to_array<std::string_view>({"auto", "transparent", "plain", "proxy_v2"});
+static_assert(kSourceModeNames.size() == static_cast<std::size_t>(SourceMode::kProxyV2) + 1);
+
 constexpr auto kSessionEndNames = std::to_array<std::string_view>(
     {"stopped", "replaced", "deleted", "carrier_lost", "tap_deleted", "vmm_exited", "node_rebooted"});
 static_assert(kSessionEndNames.size() == static_cast<std::size_t>(SessionEnd::kNodeRebooted) + 1);
@@ -101,6 +105,16 @@ std::string to_rfc3339(Timestamp time) {
 
 std::string_view to_string(InstanceState state) {
   return state == InstanceState::kRunning ? "running" : "stopped";
+}
+
+std::string_view to_string(SourceMode mode) {
+  return kSourceModeNames[static_cast<std::size_t>(mode)];
+}
+
+std::optional<SourceMode> parse_source_mode(std::string_view text) {
+  const auto* found = std::find(kSourceModeNames.begin(), kSourceModeNames.end(), text);
+  if (found == kSourceModeNames.end()) return std::nullopt;
+  return static_cast<SourceMode>(found - kSourceModeNames.begin());
 }
 
 std::string_view to_string(SessionEnd end) {

@@ -62,6 +62,17 @@ struct Instance {
   std::string boot_id = {};       // of the node's kernel when the session began
 };
 
+/// The address a guest sees as its client. For a forward, kAuto is what the node's configuration says; for
+/// the node, it is kTransparent where that is possible, else kPlain.
+enum class SourceMode : std::uint8_t {
+  kAuto,
+  kTransparent,  // the client's own, as under DNAT
+  kPlain,        // the node's
+  kProxyV2,      // the node's, and the client's in a PROXY protocol header (version 2) before its bytes
+};
+std::string_view to_string(SourceMode mode);
+std::optional<SourceMode> parse_source_mode(std::string_view text);
+
 inline constexpr std::size_t kAllowedCidrsMax = 64;
 
 /// What nftables would limit beside a DNAT rule. Zero and empty: no limit.
@@ -82,12 +93,14 @@ struct ForwardSpec {
   std::string label;                                      // 0-63 bytes of UTF-8 without control characters
   std::optional<std::uint16_t> host_port = std::nullopt;  // random when absent
   TrafficLimits limits = {};
+  SourceMode source_mode = SourceMode::kAuto;
 };
 
 /// What a caller asks to change about a forward.
 struct ForwardChange {
   std::optional<std::string> label = std::nullopt;
   std::optional<TrafficLimits> limits = std::nullopt;  // all of them
+  std::optional<SourceMode> source_mode = std::nullopt;
 };
 
 /// What was promised: this host port belongs to that guest port until the forward is deleted or its session
@@ -102,6 +115,7 @@ struct Forward {
   std::string label;
   Timestamp created_at{};
   TrafficLimits limits = {};
+  SourceMode source_mode = SourceMode::kAuto;  // as it was asked for
 };
 
 /// Limits of an instance, by name in the config.

@@ -85,6 +85,9 @@ constexpr auto kMigrations = std::to_array<const char*>({
       ALTER TABLE forwards ADD COLUMN max_new_connections_per_second INTEGER NOT NULL DEFAULT 0;
       ALTER TABLE forwards ADD COLUMN max_bytes_per_second INTEGER NOT NULL DEFAULT 0;
     )sql",
+    R"sql(
+      ALTER TABLE forwards ADD COLUMN source_mode TEXT NOT NULL DEFAULT 'auto';
+    )sql",
 });
 
 Error unavailable(const std::string& path, const std::string& what) {
@@ -377,6 +380,9 @@ Forward read_forward(RowReader& row) {
                     .max_new_connections_per_second = row.number32("max_new_connections_per_second"),
                     .max_bytes_per_second = static_cast<std::uint64_t>(
                         row.number("max_bytes_per_second", 0, std::numeric_limits<std::int64_t>::max()))};
+  const auto source_mode = parse_source_mode(row.text("source_mode"));
+  if (!source_mode) row.reject("source_mode", "is none of auto, transparent, plain, proxy_v2");
+  forward.source_mode = source_mode.value_or(SourceMode::kAuto);
   // A shell does not watch over foreign keys unless it is told to.
   if (row.number("instance_exists", 0, 1) == 0) row.reject("instance_id", "is no instance");
   return forward;
@@ -513,13 +519,13 @@ class Store::Connection {
             forward.host_port, forward.protocol, forward.label, forward.created_at,
             forward.limits.allowed_cidrs, forward.limits.max_connections,
             forward.limits.max_connections_per_source, forward.limits.max_new_connections_per_second,
-            forward.limits.max_bytes_per_second);
+            forward.limits.max_bytes_per_second, to_string(forward.source_mode));
   }
   bool update_forward(const Forward& forward) {
     return execute(update_forward_, forward.label, forward.limits.allowed_cidrs,
                    forward.limits.max_connections, forward.limits.max_connections_per_source,
                    forward.limits.max_new_connections_per_second, forward.limits.max_bytes_per_second,
-                   forward.id) > 0;
+                   to_string(forward.source_mode), forward.id) > 0;
   }
   void delete_forward(const ForwardId& id) { execute(delete_forward_, id); }
   void delete_forwards(std::string_view instance_id) { execute(delete_forwards_, instance_id); }
@@ -557,12 +563,12 @@ class Store::Connection {
                                  "INSERT INTO forwards (id, instance_id, session_id, guest_port, host_port, "
                                  "protocol, label, created_at, allowed_cidrs, max_connections, "
                                  "max_connections_per_source, max_new_connections_per_second, "
-                                 "max_bytes_per_second) "
-                                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"};
+                                 "max_bytes_per_second, source_mode) "
+                                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"};
   SQLite::Statement update_forward_{database_,
                                     "UPDATE forwards SET label = ?, allowed_cidrs = ?, max_connections = ?, "
                                     "max_connections_per_source = ?, max_new_connections_per_second = ?, "
-                                    "max_bytes_per_second = ? WHERE id = ?"};
+                                    "max_bytes_per_second = ?, source_mode = ? WHERE id = ?"};
   SQLite::Statement delete_forward_{database_, "DELETE FROM forwards WHERE id = ?"};
   SQLite::Statement delete_forwards_{database_, "DELETE FROM forwards WHERE instance_id = ?"};
   SQLite::Statement delete_other_sessions_{database_,

@@ -221,6 +221,19 @@ constexpr WorkerMember kWorkerMembers[] = {
     {MetricType::Counter, "portway_pipes_exhausted_total",
      "Times that a relay had to go on without a pipe, at the bound on pipes or for want of descriptors.",
      &WorkerCounters::pipes_exhausted},
+    {MetricType::Gauge, "portway_forwards_refusing",
+     "Forwards that refuse clients now, since their guests' ports are closed.",
+     &WorkerCounters::refusal_gates},
+    {MetricType::Counter, "portway_forwards_refusing_total",
+     "Times that a forward began to refuse clients, since its guest's port was closed.",
+     &WorkerCounters::refusal_gates_total},
+    {MetricType::Counter, "portway_forwards_refusing_skipped_total",
+     "Times that a forward went on accepting and resetting clients although its guest's port was closed: as "
+     "many as can be probed refuse already.",
+     &WorkerCounters::refusal_gates_skipped},
+    {MetricType::Counter, "portway_guest_probes_total",
+     "Connections made to guests to see whether a closed port is open again.",
+     &WorkerCounters::refusal_probes},
     {MetricType::Counter, "portway_close_records_dropped_total",
      "Connections whose end left no record, neither in memory nor in the access log, because the control "
      "thread did not keep up; should stay 0.",
@@ -319,17 +332,18 @@ void emit_api(Sink& sink, const ApiStats& api) {
 }
 
 void emit_source_modes(Sink& sink, const NodeStats& node) {
-  std::uint64_t established = 0;
-  for (const WorkerCounters* worker : node.workers) {
-    for (const Counter& bucket : worker->connect_duration.buckets) established += bucket.get();
+  Family connections(
+      sink, MetricType::Counter, "portway_source_mode_connections_total",
+      "Connections to guests by the address the guest sees: transparent is the client's, proxy_v2 the node's "
+      "with a PROXY header before the client's bytes, plain the node's. fallback says why it is not the mode "
+      "that was asked for, or why the client's port is another; empty where neither is so.",
+      {"mode", "fallback"});
+  for (std::size_t i = 0; i < kSourcePlans; ++i) {
+    std::uint64_t count = 0;
+    for (const WorkerCounters* worker : node.workers) count += worker->sources[i].get();
+    const auto plan = static_cast<SourcePlan>(i);
+    connections.label(0, source_mode(plan)).label(1, source_fallback(plan)).add(count);
   }
-  Family(sink, MetricType::Counter, "portway_source_mode_connections_total",
-         "Connections to guests by the address the guest sees: plain is the node's own. fallback says why it "
-         "is not the mode that was asked for; empty where it is.",
-         {"mode", "fallback"})
-      .label(0, "plain")
-      .label(1, "")
-      .add(established);
 }
 
 void emit_api_server(Sink& sink, const ServerStats& server) {

@@ -25,6 +25,12 @@ constexpr auto kRejectReasonNames = std::to_array<std::string_view>(
 static_assert(kRejectReasonNames.size() == kRejectReasons,
               "every RejectReason has its name, in the same order");
 
+constexpr auto kSourceFallbacks =
+    std::to_array<std::string_view>({"", "port_in_use", "", "", "hairpin", "loopback", "link_local", "family",
+                                     "no_return_path", "unanswered", "refused"});
+static_assert(kSourceFallbacks.size() == kSourcePlans,
+              "every SourcePlan has its fallback, in the same order");
+
 constexpr auto kPortAllocationErrorNames =
     std::to_array<std::string_view>({"taken", "exhausted", "resources"});
 static_assert(kPortAllocationErrorNames.size() == kPortAllocationErrors,
@@ -43,6 +49,20 @@ std::string_view to_string(ConnectError error) {
 }
 std::string_view to_string(RejectReason reason) {
   return kRejectReasonNames[static_cast<std::size_t>(reason)];
+}
+std::string_view source_mode(SourcePlan plan) {
+  switch (plan) {
+    case SourcePlan::kTransparent:
+    case SourcePlan::kPortInUse:
+      return "transparent";
+    case SourcePlan::kProxyV2:
+      return "proxy_v2";
+    default:
+      return "plain";
+  }
+}
+std::string_view source_fallback(SourcePlan plan) {
+  return kSourceFallbacks[static_cast<std::size_t>(plan)];
 }
 std::string_view to_string(PortAllocationError error) {
   return kPortAllocationErrorNames[static_cast<std::size_t>(error)];

@@ -75,6 +75,27 @@ enum class RejectReason : std::uint8_t {
 inline constexpr std::size_t kRejectReasons = 7;
 std::string_view to_string(RejectReason reason);
 
+/// Whose address a guest sees as its client's, for each connection to it.
+enum class SourcePlan : std::uint8_t {
+  kTransparent,  // the client's, with its port
+  kPortInUse,    // the client's, with a port of the kernel's choice: the client's own is taken on the node
+  kProxyV2,      // the node's, and a PROXY protocol header says the client's: as asked for
+  kPlain,        // the node's, as asked for
+  // The node's, since with the client's no answer would come:
+  kHairpin,       // the client is the guest, which would answer itself
+  kLoopback,      // the client is on the node, at 127.0.0.0/8 or ::1
+  kLinkLocal,     // a link-local address: the guest would look for the client on its own link
+  kFamily,        // the client is IPv4 and the guest IPv6, or the other way round
+  kNoReturnPath,  // nothing leads the guest's answers back to the node
+  kUnanswered,    // tried with the client's, and no answer came
+  kRefused,       // tried with the client's, and the kernel refused it
+};
+inline constexpr std::size_t kSourcePlans = static_cast<std::size_t>(SourcePlan::kRefused) + 1;
+/// "transparent", "proxy_v2" or "plain".
+std::string_view source_mode(SourcePlan plan);
+/// Why it is not the mode that was asked for, e.g. "hairpin"; empty where it is.
+std::string_view source_fallback(SourcePlan plan);
+
 /// A histogram of durations with fixed buckets (upper bounds in seconds, the last is +Inf).
 template <std::size_t N>
 struct Histogram {
@@ -113,11 +134,16 @@ struct alignas(64) WorkerCounters {
   Counter accept_pauses;  // accepting stopped for want of descriptors, and resumed later
   Counter spliced_bytes;
   Counter copied_bytes;
-  Counter pipes_open;       // in use or pooled
-  Counter pipes_in_use;     // held by a connection
-  Counter pipes_clamped;    // open ones that were made smaller than asked by the kernel's per-user limit
-  Counter pipes_exhausted;  // times a relay had to go on without one
+  Counter pipes_open;           // in use or pooled
+  Counter pipes_in_use;         // held by a connection
+  Counter pipes_clamped;        // open ones that were made smaller than asked by the kernel's per-user limit
+  Counter pipes_exhausted;      // times a relay had to go on without one
+  Counter refusal_gates;        // forwards that refuse clients now, since their guest ports do
+  Counter refusal_gates_total;  // times that one began to
+  Counter refusal_gates_skipped;  // times that one did not, since as many as can did
+  Counter refusal_probes;         // connections to guests that asked whether the port is open again
   Counter close_records_dropped;  // the control thread did not keep up
+  std::array<Counter, kSourcePlans> sources;  // connections that the guest answered
   Histogram<kConnectBoundsS.size()> connect_duration;
   Histogram<kConnectionBoundsS.size()> connection_duration;
 };

@@ -3,8 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <string>
 #include <vector>
 
+#include "config/endpoint.h"
 #include "network/netlink.h"
 
 namespace portway {
@@ -13,23 +16,25 @@ namespace portway {
 /// /etc/iproute2/rt_protos.
 inline constexpr std::uint8_t kPortwayProtocol = 210;
 
-/// "Packets with this mark are routed by that table."
-struct MarkRule {
+/// "Packets like these are routed by that table."
+struct RoutingRule {
   std::uint32_t preference = 0;
-  std::uint32_t mark = 0;  // value and mask: these bits are all set
   std::uint32_t table = 0;
-  bool node_only =
-      false;  // iif lo: only for packets that the node sends, and for looking up where a source is
+  std::string interface = {};  // that they come in by; "lo": that the node sends, and looking up where a
+                               // source is; empty: any
+  std::uint32_t mark = 0;      // value and mask: these bits are all set
+  std::optional<IpAddress> source = std::nullopt;
+  std::uint16_t source_port = 0;  // TCP; 0: any, and any protocol
 
-  friend bool operator==(const MarkRule&, const MarkRule&) = default;
+  friend bool operator==(const RoutingRule&, const RoutingRule&) = default;
 };
 
 /// `family` is AF_INET or AF_INET6. An EEXIST is fine: what is asked for is there.
-Result<void> add_rule(Netlink& netlink, int family, const MarkRule& rule);
+Result<void> add_rule(Netlink& netlink, int family, const RoutingRule& rule);
 /// Also fine when there is none.
-Result<void> delete_rule(Netlink& netlink, int family, const MarkRule& rule);
+Result<void> delete_rule(Netlink& netlink, int family, const RoutingRule& rule);
 /// Those of kPortwayProtocol.
-Result<std::vector<MarkRule>> our_rules(Netlink& netlink, int family);
+Result<std::vector<RoutingRule>> our_rules(Netlink& netlink, int family);
 
 /// `local default dev lo table TABLE`: whatever is looked up there is delivered to this node.
 Result<void> add_local_default(Netlink& netlink, int family, std::uint32_t table);

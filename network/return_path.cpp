@@ -1,10 +1,16 @@
 #include "network/return_path.h"
 
 #include <fmt/format.h>
+#include <net/if.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
+#include <cstddef>
+#include <cstring>
+#include <string_view>
 #include <utility>
 
 #include "network/policy_routing.h"
@@ -15,9 +21,13 @@ namespace portway {
 namespace {
 
 constexpr std::uint32_t kTable = 5210;
-constexpr std::array kRules = {
-    MarkRule{.preference = 5210, .mark = kSteerMark, .table = RT_TABLE_MAIN, .node_only = true},
-    MarkRule{.preference = 5211, .mark = kSteerMark, .table = kTable, .node_only = false},
+constexpr std::uint32_t kPreference = 5211;
+// An abstract Unix socket's name is one network namespace's.
+constexpr std::string_view kLockName{"\0portway/return-path", 20};
+
+const std::array kMarkRules = {
+    RoutingRule{.preference = 5210, .table = RT_TABLE_MAIN, .interface = "lo", .mark = kSteerMark},
+    RoutingRule{.preference = kPreference, .table = kTable, .mark = kSteerMark},
 };
 constexpr std::array kFamilies = {AF_INET, AF_INET6};
 
@@ -25,7 +35,7 @@ constexpr std::array kFamilies = {AF_INET, AF_INET6};
 Result<void> remove_from_node(Netlink& netlink, int family) {
   auto rules = our_rules(netlink, family);
   if (!rules) return rules.error();
-  for (const MarkRule& rule : *rules) {
+  for (const RoutingRule& rule : *rules) {
     if (auto done = delete_rule(netlink, family, rule); !done) return done.error();
   }
   auto has_route = has_local_default(netlink, family, kTable);
@@ -56,13 +66,30 @@ Result<void> remove_everything(Netlink& netlink) {
   return {};
 }
 
-Result<void> add_to_node(Netlink& netlink, int family) {
-  // The route first: a rule to an empty table falls through to the next rule.
-  if (auto done = add_local_default(netlink, family, kTable); !done) return done.error();
-  for (const MarkRule& rule : kRules) {
-    if (auto done = add_rule(netlink, family, rule); !done) return done.error();
-  }
-  return {};
+/// Nobody else's, for as long as it is open.
+Result<Fd> take_lock() {
+  Fd lock(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  sockaddr_un name{};
+  name.sun_family = AF_UNIX;
+  std::ranges::copy(kLockName, name.sun_path);
+  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + kLockName.size());
+  if (lock && ::bind(lock.get(), reinterpret_cast<const sockaddr*>(&name), size) == 0) return lock;
+  return Error{.code = ErrorCode::kResourceExhausted,
+               .detail = errno == EADDRINUSE
+                             ? "another Portway shows guests their clients' addresses in this network "
+                               "namespace; run one only"
+                             : fmt::format("return path: the lock of the network namespace: {}",
+                                           std::strerror(errno))};
+}
+
+RoutingRule port_rule(const std::string& tap, const IpAddress& guest, std::uint16_t port) {
+  return {.preference = kPreference, .table = kTable, .interface = tap, .source = guest, .source_port = port};
+}
+
+/// Whether rules are to be had at all.
+Result<void> try_rules(Netlink& netlink) {
+  if (auto done = add_local_default(netlink, AF_INET, kTable); !done) return done.error();
+  return delete_local_default(netlink, AF_INET, kTable);
 }
 
 Error missing(std::string_view what) {
@@ -75,76 +102,194 @@ Error missing(std::string_view what) {
 
 }  // namespace
 
-Result<std::unique_ptr<ReturnPath>> ReturnPath::start() {
+int ReturnPath::Guest::family() const {
+  return address.is_v4() ? AF_INET : AF_INET6;
+}
+
+Result<std::unique_ptr<ReturnPath>> ReturnPath::start(bool program_wanted) {
+  auto lock = take_lock();
+  if (!lock) return lock.error();
   auto netlink = Netlink::open();
   if (!netlink) return netlink.error();
   if (auto done = remove_everything(**netlink); !done) return done.error();
-  auto program = SteerProgram::load();
-  if (!program) return program.error();
-  return std::unique_ptr<ReturnPath>(new ReturnPath(std::move(*netlink), std::move(*program)));
+  std::unique_ptr<SteerProgram> program;
+  std::string why_rules = "it was asked for";
+  if (program_wanted) {
+    auto loaded = SteerProgram::load();
+    if (loaded) {
+      program = std::move(*loaded);
+      why_rules.clear();
+    } else {
+      why_rules = loaded.error().detail;
+    }
+  }
+  if (!program && !try_rules(**netlink)) {
+    return Error{.code = ErrorCode::kResourceExhausted, .detail = why_rules};
+  }
+  return std::unique_ptr<ReturnPath>(
+      new ReturnPath(std::move(*lock), std::move(*netlink), std::move(program), std::move(why_rules)));
 }
 
-ReturnPath::ReturnPath(std::unique_ptr<Netlink> netlink, std::unique_ptr<SteerProgram> program)
-    : netlink_(std::move(netlink)), program_(std::move(program)) {}
+ReturnPath::ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, std::unique_ptr<SteerProgram> program,
+                       std::string why_rules)
+    : lock_(std::move(lock)),
+      netlink_(std::move(netlink)),
+      program_(std::move(program)),
+      why_rules_(std::move(why_rules)) {}
 
 ReturnPath::~ReturnPath() {
-  while (!families_.empty()) remove(families_.begin()->first);
+  while (!guests_.empty()) remove(guests_.begin()->first);
 }
 
-Result<void> ReturnPath::add(int link, const IpAddress& guest) {
-  const int family = guest.is_v4() ? AF_INET : AF_INET6;
-  if (const auto known = families_.find(link); known != families_.end()) {
+Result<void> ReturnPath::add(int link, const IpAddress& address) {
+  Guest guest{.address = address, .tap = {}, .ports = {}};
+  if (!program_) {
+    std::array<char, IF_NAMESIZE> name{};
+    if (::if_indextoname(static_cast<unsigned>(link), name.data()) == nullptr) {
+      remove(link);
+      return Error{.code = ErrorCode::kResourceExhausted,
+                   .detail = fmt::format("return path: there is no link {}", link)};
+    }
+    guest.tap = name.data();
+  }
+  if (const auto known = guests_.find(link); known != guests_.end()) {
     // The same link with all in place takes the address. Otherwise the interface index was given to another
     // link, or somebody cleared the tap.
-    if (known->second == family && verify(link, family)) return program_->set_guest(link, guest);
+    if (program_ && known->second.family() == guest.family() && verify(link, known->second)) {
+      known->second = guest;
+      return program_->set_guest(link, address);
+    }
     remove(link);
   }
-  families_.emplace(link, family);
-  auto done = make(link, guest);
-  if (done) done = verify(link, family);
+  const Guest& added = guests_.emplace(link, std::move(guest)).first->second;
+  auto done = make(link, added);
+  if (done) done = verify(link, added);
   if (!done) remove(link);
   return done;
 }
 
-Result<void> ReturnPath::make(int link, const IpAddress& guest) {
-  if (auto done = add_to_node(*netlink_, guest.is_v4() ? AF_INET : AF_INET6); !done) return done.error();
-  if (auto done = program_->set_guest(link, guest); !done) return done.error();
+/// What is there already is fine.
+Result<void> ReturnPath::make(int link, const Guest& guest) {
+  // The route first: a rule to an empty table falls through to the next rule.
+  if (auto done = add_local_default(*netlink_, guest.family(), kTable); !done) return done.error();
+  if (!program_) {
+    for (const auto& [port, count] : guest.ports) {
+      const RoutingRule rule = port_rule(guest.tap, guest.address, port);
+      if (auto done = add_rule(*netlink_, guest.family(), rule); !done) return done.error();
+    }
+    return {};
+  }
+  for (const RoutingRule& rule : kMarkRules) {
+    if (auto done = add_rule(*netlink_, guest.family(), rule); !done) return done.error();
+  }
+  if (auto done = program_->set_guest(link, guest.address); !done) return done.error();
+  auto attached = is_attached(link);
+  if (!attached) return attached.error();
+  if (*attached) return {};
   return add_filter(*netlink_, link, program_->fd());
 }
 
+Result<bool> ReturnPath::is_attached(int link) const {
+  auto filters = our_filters(*netlink_, link);
+  if (!filters) return filters.error();
+  return std::ranges::any_of(*filters,
+                             [this](const OurFilter& filter) { return filter.program == program_->id(); });
+}
+
 void ReturnPath::remove(int link) {
-  const auto known = families_.find(link);
-  if (known == families_.end()) return;
-  const int family = known->second;
-  families_.erase(known);
-  program_->remove_guest(link);
-  // What cannot be removed now, for want of memory, does nothing without the guest in the map, and is removed
-  // by the next start.
-  (void)remove_our_filters(*netlink_, link);
+  const auto guest = guests_.extract(link);
+  if (guest.empty()) return;
+  const int family = guest.mapped().family();
+  if (program_) {
+    program_->remove_guest(link);
+    // What cannot be removed now, for want of memory, does nothing without the guest in the map, and is
+    // removed by the next start.
+    (void)remove_our_filters(*netlink_, link);
+  }
+  for (const auto& [port, count] : guest.mapped().ports) {
+    (void)delete_rule(*netlink_, family, port_rule(guest.mapped().tap, guest.mapped().address, port));
+  }
   if (guests_of(family) == 0) (void)remove_from_node(*netlink_, family);
 }
 
-std::size_t ReturnPath::guests_of(int family) const {
-  return static_cast<std::size_t>(
-      std::ranges::count_if(families_, [family](const auto& entry) { return entry.second == family; }));
+Result<void> ReturnPath::add_port(int link, std::uint16_t guest_port) {
+  const auto guest = guests_.find(link);
+  if (program_ || guest == guests_.end()) return {};
+  auto& [address, tap, ports] = guest->second;
+  if (const auto known = ports.find(guest_port); known != ports.end()) {
+    ++known->second;
+    return {};
+  }
+  if (this->ports() >= kPortsMax) {
+    return Error{.code = ErrorCode::kResourceExhausted,
+                 .detail = fmt::format("return path: there are {} rules, one for each forwarded guest port, "
+                                       "which is as many as can be; give Portway CAP_BPF, it then needs none",
+                                       kPortsMax)};
+  }
+  auto done = add_rule(*netlink_, guest->second.family(), port_rule(tap, address, guest_port));
+  if (done) ports.emplace(guest_port, 1);
+  return done;
 }
 
-Result<void> ReturnPath::verify(int link, int family) const {
-  auto rules = our_rules(*netlink_, family);
-  if (!rules) return rules.error();
-  for (const MarkRule& rule : kRules) {
-    if (std::ranges::find(*rules, rule) == rules->end()) {
-      return missing(fmt::format("rule {}", rule.preference));
-    }
+void ReturnPath::remove_port(int link, std::uint16_t guest_port) {
+  const auto guest = guests_.find(link);
+  if (program_ || guest == guests_.end()) return;
+  auto& [address, tap, ports] = guest->second;
+  const auto known = ports.find(guest_port);
+  if (known == ports.end() || --known->second > 0) return;
+  ports.erase(known);
+  (void)delete_rule(*netlink_, guest->second.family(), port_rule(tap, address, guest_port));
+}
+
+std::vector<int> ReturnPath::mend(std::size_t links_max) {
+  std::vector<int> lost;
+  for (std::size_t i = 0; i < std::min(links_max, guests_.size()); ++i) {
+    auto next = guests_.upper_bound(mended_);
+    if (next == guests_.end()) next = guests_.begin();
+    mended_ = next->first;
+    if (verify(next->first, next->second)) continue;
+    auto done = make(next->first, next->second);
+    if (done) done = verify(next->first, next->second);
+    if (!done) lost.push_back(next->first);
   }
-  auto has_route = has_local_default(*netlink_, family, kTable);
+  for (const int link : lost) remove(link);
+  return lost;
+}
+
+std::size_t ReturnPath::guests_of(int family) const {
+  return static_cast<std::size_t>(std::ranges::count_if(
+      guests_, [family](const auto& entry) { return entry.second.family() == family; }));
+}
+
+std::size_t ReturnPath::ports() const {
+  std::size_t count = 0;
+  for (const auto& [link, guest] : guests_) count += guest.ports.size();
+  return count;
+}
+
+Result<void> ReturnPath::verify(int link, const Guest& guest) const {
+  auto rules = our_rules(*netlink_, guest.family());
+  if (!rules) return rules.error();
+  const auto is_there = [&](const RoutingRule& rule) {
+    return std::ranges::find(*rules, rule) != rules->end();
+  };
+  auto has_route = has_local_default(*netlink_, guest.family(), kTable);
   if (!has_route) return has_route.error();
   if (!*has_route) return missing("the route of table 5210");
-  auto filters = our_filters(*netlink_, link);
-  if (!filters) return filters.error();
-  const bool attached = std::ranges::any_of(
-      *filters, [this](const OurFilter& filter) { return filter.program == program_->id(); });
-  if (!attached) return missing(fmt::format("the filter on link {}", link));
+  if (!program_) {
+    for (const auto& [port, count] : guest.ports) {
+      if (!is_there(port_rule(guest.tap, guest.address, port))) {
+        return missing(fmt::format("the rule for port {} of {}", port, guest.tap));
+      }
+    }
+    return {};
+  }
+  for (const RoutingRule& rule : kMarkRules) {
+    if (!is_there(rule)) return missing(fmt::format("rule {}", rule.preference));
+  }
+  auto attached = is_attached(link);
+  if (!attached) return attached.error();
+  if (!*attached) return missing(fmt::format("the filter on link {}", link));
   return {};
 }
 

@@ -12,18 +12,29 @@
 // Nothing is changed for packets that belong to no connection of the node: the guest's own connections and
 // routed traffic go their way.
 //
+// Where the kernel takes no program (no CAP_BPF, an old kernel, lockdown) there is a rule for each forwarded
+// port of a guest instead:
+//     5211: iif TAP from GUEST ipproto tcp sport PORT lookup 5210
+// which costs every packet of the node a little for each rule, so there are at most kPortsMax of them; and
+// the guest's own connections from a forwarded port number do not work, nor do routed ones to it.
+//
 // Everything it makes can be recognised (protocol 210, filter "portway_steer"), and what a predecessor left
-// is removed at start. For the same reason two of them in one network namespace would end each other.
+// is removed at start. So that two of them in one network namespace do not end each other, the second one
+// does not start.
 //
 // Control thread; the network namespace is that of the thread that calls start().
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <map>
 #include <memory>
-#include <unordered_map>
+#include <string>
+#include <vector>
 
 #include "config/endpoint.h"
 #include "config/error.h"
+#include "config/fd.h"
 #include "network/netlink.h"
 #include "network/steer_program.h"
 
@@ -31,15 +42,22 @@ namespace portway {
 
 class ReturnPath {
  public:
+  static constexpr std::size_t kPortsMax = 128;
+  enum class Kind : std::uint8_t { kProgram, kRules };
+
   /// kResourceExhausted when the node cannot have it; the detail says why, and what would help (CAP_BPF and
   /// CAP_NET_ADMIN, a newer kernel). Then nothing was made, and connections need a source address of the
-  /// node.
-  static Result<std::unique_ptr<ReturnPath>> start();
+  /// node. `program` false: rules, whatever the kernel can do.
+  static Result<std::unique_ptr<ReturnPath>> start(bool program = true);
 
   /// Removes everything.
   ~ReturnPath();
   ReturnPath(const ReturnPath&) = delete;
   ReturnPath& operator=(const ReturnPath&) = delete;
+
+  Kind kind() const { return program_ ? Kind::kProgram : Kind::kRules; }
+  /// Why it is not a program; empty where it is.
+  const std::string& why_rules() const { return why_rules_; }
 
   /// From now on the guest's answers come back. `link` is the interface index of its tap, an Ethernet device;
   /// one guest a link, a second call replaces its address. What was made is read back; when it is not there,
@@ -51,16 +69,39 @@ class ReturnPath {
   /// them first.
   void remove(int link);
 
+  /// With rules, the answers from a port of the guest come back only after this; with a program it does
+  /// nothing. kResourceExhausted when there are kPortsMax. Each call has its remove_port(), and remove() goes
+  /// for all of a link's.
+  Result<void> add_port(int link, std::uint16_t guest_port);
+  void remove_port(int link, std::uint16_t guest_port);
+
+  /// Looks whether everything is still there for at most `links_max` links, the next ones each time, and
+  /// makes what is not. The links for which that cannot be done; they are removed.
+  std::vector<int> mend(std::size_t links_max);
+
  private:
-  ReturnPath(std::unique_ptr<Netlink> netlink, std::unique_ptr<SteerProgram> program);
+  struct Guest {
+    IpAddress address;
+    std::string tap;                             // for rules, which name it
+    std::map<std::uint16_t, std::size_t> ports;  // with rules: how often each was added
+    int family() const;
+  };
 
-  Result<void> make(int link, const IpAddress& guest);
-  Result<void> verify(int link, int family) const;
+  ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, std::unique_ptr<SteerProgram> program,
+             std::string why_rules);
+
+  Result<void> make(int link, const Guest& guest);
+  Result<bool> is_attached(int link) const;
+  Result<void> verify(int link, const Guest& guest) const;
   std::size_t guests_of(int family) const;
+  std::size_t ports() const;
 
+  const Fd lock_;  // one in a network namespace
   const std::unique_ptr<Netlink> netlink_;
-  const std::unique_ptr<SteerProgram> program_;
-  std::unordered_map<int, int> families_;  // by link: AF_INET or AF_INET6
+  const std::unique_ptr<SteerProgram> program_;  // null: rules
+  const std::string why_rules_;
+  std::map<int, Guest> guests_;  // by link
+  int mended_ = 0;               // the link that mend() looked at last
 };
 
 }  // namespace portway

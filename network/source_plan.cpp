@@ -1,25 +1,13 @@
 #include "network/source_plan.h"
 
-#include <algorithm>
-#include <array>
 #include <boost/asio/ip/address_v6.hpp>
 #include <cerrno>
+#include <cstdint>
 
 namespace portway {
 namespace {
 
 namespace ip = boost::asio::ip;
-
-constexpr auto kNames = std::to_array<std::string_view>({
-    "transparent",
-    "port_in_use",
-    "hairpin",
-    "loopback",
-    "local_client",
-    "link_local",
-    "family",
-});
-static_assert(kNames.size() == kSourcePlans, "every SourcePlan has its name, in the same order");
 
 /// One spelling for each address: IPv4 as IPv4, no zone.
 IpAddress plain(const IpAddress& address) {
@@ -37,26 +25,37 @@ bool is_link_local(const IpAddress& address) {
 
 }  // namespace
 
-std::string_view to_string(SourcePlan plan) {
-  return kNames[static_cast<std::size_t>(plan)];
-}
-
-SourcePlan plan_source(const Endpoint& client, const Endpoint& guest,
-                       std::span<const IpAddress> node_addresses) {
+SourcePlan plan_source(const Endpoint& client, const Endpoint& guest) {
   const IpAddress from = plain(client.address());
   const IpAddress to = plain(guest.address());
   if (from == to) return SourcePlan::kHairpin;
   if (from.is_loopback()) return SourcePlan::kLoopback;
-  if (std::ranges::binary_search(node_addresses, from)) return SourcePlan::kLocalClient;
   if (is_link_local(from)) return SourcePlan::kLinkLocal;
   if (from.is_v4() != to.is_v4()) return SourcePlan::kFamily;
   return SourcePlan::kTransparent;
 }
 
 std::optional<SourcePlan> plan_after_failure(SourcePlan tried, int error) {
-  const bool port_is_taken = error == EADDRINUSE || error == EADDRNOTAVAIL;
-  if (tried == SourcePlan::kTransparent && port_is_taken) return SourcePlan::kPortInUse;
-  return std::nullopt;
+  if (!is_transparent(tried)) return std::nullopt;
+  switch (error) {
+    case EADDRINUSE:
+    case EADDRNOTAVAIL:
+      // The address has no port left for that guest port: another address would get through.
+      return tried == SourcePlan::kTransparent ? SourcePlan::kPortInUse : SourcePlan::kRefused;
+    case ETIMEDOUT:
+      return SourcePlan::kUnanswered;
+    case EPERM:
+    case EACCES:
+    case EINVAL:
+    case ENOPROTOOPT:
+      return SourcePlan::kRefused;
+    default:
+      return std::nullopt;
+  }
+}
+
+Endpoint source_endpoint(const Endpoint& client, SourcePlan plan) {
+  return {plain(client.address()), plan == SourcePlan::kPortInUse ? std::uint16_t{0} : client.port()};
 }
 
 }  // namespace portway

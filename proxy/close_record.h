@@ -34,9 +34,9 @@ struct CloseRecord {
   std::uint64_t sent_bytes = 0;      // from the guest, taken by the client's socket
   TcpSummary tcp[2] = {};            // of each side's socket, at the end
   CloseCause cause = {};
-  std::int16_t error = 0;        // the errno that ended it; 0: none did
-  std::uint16_t worker = 0;      // index
-  std::uint8_t source_mode = 0;  // 0: plain
+  std::int16_t error = 0;    // the errno that ended it; 0: none did
+  std::uint16_t worker = 0;  // index
+  SourcePlan source = SourcePlan::kPlain;
 };
 
 }  // namespace portway

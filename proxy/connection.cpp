@@ -8,6 +8,9 @@
 #include <cassert>
 #include <cerrno>
 
+#include "network/proxy_header.h"
+#include "network/source_plan.h"
+
 namespace portway {
 namespace {
 
@@ -15,6 +18,10 @@ namespace {
 // most: a client that reads nothing must not hold a slot for ever.
 constexpr Nanos kResetPoll = std::chrono::milliseconds(4);
 constexpr Nanos kResetDeliveryMax = std::chrono::seconds(10);
+
+// How long a forward's clients are seen as the node after one whose own address the guest did not answer:
+// each try costs a client half the connect time-out.
+constexpr Nanos kAskAgainAfter = std::chrono::seconds(60);
 
 CloseSide close_side(Side side) {
   return side == kDownstream ? CloseSide::kClient : CloseSide::kGuest;
@@ -146,16 +153,22 @@ bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
   served.counters[worker_].connections_active.add();
   served.counters[worker_].connections_accepted.add();
 
+  slot.source = first_plan(served, slot);
+
   set_state(*index, ConnectionState::kConnecting);
   arm(*index, kDownstream);
-  const int result = open_upstream(slot, served);
-  if (result != 0 && result != -EINPROGRESS) {
-    on_connect_failed(*index, -result);
-    return true;
-  }
-  arm(*index, kUpstream);
-  schedule(*index);
+  connect(*index);
   return true;
+}
+
+void ConnectionSet::connect(std::uint32_t index) {
+  const int result = open_upstream(table_[index], *connections_[index].forward);
+  if (result != 0 && result != -EINPROGRESS) {
+    on_connect_failed(index, -result);
+    return;
+  }
+  arm(index, kUpstream);
+  schedule(index);
 }
 
 void ConnectionSet::reject(int downstream, const ServedForwardPtr& forward, RejectReason reason) {
@@ -170,8 +183,30 @@ void ConnectionSet::reject(int downstream, const ServedForwardPtr& forward, Reje
   io_.close_with_reset(downstream);
 }
 
-/// connect(2)'s result, or that of what comes before it.
+SourcePlan ConnectionSet::first_plan(const ServedForward& forward, const ConnectionSlot& slot) const {
+  const SourcePlan wanted = forward.source.load(std::memory_order_relaxed);
+  if (wanted != SourcePlan::kTransparent) return wanted;
+  if (slot.client.port == 0) return SourcePlan::kRefused;  // it is gone already
+  if (slot.accepted_ns < forward.unanswered_until_ns.load(std::memory_order_relaxed))
+    return SourcePlan::kUnanswered;
+  return plan_source(to_endpoint(slot.client), forward.route.upstream);
+}
+
+/// The result of the last attempt: with the client's address there can be several.
 int ConnectionSet::open_upstream(ConnectionSlot& slot, const ServedForward& forward) {
+  for (;;) {
+    const int result = connect_upstream(slot, forward);
+    if (result == 0 || result == -EINPROGRESS) return result;
+    const auto next = plan_after_failure(slot.source, -result);
+    if (!next) return result;
+    slot.source = *next;
+    if (slot.socket[kUpstream].fd >= 0) io_.close(slot.socket[kUpstream].fd);
+    slot.socket[kUpstream] = SocketState{};
+  }
+}
+
+/// connect(2)'s result, or that of what comes before it.
+int ConnectionSet::connect_upstream(ConnectionSlot& slot, const ServedForward& forward) {
   const Endpoint& upstream = forward.route.upstream;
   const int fd = io_.socket(upstream.address().is_v6() ? AF_INET6 : AF_INET);
   if (fd < 0) return fd;
@@ -181,11 +216,50 @@ int ConnectionSet::open_upstream(ConnectionSlot& slot, const ServedForward& forw
     io_.set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
     io_.set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, static_cast<int>(options_.keepalive.count()));
   }
+  if (options_.user_timeout.count() > 0) {
+    const std::chrono::milliseconds timeout = options_.user_timeout;
+    io_.set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(timeout.count()));
+  }
+  if (options_.copy_dscp) {
+    if (const int dscp = io_.take_syn_dscp(slot.socket[kDownstream].fd); dscp > 0) {
+      const bool v6 = upstream.address().is_v6();
+      io_.set_option(fd, v6 ? IPPROTO_IPV6 : IPPROTO_IP, v6 ? IPV6_TCLASS : IP_TOS, dscp);
+    }
+  }
   if (!forward.route.tap.empty()) {
     // Without it, packets for a guest whose tap is gone would leave by the default route.
     if (const int result = io_.bind_to_device(fd, forward.route.tap); result < 0) return result;
   }
+  if (is_transparent(slot.source)) {
+    const Endpoint source = source_endpoint(to_endpoint(slot.client), slot.source);
+    if (const int result = io_.bind_transparent(fd, source); result < 0) return result;
+  }
   return io_.connect(fd, upstream);
+}
+
+/// A client's own address comes to nothing without a return path. Once it is known to be there, silence is
+/// the guest's own, as under DNAT.
+bool ConnectionSet::may_reopen(std::uint32_t index) const {
+  return is_transparent(table_[index].source) && !connections_[index].reopening &&
+         !connections_[index].forward->answered.load(std::memory_order_relaxed);
+}
+
+void ConnectionSet::reopen(std::uint32_t index) {
+  ConnectionSlot& slot = table_[index];
+  connections_[index].reopening = false;
+  io_.close(slot.socket[kUpstream].fd);
+  slot.socket[kUpstream] = SocketState{};
+  slot.source = *plan_after_failure(slot.source, ETIMEDOUT);
+  connect(index);
+}
+
+/// False where the socket, which is new and empty, does not take it.
+bool ConnectionSet::send_proxy_header(const ConnectionSlot& slot) {
+  Endpoint destination;
+  if (io_.local_endpoint(slot.socket[kDownstream].fd, destination) < 0) return false;
+  const ProxyHeader header = proxy_header(to_endpoint(slot.client), destination);
+  return io_.send(slot.socket[kUpstream].fd, header.bytes.data(), header.size, MSG_NOSIGNAL) ==
+         static_cast<std::ptrdiff_t>(header.size);
 }
 
 void ConnectionSet::advance_connecting(std::uint32_t index) {
@@ -202,7 +276,17 @@ void ConnectionSet::advance_connecting(std::uint32_t index) {
     return;
   }
   if (!upstream.writable) return;
-  const ServedForward& forward = *connections_[index].forward;
+  ServedForward& forward = *connections_[index].forward;
+  if (slot.source == SourcePlan::kProxyV2 && !send_proxy_header(slot)) {
+    terminate(index, CloseSide::kNode, CloseHow::kResources, true, true);
+    return;
+  }
+  counters_.sources[static_cast<std::size_t>(slot.source)].add();
+  if (is_transparent(slot.source)) {
+    forward.answered.store(true, std::memory_order_relaxed);
+  } else if (slot.source == SourcePlan::kUnanswered && slot.accepted_ns >= forward.unanswered_until_ns) {
+    forward.unanswered_until_ns.store((io_.now() + kAskAgainAfter).count(), std::memory_order_relaxed);
+  }
   slot.connected_ns = slot.active_ns = io_.now().count();
   counters_.connect_duration.observe_us(elapsed_us(slot.accepted_ns, slot.connected_ns), kConnectBoundsS);
   forward.counters[worker_].connections_established.add();
@@ -218,6 +302,9 @@ void ConnectionSet::on_connect_failed(std::uint32_t index, int error) {
   const ConnectError reason = connect_error(error);
   connections_[index].error = static_cast<std::int16_t>(error);
   connections_[index].forward->counters[worker_].connect_errors[static_cast<std::size_t>(reason)].add();
+  if (reason == ConnectError::kRefused && options_.refused_probe.count() > 0) {
+    refused_.push_back(connections_[index].forward);
+  }
   const bool by_guest = reason == ConnectError::kRefused || reason == ConnectError::kTimeout;
   // RST, never FIN: a clean end would say that a service was there and had nothing to say.
   terminate(index, by_guest ? CloseSide::kGuest : CloseSide::kNode, close_how(reason), true, true);
@@ -231,6 +318,10 @@ void ConnectionSet::on_poll(Token token, const Completion& completion) {
   connections_[index].armed[side] = completion.more;
   if (table_[index].state == ConnectionState::kClosing) {
     join(index);
+    return;
+  }
+  if (connections_[index].reopening && side == kUpstream) {
+    if (!completion.more) reopen(index);
     return;
   }
   if (completion.result < 0) {
@@ -418,7 +509,8 @@ void ConnectionSet::terminate(std::uint32_t index, CloseSide side, CloseHow how,
   set_state(index, ConnectionState::kClosing);
   for (const Side each : kSides) {
     // close(2) would neither send FIN nor RST while the ring holds the file.
-    if (connection.armed[each]) io_.cancel(slot.socket[each].fd);
+    const bool cancelled = each == kUpstream && connection.reopening;
+    if (connection.armed[each] && !cancelled) io_.cancel(slot.socket[each].fd);
   }
   join(index);
 }
@@ -472,6 +564,7 @@ void ConnectionSet::record_close(const ConnectionSlot& slot, Connection& connect
     if (slot.socket[side].fd >= 0) record.tcp[side] = io_.tcp_summary(slot.socket[side].fd);
   }
   record.cause = connection.cause;
+  record.source = slot.source;
   record.error = connection.error;
   push_record(std::move(record));
 }
@@ -536,6 +629,7 @@ LiveConnection ConnectionSet::live_connection(const ConnectionSlot& slot) {
     if (slot.socket[side].fd >= 0) live.tcp[side] = io_.tcp_summary(slot.socket[side].fd);
   }
   live.worker = static_cast<std::uint16_t>(worker_);
+  live.source = slot.source;
   return live;
 }
 
@@ -562,7 +656,9 @@ void ConnectionSet::schedule(std::uint32_t index) {
   const ConnectionSlot& slot = table_[index];
   Nanos deadline = connections_[index].drain_deadline;
   if (slot.state == ConnectionState::kConnecting) {
-    deadline = std::min(deadline, deadline_after(slot.accepted_ns, options_.connect_timeout));
+    const Nanos timeout = options_.connect_timeout;
+    deadline =
+        std::min(deadline, deadline_after(slot.accepted_ns, may_reopen(index) ? timeout / 2 : timeout));
   } else if (slot.state == ConnectionState::kRelaying) {
     deadline = std::min({deadline, connections_[index].reset_deadline, connections_[index].throttled_until,
                          deadline_after(slot.active_ns, options_.idle_timeout)});
@@ -583,7 +679,15 @@ void ConnectionSet::on_deadline(std::uint32_t index) {
   } else if (now >= connections_[index].drain_deadline) {
     terminate(index, CloseSide::kNode, connections_[index].drained, true, true);
   } else if (slot.state == ConnectionState::kConnecting) {
-    on_connect_failed(index, ETIMEDOUT);
+    if (may_reopen(index)) {
+      connections_[index].reopening = true;
+      io_.cancel(slot.socket[kUpstream].fd);
+      schedule(index);
+    } else if (now >= deadline_after(slot.accepted_ns, options_.connect_timeout)) {
+      on_connect_failed(index, ETIMEDOUT);
+    } else {
+      schedule(index);  // another connection has found the return path meanwhile
+    }
   } else if (now >= connections_[index].reset_deadline) {
     terminate(index, connections_[index].cause.side, connections_[index].cause.how, true, true);
   } else if (now >= connections_[index].throttled_until) {

@@ -35,6 +35,9 @@ struct ConnectionOptions {
   std::chrono::seconds idle_timeout{0};           // without a byte moved
   std::chrono::seconds drain_timeout{30};         // for connections of a forward closed with kDrain
   std::chrono::seconds keepalive{300};            // idle time before the first TCP keepalive probe; 0: none
+  std::chrono::seconds user_timeout{900};         // for a guest to acknowledge what was sent; 0: the kernel's
+  bool copy_dscp = true;                          // of the client's SYN to what is sent to the guest
+  std::chrono::milliseconds refused_probe{80};    // see proxy/refusal_gates.h; 0: listeners stay open
 };
 
 /// What a slot needs beside it in this process.
@@ -46,7 +49,8 @@ struct Connection {
   bool armed[2] = {false, false};              // a poll of that side's socket has not had its last completion
   bool reset[2] = {false, false};              // close that side with RST
   bool queued = false;                         // in the run queue
-  bool admitted = false;                       // the forward's admission counts it
+  bool reopening = false;  // another upstream socket follows the last completion of this one
+  bool admitted = false;   // the forward's admission counts it
   CloseCause cause;
   CloseHow drained = CloseHow::kForwardDeleted;  // how it ends at drain_deadline
   std::int16_t error = 0;                        // the errno that ends it
@@ -93,6 +97,12 @@ class ConnectionSet {
   std::size_t kill(const ForwardId& forward, ConnectionId connection);
 
   std::uint32_t in_use() const { return table_.in_use(); }
+  /// Calls take(const ServedForwardPtr&) for each connection that the guest refused since the last call.
+  template <class Take>
+  void take_refused(Take take) {
+    for (const ServedForwardPtr& forward : refused_) take(forward);
+    refused_.clear();
+  }
   /// Descriptors were given back since the last call: accepting may work again.
   bool take_released() { return std::exchange(released_, false); }
 
@@ -103,7 +113,13 @@ class ConnectionSet {
   void arm(std::uint32_t index, Side side);
   void schedule(std::uint32_t index);
 
+  SourcePlan first_plan(const ServedForward& forward, const ConnectionSlot& slot) const;
   int open_upstream(ConnectionSlot& slot, const ServedForward& forward);
+  int connect_upstream(ConnectionSlot& slot, const ServedForward& forward);
+  void connect(std::uint32_t index);
+  bool may_reopen(std::uint32_t index) const;
+  void reopen(std::uint32_t index);
+  bool send_proxy_header(const ConnectionSlot& slot);
   void on_events(std::uint32_t index, Side side, std::uint32_t events);
   void advance(std::uint32_t index);
   void advance_connecting(std::uint32_t index);
@@ -140,6 +156,7 @@ class ConnectionSet {
   std::vector<std::uint32_t> run_queue_;
   std::vector<std::uint32_t> running_;  // the queue being worked off
   std::array<std::byte, 64 * 1024> buffer_;
+  std::vector<ServedForwardPtr> refused_;  // only where somebody takes them
   bool released_ = false;
 };
 

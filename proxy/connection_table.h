@@ -18,6 +18,7 @@
 
 #include "config/endpoint.h"
 #include "config/forward.h"
+#include "metrics/stats.h"
 
 namespace portway {
 
@@ -86,7 +87,8 @@ struct ConnectionSlot {
   std::int64_t connected_ns = 0;
   std::int64_t active_ns = 0;  // when bytes last moved
   ConnectionState state = ConnectionState::kFree;
-  Side first_ended = kDownstream;  // which side sent FIN first, or in kResetting which one was reset
+  SourcePlan source = SourcePlan::kPlain;  // whose address the guest sees
+  Side first_ended = kDownstream;          // which side sent FIN first, or in kResetting which one was reset
 };
 static_assert(std::is_trivially_copyable_v<ConnectionSlot>, "a slot must make sense in another process");
 static_assert(sizeof(ConnectionSlot) <= 256);

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "config/endpoint.h"
+#include "config/fd.h"
 #include "config/forward.h"
 #include "metrics/stats.h"
-#include "proxy/fd.h"
 #include "proxy/live_connection.h"
 
 namespace portway {
@@ -38,6 +38,7 @@ struct ForwardRoute {
                       // empty: not bound
   std::string instance_id = {};  // for records
   TrafficLimits limits = {};
+  SourcePlan source = SourcePlan::kPlain;  // kTransparent: as far as a connection's client allows it
 };
 
 /// What becomes of the established connections of a forward that is closed.
@@ -69,6 +70,9 @@ class Dataplane {
   /// it. Where its connections are ended, `why` is what their records say.
   virtual void close(const ForwardId& id, ClosePolicy policy, CloseHow why) = 0;
 
+  /// The forward was closed, or never opened, and its last connection has ended.
+  virtual bool ended(const ForwardId& id) = 0;
+
   /// The live connections of a forward, those with ids above `after`, at most `limit`. Each worker is asked
   /// and answers between two of its turns: this waits for that, microseconds as a rule. kResourceExhausted
   /// when a worker was too busy to answer within 250 ms.
@@ -79,6 +83,9 @@ class Dataplane {
 
   /// Other limits for a forward that is open; unknown ids are ignored. Connections that are there stay.
   virtual void set_limits(const ForwardId& id, const TrafficLimits& limits) = 0;
+
+  /// Another source address for connections to come of a forward that is open; unknown ids are ignored.
+  virtual void set_source(const ForwardId& id, SourcePlan source) = 0;
 
   /// Counts of one forward, or of all open ones in no order.
   virtual std::optional<ForwardStats> forward_stats(const ForwardId& id) const = 0;

@@ -81,7 +81,17 @@ class Io {
   virtual int set_option(int fd, int level, int option, int value) = 0;
   /// SO_BINDTODEVICE.
   virtual int bind_to_device(int fd, const std::string& device) = 0;
+  /// Gives a socket that is to be connected an address that need not be the node's (IP_TRANSPARENT,
+  /// IPV6_TRANSPARENT), and its port, which other sockets may have too; port 0 is one that connect() chooses.
+  virtual int bind_transparent(int fd, const Endpoint& source) = 0;
   virtual int peer_endpoint(int fd, Endpoint& out) = 0;
+  virtual int local_endpoint(int fd, Endpoint& out) = 0;
+  /// The DSCP, shifted left by two, that the client's SYN had; 0 also where that is not known. Once for a
+  /// socket: what the kernel has kept is freed.
+  virtual int take_syn_dscp(int fd) = 0;
+  /// A listener that shutdown(SHUT_RD) has stopped accepts again. -EADDRINUSE when another socket took the
+  /// port meanwhile.
+  virtual int listen_again(int fd) = 0;
   /// Bytes the peer has not acknowledged yet, FIN included (SIOCOUTQ).
   virtual int unacknowledged(int fd) = 0;
   /// All zero when it cannot be read.

@@ -9,7 +9,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
+#include <cstdint>
+
+#include "proxy/listen_socket.h"
 
 namespace portway {
 namespace {
@@ -50,6 +54,43 @@ int KernelIo::set_option(int fd, int level, int option, int value) {
 int KernelIo::bind_to_device(int fd, const std::string& device) {
   return result_of(
       ::setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, device.c_str(), static_cast<socklen_t>(device.size())));
+}
+
+int KernelIo::bind_transparent(int fd, const Endpoint& source) {
+  const bool v6 = source.address().is_v6();
+  if (const int result = v6 ? set_option(fd, IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+                            : set_option(fd, IPPROTO_IP, IP_TRANSPARENT, 1);
+      result < 0) {
+    return result;
+  }
+  if (source.port() != 0) {
+    if (const int result = set_option(fd, SOL_SOCKET, SO_REUSEADDR, 1); result < 0) return result;
+  } else if (const int result = set_option(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1); result < 0) {
+    return result;
+  }
+  return result_of(::bind(fd, source.data(), static_cast<socklen_t>(source.size())));
+}
+
+int KernelIo::local_endpoint(int fd, Endpoint& out) {
+  auto size = static_cast<socklen_t>(out.capacity());
+  if (::getsockname(fd, out.data(), &size) < 0) return -errno;
+  out.resize(size);
+  return 0;
+}
+
+int KernelIo::take_syn_dscp(int fd) {
+  // The SYN's IP header as it came, and no more of it than is looked at: what is cut off stays with the
+  // kernel, so it is read whole.
+  std::array<std::uint8_t, 256> syn;
+  socklen_t size = syn.size();
+  if (::getsockopt(fd, IPPROTO_TCP, TCP_SAVED_SYN, syn.data(), &size) < 0 || size < 2) return 0;
+  const unsigned version = syn[0] >> 4;
+  if (version == 4) return syn[1] & 0xfc;
+  return ((syn[0] << 4) | (syn[1] >> 4)) & 0xfc;
+}
+
+int KernelIo::listen_again(int fd) {
+  return result_of(::listen(fd, kListenBacklog));
 }
 
 int KernelIo::peer_endpoint(int fd, Endpoint& out) {

@@ -14,7 +14,11 @@ class KernelIo : public Io {
   int socket_error(int fd) override;
   int set_option(int fd, int level, int option, int value) override;
   int bind_to_device(int fd, const std::string& device) override;
+  int bind_transparent(int fd, const Endpoint& source) override;
   int peer_endpoint(int fd, Endpoint& out) override;
+  int local_endpoint(int fd, Endpoint& out) override;
+  int take_syn_dscp(int fd) override;
+  int listen_again(int fd) override;
   int unacknowledged(int fd) override;
   TcpSummary tcp_summary(int fd) override;
   bool at_urgent_mark(int fd) override;

@@ -11,9 +11,6 @@
 namespace portway {
 namespace {
 
-// Clients that wait to be accepted; the kernel bounds it by net.core.somaxconn (4,096 by default).
-constexpr int kBacklog = 4096;
-
 void enable(int fd, int level, int option, int value = 1) {
   ::setsockopt(fd, level, option, &value, sizeof value);
 }
@@ -56,6 +53,7 @@ Result<Fd> open_listen_socket(const Endpoint& endpoint, std::chrono::seconds kee
   enable(fd.get(), SOL_SOCKET, SO_REUSEADDR);
   if (v6) enable(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY);
   enable(fd.get(), IPPROTO_TCP, TCP_NODELAY);
+  enable(fd.get(), IPPROTO_TCP, TCP_SAVE_SYN);
   if (keepalive.count() > 0) {
     enable(fd.get(), SOL_SOCKET, SO_KEEPALIVE);
     enable(fd.get(), IPPROTO_TCP, TCP_KEEPIDLE, static_cast<int>(keepalive.count()));
@@ -63,7 +61,7 @@ Result<Fd> open_listen_socket(const Endpoint& endpoint, std::chrono::seconds kee
   if (::bind(fd.get(), endpoint.data(), static_cast<socklen_t>(endpoint.size())) < 0)
     return refused(endpoint, errno);
   // Only listening takes the port for good: before, another socket with SO_REUSEADDR could still bind it.
-  if (::listen(fd.get(), kBacklog) < 0) return refused(endpoint, errno);
+  if (::listen(fd.get(), kListenBacklog) < 0) return refused(endpoint, errno);
   return fd;
 }
 

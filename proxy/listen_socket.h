@@ -5,12 +5,16 @@
 
 #include "config/endpoint.h"
 #include "config/error.h"
-#include "proxy/fd.h"
+#include "config/fd.h"
 
 namespace portway {
 
+/// Clients that wait to be accepted; the kernel bounds it by net.core.somaxconn (4,096 by default).
+inline constexpr int kListenBacklog = 4096;
+
 /// A non-blocking socket, bound and listening. Accepted sockets inherit what is set here: TCP_NODELAY, and
-/// keepalive probes after `keepalive` of silence (0: none). Errors: kHostPortTaken (EADDRINUSE),
+/// keepalive probes after `keepalive` of silence (0: none). Their clients' SYNs are kept for
+/// Io::take_syn_dscp(). Errors: kHostPortTaken (EADDRINUSE),
 /// kPrivilegedPort (EACCES), kInvalidConfig (EADDRNOTAVAIL: not an address of this host), kResourceExhausted
 /// (descriptors, memory).
 Result<Fd> open_listen_socket(const Endpoint& endpoint, std::chrono::seconds keepalive);

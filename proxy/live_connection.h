@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "config/endpoint.h"
+#include "metrics/stats.h"
 #include "proxy/io.h"
 
 namespace portway {
@@ -36,7 +37,7 @@ struct LiveConnection {
   std::uint64_t sent_bytes = 0;
   TcpSummary tcp[2] = {};
   std::uint16_t worker = 0;
-  std::uint8_t source_mode = 0;
+  SourcePlan source = SourcePlan::kPlain;
 };
 
 }  // namespace portway

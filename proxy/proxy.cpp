@@ -152,12 +152,12 @@ Result<BoundPort> Proxy::bind(std::uint16_t port) {
 
 void Proxy::open(ForwardRoute route, BoundPort port) {
   const ForwardId id = route.id;
-  Entry entry{.forward = std::make_shared<ServedForward>(std::move(route), workers_.size()),
-              .listeners = {},
-              .worker = next_worker_++ % workers_.size()};
+  const std::size_t worker = next_worker_++ % workers_.size();
+  Entry entry{.forward = std::make_shared<ServedForward>(std::move(route), workers_.size(), worker),
+              .listeners = {}};
   std::vector<Fd> listeners = port.take_listeners();
   for (const Fd& listener : listeners) entry.listeners.push_back(listener.get());
-  workers_[entry.worker]->post(Worker::OpenForward{entry.forward, std::move(listeners)});
+  workers_[worker]->post(Worker::OpenForward{entry.forward, std::move(listeners)});
   forwards_.insert_or_assign(id, std::move(entry));
 }
 
@@ -165,7 +165,20 @@ void Proxy::close(const ForwardId& id, ClosePolicy policy, CloseHow why) {
   const auto found = forwards_.find(id);
   if (found == forwards_.end()) return;
   close(found->second, policy, why);
+  closing_.insert_or_assign(id, std::move(found->second.forward));
   forwards_.erase(found);
+  if (closing_.size() <= closing_max_) return;
+  std::erase_if(closing_, [](const auto& entry) { return entry.second->stats().connections_active == 0; });
+  closing_max_ = std::max<std::size_t>(64, 2 * closing_.size());
+}
+
+bool Proxy::ended(const ForwardId& id) {
+  if (forwards_.contains(id)) return false;
+  const auto found = closing_.find(id);
+  if (found == closing_.end()) return true;
+  if (found->second->stats().connections_active != 0) return false;
+  closing_.erase(found);
+  return true;
 }
 
 void Proxy::close(const Entry& entry, ClosePolicy policy, CloseHow why) {
@@ -174,7 +187,7 @@ void Proxy::close(const Entry& entry, ClosePolicy policy, CloseHow why) {
   // again.
   for (const int listener : entry.listeners) ::shutdown(listener, SHUT_RD);
   for (std::size_t i = 0; i < workers_.size(); ++i) {
-    if (i == entry.worker || policy != ClosePolicy::kKeep)
+    if (i == entry.forward->listening_worker || policy != ClosePolicy::kKeep)
       workers_[i]->post(Worker::CloseForward{entry.forward, policy, why});
   }
 }
@@ -182,6 +195,11 @@ void Proxy::close(const Entry& entry, ClosePolicy policy, CloseHow why) {
 void Proxy::set_limits(const ForwardId& id, const TrafficLimits& limits) {
   const auto found = forwards_.find(id);
   if (found != forwards_.end()) found->second.forward->set_limits(limits);
+}
+
+void Proxy::set_source(const ForwardId& id, SourcePlan source) {
+  const auto found = forwards_.find(id);
+  if (found != forwards_.end()) found->second.forward->source.store(source, std::memory_order_relaxed);
 }
 
 Result<ConnectionPage> Proxy::connections(const ForwardId& id, ConnectionId after, std::size_t limit) {

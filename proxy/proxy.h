@@ -39,7 +39,9 @@ class Proxy final : public Dataplane {
   Result<BoundPort> bind(std::uint16_t port) override;
   void open(ForwardRoute route, BoundPort port) override;
   void close(const ForwardId& id, ClosePolicy policy, CloseHow why) override;
+  bool ended(const ForwardId& id) override;
   void set_limits(const ForwardId& id, const TrafficLimits& limits) override;
+  void set_source(const ForwardId& id, SourcePlan source) override;
   Result<ConnectionPage> connections(const ForwardId& id, ConnectionId after, std::size_t limit) override;
   Result<std::size_t> end_connections(const ForwardId& id, ConnectionId connection) override;
 
@@ -66,7 +68,6 @@ class Proxy final : public Dataplane {
   struct Entry {
     ServedForwardPtr forward;
     std::vector<int> listeners;  // owned by the worker until CloseForward
-    std::size_t worker;
   };
 
   Proxy(const ProxyOptions& options, std::string backend, std::string backend_reason,
@@ -80,6 +81,9 @@ class Proxy final : public Dataplane {
   std::vector<std::unique_ptr<Worker>> workers_;
   std::vector<std::thread> threads_;
   std::unordered_map<ForwardId, Entry, boost::hash<ForwardId>> forwards_;
+  std::unordered_map<ForwardId, ServedForwardPtr, boost::hash<ForwardId>>
+      closing_;                   // closed, with connections; those that have ended too until somebody looks
+  std::size_t closing_max_ = 64;  // then somebody does
   std::size_t next_worker_ = 0;
 };
 

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -17,10 +18,13 @@
 namespace portway {
 
 struct ServedForward {
-  ServedForward(ForwardRoute forward_route, std::size_t workers)
+  /// `listening` is the index of the worker that has its listeners.
+  ServedForward(ForwardRoute forward_route, std::size_t workers, std::size_t listening = 0)
       : route(std::move(forward_route)),
         counters(std::make_unique<ForwardCounters[]>(workers)),
-        worker_count(workers) {
+        worker_count(workers),
+        listening_worker(listening),
+        source(route.source) {
     set_limits(route.limits);
   }
 
@@ -34,9 +38,15 @@ struct ServedForward {
   const ForwardRoute route;
   const std::unique_ptr<ForwardCounters[]> counters;  // [w] is written by worker w only
   const std::size_t worker_count;
+  const std::size_t listening_worker;
   Admission admission;
-  ByteRate rate[2];                 // of the bytes that come from each side
-  std::atomic<bool> closed{false};  // set by the control thread: nothing is accepted for it any more
+  ByteRate rate[2];                   // of the bytes that come from each side
+  std::atomic<SourcePlan> source;     // set by the control thread
+  std::atomic<bool> answered{false};  // a guest has answered a client's own address: there is a return path
+  // On the monotonic clock: one has not, but has answered the node's. Until then it is not asked again.
+  std::atomic<std::int64_t> unanswered_until_ns{0};
+  std::atomic<bool> refusing{false};  // its guest port is closed: so are its listeners
+  std::atomic<bool> closed{false};    // set by the control thread: nothing is accepted for it any more
 };
 
 using ServedForwardPtr = std::shared_ptr<ServedForward>;

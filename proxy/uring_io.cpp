@@ -11,7 +11,7 @@
 #include <cstring>
 #include <vector>
 
-#include "proxy/fd.h"
+#include "config/fd.h"
 #include "proxy/kernel_io.h"
 
 namespace portway {

@@ -14,6 +14,7 @@ namespace {
 constexpr Token kKindShift = 40;
 constexpr Token kListenerToken = Token{1} << kKindShift;
 constexpr Token kConnectionToken = Token{2} << kKindShift;
+constexpr Token kProbeToken = Token{4} << kKindShift;
 constexpr Token kIndexMask = kListenerToken - 1;
 
 /// Descriptors may be freed by others than us, so a paused listener tries again by itself.
@@ -35,7 +36,9 @@ Worker::Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<C
       connections_max_(slots.size()),
       closes_(kCloseRecords),
       connections_(*io_, options.connections, slots, options.pipes_max, counters_, closes_, options.index,
-                   kConnectionToken) {}
+                   kConnectionToken),
+      gates_(*io_, options.connections.refused_probe, counters_, kProbeToken,
+             [this](const ServedForwardPtr& forward) { return open_listeners(forward); }) {}
 
 Worker::~Worker() {
   // Handed over after the last turn: nobody will take them.
@@ -62,6 +65,8 @@ void Worker::turn(Nanos max_wait) {
     const Token token = completion.token & kIndexMask;
     if ((completion.token & kConnectionToken) != 0) {
       connections_.on_poll(token, completion);
+    } else if ((completion.token & kProbeToken) != 0) {
+      gates_.on_poll(token, completion);
     } else {
       on_accept(static_cast<std::uint32_t>(token), completion);
     }
@@ -69,6 +74,8 @@ void Worker::turn(Nanos max_wait) {
   if (mail_.exchange(false)) read_mailbox();
   connections_.run();
   connections_.expire();
+  connections_.take_refused([this](const ServedForwardPtr& forward) { tell_refused(forward); });
+  if (!gates_.empty()) gates_.run();
   if (!paused_.empty()) resume_paused();
 }
 
@@ -77,6 +84,7 @@ Nanos Worker::wait_time(Nanos max_wait) const {
   Nanos wait = max_wait;
   const Nanos next = connections_.until_next_deadline();
   if (next != TimerWheel::kNever) wait = earlier(wait, next);
+  if (!gates_.empty()) wait = earlier(wait, gates_.until_next());
   if (!paused_.empty()) wait = earlier(wait, std::max(Nanos::zero(), resume_at_ - io_->now()));
   return wait;
 }
@@ -119,6 +127,7 @@ void Worker::on(CloseForward& message) {
   for (std::uint32_t index = 0; index < listeners_.size(); ++index) {
     if (listeners_[index].forward == message.forward) close_listener(index);
   }
+  gates_.forget(message.forward);
   connections_.close_forward(*message.forward, message.policy, message.why);
 }
 
@@ -139,8 +148,16 @@ void Worker::on(EndConnections& message) {
   message.answer.set_value(connections_.kill(message.forward, message.connection));
 }
 
+void Worker::on(Refused& message) {
+  const ServedForwardPtr& forward = message.forward;
+  if (stopping_ || forward->closed.load(std::memory_order_relaxed) || !gates_.add(forward)) return;
+  forward->refusing.store(true, std::memory_order_relaxed);
+  shut_listeners(forward);
+}
+
 void Worker::on(Stop&) {
   stopping_ = true;
+  gates_.forget_all();
   for (std::uint32_t index = 0; index < listeners_.size(); ++index) {
     if (listeners_[index].forward) close_listener(index);
   }
@@ -178,6 +195,10 @@ void Worker::on_accept_ended(std::uint32_t index, int result) {
     arm(index);  // it ended with nothing wrong
   } else if (result == -EINVAL && listener.forward->closed.load(std::memory_order_relaxed)) {
     // The control thread has shut the socket down: CloseForward is on its way.
+  } else if (result == -EINVAL && listener.gated) {
+    // Armed again when the guest's port is open.
+  } else if (result == -EINVAL) {
+    arm(index);  // the guest's port was open again before this was told
   } else {
     // EMFILE, ENFILE, ENOMEM, ...: clients wait in the backlog until there is room again.
     counters_.accept_pauses.add();
@@ -231,6 +252,48 @@ void Worker::resume_paused() {
     listeners_[index].paused = false;
     arm(index);
   }
+}
+
+// --- A guest's closed port.
+
+void Worker::tell_refused(const ServedForwardPtr& forward) {
+  if (forward->refusing.load(std::memory_order_relaxed)) return;
+  Worker& listening = peers_.empty() ? *this : *peers_[forward->listening_worker];
+  if (&listening == this) {
+    Refused message{forward};
+    on(message);
+  } else {
+    listening.post(Refused{forward});
+  }
+}
+
+/// Clients are refused from here on, and the port stays ours. SO_REUSEADDR has to go, or another program
+/// could listen on a port where nobody does.
+void Worker::shut_listeners(const ServedForwardPtr& forward) {
+  for (Listener& listener : listeners_) {
+    if (listener.forward != forward || listener.closing) continue;
+    listener.gated = true;
+    io_->set_option(listener.fd, SOL_SOCKET, SO_REUSEADDR, 0);
+    io_->shutdown(listener.fd, SHUT_RD);
+  }
+}
+
+bool Worker::open_listeners(const ServedForwardPtr& forward) {
+  bool open = true;
+  for (std::uint32_t index = 0; index < listeners_.size(); ++index) {
+    Listener& listener = listeners_[index];
+    if (listener.forward != forward || listener.closing || !listener.gated) continue;
+    io_->set_option(listener.fd, SOL_SOCKET, SO_REUSEADDR, 1);
+    if (io_->listen_again(listener.fd) < 0) {
+      io_->set_option(listener.fd, SOL_SOCKET, SO_REUSEADDR, 0);
+      open = false;
+      continue;
+    }
+    listener.gated = false;
+    if (!listener.armed && !listener.paused) arm(index);
+  }
+  if (open) forward->refusing.store(false, std::memory_order_relaxed);
+  return open;
 }
 
 }  // namespace portway

@@ -14,11 +14,12 @@
 #include <variant>
 #include <vector>
 
+#include "config/fd.h"
 #include "metrics/stats.h"
 #include "proxy/connection.h"
 #include "proxy/dataplane.h"
-#include "proxy/fd.h"
 #include "proxy/io.h"
+#include "proxy/refusal_gates.h"
 #include "proxy/served_forward.h"
 
 namespace portway {
@@ -56,9 +57,13 @@ class Worker {
     ServedForwardPtr forward;
     int downstream;
   };
+  /// A guest refused a connection of a forward that this worker listens for.
+  struct Refused {
+    ServedForwardPtr forward;
+  };
   struct Stop {};
   using Message =
-      std::variant<OpenForward, CloseForward, TakeConnection, ListConnections, EndConnections, Stop>;
+      std::variant<OpenForward, CloseForward, TakeConnection, ListConnections, EndConnections, Refused, Stop>;
 
   Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<ConnectionSlot> slots);
   ~Worker();
@@ -92,7 +97,9 @@ class Worker {
   void run();
   /// Waits for something to happen, at most `max_wait` (negative: for ever), and deals with it.
   void turn(Nanos max_wait);
-  bool stopped() const { return stopping_ && connections_.in_use() == 0 && listeners_open_ == 0; }
+  bool stopped() const {
+    return stopping_ && connections_.in_use() == 0 && listeners_open_ == 0 && gates_.empty();
+  }
 
  private:
   struct Listener {
@@ -100,6 +107,7 @@ class Worker {
     int fd = -1;
     bool armed = false;   // the last completion of its accept is still to come
     bool paused = false;  // descriptors ran out; in paused_
+    bool gated = false;   // shut, until its guest port is open again
     bool closing = false;
   };
 
@@ -110,6 +118,7 @@ class Worker {
   void on(TakeConnection& message);
   void on(ListConnections& message);
   void on(EndConnections& message);
+  void on(Refused& message);
   void on(Stop& message);
 
   void on_accept(std::uint32_t index, const Completion& completion);
@@ -120,12 +129,16 @@ class Worker {
   void close_listener(std::uint32_t index);
   void release_listener(std::uint32_t index);
   void resume_paused();
+  void tell_refused(const ServedForwardPtr& forward);
+  void shut_listeners(const ServedForwardPtr& forward);
+  bool open_listeners(const ServedForwardPtr& forward);
 
   std::unique_ptr<Io> io_;
   const std::uint64_t connections_max_;
   WorkerCounters counters_;
   CloseRecordRing closes_;  // written by the worker's thread, read by the control thread
   ConnectionSet connections_;
+  RefusalGates gates_;
   std::span<const std::unique_ptr<Worker>> peers_;
 
   std::vector<Listener> listeners_;

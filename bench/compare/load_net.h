@@ -11,7 +11,7 @@
 #include <span>
 #include <string>
 
-#include "proxy/fd.h"
+#include "config/fd.h"
 
 namespace portway::bench {
 

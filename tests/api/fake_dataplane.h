@@ -24,6 +24,8 @@ class FakeDataplane final : public Dataplane {
   void set_limits(const ForwardId& id, const TrafficLimits& limits) override {
     opened.at(id).first.limits = limits;
   }
+  bool ended(const ForwardId& id) override { return !opened.contains(id); }
+  void set_source(const ForwardId& id, SourcePlan source) override { opened.at(id).first.source = source; }
   void close(const ForwardId& id, ClosePolicy policy, CloseHow why) override {
     opened.erase(id);
     closed.emplace_back(id, policy);

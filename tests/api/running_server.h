@@ -27,7 +27,7 @@
 #include <utility>
 
 #include "api/server.h"
-#include "proxy/fd.h"
+#include "config/fd.h"
 
 namespace portway::test {
 

@@ -217,10 +217,9 @@ TEST(Config, WhatThisVersionCannotDoIsRefusedAndNotIgnored) {
   EXPECT_EQ(refusal("api.listen = \"unix:@portway\"\n", "api.listen"),
             "portway.toml:1: api.listen: \"unix:@portway\" is an abstract socket, which is not supported: it "
             "has no permissions; use a path, e.g. unix:/run/portway/api.sock");
-  EXPECT_EQ(refusal("proxy.source_mode = \"transparent\"\n", "proxy.source_mode"),
-            "portway.toml:1: proxy.source_mode: \"transparent\" is not supported by this version; use "
-            "\"plain\", or leave the "
-            "key out");
+  EXPECT_EQ(refusal("proxy.source_mode = \"snat\"\n", "proxy.source_mode"),
+            "portway.toml:1: proxy.source_mode: \"snat\" is none of \"auto\", \"transparent\", \"plain\", "
+            "\"proxy_v2\"");
 }
 
 TEST(Config, KeysThatContradictEachOtherAreRefused) {

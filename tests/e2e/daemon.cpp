@@ -31,16 +31,16 @@ void write_file(const std::filesystem::path& directory, const DaemonOptions& opt
                 const std::string& profiles) {
   std::ofstream file(directory / "portway.toml");
   file << "[node]\npublic_hostname = \"" << Daemon::kHostname << "\"\npublic_addresses = [\"" << kHostAddress
-       << "\"]\n"
+       << "\", \"" << kHostAddress6 << "\"]\n"
        << "[api]\nlisten = \"" << kApiAddress << ":" << kApiPort
        << "\"\nrate_limit_per_second = 0\nadmin_key_file = " << directory / "admin.key"
        << "\n"
-       << "[guests]\nnetworks = [\"198.19.0.0/24\"]\n"
+       << "[guests]\nnetworks = [\"198.19.0.0/24\", \"fd00:19::/64\"]\n"
        << "[store]\npath = " << directory / "store" / "portway.db"
        << "\n"
        << "[proxy]\nworkers = 2\nio_backend = \"" << options.io_backend
        << "\"\nconnect_timeout_ms = " << options.connect_timeout_ms << "\n"
-       << profiles;
+       << options.proxy << profiles;
   if (options.access_log)
     file << "[log]\naccess = " << directory / "access.log"
          << "\n";
@@ -102,13 +102,15 @@ void Daemon::put_instance(const std::string& id, const std::string& guest_addres
   const HttpResponse response =
       api("PUT", "/instances/" + id,
           R"({"guest_address": ")" + guest_address + R"(", "tap": ")" + tap + R"(", "owner": "acme"})");
-  if (response.status != 201) throw std::runtime_error("PUT /instances/" + id + ": " + response.body);
+  if (response.status / 100 != 2) throw std::runtime_error("PUT /instances/" + id + ": " + response.body);
 }
 
-CreatedForward Daemon::create_forward(const std::string& instance_id, std::uint16_t guest_port) {
-  const HttpResponse response = api(
-      "POST", "/instances/" + instance_id + "/port-forwards",
-      R"({"guest_port": )" + std::to_string(guest_port) + R"(, "protocol": "tcp", "label": "dev-server"})");
+CreatedForward Daemon::create_forward(const std::string& instance_id, std::uint16_t guest_port,
+                                      const std::string& source_mode) {
+  const HttpResponse response =
+      api("POST", "/instances/" + instance_id + "/port-forwards",
+          R"({"guest_port": )" + std::to_string(guest_port) +
+              R"(, "protocol": "tcp", "label": "dev-server", "source_mode": ")" + source_mode + R"("})");
   if (response.status != 201) throw std::runtime_error("POST a port forward: " + response.body);
   const boost::json::value forward = response.json().at("port_forward");
   return {.id = std::string(forward.at("id").as_string()),

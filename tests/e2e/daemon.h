@@ -19,6 +19,7 @@ struct DaemonOptions {
   unsigned connect_timeout_ms = 5000;
   bool deny_io_uring = false;
   bool no_capabilities = false;
+  std::string proxy = {};              // more lines of [proxy]
   bool access_log = false;             // to access.log in its directory
   std::uint64_t store_disk_bytes = 0;  // the store's disk is this small; 0: it is not
 };
@@ -58,7 +59,8 @@ class Daemon {
   void put_instance(const std::string& id, const std::string& guest_address = kGuestAddress,
                     const std::string& tap = kTap);
   /// Creates a forward as the product's page shows. Fails the test when refused.
-  CreatedForward create_forward(const std::string& instance_id, std::uint16_t guest_port);
+  CreatedForward create_forward(const std::string& instance_id, std::uint16_t guest_port,
+                                const std::string& source_mode = "auto");
 
   ParsedText metrics();
   /// Asks /metrics until the series has the value; false when it has not after ten seconds.

@@ -21,10 +21,17 @@ std::string build_guest_image() {
   return directory;
 }
 
+/// At once, without asking the link whether somebody else has it.
+void add_address6(const NetworkNamespace& network, const std::string& address, const std::string& link) {
+  network.ip("-6 address add " + address + " dev " + link + " nodad");
+}
+
 }  // namespace
 
 GuestNetwork::GuestNetwork(GuestKind kind) : kind_(kind) {
   connect({host_, "public0", "198.18.0.1/24"}, {client_, "eth0", "198.18.0.2/24"});
+  add_address6(host_, "fd00:18::1/64", "public0");
+  add_address6(client_, "fd00:18::2/64", "eth0");
   const std::string silent(kSilentTap);
   host_.ip("link add " + silent + " type veth peer name silent1");
   host_.ip("link set silent1 up");
@@ -35,6 +42,14 @@ GuestNetwork::GuestNetwork(GuestKind kind) : kind_(kind) {
   if (!guest_process_->wait_for_output(kGuestReadyLine, minutes(2))) {
     throw std::runtime_error("the guest did not start: " + guest_process_->output());
   }
+}
+
+void GuestNetwork::pause_guest() {
+  guest_process_->signal(SIGSTOP);
+}
+
+void GuestNetwork::resume_guest() {
+  guest_process_->signal(SIGCONT);
 }
 
 void GuestNetwork::kill_guest() {
@@ -49,6 +64,9 @@ void GuestNetwork::start_veth_guest() {
   guest_.emplace();
   connect({host_, kTap, "198.19.0.1/24"}, {*guest_, "eth0", "198.19.0.2/24"});
   guest_->ip("route add default via 198.19.0.1");
+  add_address6(host_, "fd00:19::1/64", kTap);
+  add_address6(*guest_, "fd00:19::2/64", "eth0");
+  guest_->ip("-6 route add default via fd00:19::1");
   guest_process_ = std::make_unique<Process>(SpawnOptions{.command = {kGuestService}, .network = &*guest_});
 }
 
@@ -56,10 +74,12 @@ void GuestNetwork::start_virtual_machine() {
   const std::string image = build_guest_image();
   host_.ip("tuntap add dev tap0 mode tap");
   host_.ip("address add 198.19.0.1/24 dev tap0");
+  add_address6(host_, "fd00:19::1/64", kTap);
   host_.ip("link set tap0 up");
-  guest_process_ = std::make_unique<Process>(SpawnOptions{
-      .command = {kGuestDirectory + "/boot.sh", image, kTap, "198.19.0.2/24", "198.19.0.1", "guest"},
-      .network = &host_});
+  guest_process_ = std::make_unique<Process>(
+      SpawnOptions{.command = {kGuestDirectory + "/boot.sh", image, kTap, "198.19.0.2/24", "198.19.0.1",
+                               "guest", "fd00:19::2/64", "fd00:19::1"},
+                   .network = &host_});
 }
 
 }  // namespace portway::test

@@ -1,6 +1,7 @@
 // The machines of the end-to-end tests, in network namespaces:
 //
 //   client 198.18.0.2 --veth-- 198.18.0.1 host 198.19.0.1 --tap0-- 198.19.0.2 guest
+//          fd00:18::2          fd00:18::1      fd00:19::1          fd00:19::2
 //
 // The guest is another namespace behind a veth end called tap0, or a virtual machine behind a real tap. Both
 // run guest_service. The host has neither forwarding nor netfilter: whatever arrives came through the daemon.
@@ -18,6 +19,8 @@ namespace portway::test {
 
 inline constexpr const char* kHostAddress = "198.18.0.1";
 inline constexpr const char* kGuestAddress = "198.19.0.2";
+inline constexpr const char* kHostAddress6 = "fd00:18::1";
+inline constexpr const char* kGuestAddress6 = "fd00:19::2";
 inline constexpr const char* kTap = "tap0";
 inline constexpr const char* kSilentAddress = "198.19.0.77";  // behind kSilentTap, where nobody answers
 inline constexpr const char* kSilentTap = "silent0";
@@ -35,6 +38,12 @@ class GuestNetwork {
   const NetworkNamespace& host() const { return host_; }
   const NetworkNamespace& client() const { return client_; }
 
+  /// Null where it is a virtual machine.
+  const NetworkNamespace* guest() const { return guest_ ? &*guest_ : nullptr; }
+
+  /// Its virtual processors, or its services, stand still.
+  void pause_guest();
+  void resume_guest();
   /// The virtual machine dies; behind a veth, the guest's end loses its carrier.
   void kill_guest();
 

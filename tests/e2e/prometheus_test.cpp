@@ -62,7 +62,8 @@ class PrometheusTest : public testing::Test {
   void SetUp() override {
     PORTWAY_NEEDS(why_no_prometheus());
     network_ = std::make_unique<GuestNetwork>(GuestKind::kVeth);
-    daemon_ = std::make_unique<Daemon>(*network_, DaemonOptions{});
+    daemon_ = std::make_unique<Daemon>(
+        *network_, DaemonOptions{.proxy = "refused_probe_ms = 0\n"});  // every client's refusal is counted
     daemon_->put_instance("vm-1");
   }
 

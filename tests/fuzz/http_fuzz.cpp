@@ -14,7 +14,7 @@
 #include <string_view>
 
 #include "api/server.h"
-#include "proxy/fd.h"
+#include "config/fd.h"
 
 namespace portway {
 namespace {

@@ -27,7 +27,7 @@
 #include <utility>
 #include <vector>
 
-#include "proxy/fd.h"
+#include "config/fd.h"
 #include "tests/support/network.h"
 #include "tests/support/requirements.h"
 
@@ -257,9 +257,9 @@ struct World {
     return index;
   }
 
-  std::unique_ptr<ReturnPath> start() const {
+  std::unique_ptr<ReturnPath> start(bool program = true) const {
     std::unique_ptr<ReturnPath> path;
-    node.run([&] { path = ReturnPath::start().value(); });
+    node.run([&] { path = ReturnPath::start(program).value(); });
     return path;
   }
 
@@ -398,6 +398,22 @@ TEST_P(ReturnPathSettingTest, TheGuestSeesTheClientsAddressAndPortAndItsAnswersC
 
   const Endpoint closed(guest(0).address(), 1);
   EXPECT_EQ(world_->connect_as(client(40001), closed).error, ECONNREFUSED);
+}
+
+TEST_P(ReturnPathSettingTest, WithRulesTooWhereThePortWasAdded) {
+  const auto path = world_->start(false);
+  ASSERT_EQ(path->kind(), ReturnPath::Kind::kRules);
+  const Fd listener = listen(world_->guest, guest(0));
+  world_->node.run([&] {
+    ASSERT_TRUE(path->add(world_->link("tap0"), guest(0).address()));
+    ASSERT_TRUE(path->add_port(world_->link("tap0"), local_of(listener).port()));
+  });
+  const auto [upstream, error] = world_->connect_as(client(40000), local_of(listener));
+  ASSERT_EQ(error, 0) << std::strerror(error);
+  const Fd accepted = accept(listener);
+  EXPECT_EQ(peer_of(accepted), client(40000));
+  EXPECT_EQ(exchange(upstream, accepted, "question"), "question");
+  EXPECT_EQ(exchange(accepted, upstream, "answer"), "answer");
 }
 
 class ReturnPathForwardTest : public ReturnPathSettingTest {};
@@ -662,6 +678,73 @@ TEST_F(ReturnPathTest, ATableThatSomebodyElseUsesIsAnErrorAndStays) {
   EXPECT_EQ(world_->listing(), before);
 }
 
+TEST_F(ReturnPathTest, ASecondOneInTheNetworkNamespaceDoesNotStart) {
+  const auto path = world_->start();
+  world_->node.run([] {
+    const auto second = ReturnPath::start();
+    ASSERT_FALSE(second);
+    EXPECT_THAT(second.error().detail, HasSubstr("another Portway"));
+  });
+}
+
+TEST_F(ReturnPathTest, WhatSomebodyRemovedIsMended) {
+  const auto path = world_->start();
+  ASSERT_TRUE(path->add(world_->link("tap0"), address(kV4.guest)));
+  ASSERT_TRUE(path->add(world_->link("tap1"), address(kV6.neighbour)));
+  const std::string with = world_->listing();
+  world_->node.ip("rule del pref 5211");
+  world_->node.ip("-6 rule del pref 5210");
+  world_->node.ip("route flush table 5210");
+  world_->delete_hook("tap0");
+  EXPECT_THAT(path->mend(1), testing::IsEmpty());
+  EXPECT_THAT(path->mend(1), testing::IsEmpty());
+  EXPECT_EQ(world_->listing(), with);
+}
+
+TEST_F(ReturnPathTest, ALinkThatCannotBeMendedIsTold) {
+  const auto path = world_->start();
+  const int gone = world_->link("tap0");
+  ASSERT_TRUE(path->add(gone, address(kV4.guest)));
+  ASSERT_TRUE(path->add(world_->link("tap1"), address(kV4.neighbour)));
+  world_->node.ip("link del tap0");
+  EXPECT_THAT(path->mend(16), testing::ElementsAre(gone));
+  EXPECT_THAT(path->mend(16), testing::IsEmpty());
+}
+
+TEST_F(ReturnPathTest, RulesGoWithTheLastUserOfTheirPort) {
+  const std::string before = world_->listing();
+  const auto path = world_->start(false);
+  world_->node.run([&] {
+    const int tap0 = world_->link("tap0");
+    ASSERT_TRUE(path->add(tap0, address(kV4.guest)));
+    ASSERT_TRUE(path->add_port(tap0, 3000));
+    ASSERT_TRUE(path->add_port(tap0, 3000)) << "another forward to the same port";
+    ASSERT_TRUE(path->add_port(tap0, 5432));
+    EXPECT_THAT(world_->listing(), HasSubstr("iif tap0 ipproto tcp sport 3000 lookup 5210"));
+    path->remove_port(tap0, 3000);
+    EXPECT_THAT(world_->listing(), HasSubstr("sport 3000"));
+    path->remove_port(tap0, 3000);
+    EXPECT_THAT(world_->listing(), Not(HasSubstr("sport 3000")));
+    EXPECT_THAT(world_->listing(), HasSubstr("sport 5432"));
+    path->remove(tap0);
+  });
+  EXPECT_EQ(world_->listing(), before);
+}
+
+TEST_F(ReturnPathTest, ThereAreOnlySoManyRules) {
+  const auto path = world_->start(false);
+  world_->node.run([&] {
+    const int tap1 = world_->link("tap1");
+    ASSERT_TRUE(path->add(tap1, address(kV6.neighbour)));
+    for (std::size_t i = 0; i < ReturnPath::kPortsMax; ++i) {
+      ASSERT_TRUE(path->add_port(tap1, static_cast<std::uint16_t>(1000 + i)));
+    }
+    const auto more = path->add_port(tap1, 999);
+    ASSERT_FALSE(more);
+    EXPECT_THAT(more.error().detail, HasSubstr("CAP_BPF"));
+  });
+}
+
 /// Takes a capability from the calling thread alone.
 void drop_capabilities(std::initializer_list<int> dropped) {
   __user_cap_header_struct header{.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
@@ -676,6 +759,13 @@ void drop_capabilities(std::initializer_list<int> dropped) {
 TEST_F(ReturnPathTest, WithoutTheCapabilitiesItSaysWhichItNeeds) {
   world_->node.run([] {
     drop_capabilities({CAP_BPF, CAP_SYS_ADMIN});
+    const auto path = ReturnPath::start();
+    ASSERT_TRUE(path);
+    EXPECT_EQ((*path)->kind(), ReturnPath::Kind::kRules);
+    EXPECT_THAT((*path)->why_rules(), HasSubstr("CAP_BPF and CAP_NET_ADMIN"));
+  });
+  world_->node.run([] {
+    drop_capabilities({CAP_BPF, CAP_SYS_ADMIN, CAP_NET_ADMIN});
     const auto path = ReturnPath::start();
     ASSERT_FALSE(path);
     EXPECT_EQ(path.error().code, ErrorCode::kResourceExhausted);

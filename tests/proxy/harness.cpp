@@ -134,7 +134,7 @@ Rig::Rig(Backend backend, const RigOptions& options)
   auto io = world_->make_io(why_not_);
   if (!io) return;
   forward_ = std::make_shared<ServedForward>(
-      ForwardRoute{.id = make_uuid(), .upstream = service_, .tap = options.tap}, 1);
+      ForwardRoute{.id = make_uuid(), .upstream = service_, .tap = options.tap, .source = options.source}, 1);
   worker_ = std::make_unique<Worker>(
       std::move(io),
       WorkerOptions{.index = 0, .pipes_max = options.pipes_max, .connections = options.connections},

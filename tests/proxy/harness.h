@@ -109,6 +109,7 @@ struct RigOptions {
   GuestAnswer guest = GuestAnswer::kServes;
   int family = AF_INET;
   std::string tap = {};
+  SourcePlan source = SourcePlan::kPlain;
   SimNetworkOptions network = {};  // of the simulated world
   SimFaults faults = {};           // there
 };
@@ -123,6 +124,10 @@ class Rig {
 
   const std::string& why_not() const { return why_not_; }
   World& world() { return *world_; }
+  ServedForward& forward() { return *forward_; }
+  /// The guest's service, which GuestAnswer::kRefuses has made refuse, serves from now on, or refuses again.
+  void set_serving(bool serving) { world_->set_serving(service_, serving); }
+  int listener() const { return listener_; }
   SimIo* sim() { return world_->sim(); }
   Worker& worker() { return *worker_; }
   const WorkerCounters& counters() const { return worker_->counters(); }

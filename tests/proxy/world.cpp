@@ -46,13 +46,20 @@ Fd stream_socket(int family) {
   return Fd(check(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), "socket"));
 }
 
-/// A socket bound to a free loopback port, which `endpoint` becomes.
+/// A socket bound to a free loopback port, which `endpoint` becomes. Bound to it by number: a port that the
+/// kernel chose is lost with shutdown(2).
 Fd bound_socket(int family, Endpoint& endpoint) {
+  const Fd finder = stream_socket(family);
   Fd fd = stream_socket(family);
+  const int on = 1;
+  for (const int each : {finder.get(), fd.get()}) {
+    check(::setsockopt(each, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on), "SO_REUSEADDR");
+  }
   endpoint = Endpoint(loopback(family), 0);
-  check(::bind(fd.get(), endpoint.data(), static_cast<socklen_t>(endpoint.size())), "bind");
+  check(::bind(finder.get(), endpoint.data(), static_cast<socklen_t>(endpoint.size())), "bind");
   socklen_t size = static_cast<socklen_t>(endpoint.capacity());
-  check(::getsockname(fd.get(), endpoint.data(), &size), "getsockname");
+  check(::getsockname(finder.get(), endpoint.data(), &size), "getsockname");
+  check(::bind(fd.get(), endpoint.data(), static_cast<socklen_t>(endpoint.size())), "bind");
   return fd;
 }
 
@@ -79,6 +86,13 @@ class KernelPeer final : public PeerSocket {
     const linger reset{.l_onoff = 1, .l_linger = 0};
     check(::setsockopt(fd_.get(), SOL_SOCKET, SO_LINGER, &reset, sizeof reset), "SO_LINGER");
     fd_.reset();
+  }
+  Endpoint remote() override {
+    Endpoint endpoint;
+    auto size = static_cast<socklen_t>(endpoint.capacity());
+    check(::getpeername(fd_.get(), endpoint.data(), &size), "getpeername");
+    endpoint.resize(size);
+    return endpoint;
   }
   int unacknowledged() override {
     int bytes = 0;
@@ -130,6 +144,11 @@ class KernelWorld final : public World {
     return endpoint;
   }
 
+  void set_serving(const Endpoint& service, bool serving) override {
+    const int fd = services_.at(service).get();
+    check(serving ? ::listen(fd, 4096) : ::shutdown(fd, SHUT_RD), "listen");
+  }
+
   std::unique_ptr<PeerSocket> accept(const Endpoint& service) override {
     Fd fd(::accept4(services_.at(service).get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
     return fd ? std::make_unique<KernelPeer>(std::move(fd)) : nullptr;
@@ -167,6 +186,7 @@ class SimPeer final : public PeerSocket {
     if (SimSocket* socket = std::exchange(socket_, nullptr)) socket->close();
   }
   void close_with_reset() override { std::exchange(socket_, nullptr)->close_with_reset(); }
+  Endpoint remote() override { return socket_->remote(); }
   int unacknowledged() override { return socket_->unacknowledged(); }
   void set_buffers(std::size_t bytes) override {
     socket_->set_receive_buffer(bytes);
@@ -197,9 +217,14 @@ class SimWorld final : public World {
     services_[endpoint] = &network_.listen(endpoint);
     if (answer == GuestAnswer::kRefuses) network_.set_answer(endpoint, ECONNREFUSED);
     if (answer == GuestAnswer::kSilent) network_.set_answer(endpoint, SimNetwork::kSilent);
+    if (answer == GuestAnswer::kServesNode) network_.set_answer(endpoint, SimNetwork::kSilentToOthers);
     if (answer == GuestAnswer::kUnreachable) network_.set_answer(endpoint, EHOSTUNREACH);
     return endpoint;
   }
+  void set_serving(const Endpoint& service, bool serving) override {
+    network_.set_answer(service, serving ? SimNetwork::kAnswer : ECONNREFUSED);
+  }
+  void set_silent(const Endpoint& service) override { network_.set_answer(service, SimNetwork::kSilent); }
   std::unique_ptr<PeerSocket> accept(const Endpoint& service) override {
     SimSocket* socket = services_.at(service)->accept();
     return socket != nullptr ? std::make_unique<SimPeer>(*socket) : nullptr;

@@ -14,7 +14,7 @@
 #include <string_view>
 
 #include "config/endpoint.h"
-#include "proxy/fd.h"
+#include "config/fd.h"
 #include "proxy/io.h"
 #include "tests/sim/sim_io.h"
 #include "tests/sim/sim_network.h"
@@ -38,6 +38,8 @@ class PeerSocket {
   virtual void close_with_reset() = 0;
   /// Bytes, FIN included, that have not arrived yet (SIOCOUTQ).
   virtual int unacknowledged() = 0;
+  /// The other end's address, while it is connected.
+  virtual Endpoint remote() = 0;
   /// SO_RCVBUF and SO_SNDBUF, about.
   virtual void set_buffers(std::size_t bytes) = 0;
   /// SO_OOBINLINE.
@@ -50,6 +52,7 @@ enum class GuestAnswer : std::uint8_t {
   kRefuses,      // RST
   kSilent,       // no answer to the SYN
   kUnreachable,  // a router says that there is no such host; simulated only
+  kServesNode,   // to clients' own addresses it is silent; simulated only
 };
 
 class World {
@@ -64,6 +67,10 @@ class World {
 
   /// A guest's service. It lasts as long as the world.
   virtual Endpoint serve(int family, GuestAnswer answer) = 0;
+  /// From now on a service that refused serves, or the other way round.
+  virtual void set_serving(const Endpoint& service, bool serving) = 0;
+  /// From now on a service answers nothing; simulated only.
+  virtual void set_silent(const Endpoint&) {}
   /// The next connection that arrived at a guest's service; null when there is none.
   virtual std::unique_ptr<PeerSocket> accept(const Endpoint& service) = 0;
   virtual std::unique_ptr<PeerSocket> connect(const Endpoint& to) = 0;

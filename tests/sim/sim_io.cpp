@@ -272,6 +272,27 @@ int SimIo::peer_endpoint(int fd, Endpoint& out) {
   return 0;
 }
 
+int SimIo::bind_transparent(int fd, const Endpoint& source) {
+  SimSocket& socket = socket_of(fd);
+  if (const int error = failure(Call::kBindTransparent); error != 0) return error;
+  socket.set_source(source);
+  return 0;
+}
+
+int SimIo::local_endpoint(int fd, Endpoint& out) {
+  socket_of(fd);
+  out = Endpoint(boost::asio::ip::address_v4(0xc6120001), 20000);
+  return 0;
+}
+
+int SimIo::listen_again(int fd) {
+  const Descriptor& descriptor = get(fd);
+  if (descriptor.kind != Kind::kListener) die("%d is not a listener", fd);
+  if (const int error = failure(Call::kListenAgain); error != 0) return error;
+  descriptor.listener->open_again();
+  return 0;
+}
+
 int SimIo::unacknowledged(int fd) {
   return socket_of(fd).unacknowledged();
 }

@@ -48,12 +48,14 @@ class SimIo final : public Io {
     kSocket,
     kConnect,
     kBindToDevice,
+    kBindTransparent,
+    kListenAgain,
     kRecv,
     kSend,
     kSplice,
     kPipe,
   };
-  static constexpr std::size_t kCalls = 9;
+  static constexpr std::size_t kCalls = 11;
   static constexpr std::uint32_t kRttUs = 321;  // what every socket tells
 
   explicit SimIo(SimNetwork& network) : network_(network) {}
@@ -97,7 +99,11 @@ class SimIo final : public Io {
   int socket_error(int fd) override;
   int set_option(int fd, int level, int option, int value) override;
   int bind_to_device(int fd, const std::string& device) override;
+  int bind_transparent(int fd, const Endpoint& source) override;
   int peer_endpoint(int fd, Endpoint& out) override;
+  int local_endpoint(int fd, Endpoint& out) override;
+  int take_syn_dscp(int) override { return 0; }
+  int listen_again(int fd) override;
   int unacknowledged(int fd) override;
   TcpSummary tcp_summary(int fd) override;
   bool at_urgent_mark(int fd) override;

@@ -380,7 +380,8 @@ void SimNetwork::on_syn(SimSocket& client) {
   if (client.closed_) return;
   const auto answer = answers_.find(client.remote_);
   int outcome = answer == answers_.end() ? kAnswer : answer->second;
-  if (outcome == kSilent) return;
+  if (outcome == kSilent || (outcome == kSilentToOthers && client.source_)) return;
+  if (outcome == kSilentToOthers) outcome = kAnswer;
   const auto found = listeners_.find(client.remote_);
   if (outcome == kAnswer && (found == listeners_.end() || found->second->shut())) outcome = ECONNREFUSED;
   if (outcome != kAnswer) {
@@ -392,8 +393,8 @@ void SimNetwork::on_syn(SimSocket& client) {
   server.peer_ = &client;
   client.peer_ = &server;
   const auto number = static_cast<std::uint32_t>(client.serial());
-  server.remote_ =
-      Endpoint(boost::asio::ip::address_v4(0xc6120a01), static_cast<std::uint16_t>(10000 + number % 50000));
+  server.remote_ = client.source_.value_or(
+      Endpoint(boost::asio::ip::address_v4(0xc6120a01), static_cast<std::uint16_t>(10000 + number % 50000)));
   server.put_on_wire([&client, &server, listener = found->second.get()] {
     client.on_connected();
     if (!client.connected_) return;

@@ -14,6 +14,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <queue>
 #include <random>
 #include <span>
@@ -76,6 +77,8 @@ class SimSocket {
   void set_send_buffer(std::size_t bytes) { send_buffer_ = bytes; }
   /// SO_OOBINLINE: urgent bytes are read in their place.
   void set_urgent_inline(bool on) { urgent_inline_ = on; }
+  /// The address to connect from; the network's choice without it.
+  void set_source(const Endpoint& source) { source_ = source; }
   /// Called with the bits that changed at each edge of readiness, 0 meaning "anything may have".
   void set_wake(std::function<void(short)> wake) { wake_ = std::move(wake); }
   /// Pretends that readiness of `bits` comes only `delay` from now.
@@ -121,6 +124,7 @@ class SimSocket {
   const std::uint64_t serial_;
   SimSocket* peer_ = nullptr;
   Endpoint remote_;
+  std::optional<Endpoint> source_;
   std::function<void(short)> wake_;
   bool connecting_ = false;
   bool connected_ = false;
@@ -159,6 +163,7 @@ class SimListener {
   bool pending() const { return !backlog_.empty(); }
   /// No more connections: those that wait are reset.
   void shut_down();
+  void open_again() { shut_ = false; }
 
  private:
   friend class SimNetwork;
@@ -172,6 +177,7 @@ class SimNetwork {
   /// What becomes of a connect(2): an errno, or one of these.
   static constexpr int kAnswer = 0;  // accepted, where somebody listens; else refused
   static constexpr int kSilent = -1;
+  static constexpr int kSilentToOthers = -2;  // accepted, unless it comes from a certain address (set_source)
 
   explicit SimNetwork(const SimNetworkOptions& options = {}) : options_(options), random_(options.seed) {}
   SimNetwork(const SimNetwork&) = delete;

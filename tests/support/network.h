@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "proxy/fd.h"
+#include "config/fd.h"
 
 namespace portway::test {
 

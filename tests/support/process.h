@@ -14,7 +14,7 @@
 #include <thread>
 #include <vector>
 
-#include "proxy/fd.h"
+#include "config/fd.h"
 #include "tests/support/network.h"
 
 namespace portway::test {

@@ -39,23 +39,39 @@ void for_pattern(std::uint64_t bytes, TakeChunk take_chunk) {
 
 }  // namespace
 
-TcpClient::TcpClient(const NetworkNamespace& network, const std::string& address, std::uint16_t port) {
-  sockaddr_in to{};
-  to.sin_family = AF_INET;
-  to.sin_port = htons(port);
-  if (inet_pton(AF_INET, address.c_str(), &to.sin_addr) != 1) fail(EINVAL, address.c_str());
+TcpClient::TcpClient(const NetworkNamespace& network, const std::string& address, std::uint16_t port,
+                     const TcpClientOptions& options) {
+  const Endpoint to(parse_address(address).value(), port);
+  const bool v6 = to.address().is_v6();
   network.run([&] {
-    fd_.reset(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    fd_.reset(socket(v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
     if (!fd_) fail(errno, "socket");
   });
+  if (options.source_port != 0) {
+    const Endpoint from(v6 ? IpAddress(boost::asio::ip::address_v6()) : boost::asio::ip::address_v4(),
+                        options.source_port);
+    if (bind(fd_.get(), from.data(), static_cast<socklen_t>(from.size())) != 0) fail(errno, "bind");
+  }
+  if (options.dscp != 0) {
+    setsockopt(fd_.get(), v6 ? IPPROTO_IPV6 : IPPROTO_IP, v6 ? IPV6_TCLASS : IP_TOS, &options.dscp,
+               sizeof options.dscp);
+  }
   setsockopt(fd_.get(), SOL_SOCKET, SO_RCVTIMEO, &kTimeout, sizeof kTimeout);
   setsockopt(fd_.get(), SOL_SOCKET, SO_SNDTIMEO, &kTimeout, sizeof kTimeout);
   const int on = 1;
   setsockopt(fd_.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-  if (::connect(fd_.get(), reinterpret_cast<sockaddr*>(&to), sizeof to) != 0) {
+  if (::connect(fd_.get(), to.data(), static_cast<socklen_t>(to.size())) != 0) {
     connect_error_ =
         errno == EINPROGRESS ? ETIMEDOUT : errno;  // connect(2) says EINPROGRESS when SO_SNDTIMEO has passed
   }
+}
+
+Endpoint TcpClient::local() const {
+  Endpoint endpoint;
+  auto size = static_cast<socklen_t>(endpoint.capacity());
+  if (getsockname(fd_.get(), endpoint.data(), &size) != 0) fail(errno, "getsockname");
+  endpoint.resize(size);
+  return endpoint;
 }
 
 void TcpClient::send(std::string_view bytes) {

@@ -6,7 +6,8 @@
 #include <string>
 #include <string_view>
 
-#include "proxy/fd.h"
+#include "config/endpoint.h"
+#include "config/fd.h"
 #include "tests/support/network.h"
 
 namespace portway::test {
@@ -23,11 +24,19 @@ struct ReceivedDigest {
   int error = 0;
 };
 
+struct TcpClientOptions {
+  std::uint16_t source_port = 0;  // 0: any
+  int dscp = 0;                   // of its packets, shifted left by two
+};
+
 class TcpClient {
  public:
-  /// Connects from `network` to an IPv4 address; connect_error() says whether that succeeded.
-  TcpClient(const NetworkNamespace& network, const std::string& address, std::uint16_t port);
+  /// Connects from `network` to an address; connect_error() says whether that succeeded.
+  TcpClient(const NetworkNamespace& network, const std::string& address, std::uint16_t port,
+            const TcpClientOptions& options = {});
 
+  /// Its own address and port.
+  Endpoint local() const;
   int connect_error() const { return connect_error_; }
 
   void send(std::string_view bytes);

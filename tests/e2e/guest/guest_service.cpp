@@ -2,6 +2,7 @@
 // program for both kinds of guest, a network namespace and a virtual machine; there it runs as the only
 // process beside init, so it is linked statically. A thread a connection, blocking calls, no input is trusted
 // to end.
+#include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/ioctl.h>
@@ -10,11 +11,13 @@
 #include <unistd.h>
 
 #include <array>
+#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -116,23 +119,68 @@ void serve_reset(int fd) {
   setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
 }
 
+/// The client as its SYN showed it: address, port, DSCP shifted left by two.
+void serve_who(int fd) {
+  sockaddr_in6 peer{};
+  socklen_t size = sizeof peer;
+  getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &size);
+  std::array<char, INET6_ADDRSTRLEN> text{};
+  if (peer.sin6_family == AF_INET) {
+    inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(&peer)->sin_addr, text.data(), text.size());
+  } else if (IN6_IS_ADDR_V4MAPPED(&peer.sin6_addr)) {
+    inet_ntop(AF_INET, &peer.sin6_addr.s6_addr[12], text.data(), text.size());
+  } else {
+    inet_ntop(AF_INET6, &peer.sin6_addr, text.data(), text.size());
+  }
+  std::array<unsigned char, 256> syn{};
+  socklen_t syn_size = syn.size();
+  getsockopt(fd, IPPROTO_TCP, TCP_SAVED_SYN, syn.data(), &syn_size);
+  const int dscp = (syn[0] >> 4 == 4 ? syn[1] : syn[0] << 4 | syn[1] >> 4) & 0xfc;
+  send_all(fd, std::string(text.data()) + " " + std::to_string(ntohs(peer.sin6_port)) + " " +
+                   std::to_string(dscp) + "\n");
+  shutdown(fd, SHUT_WR);
+  drain(fd);
+}
+
+int listen_on(std::uint16_t port);
+void accept_for_ever(int listener, void (*serve)(int));
+
+/// "open\n": kClosedPort has an echo service from now on. "close\n": it has none.
+void serve_switch(int fd) {
+  static int listener = -1;
+  static std::thread acceptor;
+  const auto line = receive_until(fd, "\n");
+  if (line == "open\n" && listener < 0) {
+    listener = listen_on(kClosedPort);
+    acceptor = std::thread(accept_for_ever, listener, serve_echo);
+  } else if (line == "close\n" && listener >= 0) {
+    shutdown(listener, SHUT_RD);
+    acceptor.join();
+    close(listener);
+    listener = -1;
+  }
+  send_all(fd, std::string_view("done\n"));
+}
+
 struct Service {
   std::uint16_t port;
   void (*serve)(int fd);
 };
-constexpr Service kServices[] = {{kHttpPort, serve_http},
-                                 {kEchoPort, serve_echo},
-                                 {kDigestPort, serve_digest},
-                                 {kSourcePort, serve_source},
-                                 {kResetPort, serve_reset}};
+constexpr Service kServices[] = {{kHttpPort, serve_http},     {kEchoPort, serve_echo},
+                                 {kDigestPort, serve_digest}, {kSourcePort, serve_source},
+                                 {kResetPort, serve_reset},   {kWhoPort, serve_who},
+                                 {kSwitchPort, serve_switch}};
 
 int listen_on(std::uint16_t port) {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
   const int on = 1;
+  const int off = 0;
   setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(port);
+  setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
+  setsockopt(fd, IPPROTO_TCP, TCP_SAVE_SYN, &on, sizeof on);
+  sockaddr_in6 address{};  // any, IPv4 too
+  address.sin6_family = AF_INET6;
+  address.sin6_port = htons(port);
   if (bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 || listen(fd, 1024) != 0) {
     std::perror(("guest_service: port " + std::to_string(port)).c_str());
     std::exit(1);
@@ -143,6 +191,7 @@ int listen_on(std::uint16_t port) {
 void accept_for_ever(int listener, void (*serve)(int)) {
   for (;;) {
     const int fd = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
+    if (fd < 0 && errno == EINVAL) return;  // nobody listens any more
     if (fd < 0) continue;
     const int on = 1;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);

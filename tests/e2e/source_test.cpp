@@ -1,0 +1,276 @@
+// The address that the guest sees as its client's: the client's own, without netfilter, wherever a kernel
+// DNAT rule would have kept it; and what is left on the node afterwards, which is nothing.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <sys/socket.h>
+
+#include <cerrno>
+#include <csignal>
+#include <memory>
+#include <string>
+#include <tuple>
+
+#include "tests/e2e/daemon.h"
+#include "tests/e2e/guest_network.h"
+#include "tests/support/guest_ports.h"
+#include "tests/support/requirements.h"
+#include "tests/support/tcp_client.h"
+
+namespace portway::test {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+using testing::StartsWith;
+
+std::unique_ptr<GuestNetwork>& shared_network() {
+  static std::unique_ptr<GuestNetwork> network;
+  return network;
+}
+
+class SharedNetwork : public testing::Environment {
+ public:
+  void TearDown() override { shared_network().reset(); }
+};
+const testing::Environment* const kSharedNetwork = testing::AddGlobalTestEnvironment(new SharedNetwork);
+
+using Parameters = std::tuple<GuestKind, std::string>;
+
+class SourceTest : public testing::TestWithParam<Parameters> {
+ protected:
+  void SetUp() override {
+    PORTWAY_NEEDS(why_no_namespaces());
+    if (!shared_network()) shared_network() = std::make_unique<GuestNetwork>(std::get<GuestKind>(GetParam()));
+    start_daemon({});
+  }
+
+  void TearDown() override {
+    if (!daemon_) return;
+    EXPECT_TRUE(daemon_->wait_for_metric("portway_connections_active", {}, 0));
+    EXPECT_EQ(daemon_->stop(SIGTERM), 0);
+    expect_nothing_is_left();
+  }
+
+  GuestNetwork& network() { return *shared_network(); }
+  Daemon& daemon() { return *daemon_; }
+
+  void start_daemon(DaemonOptions options, const std::string& guest_address = kGuestAddress) {
+    options.io_backend = std::get<std::string>(GetParam());
+    daemon_.reset();
+    daemon_ = std::make_unique<Daemon>(network(), options);
+    daemon_->put_instance("vm-1", guest_address);
+  }
+
+  /// What the guest saw of a client.
+  std::string seen(TcpClient& client) {
+    EXPECT_EQ(client.connect_error(), 0);
+    const Received received = client.receive_to_end();
+    EXPECT_EQ(received.error, 0);
+    return received.bytes;
+  }
+  static std::string line(const Endpoint& endpoint, int dscp = 0) {
+    return endpoint.address().to_string() + " " + std::to_string(endpoint.port()) + " " +
+           std::to_string(dscp) + "\n";
+  }
+
+  void expect_counted(const std::string& mode, const std::string& fallback, double count = 1) {
+    EXPECT_EQ(daemon_->metrics().value("portway_source_mode_connections_total",
+                                       {{"mode", mode}, {"fallback", fallback}}),
+              count)
+        << mode << " " << fallback;
+  }
+
+  void expect_nothing_is_left() {
+    for (const char* family : {"-4", "-6"}) {
+      EXPECT_THAT(run_command(&network().host(), {"ip", family, "rule"}), Not(HasSubstr("5210")));
+    }
+    EXPECT_THAT(run_command(&network().host(), {"tc", "filter", "show", "dev", kTap, "ingress"}),
+                Not(HasSubstr("portway")));
+    EXPECT_EQ(network().host().nft_ruleset(), "");
+  }
+
+ private:
+  std::unique_ptr<Daemon> daemon_;
+};
+
+std::string parameter_name(const testing::TestParamInfo<Parameters>& info) {
+  return testing::PrintToString(std::get<GuestKind>(info.param)) + "_" + std::get<std::string>(info.param);
+}
+
+INSTANTIATE_TEST_SUITE_P(Guests, SourceTest,
+                         testing::Combine(testing::Values(GuestKind::kVeth, GuestKind::kVirtualMachine),
+                                          testing::Values("uring", "epoll")),
+                         parameter_name);
+
+/// Where the guest can be a client: it has nothing for that in its virtual machine.
+class SourceInNamespacesTest : public SourceTest {};
+INSTANTIATE_TEST_SUITE_P(Guests, SourceInNamespacesTest,
+                         testing::Combine(testing::Values(GuestKind::kVeth),
+                                          testing::Values("uring", "epoll")),
+                         parameter_name);
+
+TEST_P(SourceTest, TheGuestSeesTheClientsAddressAndPort) {
+  const CreatedForward forward = daemon().create_forward("vm-1", kWhoPort);
+  TcpClient client(network().client(), kHostAddress, forward.host_port);
+  EXPECT_EQ(seen(client), line(client.local()));
+  expect_counted("transparent", "");
+  const auto instance = daemon().api("GET", "/instances/vm-1").json();
+  EXPECT_EQ(instance.at("instance").at("source_mode"), "transparent");
+}
+
+TEST_P(SourceTest, AnIpv6GuestSeesItsIpv6ClientsAddressAndPort) {
+  daemon().put_instance("vm-1", kGuestAddress6);
+  const CreatedForward forward = daemon().create_forward("vm-1", kWhoPort);
+  TcpClient client(network().client(), kHostAddress6, forward.host_port);
+  EXPECT_EQ(seen(client), line(client.local()));
+  expect_counted("transparent", "");
+}
+
+TEST_P(SourceTest, AClientOfTheOtherFamilyIsSeenAsTheNode) {
+  const CreatedForward to_v4 = daemon().create_forward("vm-1", kWhoPort);
+  TcpClient v6(network().client(), kHostAddress6, to_v4.host_port);
+  EXPECT_THAT(seen(v6), StartsWith("198.19.0.1 "));
+  expect_counted("plain", "family");
+
+  daemon().put_instance("vm-1", kGuestAddress6);
+  const CreatedForward to_v6 = daemon().create_forward("vm-1", kWhoPort);
+  TcpClient v4(network().client(), kHostAddress, to_v6.host_port);
+  EXPECT_THAT(seen(v4), StartsWith("fd00:19::1 "));
+  expect_counted("plain", "family", 2);
+}
+
+TEST_P(SourceTest, AClientsPortThatIsTakenOnTheNodeIsReplaced) {
+  const CreatedForward forward = daemon().create_forward("vm-1", kWhoPort);
+  Fd listener;
+  std::uint16_t port = 0;
+  network().host().run([&] {
+    listener.reset(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    Endpoint any(boost::asio::ip::address_v4::any(), 0);
+    ASSERT_EQ(::bind(listener.get(), any.data(), static_cast<socklen_t>(any.size())), 0);
+    ASSERT_EQ(::listen(listener.get(), 1), 0);
+    auto size = static_cast<socklen_t>(any.capacity());
+    ASSERT_EQ(::getsockname(listener.get(), any.data(), &size), 0);
+    port = any.port();
+  });
+  TcpClient client(network().client(), kHostAddress, forward.host_port, {.source_port = port});
+  const std::string who = seen(client);
+  EXPECT_THAT(who, StartsWith("198.18.0.2 "));
+  EXPECT_NE(who, line(client.local()));
+  expect_counted("transparent", "port_in_use");
+}
+
+TEST_P(SourceTest, AClientOnTheNodeGetsThrough) {
+  const CreatedForward forward = daemon().create_forward("vm-1", kWhoPort);
+  TcpClient client(network().host(), kHostAddress, forward.host_port);
+  EXPECT_THAT(seen(client), StartsWith("198.18.0.1 "));
+  expect_counted("transparent", "port_in_use");
+}
+
+TEST_P(SourceInNamespacesTest, AGuestThatIsItsOwnClientSeesTheNode) {
+  const CreatedForward forward = daemon().create_forward("vm-1", kWhoPort);
+  TcpClient client(*network().guest(), kHostAddress, forward.host_port);
+  EXPECT_THAT(seen(client), StartsWith("198.19.0.1 "));
+  expect_counted("plain", "hairpin");
+}
+
+TEST_P(SourceTest, OnRequestTheGuestGetsAProxyHeader) {
+  const CreatedForward forward = daemon().create_forward("vm-1", kEchoPort, "proxy_v2");
+  TcpClient client(network().client(), kHostAddress, forward.host_port);
+  client.send("hello");
+  const std::string echoed = client.receive(28 + 5);
+  EXPECT_THAT(echoed, StartsWith(std::string("\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", 16)));
+  const auto port = static_cast<std::uint16_t>(static_cast<unsigned char>(echoed[24]) << 8 |
+                                               static_cast<unsigned char>(echoed[25]));
+  EXPECT_EQ(echoed.substr(16, 4), "\xc6\x12" + std::string("\0\x02", 2)) << "198.18.0.2";
+  EXPECT_EQ(port, client.local().port());
+  EXPECT_THAT(echoed, testing::EndsWith("hello"));
+  expect_counted("proxy_v2", "");
+}
+
+TEST_P(SourceTest, OnRequestTheGuestSeesTheNode) {
+  const CreatedForward forward = daemon().create_forward("vm-1", kWhoPort, "plain");
+  TcpClient client(network().client(), kHostAddress, forward.host_port);
+  EXPECT_THAT(seen(client), StartsWith("198.19.0.1 "));
+  expect_counted("plain", "");
+  const HttpResponse changed = daemon().api("PATCH", "/instances/vm-1/port-forwards/" + forward.id,
+                                            R"({"source_mode": "transparent"})");
+  ASSERT_EQ(changed.status, 200) << changed.body;
+  TcpClient next(network().client(), kHostAddress, forward.host_port);
+  EXPECT_EQ(seen(next), line(next.local()));
+}
+
+TEST_P(SourceTest, TheDscpOfTheClientsSynReachesTheGuest) {
+  const CreatedForward forward = daemon().create_forward("vm-1", kWhoPort);
+  TcpClient client(network().client(), kHostAddress, forward.host_port, {.dscp = 0x28});
+  EXPECT_EQ(seen(client), line(client.local(), 0x28));
+}
+
+TEST_P(SourceTest, AfterACrashTheNextOneFindsWhatIsLeftAndServesOn) {
+  const CreatedForward forward = daemon().create_forward("vm-1", kWhoPort);
+  EXPECT_EQ(daemon().stop(SIGKILL), 128 + SIGKILL);
+  EXPECT_THAT(run_command(&network().host(), {"ip", "rule"}), HasSubstr("5210"));
+  daemon().start();
+  TcpClient client(network().client(), kHostAddress, forward.host_port);
+  EXPECT_EQ(seen(client), line(client.local()));
+}
+
+TEST_P(SourceTest, WithoutCapabilitiesTheGuestSeesTheNodeAndTheNodeSaysWhy) {
+  EXPECT_EQ(daemon().stop(SIGTERM), 0) << "it removes its rules; the next one could not";
+  start_daemon({.no_capabilities = true});
+  const CreatedForward forward = daemon().create_forward("vm-1", kWhoPort);
+  TcpClient client(network().client(), kHostAddress, forward.host_port);
+  EXPECT_THAT(seen(client), StartsWith("198.19.0.1 "));
+  expect_counted("plain", "no_return_path");
+  const auto info = daemon().api("GET", "/v1/info").json();
+  EXPECT_EQ(info.at("source_mode"), "plain");
+  EXPECT_THAT(std::string(info.at("source_mode_reason").as_string()), HasSubstr("CAP_"));
+}
+
+TEST_P(SourceTest, AClosedPortRefusesClientsUntilItIsOpen) {
+  const CreatedForward forward = daemon().create_forward("vm-1", kClosedPort);
+  const CreatedForward control = daemon().create_forward("vm-1", kSwitchPort);
+  const auto tell = [&](std::string_view what) {
+    TcpClient client(network().client(), kHostAddress, control.host_port);
+    client.send(what);
+    EXPECT_EQ(client.receive(5), "done\n");
+  };
+  for (int i = 1; i <= 2; ++i) {
+    {
+      TcpClient first(network().client(), kHostAddress, forward.host_port);
+      EXPECT_EQ(first.receive_to_end().error, ECONNRESET) << "it was accepted before the guest was asked";
+    }
+    EXPECT_TRUE(daemon().wait_for_metric("portway_forwards_refusing", {}, 1));
+    TcpClient second(network().client(), kHostAddress, forward.host_port);
+    EXPECT_EQ(second.connect_error(), ECONNREFUSED);
+    tell("open\n");
+    EXPECT_TRUE(daemon().wait_for_metric("portway_forwards_refusing", {}, 0));
+    {
+      TcpClient third(network().client(), kHostAddress, forward.host_port);
+      third.send("hello");
+      EXPECT_EQ(third.receive(5), "hello");
+    }
+    tell("close\n");
+  }
+}
+
+TEST_P(SourceTest, AGuestThatIsPausedLosesNothing) {
+  const CreatedForward forward = daemon().create_forward("vm-1", kDigestPort);
+  TcpClient client(network().client(), kHostAddress, forward.host_port);
+  EXPECT_TRUE(daemon().wait_for_metric("portway_source_mode_connections_total",
+                                       {{"mode", "transparent"}, {"fallback", ""}}, 1))
+      << "the guest has answered";
+  network().pause_guest();
+  constexpr std::uint64_t kBytes = 8 * 1024;  // fits into the send buffer of a new connection
+  const std::string sha256 = client.send_pattern(kBytes);
+  client.finish();
+  // Until retransmissions have begun and back off: the daemon has sent its part, and counts it.
+  EXPECT_TRUE(daemon().wait_for_metric("portway_forward_received_bytes_total", {{"forward", forward.id}},
+                                       static_cast<double>(kBytes)));
+  network().resume_guest();
+  EXPECT_EQ(client.receive_to_end().bytes, std::to_string(kBytes) + " " + sha256 + "\n");
+}
+
+}  // namespace
+}  // namespace portway::test

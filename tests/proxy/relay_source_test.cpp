@@ -1,0 +1,161 @@
+// The address that a guest sees as its client's. What the kernel does with it is in tests/e2e and
+// tests/network; here, what is tried, and what is tried next.
+
+#include <cerrno>
+#include <string>
+
+#include "network/proxy_header.h"
+#include "tests/proxy/relay_suite.h"
+
+namespace portway::test {
+namespace {
+
+class RelaySource : public RelaySuite {
+ protected:
+  static bool counts_one(Rig& rig, SourcePlan plan) {
+    return rig.run_until([&] { return rig.counters().sources[static_cast<std::size_t>(plan)].get() == 1; },
+                         1s);
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Backends, RelaySource, testing::ValuesIn(kBackends), backend_name);
+
+class RelaySourceInTheKernel : public RelaySource {};
+INSTANTIATE_TEST_SUITE_P(Backends, RelaySourceInTheKernel, testing::Values(Backend::kUring, Backend::kEpoll),
+                         backend_name);
+
+class RelaySourceSimulated : public RelaySource {};
+INSTANTIATE_TEST_SUITE_P(Backends, RelaySourceSimulated, testing::Values(Backend::kSim), backend_name);
+
+TEST_P(RelaySource, AProxyHeaderComesBeforeTheClientsBytes) {
+  Rig rig(GetParam(), {.source = SourcePlan::kProxyV2});
+  auto [client, guest] = rig.open();
+  client.send("hello");
+  ASSERT_TRUE(rig.run_until([&guest = guest] { return guest.received().ends_with("hello"); }));
+  ASSERT_EQ(rig.connections().size(), 1u);
+  const LiveConnection live = rig.connections().front();
+  const std::string header = guest.received().substr(0, guest.received().size() - 5);
+  ASSERT_EQ(header.size(), 28u) << "TCP over IPv4";
+  EXPECT_EQ(header.substr(0, 12), std::string("\r\n\r\n\0\r\nQUIT\n", 12));
+  EXPECT_EQ(header.substr(16, 4),
+            (std::string{static_cast<char>(live.client.address().to_v4().to_bytes()[0]),
+                         static_cast<char>(live.client.address().to_v4().to_bytes()[1]),
+                         static_cast<char>(live.client.address().to_v4().to_bytes()[2]),
+                         static_cast<char>(live.client.address().to_v4().to_bytes()[3])}));
+  EXPECT_EQ(live.source, SourcePlan::kProxyV2);
+  EXPECT_EQ(live.received_bytes, 5u) << "the client's own bytes";
+  EXPECT_TRUE(counts_one(rig, SourcePlan::kProxyV2));
+}
+
+TEST_P(RelaySource, AProxyHeaderComesAlsoToAServiceThatSpeaksFirst) {
+  Rig rig(GetParam(), {.source = SourcePlan::kProxyV2});
+  auto [client, guest] = rig.open();
+  guest.send("220 welcome");
+  EXPECT_TRUE(rig.run_until([&, &client = client, &guest = guest] {
+    return client.received() == "220 welcome" && guest.received_bytes() == 28;
+  }));
+}
+
+TEST_P(RelaySourceInTheKernel, AClientAtTheGuestsOwnAddressIsSeenAsTheNode) {
+  Rig rig(GetParam(), {.source = SourcePlan::kTransparent});
+  rig.open();
+  EXPECT_TRUE(counts_one(rig, SourcePlan::kHairpin));
+}
+
+TEST_P(RelaySourceSimulated, TheGuestSeesTheClientsAddressAndPort) {
+  Rig rig(GetParam(), {.source = SourcePlan::kTransparent});
+  auto [client, guest] = rig.open();
+  EXPECT_EQ(guest.socket().remote(), rig.connections().at(0).client);
+  EXPECT_TRUE(counts_one(rig, SourcePlan::kTransparent));
+  client.shutdown_write();
+  guest.shutdown_write();
+  ASSERT_TRUE(rig.run_until([&] { return rig.records().size() == 1; }));
+  EXPECT_EQ(rig.records()[0].source, SourcePlan::kTransparent);
+}
+
+TEST_P(RelaySourceSimulated, APortThatIsTakenIsReplaced) {
+  for (const int error : {EADDRINUSE, EADDRNOTAVAIL}) {
+    Rig rig(GetParam(), {.source = SourcePlan::kTransparent});
+    rig.sim()->fail(SimIo::Call::kBindTransparent, 1, error);
+    EXPECT_EQ(rig.open().guest.socket().remote().port(), 0) << "the simulator's word for any";
+    EXPECT_TRUE(counts_one(rig, SourcePlan::kPortInUse));
+  }
+}
+
+TEST_P(RelaySourceSimulated, APortThatIsTakenIsFoundOutByConnectToo) {
+  Rig rig(GetParam(), {.source = SourcePlan::kTransparent});
+  rig.sim()->fail(SimIo::Call::kConnect, 1, EADDRNOTAVAIL);
+  rig.open();
+  EXPECT_TRUE(counts_one(rig, SourcePlan::kPortInUse));
+}
+
+TEST_P(RelaySourceSimulated, WhereTheKernelRefusesTheGuestSeesTheNode) {
+  Rig rig(GetParam(), {.source = SourcePlan::kTransparent});
+  rig.sim()->fail(SimIo::Call::kBindTransparent, 1, EPERM);
+  rig.open();
+  EXPECT_TRUE(counts_one(rig, SourcePlan::kRefused));
+}
+
+TEST_P(RelaySourceSimulated, WithoutAReturnPathTheGuestSeesTheNodeAfterHalfTheTime) {
+  Rig rig(GetParam(), {.connections = {.connect_timeout = 2000ms},
+                       .guest = GuestAnswer::kServesNode,
+                       .source = SourcePlan::kTransparent});
+  const Nanos start = rig.world().now();
+  auto [client, guest] = rig.open();
+  EXPECT_NEAR(static_cast<double>((rig.world().now() - start) / 1ms), 1000, 20);
+  EXPECT_TRUE(counts_one(rig, SourcePlan::kUnanswered));
+  client.send("hello");
+  EXPECT_TRUE(rig.run_until([&, &guest = guest] { return guest.received() == "hello"; }));
+}
+
+TEST_P(RelaySourceSimulated, OnlyOneClientAMinuteWaitsForAGuestThatHasNoWayBack) {
+  Rig rig(GetParam(), {.connections = {.connect_timeout = 2000ms},
+                       .guest = GuestAnswer::kServesNode,
+                       .source = SourcePlan::kTransparent});
+  rig.open();
+  const Nanos start = rig.world().now();
+  rig.open();
+  EXPECT_LE(rig.world().now() - start, 20ms);
+  const Nanos later = start + 61s;
+  rig.run_until([&] { return rig.world().now() >= later; }, 70s);
+  const Nanos again = rig.world().now();
+  rig.open();
+  EXPECT_GE(rig.world().now() - again, 990ms);
+}
+
+TEST_P(RelaySourceSimulated, AGuestThatIsSilentToEverybodyIsATimeOut) {
+  Rig rig(GetParam(), {.connections = {.connect_timeout = 2000ms},
+                       .guest = GuestAnswer::kSilent,
+                       .source = SourcePlan::kTransparent});
+  const Nanos start = rig.world().now();
+  Peer& client = rig.connect();
+  ASSERT_TRUE(rig.run_until([&] { return client.was_reset(); }));
+  EXPECT_NEAR(static_cast<double>((rig.world().now() - start) / 1ms), 2000, 20);
+  EXPECT_EQ(rig.closed(CloseSide::kGuest, CloseHow::kConnectTimeout), 1u);
+}
+
+TEST_P(RelaySourceSimulated, OnceThePathIsKnownAGuestsSilenceIsItsOwn) {
+  Rig rig(GetParam(), {.connections = {.connect_timeout = 2000ms}, .source = SourcePlan::kTransparent});
+  rig.open();
+  rig.world().set_silent(rig.forward().route.upstream);
+  Peer& client = rig.connect();
+  ASSERT_TRUE(rig.run_until([&] { return client.was_reset(); }));
+  EXPECT_EQ(rig.closed(CloseSide::kGuest, CloseHow::kConnectTimeout), 1u);
+  EXPECT_EQ(rig.records().back().source, SourcePlan::kTransparent);
+}
+
+TEST_P(RelaySourceSimulated, AConnectionMayEndWhileItsSecondSocketIsStillToCome) {
+  Rig rig(GetParam(), {.connections = {.connect_timeout = 2000ms},
+                       .guest = GuestAnswer::kServesNode,
+                       .source = SourcePlan::kTransparent});
+  for (const Nanos when : {999ms, 1000ms, 1001ms, 1004ms, 1005ms}) {
+    Peer& client = rig.connect();
+    const Nanos reset_at = rig.world().now() + when;
+    rig.run_until([&] { return rig.world().now() >= reset_at; });
+    client.reset();
+    ASSERT_TRUE(rig.run_until([&] { return rig.counters().connections_active.get() == 0; }));
+    rig.forward().unanswered_until_ns = 0;
+  }
+}
+
+}  // namespace
+}  // namespace portway::test
