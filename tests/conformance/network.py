@@ -1,0 +1,149 @@
+"""The machines of the conformance tests, each a network namespace of its own, joined by veth pairs; the host's ends
+towards its guests are named as taps:
+
+    client 198.18.0.2 ---- public0 198.18.0.1 host 198.19.0.1 tap0 ---- 198.19.0.2 guest
+           fd00:18::2              fd00:18::1      198.19.1.1 tap1 ---- 198.19.1.2 neighbour, another guest
+                                                   fd00:19:2::1 tap2 -- fd00:19:2::2 guest6, which has no IPv4
+                                                   198.19.3.1 tap3 ---- 198.19.3.2, where nobody answers
+
+The host forwards packets, as nodes with DNAT do. The namespaces have no names and live as long as this process.
+"""
+import contextlib
+import ctypes
+import os
+import socket
+import subprocess
+import unittest
+
+CLONE_NEWNET = 0x40000000
+
+PUBLIC, PUBLIC6 = "198.18.0.1", "fd00:18::1"
+CLIENT, CLIENT6 = "198.18.0.2", "fd00:18::2"
+GUEST, NEIGHBOUR, GUEST6, SILENT = "198.19.0.2", "198.19.1.2", "fd00:19:2::2", "198.19.3.2"
+TAPS = {GUEST: "tap0", NEIGHBOUR: "tap1", GUEST6: "tap2", SILENT: "tap3"}
+NODE_ADDRESSES = {PUBLIC, PUBLIC6, "198.19.0.1", "198.19.1.1", "fd00:19:2::1", "198.19.3.1", "127.0.0.1"}
+
+SYSCTLS = {
+    "net/ipv4/tcp_congestion_control": "reno",  # bbr would pace the veth links
+    "net/ipv4/ip_local_port_range": "40000 60999",  # apart from the forwards' ports
+    "net/ipv4/conf/all/rp_filter": "0",
+    "net/ipv4/conf/default/rp_filter": "0",
+    "net/ipv6/conf/default/accept_dad": "0",  # addresses are usable at once
+}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def require():
+    """Skips the test where namespaces cannot be made; on CI that is a failure."""
+    if os.geteuid() == 0:
+        return
+    reason = "network namespaces need root: run the tests with sudo"
+    if "CI" in os.environ:
+        raise AssertionError(reason)
+    raise unittest.SkipTest(reason)
+
+
+def _check(result, what):
+    if result != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{what}: {os.strerror(error)}")
+
+
+class Namespace:
+    """`with namespace:` puts the calling thread into it; a socket stays where it was made, whoever uses it."""
+
+    def __init__(self):
+        self._outer = []
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        _check(_libc.unshare(CLONE_NEWNET), "unshare(CLONE_NEWNET)")
+        self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        _check(_libc.setns(home, CLONE_NEWNET), "setns")
+        os.close(home)
+        for name, value in SYSCTLS.items():
+            self.set(name, value)
+        self.ip("link set lo up")
+
+    def __enter__(self):
+        self._outer.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+        _check(_libc.setns(self.fd, CLONE_NEWNET), "setns")
+        return self
+
+    def __exit__(self, *_):
+        home = self._outer.pop()
+        _check(_libc.setns(home, CLONE_NEWNET), "setns")
+        os.close(home)
+
+    def set(self, name, value):
+        with self, open(f"/proc/sys/{name}", "w", encoding="ascii") as file:
+            file.write(value)
+
+    def run(self, *command, **options):
+        """What it printed. Raises when it fails."""
+        with self:
+            return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, **options).stdout
+
+    def ip(self, *lines):
+        self.run("ip", "-batch", "-", input="\n".join(lines) + "\n")
+
+    def socket(self, family=socket.AF_INET, kind=socket.SOCK_STREAM, protocol=0):
+        with self:
+            return socket.socket(family, kind, protocol)
+
+    def path(self):
+        return f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def close(self):
+        os.close(self.fd)
+
+
+class Network:
+    def __init__(self):
+        self.host, self.client = Namespace(), Namespace()
+        self.guest, self.neighbour, self.guest6 = Namespace(), Namespace(), Namespace()
+        for name in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
+            self.host.set(name, "1")
+        self._join("public0", [f"{PUBLIC}/24", f"{PUBLIC6}/64"], self.client, [f"{CLIENT}/24", f"{CLIENT6}/64"])
+        self._join("tap0", ["198.19.0.1/24"], self.guest, [f"{GUEST}/24"])
+        self._join("tap1", ["198.19.1.1/24"], self.neighbour, [f"{NEIGHBOUR}/24"])
+        self._join("tap2", ["fd00:19:2::1/64"], self.guest6, [f"{GUEST6}/64"])
+        self.host.ip("link add tap3 type veth peer name silent0", "link set silent0 up", "link set tap3 up",
+                     "addr add 198.19.3.1/24 dev tap3",
+                     f"neigh add {SILENT} lladdr 02:00:00:00:00:77 dev tap3")
+
+    def _join(self, tap, addresses, outer, outer_addresses):
+        self.host.ip(f"link add {tap} type veth peer name eth0 netns {outer.path()}", f"link set {tap} up",
+                     *(f"addr add {address} dev {tap}" for address in addresses))
+        outer.ip("link set eth0 up", *(f"addr add {address} dev eth0" for address in outer_addresses))
+        for address in addresses:  # IPv6 needs its link up first
+            outer.ip(f"route add default via {address.split('/')[0]}")
+
+    def namespace_of(self, address):
+        return {CLIENT: self.client, CLIENT6: self.client, GUEST: self.guest, NEIGHBOUR: self.neighbour,
+                GUEST6: self.guest6}[address]
+
+    def set_rp_filter(self, value):
+        for device in ("all", "public0", "tap0"):
+            self.host.set(f"net/ipv4/conf/{device}/rp_filter", str(value))
+
+    @contextlib.contextmanager
+    def mtu(self, value):
+        """Of the link to `guest`, on both ends."""
+        for wanted in (value, 1500):
+            self.host.ip(f"link set tap0 mtu {wanted}")
+            self.guest.ip(f"link set eth0 mtu {wanted}")
+            if wanted == value:
+                yield
+
+    @contextlib.contextmanager
+    def vanished(self, namespace):
+        """The machine neither answers nor sends, and its link stays up."""
+        namespace.run("nft", "-f", "-", input="table inet vanished {"
+                      " chain in { type filter hook input priority 0; policy drop; }"
+                      " chain out { type filter hook output priority 0; policy drop; } }")
+        yield
+        namespace.run("nft", "delete table inet vanished")
+
+    def close(self):
+        for namespace in (self.host, self.client, self.guest, self.neighbour, self.guest6):
+            namespace.close()
