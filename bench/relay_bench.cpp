@@ -32,7 +32,7 @@ class InstantIo final : public Io {
   Nanos now() const override { return Nanos(0); }
   void accept(Token, int) override {}
   void poll(Token, int) override {}
-  void cancel(int) override {}
+  void cancel(Token, int) override {}
   std::span<const Completion> wait(Nanos) override { return {}; }
   void wake() override {}
   int socket(int) override { return 3; }

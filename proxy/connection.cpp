@@ -510,7 +510,7 @@ void ConnectionSet::terminate(std::uint32_t index, CloseSide side, CloseHow how,
   for (const Side each : kSides) {
     // close(2) would neither send FIN nor RST while the ring holds the file.
     const bool cancelled = each == kUpstream && connection.reopening;
-    if (connection.armed[each] && !cancelled) io_.cancel(slot.socket[each].fd);
+    if (connection.armed[each] && !cancelled) io_.cancel(token_of(index, each), slot.socket[each].fd);
   }
   join(index);
 }
@@ -681,7 +681,7 @@ void ConnectionSet::on_deadline(std::uint32_t index) {
   } else if (slot.state == ConnectionState::kConnecting) {
     if (may_reopen(index)) {
       connections_[index].reopening = true;
-      io_.cancel(slot.socket[kUpstream].fd);
+      io_.cancel(token_of(index, kUpstream), slot.socket[kUpstream].fd);
       schedule(index);
     } else if (now >= deadline_after(slot.accepted_ns, options_.connect_timeout)) {
       on_connect_failed(index, ETIMEDOUT);

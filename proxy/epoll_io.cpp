@@ -33,7 +33,7 @@ class EpollIo final : public KernelIo {
     arm(token, fd, Kind::kPoll, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET);
   }
 
-  void cancel(int fd) override {
+  void cancel(Token, int fd) override {
     if (operation(fd).kind != Kind::kNone) end(fd, -ECANCELED);
   }
 

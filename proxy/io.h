@@ -59,9 +59,9 @@ class Io {
   /// Tells the state at the time of arming too. May end by itself: arm it again.
   virtual void poll(Token token, int fd) = 0;
 
-  /// Ends the armed operation of `fd`: its last completion, -ECANCELED or an event that was faster, follows
-  /// from wait().
-  virtual void cancel(int fd) = 0;
+  /// Ends the armed operation of `fd`, which has this token: its last completion, -ECANCELED or an event that
+  /// was faster, follows from wait(). No other armed operation may have the token.
+  virtual void cancel(Token token, int fd) = 0;
 
   /// Submits what was armed and returns completions: at least one, unless `timeout` passed or wake() was
   /// called. Zero polls; a negative one waits for ever. The span is valid until the next call.

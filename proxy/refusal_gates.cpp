@@ -155,7 +155,7 @@ void RefusalGates::end_probe(std::uint32_t index, Verdict verdict) {
   gate.verdict = verdict;
   gate.state = State::kEnding;
   if (gate.armed) {
-    io_.cancel(gate.fd);
+    io_.cancel(token_base_ | index, gate.fd);
   } else {
     settle(index);
   }

@@ -22,7 +22,7 @@ namespace {
 constexpr unsigned kSubmissions = 2048;
 constexpr unsigned kCompletions = 16384;
 
-// Our own operations carry this bit; a cancellation has the descriptor below it.
+// Our own operations carry this bit; a cancellation has the token below it.
 constexpr std::uint64_t kOwn = std::uint64_t{1} << 63;
 constexpr std::uint64_t kWake = kOwn | (std::uint64_t{1} << 62);
 
@@ -123,13 +123,14 @@ class UringIo final : public KernelIo {
     io_uring_sqe_set_data64(sqe, token);
   }
 
-  void cancel(int fd) override {
+  void cancel(Token token, int) override {
     // Not POLL_REMOVE: it can answer -EALREADY just after a shutdown(2) and then leaves the poll, and the
-    // file, behind.
+    // file, behind. Not by descriptor: the kernel would look at every armed operation, ten thousand listeners
+    // among them.
     io_uring_sqe* sqe = next_sqe(0);
-    io_uring_prep_cancel_fd(sqe, fd, 0);
+    io_uring_prep_cancel64(sqe, token, 0);
     io_uring_sqe_set_flags(sqe, IOSQE_CQE_SKIP_SUCCESS);
-    io_uring_sqe_set_data64(sqe, kOwn | static_cast<std::uint32_t>(fd));
+    io_uring_sqe_set_data64(sqe, kOwn | token);
   }
 
   std::span<const Completion> wait(Nanos timeout) override {
@@ -160,7 +161,7 @@ class UringIo final : public KernelIo {
 
  private:
   io_uring_sqe* next_sqe(Token token) {
-    assert((token & kOwn) == 0);
+    assert((token & (kOwn | kWake)) == 0);
     (void)token;
     if (!enabled_) enable();
     io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
@@ -204,7 +205,7 @@ class UringIo final : public KernelIo {
       [[maybe_unused]] const auto got = ::read(event_.get(), &count, sizeof count);
       if ((cqe.flags & IORING_CQE_F_MORE) == 0) watch_event();
     } else if (cqe.res == -EALREADY) {
-      cancel(static_cast<int>(cqe.user_data & UINT32_MAX));  // it was running just then: try again
+      cancel(cqe.user_data & ~kOwn, -1);  // it was running just then: try again
     }
     // -ENOENT: the operation had ended by itself; its last completion has been or will be seen.
   }

@@ -231,7 +231,7 @@ void Worker::close_listener(std::uint32_t index) {
   listener.closing = true;
   if (listener.paused) std::erase(paused_, index);
   if (listener.armed) {
-    io_->cancel(listener.fd);  // released with its last completion
+    io_->cancel(kListenerToken | index, listener.fd);  // released with its last completion
   } else {
     release_listener(index);
   }

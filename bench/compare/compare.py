@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Runs TCP forwarders side by side and writes a table: the direct route, nft DNAT, Portway, HAProxy, nginx.
+"""Runs TCP forwarders side by side and writes a table and a plot: the direct route, nft DNAT, Portway and its peers.
 
-    bench/compare/compare.py --build build/release            # about 10 minutes
+    bench/compare/compare.py --build build/release            # about an hour: 19 metrics, 11 subjects, 5 rounds
+    bench/compare/compare.py --build build/release --metrics bulk1,ping64x64,close --rounds 3
     bench/compare/compare.py --build build/release --quick    # under 2 minutes: does it work
 
 Needs root and a quiet machine. Every run of a subject has its own fresh network namespaces (network.py) and its own
@@ -41,16 +42,24 @@ class Metric:
     message_bytes: int = 64
 
 
+def ping(connections, size, name):
+    return Metric("ping", f"Ping-pong, {name} on {connections:,} connection{'s' if connections > 1 else ''}", "ping", "echo",
+                  connections, size)
+
+
+SIZES = {"64": (64, "64 B"), "4k": (4096, "4 KiB"), "16k": (16384, "16 KiB")}
 METRICS = {
-    "bulk1": Metric("bulk", "Bulk download, 1 stream", "download", "source", 1),
-    "bulk8": Metric("bulk", "Bulk download, 8 streams", "download", "source", 8),
-    "bulk1_up": Metric("bulk", "Bulk upload, 1 stream", "upload", "sink", 1),
-    "bulk8_up": Metric("bulk", "Bulk upload, 8 streams", "upload", "sink", 8),
-    "ping": Metric("ping", "Ping-pong, 64 bytes on 64 connections", "ping", "echo", 64),
+    **{f"bulk{n}": Metric("bulk", f"Bulk download, {n} stream{'s' if n > 1 else ''}", "download", "source", n)
+       for n in (1, 8, 64)},
+    **{f"bulk{n}_up": Metric("bulk", f"Bulk upload, {n} stream{'s' if n > 1 else ''}", "upload", "sink", n)
+       for n in (1, 8, 64)},
+    **{f"ping{n}x{size}": ping(n, *SIZES[size]) for size in SIZES for n in (1, 64, 1000)},
     "close": Metric("close", "Connect, 64 bytes, echo, close; 32 at a time", "close", "echo", 32),
+    "storm": Metric("close", "The same, 1,000 at a time on one forward", "close", "echo", 1000),
+    "mix": Metric("mix", "Ping-pong, 64 B on 64 connections, beside one bulk download", "ping", "echo", 64),
     "idle": Metric("idle", "Idle connections", "idle", "echo", 10_000),
 }
-QUICK_METRICS = ["bulk1", "bulk8", "ping", "close", "idle"]
+QUICK_METRICS = ["bulk1", "bulk8", "ping64x64", "close", "idle"]
 
 
 def parse_arguments():
@@ -60,11 +69,12 @@ def parse_arguments():
     parser.add_argument("--build", default=os.path.join(root, "build/release"),
                         help="build directory with portwayd and bench_load")
     parser.add_argument("--portwayd", help="another portwayd than the build directory's")
-    parser.add_argument("--output", default=".", help="directory for compare.md and compare.json")
+    parser.add_argument("--output", default=".", help="directory for compare.md, compare.json and compare.svg")
     parser.add_argument("--quick", action="store_true", help="one round of 1 s, downloads only, 2,000 idle connections")
     parser.add_argument("--rounds", type=int, help="default: 5")
     parser.add_argument("--seconds", type=float, help="of each measurement; default: 3")
     parser.add_argument("--connections", type=int, help="idle ones; default: 10000, less where RLIMIT_NOFILE is low")
+    parser.add_argument("--forwards", type=int, default=0, help="of Portway: with idle ones beside those that are used")
     parser.add_argument("--workers", type=int, default=1, help="threads of each subject")
     parser.add_argument("--subjects", help=f"of {','.join(subject_names)}")
     parser.add_argument("--metrics", help=f"of {','.join(METRICS)}")
@@ -119,6 +129,14 @@ class Load:
             command += ["--subject", str(pid)]
         return command
 
+    def measure_mix(self, metric, subject):
+        bulk = self.net.client.popen(*self.command(METRICS["bulk1"], subject, 1), "--warm-up", "2", stdout=subprocess.DEVNULL)
+        try:
+            return self.measure(metric, subject)
+        finally:
+            bulk.kill()
+            bulk.wait()
+
     def measure(self, metric, subject):
         done = subprocess.run(self.command(metric, subject, metric.connections), preexec_fn=self.net.client.enter,
                               capture_output=True, timeout=CLIENT_TIMEOUT_S, check=False)
@@ -130,12 +148,13 @@ class Load:
         """Memory that the connections added, after one connection has been through everything."""
         with self.holding(metric, subject, 1):
             pass
-        before = resident_bytes(subject.pids())
+        before, slab_before = resident_bytes(subject.pids()), slab_bytes()
         with self.holding(metric, subject, self.options.connections):
             time.sleep(0.5)
-            after = resident_bytes(subject.pids())
+            after, slab_after = resident_bytes(subject.pids()), slab_bytes()
             facts = subject.facts()
-        return {"rss_bytes": (after - before) / self.options.connections, "rss_mib": after / 2**20}, facts
+        return {"rss_bytes": (after - before) / self.options.connections, "rss_mib": after / 2**20,
+                "slab_bytes": (slab_after - slab_before) / self.options.connections}, facts
 
     def holding(self, metric, subject, connections):
         return HeldConnections(self.net.client.popen(*self.command(metric, subject, connections), stdin=subprocess.PIPE,
@@ -154,6 +173,12 @@ class HeldConnections:
         self.process.communicate()
 
 
+def slab_bytes():
+    """Of the whole kernel: the load's two ends are in it too."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Slab:"))
+
+
 def resident_bytes(pids):
     total = 0
     for pid in pids:
@@ -164,7 +189,7 @@ def resident_bytes(pids):
 
 def run_subject(options, subject, names, round_number, runs):
     """Measures on a fresh start of the subject in a fresh network; what fails is noted and does not stop the others."""
-    connections_max = options.connections + 50 if "idle" in names else 1_000
+    connections_max = options.connections + 50 if "idle" in names else 2_500
     try:
         with network.Network() as net:
             load = Load(options, net)
@@ -185,7 +210,8 @@ def run_metric(load, subject, name, round_number, runs):
         if metric.kind == "idle":
             values, facts = load.measure_idle(metric, subject)
         else:
-            values, facts = load.measure(metric, subject), subject.facts()
+            measure = load.measure_mix if metric.kind == "mix" else load.measure
+            values, facts = measure(metric, subject), subject.facts()
         problem = subject.check(metric.kind, facts)
         note(runs, subject, name, round_number, {"error": problem} if problem else {"values": values, "facts": facts})
     except (all_subjects.SubjectError, OSError, subprocess.SubprocessError, ZeroDivisionError) as error:
@@ -196,7 +222,7 @@ def note(runs, subject, name, round_number, outcome):
     runs.append({"round": round_number, "subject": subject.name, "metric": name, **outcome})
     key = {"bulk": "gbit_s", "idle": "rss_bytes"}.get(METRICS[name].kind if name in METRICS else "", "per_s")
     text = outcome.get("error") or f"{outcome['values'][key]:,.1f} {key}"
-    print(f"round {round_number}  {subject.name:15} {name:9} {text}", file=sys.stderr, flush=True)
+    print(f"round {round_number}  {subject.name:20} {name:10} {text}", file=sys.stderr, flush=True)
 
 
 def background_cpu():
@@ -257,8 +283,10 @@ def write_results(options, results, chosen):
     order = [subject.name for subject in chosen]
     for metric, by_subject in results["summary"].items():
         results["summary"][metric] = {name: by_subject[name] for name in order if name in by_subject}
-    text = report.markdown(results, METRICS, titles, processless)
     os.makedirs(options.output, exist_ok=True)
+    text = report.markdown(results, METRICS, titles, processless)
+    with open(os.path.join(options.output, "compare.svg"), "w", encoding="utf-8") as file:
+        file.write(report.plot(results, METRICS, titles))
     with open(os.path.join(options.output, "compare.json"), "w", encoding="utf-8") as file:
         json.dump(results, file, indent=1)
     with open(os.path.join(options.output, "compare.md"), "w", encoding="utf-8") as file:

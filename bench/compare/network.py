@@ -19,6 +19,8 @@ CLIENT = "198.18.0.2"
 CLIENT_FIRST = "198.18.1.1"  # more client addresses, so that used-up (address, port) pairs do not limit a run
 CLIENT_COUNT = 64
 
+FORWARD_PORTS = "20000-32767"  # of Portway
+
 CLONE_NEWNS = 0x00020000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
@@ -31,6 +33,7 @@ SYSCTLS = {
     "net/ipv4/tcp_max_tw_buckets": "1000",
     # Forwarded ports are below it, upstream connections have 55,000 ports.
     "net/ipv4/ip_local_port_range": "10000 65535",
+    "net/ipv4/ip_local_reserved_ports": FORWARD_PORTS,
     "net/ipv4/ip_forward": "1",
     "net/ipv6/conf/all/disable_ipv6": "1",
     "net/core/somaxconn": "16384",

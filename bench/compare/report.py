@@ -6,12 +6,31 @@ VALUES = {
     "bulk": [("gbit_s", "Gbit/s (more is better)", 1), ("subject_s_gb", "subject CPU s/GB", 3),
              ("machine_s_gb", "machine CPU s/GB", 3)],
     "ping": [("per_s", "transactions/s (more is better)", 0), ("p50_us", "p50 us", 0), ("p99_us", "p99 us", 0),
-             ("subject_us", "subject CPU us/transaction", 1), ("machine_us", "machine CPU us/transaction", 1)],
+             ("p999_us", "p99.9 us", 0), ("subject_us", "subject CPU us/transaction", 1), ("machine_us", "machine CPU us/transaction", 1)],
     "close": [("per_s", "connections/s (more is better)", 0), ("p99_us", "p99 us", 0),
               ("subject_us", "subject CPU us/connection", 1), ("machine_us", "machine CPU us/connection", 1),
               ("errors", "errors", 0)],
-    "idle": [("rss_bytes", "user-space bytes/connection", 0), ("rss_mib", "RSS in all, MiB", 1)],
+    "idle": [("rss_bytes", "user-space bytes/connection", 0), ("rss_mib", "RSS in all, MiB", 1),
+             ("slab_bytes", "kernel bytes/connection, the load's ends included", 0)],
 }
+VALUES["mix"] = VALUES["ping"]
+MAIN_VALUE = {"bulk": "gbit_s", "ping": "per_s", "mix": "p99_us", "close": "per_s", "idle": "rss_bytes"}
+
+# What is aimed at, as ratios of Portway's medians in one run: metrics, value, to the best user-space peer, to nft DNAT.
+AT_LEAST, AT_MOST = "at least", "at most"
+TARGETS = [
+    (("bulk1", "bulk8"), "gbit_s", (AT_LEAST, 1.2), (AT_LEAST, 0.85)),
+    (("bulk1", "bulk8"), "machine_s_gb", (AT_MOST, 0.85), (AT_MOST, 1.2)),
+    (("ping64x64",), "per_s", (AT_LEAST, 1.2), (AT_LEAST, 0.65)),
+    (("ping64x64",), "machine_us", (AT_MOST, 0.85), (AT_MOST, 1.6)),
+    (("ping64x64",), "p99_us", (AT_MOST, 0.85), None),
+    (("ping64x4k", "ping64x16k"), "machine_us", (AT_MOST, 0.9), (AT_MOST, 1.45)),
+    (("ping1x64",), "p50_us", (AT_MOST, 0.9), (AT_MOST, 1.1)),
+    (("close",), "per_s", (AT_LEAST, 1.2), (AT_LEAST, 0.85)),
+    (("close",), "machine_us", (AT_MOST, 0.85), None),
+    (("mix",), "p99_us", (AT_MOST, 0.5), None),
+]
+PEERS = ["haproxy-splice", "haproxy", "nginx", "socket-proxyd", "docker-proxy", "socat"]
 
 
 def derive(kind, raw):
@@ -20,7 +39,7 @@ def derive(kind, raw):
         gigabytes = raw["bytes"] / 1e9
         return {"gbit_s": gigabytes * 8 / raw["seconds"], "subject_s_gb": raw["subject_cpu_s"] / gigabytes,
                 "machine_s_gb": raw["machine_cpu_s"] / gigabytes}
-    count = raw["transactions"] if kind == "ping" else raw["connections"]
+    count = raw["transactions"] if kind in ("ping", "mix") else raw["connections"]
     values = {"per_s": count / raw["seconds"], "subject_us": raw["subject_cpu_s"] / count * 1e6,
               "machine_us": raw["machine_cpu_s"] / count * 1e6}
     return values | {key: raw[key] for key in ("p50_us", "p99_us", "p999_us", "errors") if key in raw}
@@ -62,6 +81,59 @@ def table(kind, subjects, titles, baseline, processless):
     return "\n".join(lines)
 
 
+def compare_with(value, target, ours, reference):
+    """The cells of a target: the ratio, and whether it is met."""
+    if target is None or reference is None:
+        return "-"
+    direction, wanted = target
+    ratio = ours[value]["median"] / reference[value]["median"]
+    met = ratio >= wanted if direction == AT_LEAST else ratio <= wanted
+    return f"{ratio:.2f}x ({direction} {wanted:g}x: {'met' if met else '**not met**'})"
+
+
+def targets(summary, metrics, titles, subject):
+    lines = ["| metric | value | best peer | to the best peer | to nft DNAT |", "|---|---|---|---|---|"]
+    for names, value, peer_target, dnat_target in TARGETS:
+        for name in names:
+            measured = summary.get(name, {})
+            if subject not in measured:
+                continue
+            peers = [peer for peer in PEERS if peer in measured]
+            best = (max if peer_target[0] == AT_LEAST else min)(
+                peers, key=lambda peer: measured[peer][value]["median"], default=None)
+            heading = next(text for key, text, _ in VALUES[metrics[name].kind] if key == value)
+            lines.append(f"| {metrics[name].title} | {heading.split(' (')[0]} | {titles.get(best, '-')} | "
+                         f"{compare_with(value, peer_target, measured[subject], measured.get(best))} | "
+                         f"{compare_with(value, dnat_target, measured[subject], measured.get('nft-dnat'))} |")
+    return "\n".join(lines)
+
+
+def plot(results, metrics, titles):
+    """Bars for each metric's main value, one below the other: an SVG without scripts or fonts of its own."""
+    parts, y = [], 30
+    for name, subjects in results["summary"].items():
+        value = MAIN_VALUE[metrics[name].kind]
+        heading = next(text for key, text, _ in VALUES[metrics[name].kind] if key == value)
+        parts.append(f'<text x="10" y="{y}" font-weight="bold">{metrics[name].title}: {heading}</text>')
+        most = max(values[value]["max"] for values in subjects.values()) or 1
+        for subject, values in subjects.items():
+            y += 18
+            spread = values[value]
+            scale = 460 / most
+            colour = "#2a7ae2" if subject.startswith("portway") else "#9aa5b1"
+            parts.append(f'<text x="10" y="{y}">{titles[subject]}</text>'
+                         f'<rect x="240" y="{y - 11}" width="{max(0, spread["median"]) * scale:.1f}" height="13" fill="{colour}"/>'
+                         f'<line x1="{240 + max(0, spread["min"]) * scale:.1f}" x2="{240 + spread["max"] * scale:.1f}" '
+                         f'y1="{y - 4.5}" y2="{y - 4.5}" stroke="#222"/>'
+                         f'<text x="{246 + spread["max"] * scale:.1f}" y="{y}">{spread["median"]:,.4g}</text>')
+        y += 34
+    meta = results["meta"]
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="800" height="{y}" font-family="sans-serif" font-size="12">'
+            f'<rect width="800" height="{y}" fill="white"/><text x="10" y="14" fill="#555">{meta["date"]}, Linux '
+            f'{meta["kernel"]}, {meta["processors"]} x {meta["processor"]}; median, and lowest to highest</text>'
+            + "".join(parts) + "</svg>\n")
+
+
 def markdown(results, metrics, titles, processless):
     meta = results["meta"]
     baseline = meta["baseline"]
@@ -75,6 +147,9 @@ def markdown(results, metrics, titles, processless):
         "one processor.",
         "Versions: " + "; ".join(f"{titles[name]}: {text}" for name, text in meta["versions"].items() if text) + ".",
     ]
+    for subject in ("portway-uring", "portway-epoll"):
+        if any(subject in measured for measured in results["summary"].values()):
+            parts += [f"## Targets: {titles[subject]}", targets(results["summary"], metrics, titles, subject)]
     for name, metric in metrics.items():
         if name in results["summary"]:
             rows = table(metric.kind, results["summary"][name], titles, baseline, processless)

@@ -137,8 +137,8 @@ class Process(Subject):
 class Portway(Process):
     backend = "uring"
     api = "127.0.0.1:8080"
-    range = "8000-8099"
-    extra = ""  # lines of its configuration
+    range = network.FORWARD_PORTS
+    source_mode = "plain"
 
     def __init__(self, options):
         super().__init__(options)
@@ -172,8 +172,11 @@ path = "{self.path('store.db')}"
 [proxy]
 workers = {self.options.workers}
 io_backend = "{self.backend}"
+source_mode = "{self.source_mode}"
 connections_max = {connections_max}
-{self.extra}""")
+[profiles.default]
+max_forwarded_ports = 20000
+""")
         self.launch(self.program, "--config", config)
         self.wait_until(self._healthy, "does not answer /healthz")
         with open(self.path("admin.key"), encoding="ascii") as file:
@@ -183,19 +186,27 @@ connections_max = {connections_max}
         for service, port in SERVICES.items():
             answer = self._call("POST", "/instances/guest/port-forwards", {"guest_port": port, "label": service})
             self.targets[service] = f"{network.HOST_PUBLIC}:{answer['port_forward']['host_port']}"
+        idle = self.options.forwards - len(SERVICES)
+        while idle > 0:
+            batch = [{"guest_port": SERVICES["echo"]}] * min(idle, 1000)
+            self._call("POST", "/instances/guest/port-forwards:batch", {"port_forwards": batch})
+            idle -= len(batch)
 
     def target(self, service):
         return self.targets[service]
 
     def facts(self):
         wanted = ("portway_pipes_in_use", "portway_pipes_open", "portway_pipes_clamped", "portway_bytes_spliced_total",
-                  "portway_bytes_copied_total", "portway_connections_active", "portway_io_backend_info")
+                  "portway_bytes_copied_total", "portway_connections_active", "portway_io_backend_info",
+                  "portway_source_mode_connections_total")
         lines = self._request("GET", "/metrics").decode().splitlines()
         return dict(line.rsplit(" ", 1) for line in lines if line.startswith(wanted))
 
     def check(self, kind, facts):
         if not any(f'backend="{self.backend}"' in name for name in facts):
             return f"{self.name} does not run on {self.backend}"
+        if not any(f'mode="{self.source_mode}",fallback=""' in name and int(count) > 0 for name, count in facts.items()):
+            return f"{self.name} does not run with source_mode {self.source_mode}"
         if kind == "idle" and facts["portway_pipes_in_use"] != "0":
             return f"idle connections hold {facts['portway_pipes_in_use']} pipes"
         return None
@@ -227,6 +238,12 @@ connections_max = {connections_max}
 class PortwayUring(Portway):
     name = "portway-uring"
     title = "Portway, io_uring"
+
+
+class PortwayTransparent(Portway):
+    name = "portway-transparent"
+    title = "Portway, io_uring, transparent"
+    source_mode = "transparent"
 
 
 class PortwayEpoll(Portway):
@@ -332,6 +349,89 @@ stream {{{servers}
         self.wait_for_ports()
 
 
+class PerPort(Process):
+    """A program that serves one port: one process for each service."""
+
+    def __init__(self, options):
+        super().__init__(options)
+        self.processes = []
+
+    def command(self, service):
+        raise NotImplementedError
+
+    def start(self, connections_max):
+        for service in SERVICES:
+            self.launch(*self.command(service))
+            self.processes.append(self.process)
+        self.wait_for_ports()
+
+    def stop(self):
+        for self.process in self.processes:
+            super().stop()
+        self.processes = []
+
+    def pids(self):
+        family = []
+        for self.process in self.processes:
+            family += super().pids()
+        return family
+
+
+class SocketProxyd(PerPort):
+    name = "socket-proxyd"
+    title = "systemd-socket-proxyd"
+    program = "systemd-socket-activate"
+    proxyd = "/usr/lib/systemd/systemd-socket-proxyd"
+
+    def version(self):
+        return subprocess.run([self.proxyd, "--version"], capture_output=True, text=True,
+                              check=False).stdout.split("\n", 1)[0]
+
+    def command(self, service):
+        return ("systemd-socket-activate", "-l", f"{network.HOST_PUBLIC}:{PUBLIC_PORTS[service]}", self.proxyd,
+                "--connections-max=20000", f"{network.GUEST}:{SERVICES[service]}")
+
+
+class DockerProxy(PerPort):
+    name = "docker-proxy"
+    title = "docker-proxy"
+    program = "docker-proxy"  # of package docker.io
+
+    def launch(self, *command):
+        # It tells its parent on descriptor 3 that it listens.
+        reader, writer = os.pipe()
+        with open(self.path("log"), "w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(3,),
+                                            preexec_fn=lambda: os.dup2(writer, 3))
+        os.close(reader)
+        os.close(writer)
+
+    def command(self, service):
+        return ("docker-proxy", "-proto", "tcp", "-host-ip", network.HOST_PUBLIC, "-host-port",
+                str(PUBLIC_PORTS[service]), "-container-ip", network.GUEST, "-container-port", str(SERVICES[service]))
+
+
+class Socat(PerPort):
+    name = "socat"
+    title = "socat (a process a connection)"
+    program = "socat"
+
+    def version(self):
+        return subprocess.run(["socat", "-V"], capture_output=True, text=True, check=False).stdout.split("\n")[1]
+
+    def command(self, service):
+        return ("socat", f"TCP-LISTEN:{PUBLIC_PORTS[service]},bind={network.HOST_PUBLIC},fork,reuseaddr,backlog=4096,nodelay",
+                f"TCP:{network.GUEST}:{SERVICES[service]},nodelay")
+
+
+class RootlessKit(Subject):
+    name = "rootlesskit"
+    title = "RootlessKit, builtin driver"
+
+    def missing(self):
+        return "its builtin driver leads into a network namespace that it makes itself, not to an address behind a tap"
+
+
 class NftDnat(Subject):
     name = "nft-dnat"
     title = "nft DNAT (kernel)"
@@ -355,4 +455,5 @@ class NftDnat(Subject):
         return f"{network.HOST_PUBLIC}:{PUBLIC_PORTS[service]}"
 
 
-ALL = [Subject, NftDnat, PortwayUring, PortwayEpoll, HaproxySplice, Haproxy, Nginx]
+ALL = [Subject, NftDnat, PortwayUring, PortwayTransparent, PortwayEpoll, HaproxySplice, Haproxy, Nginx, SocketProxyd, DockerProxy,
+       Socat, RootlessKit]

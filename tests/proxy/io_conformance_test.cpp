@@ -31,7 +31,7 @@ class IoConformance : public testing::TestWithParam<Backend> {
 
   void TearDown() override {
     if (!io_) return;
-    for (const auto& [fd, token] : armed_) io_->cancel(fd);
+    for (const auto& [fd, token] : armed_) io_->cancel(token, fd);
     EXPECT_TRUE(await([this] { return armed_.empty(); })) << "a cancelled operation has a last completion";
     for (const int fd : opened_) io_->close(fd);
     io_->close(listener_);
@@ -141,7 +141,7 @@ class IoConformance : public testing::TestWithParam<Backend> {
   }
   void forget(int fd) {
     if (armed_.contains(fd)) {
-      io_->cancel(fd);
+      io_->cancel(static_cast<Token>(fd), fd);
       EXPECT_TRUE(await([&] { return !armed_.contains(fd); }));
     }
     std::erase(opened_, fd);
@@ -185,7 +185,7 @@ TEST_P(IoConformance, AcceptGoesOnUntilItIsCancelled) {
   const Ends first = connected();
   const Ends second = connected();
   EXPECT_NE(first.fd, second.fd);
-  io_->cancel(listener_);
+  io_->cancel(static_cast<Token>(listener_), listener_);
   EXPECT_TRUE(await([this] { return !told_[listener_].back().more; }));
   EXPECT_EQ(told_[listener_].back().result, -ECANCELED);
 }
@@ -267,7 +267,7 @@ TEST_P(IoConformance, PollEndsWithCancelAndTheDescriptorCanBePolledAgain) {
   for (int i = 0; i < 3; ++i) {
     poll(ends.fd);
     EXPECT_TRUE(await_bits(ends.fd, POLLOUT));
-    io_->cancel(ends.fd);
+    io_->cancel(static_cast<Token>(ends.fd), ends.fd);
     EXPECT_TRUE(await([&] { return !told_[ends.fd].empty() && !told_[ends.fd].back().more; }));
     told_.erase(ends.fd);
   }

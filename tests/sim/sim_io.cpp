@@ -135,7 +135,8 @@ void SimIo::poll(Token token, int fd) {
   descriptor.socket->set_wake([this, fd](short bits) { on_wake(fd, bits); });
 }
 
-void SimIo::cancel(int fd) {
+void SimIo::cancel(Token token, int fd) {
+  if (get(fd).armed && get(fd).token != token) die("%d is armed with another token", fd);
   get(fd).cancelled = true;
 }
 

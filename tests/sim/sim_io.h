@@ -90,7 +90,7 @@ class SimIo final : public Io {
   Nanos now() const override { return network_.now(); }
   void accept(Token token, int listener) override;
   void poll(Token token, int fd) override;
-  void cancel(int fd) override;
+  void cancel(Token token, int fd) override;
   std::span<const Completion> wait(Nanos timeout) override;
   void wake() override { woken_ = true; }
 

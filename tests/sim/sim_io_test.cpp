@@ -35,7 +35,7 @@ class SimIoTest : public testing::Test {
     io_->accept(1, listener_);
   }
   void TearDown() override {
-    io_->cancel(listener_);
+    io_->cancel(1, listener_);
     io_->wait(1s);
     io_->close(listener_);
     io_.reset();
@@ -64,7 +64,7 @@ TEST_F(SimIoDeathTest, ClosingWhatIsArmedAborts) {
   EXPECT_DEATH(io_->close(fd), "armed");
   EXPECT_DEATH(io_->close_with_reset(fd), "armed");
   EXPECT_DEATH(io_->poll(3, fd), "armed twice");
-  io_->cancel(fd);
+  io_->cancel(2, fd);
   EXPECT_DEATH(io_->close(fd), "armed") << "a cancellation is not the last completion";
   io_->wait(1s);
   io_->wait(0s);
@@ -124,7 +124,7 @@ TEST_F(SimIoTest, AReadThatIsCutShortIsFollowedByAnEvent) {
     if (size > 0) got += static_cast<std::size_t>(size);
   }
   io_->set_faults({});
-  io_->cancel(fd);
+  io_->cancel(2, fd);
   io_->wait(1s);
   io_->close(fd);
 }
@@ -155,7 +155,7 @@ TEST_F(SimIoTest, BareEventsTellPollpriWithEveryArrival) {
   const auto completions = io_->wait(1s);
   ASSERT_EQ(completions.size(), 1u);
   EXPECT_EQ(completions[0].result, POLLIN | POLLPRI);
-  io_->cancel(fd);
+  io_->cancel(2, fd);
   io_->wait(1s);
   io_->close(fd);
 }
