@@ -1,592 +1,495 @@
-"""What a client and a guest observe, scenario by scenario. Each is a function of a subject (subjects.py) that returns
-what was seen, in words that are the same each time: ports become "the same" or "another", times become classes.
+"""What is done to a DNAT rule and to Portway alike.
 
-Where Portway's words differ from DNAT's, the scenario says why; a difference without a reason fails the test.
+A scenario is a generator of (what is observed, the observation in words). Where Portway's differs from DNAT's, `reasons` has
+the reason under what is observed; the test fails without it, and when it is there for nothing.
 """
-import array
-import errno
-import fcntl
+import contextlib
 import hashlib
-import select
+import signal
 import socket
-import struct
-import termios
+import statistics
+import subprocess
+import sys
 import time
 
-import network as net
+from tests.conformance import network as net
+from tests.conformance.lab import (
+    LIMIT_S, SHORT_S, Background, Service, Syn, at_mark, count, delivered, end_of, exchange, pattern, peer_seen, read_to_end,
+    readable, reset, same, send_all, send_until_error, transfer, wait_until, within)
+from tests.conformance.subjects import CONNECT_TIMEOUT_S
 
-PATIENCE_S = 10
-SILENCE_S = 1.0  # after which nothing is taken to come any more
-TCP_SAVE_SYN, TCP_SAVED_SYN = 27, 28
+MIB = 1 << 20
+SHORT_CONNECTIONS = 1000
+SCENARIOS = []
 
-ALL = []
+ENDS_AT_NODE = "The client's TCP connection ends at the node, and another one goes on to the guest."
+ACCEPTED_FIRST = ("The client is accepted before the guest is asked: Portway learns of the guest's answer from a connection "
+                  "for which a client is there.")
+DNAT_HAS_NONE = "DNAT has nothing like it."
 
 
-def scenario(title, why=None):
-    """`why`: the reason for a difference."""
-    def add(function):
-        ALL.append((title, why, function))
-        return function
+class Scenario:
+    def __init__(self, section, title, run, reasons):
+        self.section, self.title, self.run, self.reasons = section, title, run, reasons
+
+
+def scenario(section, title, **reasons):
+    """`reasons`: by what is observed, with _ for spaces; `all` stands for whatever differs."""
+    def add(run):
+        named = {name.replace("_", " "): reason for name, reason in reasons.items()}
+        SCENARIOS.append(Scenario(section, title, run, named))
+        return run
     return add
 
 
-# --- Machines
+# ---- Who talks to whom
 
-def listen(subject, address=net.GUEST, port=0, backlog=128):
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listener = subject.network.namespace_of(address).socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, TCP_SAVE_SYN, 1)
-    listener.settimeout(PATIENCE_S)
-    listener.bind((address, port))
-    listener.listen(backlog)
-    return listener
-
-
-def accept(listener):
-    connection = listener.accept()[0]
-    connection.settimeout(PATIENCE_S)
-    return connection
+@scenario("Who the guest sees", "a client")
+def plain(lab):
+    service = lab.service()
+    client, guest = lab.pair(service)
+    yield "talk", exchange(client, guest)
+    yield "guest sees", peer_seen(guest, client)
+    address, port = client.getpeername()
+    yield "client sees", "the public address and port" if (address, port) == (
+        net.PUBLIC, service.forward.host_port) else f"{address}, {port}"
 
 
-def error_name(error):
-    if isinstance(error, TimeoutError):
-        return "no answer"
-    return errno.errorcode.get(error.errno, str(error))
+@scenario("Who the guest sees", "two clients with the same port")
+def same_port(lab):
+    lab.network.client.run("ip", "addr", "replace", "198.18.0.3/24", "dev", "eth0")
+    service = lab.service()
+    for which, source in (("first", net.CLIENT), ("second", "198.18.0.3")):
+        yield f"guest sees, {which}", lab.met(service, lab.client(source, 30001))
 
 
-def connect(namespace, address, port, source_port=0, patience=PATIENCE_S, dscp=0):
-    """A socket; raises OSError."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    client = namespace.socket(family)
-    try:
-        client.settimeout(patience)
-        if dscp:
-            client.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, dscp)
-        if source_port:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            client.bind(("", source_port))
-        client.connect((address, port))
-        client.settimeout(PATIENCE_S)
-        return client
-    except OSError:
-        client.close()
-        raise
+@scenario("Who the guest sees", "a client whose port a listener of the node has on all addresses",
+          guest_sees="The node's kernel does not give an address and port to a connection while a listener holds the port on all "
+                     "addresses. Bind such listeners to single addresses, or keep their ports out of clients' range.")
+def port_of_the_node(lab):
+    lab.listen("0.0.0.0", 30002, namespace=lab.network.host)
+    yield "guest sees", lab.met(lab.service(), lab.client(net.CLIENT, 30002))
 
 
-class Pair:
-    """A forward to a new service of the guest, a client and the guest's end."""
-
-    def __init__(self, subject, guest=net.GUEST, namespace=None, to=net.PUBLIC, forward=None, listener=None, **options):
-        self.listener = listener or listen(subject, guest)
-        self.forward = forward or subject.forward(guest, self.listener.getsockname()[1])
-        self.client = connect(namespace or subject.network.client, to, self.forward.host_port, **options)
-        self.guest = accept(self.listener)
+@scenario("Who the guest sees", "one client port through two forwards to the same guest port")
+def two_forwards(lab):
+    service = lab.service()
+    again = Service(service.listener, lab.subject.forward(net.GUEST, service.forward.guest_port))
+    yield "guest sees, first", lab.met(service, lab.client(net.CLIENT, 30003))
+    yield "guest sees, second", lab.met(again, lab.client(net.CLIENT, 30003))
 
 
-def read(connection, size):
-    data = b""
-    while len(data) < size:
-        chunk = connection.recv(size - len(data))
-        if not chunk:
-            break
-        data += chunk
-    return data
+@scenario("Who the guest sees", "a guest that is its own client (hairpin)",
+          guest_sees="The guest would answer itself. DNAT needs a masquerade rule for it; Portway connects from the node's address.")
+def hairpin(lab):
+    yield "guest sees", lab.met(lab.service(), lab.client(namespace=lab.network.guest), limit=SHORT_S)
 
 
-def read_to_end(connection):
-    """The bytes, and how they ended: FIN, or an error's name."""
-    data = bytearray()
-    try:
-        while True:
-            chunk = connection.recv(65536)
-            if not chunk:
-                return bytes(data), "FIN"
-            data += chunk
-    except OSError as error:
-        return bytes(data), error_name(error)
+@scenario("Who the guest sees", "a client on the node, by the public address",
+          guest_sees="The client's port is in use on the node: by the client.")
+def on_the_node(lab):
+    yield "guest sees", lab.met(lab.service(), lab.client(namespace=lab.network.host), limit=SHORT_S)
 
 
-def reset(connection):
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()
+@scenario("Who the guest sees", "a client on the node, by 127.0.0.1",
+          guest_sees="A packet with a loopback address cannot leave the node. DNAT would need route_localnet and a masquerade "
+                     "rule; Portway, where 127.0.0.1 is among node.public_addresses, connects from the node's address.")
+def loopback(lab):
+    yield "guest sees", lab.met(lab.service(), lab.client(namespace=lab.network.host), "127.0.0.1", SHORT_S)
 
 
-def wait_delivered(connection):
-    unacknowledged = array.array("i", [1])
-    deadline = time.monotonic() + PATIENCE_S
-    while unacknowledged[0] and time.monotonic() < deadline:
-        fcntl.ioctl(connection, termios.TIOCOUTQ, unacknowledged)
-        time.sleep(0.001)  # no event tells of acknowledgements
+@scenario("Who the guest sees", "another guest as client")
+def other_guest(lab):
+    yield "guest sees", lab.met(lab.service(), lab.client(namespace=lab.network.neighbour))
 
 
-def fate(namespace, address, port, patience=SILENCE_S, **options):
-    """Of a client that connects and only listens."""
-    try:
-        client = connect(namespace, address, port, patience=patience, **options)
-    except ConnectionResetError:
-        return "connected, then ECONNRESET"  # before connect(2) could tell that the SYN was answered
-    except OSError as error:
-        return error_name(error)
-    client.settimeout(patience)
-    data, end = read_to_end(client)
-    client.close()
-    return "connected, then " + {"FIN": "FIN", "no answer": "silence"}.get(end, end) + (f" after {len(data)} B" if data
-                                                                                       else "")
+@scenario("Who the guest sees", "an IPv6 client of an IPv6 guest")
+def v6(lab):
+    service = lab.service(net.GUEST6)
+    yield "guest sees", lab.met(service, address=net.PUBLIC6)
 
 
-def seen_by_guest(pair):
-    """Whose address the guest sees."""
-    address, port = pair.guest.getpeername()[:2]
-    own_address, own_port = pair.client.getsockname()[:2]
-    whose = ("the client's" if address == own_address else
-             "the node's" if address in net.NODE_ADDRESSES else "somebody's")
-    return f"{whose} address, {'the same' if port == own_port else 'another'} port"
+OTHER_FAMILY = "A DNAT rule cannot change the family. Portway connects from the node's address: the client's is of the other family."
 
 
-def exchange(pair):
-    pair.client.sendall(b"question")
-    question = read(pair.guest, 8)
-    pair.guest.sendall(b"answer")
-    answer = read(pair.client, 6)
-    return "both arrive" if (question, answer) == (b"question", b"answer") else f"{question} {answer}"
+@scenario("Who the guest sees", "an IPv6 client of an IPv4 guest", guest_sees=OTHER_FAMILY)
+def v6_to_v4(lab):
+    yield "guest sees", lab.met(lab.service(), address=net.PUBLIC6)
 
 
-def saved_syn(connection):
-    return connection.getsockopt(socket.IPPROTO_TCP, TCP_SAVED_SYN, 256)
+@scenario("Who the guest sees", "an IPv4 client of an IPv6 guest", guest_sees=OTHER_FAMILY)
+def v4_to_v6(lab):
+    yield "guest sees", lab.met(lab.service(net.GUEST6))
 
 
-def mss_of(syn):
-    options = syn[40:20 + (syn[32] >> 4) * 4]
-    while options and options[0]:
-        if options[0] == 1:
-            options = options[1:]
-            continue
-        if options[0] == 2:
-            return struct.unpack(">H", options[2:4])[0]
-        options = options[options[1]:]
-    return None
-
-
-def transfer(sender, receiver, size):
-    """Both ends in one thread."""
-    data = bytes(range(256)) * (size // 256)
-    sent, received, digest = 0, 0, hashlib.sha256()
-    sender.setblocking(False)
-    receiver.setblocking(False)
-    finished = False
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        readable, writable, _ = select.select([receiver], [] if finished else [sender], [], 1)
-        if writable:
-            if sent < size:
-                sent += sender.send(data[sent:sent + 262144])
-            else:
-                sender.shutdown(socket.SHUT_WR)
-                finished = True
-        if readable:
-            chunk = receiver.recv(262144)
-            if not chunk:
-                break
-            received += len(chunk)
-            digest.update(chunk)
-    same = digest.digest() == hashlib.sha256(data).digest()
-    return f"{received} B, {'intact' if same else 'DIFFERENT'}"
-
-
-# --- Who is who
-
-@scenario("Question and answer")
-def question_and_answer(subject):
-    return exchange(Pair(subject))
-
-
-@scenario("The guest speaks first")
-def banner(subject):
-    pair = Pair(subject)
-    pair.guest.sendall(b"220 welcome")
-    return read(pair.client, 11).decode()
-
-
-@scenario("The client, as the guest sees it")
-def client_address(subject):
-    return seen_by_guest(Pair(subject))
-
-
-@scenario("The server, as the client sees it")
-def server_address(subject):
-    pair = Pair(subject)
-    same = pair.client.getpeername() == (net.PUBLIC, pair.forward.host_port)
-    return "the address and port that it connected to" if same else str(pair.client.getpeername())
-
-
-@scenario("The same over IPv6: the client, as the guest sees it")
-def client_address_v6(subject):
-    return seen_by_guest(Pair(subject, net.GUEST6, to=net.PUBLIC6))
-
-
-@scenario("One client port to two forwards of one guest port: the second one, as the guest sees it")
-def colliding_ports(subject):
-    first = Pair(subject, source_port=39000)
-    again = subject.forward(net.GUEST, first.listener.getsockname()[1])
-    second = Pair(subject, forward=again, listener=first.listener, source_port=39000)
-    return seen_by_guest(second) + "; " + exchange(second)
-
-
-@scenario("The client's port is that of a listener of the node on all addresses",
-          "The node's own stack carries the connection, and its port is taken there; the address is the client's.")
-def port_of_the_node(subject):
-    taken = subject.network.host.socket()
-    taken.bind(("0.0.0.0", 0))
-    taken.listen(1)
-    return seen_by_guest(Pair(subject, source_port=taken.getsockname()[1]))
-
-
-@scenario("The guest is its own client (hairpin)",
-          "Under DNAT the guest answers itself and drops that, unless another rule masquerades. Portway connects from the "
-          "node's address.")
-def hairpin(subject):
-    listener = listen(subject)
-    forward = subject.forward(net.GUEST, listener.getsockname()[1])
-    try:
-        pair = Pair(subject, namespace=subject.network.guest, forward=forward, listener=listener, patience=SILENCE_S)
-    except OSError as error:
-        return error_name(error)
-    return seen_by_guest(pair)
-
-
-@scenario("Another guest is the client")
-def neighbour(subject):
-    return seen_by_guest(Pair(subject, namespace=subject.network.neighbour))
-
-
-@scenario("A program on the node is the client, by the node's address",
-          "The client's own socket has the port, on the same machine.")
-def local_client(subject):
-    pair = Pair(subject, namespace=subject.network.host)
-    return seen_by_guest(pair) + "; " + exchange(pair)
-
-
-@scenario("A program on the node is the client, by 127.0.0.1",
-          "A kernel does not route packets from 127.0.0.1 out of a device (route_localnet); Portway connects from the node's "
-          "address.")
-def loopback_client(subject):
-    listener = listen(subject)
-    forward = subject.forward(net.GUEST, listener.getsockname()[1])
-    try:
-        pair = Pair(subject, namespace=subject.network.host, to="127.0.0.1", forward=forward, listener=listener,
-                    patience=SILENCE_S)
-    except OSError as error:
-        return error_name(error)
-    return seen_by_guest(pair)
-
-
-@scenario("An IPv6 client of an IPv4 guest",
-          "DNAT cannot translate between the families; Portway can, and the guest sees the node's address.")
-def v6_to_v4(subject):
-    listener = listen(subject)
-    forward = subject.forward(net.GUEST, listener.getsockname()[1])
-    try:
-        pair = Pair(subject, to=net.PUBLIC6, forward=forward, listener=listener, patience=SILENCE_S)
-    except OSError as error:
-        return error_name(error)
-    return seen_by_guest(pair)
-
-
-@scenario("rp_filter 0, 1 and 2 on the node")
-def rp_filter(subject):
-    seen = set()
+@scenario("Who the guest sees", "rp_filter 0, 1 and 2")
+def rp_filter(lab):
+    service = lab.service()
     for value in (1, 2, 0):
-        subject.network.set_rp_filter(value)
-        pair = Pair(subject)
-        seen.add(seen_by_guest(pair) + ", " + exchange(pair))
-    return "; ".join(sorted(seen))
+        lab.network.set_rp_filter(value)
+        yield f"guest sees, with {value}", lab.met(service)
 
 
-# --- What the SYN tells
-
-@scenario("DSCP of the client's SYN, 0x28, at the guest")
-def dscp(subject):
-    return hex(saved_syn(Pair(subject, dscp=0x28).guest)[1] & 0xfc)
-
-
-@scenario("TTL at the guest, of 64 at the client", "Another machine's stack sends the packet: it has not been forwarded.")
-def ttl(subject):
-    return str(saved_syn(Pair(subject).guest)[8])
-
-
-@scenario("MSS that the guest is told, where its link has an MTU of 1400 and the client's 1500",
-          "The node's stack tells what fits the guest's link; no packet needs a path MTU discovery.")
-def mss(subject):
-    with subject.network.mtu(1400):
-        return str(mss_of(saved_syn(Pair(subject).guest)))
+@scenario("Who the guest sees", "a forward with `source_mode`",
+          all="DNAT has one way only. These are for guests that shall not see clients' addresses, or want them in the stream.")
+def source_modes(lab):
+    for mode in ("transparent", "plain", "proxy_v2"):
+        service = lab.service(fields={"source_mode": mode} if lab.portway else None)
+        client, guest = lab.pair(service)
+        yield f"guest sees, {mode}", peer_seen(guest, client)
+        client.sendall(b"hello")
+        client.shutdown(socket.SHUT_WR)
+        yield f"guest reads, {mode}", _told(read_to_end(guest)[0], client, service)
 
 
-@scenario("4 MiB each way over a link with an MTU of 1400")
-def small_mtu(subject):
-    with subject.network.mtu(1400):
-        up, down = Pair(subject), Pair(subject)
-        return f"{transfer(up.client, up.guest, 4 << 20)}; {transfer(down.guest, down.client, 4 << 20)}"
+def _told(data, client, service):
+    """What a stream begins with, where it is a PROXY protocol header (version 2, TCP over IPv4)."""
+    if not data.startswith(b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c"):
+        return data.decode(errors="replace")
+    ends = [(socket.inet_ntoa(data[at:at + 4]), int.from_bytes(data[port:port + 2], "big"))
+            for at, port in ((16, 24), (20, 26))]
+    right = ends == [client.getsockname(), (net.PUBLIC, service.forward.host_port)]
+    return f"PROXY header with the client's and the public endpoint, {data[28:].decode()}" if right else str(ends)
 
 
-# --- Nobody there
+@scenario("Who the guest sees", "the client's SYN",
+          TTL="The guest's packets come from the node itself, not through it.",
+          MSS_with_a_link_of_MTU_1400="The node knows the guest's link, and tells the guest its own; the client's connection keeps "
+                                      "to the client's path. With DNAT the ends find the path's MTU by ICMP.")
+def syn(lab):
+    service = lab.service()
+    for dscp in (0, 46):
+        _, guest = lab.pair(service, lab.client(dscp=dscp))
+        seen = Syn(guest)
+        yield f"DSCP, from {dscp}", str(seen.dscp)
+    yield "TTL", str(seen.ttl)
+    yield "MSS", str(seen.mss)
+    with lab.network.mtu(1400):
+        client, guest = lab.pair(service)
+        yield "MSS with a link of MTU 1400", str(Syn(guest).mss)
+        for which, one, other in (("to the guest", client, guest), ("to the client", guest, client)):
+            yield f"1 MiB {which} through it", transfer(one, other, pattern(MIB))
 
-@scenario("The guest's port is closed: the first client",
-          "Portway asks the guest only after it has accepted. From then on the node refuses, until the port is open.")
-def closed_first(subject):
-    closed = subject.forward(net.GUEST, 1)
-    return fate(subject.network.client, net.PUBLIC, closed.host_port)
 
+# ---- Refusals and silence
 
-@scenario("The guest's port is closed: the next clients")
-def closed_next(subject):
-    closed = subject.forward(net.GUEST, 2)
-    deadline = time.monotonic() + PATIENCE_S  # the first one's reset and the closing of the listener are not ordered
-    while (fate(subject.network.client, net.PUBLIC, closed.host_port) != "ECONNREFUSED"
-           and time.monotonic() < deadline):
-        pass
-    return ", ".join({fate(subject.network.client, net.PUBLIC, closed.host_port) for _ in range(3)})
-
-
-def time_to_open(subject, port):
-    forward = subject.forward(net.GUEST, port)
-    for _ in range(2):
-        fate(subject.network.client, net.PUBLIC, forward.host_port)
-    time.sleep(0.3)  # the intervals between probes are at their longest
-    listener = listen(subject, port=port)
-    opened = time.monotonic()
-    while time.monotonic() < opened + PATIENCE_S:
-        try:
-            connect(subject.network.client, net.PUBLIC, forward.host_port).close()
+@scenario("A guest that does not take connections", "closed port",
+          first_client=ACCEPTED_FIRST)
+def closed_port(lab):
+    forward = lab.subject.forward(net.GUEST, lab.closed_port())
+    yield "first client", lab.outcome(forward)
+    for _ in range(100):  # the listener is shut right after the first client's reset
+        following = lab.outcome(forward)
+        if following == "ECONNREFUSED":
             break
-        except ConnectionRefusedError:
-            time.sleep(0.001)
-    listener.close()
-    return time.monotonic() - opened
+    yield "following clients", following
+    yield "ten more", ", ".join(sorted({lab.outcome(forward) for _ in range(10)}))
 
 
-@scenario("It opens again: when clients get through")
-def opens_again(subject):
-    taken = min(time_to_open(subject, 4000 + i) for i in range(5))  # the machine may be busy with something else
-    return "within 100 ms" if taken <= 0.1 else f"after {taken:.1f} s"
+@scenario("A guest that does not take connections", "the service comes up again")
+def service_comes_up(lab):
+    port = lab.closed_port()
+    forward = lab.subject.forward(net.GUEST, port)
+    waits = []
+    for _ in range(3):
+        wait_until(lambda: lab.outcome(forward) == "ECONNREFUSED")
+        listener = lab.listen(net.GUEST, port)
+        began = time.monotonic()
+        wait_until(lambda: lab.connect(lab.client(), net.PUBLIC, forward.host_port) == "connected")
+        waits.append(time.monotonic() - began)
+        listener.close()
+    yield "a client gets through", within(statistics.median(waits), 0.1, 0.5)
 
 
-@scenario("The guest does not answer at all (it gets 2 s here, proxy.connect_timeout_ms)",
-          "Portway has accepted by then. Under DNAT the client retries for two minutes, here after its own 3 s.")
-def silent(subject):
-    forward = subject.forward(net.SILENT, 80)
-    return fate(subject.network.client, net.PUBLIC, forward.host_port, patience=3)
+@scenario("A guest that does not take connections", "no answer at all",
+          client=f"{ACCEPTED_FIRST} It is reset after proxy.connect_timeout_ms, {CONNECT_TIMEOUT_S} s here.")
+def silence(lab):
+    forward = lab.subject.forward(net.SILENT, 3000)
+    began = time.monotonic()
+    outcome = lab.outcome(forward, limit=CONNECT_TIMEOUT_S + 0.9)
+    took = within(time.monotonic() - began, CONNECT_TIMEOUT_S / 2, CONNECT_TIMEOUT_S + 0.8)
+    yield "client", outcome if outcome.startswith("no answer") else f"{outcome}, {took}"
 
 
-@scenario("The guest's accept queue is full",
-          "Portway's own queue takes the client; it waits for the guest there, and is reset after proxy.connect_timeout_ms.")
-def full_queue(subject):
-    listener = listen(subject, backlog=0)
-    forward = subject.forward(net.GUEST, listener.getsockname()[1])
-    waiting = connect(subject.network.client, net.PUBLIC, forward.host_port)
-    waiting.sendall(b"x")
-    wait_delivered(waiting)
-    third = fate(subject.network.client, net.PUBLIC, forward.host_port, patience=0.5)
-    return f"the client: {third}"
+@scenario("A guest that does not take connections", "full accept queue",
+          one_more_client=f"{ACCEPTED_FIRST} It is reset after proxy.connect_timeout_ms, {CONNECT_TIMEOUT_S} s here.")
+def backlog(lab):
+    service = lab.service(backlog=0)  # holds one
+    waiting = lab.client()
+    yield "client in the queue", lab.connect(waiting, net.PUBLIC, service.forward.host_port)
+    wait_until(lambda: _accept_queue(lab, service) == 1)
+    yield "one more client", lab.outcome(service.forward, limit=CONNECT_TIMEOUT_S + 0.9)
+    late = lab.client()
+    connecting = Background(lab.connect, late, net.PUBLIC, service.forward.host_port)
+    time.sleep(0.2)  # its SYN is lost
+    first = lab.keep(service.accept())
+    yield "the one in the queue, later", exchange(waiting, first)
+    second = lab.keep(service.accept())
+    yield "a client while the guest catches up", f"{connecting.result()}; {exchange(late, second)}"
 
 
-# --- Ends
-
-@scenario("The client ends its half; the guest goes on")
-def client_half_close(subject):
-    pair = Pair(subject)
-    pair.client.sendall(b"all of it")
-    pair.client.shutdown(socket.SHUT_WR)
-    request, end = read_to_end(pair.guest)
-    pair.guest.sendall(b"and the answer")
-    pair.guest.close()
-    answer, answer_end = read_to_end(pair.client)
-    return f"guest: {len(request)} B, {end}; client: {len(answer)} B, {answer_end}"
+def _accept_queue(lab, service):
+    told = lab.network.guest.run("ss", "-Hltn", f"sport = {service.forward.guest_port}").split()
+    return int(told[1])
 
 
-@scenario("The guest ends its half; the client goes on")
-def guest_half_close(subject):
-    pair = Pair(subject)
-    pair.guest.sendall(b"bye")
-    pair.guest.shutdown(socket.SHUT_WR)
-    answer, end = read_to_end(pair.client)
-    pair.client.sendall(b"one more thing")
-    pair.client.close()
-    rest, rest_end = read_to_end(pair.guest)
-    return f"client: {len(answer)} B, {end}; guest: {len(rest)} B, {rest_end}"
+# ---- Ends
+
+@scenario("How connections end", "the guest ends first")
+def guest_ends_first(lab):
+    client, guest = lab.pair(lab.service())
+    guest.sendall(b"x" * 1000)
+    guest.close()
+    yield "client", end_of(client)
+    client.close()
 
 
-@scenario("The client resets")
-def client_resets(subject):
-    pair = Pair(subject)
-    exchange(pair)
-    reset(pair.client)
-    return f"guest: {read_to_end(pair.guest)[1]}"
+@scenario("How connections end", "the client ends first")
+def client_ends_first(lab):
+    client, guest = lab.pair(lab.service())
+    client.sendall(b"x" * 1000)
+    client.close()
+    yield "guest", end_of(guest)
 
 
-@scenario("The guest resets after 100,000 B that the client reads late")
-def guest_resets(subject):
-    pair = Pair(subject)
-    pair.guest.sendall(bytes(100_000))
-    wait_delivered(pair.guest)
-    reset(pair.guest)
-    poller = select.poll()
-    poller.register(pair.client, 0)  # for POLLERR and POLLHUP
-    poller.poll(1000 * PATIENCE_S)
-    data, end = read_to_end(pair.client)
-    return f"client: {len(data)} B, {end}"
+@scenario("How connections end", "one side half-closes, the other goes on sending")
+def half_close(lab):
+    for which, first, second in (("client", 0, 1), ("guest", 1, 0)):
+        ends = lab.pair(lab.service())
+        ends[first].sendall(b"x" * 1000)
+        ends[first].shutdown(socket.SHUT_WR)
+        yield f"the other side, after the {which}'s FIN", end_of(ends[second])
+        yield f"{which}, afterwards", transfer(ends[second], ends[first], pattern(MIB))
 
 
-@scenario("The guest closes with unread bytes of the client")
-def guest_closes_unread(subject):
-    pair = Pair(subject)
-    pair.client.sendall(bytes(1000))
-    select.select([pair.guest], [], [], PATIENCE_S)
-    pair.guest.close()
-    return f"client: {read_to_end(pair.client)[1]}"
+@scenario("How connections end", "one side resets")
+def resets(lab):
+    for which, first, second in (("client", 0, 1), ("guest", 1, 0)):
+        ends = lab.pair(lab.service())
+        ends[first].sendall(b"x" * 100_000)
+        if first == 1 or not lab.portway:
+            delivered(ends[first])
+        else:
+            # Its kernel has sent all when the node has it; what DNAT's client can know is that the guest does.
+            wait_until(lambda: readable(ends[1]) == 100_000)
+        reset(ends[first])
+        yield f"the other side, {which} resets after 100,000 bytes", end_of(ends[second])
+        ends = lab.pair(lab.service())
+        reset(ends[first])
+        yield f"the other side, {which} resets at once", end_of(ends[second])
+        with contextlib.suppress(OSError):
+            ends[second].send(b"x")
+        yield f"the other side sends, after the {which}'s reset", send_until_error(ends[second])
 
 
-@scenario("The client goes away while the guest sends")
-def client_aborts(subject):
-    pair = Pair(subject)
-    pair.guest.sendall(bytes(1000))
-    read(pair.client, 10)
-    pair.client.close()
+@scenario("How connections end", "one side goes away while the other sends")
+def aborts(lab):
+    for which, first, second in (("client", 0, 1), ("guest", 1, 0)):
+        for how, leave in (("resets", reset), ("closes with bytes unread", socket.socket.close)):
+            ends = lab.pair(lab.service())
+            sending = Background(send_until_error, ends[second])
+            ends[first].recv(65536)
+            wait_until(lambda: readable(ends[first]) > 0)
+            began = time.monotonic()
+            leave(ends[first])
+            result = sending.result()
+            yield f"the sender, {which} {how}", f"{result} {within(time.monotonic() - began, 0.2, 1)}"
+
+
+@scenario("How connections end", "the client closes before it reads the answer")
+def closes_early(lab):
+    client, guest = lab.pair(lab.service())
+    client.close()
+    yield "guest reads", end_of(guest)
+    yield "guest sends", send_until_error(guest)
+
+
+# ---- Bytes
+
+@scenario("Bytes", "large transfers")
+def large(lab):
+    data = pattern(32 * MIB)
+    client, guest = lab.pair(lab.service())
+    yield "to the guest", transfer(client, guest, data)
+    yield "to the client, afterwards", transfer(guest, client, data)
+    client, guest = lab.pair(lab.service())
+    upload = Background(transfer, client, guest, data)
+    download = transfer(guest, client, data)
+    yield "both ways at a time", f"{upload.result()}; {download}"
+
+
+@scenario("Bytes", "who speaks first")
+def speaks_first(lab):
+    client, guest = lab.pair(lab.service())
+    guest.sendall(b"220 ready")
+    yield "client, when the guest does", client.recv(100).decode()
+    service = lab.service()
+    client = lab.client()
+    lab.connect(client, net.PUBLIC, service.forward.host_port)
+    client.sendall(b"early")
+    client.shutdown(socket.SHUT_WR)
+    yield "guest, when the client sends and ends before it accepts", end_of(lab.keep(service.accept()))
+
+
+@scenario("Bytes", "the receiver reads nothing for 2 s (zero window)")
+def zero_window(lab):
+    data = pattern(32 * MIB)
+    for which, sender, receiver in (("client", 1, 0), ("guest", 0, 1)):
+        ends = lab.pair(lab.service())
+        sending = Background(send_all, ends[sender], data)
+        time.sleep(2)
+        yield f"the sender to the {which}", "waits" if sending.result(0) == "still running" else "is done"
+        got, end = read_to_end(ends[receiver])
+        sending.result()
+        yield f"{which}, when it reads", f"{same(data, got)}, then {end}"
+
+
+@scenario("Bytes", "guest's process stopped for 2 s (SIGSTOP)")
+def stopped(lab):
+    client, guest = lab.pair(lab.service())
+    data = pattern(16 * MIB)
+    guest.setblocking(True)
+    reader = subprocess.Popen([sys.executable, "-c", "import sys, hashlib; d = sys.stdin.buffer.read();"
+                               "print(len(d), hashlib.sha256(d).hexdigest())"],
+                              stdin=guest, stdout=subprocess.PIPE, text=True)
     try:
-        while True:
-            pair.guest.sendall(bytes(65536))
-    except OSError as error:
-        name = error_name(error)
-    return "guest: " + ("ECONNRESET or EPIPE" if name in ("ECONNRESET", "EPIPE") else name)
+        reader.send_signal(signal.SIGSTOP)
+        sending = Background(send_all, client, data)
+        time.sleep(2)
+        reader.send_signal(signal.SIGCONT)
+        sending.result()
+        size, digest = reader.communicate(timeout=20)[0].split()
+    finally:
+        reader.kill()
+        reader.wait()
+    equal = digest == hashlib.sha256(data).hexdigest()
+    yield "guest, when it goes on", f"{count(int(size))}, SHA-256 {'equal' if equal else 'DIFFERENT'}"
 
 
-@scenario("The client reads nothing for a second, then all of 8 MiB")
-def zero_window(subject):
-    pair = Pair(subject)
-    pair.guest.setblocking(False)
-    sent = 0
-    data = bytes(range(256)) * 4096
-    quiet = time.monotonic() + 1
-    while time.monotonic() < quiet:
-        if select.select([], [pair.guest], [], 0.1)[1]:
-            sent += pair.guest.send(data[sent % len(data):])
-            if sent >= 8 << 20:
-                break
-    pair.client.setblocking(False)
-    received, digest, whole = 0, hashlib.sha256(), hashlib.sha256(data * 8)
-    while received < 8 << 20:
-        readable, writable, _ = select.select([pair.client], [pair.guest] if sent < 8 << 20 else [], [], PATIENCE_S)
-        if not readable and not writable:
-            break
-        if writable:
-            sent += pair.guest.send(data[sent % len(data):][:(8 << 20) - sent])
-        if readable:
-            chunk = pair.client.recv(1 << 20)
-            received += len(chunk)
-            digest.update(chunk)
-    return f"{received} B, {'intact' if digest.digest() == whole.digest() else 'DIFFERENT'}"
+@scenario("Bytes", "urgent data (`abc`, urgent `!`, `def`)")
+def urgent(lab):
+    for which, sender, receiver in (("guest", 0, 1), ("client", 1, 0)):
+        for inline in (False, True):
+            ends = lab.pair(lab.service())
+            if inline:
+                ends[receiver].setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            ends[sender].sendall(b"abc")
+            ends[sender].send(b"!", socket.MSG_OOB)
+            ends[sender].sendall(b"def")
+            ends[sender].shutdown(socket.SHUT_WR)
+            yield (f"{which} with SO_OOBINLINE" if inline else which), _urgent(lab, ends[receiver], inline)
 
 
-@scenario("An urgent byte between others",
-          "Portway reads past the urgent mark so that a client cannot stop its relay with it, and passes the byte on as urgent "
-          "or in its place.")
-def urgent(subject):
-    pair = Pair(subject)
-    pair.client.sendall(b"a")
-    read(pair.guest, 1)
-    pair.client.send(b"!", socket.MSG_OOB)
-    poller = select.poll()
-    poller.register(pair.guest, select.POLLPRI | select.POLLIN)
-    poller.poll(1000 * PATIENCE_S)
-    pair.client.sendall(b"b")
-    pair.client.shutdown(socket.SHUT_WR)
-    try:
-        out_of_band = pair.guest.recv(1, socket.MSG_OOB).decode()
-    except OSError:
-        out_of_band = "none"
-    stream = read_to_end(pair.guest)[0].decode()
-    return f"guest: stream {stream!r}, urgent {out_of_band!r}"
+def _urgent(lab, sock, inline):
+    if not inline:
+        byte, rest = lab.read_urgent(sock)
+        return f"recv(MSG_OOB) {byte.decode()}, in the stream {rest.decode()}"
+    got, mark = b"", None
+    sock.settimeout(LIMIT_S)
+    wait_until(lambda: readable(sock) >= 4)
+    while True:
+        if at_mark(sock):
+            mark = len(got)
+        byte = sock.recv(1)
+        if not byte:
+            return f"{got.decode()}, the mark after {mark} bytes"
+        got += byte
 
 
-@scenario("200 connections one after another")
-def many(subject):
-    listener = listen(subject)
-    forward = subject.forward(net.GUEST, listener.getsockname()[1])
-    good = 0
-    for _ in range(200):
-        pair = Pair(subject, forward=forward, listener=listener)
-        good += exchange(pair) == "both arrive"
-        pair.client.close()
-        pair.guest.close()
-    return f"{good} work"
+@scenario("Bytes", "keepalive of the client, each second",
+          when_the_guest_vanishes="The node answers the client's keepalive, being the other end of its connection. Portway asks the "
+                                  "guest by itself (proxy.keepalive_s, 300 s) and resets the client when there is no answer.")
+def keepalive(lab):
+    client, guest = lab.pair(lab.service(net.NEIGHBOUR))
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 1)):
+        client.setsockopt(socket.IPPROTO_TCP, option, value)
+    yield "idle for 2.5 s", end_of(client, 2.5)
+    yield "talk", exchange(client, guest)
+    with lab.network.vanished(lab.network.neighbour):
+        yield "when the guest vanishes", end_of(client, 3.5)
 
 
-# --- Life and death of a forward
+# ---- Rules, routes, many
 
-def deleted(subject, policy):
-    pair = Pair(subject)
-    exchange(pair)
-    subject.delete(pair.forward, connections=policy)
-    return pair
-
-
-@scenario("The forward is deleted: established connections (?connections=keep, the default)")
-def delete_keep(subject):
-    return exchange(deleted(subject, "keep"))
-
-
-@scenario("The same with ?connections=drain, after proxy.drain_timeout_s (1 s here)", "On request; DNAT has nothing like it.")
-def delete_drain(subject):
-    pair = deleted(subject, "drain")
-    first = exchange(pair)
-    pair.client.settimeout(3)
-    return f"{first}; then {read_to_end(pair.client)[1]}"
+@scenario("Forwards and routes", "the forward is deleted",
+          drain="With `?connections=drain`: connections get proxy.drain_timeout_s (1 s here) to end. " + DNAT_HAS_NONE,
+          reset="With `?connections=reset`: connections end at once. With DNAT that takes `conntrack -D` and a RST from elsewhere.")
+def deleted(lab):
+    for policy in ("keep", "drain", "reset"):
+        service = lab.service()
+        client, guest = lab.pair(service)
+        lab.subject.delete(service.forward, connections=policy)
+        if policy == "reset":
+            yield "reset", f"client: {end_of(client, 1.5)}; guest: {end_of(guest, 1.5)}"
+        else:
+            yield f"talk afterwards, {policy}", exchange(client, guest)
+            yield policy, f"client: {end_of(client, 1.5)}; guest: {end_of(guest, 0.5)}"
+        yield f"new client, {policy}", lab.outcome(service.forward)
 
 
-@scenario("The same with ?connections=reset", "On request; DNAT has nothing like it.")
-def delete_reset(subject):
-    pair = deleted(subject, "reset")
-    pair.client.settimeout(SILENCE_S)
-    return read_to_end(pair.client)[1]
+@scenario("Forwards and routes", "the guest's own connections while it is a service")
+def outbound(lab):
+    service = lab.service()
+    client, guest = lab.pair(service)
+    server = lab.listen(net.CLIENT)
+    for which, port in (("any port", 0), ("the forwarded port", service.forward.guest_port)):
+        sock = lab.client(net.GUEST, port, namespace=lab.network.guest)
+        result = lab.connect(sock, net.CLIENT, server.getsockname()[1])
+        if result == "connected":
+            accepted = lab.keep(server.accept()[0])
+            result = f"{exchange(sock, accepted)}; seen with {peer_seen(accepted, sock).replace('client', 'guest')}"
+        yield f"from {which}", result
+    yield "its client, afterwards", exchange(client, guest)
 
 
-@scenario("The forward is deleted: a new client")
-def delete_new(subject):
-    return fate(subject.network.client, net.PUBLIC, deleted(subject, "keep").forward.host_port)
+@scenario("Forwards and routes", "a client that goes to the guest's address itself, by a route")
+def routed(lab):
+    service = lab.service()
+    forwarded = lab.pair(service)
+    sock = lab.client()
+    yield "connect", lab.connect(sock, net.GUEST, service.forward.guest_port)
+    guest = lab.keep(service.accept())
+    yield "talk", exchange(sock, guest)
+    yield "the forward's client, afterwards", exchange(*forwarded)
 
 
-# --- Beside it
+@scenario("Forwards and routes", "short connections")
+def short(lab):
+    service = lab.service()
 
-@scenario("The guest's own connection to the outside, from the forwarded port number")
-def guests_own(subject):
-    pair = Pair(subject)
-    outside = listen(subject, net.CLIENT)
-    port = pair.listener.getsockname()[1]
-    pair.listener.close()  # its socket has the port, for a bind
-    own = connect(subject.network.guest, net.CLIENT, outside.getsockname()[1], source_port=port)
-    far = accept(outside)
-    own.sendall(b"hello")
-    return f"{read(far, 5).decode()}, and the forward: {exchange(pair)}"
+    def answer():
+        for _ in range(SHORT_CONNECTIONS):
+            with service.accept() as guest:
+                guest.settimeout(LIMIT_S)
+                guest.sendall(guest.recv(100))
+
+    answering = Background(answer)
+    good, took = 0, []
+    for _ in range(SHORT_CONNECTIONS):
+        with lab.network.client.socket() as sock:
+            sock.settimeout(LIMIT_S)
+            began = time.monotonic()
+            with contextlib.suppress(OSError):
+                sock.connect((net.PUBLIC, service.forward.host_port))
+                sock.sendall(b"hello")
+                good += sock.recv(100) == b"hello" and sock.recv(100) == b""
+            took.append(time.monotonic() - began)
+    answering.result()
+    yield "answered, of 1,000", f"{good:,}"
+    yield "connect, question and answer, median", within(statistics.median(took), 0.05, 0.5)
 
 
-@scenario("Routed traffic to the guest's forwarded port, beside the forward")
-def routed(subject):
-    pair = Pair(subject)
-    subject.network.client.ip(f"route replace 198.19.0.0/24 via {net.PUBLIC}")
-    direct = connect(subject.network.client, net.GUEST, pair.listener.getsockname()[1])
-    inside = accept(pair.listener)
-    direct.sendall(b"direct")
-    return f"{read(inside, 6).decode()}, and the forward: {exchange(pair)}"
-
-
-# The last one: the guest is gone afterwards.
-
-@scenario("The guest's tap vanishes under an established connection",
-          "Under DNAT the client waits for its own time-outs; Portway hears of it and resets: 9 ms "
-          "after its end for a virtual machine that is killed.")
-def tap_gone(subject):
-    pair = Pair(subject)
-    exchange(pair)
-    subject.network.host.ip("link del tap0")
-    pair.client.settimeout(SILENCE_S)
-    return read_to_end(pair.client)[1]
+# The last one: the tap stays away.
+@scenario("Forwards and routes", "tap deleted",
+          client="Portway resets the connections of a guest that is gone. A DNAT rule knows nothing of the tap: the client waits.",
+          new_client="The forward ended with the guest, and its port is closed. The rule is still there and leads nowhere.")
+def tap_gone(lab):
+    service = lab.service(net.NEIGHBOUR)
+    client, _ = lab.pair(service)
+    lab.network.host.ip("link del tap1")
+    began = time.monotonic()
+    end = end_of(client, SHORT_S)
+    yield "client", end if end.startswith("nothing") else f"{end} {within(time.monotonic() - began, 0.05, 0.5)}"
+    wait_until(lambda: not lab.portway or lab.outcome(service.forward) == "ECONNREFUSED")
+    yield "new client", lab.outcome(service.forward, limit=SHORT_S)

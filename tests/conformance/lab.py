@@ -1,0 +1,300 @@
+"""What a scenario works with: services at the guest, clients, and words for what either of them observes.
+
+Words are the same in every run: times are told as classes, and of a random port only whether it is the client's.
+"""
+import contextlib
+import errno
+import fcntl
+import hashlib
+import random
+import select
+import socket
+import struct
+import termios
+import threading
+import time
+
+from tests.conformance import network as net
+
+TCP_SAVE_SYN, TCP_SAVED_SYN = 27, 28  # linux/tcp.h
+SIOCATMARK = 0x8905
+LIMIT_S = 5  # for what must come
+SHORT_S = 1  # for what must not
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close(2) sends RST
+
+
+def name_of(error):
+    """Python's own time-outs have no errno, and are no ETIMEDOUT."""
+    return "time-out" if error.errno is None else errno.errorcode[error.errno]
+
+
+def count(size):
+    return f"{size:,} byte" + ("" if size == 1 else "s")
+
+
+def within(seconds, *classes):
+    """The first class that is not exceeded, e.g. "within 50 ms"."""
+    for limit in classes:
+        if seconds <= limit:
+            return f"within {limit * 1000:.0f} ms" if limit < 1 else f"within {limit:g} s"
+    return f"after more than {classes[-1]:g} s"
+
+
+def wait_until(condition, limit=LIMIT_S):
+    deadline = time.monotonic() + limit
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def reset(sock):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    sock.close()
+
+
+def unacknowledged(sock):
+    return struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0" * 4))[0]
+
+
+def readable(sock):
+    """Bytes that wait to be read."""
+    return struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, b"\0" * 4))[0]
+
+
+def delivered(sock):
+    """Waits until the other end's kernel has all that was sent."""
+    wait_until(lambda: unacknowledged(sock) == 0)
+
+
+def read_to_end(sock, limit=LIMIT_S):
+    """(the bytes, how it ended)."""
+    data = bytearray()
+    sock.settimeout(limit)
+    try:
+        while chunk := sock.recv(1 << 20):
+            data += chunk
+    except OSError as error:
+        return bytes(data), f"nothing for {limit:g} s" if error.errno is None else name_of(error)
+    return bytes(data), "FIN"
+
+
+def end_of(sock, limit=LIMIT_S):
+    data, end = read_to_end(sock, limit)
+    return f"{count(len(data))}, then {end}" if data else end
+
+
+def send_until_error(sock, limit=LIMIT_S):
+    """The errno's name that a sender gets at last."""
+    sock.settimeout(limit)
+    try:
+        while True:
+            sock.send(b"x" * 65536)
+    except OSError as error:
+        return name_of(error)
+
+
+def exchange(client, guest):
+    """A question one way, an answer the other."""
+    try:
+        for one, other, words in ((client, guest, b"question"), (guest, client, b"answer")):
+            one.sendall(words)
+            other.settimeout(LIMIT_S)
+            got = other.recv(len(words), socket.MSG_WAITALL)
+            if got != words:
+                return f"got {got!r}"
+    except OSError as error:
+        return name_of(error)
+    return "question and answer"
+
+
+def pattern(size):
+    return random.Random(size).randbytes(size)
+
+
+def same(sent, got):
+    """Compares by digest."""
+    if len(sent) != len(got):
+        return f"{count(len(got))} of {count(len(sent))}"
+    equal = hashlib.sha256(sent).digest() == hashlib.sha256(got).digest()
+    return f"{count(len(sent))}, SHA-256 {'equal' if equal else 'DIFFERENT'}"
+
+
+class Background:
+    """Runs a call in a thread; result() waits for what it returns."""
+
+    def __init__(self, call, *arguments):
+        self._result = None
+        self._thread = threading.Thread(target=self._run, args=(call, *arguments), daemon=True)
+        self._thread.start()
+
+    def _run(self, call, *arguments):
+        try:
+            self._result = call(*arguments)
+        except OSError as error:
+            self._result = name_of(error)
+
+    def result(self, limit=30):
+        self._thread.join(limit)
+        return "still running" if self._thread.is_alive() else self._result
+
+
+def send_all(sock, data):
+    """And FIN."""
+    sock.settimeout(30)
+    sock.sendall(data)
+    sock.shutdown(socket.SHUT_WR)
+
+
+def transfer(sender, receiver, data):
+    sending = Background(send_all, sender, data)
+    got, end = read_to_end(receiver)
+    failed = sending.result()
+    return f"{same(data, got)}, then {end}" + (f"; the sender: {failed}" if failed else "")
+
+
+def peer_seen(guest, client):
+    """Who the guest thinks it talks to."""
+    address, port = guest.getpeername()[:2]
+    client_address, client_port = client.getsockname()[:2]
+    if address == client_address:
+        who = "the client's address"
+    else:
+        who = "the node's address" if address in net.NODE_ADDRESSES else address
+    return f"{who}, {'its port' if port == client_port else 'another port'}"
+
+
+class Syn:
+    """The SYN that a connection began with, as it came to the guest. The kernel tells it once."""
+
+    def __init__(self, accepted):
+        packet = accepted.getsockopt(socket.IPPROTO_TCP, TCP_SAVED_SYN, 512)
+        self.dscp, self.ttl = packet[1] >> 2, packet[8]
+        options = packet[(packet[0] & 15) * 4 + 20:]
+        self.mss = None
+        while options and options[0] != 0:
+            size = 1 if options[0] == 1 else options[1]
+            if options[0] == 2:
+                self.mss = struct.unpack("!H", options[2:4])[0]
+            options = options[size:]
+
+
+class Service:
+    """A listener at a guest and the forward to it."""
+
+    def __init__(self, listener, forward):
+        self.listener, self.forward = listener, forward
+
+    def accept(self):
+        return self.listener.accept()[0]
+
+
+class Lab:
+    """A scenario's view of one subject; a context, at whose end all of its sockets are closed."""
+
+    def __init__(self, subject):
+        self.subject, self.network, self.portway = subject, subject.network, subject.portway
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._stack.close()
+
+    def keep(self, sock):
+        self._stack.callback(sock.close)
+        return sock
+
+    def listen(self, address, port=0, backlog=128, namespace=None, **options):
+        """`options`: names of socket options, e.g. SO_OOBINLINE=1."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        sock = self.keep((namespace or self.network.namespace_of(address)).socket(family))
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            sock.setsockopt(socket.SOL_SOCKET, option, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, TCP_SAVE_SYN, 1)
+        for option, value in options.items():
+            sock.setsockopt(socket.SOL_SOCKET, getattr(socket, option), value)
+        sock.bind((address, port))
+        sock.listen(backlog)
+        sock.settimeout(LIMIT_S)
+        return sock
+
+    def service(self, guest=net.GUEST, backlog=128, fields=None, **options):
+        listener = self.listen(guest, backlog=backlog, **options)
+        return Service(listener, self.subject.forward(guest, listener.getsockname()[1], **(fields or {})))
+
+    def closed_port(self, guest=net.GUEST):
+        listener = self.listen(guest)
+        port = listener.getsockname()[1]
+        listener.close()
+        return port
+
+    def client(self, source=None, port=0, namespace=None, dscp=0, v6=False):
+        """A socket that is not connected yet; of the client, unless told."""
+        sock = self.keep((namespace or self.network.client).socket(socket.AF_INET6 if v6 else socket.AF_INET))
+        if port:
+            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                sock.setsockopt(socket.SOL_SOCKET, option, 1)
+        if dscp:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, dscp << 2)
+        if source or port:
+            sock.bind((source or net.CLIENT, port))
+        sock.settimeout(LIMIT_S)
+        return sock
+
+    @staticmethod
+    def connect(sock, address, port, limit=LIMIT_S):
+        """What connect(2) says, in words."""
+        sock.settimeout(limit)
+        try:
+            sock.connect((address, port))
+        except ConnectionResetError:
+            # RST after the handshake, but before connect(2) has looked.
+            return "connected, then ECONNRESET"
+        except OSError as error:
+            return f"no answer in {limit:g} s" if error.errno is None else name_of(error)
+        return "connected"
+
+    def outcome(self, forward, sock=None, address=net.PUBLIC, limit=LIMIT_S):
+        """Of a client that connects and waits for something to happen."""
+        sock = sock or self.client(v6=":" in address)
+        result = self.connect(sock, address, forward.host_port, limit)
+        if result == "connected":
+            result += ", then " + end_of(sock, limit)
+        sock.close()
+        return result
+
+    def pair(self, service, sock=None, address=net.PUBLIC):
+        """(client, guest), connected. Raises when that fails."""
+        sock = sock or self.client(v6=":" in address)
+        result = self.connect(sock, address, service.forward.host_port)
+        if result != "connected":
+            raise AssertionError(f"a client that should get through: {result}")
+        return sock, self.keep(service.accept())
+
+    def met(self, service, sock=None, address=net.PUBLIC, limit=LIMIT_S):
+        """Whom the guest sees when a client connects, or why it does not."""
+        sock = sock or self.client(v6=":" in address)
+        result = self.connect(sock, address, service.forward.host_port, limit)
+        if result != "connected":
+            return result
+        try:
+            guest = self.keep(service.accept())
+        except TimeoutError:
+            return "connected, and the guest knows nothing of it"
+        talk = exchange(sock, guest)
+        return peer_seen(guest, sock) + ("" if talk == "question and answer" else "; " + talk)
+
+    def read_urgent(self, sock):
+        """(the urgent byte as recv(MSG_OOB) gives it, the rest of the stream)."""
+        poll = select.poll()
+        poll.register(sock, select.POLLPRI)
+        poll.poll(LIMIT_S * 1000)
+        try:
+            urgent = sock.recv(1, socket.MSG_OOB)
+        except OSError as error:
+            urgent = name_of(error).encode()
+        return urgent, read_to_end(sock)[0]
+
+
+def at_mark(sock):
+    return struct.unpack("i", fcntl.ioctl(sock, SIOCATMARK, b"\0" * 4))[0] == 1
