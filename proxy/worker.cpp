@@ -189,16 +189,13 @@ void Worker::on_accepted(int downstream, const ServedForwardPtr& forward) {
 void Worker::on_accept_ended(std::uint32_t index, int result) {
   Listener& listener = listeners_[index];
   listener.armed = false;
+  const bool shut = result == -EINVAL;  // shutdown(2), by us
   if (listener.closing) {
     release_listener(index);
-  } else if (result >= 0 || result == -ECONNABORTED || result == -EINTR) {
-    arm(index);  // it ended with nothing wrong
-  } else if (result == -EINVAL && listener.forward->closed.load(std::memory_order_relaxed)) {
-    // The control thread has shut the socket down: CloseForward is on its way.
-  } else if (result == -EINVAL && listener.gated) {
-    // Armed again when the guest's port is open.
-  } else if (result == -EINVAL) {
-    arm(index);  // the guest's port was open again before this was told
+  } else if (shut && (listener.gated || listener.forward->closed.load(std::memory_order_relaxed))) {
+    // Armed again when the guest's port is open; or CloseForward is on its way.
+  } else if (shut || result >= 0 || result == -ECONNABORTED || result == -EINTR) {
+    arm(index);  // nothing is wrong; or the guest's port was open again before this was told
   } else {
     // EMFILE, ENFILE, ENOMEM, ...: clients wait in the backlog until there is room again.
     counters_.accept_pauses.add();
