@@ -1,6 +1,6 @@
-"""Kernel DNAT is the specification: the same scenarios through an nft rule and through Portway on each of its Io back ends,
-and what client and guest observe compared. docs/dnat-fidelity.md tells the outcome; with PORTWAY_UPDATE_REFERENCE=1 in the
-environment this test writes it anew.
+"""Kernel DNAT is the specification: the same scenarios through an nft rule and through Portway on each of its Io back
+ends, and what client and guest observe compared. docs/dnat-fidelity.md tells the outcome; with
+PORTWAY_UPDATE_REFERENCE=1 in the environment this test writes it anew.
 """
 import concurrent.futures
 import itertools
@@ -116,7 +116,8 @@ class Conformance(unittest.TestCase):
 
     def test_every_reason_has_a_difference(self):
         used = {row.reason for row in self.rows}
-        unused = [f"{one.title}: {reason}" for one in SCENARIOS for reason in one.reasons.values() if reason not in used]
+        unused = [f"{one.title}: {reason}" for one in SCENARIOS for reason in one.reasons.values()
+                  if reason not in used]
         self.assertEqual(unused, [])
 
     def test_the_page_tells_what_is_observed(self):

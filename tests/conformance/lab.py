@@ -60,11 +60,6 @@ def readable(sock):
     return struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, b"\0" * 4))[0]
 
 
-def delivered(sock):
-    """Waits until the other end's kernel has all that was sent."""
-    wait_until(lambda: unacknowledged(sock) == 0)
-
-
 def read_to_end(sock, limit=LIMIT_S):
     """(the bytes, how it ended)."""
     data = bytearray()

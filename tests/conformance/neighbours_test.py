@@ -1,6 +1,6 @@
-"""What a hostile guest may try against its neighbours and the node, now that the node's connections carry addresses of
-others. The worst node there is: it forwards packets and does not check their sources (rp_filter 0). Sequence numbers are
-those of the attacked connection, as if the attacker could guess them; controls show that the same packets do harm when they
+"""What a hostile guest may try against its neighbours and the node, whose connections carry addresses of others. The
+worst node there is: it forwards packets and does not check their sources (rp_filter 0). Sequence numbers are those of
+the attacked connection, as if the attacker could guess them; a control shows that the same packets do harm when they
 come from where they claim to.
 """
 import os
@@ -211,7 +211,8 @@ class Attacks:
                 for target in targets:
                     self.send(namespace, segment(source, target, SYN))
         self.assertRaises(TimeoutError, private.accept)
-        answered = [one for one in self.at_client.segments() + self.at_guest.segments() if one[2] & (SYN | ACK) == SYN | ACK]
+        seen = self.at_client.segments() + self.at_guest.segments()
+        answered = [one for one in seen if one[2] & (SYN | ACK) == SYN | ACK]
         self.assertEqual(answered, [])
         self.assert_unharmed()
 
