@@ -154,6 +154,8 @@ bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
   served.counters[worker_].connections_accepted.add();
 
   slot.source = first_plan(served, slot);
+  if (options_.copy_dscp)
+    connections_[*index].dscp = static_cast<std::uint8_t>(io_.take_syn_dscp(downstream));
 
   set_state(*index, ConnectionState::kConnecting);
   arm(*index, kDownstream);
@@ -162,7 +164,7 @@ bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
 }
 
 void ConnectionSet::connect(std::uint32_t index) {
-  const int result = open_upstream(table_[index], *connections_[index].forward);
+  const int result = open_upstream(index);
   if (result != 0 && result != -EINPROGRESS) {
     on_connect_failed(index, -result);
     return;
@@ -193,9 +195,10 @@ SourcePlan ConnectionSet::first_plan(const ServedForward& forward, const Connect
 }
 
 /// The result of the last attempt: with the client's address there can be several.
-int ConnectionSet::open_upstream(ConnectionSlot& slot, const ServedForward& forward) {
+int ConnectionSet::open_upstream(std::uint32_t index) {
+  ConnectionSlot& slot = table_[index];
   for (;;) {
-    const int result = connect_upstream(slot, forward);
+    const int result = connect_upstream(index);
     if (result == 0 || result == -EINPROGRESS) return result;
     const auto next = plan_after_failure(slot.source, -result);
     if (!next) return result;
@@ -206,8 +209,10 @@ int ConnectionSet::open_upstream(ConnectionSlot& slot, const ServedForward& forw
 }
 
 /// connect(2)'s result, or that of what comes before it.
-int ConnectionSet::connect_upstream(ConnectionSlot& slot, const ServedForward& forward) {
-  const Endpoint& upstream = forward.route.upstream;
+int ConnectionSet::connect_upstream(std::uint32_t index) {
+  ConnectionSlot& slot = table_[index];
+  const ForwardRoute& route = connections_[index].forward->route;
+  const Endpoint& upstream = route.upstream;
   const int fd = io_.socket(upstream.address().is_v6() ? AF_INET6 : AF_INET);
   if (fd < 0) return fd;
   slot.socket[kUpstream].fd = fd;
@@ -220,15 +225,13 @@ int ConnectionSet::connect_upstream(ConnectionSlot& slot, const ServedForward& f
     const std::chrono::milliseconds timeout = options_.user_timeout;
     io_.set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(timeout.count()));
   }
-  if (options_.copy_dscp) {
-    if (const int dscp = io_.take_syn_dscp(slot.socket[kDownstream].fd); dscp > 0) {
-      const bool v6 = upstream.address().is_v6();
-      io_.set_option(fd, v6 ? IPPROTO_IPV6 : IPPROTO_IP, v6 ? IPV6_TCLASS : IP_TOS, dscp);
-    }
+  if (const int dscp = connections_[index].dscp; dscp != 0) {
+    const bool v6 = upstream.address().is_v6();
+    io_.set_option(fd, v6 ? IPPROTO_IPV6 : IPPROTO_IP, v6 ? IPV6_TCLASS : IP_TOS, dscp);
   }
-  if (!forward.route.tap.empty()) {
+  if (!route.tap.empty()) {
     // Without it, packets for a guest whose tap is gone would leave by the default route.
-    if (const int result = io_.bind_to_device(fd, forward.route.tap); result < 0) return result;
+    if (const int result = io_.bind_to_device(fd, route.tap); result < 0) return result;
   }
   if (is_transparent(slot.source)) {
     const Endpoint source = source_endpoint(to_endpoint(slot.client), slot.source);

@@ -50,6 +50,7 @@ struct Connection {
   bool reset[2] = {false, false};              // close that side with RST
   bool queued = false;                         // in the run queue
   bool reopening = false;  // another upstream socket follows the last completion of this one
+  std::uint8_t dscp = 0;   // of the client's SYN, shifted left by two; 0: none, or not copied
   bool admitted = false;   // the forward's admission counts it
   CloseCause cause;
   CloseHow drained = CloseHow::kForwardDeleted;  // how it ends at drain_deadline
@@ -114,8 +115,8 @@ class ConnectionSet {
   void schedule(std::uint32_t index);
 
   SourcePlan first_plan(const ServedForward& forward, const ConnectionSlot& slot) const;
-  int open_upstream(ConnectionSlot& slot, const ServedForward& forward);
-  int connect_upstream(ConnectionSlot& slot, const ServedForward& forward);
+  int open_upstream(std::uint32_t index);
+  int connect_upstream(std::uint32_t index);
   void connect(std::uint32_t index);
   bool may_reopen(std::uint32_t index) const;
   void reopen(std::uint32_t index);

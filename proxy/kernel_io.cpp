@@ -79,8 +79,7 @@ int KernelIo::local_endpoint(int fd, Endpoint& out) {
 }
 
 int KernelIo::take_syn_dscp(int fd) {
-  // The SYN's IP header as it came, and no more of it than is looked at: what is cut off stays with the
-  // kernel, so it is read whole.
+  // The IP and TCP headers of the SYN as they came. With too small a buffer the kernel would keep them.
   std::array<std::uint8_t, 256> syn;
   socklen_t size = syn.size();
   if (::getsockopt(fd, IPPROTO_TCP, TCP_SAVED_SYN, syn.data(), &size) < 0 || size < 2) return 0;

@@ -207,6 +207,14 @@ TEST_P(SourceTest, TheDscpOfTheClientsSynReachesTheGuest) {
   EXPECT_EQ(seen(client), line(client.local(), 0x28));
 }
 
+/// A client on the node has its port there, so that a second socket is tried for it: the SYN is told once.
+TEST_P(SourceTest, TheDscpReachesTheGuestAlsoWhereThePortIsReplaced) {
+  const CreatedForward forward = daemon().create_forward("vm-1", kWhoPort);
+  TcpClient client(network().host(), kHostAddress, forward.host_port, {.dscp = 0x28});
+  EXPECT_THAT(seen(client), testing::EndsWith(" 40\n"));
+  expect_counted("transparent", "port_in_use");
+}
+
 TEST_P(SourceTest, AfterACrashTheNextOneFindsWhatIsLeftAndServesOn) {
   const CreatedForward forward = daemon().create_forward("vm-1", kWhoPort);
   EXPECT_EQ(daemon().stop(SIGKILL), 128 + SIGKILL);
