@@ -18,6 +18,12 @@ PUBLIC_PORTS = {"sink": 8000, "source": 8001, "echo": 8002}
 START_TIMEOUT_S = 10
 
 
+def printed_by(*command):
+    """The lines of both its streams."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return done.stdout.strip().split("\n")
+
+
 class SubjectError(Exception):
     pass
 
@@ -149,7 +155,7 @@ class Portway(Process):
         return self.options.portwayd
 
     def version(self):
-        return subprocess.run([self.program, "--version"], capture_output=True, text=True, check=False).stdout.strip()
+        return printed_by(self.program, "--version")[0]
 
     def start(self, connections_max):
         for leftover in ("store.db", "admin.key"):
@@ -261,7 +267,7 @@ class Haproxy(Process):
     maxpipes = 0
 
     def version(self):
-        return subprocess.run(["haproxy", "-v"], capture_output=True, text=True, check=False).stdout.split("\n", 1)[0]
+        return printed_by("haproxy", "-v")[0]
 
     def start(self, connections_max):
         # HAProxy refuses to start when two descriptors a connection and two a pipe exceed RLIMIT_NOFILE.
@@ -326,7 +332,7 @@ class Nginx(Process):
         return super().missing()
 
     def version(self):
-        return subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=False).stderr.strip()
+        return printed_by("nginx", "-v")[0]
 
     def start(self, connections_max):
         servers = "".join(f"""
@@ -384,8 +390,7 @@ class SocketProxyd(PerPort):
     proxyd = "/usr/lib/systemd/systemd-socket-proxyd"
 
     def version(self):
-        return subprocess.run([self.proxyd, "--version"], capture_output=True, text=True,
-                              check=False).stdout.split("\n", 1)[0]
+        return printed_by(self.proxyd, "--version")[0]
 
     def command(self, service):
         return ("systemd-socket-activate", "-l", f"{network.HOST_PUBLIC}:{PUBLIC_PORTS[service]}", self.proxyd,
@@ -417,7 +422,7 @@ class Socat(PerPort):
     program = "socat"
 
     def version(self):
-        return subprocess.run(["socat", "-V"], capture_output=True, text=True, check=False).stdout.split("\n")[1]
+        return printed_by("socat", "-V")[1]
 
     def command(self, service):
         return ("socat", f"TCP-LISTEN:{PUBLIC_PORTS[service]},bind={network.HOST_PUBLIC},fork,reuseaddr,backlog=4096,nodelay",
@@ -438,7 +443,7 @@ class NftDnat(Subject):
     program = "nft"
 
     def version(self):
-        return subprocess.run(["nft", "--version"], capture_output=True, text=True, check=False).stdout.strip()
+        return printed_by("nft", "--version")[0]
 
     def start(self, connections_max):
         rules = "".join(f"ip daddr {network.HOST_PUBLIC} tcp dport {port} dnat to {network.GUEST}:{SERVICES[service]}\n"
