@@ -14,6 +14,7 @@ from tests.conformance import network  # noqa: E402
 from tests.conformance.lab import Lab  # noqa: E402
 from tests.conformance.scenarios import SCENARIOS  # noqa: E402
 from tests.conformance.subjects import Dnat, Portway  # noqa: E402
+from tests.support.portwayd import require_namespaces  # noqa: E402
 
 REFERENCE = os.path.join(os.environ["PORTWAY_SOURCE_DIRECTORY"], "docs/dnat-fidelity.md")
 
@@ -102,7 +103,7 @@ class Conformance(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        network.require()
+        require_namespaces(*network.TOOLS)
         cls.rows = run_all()
         if "PORTWAY_UPDATE_REFERENCE" in os.environ:
             with open(REFERENCE, "w", encoding="utf-8") as file:

@@ -12,7 +12,6 @@ import socket
 import struct
 import termios
 import threading
-import time
 
 from tests.conformance import network as net
 
@@ -38,12 +37,6 @@ def within(seconds, *classes):
         if seconds <= limit:
             return f"within {limit * 1000:.0f} ms" if limit < 1 else f"within {limit:g} s"
     return f"after more than {classes[-1]:g} s"
-
-
-def wait_until(condition, limit=LIMIT_S):
-    deadline = time.monotonic() + limit
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.002)
 
 
 def reset(sock):

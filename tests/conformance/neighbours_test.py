@@ -13,6 +13,7 @@ sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
 from tests.conformance import network as net  # noqa: E402
 from tests.conformance.lab import Lab, end_of, exchange  # noqa: E402
 from tests.conformance.subjects import Portway  # noqa: E402
+from tests.support.portwayd import require_namespaces  # noqa: E402
 
 ETH_P_IP = 0x0800
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
@@ -82,7 +83,7 @@ class Attacks:
 
     @classmethod
     def setUpClass(cls):
-        net.require()
+        require_namespaces(*net.TOOLS)
         cls.portway = Portway("uring", cls.mode)
 
     @classmethod

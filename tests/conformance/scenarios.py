@@ -16,8 +16,9 @@ from tests.conformance import network as net
 from tests.conformance.lab import (
     LIMIT_S, SHORT_S, Background, Service, Syn, at_mark, count, end_of, exchange, pattern, peer_seen,
     read_to_end, readable, reset, same, send_all, send_until_error, transfer, unacknowledged,
-    wait_until, within)
+    within)
 from tests.conformance.subjects import CONNECT_TIMEOUT_S
+from tests.support.portwayd import wait_until
 
 MIB = 1 << 20
 SHORT_CONNECTIONS = 1000
@@ -227,7 +228,7 @@ def backlog(lab):
     yield "one more client", lab.outcome(service.forward, limit=CONNECT_TIMEOUT_S + 0.9)
     late = lab.client()
     connecting = Background(lab.connect, late, net.PUBLIC, service.forward.host_port)
-    time.sleep(0.2)  # its SYN is lost
+    time.sleep(0.2)  # its SYN is lost; under DNAT nothing tells of that, and with Portway it is not
     first = lab.keep(service.accept())
     yield "the one in the queue, later", exchange(waiting, first)
     second = lab.keep(service.accept())
@@ -339,7 +340,7 @@ def zero_window(lab):
     for which, sender, receiver in (("client", 1, 0), ("guest", 0, 1)):
         ends = lab.pair(lab.service())
         sending = Background(send_all, ends[sender], data)
-        time.sleep(2)
+        time.sleep(2)  # what is to be seen is that nothing happens meanwhile
         yield f"the sender to the {which}", "waits" if sending.result(0) == "still running" else "is done"
         got, end = read_to_end(ends[receiver])
         sending.result()
@@ -357,7 +358,7 @@ def stopped(lab):
     try:
         reader.send_signal(signal.SIGSTOP)
         sending = Background(send_all, client, data)
-        time.sleep(2)
+        time.sleep(2)  # how long it is stopped
         reader.send_signal(signal.SIGCONT)
         sending.result()
         size, digest = reader.communicate(timeout=20)[0].split()

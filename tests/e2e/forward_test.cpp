@@ -12,10 +12,8 @@
 #include <tuple>
 #include <vector>
 
-#include "tests/e2e/daemon.h"
-#include "tests/e2e/guest_network.h"
+#include "tests/e2e/guest_suite.h"
 #include "tests/support/guest_ports.h"
-#include "tests/support/requirements.h"
 #include "tests/support/tcp_client.h"
 
 namespace portway::test {
@@ -23,66 +21,17 @@ namespace {
 
 constexpr std::uint64_t kBulkBytes = 64 * 1024 * 1024;
 
-/// The guest starts once for all tests of a process: a virtual machine takes seconds to boot.
-std::unique_ptr<GuestNetwork>& shared_network() {
-  static std::unique_ptr<GuestNetwork> network;
-  return network;
-}
-
-class SharedNetwork : public testing::Environment {
- public:
-  void TearDown() override { shared_network().reset(); }
-};
-const testing::Environment* const kSharedNetwork = testing::AddGlobalTestEnvironment(new SharedNetwork);
-
-using Parameters = std::tuple<GuestKind, std::string>;
-
-class ForwardTest : public testing::TestWithParam<Parameters> {
+class ForwardTest : public GuestSuite {
  protected:
-  void SetUp() override {
-    PORTWAY_NEEDS(why_no_namespaces());
-    if (!shared_network()) shared_network() = std::make_unique<GuestNetwork>(std::get<GuestKind>(GetParam()));
-    start_daemon({});
-  }
-
-  void TearDown() override {
-    if (!daemon_) return;
-    // The client's side is done: whatever the daemon still holds now, it has leaked.
-    EXPECT_TRUE(daemon_->wait_for_metric("portway_connections_active", {}, 0));
-    EXPECT_EQ(network().host().nft_ruleset(), "") << "netfilter rules in the host's namespace";
-    EXPECT_EQ(daemon_->stop(SIGTERM), 0) << "a sanitizer's report, too, shows in the exit code";
-  }
-
-  const GuestNetwork& network() { return *shared_network(); }
-  Daemon& daemon() { return *daemon_; }
-
-  void start_daemon(DaemonOptions options) {
-    options.io_backend = std::get<std::string>(GetParam());
-    daemon_.reset();
-    daemon_ = std::make_unique<Daemon>(network(), options);
-    daemon_->put_instance("vm-1");
-  }
-
   TcpClient connect_to(const CreatedForward& forward) {
     return TcpClient(network().client(), kHostAddress, forward.host_port);
   }
 
   double forward_metric(const CreatedForward& forward, const std::string& name) {
-    return daemon_->metrics().value(name, {{"forward", forward.id}}).value_or(-1);
+    return daemon().metrics().value(name, {{"forward", forward.id}}).value_or(-1);
   }
-
- private:
-  std::unique_ptr<Daemon> daemon_;
 };
-
-std::string parameter_name(const testing::TestParamInfo<Parameters>& info) {
-  return testing::PrintToString(std::get<GuestKind>(info.param)) + "_" + std::get<std::string>(info.param);
-}
-
-INSTANTIATE_TEST_SUITE_P(Guests, ForwardTest,
-                         testing::Combine(testing::Values(GuestKind::kVeth, GuestKind::kVirtualMachine),
-                                          testing::Values("uring", "epoll")),
-                         parameter_name);
+INSTANTIATE_TEST_SUITE_P(Guests, ForwardTest, guests_and_backends(), guest_parameter_name);
 
 TEST_P(ForwardTest, AnswersAsTheProductsPageShowsAndServesTheGuestsWebServer) {
   const HttpResponse created = daemon().api("POST", "/instances/vm-1/port-forwards", R"({

@@ -29,6 +29,8 @@ void add_address6(const NetworkNamespace& network, const std::string& address, c
 }  // namespace
 
 GuestNetwork::GuestNetwork(GuestKind kind) : kind_(kind) {
+  // A link that a test takes down and up again keeps its IPv6 addresses then, as it does the others.
+  host_.set("net/ipv6/conf/all/keep_addr_on_down", "1");
   connect({host_, "public0", "198.18.0.1/24"}, {client_, "eth0", "198.18.0.2/24"});
   add_address6(host_, "fd00:18::1/64", "public0");
   add_address6(client_, "fd00:18::2/64", "eth0");

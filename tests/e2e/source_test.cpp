@@ -8,14 +8,10 @@
 
 #include <cerrno>
 #include <csignal>
-#include <memory>
 #include <string>
-#include <tuple>
 
-#include "tests/e2e/daemon.h"
-#include "tests/e2e/guest_network.h"
+#include "tests/e2e/guest_suite.h"
 #include "tests/support/guest_ports.h"
-#include "tests/support/requirements.h"
 #include "tests/support/tcp_client.h"
 
 namespace portway::test {
@@ -25,42 +21,11 @@ using testing::HasSubstr;
 using testing::Not;
 using testing::StartsWith;
 
-std::unique_ptr<GuestNetwork>& shared_network() {
-  static std::unique_ptr<GuestNetwork> network;
-  return network;
-}
-
-class SharedNetwork : public testing::Environment {
- public:
-  void TearDown() override { shared_network().reset(); }
-};
-const testing::Environment* const kSharedNetwork = testing::AddGlobalTestEnvironment(new SharedNetwork);
-
-using Parameters = std::tuple<GuestKind, std::string>;
-
-class SourceTest : public testing::TestWithParam<Parameters> {
+class SourceTest : public GuestSuite {
  protected:
-  void SetUp() override {
-    PORTWAY_NEEDS(why_no_namespaces());
-    if (!shared_network()) shared_network() = std::make_unique<GuestNetwork>(std::get<GuestKind>(GetParam()));
-    start_daemon({});
-  }
-
   void TearDown() override {
-    if (!daemon_) return;
-    EXPECT_TRUE(daemon_->wait_for_metric("portway_connections_active", {}, 0));
-    EXPECT_EQ(daemon_->stop(SIGTERM), 0);
-    expect_nothing_is_left();
-  }
-
-  GuestNetwork& network() { return *shared_network(); }
-  Daemon& daemon() { return *daemon_; }
-
-  void start_daemon(DaemonOptions options, const std::string& guest_address = kGuestAddress) {
-    options.io_backend = std::get<std::string>(GetParam());
-    daemon_.reset();
-    daemon_ = std::make_unique<Daemon>(network(), options);
-    daemon_->put_instance("vm-1", guest_address);
+    GuestSuite::TearDown();
+    if (has_daemon()) expect_nothing_is_left();
   }
 
   /// What the guest saw of a client.
@@ -76,7 +41,7 @@ class SourceTest : public testing::TestWithParam<Parameters> {
   }
 
   void expect_counted(const std::string& mode, const std::string& fallback, double count = 1) {
-    EXPECT_EQ(daemon_->metrics().value("portway_source_mode_connections_total",
+    EXPECT_EQ(daemon().metrics().value("portway_source_mode_connections_total",
                                        {{"mode", mode}, {"fallback", fallback}}),
               count)
         << mode << " " << fallback;
@@ -90,26 +55,15 @@ class SourceTest : public testing::TestWithParam<Parameters> {
                 Not(HasSubstr("portway")));
     EXPECT_EQ(network().host().nft_ruleset(), "");
   }
-
- private:
-  std::unique_ptr<Daemon> daemon_;
 };
-
-std::string parameter_name(const testing::TestParamInfo<Parameters>& info) {
-  return testing::PrintToString(std::get<GuestKind>(info.param)) + "_" + std::get<std::string>(info.param);
-}
-
-INSTANTIATE_TEST_SUITE_P(Guests, SourceTest,
-                         testing::Combine(testing::Values(GuestKind::kVeth, GuestKind::kVirtualMachine),
-                                          testing::Values("uring", "epoll")),
-                         parameter_name);
+INSTANTIATE_TEST_SUITE_P(Guests, SourceTest, guests_and_backends(), guest_parameter_name);
 
 /// Where the guest can be a client: it has nothing for that in its virtual machine.
 class SourceInNamespacesTest : public SourceTest {};
 INSTANTIATE_TEST_SUITE_P(Guests, SourceInNamespacesTest,
                          testing::Combine(testing::Values(GuestKind::kVeth),
                                           testing::Values("uring", "epoll")),
-                         parameter_name);
+                         guest_parameter_name);
 
 TEST_P(SourceTest, TheGuestSeesTheClientsAddressAndPort) {
   const CreatedForward forward = daemon().create_forward("vm-1", kWhoPort);

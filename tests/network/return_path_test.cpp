@@ -374,6 +374,19 @@ class ReturnPathSettingTest : public ReturnPathTest, public testing::WithParamIn
     world_->set_forward(GetParam().forward);
   }
 
+  /// A client of the guest's service, with its own address and port.
+  void expect_a_conversation(const Fd& listener) const {
+    const auto [upstream, error] = world_->connect_as(client(40000), local_of(listener));
+    ASSERT_EQ(error, 0) << std::strerror(error);
+    const Fd accepted = accept(listener);
+    EXPECT_EQ(peer_of(accepted), client(40000));
+    EXPECT_EQ(exchange(upstream, accepted, "question"), "question");
+    EXPECT_EQ(exchange(accepted, upstream, "answer"), "answer");
+    ::shutdown(accepted.get(), SHUT_WR);
+    char byte = 0;
+    EXPECT_EQ(::recv(upstream.get(), &byte, 1, 0), 0);
+  }
+
   const Network& network() const { return GetParam().v6 ? kV6 : kV4; }
   Endpoint client(std::uint16_t port) const { return {address(network().client), port}; }
   Endpoint guest(std::uint16_t port) const { return {address(network().guest), port}; }
@@ -386,15 +399,7 @@ TEST_P(ReturnPathSettingTest, TheGuestSeesTheClientsAddressAndPortAndItsAnswersC
   const auto path = world_->start();
   ASSERT_TRUE(path->add(world_->link("tap0"), guest(0).address()));
   const Fd listener = listen(world_->guest, guest(0));
-  const auto [upstream, error] = world_->connect_as(client(40000), local_of(listener));
-  ASSERT_EQ(error, 0) << std::strerror(error);
-  const Fd accepted = accept(listener);
-  EXPECT_EQ(peer_of(accepted), client(40000));
-  EXPECT_EQ(exchange(upstream, accepted, "question"), "question");
-  EXPECT_EQ(exchange(accepted, upstream, "answer"), "answer");
-  ::shutdown(accepted.get(), SHUT_WR);
-  char byte = 0;
-  EXPECT_EQ(::recv(upstream.get(), &byte, 1, 0), 0);
+  expect_a_conversation(listener);
 
   const Endpoint closed(guest(0).address(), 1);
   EXPECT_EQ(world_->connect_as(client(40001), closed).error, ECONNREFUSED);
@@ -408,12 +413,7 @@ TEST_P(ReturnPathSettingTest, WithRulesTooWhereThePortWasAdded) {
     ASSERT_TRUE(path->add(world_->link("tap0"), guest(0).address()));
     ASSERT_TRUE(path->add_port(world_->link("tap0"), local_of(listener).port()));
   });
-  const auto [upstream, error] = world_->connect_as(client(40000), local_of(listener));
-  ASSERT_EQ(error, 0) << std::strerror(error);
-  const Fd accepted = accept(listener);
-  EXPECT_EQ(peer_of(accepted), client(40000));
-  EXPECT_EQ(exchange(upstream, accepted, "question"), "question");
-  EXPECT_EQ(exchange(accepted, upstream, "answer"), "answer");
+  expect_a_conversation(listener);
 }
 
 class ReturnPathForwardTest : public ReturnPathSettingTest {};

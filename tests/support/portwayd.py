@@ -25,13 +25,19 @@ ADMIN = "admin"  # stands for the admin key of the daemon's own file
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def require_namespaces(*tools):
+    """Skips the test where namespaces cannot be made, or one of the programs is missing; on CI that is a failure."""
+    missing = [tool for tool in tools if not shutil.which(tool)]
+    if os.geteuid() == 0 and not missing:
+        return
+    reason = f"there is no {', '.join(missing)}" if missing else "network namespaces need root: run the tests with sudo"
+    if "CI" in os.environ:
+        raise AssertionError(reason)
+    raise unittest.SkipTest(reason)
+
+
 def isolate():
-    """Skips the test where namespaces cannot be made; on CI that is a failure."""
-    if os.geteuid() != 0:
-        reason = "network namespaces need root: run the tests with sudo"
-        if "CI" in os.environ:
-            raise AssertionError(reason)
-        raise unittest.SkipTest(reason)
+    require_namespaces()
     if _libc.unshare(CLONE_NEWNET) != 0:
         raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNET)")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
