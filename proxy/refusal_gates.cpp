@@ -49,9 +49,12 @@ bool RefusalGates::add(const ServedForwardPtr& forward) {
     release(*gate);
   }
   const Nanos now = io_.now();
-  *gate = {.forward = forward, .state = State::kWaiting, .since = now, .interval = kIntervalMin};
-  gate->interval = std::min(kIntervalMin, interval_max_);
-  gate->due = now + gate->interval;
+  const Nanos interval = std::min(kIntervalMin, interval_max_);
+  *gate = {.forward = forward,
+           .state = State::kWaiting,
+           .since = now,
+           .due = now + interval,
+           .interval = interval};
   ++in_use_;
   counters_.refusal_gates.add();
   counters_.refusal_gates_total.add();
