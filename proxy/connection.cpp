@@ -366,6 +366,7 @@ void ConnectionSet::doom(std::uint32_t index, Side side) {
 
 void ConnectionSet::run() {
   running_.swap(run_queue_);
+  if (!running_.empty()) budget_ = std::max(kRelayBudgetBytes / running_.size(), kRelayShareMin);
   for (const std::uint32_t index : running_) {
     connections_[index].queued = false;
     advance(index);
@@ -418,7 +419,7 @@ void ConnectionSet::relay_from(std::uint32_t index, Side from) {
   SocketState& source = slot.socket[from];
   SocketState& sink = slot.socket[other(from)];
   const std::uint64_t before = state.bytes;
-  RelayContext context{io_, pipes_, counters_, buffer_};
+  RelayContext context{io_, pipes_, counters_, buffer_, budget_};
   ByteRate& rate = connections_[index].forward->rate[from];
   if (rate.limited()) {
     const std::uint64_t allowance = rate.allowance(io_.now());

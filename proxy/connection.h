@@ -155,7 +155,8 @@ class ConnectionSet {
   PipePool pipes_;
   TimerWheel timers_;
   std::vector<std::uint32_t> run_queue_;
-  std::vector<std::uint32_t> running_;  // the queue being worked off
+  std::vector<std::uint32_t> running_;      // the queue being worked off
+  std::size_t budget_ = kRelayBudgetBytes;  // of each direction in this turn
   std::array<std::byte, 64 * 1024> buffer_;
   std::vector<ServedForwardPtr> refused_;  // only where somebody takes them
   bool released_ = false;

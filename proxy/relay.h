@@ -19,8 +19,10 @@
 namespace portway {
 
 /// At most this many bytes a direction and call, and this many moves: a bulk stream costs the others of its
-/// worker no more than that between two of their turns.
+/// worker no more than that between two of their turns. Those that want to move something in one turn share
+/// it, and each gets kRelayShareMin at least.
 inline constexpr std::size_t kRelayBudgetBytes = 1024 * 1024;
+inline constexpr std::size_t kRelayShareMin = 64 * 1024;
 inline constexpr unsigned kRelayBudgetMoves = 16;
 
 /// What a worker's relays share.

@@ -132,7 +132,11 @@ class Load:
     def measure_mix(self, metric, subject):
         bulk = self.net.client.popen(*self.command(METRICS["bulk1"], subject, 1), "--warm-up", "2", stdout=subprocess.DEVNULL)
         try:
-            return self.measure(metric, subject)
+            before, began = bytes_from_guest(), time.monotonic()
+            values = self.measure(metric, subject)
+            # How much the bulk stream moved meanwhile: a subject could serve the pingers by starving it.
+            values["beside_gbit_s"] = (bytes_from_guest() - before) * 8 / 1e9 / (time.monotonic() - began)
+            return values
         finally:
             bulk.kill()
             bulk.wait()
@@ -171,6 +175,11 @@ class HeldConnections:
 
     def __exit__(self, *_):
         self.process.communicate()
+
+
+def bytes_from_guest():
+    with open("/proc/net/dev", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.split()[0] == f"{network.GUEST_DEVICE}:")
 
 
 def slab_bytes():

@@ -13,7 +13,7 @@ VALUES = {
     "idle": [("rss_bytes", "user-space bytes/connection", 0), ("rss_mib", "RSS in all, MiB", 1),
              ("slab_bytes", "kernel bytes/connection, the load's ends included", 0)],
 }
-VALUES["mix"] = VALUES["ping"]
+VALUES["mix"] = VALUES["ping"] + [("beside_gbit_s", "bulk beside it, Gbit/s", 1)]
 MAIN_VALUE = {"bulk": "gbit_s", "ping": "per_s", "mix": "p99_us", "close": "per_s", "idle": "rss_bytes"}
 
 # What is aimed at, as ratios of Portway's medians in one run: metrics, value, to the best user-space peer, to nft DNAT.

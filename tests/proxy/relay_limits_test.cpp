@@ -170,6 +170,31 @@ TEST_P(RelayLimits, OneBulkStreamTakesNoMoreThanItsBudgetBetweenTwoTurnsOfTheOth
   bulk.client.reset();
 }
 
+TEST_P(RelayLimits, ATurnMovesOneBudgetHoweverManyStreamsWantIt) {
+  Rig rig(GetParam(),
+          {.network = {
+               .latency = 1us, .receive_buffer = 16 * kMiB, .send_buffer = 16 * kMiB, .segment = 64 * kKiB}});
+  std::vector<Rig::Pair> streams;
+  for (int i = 0; i < 8; ++i) streams.push_back(rig.open());
+  for (const Rig::Pair& stream : streams) stream.client.send_pattern(1, UINT64_MAX);
+  for (const Rig::Pair& stream : streams) stream.guest.expect_pattern(1);
+  // The last move of each may go beyond its share.
+  const std::uint64_t moved_max = kRelayBudgetBytes + streams.size() * PipePool::kPipeSize;
+  std::uint64_t before = 0;
+  while (before < 64 * kMiB) {
+    for (const Rig::Pair& stream : streams) stream.client.pump();
+    rig.turn();
+    const std::uint64_t moved = rig.stats().received_bytes - before;
+    ASSERT_LE(moved, moved_max);
+    before += moved;
+    for (const Rig::Pair& stream : streams) stream.guest.pump();
+  }
+  for (const Rig::Pair& stream : streams) {
+    EXPECT_TRUE(stream.guest.intact());
+    stream.client.reset();
+  }
+}
+
 TEST_P(RelayLimits, BulkStreamsShareAlike) {
   Rig rig(GetParam(), {.network = {.latency = 1us, .receive_buffer = 16 * kMiB, .send_buffer = 16 * kMiB}});
   std::vector<Rig::Pair> pairs;
