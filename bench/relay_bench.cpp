@@ -40,13 +40,13 @@ class InstantIo final : public Io {
   int socket_error(int) override { return 0; }
   int set_option(int, int, int, int) override { return 0; }
   int bind_to_device(int, const std::string&) override { return 0; }
-  int peer_endpoint(int, Endpoint&) override { return 0; }
+  int take_client(int, Client&) override { return 0; }
   int bind_transparent(int, const Endpoint&) override { return 0; }
   int local_endpoint(int, Endpoint&) override { return 0; }
-  int take_syn_dscp(int) override { return 0; }
   int listen_again(int) override { return 0; }
   int unacknowledged(int) override { return 0; }
   TcpSummary tcp_summary(int) override { return {}; }
+  void find_urgent(std::span<pollfd>) override {}
   bool at_urgent_mark(int) override { return false; }
   int shutdown(int, int) override { return 0; }
   void close(int) override {}

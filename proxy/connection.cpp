@@ -88,13 +88,6 @@ bool is_reset(int error) {
   return error == ECONNRESET || error == EPIPE;
 }
 
-/// POLLPRI alone proves nothing: io_uring passes on what the waker said, and TCP says POLLIN | POLLPRI at
-/// every arrival.
-bool urgent_byte_waits(Io& io, int fd) {
-  char byte;
-  return io.recv(fd, &byte, 1, MSG_OOB | MSG_PEEK) == 1;
-}
-
 std::uint64_t elapsed_us(std::int64_t from_ns, std::int64_t to_ns) {
   return static_cast<std::uint64_t>(std::max<std::int64_t>(0, to_ns - from_ns) / 1000);
 }
@@ -125,18 +118,18 @@ ConnectionSet::~ConnectionSet() {
 // --- From accept to connect.
 
 bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
-  Endpoint client;
-  const bool client_known = io_.peer_endpoint(downstream, client) == 0;
+  Client client;
+  const bool client_known = io_.take_client(downstream, client) == 0;
   const bool admitted = forward->admission.limited();
   if (admitted) {
-    if (const auto refused = forward->admission.ask(client.address(), io_.now())) {
+    if (const auto refused = forward->admission.ask(client.endpoint.address(), io_.now())) {
       reject(downstream, forward, *refused);
       return false;
     }
   }
   const auto index = table_.take();
   if (!index) {
-    if (admitted) forward->admission.leave(client.address());
+    if (admitted) forward->admission.leave(client.endpoint.address());
     reject(downstream, forward, RejectReason::kConnectionsMax);
     return false;
   }
@@ -145,7 +138,7 @@ bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
   slot.forward = forward->route.id;
   slot.socket[kDownstream].fd = downstream;
   slot.accepted_ns = slot.active_ns = io_.now().count();
-  if (client_known) slot.client = to_plain(client);
+  if (client_known) slot.client = to_plain(client.endpoint);
   connections_[*index].admitted = admitted;
   connections_[*index].forward = std::move(forward);
   const ServedForward& served = *connections_[*index].forward;
@@ -154,8 +147,7 @@ bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
   served.counters[worker_].connections_accepted.add();
 
   slot.source = first_plan(served, slot);
-  if (options_.copy_dscp)
-    connections_[*index].dscp = static_cast<std::uint8_t>(io_.take_syn_dscp(downstream));
+  if (options_.copy_dscp) connections_[*index].dscp = client.dscp;
 
   set_state(*index, ConnectionState::kConnecting);
   arm(*index, kDownstream);
@@ -177,8 +169,8 @@ void ConnectionSet::reject(int downstream, const ServedForwardPtr& forward, Reje
   counters_.rejected[static_cast<std::size_t>(reason)].add();
   forward->counters[worker_].rejected[static_cast<std::size_t>(reason)].add();
   CloseRecord record{.forward = forward};
-  Endpoint client;
-  if (io_.peer_endpoint(downstream, client) == 0) record.client = to_plain(client);
+  Client client;
+  if (io_.take_client(downstream, client) == 0) record.client = to_plain(client.endpoint);
   record.accepted_at = record.ended_at = io_.now();
   record.cause.how = close_how(reason);
   push_record(std::move(record));
@@ -342,8 +334,7 @@ void ConnectionSet::on_events(std::uint32_t index, Side side, std::uint32_t even
   if ((events & (POLLIN | POLLRDHUP | POLLHUP | POLLERR)) != 0) socket.readable = true;
   if ((events & (POLLOUT | POLLHUP | POLLERR)) != 0) socket.writable = true;
   if ((events & (POLLRDHUP | POLLHUP | POLLERR)) != 0) socket.peer_closed = true;
-  // An urgent byte that is next is no POLLIN: but only a read gets past it.
-  if ((events & POLLPRI) != 0 && urgent_byte_waits(io_, socket.fd)) socket.urgent = socket.readable = true;
+  if ((events & POLLPRI) != 0) perhaps_urgent_.emplace_back(index, side);
   if ((events & POLLERR) == 0) return;
   // While the sockets relay, an error is found by reading, after the bytes before it. Only where nothing is
   // read, before the connection is made or after FIN, it has to be asked for: asking clears it.
@@ -364,7 +355,25 @@ void ConnectionSet::doom(std::uint32_t index, Side side) {
   schedule(index);
 }
 
+/// Before anything is read: a plain read would step over an urgent byte that is next.
+void ConnectionSet::find_urgent() {
+  asked_urgent_.clear();
+  for (const auto& [index, side] : perhaps_urgent_) {
+    asked_urgent_.push_back({is_live(index) ? table_[index].socket[side].fd : -1, POLLPRI, 0});
+  }
+  io_.find_urgent(asked_urgent_);
+  for (std::size_t i = 0; i < asked_urgent_.size(); ++i) {
+    if (asked_urgent_[i].revents == 0) continue;
+    const auto& [index, side] = perhaps_urgent_[i];
+    SocketState& socket = table_[index].socket[side];
+    // An urgent byte that is next is no POLLIN: but only a read gets past it.
+    socket.urgent = socket.readable = true;
+  }
+  perhaps_urgent_.clear();
+}
+
 void ConnectionSet::run() {
+  if (!perhaps_urgent_.empty()) find_urgent();
   running_.swap(run_queue_);
   if (!running_.empty()) budget_ = std::max(kRelayBudgetBytes / running_.size(), kRelayShareMin);
   for (const std::uint32_t index : running_) {

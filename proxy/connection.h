@@ -122,6 +122,7 @@ class ConnectionSet {
   void reopen(std::uint32_t index);
   bool send_proxy_header(const ConnectionSlot& slot);
   void on_events(std::uint32_t index, Side side, std::uint32_t events);
+  void find_urgent();
   void advance(std::uint32_t index);
   void advance_connecting(std::uint32_t index);
   void advance_relaying(std::uint32_t index);
@@ -155,8 +156,10 @@ class ConnectionSet {
   PipePool pipes_;
   TimerWheel timers_;
   std::vector<std::uint32_t> run_queue_;
-  std::vector<std::uint32_t> running_;      // the queue being worked off
-  std::size_t budget_ = kRelayBudgetBytes;  // of each direction in this turn
+  std::vector<std::uint32_t> running_;                          // the queue being worked off
+  std::size_t budget_ = kRelayBudgetBytes;                      // of each direction in this turn
+  std::vector<std::pair<std::uint32_t, Side>> perhaps_urgent_;  // POLLPRI was told of them in this turn
+  std::vector<pollfd> asked_urgent_;                            // of the same index
   std::array<std::byte, 64 * 1024> buffer_;
   std::vector<ServedForwardPtr> refused_;  // only where somebody takes them
   bool released_ = false;

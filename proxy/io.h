@@ -31,6 +31,12 @@ struct Completion {
   bool more = false;  // the operation stays armed; otherwise this is its last completion
 };
 
+/// Who opened an accepted connection.
+struct Client {
+  Endpoint endpoint;
+  std::uint8_t dscp = 0;  // that its SYN had, shifted left by two; 0 also where that is not known
+};
+
 /// Nanoseconds on the monotonic clock, as the Io sees it (virtual in the simulator).
 using Nanos = std::chrono::nanoseconds;
 
@@ -55,6 +61,7 @@ class Io {
   virtual void accept(Token token, int listener) = 0;
 
   /// Tells of readiness again and again: POLLIN, POLLOUT, POLLRDHUP, POLLPRI, POLLERR, POLLHUP, as they come.
+  /// POLLPRI alone proves nothing, see find_urgent().
   /// Edge-like: what was told once is not repeated, so the caller keeps its own readable/writable flags.
   /// Tells the state at the time of arming too. May end by itself: arm it again.
   virtual void poll(Token token, int fd) = 0;
@@ -84,11 +91,10 @@ class Io {
   /// Gives a socket that is to be connected an address that need not be the node's (IP_TRANSPARENT,
   /// IPV6_TRANSPARENT), and its port, which other sockets may have too; port 0 is one that connect() chooses.
   virtual int bind_transparent(int fd, const Endpoint& source) = 0;
-  virtual int peer_endpoint(int fd, Endpoint& out) = 0;
+  /// Of an accepted socket. The SYN is read, and freed, by the first call: a second one does not know the
+  /// DSCP any more. -ENOTCONN where the client has reset the connection and its SYN was not kept.
+  virtual int take_client(int fd, Client& out) = 0;
   virtual int local_endpoint(int fd, Endpoint& out) = 0;
-  /// The DSCP, shifted left by two, that the client's SYN had; 0 also where that is not known. Once for a
-  /// socket: what the kernel has kept is freed.
-  virtual int take_syn_dscp(int fd) = 0;
   /// A listener that shutdown(SHUT_RD) has stopped accepts again. -EADDRINUSE when another socket took the
   /// port meanwhile.
   virtual int listen_again(int fd) = 0;
@@ -96,6 +102,10 @@ class Io {
   virtual int unacknowledged(int fd) = 0;
   /// All zero when it cannot be read.
   virtual TcpSummary tcp_summary(int fd) = 0;
+  /// For `events` POLLPRI: sets `revents` to it where a socket has an urgent byte that was not read yet, else
+  /// to 0. Negative descriptors are passed over. One call for many: io_uring passes on what the waker said,
+  /// and TCP says POLLIN | POLLPRI at every arrival.
+  virtual void find_urgent(std::span<pollfd> sockets) = 0;
   /// True when the next byte to be read is the urgent one (SIOCATMARK).
   virtual bool at_urgent_mark(int fd) = 0;
 

@@ -9,9 +9,12 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "proxy/listen_socket.h"
 
@@ -22,6 +25,44 @@ namespace {
 template <class T>
 T result_of(T result) {
   return result < 0 ? static_cast<T>(-errno) : result;
+}
+
+int peer_endpoint(int fd, Endpoint& out) {
+  Endpoint peer;
+  socklen_t size = static_cast<socklen_t>(peer.capacity());
+  if (::getpeername(fd, peer.data(), &size) < 0) return -errno;
+  peer.resize(size);
+  out = peer;
+  return 0;
+}
+
+std::uint16_t big_endian_16(const std::uint8_t* bytes) {
+  return static_cast<std::uint16_t>(bytes[0] << 8 | bytes[1]);
+}
+
+/// From the IP and TCP headers of a SYN as they came (RFC 791, RFC 8200). False where the endpoint is not all
+/// in them: extension headers, or a link-local address, which is nothing without its link.
+bool client_of_syn(std::span<const std::uint8_t> syn, Client& out) {
+  constexpr std::size_t kIpv4Min = 20;
+  constexpr std::size_t kIpv6 = 40;
+  constexpr std::size_t kPorts = 4;
+  if (syn.size() < kIpv4Min + kPorts) return false;
+  if (syn[0] >> 4 == 4) {
+    const std::size_t header = std::size_t{4} * (syn[0] & 0x0f);
+    if (header < kIpv4Min || syn.size() < header + kPorts) return false;
+    out.dscp = syn[1] & 0xfc;
+    boost::asio::ip::address_v4::bytes_type address;
+    std::copy_n(syn.begin() + 12, address.size(), address.begin());
+    out.endpoint = Endpoint(boost::asio::ip::address_v4(address), big_endian_16(&syn[header]));
+    return true;
+  }
+  out.dscp = static_cast<std::uint8_t>(syn[0] << 4 | syn[1] >> 4) & 0xfc;
+  boost::asio::ip::address_v6::bytes_type address;
+  std::copy_n(syn.begin() + 8, address.size(), address.begin());
+  const boost::asio::ip::address_v6 source(address);
+  if (syn.size() < kIpv6 + kPorts || syn[6] != IPPROTO_TCP || source.is_link_local()) return false;
+  out.endpoint = Endpoint(source, big_endian_16(&syn[kIpv6]));
+  return true;
 }
 
 }  // namespace
@@ -78,27 +119,18 @@ int KernelIo::local_endpoint(int fd, Endpoint& out) {
   return 0;
 }
 
-int KernelIo::take_syn_dscp(int fd) {
-  // The IP and TCP headers of the SYN as they came. With too small a buffer the kernel would keep them.
+int KernelIo::take_client(int fd, Client& out) {
+  // One call gives both; where the SYN was not kept (SYN cookies) or does not tell all, a second one is due.
+  // With too small a buffer the kernel would keep the SYN.
   std::array<std::uint8_t, 256> syn;
   socklen_t size = syn.size();
-  if (::getsockopt(fd, IPPROTO_TCP, TCP_SAVED_SYN, syn.data(), &size) < 0 || size < 2) return 0;
-  const unsigned version = syn[0] >> 4;
-  if (version == 4) return syn[1] & 0xfc;
-  return ((syn[0] << 4) | (syn[1] >> 4)) & 0xfc;
+  if (::getsockopt(fd, IPPROTO_TCP, TCP_SAVED_SYN, syn.data(), &size) < 0) size = 0;
+  if (client_of_syn(std::span(syn).first(size), out)) return 0;
+  return peer_endpoint(fd, out.endpoint);
 }
 
 int KernelIo::listen_again(int fd) {
   return result_of(::listen(fd, kListenBacklog));
-}
-
-int KernelIo::peer_endpoint(int fd, Endpoint& out) {
-  Endpoint peer;
-  socklen_t size = static_cast<socklen_t>(peer.capacity());
-  if (::getpeername(fd, peer.data(), &size) < 0) return -errno;
-  peer.resize(size);
-  out = peer;
-  return 0;
 }
 
 int KernelIo::unacknowledged(int fd) {
@@ -111,6 +143,13 @@ TcpSummary KernelIo::tcp_summary(int fd) {
   socklen_t size = sizeof info;
   if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) < 0) return {};
   return {.rtt_us = info.tcpi_rtt, .retransmits = info.tcpi_total_retrans};
+}
+
+void KernelIo::find_urgent(std::span<pollfd> sockets) {
+  if (::poll(sockets.data(), sockets.size(), 0) < 0) {
+    for (pollfd& each : sockets) each.revents = 0;
+  }
+  for (pollfd& each : sockets) each.revents &= POLLPRI;
 }
 
 bool KernelIo::at_urgent_mark(int fd) {

@@ -14,7 +14,7 @@ inline constexpr int kListenBacklog = 4096;
 
 /// A non-blocking socket, bound and listening. Accepted sockets inherit what is set here: TCP_NODELAY, and
 /// keepalive probes after `keepalive` of silence (0: none). Their clients' SYNs are kept for
-/// Io::take_syn_dscp(). Errors: kHostPortTaken (EADDRINUSE),
+/// Io::take_client(). Errors: kHostPortTaken (EADDRINUSE),
 /// kPrivilegedPort (EACCES), kInvalidConfig (EADDRNOTAVAIL: not an address of this host), kResourceExhausted
 /// (descriptors, memory).
 Result<Fd> open_listen_socket(const Endpoint& endpoint, std::chrono::seconds keepalive);

@@ -192,9 +192,9 @@ TEST_P(IoConformance, AcceptGoesOnUntilItIsCancelled) {
 
 TEST_P(IoConformance, AnAcceptedSocketKnowsItsPeer) {
   const Ends ends = connected();
-  Endpoint peer;
-  EXPECT_EQ(io_->peer_endpoint(ends.fd, peer), 0);
-  EXPECT_NE(peer.port(), 0);
+  Client client;
+  EXPECT_EQ(io_->take_client(ends.fd, client), 0);
+  EXPECT_NE(client.endpoint.port(), 0);
 }
 
 TEST_P(IoConformance, AcceptEndsWithEinvalWhenTheListenerIsShutDown) {
@@ -495,6 +495,29 @@ TEST_P(IoConformance, SpliceStopsAtTheUrgentMarkForEverAndAPlainReadStepsOverIt)
   EXPECT_EQ(io_->recv(ends.fd, buffer, sizeof buffer, 0), 5);
   EXPECT_EQ(std::string(buffer, 5), "after");
   EXPECT_FALSE(io_->at_urgent_mark(ends.fd));
+}
+
+TEST_P(IoConformance, AnUrgentByteIsFoundAmongOtherSocketsUntilItIsRead) {
+  const Ends ordinary = connected();
+  const Ends urgent = connected();
+  poll(ordinary.fd);
+  poll(urgent.fd);
+  settle();
+  ordinary.peer->send("text", 0);
+  urgent.peer->send("!", MSG_OOB);
+  EXPECT_TRUE(await_bits(ordinary.fd, POLLIN));
+  EXPECT_TRUE(await_bits(urgent.fd, POLLPRI));
+
+  pollfd sockets[] = {{ordinary.fd, POLLPRI, 0}, {-1, POLLPRI, 0}, {urgent.fd, POLLPRI, 0}};
+  io_->find_urgent(sockets);
+  EXPECT_EQ(sockets[0].revents, 0);
+  EXPECT_EQ(sockets[1].revents, 0);
+  EXPECT_EQ(sockets[2].revents, POLLPRI);
+
+  char byte;
+  EXPECT_EQ(io_->recv(urgent.fd, &byte, 1, MSG_OOB), 1);
+  io_->find_urgent(sockets);
+  EXPECT_EQ(sockets[2].revents, 0);
 }
 
 TEST_P(IoConformance, APlainReadStopsBeforeTheUrgentMark) {

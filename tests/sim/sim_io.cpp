@@ -266,10 +266,10 @@ int SimIo::bind_to_device(int fd, const std::string&) {
   return failure(Call::kBindToDevice);
 }
 
-int SimIo::peer_endpoint(int fd, Endpoint& out) {
+int SimIo::take_client(int fd, Client& out) {
   const SimSocket& socket = socket_of(fd);
   if (!socket.connected()) return -ENOTCONN;
-  out = socket.remote();
+  out.endpoint = socket.remote();
   return 0;
 }
 
@@ -301,6 +301,12 @@ int SimIo::unacknowledged(int fd) {
 TcpSummary SimIo::tcp_summary(int fd) {
   socket_of(fd);
   return {.rtt_us = kRttUs, .retransmits = 0};
+}
+
+void SimIo::find_urgent(std::span<pollfd> sockets) {
+  for (pollfd& each : sockets) {
+    each.revents = each.fd >= 0 && socket_of(each.fd).urgent_waits() ? POLLPRI : 0;
+  }
 }
 
 bool SimIo::at_urgent_mark(int fd) {

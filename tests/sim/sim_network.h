@@ -59,6 +59,7 @@ class SimSocket {
 
   int take_error();
   int unacknowledged() const { return static_cast<int>(unacked_); }
+  bool urgent_waits() const { return urgent_ == Urgent::kUnread; }
   bool at_urgent_mark() const { return urgent_ != Urgent::kNone && urgent_at_ == read_; }
   /// The poll(2) bits of the present.
   short poll_mask();
