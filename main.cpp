@@ -124,6 +124,7 @@ ProxyOptions proxy_options(const Config& config) {
           .public_addresses = config.node.public_addresses,
           .connections_max = config.proxy.connections_max,
           .pipes_max = config.proxy.pipes_max,
+          .busy_poll = std::chrono::microseconds(config.proxy.busy_poll_us),
           .connections = {.connect_timeout = std::chrono::milliseconds(config.proxy.connect_timeout_ms),
                           .half_close_timeout = std::chrono::seconds(config.proxy.half_close_timeout_s),
                           .idle_timeout = std::chrono::seconds(config.proxy.idle_timeout_s),

@@ -321,6 +321,11 @@ std::vector<ConfigKey> make_keys() {
           "After a guest refused a connection its forward refuses clients, as under DNAT, until the guest's "
           "port is open again: it is probed every so many milliseconds. 0: clients are accepted and reset."),
       number_key(
+          "proxy.busy_poll_us", 0, 1'000, [](T t) -> auto& { return t.config.proxy.busy_poll_us; },
+          "Microseconds that a worker looks for further events before it sleeps, while they come at such "
+          "distances: answers of single connections take half as long. Other threads run in between. 0: "
+          "workers sleep at once."),
+      number_key(
           "proxy.keepalive_s", 0, 32'767, [](T t) -> auto& { return t.config.proxy.keepalive_s; },
           "Seconds of silence after which TCP asks whether a side is still there. 0: never."),
       number_key(

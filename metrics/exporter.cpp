@@ -280,6 +280,12 @@ void emit_node(Sink& sink, const NodeStats& node) {
          sum_over(
              node.workers, [&](const WorkerCounters& w) -> auto& { return w.*member.value; }));
   }
+  emit(sink, MetricType::Counter, "portway_busy_poll_seconds_total",
+       "Time that workers looked for events instead of sleeping (proxy.busy_poll_us), other threads running "
+       "in between where there are any.",
+       static_cast<double>(sum_over(
+           node.workers, [](const WorkerCounters& w) -> auto& { return w.busy_poll_ns; })) /
+           1e9);
   emit_closes(sink, node.workers);
   emit_histogram(
       sink, "portway_connect_duration_seconds",

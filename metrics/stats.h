@@ -142,6 +142,7 @@ struct alignas(64) WorkerCounters {
   Counter refusal_gates_total;  // times that one began to
   Counter refusal_gates_skipped;  // times that one did not, since as many as can did
   Counter refusal_probes;         // connections to guests that asked whether the port is open again
+  Counter busy_poll_ns;           // spent looking for events instead of sleeping
   Counter close_records_dropped;  // the control thread did not keep up
   std::array<Counter, kSourcePlans> sources;  // connections that the guest answered
   Histogram<kConnectBoundsS.size()> connect_duration;

@@ -115,6 +115,7 @@ Proxy::Proxy(const ProxyOptions& options, std::string backend, std::string backe
     const WorkerOptions worker{
         .index = i,
         .pipes_max = std::max<std::uint32_t>(1, options.pipes_max / static_cast<std::uint32_t>(count)),
+        .busy_poll = options.busy_poll,
         .connections = options.connections};
     const std::size_t size = i + 1 == count ? arena_.slots().size() - i * share : share;
     workers_.push_back(

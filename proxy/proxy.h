@@ -23,8 +23,9 @@ struct ProxyOptions {
   unsigned workers = 0;  // 0: one a core
   IoBackend io_backend = IoBackend::kAuto;
   std::vector<IpAddress> public_addresses;
-  std::uint32_t connections_max = 65536;  // over all workers
-  std::uint32_t pipes_max = 16384;        // over all workers
+  std::uint32_t connections_max = 65536;   // over all workers
+  std::uint32_t pipes_max = 16384;         // over all workers
+  std::chrono::microseconds busy_poll{0};  // that a worker looks for events before it sleeps, at most
   ConnectionOptions connections;
 };
 

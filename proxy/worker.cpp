@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cerrno>
+#include <thread>
 #include <utility>
 
 namespace portway {
@@ -23,6 +24,9 @@ constexpr Nanos kAcceptPause = std::chrono::milliseconds(100);
 /// Records that wait for the control thread: with 100 ms between two of its looks, 40,000 ends a second.
 constexpr std::size_t kCloseRecords = 4096;
 
+/// Of one turn: with more, sleeping is no loss. See Worker::latency_bound().
+constexpr std::size_t kFewEvents = 4;
+
 Nanos earlier(Nanos a, Nanos b) {
   if (a < Nanos::zero()) return b;
   if (b < Nanos::zero()) return a;
@@ -38,7 +42,8 @@ Worker::Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<C
       connections_(*io_, options.connections, slots, options.pipes_max, counters_, closes_, options.index,
                    kConnectionToken),
       gates_(*io_, options.connections.refused_probe, counters_, kProbeToken,
-             [this](const ServedForwardPtr& forward) { return open_listeners(forward); }) {}
+             [this](const ServedForwardPtr& forward) { return open_listeners(forward); }),
+      busy_poll_(options.busy_poll) {}
 
 Worker::~Worker() {
   // Handed over after the last turn: nobody will take them.
@@ -61,7 +66,7 @@ void Worker::run() {
 }
 
 void Worker::turn(Nanos max_wait) {
-  for (const Completion& completion : io_->wait(wait_time(max_wait))) {
+  for (const Completion& completion : wait(max_wait)) {
     const Token token = completion.token & kIndexMask;
     if ((completion.token & kConnectionToken) != 0) {
       connections_.on_poll(token, completion);
@@ -77,6 +82,35 @@ void Worker::turn(Nanos max_wait) {
   connections_.take_refused([this](const ServedForwardPtr& forward) { tell_refused(forward); });
   if (!gates_.empty()) gates_.run();
   if (!paused_.empty()) resume_paused();
+}
+
+std::span<const Completion> Worker::wait(Nanos max_wait) {
+  const Nanos limit = wait_time(max_wait);
+  if (limit == Nanos::zero() || !latency_bound()) return events_ = io_->wait(limit);
+  const Nanos began = io_->now();
+  const Nanos window = limit < Nanos::zero() ? busy_poll_.window() : std::min(busy_poll_.window(), limit);
+  Nanos idle{0};
+  events_ = {};
+  while (idle < window && events_.empty() && !mail_.load(std::memory_order_relaxed)) {
+    events_ = io_->wait(Nanos::zero());
+    if (events_.empty()) std::this_thread::yield();
+    idle = io_->now() - began;
+  }
+  counters_.busy_poll_ns.add(static_cast<std::uint64_t>(idle.count()));
+  if (events_.empty() && !mail_.load(std::memory_order_relaxed)) {
+    events_ = io_->wait(limit < Nanos::zero() ? limit : std::max(Nanos::zero(), limit - idle));
+    idle = io_->now() - began;
+  }
+  busy_poll_.happened(idle);
+  return events_;
+}
+
+/// A few small messages at a time. While a worker that has more to do sleeps, events and bytes gather, and it
+/// deals with them at once: that is cheaper.
+bool Worker::latency_bound() {
+  const std::uint64_t spliced = counters_.spliced_bytes.get();
+  const bool bulk = std::exchange(spliced_before_, spliced) != spliced;
+  return !bulk && events_.size() <= kFewEvents;
 }
 
 Nanos Worker::wait_time(Nanos max_wait) const {

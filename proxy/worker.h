@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <future>
 #include <memory>
@@ -16,6 +17,7 @@
 
 #include "config/fd.h"
 #include "metrics/stats.h"
+#include "proxy/busy_poll.h"
 #include "proxy/connection.h"
 #include "proxy/dataplane.h"
 #include "proxy/io.h"
@@ -27,6 +29,7 @@ namespace portway {
 struct WorkerOptions {
   std::size_t index = 0;  // into the forwards' counters
   std::uint32_t pipes_max = 16384;
+  std::chrono::microseconds busy_poll{0};  // see proxy/busy_poll.h; 0: sleep at once
   ConnectionOptions connections;
 };
 
@@ -111,6 +114,8 @@ class Worker {
     bool closing = false;
   };
 
+  std::span<const Completion> wait(Nanos max_wait);
+  bool latency_bound();
   Nanos wait_time(Nanos max_wait) const;
   void read_mailbox();
   void on(OpenForward& message);
@@ -139,6 +144,9 @@ class Worker {
   CloseRecordRing closes_;  // written by the worker's thread, read by the control thread
   ConnectionSet connections_;
   RefusalGates gates_;
+  BusyPoll busy_poll_;
+  std::span<const Completion> events_;  // of the last turn; only its size is of use in the next one
+  std::uint64_t spliced_before_ = 0;
   std::span<const std::unique_ptr<Worker>> peers_;
 
   std::vector<Listener> listeners_;

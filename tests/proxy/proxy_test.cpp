@@ -75,9 +75,10 @@ std::string receive(const Fd& fd) {
 
 class ProxyTest : public testing::TestWithParam<IoBackend> {
  protected:
-  void start(unsigned workers) {
+  void start(unsigned workers, std::chrono::microseconds busy_poll = {}) {
     ProxyOptions options;
     options.workers = workers;
+    options.busy_poll = busy_poll;
     options.io_backend = GetParam();
     options.public_addresses = {boost::asio::ip::address_v4::loopback()};
     options.connections_max = 4096;
@@ -143,6 +144,24 @@ TEST_P(ProxyTest, TenThousandForwardsOpenServeAndCloseAndLeaveNothing) {
   };
   EXPECT_TRUE(await([&] { return proxy_->idle() && open_descriptors() == expected(); }))
       << open_descriptors() << " descriptors instead of " << expected();
+}
+
+TEST_P(ProxyTest, AWorkerThatLooksForEventsServesAndIsAskedAndStopsLikeOneThatSleeps) {
+  start(1, std::chrono::milliseconds(500));
+  const Guest guest;
+  const auto [id, port] = open(guest.endpoint);
+  const Fd client = connect_to(port);
+  const Fd served = guest.accept();
+  const WorkerCounters& worker = *proxy_->node_stats().workers[0];
+  // Round trips are fast, so before long it looks; and while it does, it answers the control plane.
+  for (int i = 0; i < 1000 || worker.busy_poll_ns.get() == 0; ++i) {
+    ASSERT_EQ(::send(client.get(), "ping", 4, 0), 4);
+    ASSERT_EQ(receive(served), "ping");
+    ASSERT_EQ(::send(served.get(), "pong", 4, 0), 4);
+    ASSERT_EQ(receive(client), "pong");
+    ASSERT_EQ(proxy_->connections(id, 0, 10)->connections.size(), 1u);
+  }
+  proxy_->stop();
 }
 
 TEST_P(ProxyTest, LimitsTurnClientsAwayAndAreCounted) {

@@ -1,0 +1,37 @@
+// How long a worker looks for events before it sleeps.
+//
+// To be woken takes longer than most answers of a guest: tens of microseconds on a virtual machine, twice for
+// each request and response. So a worker that has something to do again and again within a window looks for
+// it, and lets other threads run between two looks; one that does not sleeps at once. The window grows where
+// sleeps turn out to be short, and closes after a long silence, or where looking is in vain too often: then
+// it stays closed for a while. The same idea as KVM's halt polling (Documentation/virt/kvm/halt-polling.rst).
+#pragma once
+
+#include "proxy/io.h"
+
+namespace portway {
+
+class BusyPoll {
+ public:
+  /// Windows of at most `max`; zero: never.
+  explicit BusyPoll(Nanos max) : max_(max) {}
+
+  /// How long to look, before the next sleep.
+  Nanos window() const { return window_; }
+
+  /// Something happened, `idle` after there was nothing left to do.
+  void happened(Nanos idle);
+
+ private:
+  static constexpr Nanos kFirst = std::chrono::microseconds(10);
+  static constexpr int kCreditMax = 16;  // windows that found something, at most, to make up for others
+  static constexpr int kCost = 4;        // of a full window in vain
+  static constexpr int kRest = 64;       // waits without a window once the credit is gone
+
+  const Nanos max_;
+  Nanos window_{0};
+  int credit_ = 0;
+  int rest_ = 0;
+};
+
+}  // namespace portway
