@@ -58,6 +58,7 @@ METRICS = {
     "storm": Metric("close", "The same, 1,000 at a time on one forward", "close", "echo", 1000),
     "mix": Metric("mix", "Ping-pong, 64 B on 64 connections, beside one bulk download", "ping", "echo", 64),
     "idle": Metric("idle", "Idle connections", "idle", "echo", 10_000),
+    "idle50k": Metric("idle", "50,000 idle connections", "idle", "echo", 50_000),
 }
 QUICK_METRICS = ["bulk1", "bulk8", "ping64x64", "close", "idle"]
 
@@ -75,6 +76,7 @@ def parse_arguments():
     parser.add_argument("--seconds", type=float, help="of each measurement; default: 3")
     parser.add_argument("--connections", type=int, help="idle ones; default: 10000, less where RLIMIT_NOFILE is low")
     parser.add_argument("--forwards", type=int, default=0, help="of Portway: with idle ones beside those that are used")
+    parser.add_argument("--link", choices=("veth", "tap"), default="veth", help="between host and guest")
     parser.add_argument("--workers", type=int, default=1, help="threads of each subject")
     parser.add_argument("--subjects", help=f"of {','.join(subject_names)}")
     parser.add_argument("--metrics", help=f"of {','.join(METRICS)}")
@@ -101,8 +103,9 @@ def parse_arguments():
     # A proxy holds two descriptors a connection, and not every root may raise the limit.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    options.connections = min(options.connections or (2_000 if options.quick else METRICS["idle"].connections),
-                              (hard - FD_RESERVE) // 2)
+    options.descriptors = hard
+    if options.quick and not options.connections:
+        options.connections = 2_000
     return options
 
 
@@ -153,12 +156,13 @@ class Load:
         with self.holding(metric, subject, 1):
             pass
         before, slab_before = resident_bytes(subject.pids()), slab_bytes()
-        with self.holding(metric, subject, self.options.connections):
+        count = idle_connections(self.options, subject, metric)
+        with self.holding(metric, subject, count):
             time.sleep(0.5)
             after, slab_after = resident_bytes(subject.pids()), slab_bytes()
             facts = subject.facts()
-        return {"rss_bytes": (after - before) / self.options.connections, "rss_mib": after / 2**20,
-                "slab_bytes": (slab_after - slab_before) / self.options.connections}, facts
+        return {"held": count, "rss_bytes": (after - before) / count, "rss_mib": after / 2**20,
+                "slab_bytes": (slab_after - slab_before) / count}, facts
 
     def holding(self, metric, subject, connections):
         return HeldConnections(self.net.client.popen(*self.command(metric, subject, connections), stdin=subprocess.PIPE,
@@ -175,6 +179,12 @@ class HeldConnections:
 
     def __exit__(self, *_):
         self.process.communicate()
+
+
+def idle_connections(options, subject, metric):
+    """As many as asked for, or as RLIMIT_NOFILE allows: a proxy holds two descriptors a connection."""
+    allowed = (options.descriptors - FD_RESERVE - subject.idle_forwards) // 2
+    return min(options.connections or metric.connections, allowed)
 
 
 def bytes_from_guest():
@@ -198,9 +208,10 @@ def resident_bytes(pids):
 
 def run_subject(options, subject, names, round_number, runs):
     """Measures on a fresh start of the subject in a fresh network; what fails is noted and does not stop the others."""
-    connections_max = options.connections + 50 if "idle" in names else 2_500
+    connections_max = max([2_500] + [idle_connections(options, subject, METRICS[name]) + 50
+                                     for name in names if METRICS[name].kind == "idle"])
     try:
-        with network.Network() as net:
+        with network.Network(options.load if options.link == "tap" else None) as net:
             load = Load(options, net)
             try:
                 subject.start(connections_max)
@@ -265,7 +276,7 @@ def main():
             "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "kernel": platform.release(), "processors": os.cpu_count(), "processor": processor_name(),
             "rounds": options.rounds, "seconds": options.seconds, "workers": options.workers,
-            "baseline": options.baseline, "idle_connections": options.connections,
+            "baseline": options.baseline, "link": options.link, "descriptors": options.descriptors,
             "background_cpu": background_cpu(), "skipped": skipped,
             "versions": {subject.name: subject.version() for subject in chosen},
         },
@@ -276,11 +287,11 @@ def main():
         turn = (round_number - 1) % max(len(chosen), 1)
         for subject in chosen[turn:] + chosen[:turn]:
             run_subject(options, subject, moving, round_number, results["runs"])
-    if "idle" in options.metrics:
-        # Memory does not vary from run to run, and only a fresh process shows it.
+    # Memory does not vary from run to run, and only a fresh process shows it.
+    for name in (name for name in options.metrics if METRICS[name].kind == "idle"):
         for subject in chosen:
             if isinstance(subject, all_subjects.Process):
-                run_subject(options, subject, ["idle"], 1, results["runs"])
+                run_subject(options, subject, [name], 1, results["runs"])
     results["summary"] = report.summarize(results["runs"])
     write_results(options, results, chosen)
     return 1 if any("error" in run for run in results["runs"]) else 0

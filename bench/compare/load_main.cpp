@@ -8,6 +8,7 @@
 #include "bench/compare/load_client.h"
 #include "bench/compare/load_net.h"
 #include "bench/compare/load_server.h"
+#include "bench/compare/tap_bridge.h"
 
 int main(int argc, char** argv) try {
   using namespace portway::bench;
@@ -19,6 +20,13 @@ int main(int argc, char** argv) try {
   server->add_option("--sink", ports.sink, "Port that swallows")->capture_default_str();
   server->add_option("--source", ports.source, "Port that pours out")->capture_default_str();
   server->add_option("--echo", ports.echo, "Port that echoes")->capture_default_str();
+
+  TapBridgeOptions taps;
+  CLI::App* bridge = app.add_subcommand("bridge", "Carry frames between two taps until killed");
+  bridge->add_option("--device", taps.device, "Tap to make here")->required();
+  bridge->add_option("--guest-device", taps.guest_device, "Tap to make in the guest")->required();
+  bridge->add_option("--guest-namespace", taps.guest_namespace, "Path of the guest's network namespace")
+      ->required();
 
   ClientOptions options;
   std::string target;
@@ -43,6 +51,7 @@ int main(int argc, char** argv) try {
   CLI11_PARSE(app, argc, argv);
 
   if (*server) serve(ports);
+  if (*bridge) bridge_taps(taps);
   options.target = parse_endpoint(target);
   // A subject that loses an event must not stop the comparison for ever.
   if (!*idle) ::alarm(static_cast<unsigned>(options.warm_up_s + options.seconds) + 30);

@@ -100,13 +100,22 @@ class Namespace:
 
 
 class Network:
-    """A fresh client, host and guest; a context. Nothing of an earlier subject is in it: no conntrack, no TIME_WAIT."""
+    """A fresh client, host and guest; a context. Nothing of an earlier subject is in it: no conntrack, no TIME_WAIT.
+
+    The guest is behind a veth, or, with `bridge` (the path of bench_load), behind a tap."""
+
+    def __init__(self, bridge=None):
+        self.bridge = bridge
+        self.bridging = None
 
     def __enter__(self):
         self.home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self.client, self.host, self.guest = Namespace(), Namespace(), Namespace()
         self._link(self.client, "client0", [f"{CLIENT}/16"], "public0", HOST_PUBLIC)
-        self._link(self.guest, "eth0", [f"{GUEST}/16"], GUEST_DEVICE, HOST_INNER)
+        if self.bridge:
+            self._tap_link()
+        else:
+            self._link(self.guest, "eth0", [f"{GUEST}/16"], GUEST_DEVICE, HOST_INNER)
         base = CLIENT_FIRST.rpartition(".")
         commands = "".join(f"addr add {base[0]}.{int(base[2]) + i}/16 dev client0\n" for i in range(CLIENT_COUNT))
         self.client.run("ip", "-batch", "-", input=commands.encode())
@@ -117,6 +126,9 @@ class Network:
 
     def __exit__(self, *_):
         _check(_libc.setns(self.home, CLONE_NEWNET), "setns")
+        if self.bridging:
+            self.bridging.kill()
+            self.bridging.wait()
         for namespace in (self.client, self.host, self.guest):
             namespace.close()
         os.close(self.home)
@@ -124,6 +136,16 @@ class Network:
     def _link(self, outer, outer_device, addresses, host_device, host_address):
         outer.run("ip", "link", "add", outer_device, "type", "veth",
                   "peer", "name", host_device, "netns", self.host.path())
+        self._address(outer, outer_device, addresses, host_device, host_address)
+
+    def _tap_link(self):
+        self.bridging = self.host.popen(self.bridge, "bridge", "--device", GUEST_DEVICE, "--guest-device", "eth0",
+                                        "--guest-namespace", self.guest.path(), stdout=subprocess.PIPE)
+        if self.bridging.stdout.readline() != b"ready\n":
+            raise OSError("the taps could not be made: is there /dev/net/tun?")
+        self._address(self.guest, "eth0", [f"{GUEST}/16"], GUEST_DEVICE, HOST_INNER)
+
+    def _address(self, outer, outer_device, addresses, host_device, host_address):
         for address in addresses:
             outer.run("ip", "addr", "add", address, "dev", outer_device)
         outer.run("ip", "link", "set", outer_device, "up")

@@ -10,7 +10,7 @@ VALUES = {
     "close": [("per_s", "connections/s (more is better)", 0), ("p99_us", "p99 us", 0),
               ("subject_us", "subject CPU us/connection", 1), ("machine_us", "machine CPU us/connection", 1),
               ("errors", "errors", 0)],
-    "idle": [("rss_bytes", "user-space bytes/connection", 0), ("rss_mib", "RSS in all, MiB", 1),
+    "idle": [("held", "connections held", 0), ("rss_bytes", "user-space bytes/connection", 0), ("rss_mib", "RSS in all, MiB", 1),
              ("slab_bytes", "kernel bytes/connection, the load's ends included", 0)],
 }
 VALUES["mix"] = VALUES["ping"] + [("beside_gbit_s", "bulk beside it, Gbit/s", 1)]
@@ -108,6 +108,22 @@ def targets(summary, metrics, titles, subject):
     return "\n".join(lines)
 
 
+def forwards_rows(summary, metrics):
+    """Each metric's main value with 1,000 and 10,000 idle forwards, as a ratio to that with none."""
+    many = [("portway-1000", "1,000"), ("portway-10000", "10,000")]
+    lines = []
+    for name, measured in summary.items():
+        value = MAIN_VALUE[metrics[name].kind]
+        few = measured.get("portway-uring")
+        if few and any(subject in measured for subject, _ in many):
+            cells = [f"{measured[subject][value]['median'] / few[value]['median']:.2f}x" if subject in measured else "-"
+                     for subject, _ in many]
+            heading = next(text for key, text, _ in VALUES[metrics[name].kind] if key == value)
+            lines.append(f"| {metrics[name].title} | {heading.split(' (')[0]} | " + " | ".join(cells) + " |")
+    head = ["| metric | value | " + " | ".join(title for _, title in many) + " |", "|---|---|" + "---|" * len(many)]
+    return "\n".join(head + lines) if lines else ""
+
+
 def plot(results, metrics, titles):
     """Bars for each metric's main value, one below the other: an SVG without scripts or fonts of its own."""
     parts, y = [], 30
@@ -140,7 +156,7 @@ def markdown(results, metrics, titles, processless):
     parts = [
         "# Forwarders side by side",
         f"{meta['date']}, Linux {meta['kernel']}, {meta['processors']} x {meta['processor']}. Worker threads of each "
-        f"subject: {meta['workers']}. veth namespaces, reno, {meta['rounds']} interleaved rounds of {meta['seconds']:g} "
+        f"subject: {meta['workers']}. Namespaces, a {meta['link']} to the guest, reno, {meta['rounds']} interleaved rounds of {meta['seconds']:g} "
         "s.",
         f"Median [lowest-highest] **ratio to {titles[baseline]}**. Machine CPU is all work on all processors, the load "
         f"generator's and softirqs included; before the first run other programs used {meta['background_cpu']:.0%} of "
@@ -150,6 +166,9 @@ def markdown(results, metrics, titles, processless):
     for subject in ("portway-uring", "portway-epoll"):
         if any(subject in measured for measured in results["summary"].values()):
             parts += [f"## Targets: {titles[subject]}", targets(results["summary"], metrics, titles, subject)]
+    rows = forwards_rows(results["summary"], metrics)
+    if rows:
+        parts += ["## Cost of idle forwards: Portway, io_uring, ratio to 3 forwards (aim: within 3 %)", rows]
     for name, metric in metrics.items():
         if name in results["summary"]:
             rows = table(metric.kind, results["summary"][name], titles, baseline, processless)

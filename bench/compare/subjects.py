@@ -34,6 +34,7 @@ class Subject:
     name = "direct"
     title = "direct route"
     program = None  # what must be installed
+    idle_forwards = 0  # descriptors that it holds besides connections
 
     def __init__(self, options):
         self.options = options
@@ -192,7 +193,7 @@ max_forwarded_ports = 20000
         for service, port in SERVICES.items():
             answer = self._call("POST", "/instances/guest/port-forwards", {"guest_port": port, "label": service})
             self.targets[service] = f"{network.HOST_PUBLIC}:{answer['port_forward']['host_port']}"
-        idle = self.options.forwards - len(SERVICES)
+        idle = max(self.options.forwards - len(SERVICES), self.idle_forwards)
         while idle > 0:
             batch = [{"guest_port": SERVICES["echo"]}] * min(idle, 1000)
             self._call("POST", "/instances/guest/port-forwards:batch", {"port_forwards": batch})
@@ -250,6 +251,18 @@ class PortwayTransparent(Portway):
     name = "portway-transparent"
     title = "Portway, io_uring, transparent"
     source_mode = "transparent"
+
+
+class Portway1000(Portway):
+    name = "portway-1000"
+    title = "Portway, io_uring, 1,000 idle forwards"
+    idle_forwards = 1_000
+
+
+class Portway10000(Portway):
+    name = "portway-10000"
+    title = "Portway, io_uring, 10,000 idle forwards"
+    idle_forwards = 10_000
 
 
 class PortwayEpoll(Portway):
@@ -460,5 +473,5 @@ class NftDnat(Subject):
         return f"{network.HOST_PUBLIC}:{PUBLIC_PORTS[service]}"
 
 
-ALL = [Subject, NftDnat, PortwayUring, PortwayTransparent, PortwayEpoll, HaproxySplice, Haproxy, Nginx, SocketProxyd, DockerProxy,
+ALL = [Subject, NftDnat, PortwayUring, Portway1000, Portway10000, PortwayTransparent, PortwayEpoll, HaproxySplice, Haproxy, Nginx, SocketProxyd, DockerProxy,
        Socat, RootlessKit]
