@@ -146,10 +146,13 @@ TcpSummary KernelIo::tcp_summary(int fd) {
 }
 
 void KernelIo::find_urgent(std::span<pollfd> sockets) {
-  if (::poll(sockets.data(), sockets.size(), 0) < 0) {
-    for (pollfd& each : sockets) each.revents = 0;
+  // A socket can be among them more than once, and poll(2) refuses more entries than RLIMIT_NOFILE.
+  constexpr std::size_t kAtOnce = 256;
+  for (std::size_t done = 0; done < sockets.size(); done += kAtOnce) {
+    const auto some = sockets.subspan(done, std::min(kAtOnce, sockets.size() - done));
+    const bool asked = ::poll(some.data(), some.size(), 0) >= 0;
+    for (pollfd& each : some) each.revents = asked ? each.revents & POLLPRI : 0;
   }
-  for (pollfd& each : sockets) each.revents &= POLLPRI;
 }
 
 bool KernelIo::at_urgent_mark(int fd) {
