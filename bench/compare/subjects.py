@@ -146,6 +146,7 @@ class Portway(Process):
     api = "127.0.0.1:8080"
     range = network.FORWARD_PORTS
     source_mode = "plain"
+    workers = None  # other than the comparison's
 
     def __init__(self, options):
         super().__init__(options)
@@ -177,7 +178,7 @@ networks = ["198.19.0.0/16"]
 [store]
 path = "{self.path('store.db')}"
 [proxy]
-workers = {self.options.workers}
+workers = {self.workers or self.options.workers}
 io_backend = "{self.backend}"
 source_mode = "{self.source_mode}"
 connections_max = {connections_max}
@@ -251,6 +252,12 @@ class PortwayTransparent(Portway):
     name = "portway-transparent"
     title = "Portway, io_uring, transparent"
     source_mode = "transparent"
+
+
+class PortwayTwoWorkers(Portway):
+    name = "portway-2-workers"
+    title = "Portway, io_uring, 2 workers"
+    workers = 2
 
 
 class Portway1000(Portway):
@@ -473,5 +480,5 @@ class NftDnat(Subject):
         return f"{network.HOST_PUBLIC}:{PUBLIC_PORTS[service]}"
 
 
-ALL = [Subject, NftDnat, PortwayUring, Portway1000, Portway10000, PortwayTransparent, PortwayEpoll, HaproxySplice, Haproxy, Nginx, SocketProxyd, DockerProxy,
+ALL = [Subject, NftDnat, PortwayUring, PortwayTwoWorkers, Portway1000, Portway10000, PortwayTransparent, PortwayEpoll, HaproxySplice, Haproxy, Nginx, SocketProxyd, DockerProxy,
        Socat, RootlessKit]

@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+"""compare.py runs, on a veth and on a tap, and its tables have what they should. No time is looked at."""
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "..", "tests", "support"))
+from portwayd import require_namespaces  # noqa: E402
+
+
+class Compare(unittest.TestCase):
+    def setUp(self):
+        require_namespaces("nft", "ip")
+
+    def compare(self, *options):
+        with tempfile.TemporaryDirectory() as output:
+            done = subprocess.run([sys.executable, os.path.join(HERE, "compare.py"), "--build", os.environ["PORTWAY_BUILD"],
+                                   "--rounds", "1", "--seconds", "0.2", "--output", output, *options],
+                                  capture_output=True, text=True, check=False)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            with open(os.path.join(output, "compare.md"), encoding="utf-8") as file:
+                table = file.read()
+            with open(os.path.join(output, "compare.svg"), encoding="utf-8") as file:
+                self.assertIn("</svg>", file.read())
+            return table
+
+    def test_veth(self):
+        table = self.compare("--subjects", "direct,nft-dnat,portway-uring,portway-transparent,portway-epoll",
+                             "--metrics", "bulk1,close,mix,idle", "--connections", "50")
+        self.assertIn("### Targets: Portway, io_uring".lstrip("#"), table)
+        for heading in ("Bulk download, 1 stream", "beside one bulk download", "Idle connections"):
+            self.assertIn(heading, table)
+
+    def test_tap_with_idle_forwards(self):
+        table = self.compare("--link", "tap", "--subjects", "portway-uring,portway-1000", "--metrics", "ping64x64")
+        self.assertIn("a tap to the guest", table)
+        self.assertIn("Cost of idle forwards", table)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
