@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs TCP forwarders side by side and writes a table and a plot: the direct route, nft DNAT, Portway and its peers.
 
-    bench/compare/compare.py --build build/release            # about an hour: 19 metrics, 11 subjects, 5 rounds
+    bench/compare/compare.py --build build/release            # hours: every metric, every subject, 5 rounds
     bench/compare/compare.py --build build/release --metrics bulk1,ping64x64,close --rounds 3
     bench/compare/compare.py --build build/release --quick    # under 2 minutes: does it work
 
@@ -114,14 +114,10 @@ class Load:
 
     def __init__(self, options, net):
         self.options, self.net = options, net
-        self.server = net.guest.popen(options.load, "server", stdout=subprocess.PIPE)
-        if self.server.stdout.readline() != b"ready\n":
-            raise all_subjects.SubjectError("the load server did not start")
+        self.server = net.guest.popen_ready(options.load, "server")
 
     def stop(self):
-        self.server.kill()
-        self.server.wait()
-        self.server.stdout.close()
+        network.stop(self.server)
 
     def command(self, metric, subject, connections):
         command = [self.options.load, metric.mode, "--target", subject.target(metric.service),

@@ -70,6 +70,13 @@ def isolate(scratch):
     sys.exit(os.waitstatus_to_exitcode(status))
 
 
+def stop(process):
+    """One of Namespace.popen_ready()."""
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
 class Namespace:
     def __init__(self):
         before = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -88,6 +95,13 @@ class Namespace:
 
     def popen(self, *command, **options):
         return subprocess.Popen(command, preexec_fn=self.enter, **options)
+
+    def popen_ready(self, *command, **options):
+        """One that says so when it is; an OSError when it does not."""
+        process = self.popen(*command, stdout=subprocess.PIPE, **options)
+        if process.stdout.readline() != b"ready\n":
+            raise OSError(f"did not start: {' '.join(command)}")
+        return process
 
     def run(self, *command, **options):
         return subprocess.run(command, preexec_fn=self.enter, check=True, **options)
@@ -127,8 +141,7 @@ class Network:
     def __exit__(self, *_):
         _check(_libc.setns(self.home, CLONE_NEWNET), "setns")
         if self.bridging:
-            self.bridging.kill()
-            self.bridging.wait()
+            stop(self.bridging)
         for namespace in (self.client, self.host, self.guest):
             namespace.close()
         os.close(self.home)
@@ -139,10 +152,8 @@ class Network:
         self._address(outer, outer_device, addresses, host_device, host_address)
 
     def _tap_link(self):
-        self.bridging = self.host.popen(self.bridge, "bridge", "--device", GUEST_DEVICE, "--guest-device", "eth0",
-                                        "--guest-namespace", self.guest.path(), stdout=subprocess.PIPE)
-        if self.bridging.stdout.readline() != b"ready\n":
-            raise OSError("the taps could not be made: is there /dev/net/tun?")
+        self.bridging = self.host.popen_ready(self.bridge, "bridge", "--device", GUEST_DEVICE, "--guest-device", "eth0",
+                                              "--guest-namespace", self.guest.path())
         self._address(self.guest, "eth0", [f"{GUEST}/16"], GUEST_DEVICE, HOST_INNER)
 
     def _address(self, outer, outer_device, addresses, host_device, host_address):

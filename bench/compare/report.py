@@ -81,6 +81,10 @@ def table(kind, subjects, titles, baseline, processless):
     return "\n".join(lines)
 
 
+def heading(kind, value):
+    return next(text for key, text, _ in VALUES[kind] if key == value)
+
+
 def compare_with(value, target, ours, reference):
     """The cells of a target: the ratio, and whether it is met."""
     if target is None or reference is None:
@@ -101,8 +105,7 @@ def targets(summary, metrics, titles, subject):
             peers = [peer for peer in PEERS if peer in measured]
             best = (max if peer_target[0] == AT_LEAST else min)(
                 peers, key=lambda peer: measured[peer][value]["median"], default=None)
-            heading = next(text for key, text, _ in VALUES[metrics[name].kind] if key == value)
-            lines.append(f"| {metrics[name].title} | {heading.split(' (')[0]} | {titles.get(best, '-')} | "
+            lines.append(f"| {metrics[name].title} | {heading(metrics[name].kind, value).split(' (')[0]} | {titles.get(best, '-')} | "
                          f"{compare_with(value, peer_target, measured[subject], measured.get(best))} | "
                          f"{compare_with(value, dnat_target, measured[subject], measured.get('nft-dnat'))} |")
     return "\n".join(lines)
@@ -118,8 +121,7 @@ def forwards_rows(summary, metrics):
         if few and any(subject in measured for subject, _ in many):
             cells = [f"{measured[subject][value]['median'] / few[value]['median']:.2f}x" if subject in measured else "-"
                      for subject, _ in many]
-            heading = next(text for key, text, _ in VALUES[metrics[name].kind] if key == value)
-            lines.append(f"| {metrics[name].title} | {heading.split(' (')[0]} | " + " | ".join(cells) + " |")
+            lines.append(f"| {metrics[name].title} | {heading(metrics[name].kind, value).split(' (')[0]} | " + " | ".join(cells) + " |")
     head = ["| metric | value | " + " | ".join(title for _, title in many) + " |", "|---|---|" + "---|" * len(many)]
     return "\n".join(head + lines) if lines else ""
 
@@ -129,8 +131,7 @@ def plot(results, metrics, titles):
     parts, y = [], 30
     for name, subjects in results["summary"].items():
         value = MAIN_VALUE[metrics[name].kind]
-        heading = next(text for key, text, _ in VALUES[metrics[name].kind] if key == value)
-        parts.append(f'<text x="10" y="{y}" font-weight="bold">{metrics[name].title}: {heading}</text>')
+        parts.append(f'<text x="10" y="{y}" font-weight="bold">{metrics[name].title}: {heading(metrics[name].kind, value)}</text>')
         most = max(values[value]["max"] for values in subjects.values()) or 1
         for subject, values in subjects.items():
             y += 18

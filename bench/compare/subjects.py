@@ -151,6 +151,7 @@ class Portway(Process):
     def __init__(self, options):
         super().__init__(options)
         self.targets = {}
+        self.idle_forwards = max(self.idle_forwards, options.forwards - len(SERVICES))
 
     @property
     def program(self):
@@ -194,7 +195,7 @@ max_forwarded_ports = 20000
         for service, port in SERVICES.items():
             answer = self._call("POST", "/instances/guest/port-forwards", {"guest_port": port, "label": service})
             self.targets[service] = f"{network.HOST_PUBLIC}:{answer['port_forward']['host_port']}"
-        idle = max(self.options.forwards - len(SERVICES), self.idle_forwards)
+        idle = self.idle_forwards
         while idle > 0:
             batch = [{"guest_port": SERVICES["echo"]}] * min(idle, 1000)
             self._call("POST", "/instances/guest/port-forwards:batch", {"port_forwards": batch})
