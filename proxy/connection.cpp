@@ -118,19 +118,18 @@ ConnectionSet::~ConnectionSet() {
 // --- From accept to connect.
 
 bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
-  Client client;
-  const bool client_known = io_.take_client(downstream, client) == 0;
+  const Client client = client_of(downstream);
   const bool admitted = forward->admission.limited();
   if (admitted) {
     if (const auto refused = forward->admission.ask(client.endpoint.address(), io_.now())) {
-      reject(downstream, forward, *refused);
+      reject(downstream, forward, *refused, client);
       return false;
     }
   }
   const auto index = table_.take();
   if (!index) {
     if (admitted) forward->admission.leave(client.endpoint.address());
-    reject(downstream, forward, RejectReason::kConnectionsMax);
+    reject(downstream, forward, RejectReason::kConnectionsMax, client);
     return false;
   }
   if (*index >= connections_.size()) connections_.resize(*index + 1);
@@ -138,7 +137,7 @@ bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
   slot.forward = forward->route.id;
   slot.socket[kDownstream].fd = downstream;
   slot.accepted_ns = slot.active_ns = io_.now().count();
-  if (client_known) slot.client = to_plain(client.endpoint);
+  slot.client = to_plain(client.endpoint);
   connections_[*index].admitted = admitted;
   connections_[*index].forward = std::move(forward);
   const ServedForward& served = *connections_[*index].forward;
@@ -165,12 +164,19 @@ void ConnectionSet::connect(std::uint32_t index) {
   schedule(index);
 }
 
-void ConnectionSet::reject(int downstream, const ServedForwardPtr& forward, RejectReason reason) {
+/// Without address and port where it is not known.
+Client ConnectionSet::client_of(int downstream) {
+  Client client;
+  io_.take_client(downstream, client);
+  return client;
+}
+
+void ConnectionSet::reject(int downstream, const ServedForwardPtr& forward, RejectReason reason,
+                           const Client& client) {
   counters_.rejected[static_cast<std::size_t>(reason)].add();
   forward->counters[worker_].rejected[static_cast<std::size_t>(reason)].add();
   CloseRecord record{.forward = forward};
-  Client client;
-  if (io_.take_client(downstream, client) == 0) record.client = to_plain(client.endpoint);
+  record.client = to_plain(client.endpoint);
   record.accepted_at = record.ended_at = io_.now();
   record.cause.how = close_how(reason);
   push_record(std::move(record));

@@ -74,7 +74,9 @@ class ConnectionSet {
   /// client was reset.
   bool start(int downstream, ServedForwardPtr forward);
   /// Resets the client at once, without a connection.
-  void reject(int downstream, const ServedForwardPtr& forward, RejectReason reason);
+  void reject(int downstream, const ServedForwardPtr& forward, RejectReason reason) {
+    reject(downstream, forward, reason, client_of(downstream));
+  }
 
   /// A completion of a poll; `token` is what token_base was or'ed with.
   void on_poll(Token token, const Completion& completion);
@@ -114,6 +116,8 @@ class ConnectionSet {
   void arm(std::uint32_t index, Side side);
   void schedule(std::uint32_t index);
 
+  Client client_of(int downstream);
+  void reject(int downstream, const ServedForwardPtr& forward, RejectReason reason, const Client& client);
   SourcePlan first_plan(const ServedForward& forward, const ConnectionSlot& slot) const;
   int open_upstream(std::uint32_t index);
   int connect_upstream(std::uint32_t index);

@@ -27,12 +27,13 @@ T result_of(T result) {
   return result < 0 ? static_cast<T>(-errno) : result;
 }
 
-int peer_endpoint(int fd, Endpoint& out) {
-  Endpoint peer;
-  socklen_t size = static_cast<socklen_t>(peer.capacity());
-  if (::getpeername(fd, peer.data(), &size) < 0) return -errno;
-  peer.resize(size);
-  out = peer;
+/// getpeername(2) or getsockname(2).
+int endpoint_of(int fd, int (*ask)(int, sockaddr*, socklen_t*), Endpoint& out) {
+  Endpoint endpoint;
+  auto size = static_cast<socklen_t>(endpoint.capacity());
+  if (ask(fd, endpoint.data(), &size) < 0) return -errno;
+  endpoint.resize(size);
+  out = endpoint;
   return 0;
 }
 
@@ -113,10 +114,7 @@ int KernelIo::bind_transparent(int fd, const Endpoint& source) {
 }
 
 int KernelIo::local_endpoint(int fd, Endpoint& out) {
-  auto size = static_cast<socklen_t>(out.capacity());
-  if (::getsockname(fd, out.data(), &size) < 0) return -errno;
-  out.resize(size);
-  return 0;
+  return endpoint_of(fd, ::getsockname, out);
 }
 
 int KernelIo::take_client(int fd, Client& out) {
@@ -126,7 +124,7 @@ int KernelIo::take_client(int fd, Client& out) {
   socklen_t size = syn.size();
   if (::getsockopt(fd, IPPROTO_TCP, TCP_SAVED_SYN, syn.data(), &size) < 0) size = 0;
   if (client_of_syn(std::span(syn).first(size), out)) return 0;
-  return peer_endpoint(fd, out.endpoint);
+  return endpoint_of(fd, ::getpeername, out.endpoint);
 }
 
 int KernelIo::listen_again(int fd) {

@@ -66,7 +66,9 @@ void Worker::run() {
 }
 
 void Worker::turn(Nanos max_wait) {
-  for (const Completion& completion : wait(max_wait)) {
+  const std::span<const Completion> completions = wait(max_wait);
+  events_before_ = completions.size();
+  for (const Completion& completion : completions) {
     const Token token = completion.token & kIndexMask;
     if ((completion.token & kConnectionToken) != 0) {
       connections_.on_poll(token, completion);
@@ -86,23 +88,23 @@ void Worker::turn(Nanos max_wait) {
 
 std::span<const Completion> Worker::wait(Nanos max_wait) {
   const Nanos limit = wait_time(max_wait);
-  if (limit == Nanos::zero() || !latency_bound()) return events_ = io_->wait(limit);
+  if (limit == Nanos::zero() || !latency_bound()) return io_->wait(limit);
   const Nanos began = io_->now();
   const Nanos window = limit < Nanos::zero() ? busy_poll_.window() : std::min(busy_poll_.window(), limit);
   Nanos idle{0};
-  events_ = {};
-  while (idle < window && events_.empty() && !mail_.load(std::memory_order_relaxed)) {
-    events_ = io_->wait(Nanos::zero());
-    if (events_.empty()) std::this_thread::yield();
+  std::span<const Completion> completions;
+  while (idle < window && completions.empty() && !mail_.load(std::memory_order_relaxed)) {
+    completions = io_->wait(Nanos::zero());
+    if (completions.empty()) std::this_thread::yield();
     idle = io_->now() - began;
   }
   counters_.busy_poll_ns.add(static_cast<std::uint64_t>(idle.count()));
-  if (events_.empty() && !mail_.load(std::memory_order_relaxed)) {
-    events_ = io_->wait(limit < Nanos::zero() ? limit : std::max(Nanos::zero(), limit - idle));
+  if (completions.empty() && !mail_.load(std::memory_order_relaxed)) {
+    completions = io_->wait(limit < Nanos::zero() ? limit : std::max(Nanos::zero(), limit - idle));
     idle = io_->now() - began;
   }
   busy_poll_.happened(idle);
-  return events_;
+  return completions;
 }
 
 /// A few small messages at a time. While a worker that has more to do sleeps, events and bytes gather, and it
@@ -110,7 +112,7 @@ std::span<const Completion> Worker::wait(Nanos max_wait) {
 bool Worker::latency_bound() {
   const std::uint64_t spliced = counters_.spliced_bytes.get();
   const bool bulk = std::exchange(spliced_before_, spliced) != spliced;
-  return !bulk && events_.size() <= kFewEvents;
+  return !bulk && events_before_ <= kFewEvents;
 }
 
 Nanos Worker::wait_time(Nanos max_wait) const {

@@ -145,7 +145,7 @@ class Worker {
   ConnectionSet connections_;
   RefusalGates gates_;
   BusyPoll busy_poll_;
-  std::span<const Completion> events_;  // of the last turn; only its size is of use in the next one
+  std::size_t events_before_ = 0;  // in the last turn
   std::uint64_t spliced_before_ = 0;
   std::span<const std::unique_ptr<Worker>> peers_;
 

@@ -135,12 +135,10 @@ Rig::Rig(Backend backend, const RigOptions& options)
   if (!io) return;
   forward_ = std::make_shared<ServedForward>(
       ForwardRoute{.id = make_uuid(), .upstream = service_, .tap = options.tap, .source = options.source}, 1);
-  worker_ = std::make_unique<Worker>(std::move(io),
-                                     WorkerOptions{.index = 0,
-                                                   .pipes_max = options.pipes_max,
-                                                   .busy_poll = options.busy_poll,
-                                                   .connections = options.connections},
-                                     arena_.slots());
+  worker_ = std::make_unique<Worker>(
+      std::move(io),
+      WorkerOptions{.index = 0, .pipes_max = options.pipes_max, .connections = options.connections},
+      arena_.slots());
   std::vector<Fd> listeners;
   listeners.push_back(world_->listen(options.family, entry_));
   listener_ = listeners.front().get();

@@ -106,7 +106,6 @@ struct RigOptions {
   ConnectionOptions connections = {};
   std::uint32_t connections_max = 256;
   std::uint32_t pipes_max = 256;
-  std::chrono::microseconds busy_poll{0};
   GuestAnswer guest = GuestAnswer::kServes;
   int family = AF_INET;
   std::string tap = {};
