@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """compare.py runs, on a veth and on a tap, and its tables have what they should. No time is looked at."""
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,12 @@ class Compare(unittest.TestCase):
         self.assertIn("Targets: Portway, io_uring", table)
         for heading in ("Bulk download, 1 stream", "beside one bulk download", "Idle connections"):
             self.assertIn(heading, table)
+
+    def test_rootlesskit_with_a_namespace_of_its_own(self):
+        if not (shutil.which("rootlesskit") and shutil.which("slirp4netns")):
+            self.skipTest("rootlesskit or slirp4netns is not installed: install-packages.sh bench")
+        table = self.compare("--subjects", "direct,rootlesskit", "--metrics", "ping1x64")
+        self.assertIn("RootlessKit, builtin driver", table)
 
     def test_tap_with_idle_forwards(self):
         table = self.compare("--link", "tap", "--subjects", "portway-uring,portway-1000", "--metrics", "ping64x64")

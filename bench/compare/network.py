@@ -70,6 +70,13 @@ def isolate(scratch):
     sys.exit(os.waitstatus_to_exitcode(status))
 
 
+def move_guest_link(to):
+    """From the host namespace, where we are, into another one, which gets the host's address with it."""
+    subprocess.run(["ip", "link", "set", GUEST_DEVICE, "netns", to.path()], check=True)
+    to.run("ip", "addr", "add", f"{HOST_INNER}/16", "dev", GUEST_DEVICE)
+    to.run("ip", "link", "set", GUEST_DEVICE, "up")
+
+
 def stop(process):
     """One of Namespace.popen_ready()."""
     process.kill()
@@ -78,10 +85,14 @@ def stop(process):
 
 
 class Namespace:
-    def __init__(self):
+    """A new one, or that of a process; with our settings."""
+
+    def __init__(self, pid=None):
         before = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        _check(_libc.unshare(CLONE_NEWNET), "unshare(CLONE_NEWNET)")
-        self.fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        if pid is None:
+            _check(_libc.unshare(CLONE_NEWNET), "unshare(CLONE_NEWNET)")
+        self.fd = os.open(f"/proc/{pid or 'self'}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self.enter()
         for name, value in SYSCTLS.items():
             with open(f"/proc/sys/{name}", "w", encoding="ascii") as file:
                 file.write(value)
