@@ -17,6 +17,7 @@ import datetime
 import json
 import os
 import platform
+import random
 import resource
 import subprocess
 import sys
@@ -280,8 +281,8 @@ def main():
     }
     moving = [name for name in options.metrics if METRICS[name].kind != "idle"]
     for round_number in range(1, options.rounds + 1):
-        turn = (round_number - 1) % max(len(chosen), 1)
-        for subject in chosen[turn:] + chosen[:turn]:
+        # Another order in each round: the kernel takes the namespaces of a subject down while the next one runs.
+        for subject in random.Random(round_number).sample(chosen, len(chosen)):
             run_subject(options, subject, moving, round_number, results["runs"])
     # Memory does not vary from run to run, and only a fresh process shows it.
     for name in (name for name in options.metrics if METRICS[name].kind == "idle"):
