@@ -1,23 +1,23 @@
 #!/usr/bin/env python3
 """Runs TCP forwarders side by side and writes a table and a plot: the direct route, nft DNAT, Portway and its peers.
 
-    bench/compare/compare.py --build build/release            # hours: every metric, every subject, 5 rounds
+    bench/compare/compare.py --build build/release            # hours: every metric, every subject, 3 rounds
     bench/compare/compare.py --build build/release --metrics bulk1,ping64x64,close --rounds 3
     bench/compare/compare.py --build build/release --quick    # under 2 minutes: does it work
 
-Needs root and a quiet machine. Every run of a subject has its own fresh network namespaces (network.py) and its own
-process (subjects.py); the subjects take turns, round after round, in changing order, so that what else the machine does
-meets all of them. The load is bench_load's, one thread on either side.
+Needs root and a quiet machine. In a round all subjects run at once, each a fresh process (subjects.py) on a host of its own
+between one client and one guest (network.py). One load generator goes from one to the next every few tens of milliseconds:
+a machine that is faster in one second than in another is so for all of them, and a ratio is one of neighbours.
 
 Everything runs inside a process namespace of its own: whichever way this program ends, the kernel ends all that it
 started, and the network namespaces go with that.
 """
 import argparse
+import contextlib
 import datetime
 import json
 import os
 import platform
-import random
 import resource
 import subprocess
 import sys
@@ -29,7 +29,6 @@ import report
 import subjects as all_subjects
 
 SCRATCH = "/dev/shm"  # covered by a tmpfs that only our processes see: nothing of it stays
-CLIENT_TIMEOUT_S = 120
 FD_RESERVE = 500  # descriptors a proxy needs besides two a connection
 
 
@@ -41,6 +40,8 @@ class Metric:
     service: str
     connections: int
     message_bytes: int = 64
+    slice_s: float = 0.05
+    lead_in_s: float = 0.015
 
 
 def ping(connections, size, name):
@@ -48,16 +49,21 @@ def ping(connections, size, name):
                   connections, size)
 
 
+def bulk(streams, mode, service):
+    # The streams are new in each slice: time to get going.
+    return Metric("bulk", f"Bulk {mode}, {streams} stream{'s' if streams > 1 else ''}", mode, service, streams, slice_s=0.2, lead_in_s=0.06)
+
+
 SIZES = {"64": (64, "64 B"), "4k": (4096, "4 KiB"), "16k": (16384, "16 KiB")}
 METRICS = {
-    **{f"bulk{n}": Metric("bulk", f"Bulk download, {n} stream{'s' if n > 1 else ''}", "download", "source", n)
-       for n in (1, 8, 64)},
-    **{f"bulk{n}_up": Metric("bulk", f"Bulk upload, {n} stream{'s' if n > 1 else ''}", "upload", "sink", n)
-       for n in (1, 8, 64)},
+    **{f"bulk{n}": bulk(n, "download", "source") for n in (1, 8, 64)},
+    **{f"bulk{n}_up": bulk(n, "upload", "sink") for n in (1, 8, 64)},
     **{f"ping{n}x{size}": ping(n, *SIZES[size]) for size in SIZES for n in (1, 64, 1000)},
     "close": Metric("close", "Connect, 64 bytes, echo, close; 32 at a time", "close", "echo", 32),
     "storm": Metric("close", "The same, 1,000 at a time on one forward", "close", "echo", 1000),
-    "mix": Metric("mix", "Ping-pong, 64 B on 64 connections, beside one bulk download", "ping", "echo", 64),
+    # Long enough for a scheduler's time slices, which are what a message waits for here.
+    "mix": Metric("mix", "Ping-pong, 64 B on 64 connections, beside one bulk download", "mix", "echo", 64, slice_s=0.2,
+                  lead_in_s=0.06),
     "idle": Metric("idle", "Idle connections", "idle", "echo", 10_000),
     "idle50k": Metric("idle", "50,000 idle connections", "idle", "echo", 50_000),
 }
@@ -71,10 +77,12 @@ def parse_arguments():
     parser.add_argument("--build", default=os.path.join(root, "build/release"),
                         help="build directory with portwayd and bench_load")
     parser.add_argument("--portwayd", help="another portwayd than the build directory's")
+    parser.add_argument("--other", action="append", default=[], metavar="NAME=PORTWAYD[,BACKEND]",
+                        help="a further subject: another build of Portway, to be compared with; BACKEND: uring (unless told), epoll")
     parser.add_argument("--output", default=".", help="directory for compare.md, compare.json and compare.svg")
     parser.add_argument("--quick", action="store_true", help="one round of 1 s, downloads only, 2,000 idle connections")
-    parser.add_argument("--rounds", type=int, help="default: 5")
-    parser.add_argument("--seconds", type=float, help="of each measurement; default: 3")
+    parser.add_argument("--rounds", type=int, help="default: 3")
+    parser.add_argument("--seconds", type=float, help="of each subject in each metric and round; default: 3")
     parser.add_argument("--connections", type=int, help="idle ones; default: 10000, less where RLIMIT_NOFILE is low")
     parser.add_argument("--forwards", type=int, default=0, help="of Portway: with idle ones beside those that are used")
     parser.add_argument("--link", choices=("veth", "tap"), default="veth", help="between host and guest")
@@ -92,9 +100,11 @@ def parse_arguments():
         return chosen
 
     options.subjects = choose(options.subjects, subject_names, subject_names)
+    options.others = [(name, *((program + ",uring").split(",")[:2])) for name, _, program in
+                      (text.partition("=") for text in options.other)]
     options.metrics = choose(options.metrics, METRICS, QUICK_METRICS if options.quick else list(METRICS))
-    choose(options.baseline, subject_names, [])
-    options.rounds = options.rounds or (1 if options.quick else 5)
+    choose(options.baseline, subject_names + [other[0] for other in options.others], [])
+    options.rounds = options.rounds or (1 if options.quick else 3)
     options.seconds = options.seconds or (1.0 if options.quick else 3.0)
     options.portwayd = options.portwayd or os.path.join(options.build, "portwayd")
     options.load = os.path.join(options.build, "bench/compare/bench_load")
@@ -120,33 +130,29 @@ class Load:
     def stop(self):
         network.stop(self.server)
 
-    def command(self, metric, subject, connections):
-        command = [self.options.load, metric.mode, "--target", subject.target(metric.service),
-                   "--from", network.CLIENT_FIRST, "--from-count", str(network.CLIENT_COUNT),
-                   "--connections", str(connections),
-                   "--message-bytes", str(metric.message_bytes), "--seconds", str(self.options.seconds)]
-        for pid in subject.pids():
-            command += ["--subject", str(pid)]
+    def command(self, metric, subjects, connections):
+        command = [self.options.load, metric.mode, "--from-count", str(network.CLIENT_COUNT), "--connections", str(connections),
+                   "--message-bytes", str(metric.message_bytes)]
+        for subject in subjects:
+            target = [subject.target(metric.service), subject.site.client_first, *map(str, subject.pids())]
+            command += ["--target", ",".join(target)]
         return command
 
-    def measure_mix(self, metric, subject):
-        bulk = self.net.client.popen(*self.command(METRICS["bulk1"], subject, 1), "--warm-up", "2", stdout=subprocess.DEVNULL)
+    def measure(self, metric, subjects):
+        """What bench_load says of each subject."""
+        command = self.command(metric, subjects, metric.connections)
+        for subject in subjects if metric.kind == "mix" else []:
+            command += ["--beside", subject.target(METRICS["bulk1"].service)]
+        slices = max(1, round(self.options.seconds / metric.slice_s))
+        command += ["--slices", str(slices), "--slice", str(metric.slice_s), "--lead-in", str(metric.lead_in_s)]
+        limit = 30 + 2 * len(subjects) * (self.options.seconds + slices * metric.lead_in_s)
         try:
-            before, began = bytes_from_guest(), time.monotonic()
-            values = self.measure(metric, subject)
-            # How much the bulk stream moved meanwhile: a subject could serve the pingers by starving it.
-            values["beside_gbit_s"] = (bytes_from_guest() - before) * 8 / 1e9 / (time.monotonic() - began)
-            return values
-        finally:
-            bulk.kill()
-            bulk.wait()
-
-    def measure(self, metric, subject):
-        done = subprocess.run(self.command(metric, subject, metric.connections), preexec_fn=self.net.client.enter,
-                              capture_output=True, timeout=CLIENT_TIMEOUT_S, check=False)
+            done = subprocess.run(command, preexec_fn=self.net.client.enter, capture_output=True, timeout=limit, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise all_subjects.SubjectError(f"bench_load did not end within {limit:.0f} s") from error
         if done.returncode != 0:
             raise all_subjects.SubjectError(done.stderr.decode().strip() or f"bench_load ended with {done.returncode}")
-        return report.derive(metric.kind, json.loads(done.stdout))
+        return json.loads(done.stdout)
 
     def measure_idle(self, metric, subject):
         """Memory that the connections added, after one connection has been through everything."""
@@ -157,12 +163,13 @@ class Load:
         with self.holding(metric, subject, count):
             time.sleep(0.5)
             after, slab_after = resident_bytes(subject.pids()), slab_bytes()
-            facts = subject.facts()
+            with subject.site:
+                facts = subject.facts()
         return {"held": count, "rss_bytes": (after - before) / count, "rss_mib": after / 2**20,
                 "slab_bytes": (slab_after - slab_before) / count}, facts
 
     def holding(self, metric, subject, connections):
-        return HeldConnections(self.net.client.popen(*self.command(metric, subject, connections), stdin=subprocess.PIPE,
+        return HeldConnections(self.net.client.popen(*self.command(metric, [subject], connections), stdin=subprocess.PIPE,
                                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE))
 
 
@@ -184,11 +191,6 @@ def idle_connections(options, subject, metric):
     return min(options.connections or metric.connections, allowed)
 
 
-def bytes_from_guest():
-    with open("/proc/net/dev", encoding="ascii") as file:
-        return next(int(line.split()[1]) for line in file if line.split()[0] == f"{network.GUEST_DEVICE}:")
-
-
 def slab_bytes():
     """Of the whole kernel: the load's two ends are in it too."""
     with open("/proc/meminfo", encoding="ascii") as file:
@@ -203,36 +205,62 @@ def resident_bytes(pids):
     return total
 
 
-def run_subject(options, subject, names, round_number, runs):
-    """Measures on a fresh start of the subject in a fresh network; what fails is noted and does not stop the others."""
+def run_round(options, subjects, names, round_number, runs):
+    """Measures fresh starts of the subjects in a fresh network; what fails is noted and does not stop the others."""
+    with contextlib.ExitStack() as cleanup:
+        net = cleanup.enter_context(network.Network(len(subjects), options.load if options.link == "tap" else None))
+        load = Load(options, net)
+        cleanup.callback(load.stop)
+        running = []
+        for subject, site in zip(subjects, net.sites):
+            subject.site = site
+            cleanup.callback(subject.stop)
+            error = attempt(lambda: start(options, subject, names))
+            if error:
+                note(runs, subject, ",".join(names), round_number, {"error": error})
+            else:
+                running.append(subject)
+        for name in names:
+            error = attempt(lambda: run_metric(load, running, name, round_number, runs))
+            for subject in running if error else []:
+                note(runs, subject, name, round_number, {"error": error})
+
+
+def attempt(work):
+    """What was wrong, or None."""
+    try:
+        work()
+        return None
+    except (all_subjects.SubjectError, OSError, subprocess.SubprocessError, ArithmeticError, ValueError) as error:
+        return str(error)
+
+
+def start(options, subject, names):
     connections_max = max([2_500] + [idle_connections(options, subject, METRICS[name]) + 50
                                      for name in names if METRICS[name].kind == "idle"])
-    try:
-        with network.Network(options.load if options.link == "tap" else None) as net:
-            load = Load(options, net)
-            try:
-                subject.start(connections_max)
-                for name in names:
-                    run_metric(load, subject, name, round_number, runs)
-            finally:
-                subject.stop()
-                load.stop()
-    except (all_subjects.SubjectError, OSError, subprocess.SubprocessError) as error:
-        note(runs, subject, ",".join(names), round_number, {"error": str(error)})
+    with subject.site:
+        subject.start(connections_max)
 
 
-def run_metric(load, subject, name, round_number, runs):
+def run_metric(load, subjects, name, round_number, runs):
     metric = METRICS[name]
-    try:
-        if metric.kind == "idle":
+    if metric.kind == "idle":
+        for subject in subjects:
             values, facts = load.measure_idle(metric, subject)
-        else:
-            measure = load.measure_mix if metric.kind == "mix" else load.measure
-            values, facts = measure(metric, subject), subject.facts()
-        problem = subject.check(metric.kind, facts)
-        note(runs, subject, name, round_number, {"error": problem} if problem else {"values": values, "facts": facts})
-    except (all_subjects.SubjectError, OSError, subprocess.SubprocessError, ZeroDivisionError) as error:
-        note(runs, subject, name, round_number, {"error": str(error)})
+            conclude(runs, subject, name, round_number, values, facts)
+        return
+    for subject, raw in zip(subjects, load.measure(metric, subjects)):
+        if "error" in raw:
+            note(runs, subject, name, round_number, raw)
+            continue
+        with subject.site:
+            facts = subject.facts()
+        conclude(runs, subject, name, round_number, report.derive(metric.kind, raw), facts)
+
+
+def conclude(runs, subject, name, round_number, values, facts):
+    problem = subject.check(METRICS[name].kind, facts)
+    note(runs, subject, name, round_number, {"error": problem} if problem else {"values": values, "facts": facts})
 
 
 def note(runs, subject, name, round_number, outcome):
@@ -266,6 +294,7 @@ def main():
     network.isolate(SCRATCH)
 
     chosen = [subject(options) for subject in all_subjects.ALL if subject.name in options.subjects]
+    chosen += [all_subjects.OtherPortway(options, *other) for other in options.others]
     skipped = {subject.name: reason for subject in chosen if (reason := subject.missing())}
     chosen = [subject for subject in chosen if subject.name not in skipped]
     results = {
@@ -281,21 +310,19 @@ def main():
     }
     moving = [name for name in options.metrics if METRICS[name].kind != "idle"]
     for round_number in range(1, options.rounds + 1):
-        # Another order in each round: the kernel takes the namespaces of a subject down while the next one runs.
-        for subject in random.Random(round_number).sample(chosen, len(chosen)):
-            run_subject(options, subject, moving, round_number, results["runs"])
+        run_round(options, chosen, moving, round_number, results["runs"])
     # Memory does not vary from run to run, and only a fresh process shows it.
     for name in (name for name in options.metrics if METRICS[name].kind == "idle"):
         for subject in chosen:
             if isinstance(subject, all_subjects.Process):
-                run_subject(options, subject, [name], 1, results["runs"])
+                run_round(options, [subject], [name], 1, results["runs"])
     results["summary"] = report.summarize(results["runs"])
     write_results(options, results, chosen)
     return 1 if any("error" in run for run in results["runs"]) else 0
 
 
 def write_results(options, results, chosen):
-    titles = {subject.name: subject.title for subject in all_subjects.ALL}
+    titles = {subject.name: subject.title for subject in chosen} | {subject.name: subject.title for subject in all_subjects.ALL}
     processless = {subject.name for subject in chosen if not isinstance(subject, all_subjects.Process)}
     order = [subject.name for subject in chosen]
     for metric, by_subject in results["summary"].items():

@@ -29,9 +29,11 @@ class Compare(unittest.TestCase):
             return table
 
     def test_veth(self):
-        table = self.compare("--subjects", "direct,nft-dnat,portway-uring,portway-transparent,portway-epoll",
-                             "--metrics", "bulk1,close,mix,idle", "--connections", "50")
+        table = self.compare("--subjects", "direct,nft-dnat,bare,portway-uring,portway-transparent,portway-epoll",
+                             "--other", f"old={os.environ['PORTWAY_BUILD']}/portwayd,epoll",
+                             "--metrics", "bulk1,bulk8_up,close,mix,idle", "--connections", "50")
         self.assertIn("Targets: Portway, io_uring", table)
+        self.assertIn("Portway old, epoll", table)
         for heading in ("Bulk download, 1 stream", "beside one bulk download", "Idle connections"):
             self.assertIn(heading, table)
 

@@ -94,9 +94,9 @@ def gets(api, target):
 
 
 def load(options, net, node, mode, service, connections):
-    return net.client.popen(options.load, mode, "--target", node.target(service), "--from", network.CLIENT_FIRST,
-                            "--from-count", str(network.CLIENT_COUNT), "--connections", str(connections),
-                            "--message-bytes", "64", "--seconds", str(GET_SECONDS + 1), stdout=subprocess.DEVNULL)
+    return net.client.popen(options.load, mode, "--target", f"{node.target(service)},{node.site.client_first}",
+                            "--from-count", str(network.CLIENT_COUNT), "--connections", str(connections), "--slices", "1",
+                            "--slice", str(GET_SECONDS + 1), stdout=subprocess.DEVNULL)
 
 
 def run(options, net):
@@ -104,6 +104,7 @@ def run(options, net):
     if server.stdout.readline() != b"ready\n":
         raise subjects.SubjectError("the load server did not start")
     node = Node(options)
+    node.site = net.sites[0]
     node.start(1000)
     api = Api(node)
     api.call("PUT", "/instances/many", {"guest_address": "198.19.0.3", "tap": "tap9", "owner": "benchmark"})
@@ -144,7 +145,7 @@ def main():
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     network.isolate(SCRATCH)
     Node.extra = f"[profiles.default]\nmax_forwarded_ports = {options.forwards}\n"
-    with network.Network() as net:
+    with network.Network(1) as net, net.sites[0]:
         results = run(options, net)
     print(json.dumps(results, indent=2))
 

@@ -1,9 +1,9 @@
 #include "bench/compare/cpu_time.h"
 
+#include <time.h>
 #include <unistd.h>
 
 #include <fstream>
-#include <sstream>
 #include <string>
 
 namespace portway::bench {
@@ -14,18 +14,10 @@ double ticks_to_s(unsigned long long ticks) {
 }
 
 double process_cpu_s(pid_t pid) {
-  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
-  std::string line;
-  std::getline(file, line);
-  const std::size_t command_end = line.rfind(')');  // the command's name may hold anything
-  if (command_end == std::string::npos) return 0;
-  std::istringstream fields(line.substr(command_end + 1));
-  std::string skipped;
-  for (int field = 3; field < 14; ++field) fields >> skipped;
-  unsigned long long user = 0;
-  unsigned long long system = 0;
-  fields >> user >> system;
-  return ticks_to_s(user + system);
+  clockid_t clock;
+  timespec time;
+  if (::clock_getcpuclockid(pid, &clock) != 0 || ::clock_gettime(clock, &time) != 0) return 0;
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) / 1e9;
 }
 
 double machine_cpu_s() {

@@ -5,6 +5,14 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <exception>
+#include <iomanip>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <sstream>
+#include <stdexcept>
+#include <thread>
 
 #include "bench/compare/cpu_time.h"
 #include "bench/compare/load_net.h"
@@ -12,41 +20,55 @@
 namespace portway::bench {
 namespace {
 
-double to_s(Clock::duration duration) {
-  return std::chrono::duration<double>(duration).count();
+constexpr auto kAnswersDue = std::chrono::seconds(5);  // for what is under way when a slice is over
+
+Clock::duration to_duration(double seconds) {
+  return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
 }
 
-/// The time measured, after the warm-up. Counts made before it are to be forgotten.
-class Window {
- public:
-  explicit Window(const ClientOptions& options)
-      : subject_(options.subject),
-        begin_(Clock::now() +
-               std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(options.warm_up_s))),
-        end_(begin_ +
-             std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(options.seconds))) {}
+/// What the slices of one target come to.
+struct Total {
+  double seconds = 0;
+  CpuTime cpu;
+};
 
-  /// To be asked often. Calls `reset` once, when the warm-up is over; false when the time is over.
-  template <class Reset>
-  bool running(Reset reset) {
+/// One target's turn. Only what is done while it counts() is to be counted.
+class Slice {
+ public:
+  Slice(const ClientOptions& options, const Target& target)
+      : subject_(target.subject),
+        begin_(Clock::now() + to_duration(options.lead_in_s)),
+        end_(begin_ + to_duration(options.slice_s)) {}
+
+  /// To be asked often; false when the slice is over.
+  bool running() {
     const auto now = Clock::now();
     if (!begun_ && now >= begin_) {
       begun_ = true;
       begin_ = now;
       cpu_ = read_cpu_time(subject_);
-      reset();
     }
-    if (now < end_) return true;
-    const CpuTime cpu = read_cpu_time(subject_);
-    cpu_ = {cpu.subject_s - cpu_.subject_s, cpu.machine_s - cpu_.machine_s};
-    seconds_ = to_s(now - begin_);
-    return false;
+    if (!over_ && now >= end_) {
+      over_ = true;
+      end_ = now;
+      const CpuTime cpu = read_cpu_time(subject_);
+      cpu_ = {cpu.subject_s - cpu_.subject_s, cpu.machine_s - cpu_.machine_s};
+    }
+    return !over_;
+  }
+  bool counts() const { return begun_ && !over_; }
+  Clock::time_point begin() const { return begin_; }
+  Clock::time_point end() const { return end_; }
+
+  /// For what is still under way: throws when it takes too long.
+  void await_answers() const {
+    if (Clock::now() > end_ + kAnswersDue) throw std::runtime_error("no answer for 5 s");
   }
 
-  /// What all results have in common, as the beginning of a JSON object.
-  void print() const {
-    std::printf(R"({"seconds": %.6f, "subject_cpu_s": %.6f, "machine_cpu_s": %.6f)", seconds_, cpu_.subject_s,
-                cpu_.machine_s);
+  void add_to(Total& total) const {
+    total.seconds += std::chrono::duration<double>(end_ - begin_).count();
+    total.cpu.subject_s += cpu_.subject_s;
+    total.cpu.machine_s += cpu_.machine_s;
   }
 
  private:
@@ -54,12 +76,22 @@ class Window {
   Clock::time_point begin_;
   Clock::time_point end_;
   bool begun_ = false;
-  double seconds_ = 0;
+  bool over_ = false;
   CpuTime cpu_;
 };
 
+/// A load on one target.
+class Load {
+ public:
+  virtual ~Load() = default;
+  /// Works while the slice runs, and on until nothing is under way.
+  virtual void run(Slice& slice) = 0;
+  /// What was counted, as members of a JSON object, each after a comma.
+  virtual void print() = 0;
+};
+
 constexpr std::size_t kBulkBuffer = 131'072;
-constexpr int kPollMs = 100;  // the longest that the end of a window is overlooked
+constexpr int kPollMs = 1;  // the longest that the end of a slice is overlooked
 
 /// Durations in ns; all are kept, so the percentiles are exact.
 class Latencies {
@@ -88,14 +120,66 @@ class Latencies {
   std::vector<std::uint32_t> values_;
 };
 
-std::vector<Fd> connect_all(const ClientOptions& options) {
-  Sources sources(options.source, options.sources);
-  std::vector<Fd> connections;
-  for (std::uint32_t i = 0; i < options.connections; ++i) {
-    connections.push_back(connect_now(options.target, sources.next()));
+/// New connections in each slice: those of a slice that is over would go on until all buffers on their way
+/// are full.
+class BulkLoad : public Load {
+ public:
+  BulkLoad(const ClientOptions& options, const Target& target, std::uint32_t connections, bool upload)
+      : target_(target.address),
+        sources_(target.source, options.sources),
+        upload_(upload),
+        connections_(connections),
+        buffer_(kBulkBuffer) {}
+
+  void run(Slice& slice) override {
+    connect();
+    while (slice.running()) move(slice.counts());
+    disconnect();
   }
-  return connections;
-}
+  /// The same beside somebody else's slice.
+  void run_beside(Clock::time_point begin, Clock::time_point end) {
+    connect();
+    for (auto now = Clock::now(); now < end; now = Clock::now()) move(now >= begin);
+    disconnect();
+  }
+
+  void print() override { std::printf(R"(, "bytes": %llu)", bytes_); }
+
+ private:
+  void connect() {
+    for (Fd& fd : connections_) {
+      fd = connect_now(target_, sources_.next());
+      poller_.add(fd.get(), upload_ ? EPOLLOUT : EPOLLIN, static_cast<std::uint64_t>(fd.get()));
+    }
+  }
+
+  /// With RST, so that nothing is on its way any more.
+  void disconnect() {
+    for (Fd& fd : connections_) {
+      const linger reset{.l_onoff = 1, .l_linger = 0};
+      ::setsockopt(fd.get(), SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+      fd.reset();
+    }
+  }
+
+  void move(bool counts) {
+    for (const epoll_event& event : poller_.wait(kPollMs)) {
+      const int fd = static_cast<int>(event.data.u64);
+      const ssize_t n = upload_ ? ::send(fd, buffer_.data(), buffer_.size(), MSG_NOSIGNAL)
+                                : ::recv(fd, buffer_.data(), buffer_.size(), 0);
+      if (n == 0 || (n < 0 && errno != EAGAIN)) throw std::runtime_error("a stream ended on its own");
+      if (n > 0 && counts) bytes_ += static_cast<unsigned long long>(n);
+    }
+  }
+
+  const sockaddr_in target_;
+  Sources sources_;
+  const bool upload_;
+  std::vector<Fd> connections_;
+  std::vector<char> buffer_;
+  Poller poller_;
+  unsigned long long bytes_ = 0;
+};
 
 /// A connection that sends a message and waits for its echo.
 struct Exchange {
@@ -120,30 +204,85 @@ Progress receive(Exchange& exchange, std::vector<char>& buffer, std::size_t expe
 }
 
 void expect_answer(Exchange& exchange, Progress progress) {
-  if (progress == Progress::kBroken)
-    die("the connection ended on its own after " + std::to_string(exchange.received) + " bytes of an answer");
+  if (progress == Progress::kBroken) {
+    throw std::runtime_error("the connection ended on its own after " + std::to_string(exchange.received) +
+                             " bytes of an answer");
+  }
 }
 
-/// One short connection after another in one place.
-class CloseRun {
+class PingLoad : public Load {
  public:
-  explicit CloseRun(const ClientOptions& options)
-      : options_(options),
-        sources_(options.source, options.sources),
-        places_(options.connections),
-        message_(options.message_bytes, 'x'),
-        buffer_(options.message_bytes) {}
-
-  void run() {
-    for (std::size_t i = 0; i < places_.size(); ++i) start(i);
-    Window window(options_);
-    while (window.running([&] { latencies_.clear(), errors_ = 0; })) {
-      for (const epoll_event& event : poller_.wait(kPollMs)) step(event.data.u64, event.events);
+  PingLoad(const ClientOptions& options, const Target& target)
+      : message_(options.message_bytes, 'x'),
+        buffer_(options.message_bytes),
+        exchanges_(options.connections) {
+    Sources sources(target.source, options.sources);
+    for (std::size_t i = 0; i < exchanges_.size(); ++i) {
+      exchanges_[i].fd = connect_now(target.address, sources.next());
+      poller_.add(exchanges_[i].fd.get(), EPOLLIN, i);
     }
-    window.print();
+  }
+
+  void run(Slice& slice) override {
+    for (Exchange& exchange : exchanges_) start(exchange);
+    std::size_t under_way = exchanges_.size();
+    while (slice.running() || under_way > 0) {
+      if (!slice.running()) slice.await_answers();
+      for (const epoll_event& event : poller_.wait(kPollMs)) {
+        Exchange& exchange = exchanges_[event.data.u64];
+        const Progress progress = receive(exchange, buffer_, message_.size());
+        expect_answer(exchange, progress);
+        if (progress == Progress::kWaiting) continue;
+        if (slice.counts()) latencies_.add(Clock::now() - exchange.started);
+        if (slice.running()) {
+          start(exchange);
+        } else {
+          --under_way;
+        }
+      }
+    }
+  }
+
+  void print() override {
+    std::printf(R"(, "transactions": %zu)", latencies_.count());
+    latencies_.print();
+  }
+
+ private:
+  void start(Exchange& exchange) {
+    exchange.started = Clock::now();
+    send_message(exchange, message_);
+  }
+
+  const std::vector<char> message_;
+  std::vector<char> buffer_;
+  std::vector<Exchange> exchanges_;
+  Poller poller_;
+  Latencies latencies_;
+};
+
+/// One short connection after another in each of some places.
+class CloseLoad : public Load {
+ public:
+  CloseLoad(const ClientOptions& options, const Target& target)
+      : target_(target.address),
+        sources_(target.source, options.sources),
+        message_(options.message_bytes, 'x'),
+        buffer_(options.message_bytes),
+        places_(options.connections) {}
+
+  void run(Slice& slice) override {
+    under_way_ = places_.size();
+    for (std::size_t i = 0; i < places_.size(); ++i) start(i);
+    while (slice.running() || under_way_ > 0) {
+      if (!slice.running()) slice.await_answers();
+      for (const epoll_event& event : poller_.wait(kPollMs)) step(event.data.u64, event.events, slice);
+    }
+  }
+
+  void print() override {
     std::printf(R"(, "connections": %zu, "errors": %llu)", latencies_.count(), errors_);
     latencies_.print();
-    std::puts("}");
   }
 
  private:
@@ -152,111 +291,181 @@ class CloseRun {
   void start(std::size_t i) {
     Exchange& place = places_[i];
     place.started = Clock::now();
-    place.fd = start_connect(options_.target, sources_.next());
+    place.fd = start_connect(target_, sources_.next());
     if (!place.fd) die("connect");
     poller_.add(place.fd.get(), EPOLLOUT, i);
   }
 
-  void step(std::size_t i, std::uint32_t events) {
+  void step(std::size_t i, std::uint32_t events, Slice& slice) {
     Exchange& place = places_[i];
-    if (events & (EPOLLERR | EPOLLHUP)) return finish(i, false);
+    if (events & (EPOLLERR | EPOLLHUP)) return finish(i, false, slice);
     if (events & EPOLLOUT) {
       send_message(place, message_);
       return poller_.modify(place.fd.get(), EPOLLIN, i);
     }
     const Progress progress = receive(place, buffer_, message_.size());
-    if (progress != Progress::kWaiting) finish(i, progress == Progress::kAnswered);
+    if (progress != Progress::kWaiting) finish(i, progress == Progress::kAnswered, slice);
   }
 
-  void finish(std::size_t i, bool answered) {
-    if (answered) {
+  void finish(std::size_t i, bool answered, Slice& slice) {
+    if (!answered) {
+      if (++errors_ == kErrorsMax) throw std::runtime_error("too many connections failed");
+    } else if (slice.counts()) {
       latencies_.add(Clock::now() - places_[i].started);
-    } else if (++errors_ == kErrorsMax) {
-      die("too many connections failed");
     }
     places_[i].fd.reset();
-    start(i);
+    if (slice.running()) {
+      start(i);
+    } else {
+      --under_way_;
+    }
   }
 
-  const ClientOptions& options_;
+  const sockaddr_in target_;
   Sources sources_;
-  Poller poller_;
-  std::vector<Exchange> places_;
-  std::vector<char> message_;
+  const std::vector<char> message_;
   std::vector<char> buffer_;
+  std::vector<Exchange> places_;
+  Poller poller_;
   Latencies latencies_;
+  std::size_t under_way_ = 0;
   unsigned long long errors_ = 0;
+};
+
+/// Messages, and one download beside them in a thread of its own.
+class MixLoad : public Load {
+ public:
+  MixLoad(const ClientOptions& options, const Target& target, const Target& bulk)
+      : bulk_(options, bulk, 1, false), ping_(options, target) {}
+
+  void run(Slice& slice) override {
+    std::exception_ptr error;
+    {
+      const std::jthread beside([this, &error, begin = slice.begin(), end = slice.end()] {
+        try {
+          bulk_.run_beside(begin, end);
+        } catch (const std::exception&) {
+          error = std::current_exception();  // told on the thread that asked
+        }
+      });
+      ping_.run(slice);
+    }
+    if (error) std::rethrow_exception(error);
+  }
+
+  void print() override {
+    ping_.print();
+    bulk_.print();
+  }
+
+ private:
+  BulkLoad bulk_;
+  PingLoad ping_;
+};
+
+std::unique_ptr<Load> make_load(const ClientOptions& options, Mode mode, std::size_t index) {
+  const Target& target = options.targets[index];
+  switch (mode) {
+    case Mode::kDownload:
+    case Mode::kUpload:
+      return std::make_unique<BulkLoad>(options, target, options.connections, mode == Mode::kUpload);
+    case Mode::kPing:
+      return std::make_unique<PingLoad>(options, target);
+    case Mode::kClose:
+      return std::make_unique<CloseLoad>(options, target);
+    case Mode::kMix: {
+      Target bulk = target;
+      bulk.address = options.beside.at(index);
+      return std::make_unique<MixLoad>(options, target, bulk);
+    }
+  }
+  throw std::logic_error("no such load");
+}
+
+/// As a JSON string; the messages here have no control characters.
+std::string quoted(const std::string& text) {
+  std::ostringstream out;
+  out << std::quoted(text);
+  return out.str();
+}
+
+/// A target and what came of it; one that has failed has no load any more, and does not stop the others.
+struct Turn {
+  std::unique_ptr<Load> load;
+  Total total;
+  std::string error;
+
+  template <class Work>
+  void attempt(Work work) {
+    try {
+      work();
+    } catch (const std::exception& failure) {
+      error = failure.what();
+      load.reset();
+    }
+  }
+
+  void print() const {
+    if (!load) {
+      std::printf(R"({"error": %s})", quoted(error).c_str());
+      return;
+    }
+    std::printf(R"({"seconds": %.6f, "subject_cpu_s": %.6f, "machine_cpu_s": %.6f)", total.seconds,
+                total.cpu.subject_s, total.cpu.machine_s);
+    load->print();
+    std::fputs("}", stdout);
+  }
 };
 
 }  // namespace
 
-void run_bulk(const ClientOptions& options, bool upload) {
-  const std::vector<Fd> connections = connect_all(options);
-  Poller poller;
-  for (const Fd& fd : connections) {
-    poller.add(fd.get(), upload ? EPOLLOUT : EPOLLIN, static_cast<std::uint64_t>(fd.get()));
-  }
-  std::vector<char> buffer(kBulkBuffer);
-  unsigned long long bytes = 0;
-  Window window(options);
-  while (window.running([&] { bytes = 0; })) {
-    for (const epoll_event& event : poller.wait(kPollMs)) {
-      const int fd = static_cast<int>(event.data.u64);
-      const ssize_t n = upload ? ::send(fd, buffer.data(), buffer.size(), MSG_NOSIGNAL)
-                               : ::recv(fd, buffer.data(), buffer.size(), 0);
-      if (n == 0 || (n < 0 && errno != EAGAIN)) die("a stream ended on its own");
-      if (n > 0) bytes += static_cast<unsigned long long>(n);
-    }
-  }
-  window.print();
-  std::printf(", \"bytes\": %llu}\n", bytes);
+Target parse_target(const std::string& text) {
+  std::istringstream parts(text);
+  Target target;
+  std::string part;
+  std::getline(parts, part, ',');
+  target.address = parse_endpoint(part);
+  if (std::getline(parts, part, ',')) target.source = part;
+  while (std::getline(parts, part, ',')) target.subject.push_back(std::stoi(part));
+  return target;
 }
 
-void run_ping(const ClientOptions& options) {
-  std::vector<Exchange> exchanges(options.connections);
-  const std::vector<char> message(options.message_bytes, 'x');
-  std::vector<char> buffer(options.message_bytes);
-  Poller poller;
-  Sources sources(options.source, options.sources);
-  for (std::size_t i = 0; i < exchanges.size(); ++i) {
-    exchanges[i].fd = connect_now(options.target, sources.next());
-    poller.add(exchanges[i].fd.get(), EPOLLIN, i);
+void run_in_turn(const ClientOptions& options, Mode mode) {
+  std::vector<Turn> turns(options.targets.size());
+  for (std::size_t i = 0; i < turns.size(); ++i) {
+    turns[i].attempt([&] { turns[i].load = make_load(options, mode, i); });
   }
-  for (Exchange& exchange : exchanges) {
-    exchange.started = Clock::now();
-    send_message(exchange, message);
-  }
-  Latencies latencies;
-  Window window(options);
-  while (window.running([&] { latencies.clear(); })) {
-    for (const epoll_event& event : poller.wait(kPollMs)) {
-      Exchange& exchange = exchanges[event.data.u64];
-      const Progress progress = receive(exchange, buffer, message.size());
-      expect_answer(exchange, progress);
-      if (progress == Progress::kWaiting) continue;
-      const auto now = Clock::now();
-      latencies.add(now - exchange.started);
-      exchange.started = now;
-      send_message(exchange, message);
+  std::vector<std::size_t> order(turns.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::mt19937 random;  // the same orders each time, and each one's neighbours change
+  for (std::uint32_t round = 0; round < options.slices; ++round) {
+    std::shuffle(order.begin(), order.end(), random);
+    for (const std::size_t i : order) {
+      if (!turns[i].load) continue;
+      turns[i].attempt([&] {
+        Slice slice(options, options.targets[i]);
+        turns[i].load->run(slice);
+        slice.add_to(turns[i].total);
+      });
     }
   }
-  window.print();
-  std::printf(R"(, "transactions": %zu)", latencies.count());
-  latencies.print();
-  std::puts("}");
-}
-
-void run_close(const ClientOptions& options) {
-  CloseRun(options).run();
+  const char* separator = "[";
+  for (Turn& turn : turns) {
+    std::fputs(separator, stdout);
+    turn.print();
+    separator = ",\n";
+  }
+  std::puts("]");
 }
 
 void run_idle(const ClientOptions& options) {
+  const Target& target = options.targets.at(0);
   std::vector<Exchange> exchanges(options.connections);
   const std::vector<char> message(options.message_bytes, 'x');
   std::vector<char> buffer(options.message_bytes);
-  Sources sources(options.source, options.sources);
+  Sources sources(target.source, options.sources);
   for (Exchange& exchange : exchanges) {
-    exchange.fd = connect_now(options.target, sources.next());
+    exchange.fd = connect_now(target.address, sources.next());
     send_message(exchange, message);
     Poller poller;
     poller.add(exchange.fd.get(), EPOLLIN, 0);

@@ -1,5 +1,8 @@
-// The client's side of the load, one thread. Each function makes its connections, warms up, measures for a
-// while and prints one JSON object with what it did in that while and the processor time that passed.
+// The client's side of the load, one thread (two where a bulk stream runs beside messages).
+//
+// All targets of a comparison are loaded by one process, in turn, for a slice of some tens of milliseconds
+// each, over and over: a machine whose speed changes from second to second does so for all of them.
+// Between two slices of a target nothing is under way.
 #pragma once
 
 #include <netinet/in.h>
@@ -11,24 +14,40 @@
 
 namespace portway::bench {
 
-struct ClientOptions {
-  sockaddr_in target{};
+struct Target {
+  sockaddr_in address{};
   std::string source = "0.0.0.0";  // the first of the addresses to connect from; 0.0.0.0: the kernel's choice
-  std::uint32_t sources = 1;       // how many addresses follow on it
-  std::uint32_t connections = 1;
-  std::uint32_t message_bytes = 64;
-  double warm_up_s = 0.3;
-  double seconds = 2;
-  std::vector<pid_t> subject;  // whose processor time is told
+  std::vector<pid_t> subject;      // whose processor time is told
 };
 
-/// Downloads from a source, or uploads to a sink, on all connections as fast as it goes.
-void run_bulk(const ClientOptions& options, bool upload);
-/// Each connection sends a message, waits for all of its echo, sends the next.
-void run_ping(const ClientOptions& options);
-/// Each connection sends one message, reads the echo, closes; another one takes its place.
-void run_close(const ClientOptions& options);
-/// Opens the connections, exchanges one message on each, prints, then holds them until standard input ends.
+/// "ADDRESS:PORT[,SOURCE[,PID...]]".
+Target parse_target(const std::string& text);
+
+struct ClientOptions {
+  std::vector<Target> targets;
+  std::vector<sockaddr_in> beside;  // of kMix: where each target's bulk stream comes from
+  std::uint32_t sources = 1;        // how many addresses follow on a target's source
+  std::uint32_t connections = 1;
+  std::uint32_t message_bytes = 64;
+  std::uint32_t slices = 40;
+  double slice_s = 0.05;
+  double lead_in_s =
+      0.015;  // of a slice, before it counts: what the one before has left behind, and the start
+};
+
+enum class Mode {
+  kDownload,  // from a source, on all connections as fast as it goes
+  kUpload,    // to a sink
+  kPing,      // each connection sends a message, waits for all of its echo, sends the next
+  kClose,     // each connection sends one message, reads the echo, closes; another one takes its place
+  kMix,       // kPing, and one download beside it
+};
+
+/// Prints a JSON array: for each target what was done in its slices and the processor time that passed, or an
+/// error.
+void run_in_turn(const ClientOptions& options, Mode mode);
+/// Opens the connections to the first target, exchanges one message on each, prints, then holds them until
+/// standard input ends.
 void run_idle(const ClientOptions& options);
 
 }  // namespace portway::bench

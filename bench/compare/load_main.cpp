@@ -1,10 +1,10 @@
 // The load generator of compare.py: a server for the guest's side, clients for the other. One thread each.
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
+#include <utility>
 
+#include "bench/compare/bare_relay.h"
 #include "bench/compare/load_client.h"
 #include "bench/compare/load_net.h"
 #include "bench/compare/load_server.h"
@@ -28,37 +28,48 @@ int main(int argc, char** argv) try {
   bridge->add_option("--guest-namespace", taps.guest_namespace, "Path of the guest's network namespace")
       ->required();
 
+  BareRelayOptions bare;
+  CLI::App* relay = app.add_subcommand("relay", "Relay with as little as possible until killed");
+  relay->add_option("--forward", bare.forwards, "PORT=ADDRESS:PORT, may be repeated")->required();
+
   ClientOptions options;
-  std::string target;
+  std::vector<std::string> targets;
+  std::vector<std::string> beside;
   const auto add_client = [&](const char* name, const char* description) {
     CLI::App* client = app.add_subcommand(name, description);
-    client->add_option("--target", target, "ADDRESS:PORT to connect to")->required();
-    client->add_option("--from", options.source, "First address to connect from")->capture_default_str();
-    client->add_option("--from-count", options.sources, "How many addresses follow on it")
+    client
+        ->add_option("--target", targets,
+                     "ADDRESS:PORT[,FROM[,PID...]]: where to connect to, the first address to connect from, "
+                     "whose CPU time to tell")
+        ->required();
+    client->add_option("--beside", beside, "ADDRESS:PORT of each target's bulk stream, for mix");
+    client->add_option("--from-count", options.sources, "How many addresses follow on FROM")
         ->capture_default_str();
     client->add_option("--connections", options.connections, "At the same time")->capture_default_str();
     client->add_option("--message-bytes", options.message_bytes, "Of a message")->capture_default_str();
-    client->add_option("--warm-up", options.warm_up_s, "Seconds not measured")->capture_default_str();
-    client->add_option("--seconds", options.seconds, "Seconds measured")->capture_default_str();
-    client->add_option("--subject", options.subject, "Process whose CPU time is told, may be repeated");
+    client->add_option("--slices", options.slices, "Of each target")->capture_default_str();
+    client->add_option("--slice", options.slice_s, "Seconds of a slice that count")->capture_default_str();
+    client->add_option("--lead-in", options.lead_in_s, "Seconds before them")->capture_default_str();
     return client;
   };
-  const CLI::App* download = add_client("download", "Bulk from the target's source port");
-  const CLI::App* upload = add_client("upload", "Bulk to the target's sink port");
-  const CLI::App* ping = add_client("ping", "Messages and their echoes on lasting connections");
-  const CLI::App* close = add_client("close", "Connect, message, echo, close");
+  const std::pair<const CLI::App*, Mode> modes[] = {
+      {add_client("download", "Bulk from the target's source port"), Mode::kDownload},
+      {add_client("upload", "Bulk to the target's sink port"), Mode::kUpload},
+      {add_client("ping", "Messages and their echoes on lasting connections"), Mode::kPing},
+      {add_client("close", "Connect, message, echo, close"), Mode::kClose},
+      {add_client("mix", "ping, and a download beside it"), Mode::kMix},
+  };
   const CLI::App* idle = add_client("idle", "Open connections and hold them until standard input ends");
   CLI11_PARSE(app, argc, argv);
 
   if (*server) serve(ports);
   if (*bridge) bridge_taps(taps);
-  options.target = parse_endpoint(target);
-  // A subject that loses an event must not stop the comparison for ever.
-  if (!*idle) ::alarm(static_cast<unsigned>(options.warm_up_s + options.seconds) + 30);
-  if (*download) run_bulk(options, false);
-  if (*upload) run_bulk(options, true);
-  if (*ping) run_ping(options);
-  if (*close) run_close(options);
+  if (*relay) relay_bare(bare);
+  for (const std::string& text : targets) options.targets.push_back(parse_target(text));
+  for (const std::string& text : beside) options.beside.push_back(parse_endpoint(text));
+  for (const auto& [chosen, mode] : modes) {
+    if (*chosen) run_in_turn(options, mode);
+  }
   if (*idle) run_idle(options);
 } catch (const std::exception& error) {
   std::fprintf(stderr, "bench_load: %s\n", error.what());

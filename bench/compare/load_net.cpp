@@ -6,9 +6,8 @@
 #include <sys/socket.h>
 
 #include <cerrno>
-#include <cstdio>
 #include <cstdlib>
-#include <cstring>
+#include <system_error>
 
 namespace portway::bench {
 namespace {
@@ -30,8 +29,7 @@ in_addr parse_address(const std::string& text) {
 }  // namespace
 
 void die(const std::string& what) {
-  std::fprintf(stderr, "bench_load: %s: %s\n", what.c_str(), std::strerror(errno));
-  std::exit(1);
+  throw std::system_error(errno, std::generic_category(), what);
 }
 
 sockaddr_in parse_endpoint(const std::string& text) {

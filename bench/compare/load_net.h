@@ -1,5 +1,4 @@
-// The sockets of the load generator. What fails ends the program with a message: a benchmark does not go on
-// half broken.
+// The sockets of the load generator. What fails is thrown: a benchmark does not go on half broken.
 #pragma once
 
 #include <netinet/in.h>
@@ -17,7 +16,7 @@ namespace portway::bench {
 
 using Clock = std::chrono::steady_clock;
 
-/// Prints `what` and errno's text, ends the program.
+/// Throws a std::system_error of errno.
 [[noreturn]] void die(const std::string& what);
 
 /// "198.18.0.1:8000".

@@ -1,9 +1,13 @@
-"""The machine room of a comparison: client, host and guest, each a network namespace of its own, joined by veth pairs.
+"""The machine room of a comparison: a client and a guest, and between them a host for each subject, each a network
+namespace of its own, joined by veth pairs:
 
-    client 198.18.0.2 ---- 198.18.0.1 host 198.19.0.1 ---- 198.19.0.2 guest
+                        +---- 198.18.1.1 host 1 198.19.1.1 ----+
+    client 198.18.N.2 --+                                      +-- 198.19.N.2 guest
+                        +---- 198.18.2.1 host 2 198.19.2.1 ----+
 
-The namespaces have no names: they live as long as a descriptor or a process of ours holds them, so nothing is left
-behind whichever way the comparison ends. This process itself works in the host namespace.
+So all subjects can run at once, and what one does to its network (connection tracking, a program on the link) is only its
+own. The namespaces have no names: they live as long as a descriptor or a process of ours holds them, so nothing is left
+behind whichever way the comparison ends.
 """
 import ctypes
 import os
@@ -11,13 +15,8 @@ import signal
 import subprocess
 import sys
 
-HOST_PUBLIC = "198.18.0.1"
-HOST_INNER = "198.19.0.1"
-GUEST = "198.19.0.2"
-GUEST_DEVICE = "guest0"  # the host's interface to the guest
-CLIENT = "198.18.0.2"
-CLIENT_FIRST = "198.18.1.1"  # more client addresses, so that used-up (address, port) pairs do not limit a run
-CLIENT_COUNT = 64
+GUEST_DEVICE = "guest0"  # a host's interface to the guest
+CLIENT_COUNT = 64  # addresses at each host, so that used-up (address, port) pairs do not limit a run
 
 FORWARD_PORTS = "20000-32767"  # of Portway
 
@@ -31,6 +30,8 @@ SYSCTLS = {
     "net/ipv4/tcp_congestion_control": "reno",
     # Short connections must not pile up in TIME_WAIT: above about 65,000 runs stall.
     "net/ipv4/tcp_max_tw_buckets": "1000",
+    # A subject's streams rest while the others have their turn, and go on where they were.
+    "net/ipv4/tcp_slow_start_after_idle": "0",
     # Forwarded ports are below it, upstream connections have 55,000 ports.
     "net/ipv4/ip_local_port_range": "10000 65535",
     "net/ipv4/ip_local_reserved_ports": FORWARD_PORTS,
@@ -68,13 +69,6 @@ def isolate(scratch):
         signal.signal(number, lambda received, _: os.kill(child, received))
     _, status = os.waitpid(child, 0)
     sys.exit(os.waitstatus_to_exitcode(status))
-
-
-def move_guest_link(to):
-    """From the host namespace, where we are, into another one, which gets the host's address with it."""
-    subprocess.run(["ip", "link", "set", GUEST_DEVICE, "netns", to.path()], check=True)
-    to.run("ip", "addr", "add", f"{HOST_INNER}/16", "dev", GUEST_DEVICE)
-    to.run("ip", "link", "set", GUEST_DEVICE, "up")
 
 
 def stop(process):
@@ -124,52 +118,80 @@ class Namespace:
         os.close(self.fd)
 
 
-class Network:
-    """A fresh client, host and guest; a context. Nothing of an earlier subject is in it: no conntrack, no TIME_WAIT.
+class Site:
+    """A host between the client and the guest, and the links to both. This process works in a host's namespace while it
+    is in `with site:`."""
 
-    The guest is behind a veth, or, with `bridge` (the path of bench_load), behind a tap."""
-
-    def __init__(self, bridge=None):
-        self.bridge = bridge
+    def __init__(self, number, client, guest, bridge):
+        self.public, self.inner, self.guest_address = f"198.18.{number}.1", f"198.19.{number}.1", f"198.19.{number}.2"
+        self.client_first = f"198.18.{number}.2"
         self.bridging = None
+        self.host = Namespace()
+        client_device, guest_device = f"client{number}", f"eth{number}"
+        client.run("ip", "link", "add", client_device, "type", "veth", "peer", "name", "public0", "netns", self.host.path())
+        if bridge:
+            self.bridging = self.host.popen_ready(bridge, "bridge", "--device", GUEST_DEVICE, "--guest-device", guest_device,
+                                                  "--guest-namespace", guest.path())
+        else:
+            guest.run("ip", "link", "add", guest_device, "type", "veth", "peer", "name", GUEST_DEVICE, "netns", self.host.path())
+        own = [f"198.18.{number}.{2 + i}" for i in range(CLIENT_COUNT)]
+        self._set_up(client, client_device, own, [f"198.19.{number}.0/24 via {self.public}"])
+        self._set_up(guest, guest_device, [self.guest_address], [f"198.18.{number}.0/24 via {self.inner}"])
+        self._set_up(self.host, "public0", [self.public], [])
+        self._set_up(self.host, GUEST_DEVICE, [self.inner], [])
+
+    @staticmethod
+    def _set_up(namespace, device, addresses, routes):
+        commands = [f"addr add {address}/24 dev {device}" for address in addresses] + [f"link set {device} up"]
+        commands += [f"route add {route}" for route in routes]
+        namespace.run("ip", "-batch", "-", input="\n".join(commands).encode())
+
+    def move_guest_link(self, to):
+        """Into another namespace, which gets the host's address with it."""
+        self.host.run("ip", "link", "set", GUEST_DEVICE, "netns", to.path())
+        self._set_up(to, GUEST_DEVICE, [self.inner], [])
 
     def __enter__(self):
-        self.home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        self.client, self.host, self.guest = Namespace(), Namespace(), Namespace()
-        self._link(self.client, "client0", [f"{CLIENT}/16"], "public0", HOST_PUBLIC)
-        if self.bridge:
-            self._tap_link()
-        else:
-            self._link(self.guest, "eth0", [f"{GUEST}/16"], GUEST_DEVICE, HOST_INNER)
-        base = CLIENT_FIRST.rpartition(".")
-        commands = "".join(f"addr add {base[0]}.{int(base[2]) + i}/16 dev client0\n" for i in range(CLIENT_COUNT))
-        self.client.run("ip", "-batch", "-", input=commands.encode())
-        self.client.run("ip", "route", "add", "default", "via", HOST_PUBLIC)
-        self.guest.run("ip", "route", "add", "default", "via", HOST_INNER)
         self.host.enter()
         return self
 
     def __exit__(self, *_):
-        _check(_libc.setns(self.home, CLONE_NEWNET), "setns")
+        HOME.enter()
+
+    def close(self):
         if self.bridging:
             stop(self.bridging)
-        for namespace in (self.client, self.host, self.guest):
-            namespace.close()
-        os.close(self.home)
+        self.host.close()
 
-    def _link(self, outer, outer_device, addresses, host_device, host_address):
-        outer.run("ip", "link", "add", outer_device, "type", "veth",
-                  "peer", "name", host_device, "netns", self.host.path())
-        self._address(outer, outer_device, addresses, host_device, host_address)
 
-    def _tap_link(self):
-        self.bridging = self.host.popen_ready(self.bridge, "bridge", "--device", GUEST_DEVICE, "--guest-device", "eth0",
-                                              "--guest-namespace", self.guest.path())
-        self._address(self.guest, "eth0", [f"{GUEST}/16"], GUEST_DEVICE, HOST_INNER)
+class Network:
+    """A fresh client, guest and hosts; a context. Nothing of an earlier run is in it: no conntrack, no TIME_WAIT.
 
-    def _address(self, outer, outer_device, addresses, host_device, host_address):
-        for address in addresses:
-            outer.run("ip", "addr", "add", address, "dev", outer_device)
-        outer.run("ip", "link", "set", outer_device, "up")
-        self.host.run("ip", "addr", "add", f"{host_address}/16", "dev", host_device)
-        self.host.run("ip", "link", "set", host_device, "up")
+    The guest is behind veths, or, with `bridge` (the path of bench_load), behind taps."""
+
+    def __init__(self, sites, bridge=None):
+        self.count, self.bridge = sites, bridge
+        self.sites = []
+
+    def __enter__(self):
+        self.client, self.guest = Namespace(), Namespace()
+        for number in range(1, self.count + 1):
+            self.sites.append(Site(number, self.client, self.guest, self.bridge))
+        return self
+
+    def __exit__(self, *_):
+        for each in (*self.sites, self.client, self.guest):
+            each.close()
+
+
+class _Home:
+    """The network namespace that this process started in."""
+
+    def __init__(self):
+        self.fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+    def enter(self):
+        _check(_libc.setns(self.fd, CLONE_NEWNET), "setns")
+
+
+HOME = _Home()

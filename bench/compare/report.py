@@ -40,23 +40,35 @@ def derive(kind, raw):
         return {"gbit_s": gigabytes * 8 / raw["seconds"], "subject_s_gb": raw["subject_cpu_s"] / gigabytes,
                 "machine_s_gb": raw["machine_cpu_s"] / gigabytes}
     count = raw["transactions"] if kind in ("ping", "mix") else raw["connections"]
+    if count == 0:
+        raise ValueError("nothing was answered")
     values = {"per_s": count / raw["seconds"], "subject_us": raw["subject_cpu_s"] / count * 1e6,
               "machine_us": raw["machine_cpu_s"] / count * 1e6}
+    if kind == "mix":
+        values["beside_gbit_s"] = raw["bytes"] * 8 / 1e9 / raw["seconds"]
     return values | {key: raw[key] for key in ("p50_us", "p99_us", "p999_us", "errors") if key in raw}
 
 
 def summarize(runs):
-    """{metric: {subject: {value: {median, min, max}}}} of the runs that succeeded."""
+    """{metric: {subject: {value: {median, min, max, rounds}}}} of the runs that succeeded."""
     summary = {}
     for run in runs:
         if "values" in run:
             subjects = summary.setdefault(run["metric"], {})
             for key, value in run["values"].items():
-                subjects.setdefault(run["subject"], {}).setdefault(key, []).append(value)
-    return {metric: {subject: {key: {"median": statistics.median(series), "min": min(series), "max": max(series)}
-                               for key, series in values.items()}
+                subjects.setdefault(run["subject"], {}).setdefault(key, {})[run["round"]] = value
+    return {metric: {subject: {key: {"median": statistics.median(rounds.values()), "min": min(rounds.values()),
+                                     "max": max(rounds.values()), "rounds": rounds}
+                               for key, rounds in values.items()}
                      for subject, values in subjects.items()}
             for metric, subjects in summary.items()}
+
+
+def ratio(value, reference):
+    """The median of the rounds' own ratios; None where there is none."""
+    ratios = [value["rounds"][number] / other for number, other in reference["rounds"].items()
+              if number in value["rounds"] and other > 0]
+    return statistics.median(ratios) if ratios else None
 
 
 def cell(value, reference, decimals, has_process):
@@ -65,8 +77,8 @@ def cell(value, reference, decimals, has_process):
     text = f"{value['median']:,.{decimals}f}"
     if value["min"] != value["max"]:
         text += f" [{value['min']:,.{decimals}f}-{value['max']:,.{decimals}f}]"
-    if reference and reference["median"] > 0:
-        text += f" **{value['median'] / reference['median']:.2f}x**"
+    if reference and (times := ratio(value, reference)) is not None:
+        text += f" **{times:.2f}x**"
     return text
 
 
@@ -87,16 +99,21 @@ def heading(kind, value):
 
 def compare_with(value, target, ours, reference):
     """The cells of a target: the ratio, and whether it is met."""
-    if target is None or reference is None:
+    if target is None or reference is None or (times := ratio(ours[value], reference[value])) is None:
         return "-"
     direction, wanted = target
-    ratio = ours[value]["median"] / reference[value]["median"]
-    met = ratio >= wanted if direction == AT_LEAST else ratio <= wanted
-    return f"{ratio:.2f}x ({direction} {wanted:g}x: {'met' if met else '**not met**'})"
+    met = times >= wanted if direction == AT_LEAST else times <= wanted
+    return f"{times:.2f}x ({direction} {wanted:g}x: {'met' if met else '**not met**'})"
+
+
+def bound(value, bare, peer):
+    """What a relay of two sockets and nothing else comes to: how far a target can be met on this machine."""
+    times = ratio(bare[value], peer[value]) if bare and peer else None
+    return "-" if times is None else f"{times:.2f}x"
 
 
 def targets(summary, metrics, titles, subject):
-    lines = ["| metric | value | best peer | to the best peer | to nft DNAT |", "|---|---|---|---|---|"]
+    lines = ["| metric | value | best peer | to the best peer | the bare loop to it | to nft DNAT |", "|---|---|---|---|---|---|"]
     for names, value, peer_target, dnat_target in TARGETS:
         for name in names:
             measured = summary.get(name, {})
@@ -107,6 +124,7 @@ def targets(summary, metrics, titles, subject):
                 peers, key=lambda peer: measured[peer][value]["median"], default=None)
             lines.append(f"| {metrics[name].title} | {heading(metrics[name].kind, value).split(' (')[0]} | {titles.get(best, '-')} | "
                          f"{compare_with(value, peer_target, measured[subject], measured.get(best))} | "
+                         f"{bound(value, measured.get('bare'), measured.get(best))} | "
                          f"{compare_with(value, dnat_target, measured[subject], measured.get('nft-dnat'))} |")
     return "\n".join(lines)
 
@@ -119,7 +137,7 @@ def forwards_rows(summary, metrics):
         value = MAIN_VALUE[metrics[name].kind]
         few = measured.get("portway-uring")
         if few and any(subject in measured for subject, _ in many):
-            cells = [f"{measured[subject][value]['median'] / few[value]['median']:.2f}x" if subject in measured else "-"
+            cells = [f"{ratio(measured[subject][value], few[value]):.3f}x" if subject in measured else "-"
                      for subject, _ in many]
             lines.append(f"| {metrics[name].title} | {heading(metrics[name].kind, value).split(' (')[0]} | " + " | ".join(cells) + " |")
     head = ["| metric | value | " + " | ".join(title for _, title in many) + " |", "|---|---|" + "---|" * len(many)]

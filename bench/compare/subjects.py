@@ -1,6 +1,7 @@
 """The forwarders that are compared: how each is configured, started and checked, one worker thread each.
 
-A subject serves the load server's three ports. It is started in the host namespace, which is the driver's own.
+A subject serves the load server's three ports at its site (network.py). start(), facts() and stop() are called in the
+namespace of the site's host.
 """
 import json
 import os
@@ -35,6 +36,7 @@ class Subject:
     title = "direct route"
     program = None  # what must be installed
     idle_forwards = 0  # descriptors that it holds besides connections
+    site = None  # where it runs
 
     def __init__(self, options):
         self.options = options
@@ -55,7 +57,7 @@ class Subject:
         pass
 
     def target(self, service):
-        return f"{network.GUEST}:{SERVICES[service]}"
+        return f"{self.site.guest_address}:{SERVICES[service]}"
 
     def pids(self):
         return []
@@ -77,7 +79,7 @@ class Process(Subject):
         self.process = None
 
     def target(self, service):
-        return f"{network.HOST_PUBLIC}:{PUBLIC_PORTS[service]}"
+        return f"{self.site.public}:{PUBLIC_PORTS[service]}"
 
     def path(self, name):
         return os.path.join(self.options.scratch, f"{self.name}-{name}")
@@ -167,7 +169,7 @@ class Portway(Process):
         config = self.write("portway.toml", f"""
 [node]
 public_hostname = "benchmark"
-public_addresses = ["{network.HOST_PUBLIC}"]
+public_addresses = ["{self.site.public}"]
 [api]
 listen = "{self.api}"
 admin_key_file = "{self.path('admin.key')}"
@@ -191,10 +193,10 @@ max_forwarded_ports = 20000
         with open(self.path("admin.key"), encoding="ascii") as file:
             self.key = file.read().strip()
         self._call("PUT", "/instances/guest",
-                   {"guest_address": network.GUEST, "tap": network.GUEST_DEVICE, "owner": "benchmark"})
+                   {"guest_address": self.site.guest_address, "tap": network.GUEST_DEVICE, "owner": "benchmark"})
         for service, port in SERVICES.items():
             answer = self._call("POST", "/instances/guest/port-forwards", {"guest_port": port, "label": service})
-            self.targets[service] = f"{network.HOST_PUBLIC}:{answer['port_forward']['host_port']}"
+            self.targets[service] = f"{self.site.public}:{answer['port_forward']['host_port']}"
         idle = self.idle_forwards
         while idle > 0:
             batch = [{"guest_port": SERVICES["echo"]}] * min(idle, 1000)
@@ -279,6 +281,19 @@ class PortwayEpoll(Portway):
     backend = "epoll"
 
 
+class OtherPortway(Portway):
+    """Another build, as compare.py's --other says."""
+
+    def __init__(self, options, name, program, backend):
+        super().__init__(options)
+        self.name, self.title, self.backend = name, f"Portway {name}, {backend}", backend
+        self.other_program = program
+
+    @property
+    def program(self):
+        return self.other_program
+
+
 class Haproxy(Process):
     name = "haproxy"
     title = "HAProxy"
@@ -309,8 +324,8 @@ defaults
         for service, port in PUBLIC_PORTS.items():
             config += f"""
 listen {service}
-    bind {network.HOST_PUBLIC}:{port}
-    server guest {network.GUEST}:{SERVICES[service]}
+    bind {self.site.public}:{port}
+    server guest {self.site.guest_address}:{SERVICES[service]}
 """
         self.launch("haproxy", "-db", "-f", self.write("haproxy.cfg", config))
         self.wait_for_ports()
@@ -358,8 +373,8 @@ class Nginx(Process):
     def start(self, connections_max):
         servers = "".join(f"""
     server {{
-        listen {network.HOST_PUBLIC}:{port} backlog=4096;
-        proxy_pass {network.GUEST}:{SERVICES[service]};
+        listen {self.site.public}:{port} backlog=4096;
+        proxy_pass {self.site.guest_address}:{SERVICES[service]};
         proxy_timeout 1h;
     }}""" for service, port in PUBLIC_PORTS.items())
         config = self.write("nginx.conf", f"""
@@ -414,8 +429,8 @@ class SocketProxyd(PerPort):
         return printed_by(self.proxyd, "--version")[0]
 
     def command(self, service):
-        return ("systemd-socket-activate", "-l", f"{network.HOST_PUBLIC}:{PUBLIC_PORTS[service]}", self.proxyd,
-                "--connections-max=20000", f"{network.GUEST}:{SERVICES[service]}")
+        return ("systemd-socket-activate", "-l", f"{self.site.public}:{PUBLIC_PORTS[service]}", self.proxyd,
+                "--connections-max=20000", f"{self.site.guest_address}:{SERVICES[service]}")
 
 
 class DockerProxy(PerPort):
@@ -433,8 +448,8 @@ class DockerProxy(PerPort):
         os.close(writer)
 
     def command(self, service):
-        return ("docker-proxy", "-proto", "tcp", "-host-ip", network.HOST_PUBLIC, "-host-port",
-                str(PUBLIC_PORTS[service]), "-container-ip", network.GUEST, "-container-port", str(SERVICES[service]))
+        return ("docker-proxy", "-proto", "tcp", "-host-ip", self.site.public, "-host-port",
+                str(PUBLIC_PORTS[service]), "-container-ip", self.site.guest_address, "-container-port", str(SERVICES[service]))
 
 
 class Socat(PerPort):
@@ -446,8 +461,8 @@ class Socat(PerPort):
         return printed_by("socat", "-V")[1]
 
     def command(self, service):
-        return ("socat", f"TCP-LISTEN:{PUBLIC_PORTS[service]},bind={network.HOST_PUBLIC},fork,reuseaddr,backlog=4096,nodelay",
-                f"TCP:{network.GUEST}:{SERVICES[service]},nodelay")
+        return ("socat", f"TCP-LISTEN:{PUBLIC_PORTS[service]},bind={self.site.public},fork,reuseaddr,backlog=4096,nodelay",
+                f"TCP:{self.site.guest_address}:{SERVICES[service]},nodelay")
 
 
 class RootlessKit(Process):
@@ -472,7 +487,7 @@ class RootlessKit(Process):
         identifiers = self.write("identifiers", "root:100000:65536\n")
         for file in ("/etc/subuid", "/etc/subgid"):
             subprocess.run(["mount", "--bind", identifiers, file], check=True)
-        published = [f"--publish={network.HOST_PUBLIC}:{port}:{network.GUEST}:{SERVICES[service]}/tcp"
+        published = [f"--publish={self.site.public}:{port}:{self.site.guest_address}:{SERVICES[service]}/tcp"
                      for service, port in PUBLIC_PORTS.items()]
         try:
             self.launch("rootlesskit", f"--state-dir={self.path('state')}", "--net=slirp4netns", "--disable-host-loopback",
@@ -483,8 +498,18 @@ class RootlessKit(Process):
                 subprocess.run(["umount", file], check=True)
         with open(os.path.join(self.path("state"), "child_pid"), encoding="ascii") as file:
             inner = network.Namespace(int(file.read()))
-        network.move_guest_link(inner)
+        self.site.move_guest_link(inner)
         inner.close()
+
+
+class Bare(Process):
+    name = "bare"
+    title = "bare relay loop (what two sockets cost, nothing else)"
+
+    def start(self, connections_max):
+        forwards = [f"--forward={port}={self.site.guest_address}:{SERVICES[service]}" for service, port in PUBLIC_PORTS.items()]
+        self.launch(self.options.load, "relay", *forwards)
+        self.wait_for_ports()
 
 
 class NftDnat(Subject):
@@ -496,7 +521,7 @@ class NftDnat(Subject):
         return printed_by("nft", "--version")[0]
 
     def start(self, connections_max):
-        rules = "".join(f"ip daddr {network.HOST_PUBLIC} tcp dport {port} dnat to {network.GUEST}:{SERVICES[service]}\n"
+        rules = "".join(f"ip daddr {self.site.public} tcp dport {port} dnat to {self.site.guest_address}:{SERVICES[service]}\n"
                         for service, port in PUBLIC_PORTS.items())
         table = f"table ip nat {{ chain prerouting {{ type nat hook prerouting priority dstnat\n{rules} }}\n }}\n"
         loaded = subprocess.run(["nft", "-f", "-"], input=table, capture_output=True, text=True, check=False)
@@ -507,8 +532,8 @@ class NftDnat(Subject):
             file.write("1")
 
     def target(self, service):
-        return f"{network.HOST_PUBLIC}:{PUBLIC_PORTS[service]}"
+        return f"{self.site.public}:{PUBLIC_PORTS[service]}"
 
 
-ALL = [Subject, NftDnat, PortwayUring, PortwayTwoWorkers, Portway1000, Portway10000, PortwayTransparent, PortwayEpoll, HaproxySplice, Haproxy, Nginx, SocketProxyd, DockerProxy,
+ALL = [Subject, NftDnat, Bare, PortwayUring, PortwayTwoWorkers, Portway1000, Portway10000, PortwayTransparent, PortwayEpoll, HaproxySplice, Haproxy, Nginx, SocketProxyd, DockerProxy,
        Socat, RootlessKit]
