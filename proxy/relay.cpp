@@ -124,8 +124,9 @@ class Mover {
       context_.counters.copied_bytes.add(1);
       delivered(1);
     }
-    source_.urgent = false;  // told again with the next one
-    return copy();           // a plain read steps over the mark
+    source_.urgent = false;                // told again with the next one
+    if (left() == 0) return std::nullopt;  // a read of nothing would look like FIN
+    return copy();                         // a plain read steps over the mark
   }
 
   /// Of the budget; a move that is begun may take it to its end.

@@ -318,6 +318,22 @@ TEST_P(RelayStreams, AnUrgentByteBeforeTheEndNeitherWedgesNorSpins) {
   EXPECT_TRUE(rig.run_until([&] { return guest.eof(); }));
 }
 
+// The urgent byte was all that the rate allowed, and a read of no bytes was taken for the end.
+TEST_P(RelayStreams, AnUrgentByteThatSpendsTheRateIsNotTakenForTheEnd) {
+  Rig rig(GetParam());
+  const auto [client, guest] = rig.open();
+  guest.socket().set_urgent_inline();
+  rig.forward().rate[kDownstream].set_limit(1);
+  client.send_urgent('!');
+  ASSERT_TRUE(rig.run_until([&] { return guest.received() == "!"; }));
+  rig.settle();
+  EXPECT_FALSE(guest.eof());
+  rig.forward().rate[kDownstream].set_limit(0);
+  client.send("after");
+  EXPECT_TRUE(rig.run_until([&] { return guest.received() == "!after"; }));
+  EXPECT_FALSE(guest.eof());
+}
+
 TEST_P(RelayStreams, AThousandUrgentBytesTakeNothingFromTheStream) {
   Rig rig(GetParam());
   const auto [client, guest] = rig.open();
