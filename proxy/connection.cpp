@@ -381,12 +381,33 @@ void ConnectionSet::find_urgent() {
 void ConnectionSet::run() {
   if (!perhaps_urgent_.empty()) find_urgent();
   running_.swap(run_queue_);
-  if (!running_.empty()) budget_ = std::max(kRelayBudgetBytes / running_.size(), kRelayShareMin);
-  for (const std::uint32_t index : running_) {
-    connections_[index].queued = false;
-    advance(index);
+  if (running_.empty()) return;
+  turn_began_ = io_.now();
+  // Messages first; and where there are any, bulk streams get only a little between two of them.
+  const auto bulk = std::partition(running_.begin(), running_.end(),
+                                   [this](std::uint32_t index) { return !is_bulk(index); });
+  const auto streams = static_cast<std::size_t>(running_.end() - bulk);
+  budget_ = bulk != running_.begin()
+                ? kRelayShareBesideMessages
+                : std::max<std::size_t>(kRelayBudgetBytes / streams, PipePool::kPipeSize);
+  auto next = running_.begin();
+  for (; next != running_.end(); ++next) {
+    if (next == bulk) turn_bytes_ = 0;  // messages, however large, take nothing from the streams' budget
+    if (next > bulk && turn_bytes_ >= kRelayBudgetBytes) break;
+    connections_[*next].queued = false;
+    advance(*next);
   }
+  run_queue_.insert(run_queue_.begin(), next, running_.end());  // the first of the next turn's streams
   running_.clear();
+}
+
+/// Has nothing to move but what is spliced.
+bool ConnectionSet::is_bulk(std::uint32_t index) const {
+  const ConnectionSlot& slot = table_[index];
+  const auto has_message = [&slot](Side from) {
+    return slot.relay[from].mode == RelayMode::kCopy && slot.socket[from].readable && !slot.relay[from].ended;
+  };
+  return slot.state == ConnectionState::kRelaying && std::ranges::none_of(kSides, has_message);
 }
 
 void ConnectionSet::advance(std::uint32_t index) {
@@ -434,18 +455,20 @@ void ConnectionSet::relay_from(std::uint32_t index, Side from) {
   SocketState& source = slot.socket[from];
   SocketState& sink = slot.socket[other(from)];
   const std::uint64_t before = state.bytes;
-  RelayContext context{io_, pipes_, counters_, buffer_, budget_};
+  RelayContext context{
+      .io = io_, .pipes = pipes_, .counters = counters_, .buffer = buffer_, .budget = budget_};
   ByteRate& rate = connections_[index].forward->rate[from];
   if (rate.limited()) {
     const std::uint64_t allowance = rate.allowance(io_.now());
     if (allowance == 0) return throttle(index, rate.wait(io_.now()));
-    context.budget = std::min<std::size_t>(context.budget, allowance);
+    context.bytes_max = allowance;
   }
   const RelayStatus status = relay(context, state, source, sink);
   if (const std::uint64_t moved = state.bytes - before; moved != 0) {
     ForwardCounters& counts = connections_[index].forward->counters[worker_];
     (from == kDownstream ? counts.received_bytes : counts.sent_bytes).add(moved);
-    slot.active_ns = io_.now().count();
+    turn_bytes_ += moved;
+    slot.active_ns = turn_began_.count();
     if (rate.limited()) rate.spend(moved, io_.now());
   }
   switch (status) {

@@ -127,6 +127,7 @@ class ConnectionSet {
   bool send_proxy_header(const ConnectionSlot& slot);
   void on_events(std::uint32_t index, Side side, std::uint32_t events);
   void find_urgent();
+  bool is_bulk(std::uint32_t index) const;
   void advance(std::uint32_t index);
   void advance_connecting(std::uint32_t index);
   void advance_relaying(std::uint32_t index);
@@ -161,7 +162,9 @@ class ConnectionSet {
   TimerWheel timers_;
   std::vector<std::uint32_t> run_queue_;
   std::vector<std::uint32_t> running_;                          // the queue being worked off
+  Nanos turn_began_{0};                                         // run() was called
   std::size_t budget_ = kRelayBudgetBytes;                      // of each direction in this turn
+  std::uint64_t turn_bytes_ = 0;                                // moved in this turn by streams
   std::vector<std::pair<std::uint32_t, Side>> perhaps_urgent_;  // POLLPRI was told of them in this turn
   std::vector<pollfd> asked_urgent_;                            // of the same index
   std::array<std::byte, 64 * 1024> buffer_;

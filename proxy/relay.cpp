@@ -17,7 +17,8 @@ class Mover {
       : context_(context), io_(context.io), state_(state), source_(source), sink_(sink) {}
 
   RelayStatus run() {
-    for (unsigned move = 0; move < kRelayBudgetMoves && moved_ < context_.budget; ++move) {
+    const std::size_t enough = std::min(context_.budget, context_.bytes_max);
+    for (unsigned move = 0; move < kRelayBudgetMoves && moved_ < enough; ++move) {
       if (const auto status = step()) {
         if (state_.pipe_bytes == 0) release_pipe(context_.pipes, state_);
         return *status;
@@ -43,8 +44,10 @@ class Mover {
 
   /// Bytes from the source into the (empty) pipe; the next step takes them on.
   std::optional<RelayStatus> fill() {
-    const auto got =
-        io_.splice(source_.fd, state_.pipe[1], std::min<std::size_t>(state_.pipe_capacity, left()));
+    const std::size_t share =
+        std::max(context_.budget - moved_, kSmallSplice);  // so that a small move is one
+    const std::size_t size = std::min<std::size_t>({state_.pipe_capacity, share, left()});
+    const auto got = io_.splice(source_.fd, state_.pipe[1], size);
     if (got <= 0) return on_read_end(got);
     state_.pipe_bytes = static_cast<std::uint32_t>(got);
     state_.streak = static_cast<std::size_t>(got) < kSmallSplice ? state_.streak + 1 : 0;
@@ -129,8 +132,8 @@ class Mover {
     return copy();                         // a plain read steps over the mark
   }
 
-  /// Of the budget; a move that is begun may take it to its end.
-  std::size_t left() const { return context_.budget - moved_; }
+  /// Of what may be moved at all.
+  std::size_t left() const { return context_.bytes_max - moved_; }
 
   bool ensure_pipe() {
     if (state_.pipe[0] >= 0) return true;

@@ -18,11 +18,12 @@
 
 namespace portway {
 
-/// At most this many bytes a direction and call, and this many moves: a bulk stream costs the others of its
-/// worker no more than that between two of their turns. Those that want to move something in one turn share
-/// it, and each gets kRelayShareMin at least.
+/// Of bulk streams, at most about this many bytes a turn of their worker, in moves that fill a pipe: those
+/// who do not get their turn then are the first of the next one. In a turn in which others have messages, a
+/// stream gets the share only.
 inline constexpr std::size_t kRelayBudgetBytes = 1024 * 1024;
-inline constexpr std::size_t kRelayShareMin = 64 * 1024;
+inline constexpr std::size_t kRelayShareBesideMessages = 24 * 1024;
+/// At most this many moves a direction and turn.
 inline constexpr unsigned kRelayBudgetMoves = 16;
 
 /// What a worker's relays share.
@@ -31,7 +32,8 @@ struct RelayContext {
   PipePool& pipes;
   WorkerCounters& counters;
   std::span<std::byte> buffer;             // scratch for copying: holds nothing between two calls
-  std::size_t budget = kRelayBudgetBytes;  // of this call
+  std::size_t budget = kRelayBudgetBytes;  // of this call; the last move may go beyond it
+  std::size_t bytes_max = SIZE_MAX;        // of this call; nothing goes beyond it
 };
 
 enum class RelayStatus : std::uint8_t {
@@ -43,8 +45,8 @@ enum class RelayStatus : std::uint8_t {
 };
 
 /// Copying turns into splicing after this many bytes in reads of at least kLargeRead in a row; splicing turns
-/// back after kSmallSplices moves in a row below kSmallSplice. Messages of 16 and 32 KiB are cheaper copied
-/// than spliced, and a pipe has to be at hand for each: docs/performance.md.
+/// back after kSmallSplices moves in a row below kSmallSplice. Messages of 16 and 32 KiB are
+/// cheaper copied than spliced, and a pipe has to be at hand for each: docs/performance.md.
 inline constexpr std::uint32_t kSpliceAfter = 128 * 1024;
 inline constexpr std::size_t kLargeRead = 48 * 1024;
 inline constexpr std::size_t kSmallSplice = 24 * 1024;

@@ -195,6 +195,55 @@ TEST_P(RelayLimits, ATurnMovesOneBudgetHoweverManyStreamsWantIt) {
   }
 }
 
+TEST_P(RelayLimits, ManyBulkStreamsTakeTurnsInMovesThatFillAPipe) {
+  // Each of them with a small share of every turn cost 1.5 times the processor time for a byte.
+  Rig rig(GetParam(),
+          {.network = {
+               .latency = 1us, .receive_buffer = 16 * kMiB, .send_buffer = 16 * kMiB, .segment = 64 * kKiB}});
+  std::vector<Rig::Pair> streams;
+  for (int i = 0; i < 16; ++i) streams.push_back(rig.open());
+  for (const Rig::Pair& stream : streams) stream.client.send_pattern(1, UINT64_MAX);
+  for (const Rig::Pair& stream : streams) stream.guest.expect_pattern(1);
+  const auto lags = [](const Rig::Pair& stream) { return stream.guest.received_bytes() < 8 * kMiB; };
+  int turns = 0;
+  while (std::ranges::any_of(streams, lags)) {
+    for (const Rig::Pair& stream : streams) stream.client.pump();
+    rig.turn();
+    for (const Rig::Pair& stream : streams) stream.guest.pump();
+    ASSERT_LT(++turns, 10'000) << "a stream does not get its turn";
+  }
+  for (const Rig::Pair& stream : streams) {
+    EXPECT_TRUE(stream.guest.intact());
+    stream.client.reset();
+  }
+}
+
+TEST_P(RelayLimits, BulkStreamsGoOnBesideMessagesThatFillATurn) {
+  Rig rig(GetParam(), {.network = {.latency = 1us, .receive_buffer = 16 * kMiB, .send_buffer = 16 * kMiB}});
+  const Rig::Pair bulk = rig.open();
+  bulk.client.send_pattern(1, UINT64_MAX);
+  bulk.guest.expect_pattern(1);
+  ASSERT_TRUE(rig.run_until([&] { return bulk.guest.received_bytes() > 4 * kMiB; }));
+  std::vector<Rig::Pair> others;
+  for (int i = 0; i < 40; ++i) {
+    others.push_back(rig.open());
+    others.back().guest.echo();
+  }
+  const std::string message(32 * kKiB, 'x');
+  const std::uint64_t before = bulk.guest.received_bytes();
+  for (std::size_t round = 1; bulk.guest.received_bytes() < before + 1 * kMiB; ++round) {
+    ASSERT_LT(round, 1000U) << "the stream starves";
+    for (const Rig::Pair& other : others) other.client.send(message);
+    ASSERT_TRUE(rig.run_until([&] {
+      return std::ranges::all_of(others, [&](const Rig::Pair& other) {
+        return other.client.received_bytes() == round * message.size();
+      });
+    }));
+  }
+  EXPECT_TRUE(bulk.guest.intact());
+  bulk.client.reset();
+}
+
 TEST_P(RelayLimits, BulkStreamsShareAlike) {
   Rig rig(GetParam(), {.network = {.latency = 1us, .receive_buffer = 16 * kMiB, .send_buffer = 16 * kMiB}});
   std::vector<Rig::Pair> pairs;
