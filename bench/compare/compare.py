@@ -87,6 +87,8 @@ def parse_arguments():
     parser.add_argument("--forwards", type=int, default=0, help="of Portway: with idle ones beside those that are used")
     parser.add_argument("--link", choices=("veth", "tap"), default="veth", help="between host and guest")
     parser.add_argument("--workers", type=int, default=1, help="threads of each subject")
+    parser.add_argument("--hold", type=int, default=0, metavar="PERCENT",
+                        help="of a processor, for each of Portway's workers (needs the cpu controller of cgroup v1)")
     parser.add_argument("--subjects", help=f"of {','.join(subject_names)}")
     parser.add_argument("--metrics", help=f"of {','.join(METRICS)}")
     parser.add_argument("--baseline", default="haproxy-splice", help="the subject that ratios refer to")

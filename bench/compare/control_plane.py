@@ -138,7 +138,7 @@ def main():
     options = parser.parse_args()
     options.portwayd = os.path.join(options.build, "portwayd")
     options.load = os.path.join(options.build, "bench/compare/bench_load")
-    options.scratch, options.workers = SCRATCH, 1
+    options.scratch, options.workers, options.hold = SCRATCH, 1, 0
     if os.geteuid() != 0:
         sys.exit("control_plane.py: needs root, to make network namespaces")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

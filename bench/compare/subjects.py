@@ -3,6 +3,7 @@
 A subject serves the load server's three ports at its site (network.py). start(), facts() and stop() are called in the
 namespace of the site's host.
 """
+import glob
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import network
 SERVICES = {"sink": 7000, "source": 7001, "echo": 7002}  # ports of the load server in the guest
 PUBLIC_PORTS = {"sink": 8000, "source": 8001, "echo": 8002}
 START_TIMEOUT_S = 10
+CPU_CONTROLLER = "/sys/fs/cgroup/cpu"  # cgroup v1
 
 
 def printed_by(*command):
@@ -153,6 +155,7 @@ class Portway(Process):
     def __init__(self, options):
         super().__init__(options)
         self.targets = {}
+        self.held = []  # cgroups of its workers
         self.idle_forwards = max(self.idle_forwards, options.forwards - len(SERVICES))
 
     @property
@@ -202,6 +205,28 @@ max_forwarded_ports = 20000
             batch = [{"guest_port": SERVICES["echo"]}] * min(idle, 1000)
             self._call("POST", "/instances/guest/port-forwards:batch", {"port_forwards": batch})
             idle -= len(batch)
+
+        if self.options.hold:
+            self.hold_workers()
+
+    def hold_workers(self):
+        """Each to a share of a processor, by the cpu controller: what more workers add shows where the load needs all cores."""
+        for task in glob.glob(f"/proc/{self.process.pid}/task/*"):
+            with open(f"{task}/comm", encoding="ascii") as file:
+                if not file.read().startswith("worker-"):
+                    continue
+            thread = os.path.basename(task)
+            self.held.append(f"{CPU_CONTROLLER}/portway-bench-{self.name}-{thread}")
+            os.mkdir(self.held[-1])
+            for name, value in (("cpu.cfs_period_us", 10_000), ("cpu.cfs_quota_us", 100 * self.options.hold), ("tasks", thread)):
+                with open(f"{self.held[-1]}/{name}", "w", encoding="ascii") as file:
+                    file.write(str(value))
+
+    def stop(self):
+        super().stop()
+        for group in self.held:
+            os.rmdir(group)
+        self.held = []
 
     def target(self, service):
         return self.targets[service]
