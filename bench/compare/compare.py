@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs TCP forwarders side by side and writes a table and a plot: the direct route, nft DNAT, Portway and its peers.
 
-    bench/compare/compare.py --build build/release            # hours: every metric, every subject, 3 rounds
+    bench/compare/compare.py --build build/release            # an hour: every metric, every subject, 3 rounds
     bench/compare/compare.py --build build/release --metrics bulk1,ping64x64,close --rounds 3
     bench/compare/compare.py --build build/release --quick    # under 2 minutes: does it work
 
