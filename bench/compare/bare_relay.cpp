@@ -139,9 +139,11 @@ class BareRelay {
     constexpr unsigned kFlags = SPLICE_F_NONBLOCK | SPLICE_F_MOVE;
     if (direction.in_pipe == 0) {
       const ssize_t n = ::splice(source, nullptr, direction.pipe[1].get(), nullptr, kPipe, kFlags);
-      if (n == 0) finish(direction, sink);
-      if (n == 0) return true;
       if (n < 0) return false;
+      if (n == 0) {
+        finish(direction, sink);
+        return true;
+      }
       direction.in_pipe = static_cast<std::size_t>(n);
     }
     const ssize_t n = ::splice(direction.pipe[0].get(), nullptr, sink, nullptr, direction.in_pipe, kFlags);

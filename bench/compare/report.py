@@ -77,8 +77,8 @@ def cell(value, reference, decimals, has_process):
     text = f"{value['median']:,.{decimals}f}"
     if value["min"] != value["max"]:
         text += f" [{value['min']:,.{decimals}f}-{value['max']:,.{decimals}f}]"
-    if reference and (times := ratio(value, reference)) is not None:
-        text += f" **{times:.2f}x**"
+    if reference and (found := ratio(value, reference)) is not None:
+        text += f" **{found:.2f}x**"
     return text
 
 
@@ -99,17 +99,17 @@ def heading(kind, value):
 
 def compare_with(value, target, ours, reference):
     """The cells of a target: the ratio, and whether it is met."""
-    if target is None or reference is None or (times := ratio(ours[value], reference[value])) is None:
+    if target is None or reference is None or (found := ratio(ours[value], reference[value])) is None:
         return "-"
     direction, wanted = target
-    met = times >= wanted if direction == AT_LEAST else times <= wanted
-    return f"{times:.2f}x ({direction} {wanted:g}x: {'met' if met else '**not met**'})"
+    met = found >= wanted if direction == AT_LEAST else found <= wanted
+    return f"{found:.2f}x ({direction} {wanted:g}x: {'met' if met else '**not met**'})"
 
 
-def bound(value, bare, peer):
-    """What a relay of two sockets and nothing else comes to: how far a target can be met on this machine."""
-    times = ratio(bare[value], peer[value]) if bare and peer else None
-    return "-" if times is None else f"{times:.2f}x"
+def times(value, ours, reference, decimals):
+    """The ratio as a cell; a dash where one of them is missing or they have no round in common."""
+    found = ratio(ours[value], reference[value]) if ours and reference else None
+    return "-" if found is None else f"{found:.{decimals}f}x"
 
 
 def targets(summary, metrics, titles, subject):
@@ -124,7 +124,7 @@ def targets(summary, metrics, titles, subject):
                 peers, key=lambda peer: measured[peer][value]["median"], default=None)
             lines.append(f"| {metrics[name].title} | {heading(metrics[name].kind, value).split(' (')[0]} | {titles.get(best, '-')} | "
                          f"{compare_with(value, peer_target, measured[subject], measured.get(best))} | "
-                         f"{bound(value, measured.get('bare'), measured.get(best))} | "
+                         f"{times(value, measured.get('bare'), measured.get(best), 2)} | "
                          f"{compare_with(value, dnat_target, measured[subject], measured.get('nft-dnat'))} |")
     return "\n".join(lines)
 
@@ -137,8 +137,7 @@ def forwards_rows(summary, metrics):
         value = MAIN_VALUE[metrics[name].kind]
         few = measured.get("portway-uring")
         if few and any(subject in measured for subject, _ in many):
-            cells = [f"{ratio(measured[subject][value], few[value]):.3f}x" if subject in measured else "-"
-                     for subject, _ in many]
+            cells = [times(value, measured.get(subject), few, 3) for subject, _ in many]
             lines.append(f"| {metrics[name].title} | {heading(metrics[name].kind, value).split(' (')[0]} | " + " | ".join(cells) + " |")
     head = ["| metric | value | " + " | ".join(title for _, title in many) + " |", "|---|---|" + "---|" * len(many)]
     return "\n".join(head + lines) if lines else ""
