@@ -29,7 +29,6 @@ import report
 import subjects as all_subjects
 
 SCRATCH = "/dev/shm"  # covered by a tmpfs that only our processes see: nothing of it stays
-FD_RESERVE = 500  # descriptors a proxy needs besides two a connection
 
 
 @dataclass(frozen=True)
@@ -188,9 +187,8 @@ class HeldConnections:
 
 
 def idle_connections(options, subject, metric):
-    """As many as asked for, or as RLIMIT_NOFILE allows: a proxy holds two descriptors a connection."""
-    allowed = (options.descriptors - FD_RESERVE - subject.idle_forwards) // 2
-    return min(options.connections or metric.connections, allowed)
+    """As many as asked for, or as the subject can hold under RLIMIT_NOFILE."""
+    return min(options.connections or metric.connections, subject.connections_allowed(options.descriptors))
 
 
 def slab_bytes():

@@ -18,6 +18,7 @@ import network
 SERVICES = {"sink": 7000, "source": 7001, "echo": 7002}  # ports of the load server in the guest
 PUBLIC_PORTS = {"sink": 8000, "source": 8001, "echo": 8002}
 START_TIMEOUT_S = 10
+OTHER_DESCRIPTORS = 500  # that a proxy needs besides those of its connections and forwards
 CPU_CONTROLLER = "/sys/fs/cgroup/cpu"  # cgroup v1
 
 
@@ -37,7 +38,8 @@ class Subject:
     name = "direct"
     title = "direct route"
     program = None  # what must be installed
-    idle_forwards = 0  # descriptors that it holds besides connections
+    idle_forwards = 0  # a descriptor each
+    descriptors_per_connection = 2
     site = None  # where it runs
 
     def __init__(self, options):
@@ -51,6 +53,9 @@ class Subject:
 
     def version(self):
         return ""
+
+    def connections_allowed(self, descriptors):
+        return (descriptors - OTHER_DESCRIPTORS - self.idle_forwards) // self.descriptors_per_connection
 
     def start(self, connections_max):
         pass
@@ -164,6 +169,10 @@ class Portway(Process):
 
     def version(self):
         return printed_by(self.program, "--version")[0]
+
+    def connections_allowed(self, descriptors):
+        """It keeps an eighth of a small limit for listeners, and of the rest an eighth for pipes."""
+        return min(super().connections_allowed(descriptors), (descriptors - descriptors // 8) * 7 // 16)
 
     def start(self, connections_max):
         for leftover in ("store.db", "admin.key"):
@@ -447,6 +456,7 @@ class PerPort(Process):
 class SocketProxyd(PerPort):
     name = "socket-proxyd"
     title = "systemd-socket-proxyd"
+    descriptors_per_connection = 6  # two sockets and two pipes
     program = "systemd-socket-activate"
     proxyd = "/usr/lib/systemd/systemd-socket-proxyd"
 
@@ -461,6 +471,7 @@ class SocketProxyd(PerPort):
 class DockerProxy(PerPort):
     name = "docker-proxy"
     title = "docker-proxy"
+    descriptors_per_connection = 6  # two sockets and, since Go splices, two pipes
     program = "docker-proxy"  # of package docker.io
 
     def launch(self, *command):
@@ -497,6 +508,7 @@ class RootlessKit(Process):
 
     name = "rootlesskit"
     title = "RootlessKit, builtin driver"
+    descriptors_per_connection = 8  # as docker-proxy, and the guest's socket comes from another process
     program = "rootlesskit"
 
     def missing(self):
