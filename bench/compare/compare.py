@@ -200,8 +200,9 @@ def slab_bytes():
 def resident_bytes(pids):
     total = 0
     for pid in pids:
-        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-            total += int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # of an earlier connection, just ended
+            with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+                total += int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
     return total
 
 

@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -10,7 +11,27 @@ import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "..", "tests", "support"))
+import network  # noqa: E402
 from portwayd import require_namespaces  # noqa: E402
+
+
+class MachineRoom(unittest.TestCase):
+    def test_clients_of_a_host_are_one_neighbour(self):
+        # 16 hosts with 64 clients each were more neighbours than the kernel keeps: packets of some of them were lost.
+        require_namespaces("ip")
+        with network.Network(1) as net:
+            site = net.sites[0]
+            with site:
+                listener = socket.create_server((site.public, 0))
+            net.client.enter()
+            try:
+                for last in (2, 3, 65):
+                    socket.create_connection(listener.getsockname(), 10, (f"198.18.1.{last}", 0)).close()
+            finally:
+                network.HOME.enter()
+                listener.close()
+            neighbours = site.host.run("ip", "-4", "neigh", "show", "dev", "public0", capture_output=True, text=True).stdout
+            self.assertEqual([line.split()[0] for line in neighbours.splitlines()], ["198.18.1.2"])
 
 
 class Compare(unittest.TestCase):

@@ -134,22 +134,25 @@ class Site:
                                                   "--guest-namespace", guest.path())
         else:
             guest.run("ip", "link", "add", guest_device, "type", "veth", "peer", "name", GUEST_DEVICE, "netns", self.host.path())
-        own = [f"198.18.{number}.{2 + i}" for i in range(CLIENT_COUNT)]
-        self._set_up(client, client_device, own, [f"198.19.{number}.0/24 via {self.public}"])
-        self._set_up(guest, guest_device, [self.guest_address], [f"198.18.{number}.0/24 via {self.inner}"])
-        self._set_up(self.host, "public0", [self.public], [])
-        self._set_up(self.host, GUEST_DEVICE, [self.inner], [])
+        # The clients are behind one router, as on the internet: the kernel has no more than 1,024 neighbours in all namespaces.
+        own = [f"198.18.{number}.{2 + i}/32" for i in range(CLIENT_COUNT)]
+        self._set_up(client, client_device, own,
+                     [f"{self.public} dev {client_device}", f"198.19.{number}.0/24 via {self.public}"])
+        self._set_up(guest, guest_device, [f"{self.guest_address}/24"], [f"198.18.{number}.0/24 via {self.inner}"])
+        self._set_up(self.host, "public0", [f"{self.public}/32"],
+                     [f"{self.client_first} dev public0", f"198.18.{number}.0/24 via {self.client_first}"])
+        self._set_up(self.host, GUEST_DEVICE, [f"{self.inner}/24"], [])
 
     @staticmethod
     def _set_up(namespace, device, addresses, routes):
-        commands = [f"addr add {address}/24 dev {device}" for address in addresses] + [f"link set {device} up"]
+        commands = [f"addr add {address} dev {device}" for address in addresses] + [f"link set {device} up"]
         commands += [f"route add {route}" for route in routes]
         namespace.run("ip", "-batch", "-", input="\n".join(commands).encode())
 
     def move_guest_link(self, to):
         """Into another namespace, which gets the host's address with it."""
         self.host.run("ip", "link", "set", GUEST_DEVICE, "netns", to.path())
-        self._set_up(to, GUEST_DEVICE, [self.inner], [])
+        self._set_up(to, GUEST_DEVICE, [f"{self.inner}/24"], [])
 
     def __enter__(self):
         self.host.enter()
