@@ -324,12 +324,12 @@ def main():
 
 def write_results(options, results, chosen):
     titles = {subject.name: subject.title for subject in chosen} | {subject.name: subject.title for subject in all_subjects.ALL}
-    processless = {subject.name for subject in chosen if not isinstance(subject, all_subjects.Process)}
+    unaccounted = {subject.name for subject in chosen if not subject.accounted}
     order = [subject.name for subject in chosen]
     for metric, by_subject in results["summary"].items():
         results["summary"][metric] = {name: by_subject[name] for name in order if name in by_subject}
     os.makedirs(options.output, exist_ok=True)
-    text = report.markdown(results, METRICS, titles, processless)
+    text = report.markdown(results, METRICS, titles, unaccounted)
     with open(os.path.join(options.output, "compare.svg"), "w", encoding="utf-8") as file:
         file.write(report.plot(results, METRICS, titles))
     with open(os.path.join(options.output, "compare.json"), "w", encoding="utf-8") as file:

@@ -30,7 +30,7 @@ TARGETS = [
     (("close",), "machine_us", (AT_MOST, 0.85), None),
     (("mix",), "p99_us", (AT_MOST, 0.5), None),
 ]
-PEERS = ["haproxy-splice", "haproxy", "nginx", "socket-proxyd", "docker-proxy", "socat"]
+PEERS = ["haproxy-splice", "haproxy", "nginx", "socket-proxyd", "docker-proxy", "socat", "rootlesskit"]
 
 
 def derive(kind, raw):
@@ -82,13 +82,13 @@ def cell(value, reference, decimals, has_process):
     return text
 
 
-def table(kind, subjects, titles, baseline, processless):
+def table(kind, subjects, titles, baseline, unaccounted):
     reference = subjects.get(baseline, {})
     lines = ["| subject | " + " | ".join(heading for _, heading, _ in VALUES[kind]) + " |",
              "|---|" + "---|" * len(VALUES[kind])]
     for name, values in subjects.items():
         cells = [cell(values[key], reference.get(key) if name != baseline else None, decimals,
-                      name not in processless or not key.startswith("subject")) for key, _, decimals in VALUES[kind]]
+                      name not in unaccounted or not key.startswith("subject")) for key, _, decimals in VALUES[kind]]
         lines.append(f"| {titles[name]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -145,21 +145,22 @@ def forwards_rows(summary, metrics):
 
 def plot(results, metrics, titles):
     """Bars for each metric's main value, one below the other: an SVG without scripts or fonts of its own."""
-    parts, y = [], 30
+    parts, y = [], 40
     for name, subjects in results["summary"].items():
         value = MAIN_VALUE[metrics[name].kind]
+        decimals = next(decimals for key, _, decimals in VALUES[metrics[name].kind] if key == value)
         parts.append(f'<text x="10" y="{y}" font-weight="bold">{metrics[name].title}: {heading(metrics[name].kind, value)}</text>')
         most = max(values[value]["max"] for values in subjects.values()) or 1
         for subject, values in subjects.items():
             y += 18
             spread = values[value]
-            scale = 460 / most
+            scale = 450 / most
             colour = "#2a7ae2" if subject.startswith("portway") else "#9aa5b1"
             parts.append(f'<text x="10" y="{y}">{titles[subject]}</text>'
-                         f'<rect x="240" y="{y - 11}" width="{max(0, spread["median"]) * scale:.1f}" height="13" fill="{colour}"/>'
-                         f'<line x1="{240 + max(0, spread["min"]) * scale:.1f}" x2="{240 + spread["max"] * scale:.1f}" '
+                         f'<rect x="256" y="{y - 11}" width="{max(0, spread["median"]) * scale:.1f}" height="13" fill="{colour}"/>'
+                         f'<line x1="{256 + max(0, spread["min"]) * scale:.1f}" x2="{256 + spread["max"] * scale:.1f}" '
                          f'y1="{y - 4.5}" y2="{y - 4.5}" stroke="#222"/>'
-                         f'<text x="{246 + spread["max"] * scale:.1f}" y="{y}">{spread["median"]:,.4g}</text>')
+                         f'<text x="{262 + spread["max"] * scale:.1f}" y="{y}">{spread["median"]:,.{decimals}f}</text>')
         y += 34
     meta = results["meta"]
     return (f'<svg xmlns="http://www.w3.org/2000/svg" width="800" height="{y}" font-family="sans-serif" font-size="12">'
@@ -168,7 +169,7 @@ def plot(results, metrics, titles):
             + "".join(parts) + "</svg>\n")
 
 
-def markdown(results, metrics, titles, processless):
+def markdown(results, metrics, titles, unaccounted):
     meta = results["meta"]
     baseline = meta["baseline"]
     parts = [
@@ -189,7 +190,7 @@ def markdown(results, metrics, titles, processless):
         parts += ["## Cost of idle forwards: Portway, io_uring, ratio to 3 forwards (aim: within 3 %)", rows]
     for name, metric in metrics.items():
         if name in results["summary"]:
-            rows = table(metric.kind, results["summary"][name], titles, baseline, processless)
+            rows = table(metric.kind, results["summary"][name], titles, baseline, unaccounted)
             parts += [f"## {metric.title}", rows]
     problems = [f"- {name}: {reason}" for name, reason in meta["skipped"].items()] + [
         f"- {run['subject']}, {run['metric']}, round {run['round']}: {run['error']}"

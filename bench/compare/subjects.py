@@ -40,6 +40,7 @@ class Subject:
     program = None  # what must be installed
     idle_forwards = 0  # a descriptor each
     descriptors_per_connection = 2
+    accounted = False  # its own CPU time is known
     site = None  # where it runs
 
     def __init__(self, options):
@@ -80,6 +81,8 @@ class Subject:
 
 class Process(Subject):
     """A subject that is a process with a config file."""
+
+    accounted = True
 
     def __init__(self, options):
         super().__init__(options)
@@ -491,6 +494,7 @@ class DockerProxy(PerPort):
 class Socat(PerPort):
     name = "socat"
     title = "socat (a process a connection)"
+    accounted = False  # processes come and go
     program = "socat"
 
     def version(self):
@@ -541,7 +545,7 @@ class RootlessKit(Process):
 
 class Bare(Process):
     name = "bare"
-    title = "bare relay loop (what two sockets cost, nothing else)"
+    title = "bare relay loop"
 
     def start(self, connections_max):
         forwards = [f"--forward={port}={self.site.guest_address}:{SERVICES[service]}" for service, port in PUBLIC_PORTS.items()]
