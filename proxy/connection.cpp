@@ -390,13 +390,14 @@ void ConnectionSet::run() {
   budget_ = bulk != running_.begin()
                 ? kRelayShareBesideMessages
                 : std::max<std::size_t>(kRelayBudgetBytes / streams, PipePool::kPipeSize);
-  auto next = running_.begin();
-  for (; next != running_.end(); ++next) {
-    if (next == bulk) turn_bytes_ = 0;  // messages, however large, take nothing from the streams' budget
-    if (next > bulk && turn_bytes_ >= kRelayBudgetBytes) break;
-    connections_[*next].queued = false;
-    advance(*next);
-  }
+  const auto advance_queued = [this](std::uint32_t index) {
+    connections_[index].queued = false;
+    advance(index);
+  };
+  std::for_each(running_.begin(), bulk, advance_queued);
+  turn_bytes_ = 0;  // messages, however large, take nothing from the streams' budget
+  auto next = bulk;
+  for (; next != running_.end() && turn_bytes_ < kRelayBudgetBytes; ++next) advance_queued(*next);
   run_queue_.insert(run_queue_.begin(), next, running_.end());  // the first of the next turn's streams
   running_.clear();
 }

@@ -45,8 +45,8 @@ enum class RelayStatus : std::uint8_t {
 };
 
 /// Copying turns into splicing after this many bytes in reads of at least kLargeRead in a row; splicing turns
-/// back after kSmallSplices moves in a row below kSmallSplice. Messages of 16 and 32 KiB are
-/// cheaper copied than spliced, and a pipe has to be at hand for each: docs/performance.md.
+/// back after kSmallSplices moves in a row below kSmallSplice. Messages of 16 and 32 KiB are cheaper copied
+/// than spliced, and a pipe has to be at hand for each: docs/performance.md.
 inline constexpr std::uint32_t kSpliceAfter = 128 * 1024;
 inline constexpr std::size_t kLargeRead = 48 * 1024;
 inline constexpr std::size_t kSmallSplice = 24 * 1024;
