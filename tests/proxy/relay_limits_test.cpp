@@ -53,6 +53,15 @@ class FewDescriptors {
   std::vector<Fd> hoard_;
 };
 
+/// Connections whose clients send without end.
+std::vector<Rig::Pair> open_bulk(Rig& rig, int count) {
+  std::vector<Rig::Pair> streams;
+  for (int i = 0; i < count; ++i) streams.push_back(rig.open());
+  for (const Rig::Pair& stream : streams) stream.client.send_pattern(1, UINT64_MAX);
+  for (const Rig::Pair& stream : streams) stream.guest.expect_pattern(1);
+  return streams;
+}
+
 TEST_P(RelayLimits, AcceptingPausesWithoutDescriptorsAndGoesOnWhenThereAreSome) {
   Rig rig(GetParam());
   Peer& client = rig.connect();
@@ -136,9 +145,7 @@ TEST_P(RelayLimits, OneBulkStreamTakesNoMoreThanItsBudgetBetweenTwoTurnsOfTheOth
   Rig rig(GetParam(),
           {.network = {
                .latency = 1us, .receive_buffer = 16 * kMiB, .send_buffer = 16 * kMiB, .segment = 64 * kKiB}});
-  const Rig::Pair bulk = rig.open();
-  bulk.client.send_pattern(1, UINT64_MAX);
-  bulk.guest.expect_pattern(1);
+  const Rig::Pair bulk = open_bulk(rig, 1).front();
   std::vector<Rig::Pair> pingers;
   for (int i = 0; i < 10; ++i) {
     pingers.push_back(rig.open());
@@ -174,10 +181,7 @@ TEST_P(RelayLimits, ATurnMovesOneBudgetHoweverManyStreamsWantIt) {
   Rig rig(GetParam(),
           {.network = {
                .latency = 1us, .receive_buffer = 16 * kMiB, .send_buffer = 16 * kMiB, .segment = 64 * kKiB}});
-  std::vector<Rig::Pair> streams;
-  for (int i = 0; i < 8; ++i) streams.push_back(rig.open());
-  for (const Rig::Pair& stream : streams) stream.client.send_pattern(1, UINT64_MAX);
-  for (const Rig::Pair& stream : streams) stream.guest.expect_pattern(1);
+  const std::vector<Rig::Pair> streams = open_bulk(rig, 8);
   // The last move of each may go beyond its share.
   const std::uint64_t moved_max = kRelayBudgetBytes + streams.size() * PipePool::kPipeSize;
   std::uint64_t before = 0;
@@ -200,10 +204,7 @@ TEST_P(RelayLimits, ManyBulkStreamsTakeTurnsInMovesThatFillAPipe) {
   Rig rig(GetParam(),
           {.network = {
                .latency = 1us, .receive_buffer = 16 * kMiB, .send_buffer = 16 * kMiB, .segment = 64 * kKiB}});
-  std::vector<Rig::Pair> streams;
-  for (int i = 0; i < 16; ++i) streams.push_back(rig.open());
-  for (const Rig::Pair& stream : streams) stream.client.send_pattern(1, UINT64_MAX);
-  for (const Rig::Pair& stream : streams) stream.guest.expect_pattern(1);
+  const std::vector<Rig::Pair> streams = open_bulk(rig, 16);
   const auto lags = [](const Rig::Pair& stream) { return stream.guest.received_bytes() < 8 * kMiB; };
   int turns = 0;
   while (std::ranges::any_of(streams, lags)) {
@@ -220,9 +221,7 @@ TEST_P(RelayLimits, ManyBulkStreamsTakeTurnsInMovesThatFillAPipe) {
 
 TEST_P(RelayLimits, BulkStreamsGoOnBesideMessagesThatFillATurn) {
   Rig rig(GetParam(), {.network = {.latency = 1us, .receive_buffer = 16 * kMiB, .send_buffer = 16 * kMiB}});
-  const Rig::Pair bulk = rig.open();
-  bulk.client.send_pattern(1, UINT64_MAX);
-  bulk.guest.expect_pattern(1);
+  const Rig::Pair bulk = open_bulk(rig, 1).front();
   ASSERT_TRUE(rig.run_until([&] { return bulk.guest.received_bytes() > 4 * kMiB; }));
   std::vector<Rig::Pair> others;
   for (int i = 0; i < 40; ++i) {
@@ -246,10 +245,7 @@ TEST_P(RelayLimits, BulkStreamsGoOnBesideMessagesThatFillATurn) {
 
 TEST_P(RelayLimits, BulkStreamsShareAlike) {
   Rig rig(GetParam(), {.network = {.latency = 1us, .receive_buffer = 16 * kMiB, .send_buffer = 16 * kMiB}});
-  std::vector<Rig::Pair> pairs;
-  for (std::uint64_t i = 0; i < 4; ++i) pairs.push_back(rig.open());
-  for (const Rig::Pair& pair : pairs) pair.client.send_pattern(1, UINT64_MAX);
-  for (const Rig::Pair& pair : pairs) pair.guest.expect_pattern(1);
+  const std::vector<Rig::Pair> pairs = open_bulk(rig, 4);
   ASSERT_TRUE(rig.run_until([&] {
     return std::ranges::any_of(pairs,
                                [](const Rig::Pair& pair) { return pair.guest.received_bytes() > 32 * kMiB; });
