@@ -145,6 +145,7 @@ def forwards_rows(summary, metrics):
 
 def plot(results, metrics, titles):
     """Bars for each metric's main value, one below the other: an SVG without scripts or fonts of its own."""
+    left, width = 256, 450  # of the bars
     parts, y = [], 40
     for name, subjects in results["summary"].items():
         value = MAIN_VALUE[metrics[name].kind]
@@ -154,13 +155,13 @@ def plot(results, metrics, titles):
         for subject, values in subjects.items():
             y += 18
             spread = values[value]
-            scale = 450 / most
+            scale = width / most
             colour = "#2a7ae2" if subject.startswith("portway") else "#9aa5b1"
             parts.append(f'<text x="10" y="{y}">{titles[subject]}</text>'
-                         f'<rect x="256" y="{y - 11}" width="{max(0, spread["median"]) * scale:.1f}" height="13" fill="{colour}"/>'
-                         f'<line x1="{256 + max(0, spread["min"]) * scale:.1f}" x2="{256 + spread["max"] * scale:.1f}" '
+                         f'<rect x="{left}" y="{y - 11}" width="{max(0, spread["median"]) * scale:.1f}" height="13" fill="{colour}"/>'
+                         f'<line x1="{left + max(0, spread["min"]) * scale:.1f}" x2="{left + spread["max"] * scale:.1f}" '
                          f'y1="{y - 4.5}" y2="{y - 4.5}" stroke="#222"/>'
-                         f'<text x="{262 + spread["max"] * scale:.1f}" y="{y}">{spread["median"]:,.{decimals}f}</text>')
+                         f'<text x="{left + 6 + spread["max"] * scale:.1f}" y="{y}">{spread["median"]:,.{decimals}f}</text>')
         y += 34
     meta = results["meta"]
     return (f'<svg xmlns="http://www.w3.org/2000/svg" width="800" height="{y}" font-family="sans-serif" font-size="12">'
