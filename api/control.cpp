@@ -279,7 +279,7 @@ Result<Control::PutInstance> Control::put_instance(Instance asked) {
   }
   saved_end(asked.id);
   const std::vector<Forward> ended = registry_.remove_forwards(asked.id);
-  stop_serving(ended, ClosePolicy::kReset, CloseHow::kInstanceStopped);
+  if (!created) stop_serving(known->session_id, ended, CloseHow::kInstanceStopped);
   give_back_ports(ended);
   if (was_running) publish("instance.stopped", *known, {{"reason", to_string(SessionEnd::kReplaced)}});
   end_way(asked.id);
@@ -326,6 +326,7 @@ void Control::on_armed(const std::string& instance_id, std::int32_t tap_index) {
   if (auto stored = store_.put_instance(instance); !stored) spdlog::error("{}", stored.error().detail);
   const Instance& armed = registry_.put_instance(std::move(instance));
   make_way(armed);
+  dataplane_.set_device(armed.session_id, armed.tap_index);
   for (const Forward* forward : registry_.forwards(instance_id)) {
     dataplane_.set_source(forward->id, take_source(armed, *forward));
   }
@@ -369,7 +370,7 @@ std::vector<Forward> Control::end_in_memory(Instance stopped) {
   watch_.forget(stopped.id);
   end_way(stopped.id);
   std::vector<Forward> forwards = registry_.remove_forwards(stopped.id);
-  stop_serving(forwards, ClosePolicy::kReset, close_how(*stopped.ended));
+  stop_serving(stopped.session_id, forwards, close_how(*stopped.ended));
   spdlog::info("instance {}: session {} ended with {} forwards: {}", stopped.id,
                to_string(stopped.session_id), forwards.size(), to_string(*stopped.ended));
   publish("instance.stopped", stopped,
@@ -393,7 +394,7 @@ Result<void> Control::delete_instance(std::string_view id) {
   end_way(deleted.id);
   saved_end(deleted.id);
   const std::vector<Forward> forwards = registry_.remove_instance(id);
-  stop_serving(forwards, ClosePolicy::kReset, CloseHow::kInstanceStopped);
+  stop_serving(deleted.session_id, forwards, CloseHow::kInstanceStopped);
   give_back_ports(forwards);
   spdlog::info("instance {} deleted", deleted.id);
   publish("instance.deleted", deleted);
@@ -529,7 +530,8 @@ Result<void> Control::delete_forward(const Principal& caller, std::string_view i
   const ForwardId id = found->forward.id;
   if (auto stored = store_.delete_forward(id); !stored) return stored.error();
   const std::vector<Forward> removed = {*registry_.remove_forward(id)};
-  stop_serving(removed, policy, CloseHow::kForwardDeleted);
+  dataplane_.close(id, policy, CloseHow::kForwardDeleted);
+  forget_serving(removed);
   give_back_ports(removed);
   publish("forward.deleted", *registry_.find_instance(instance_id), removed.front());
   return {};
@@ -556,17 +558,23 @@ ForwardStatus Control::status_of(const Forward& forward) const {
 
 void Control::serve(const Instance& instance, const Forward& forward, BoundPort port) {
   dataplane_.open({.id = forward.id,
+                   .session_id = instance.session_id,
                    .upstream = {instance.guest_address, forward.guest_port},
-                   .tap = instance.tap,
+                   .device = instance.tap_index != 0 ? instance.tap_index : kNoDevice,
                    .instance_id = instance.id,
                    .limits = forward.limits,
                    .source = take_source(instance, forward)},
                   std::move(port));
 }
 
-void Control::stop_serving(const std::vector<Forward>& forwards, ClosePolicy policy, CloseHow why) {
+/// A session is over. `forwards` are those that it still had.
+void Control::stop_serving(const Uuid& session_id, const std::vector<Forward>& forwards, CloseHow why) {
+  dataplane_.end_session(session_id, why);
+  forget_serving(forwards);
+}
+
+void Control::forget_serving(const std::vector<Forward>& forwards) {
   for (const Forward& forward : forwards) {
-    dataplane_.close(forward.id, policy, why);
     end_source(forward.id);
     failures_.erase(forward.id);
   }

@@ -153,7 +153,8 @@ class Control {
                        std::span<const IpAddress> host_addresses);
   void retry_failed_forwards();
   void serve(const Instance& instance, const Forward& forward, BoundPort port);
-  void stop_serving(const std::vector<Forward>& forwards, ClosePolicy policy, CloseHow why);
+  void stop_serving(const Uuid& session_id, const std::vector<Forward>& forwards, CloseHow why);
+  void forget_serving(const std::vector<Forward>& forwards);
   void give_back_ports(const std::vector<Forward>& forwards);
   std::vector<Forward> end_in_memory(Instance stopped);
   void saved_end(const std::string& instance_id);

@@ -39,7 +39,7 @@ class InstantIo final : public Io {
   int connect(int, const Endpoint&) override { return 0; }
   int socket_error(int) override { return 0; }
   int set_option(int, int, int, int) override { return 0; }
-  int bind_to_device(int, const std::string&) override { return 0; }
+  int bind_to_device(int, int) override { return 0; }
   int take_client(int, Client&) override { return 0; }
   int bind_transparent(int, const Endpoint&) override { return 0; }
   int local_endpoint(int, Endpoint&) override { return 0; }

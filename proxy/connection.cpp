@@ -119,6 +119,13 @@ ConnectionSet::~ConnectionSet() {
 
 bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
   const Client client = client_of(downstream);
+  // The end of a forward is told to the workers after its phase has moved on: what is started before that
+  // message comes, close_forward() finds.
+  const ForwardPhase phase = forward->phase.load();
+  if (phase == ForwardPhase::kEnded) {
+    reject(downstream, forward, RejectReason::kForwardGone, client);
+    return false;
+  }
   const bool admitted = forward->admission.limited();
   if (admitted) {
     if (const auto refused = forward->admission.ask(client.endpoint.address(), io_.now())) {
@@ -140,7 +147,9 @@ bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
   slot.client = to_plain(client.endpoint);
   connections_[*index].admitted = admitted;
   connections_[*index].forward = std::move(forward);
+  link(*index);
   const ServedForward& served = *connections_[*index].forward;
+  if (phase == ForwardPhase::kDraining) drain(*index);
   counters_.connections_active.add();
   served.counters[worker_].connections_active.add();
   served.counters[worker_].connections_accepted.add();
@@ -227,9 +236,11 @@ int ConnectionSet::connect_upstream(std::uint32_t index) {
     const bool v6 = upstream.address().is_v6();
     io_.set_option(fd, v6 ? IPPROTO_IPV6 : IPPROTO_IP, v6 ? IPV6_TCLASS : IP_TOS, dscp);
   }
-  if (!route.tap.empty()) {
+  const int device = connections_[index].forward->session->device.load(std::memory_order_relaxed);
+  if (device == kNoDevice) return -ENODEV;
+  if (device != kAnyDevice) {
     // Without it, packets for a guest whose tap is gone would leave by the default route.
-    if (const int result = io_.bind_to_device(fd, route.tap); result < 0) return result;
+    if (const int result = io_.bind_to_device(fd, device); result < 0) return result;
   }
   if (is_transparent(slot.source)) {
     const Endpoint source = source_endpoint(to_endpoint(slot.client), slot.source);
@@ -566,6 +577,7 @@ void ConnectionSet::join(std::uint32_t index) {
 void ConnectionSet::release(std::uint32_t index) {
   ConnectionSlot& slot = table_[index];
   Connection& connection = connections_[index];
+  unlink(index);
   count_close(slot, connection);
   record_close(slot, connection);
   for (const Side side : kSides) {
@@ -617,18 +629,26 @@ void ConnectionSet::push_record(CloseRecord record) {
   if (!closes_.push(std::move(record))) counters_.close_records_dropped.add();
 }
 
-void ConnectionSet::close_forward(const ServedForward& forward, ClosePolicy policy, CloseHow why) {
-  if (policy == ClosePolicy::kKeep) return;
-  const Nanos deadline = io_.now() + options_.drain_timeout;
-  for (std::uint32_t index = 0; index < table_.high_water(); ++index) {
-    if (!is_live(index) || connections_[index].forward.get() != &forward) continue;
-    if (policy == ClosePolicy::kReset) {
-      terminate(index, CloseSide::kNode, why, true, true);
-    } else {
-      connections_[index].drain_deadline = deadline;
-      connections_[index].drained = why;
+void ConnectionSet::close_forward(const ServedForward& forward) {
+  const ForwardPhase phase = forward.phase.load();
+  if (phase == ForwardPhase::kEnded) {
+    for_each_live(forward, [&](std::uint32_t index) {
+      terminate(index, CloseSide::kNode, forward.why.load(), true, true);
+    });
+  } else if (phase == ForwardPhase::kDraining) {
+    for_each_live(forward, [this](std::uint32_t index) {
+      drain(index);
       schedule(index);
-    }
+    });
+  }
+}
+
+/// It gets the drain time from now on, once.
+void ConnectionSet::drain(std::uint32_t index) {
+  Connection& connection = connections_[index];
+  if (connection.drain_deadline == TimerWheel::kNever) {
+    connection.drain_deadline = io_.now() + options_.drain_timeout;
+    connection.drained = connection.forward->why.load();
   }
 }
 
@@ -640,13 +660,12 @@ void ConnectionSet::reset_all(CloseHow how) {
 
 // --- What the control plane asks.
 
-std::vector<LiveConnection> ConnectionSet::list(const ForwardId& forward, ConnectionId after,
+std::vector<LiveConnection> ConnectionSet::list(const ServedForward& forward, ConnectionId after,
                                                 std::size_t limit) {
   std::vector<std::pair<ConnectionId, std::uint32_t>> found;
-  for (std::uint32_t index = 0; index < table_.high_water(); ++index) {
-    if (!is_live(index) || table_[index].forward != forward) continue;
+  for_each_live(forward, [&](std::uint32_t index) {
     if (const ConnectionId id = id_of(table_[index]); id > after) found.emplace_back(id, index);
-  }
+  });
   const std::size_t count = std::min(limit, found.size());
   std::partial_sort(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(count), found.end());
   std::vector<LiveConnection> live;
@@ -676,14 +695,13 @@ LiveConnection ConnectionSet::live_connection(const ConnectionSlot& slot) {
   return live;
 }
 
-std::size_t ConnectionSet::kill(const ForwardId& forward, ConnectionId connection) {
+std::size_t ConnectionSet::kill(const ServedForward& forward, ConnectionId connection) {
   std::size_t count = 0;
-  for (std::uint32_t index = 0; index < table_.high_water(); ++index) {
-    if (!is_live(index) || table_[index].forward != forward) continue;
-    if (connection != 0 && id_of(table_[index]) != connection) continue;
+  for_each_live(forward, [&](std::uint32_t index) {
+    if (connection != 0 && id_of(table_[index]) != connection) return;
     terminate(index, CloseSide::kNode, CloseHow::kKilled, true, true);
     ++count;
-  }
+  });
   return count;
 }
 
@@ -763,6 +781,35 @@ void ConnectionSet::set_state(std::uint32_t index, ConnectionState state) {
 bool ConnectionSet::is_live(std::uint32_t index) const {
   const ConnectionState state = table_[index].state;
   return state != ConnectionState::kFree && state != ConnectionState::kClosing;
+}
+
+/// Into the list of its forward.
+void ConnectionSet::link(std::uint32_t index) {
+  Connection& connection = connections_[index];
+  ConnectionList& list = connection.forward->connections[worker_];
+  connection.next = list.first;
+  if (list.first != ConnectionList::kNone) connections_[list.first].previous = index;
+  list.first = index;
+}
+
+void ConnectionSet::unlink(std::uint32_t index) {
+  const Connection& connection = connections_[index];
+  if (connection.previous != ConnectionList::kNone) {
+    connections_[connection.previous].next = connection.next;
+  } else {
+    connection.forward->connections[worker_].first = connection.next;
+  }
+  if (connection.next != ConnectionList::kNone) connections_[connection.next].previous = connection.previous;
+}
+
+/// Calls visit(index) for each live connection of the forward; `visit` may end the one that it is given.
+template <class Visit>
+void ConnectionSet::for_each_live(const ServedForward& forward, Visit visit) {
+  for (std::uint32_t index = forward.connections[worker_].first; index != ConnectionList::kNone;) {
+    const std::uint32_t next = connections_[index].next;
+    if (is_live(index)) visit(index);
+    index = next;
+  }
 }
 
 ConnectionId ConnectionSet::id_of(const ConnectionSlot& slot) const {

@@ -43,6 +43,8 @@ struct ConnectionOptions {
 /// What a slot needs beside it in this process.
 struct Connection {
   ServedForwardPtr forward;
+  std::uint32_t next = ConnectionList::kNone;  // of the same forward
+  std::uint32_t previous = ConnectionList::kNone;
   Nanos drain_deadline = TimerWheel::kNever;
   Nanos throttled_until = TimerWheel::kNever;  // the forward's byte rate is spent: look again then
   Nanos reset_deadline = TimerWheel::kNever;   // an error was told: deliver what came before it until then
@@ -89,15 +91,15 @@ class ConnectionSet {
   bool runnable() const { return !run_queue_.empty(); }
   Nanos until_next_deadline() const { return timers_.until_next(io_.now()); }
 
-  /// What becomes of the connections of a forward that was closed.
-  void close_forward(const ServedForward& forward, ClosePolicy policy, CloseHow why);
+  /// The forward's phase has moved on: does to its connections what that means.
+  void close_forward(const ServedForward& forward);
   void reset_all(CloseHow how);
 
-  /// The connections of a forward with ids above `after`, at most `limit`, those with the lowest ids. Looks
-  /// at every slot: 1.4 ms where there are 100,000, and a microsecond or two for each one that it lists.
-  std::vector<LiveConnection> list(const ForwardId& forward, ConnectionId after, std::size_t limit);
+  /// The connections of a forward with ids above `after`, at most `limit`, those with the lowest ids. A
+  /// microsecond or two for each one that it lists.
+  std::vector<LiveConnection> list(const ServedForward& forward, ConnectionId after, std::size_t limit);
   /// Resets one connection of a forward, or all of them (0); returns how many.
-  std::size_t kill(const ForwardId& forward, ConnectionId connection);
+  std::size_t kill(const ServedForward& forward, ConnectionId connection);
 
   std::uint32_t in_use() const { return table_.in_use(); }
   /// Calls take(const ServedForwardPtr&) for each connection that the guest refused since the last call.
@@ -134,6 +136,7 @@ class ConnectionSet {
   void advance_resetting(std::uint32_t index);
   void relay_from(std::uint32_t index, Side from);
   void throttle(std::uint32_t index, Nanos wait);
+  void drain(std::uint32_t index);
   void doom(std::uint32_t index, Side side);
   void on_reset(std::uint32_t index, Side side);
   void on_connect_failed(std::uint32_t index, int error);
@@ -147,6 +150,10 @@ class ConnectionSet {
   void record_close(const ConnectionSlot& slot, Connection& connection);
   void push_record(CloseRecord record);
   bool is_live(std::uint32_t index) const;
+  void link(std::uint32_t index);
+  void unlink(std::uint32_t index);
+  template <class Visit>
+  void for_each_live(const ServedForward& forward, Visit visit);
   ConnectionId id_of(const ConnectionSlot& slot) const;
   LiveConnection live_connection(const ConnectionSlot& slot);
 

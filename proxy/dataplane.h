@@ -30,12 +30,17 @@ class BoundPort {
   std::vector<Fd> listeners_;
 };
 
+/// Upstream sockets are bound to a network device by its index, not by its name: a device that is renamed
+/// stays the same one, and a new device with an old name is another one.
+inline constexpr int kAnyDevice = 0;  // not bound
+inline constexpr int kNoDevice = -1;  // there is none yet: connections to the guest fail
+
 /// Where a forward's connections go.
 struct ForwardRoute {
   ForwardId id{};
-  Endpoint upstream;  // the guest's address and port
-  std::string tap;    // upstream sockets are bound to this device, so that nothing leaks when it is gone;
-                      // empty: not bound
+  Uuid session_id{};             // one run of the instance's machine: what belongs to it ends with it
+  Endpoint upstream;             // the guest's address and port
+  int device = kAnyDevice;       // interface index of the guest's tap, kAnyDevice or kNoDevice
   std::string instance_id = {};  // for records
   TrafficLimits limits = {};
   SourcePlan source = SourcePlan::kPlain;  // kTransparent: as far as a connection's client allows it
@@ -66,9 +71,17 @@ class Dataplane {
   virtual void open(ForwardRoute route, BoundPort port) = 0;
 
   /// Stops accepting for the forward and gives its port back, soon (within a worker's turn); unknown ids are
-  /// ignored. Its counters stay readable until the last connection has ended; forward_stats no longer lists
-  /// it. Where its connections are ended, `why` is what their records say.
+  /// ignored. Clients that are connected but were not accepted yet are connections like the others. Its
+  /// counters stay readable until the last connection has ended; forward_stats no longer lists it. If its
+  /// connections are ended, `why` is what their records say.
   virtual void close(const ForwardId& id, ClosePolicy policy, CloseHow why) = 0;
+
+  /// The session is over: closes its forwards and resets all of its connections, also those of forwards that
+  /// were closed before and those that are still on their way between two workers. Unknown ids are ignored.
+  virtual void end_session(const Uuid& session_id, CloseHow why) = 0;
+
+  /// The device of the session's connections to come. Unknown ids are ignored.
+  virtual void set_device(const Uuid& session_id, int device) = 0;
 
   /// The forward was closed, or never opened, and its last connection has ended.
   virtual bool ended(const ForwardId& id) = 0;

@@ -86,8 +86,8 @@ class Io {
   /// SO_ERROR as -errno, or 0; reading it clears it.
   virtual int socket_error(int fd) = 0;
   virtual int set_option(int fd, int level, int option, int value) = 0;
-  /// SO_BINDTODEVICE.
-  virtual int bind_to_device(int fd, const std::string& device) = 0;
+  /// SO_BINDTOIFINDEX; `device` is an interface index. -ENODEV when there is no such device.
+  virtual int bind_to_device(int fd, int device) = 0;
   /// Gives a socket that is to be connected an address that need not be the node's (IP_TRANSPARENT,
   /// IPV6_TRANSPARENT), and its port, which other sockets may have too; port 0 is one that connect() chooses.
   virtual int bind_transparent(int fd, const Endpoint& source) = 0;

@@ -101,9 +101,8 @@ int KernelIo::set_option(int fd, int level, int option, int value) {
   return result_of(::setsockopt(fd, level, option, &value, sizeof value));
 }
 
-int KernelIo::bind_to_device(int fd, const std::string& device) {
-  return result_of(
-      ::setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, device.c_str(), static_cast<socklen_t>(device.size())));
+int KernelIo::bind_to_device(int fd, int device) {
+  return set_option(fd, SOL_SOCKET, SO_BINDTOIFINDEX, device);  // Linux 5.1
 }
 
 int KernelIo::bind_transparent(int fd, const Endpoint& source) {

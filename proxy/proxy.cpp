@@ -88,6 +88,21 @@ ForwardStats ServedForward::stats() const {
   return stats;
 }
 
+bool ServedForward::idle() const {
+  // In this order: a connection is on its way before it is no longer to be accepted, and active before it is
+  // no longer on its way.
+  if (accepting.load(std::memory_order_acquire)) return false;
+  if (handed_over.load(std::memory_order_acquire) != 0) return false;
+  return stats().connections_active == 0;
+}
+
+bool ServedForward::advance(ForwardPhase to, CloseHow reason) {
+  if (phase.load() >= to) return false;
+  why.store(reason);
+  phase.store(to);
+  return true;
+}
+
 Result<std::unique_ptr<Proxy>> Proxy::start(const ProxyOptions& options) {
   ProxyOptions chosen = options;
   if (chosen.workers == 0) chosen.workers = std::max(1U, std::thread::hardware_concurrency());
@@ -153,62 +168,122 @@ Result<BoundPort> Proxy::bind(std::uint16_t port) {
 
 void Proxy::open(ForwardRoute route, BoundPort port) {
   const ForwardId id = route.id;
+  Session& session = sessions_[route.session_id];
+  if (!session.served) session.served = std::make_shared<ServedSession>(route.session_id, route.device);
   const std::size_t worker = next_worker_++ % workers_.size();
-  Entry entry{.forward = std::make_shared<ServedForward>(std::move(route), workers_.size(), worker),
-              .listeners = {}};
+  auto forward = std::make_shared<ServedForward>(std::move(route), workers_.size(), worker, session.served);
   std::vector<Fd> listeners = port.take_listeners();
-  for (const Fd& listener : listeners) entry.listeners.push_back(listener.get());
-  workers_[worker]->post(Worker::OpenForward{entry.forward, std::move(listeners)});
-  forwards_.insert_or_assign(id, std::move(entry));
+  for (const Fd& listener : listeners) forward->listeners.push_back(listener.get());
+  session.forwards.push_back(forward);
+  forward->accepting.store(true);
+  workers_[worker]->post(Worker::OpenForward{forward, std::move(listeners)});
+  forwards_.insert_or_assign(id, std::move(forward));
 }
 
 void Proxy::close(const ForwardId& id, ClosePolicy policy, CloseHow why) {
   const auto found = forwards_.find(id);
   if (found == forwards_.end()) return;
-  close(found->second, policy, why);
-  closing_.insert_or_assign(id, std::move(found->second.forward));
+  const ServedForwardPtr forward = std::move(found->second);
   forwards_.erase(found);
-  if (closing_.size() <= closing_max_) return;
-  std::erase_if(closing_, [](const auto& entry) { return entry.second->stats().connections_active == 0; });
-  closing_max_ = std::max<std::size_t>(64, 2 * closing_.size());
+  close(forward,
+        policy == ClosePolicy::kKeep    ? ForwardPhase::kKept
+        : policy == ClosePolicy::kDrain ? ForwardPhase::kDraining
+                                        : ForwardPhase::kEnded,
+        why);
+  prune(forward->route.session_id);
+}
+
+void Proxy::end_session(const Uuid& session_id, CloseHow why) {
+  const auto session = sessions_.extract(session_id);
+  if (session.empty()) return;
+  for (const ServedForwardPtr& forward : session.mapped().forwards) {
+    forwards_.erase(forward->route.id);
+    close(forward, ForwardPhase::kEnded, why);
+  }
+}
+
+void Proxy::set_device(const Uuid& session_id, int device) {
+  const auto session = sessions_.find(session_id);
+  if (session != sessions_.end()) session->second.served->device.store(device, std::memory_order_relaxed);
+}
+
+/// Forgets a session's closed forwards that have no connection left, once there are many.
+void Proxy::prune(const Uuid& session_id) {
+  const auto found = sessions_.find(session_id);
+  if (found == sessions_.end()) return;
+  Session& session = found->second;
+  if (session.forwards.size() < session.prune_at) return;
+  std::erase_if(session.forwards, [](const ServedForwardPtr& forward) {
+    return forward->phase.load() != ForwardPhase::kOpen && forward->idle();
+  });
+  session.prune_at = std::max<std::size_t>(64, 2 * session.forwards.size());
 }
 
 bool Proxy::ended(const ForwardId& id) {
   if (forwards_.contains(id)) return false;
   const auto found = closing_.find(id);
   if (found == closing_.end()) return true;
-  if (found->second->stats().connections_active != 0) return false;
+  const ServedForwardPtr forward = found->second.lock();
+  if (forward && !forward->idle()) return false;
   closing_.erase(found);
   return true;
 }
 
-void Proxy::close(const Entry& entry, ClosePolicy policy, CloseHow why) {
-  entry.forward->closed.store(true, std::memory_order_relaxed);
-  // At once, not when the worker gets to it: from here on a client is refused, and the port can be bound
-  // again.
-  for (const int listener : entry.listeners) ::shutdown(listener, SHUT_RD);
+void Proxy::close(const ServedForwardPtr& forward, ForwardPhase to, CloseHow why) {
+  const ForwardPhase before = forward->phase.load();
+  {
+    const std::lock_guard lock(forward->listeners_mutex);
+    if (!forward->advance(to, why)) return;
+    if (before == ForwardPhase::kOpen) {
+      // At once, not when the worker gets to it: from here on a client is refused, and the port can be bound
+      // again.
+      for (const int listener : forward->listeners) {
+        if (to != ForwardPhase::kEnded) take_waiting(forward, listener);
+        ::shutdown(listener, SHUT_RD);
+      }
+    }
+  }
   for (std::size_t i = 0; i < workers_.size(); ++i) {
-    if (i == entry.forward->listening_worker || policy != ClosePolicy::kKeep)
-      workers_[i]->post(Worker::CloseForward{entry.forward, policy, why});
+    if (i == forward->listening_worker || to != ForwardPhase::kKept)
+      workers_[i]->post(Worker::CloseForward{forward});
+  }
+  closing_.insert_or_assign(forward->route.id, forward);
+  if (closing_.size() <= closing_max_) return;
+  std::erase_if(closing_, [](const auto& entry) {
+    const ServedForwardPtr closing = entry.second.lock();
+    return !closing || closing->idle();
+  });
+  closing_max_ = std::max<std::size_t>(64, 2 * closing_.size());
+}
+
+/// Clients whose connection is established and that nobody has accepted: under DNAT the guest has them
+/// already. A shutdown would reset them.
+void Proxy::take_waiting(const ServedForwardPtr& forward, int listener) {
+  for (int i = 0; i < kListenBacklog; ++i) {
+    const int client = ::accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (client < 0) return;
+    workers_[forward->listening_worker]->post(Worker::TakeConnection{forward, client});
   }
 }
 
 void Proxy::set_limits(const ForwardId& id, const TrafficLimits& limits) {
   const auto found = forwards_.find(id);
-  if (found != forwards_.end()) found->second.forward->set_limits(limits);
+  if (found != forwards_.end()) found->second->set_limits(limits);
 }
 
 void Proxy::set_source(const ForwardId& id, SourcePlan source) {
   const auto found = forwards_.find(id);
-  if (found != forwards_.end()) found->second.forward->source.store(source, std::memory_order_relaxed);
+  if (found != forwards_.end()) found->second->source.store(source, std::memory_order_relaxed);
 }
 
 Result<ConnectionPage> Proxy::connections(const ForwardId& id, ConnectionId after, std::size_t limit) {
+  ConnectionPage page;
+  const auto found = forwards_.find(id);
+  if (found == forwards_.end()) return page;
   auto answers = ask<std::vector<LiveConnection>>(workers_, [&](auto answer) {
-    return Worker::ListConnections{id, after, limit + 1, std::move(answer)};
+    return Worker::ListConnections{found->second, after, limit + 1, std::move(answer)};
   });
   if (!answers) return answers.error();
-  ConnectionPage page;
   for (auto& answer : *answers) {
     page.connections.insert(page.connections.end(), answer.begin(), answer.end());
   }
@@ -219,8 +294,10 @@ Result<ConnectionPage> Proxy::connections(const ForwardId& id, ConnectionId afte
 }
 
 Result<std::size_t> Proxy::end_connections(const ForwardId& id, ConnectionId connection) {
+  const auto found = forwards_.find(id);
+  if (found == forwards_.end()) return std::size_t{0};
   auto answers = ask<std::size_t>(workers_, [&](auto answer) {
-    return Worker::EndConnections{id, connection, std::move(answer)};
+    return Worker::EndConnections{found->second, connection, std::move(answer)};
   });
   if (!answers) return answers.error();
   return std::accumulate(answers->begin(), answers->end(), std::size_t{0});
@@ -229,13 +306,13 @@ Result<std::size_t> Proxy::end_connections(const ForwardId& id, ConnectionId con
 std::optional<ForwardStats> Proxy::forward_stats(const ForwardId& id) const {
   const auto found = forwards_.find(id);
   if (found == forwards_.end()) return std::nullopt;
-  return found->second.forward->stats();
+  return found->second->stats();
 }
 
 std::vector<ForwardStats> Proxy::forward_stats() const {
   std::vector<ForwardStats> all;
   all.reserve(forwards_.size());
-  for (const auto& [id, entry] : forwards_) all.push_back(entry.forward->stats());
+  for (const auto& [id, forward] : forwards_) all.push_back(forward->stats());
   return all;
 }
 
@@ -246,8 +323,8 @@ NodeStats Proxy::node_stats() const {
 }
 
 void Proxy::stop_accepting() {
-  for (const auto& [id, entry] : forwards_) close(entry, ClosePolicy::kKeep, CloseHow::kShutdown);
-  forwards_.clear();
+  for (const auto& [id, forward] : forwards_) close(forward, ForwardPhase::kKept, CloseHow::kShutdown);
+  forwards_.clear();  // sessions_ still has them: a session that ends meanwhile takes its connections with it
 }
 
 bool Proxy::idle() const {

@@ -40,6 +40,8 @@ class Proxy final : public Dataplane {
   Result<BoundPort> bind(std::uint16_t port) override;
   void open(ForwardRoute route, BoundPort port) override;
   void close(const ForwardId& id, ClosePolicy policy, CloseHow why) override;
+  void end_session(const Uuid& session_id, CloseHow why) override;
+  void set_device(const Uuid& session_id, int device) override;
   bool ended(const ForwardId& id) override;
   void set_limits(const ForwardId& id, const TrafficLimits& limits) override;
   void set_source(const ForwardId& id, SourcePlan source) override;
@@ -66,14 +68,18 @@ class Proxy final : public Dataplane {
   void stop();
 
  private:
-  struct Entry {
-    ServedForwardPtr forward;
-    std::vector<int> listeners;  // owned by the worker until CloseForward
+  /// A session with forwards, or with connections of forwards that were closed.
+  struct Session {
+    ServedSessionPtr served;
+    std::vector<ServedForwardPtr> forwards;  // also closed ones, until prune() finds them without connections
+    std::size_t prune_at = 64;               // that many forwards
   };
 
   Proxy(const ProxyOptions& options, std::string backend, std::string backend_reason,
         std::vector<std::unique_ptr<Io>> ios);
-  void close(const Entry& entry, ClosePolicy policy, CloseHow why);
+  void close(const ServedForwardPtr& forward, ForwardPhase to, CloseHow why);
+  void take_waiting(const ServedForwardPtr& forward, int listener);
+  void prune(const Uuid& session_id);
 
   const ProxyOptions options_;
   const std::string backend_;
@@ -81,10 +87,11 @@ class Proxy final : public Dataplane {
   SlotArena arena_;
   std::vector<std::unique_ptr<Worker>> workers_;
   std::vector<std::thread> threads_;
-  std::unordered_map<ForwardId, Entry, boost::hash<ForwardId>> forwards_;
-  std::unordered_map<ForwardId, ServedForwardPtr, boost::hash<ForwardId>>
-      closing_;                   // closed, with connections; those that have ended too until somebody looks
-  std::size_t closing_max_ = 64;  // then somebody does
+  std::unordered_map<ForwardId, ServedForwardPtr, boost::hash<ForwardId>> forwards_;  // those that are open
+  std::unordered_map<Uuid, Session, boost::hash<Uuid>> sessions_;
+  std::unordered_map<ForwardId, std::weak_ptr<ServedForward>, boost::hash<ForwardId>>
+      closing_;                   // closed ones, for ended(); pruned now and then
+  std::size_t closing_max_ = 64;  // then it is time
   std::size_t next_worker_ = 0;
 };
 

@@ -118,7 +118,8 @@ void RefusalGates::probe(std::uint32_t index) {
   gate.due = io_.now() + kAnswerMax;
   gate.fd = io_.socket(route.upstream.address().is_v6() ? AF_INET6 : AF_INET);
   int result = gate.fd;
-  if (gate.fd >= 0 && !route.tap.empty()) result = io_.bind_to_device(gate.fd, route.tap);
+  const int device = gate.forward->session->device.load(std::memory_order_relaxed);
+  if (gate.fd >= 0 && device != kAnyDevice) result = io_.bind_to_device(gate.fd, device);
   if (result >= 0) result = io_.connect(gate.fd, route.upstream);
   if (result == 0 || result == -EINPROGRESS) {
     gate.armed = true;

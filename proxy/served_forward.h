@@ -1,14 +1,18 @@
-// A forward as the data plane serves it: where its connections go, and its counts, one set for each worker.
+// A forward as the data plane serves it: where its connections go, what became of it, and its counts, one set
+// for each worker.
 //
-// Shared by the control thread and every worker. What is not atomic and not a worker's own counters is
-// constant after construction. It lives until the control plane has closed it and its last connection has
+// Shared by the control thread and every worker. What is not atomic, not under a mutex and not a worker's own
+// is constant after construction. It lives until the control plane has closed it and its last connection has
 // ended.
 #pragma once
 
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
+#include <mutex>
+#include <utility>
 #include <vector>
 
 #include "metrics/stats.h"
@@ -17,11 +21,38 @@
 
 namespace portway {
 
+/// What the forwards of one session share.
+struct ServedSession {
+  ServedSession(const Uuid& session_id, int session_device) : id(session_id), device(session_device) {}
+
+  const Uuid id;
+  std::atomic<int> device;  // see ForwardRoute::device; set by the control thread
+};
+using ServedSessionPtr = std::shared_ptr<ServedSession>;
+
+/// How far a forward's end has come. It only moves on.
+enum class ForwardPhase : std::uint8_t {
+  kOpen,
+  kKept,      // closed: its connections run on
+  kDraining,  // closed: its connections have a deadline
+  kEnded,     // closed: its connections are reset
+};
+
+/// A worker's connections of one forward: a doubly linked list through Connection::next and ::previous.
+struct ConnectionList {
+  static constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
+  std::uint32_t first = kNone;
+};
+
 struct ServedForward {
-  /// `listening` is the index of the worker that has its listeners.
-  ServedForward(ForwardRoute forward_route, std::size_t workers, std::size_t listening = 0)
+  /// `listening` is the index of the worker that has its listeners. Without a session it has one of its own.
+  ServedForward(ForwardRoute forward_route, std::size_t workers, std::size_t listening = 0,
+                ServedSessionPtr of_session = nullptr)
       : route(std::move(forward_route)),
+        session(of_session ? std::move(of_session)
+                           : std::make_shared<ServedSession>(route.session_id, route.device)),
         counters(std::make_unique<ForwardCounters[]>(workers)),
+        connections(std::make_unique<ConnectionList[]>(workers)),
         worker_count(workers),
         listening_worker(listening),
         source(route.source) {
@@ -29,14 +60,21 @@ struct ServedForward {
   }
 
   ForwardStats stats() const;
+  /// It is closed, and no connection is left: none is waiting to be accepted or on its way between workers.
+  bool idle() const;
   /// From the control thread; holds for what comes afterwards.
   void set_limits(const TrafficLimits& limits) {
     admission.set_limits(limits);
     for (ByteRate& each : rate) each.set_limit(limits.max_bytes_per_second);
   }
+  /// From the control thread, before it tells the workers: whoever starts a connection afterwards sees it.
+  /// False when it was as far already.
+  bool advance(ForwardPhase to, CloseHow why);
 
   const ForwardRoute route;
-  const std::unique_ptr<ForwardCounters[]> counters;  // [w] is written by worker w only
+  const ServedSessionPtr session;
+  const std::unique_ptr<ForwardCounters[]> counters;    // [w] is written by worker w only
+  const std::unique_ptr<ConnectionList[]> connections;  // [w] belongs to worker w
   const std::size_t worker_count;
   const std::size_t listening_worker;
   Admission admission;
@@ -46,7 +84,16 @@ struct ServedForward {
   // On the monotonic clock: one has not, but has answered the node's. Until then it is not asked again.
   std::atomic<std::int64_t> unanswered_until_ns{0};
   std::atomic<bool> refusing{false};  // its guest port is closed: so are its listeners
-  std::atomic<bool> closed{false};    // set by the control thread: nothing is accepted for it any more
+  std::atomic<ForwardPhase> phase{ForwardPhase::kOpen};
+  std::atomic<CloseHow> why{CloseHow::kForwardDeleted};  // what records of connections that it ends say
+  // Accepted connections on their way to another worker: not yet among connections_active.
+  std::atomic<std::uint32_t> handed_over{0};
+  std::atomic<bool> accepting{false};  // its worker may still accept for it
+
+  // Held while listeners are shut or opened, so that none can listen again once `phase` says that it is over.
+  std::mutex listeners_mutex;
+  std::vector<int> listeners;  // under listeners_mutex; the worker's, until it is told of the end
+  std::vector<std::uint32_t> listener_slots;  // the listening worker's
 };
 
 using ServedForwardPtr = std::shared_ptr<ServedForward>;

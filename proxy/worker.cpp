@@ -53,7 +53,10 @@ Worker::~Worker() {
 }
 
 void Worker::post(Message message) {
-  if (std::holds_alternative<TakeConnection>(message)) handed_over_.fetch_add(1, std::memory_order_relaxed);
+  if (const auto* take = std::get_if<TakeConnection>(&message)) {
+    handed_over_.fetch_add(1, std::memory_order_relaxed);
+    take->forward->handed_over.fetch_add(1, std::memory_order_relaxed);
+  }
   {
     const std::lock_guard lock(mailbox_mutex_);
     mailbox_.push_back(std::move(message));
@@ -150,6 +153,7 @@ void Worker::on(OpenForward& message) {
     }
     listeners_[index].forward = message.forward;
     listeners_[index].fd = fd.release();
+    message.forward->listener_slots.push_back(index);
     ++listeners_open_;
     if (stopping_) {
       release_listener(index);
@@ -160,33 +164,36 @@ void Worker::on(OpenForward& message) {
 }
 
 void Worker::on(CloseForward& message) {
-  for (std::uint32_t index = 0; index < listeners_.size(); ++index) {
-    if (listeners_[index].forward == message.forward) close_listener(index);
+  if (this == &listening_worker(*message.forward)) {
+    const std::vector<std::uint32_t> slots = message.forward->listener_slots;
+    for (const std::uint32_t index : slots) close_listener(index);
+    gates_.forget(message.forward);
   }
-  gates_.forget(message.forward);
-  connections_.close_forward(*message.forward, message.policy, message.why);
+  connections_.close_forward(*message.forward);
 }
 
 void Worker::on(TakeConnection& message) {
-  handed_over_.fetch_sub(1, std::memory_order_relaxed);
   if (stopping_) {
     connections_.reject(message.downstream, message.forward, RejectReason::kDraining);
   } else {
-    connections_.start(message.downstream, std::move(message.forward));
+    connections_.start(message.downstream, message.forward);
   }
+  // It is among the active ones first: whoever adds up both never misses it.
+  message.forward->handed_over.fetch_sub(1, std::memory_order_release);
+  handed_over_.fetch_sub(1, std::memory_order_relaxed);
 }
 
 void Worker::on(ListConnections& message) {
-  message.answer.set_value(connections_.list(message.forward, message.after, message.limit));
+  message.answer.set_value(connections_.list(*message.forward, message.after, message.limit));
 }
 
 void Worker::on(EndConnections& message) {
-  message.answer.set_value(connections_.kill(message.forward, message.connection));
+  message.answer.set_value(connections_.kill(*message.forward, message.connection));
 }
 
 void Worker::on(Refused& message) {
   const ServedForwardPtr& forward = message.forward;
-  if (stopping_ || forward->closed.load(std::memory_order_relaxed) || !gates_.add(forward)) return;
+  if (stopping_ || forward->phase.load() != ForwardPhase::kOpen || !gates_.add(forward)) return;
   forward->refusing.store(true, std::memory_order_relaxed);
   shut_listeners(forward);
 }
@@ -211,8 +218,6 @@ void Worker::on_accept(std::uint32_t index, const Completion& completion) {
 void Worker::on_accepted(int downstream, const ServedForwardPtr& forward) {
   if (stopping_) {
     connections_.reject(downstream, forward, RejectReason::kDraining);
-  } else if (forward->closed.load(std::memory_order_relaxed)) {
-    connections_.reject(downstream, forward, RejectReason::kForwardGone);
   } else if (Worker& worker = least_loaded(); worker.load() >= worker.connections_max()) {
     connections_.reject(downstream, forward, RejectReason::kConnectionsMax);
   } else if (&worker == this) {
@@ -228,7 +233,7 @@ void Worker::on_accept_ended(std::uint32_t index, int result) {
   const bool shut = result == -EINVAL;  // shutdown(2), by us
   if (listener.closing) {
     release_listener(index);
-  } else if (shut && (listener.gated || listener.forward->closed.load(std::memory_order_relaxed))) {
+  } else if (shut && (listener.gated || listener.forward->phase.load() != ForwardPhase::kOpen)) {
     // Armed again when the guest's port is open; or CloseForward is on its way.
   } else if (shut || result >= 0 || result == -ECONNABORTED || result == -EINTR) {
     arm(index);  // nothing is wrong; or the guest's port was open again before this was told
@@ -271,6 +276,9 @@ void Worker::close_listener(std::uint32_t index) {
 }
 
 void Worker::release_listener(std::uint32_t index) {
+  ServedForward& forward = *listeners_[index].forward;
+  std::erase(forward.listener_slots, index);
+  if (forward.listener_slots.empty()) forward.accepting.store(false, std::memory_order_release);
   io_->close(listeners_[index].fd);
   listeners_[index] = Listener{};
   free_listeners_.push_back(index);
@@ -291,7 +299,7 @@ void Worker::resume_paused() {
 
 void Worker::tell_refused(const ServedForwardPtr& forward) {
   if (forward->refusing.load(std::memory_order_relaxed)) return;
-  Worker& listening = peers_.empty() ? *this : *peers_[forward->listening_worker];
+  Worker& listening = listening_worker(*forward);
   if (&listening == this) {
     Refused message{forward};
     on(message);
@@ -300,11 +308,18 @@ void Worker::tell_refused(const ServedForwardPtr& forward) {
   }
 }
 
+Worker& Worker::listening_worker(const ServedForward& forward) {
+  return peers_.empty() ? *this : *peers_[forward.listening_worker];
+}
+
 /// Clients are refused from here on, and the port stays ours. SO_REUSEADDR has to go, or another program
 /// could listen on a port where nobody does.
 void Worker::shut_listeners(const ServedForwardPtr& forward) {
-  for (Listener& listener : listeners_) {
-    if (listener.forward != forward || listener.closing) continue;
+  const std::lock_guard lock(forward->listeners_mutex);
+  if (forward->phase.load() != ForwardPhase::kOpen) return;
+  for (const std::uint32_t index : forward->listener_slots) {
+    Listener& listener = listeners_[index];
+    if (listener.closing) continue;
     listener.gated = true;
     io_->set_option(listener.fd, SOL_SOCKET, SO_REUSEADDR, 0);
     io_->shutdown(listener.fd, SHUT_RD);
@@ -312,10 +327,12 @@ void Worker::shut_listeners(const ServedForwardPtr& forward) {
 }
 
 bool Worker::open_listeners(const ServedForwardPtr& forward) {
+  const std::lock_guard lock(forward->listeners_mutex);
+  if (forward->phase.load() != ForwardPhase::kOpen) return true;  // CloseForward is on its way
   bool open = true;
-  for (std::uint32_t index = 0; index < listeners_.size(); ++index) {
+  for (const std::uint32_t index : forward->listener_slots) {
     Listener& listener = listeners_[index];
-    if (listener.forward != forward || listener.closing || !listener.gated) continue;
+    if (listener.closing || !listener.gated) continue;
     io_->set_option(listener.fd, SOL_SOCKET, SO_REUSEADDR, 1);
     if (io_->listen_again(listener.fd) < 0) {
       io_->set_option(listener.fd, SOL_SOCKET, SO_REUSEADDR, 0);

@@ -39,20 +39,19 @@ class Worker {
     ServedForwardPtr forward;
     std::vector<Fd> listeners;
   };
+  /// The forward's phase has moved on.
   struct CloseForward {
     ServedForwardPtr forward;
-    ClosePolicy policy;
-    CloseHow why;
   };
   /// Asks for live connections; see Dataplane::connections().
   struct ListConnections {
-    ForwardId forward;
+    ServedForwardPtr forward;
     ConnectionId after;
     std::size_t limit;
     std::promise<std::vector<LiveConnection>> answer;
   };
   struct EndConnections {
-    ForwardId forward;
+    ServedForwardPtr forward;
     ConnectionId connection;  // 0: all
     std::promise<std::size_t> answer;
   };
@@ -130,6 +129,7 @@ class Worker {
   void on_accepted(int downstream, const ServedForwardPtr& forward);
   void on_accept_ended(std::uint32_t index, int result);
   Worker& least_loaded();
+  Worker& listening_worker(const ServedForward& forward);
   void arm(std::uint32_t index);
   void close_listener(std::uint32_t index);
   void release_listener(std::uint32_t index);

@@ -22,7 +22,6 @@ CloseRecord record(ConnectionId id = 4097) {
   static const auto forward = std::make_shared<ServedForward>(
       ForwardRoute{.id = parse_uuid("0192f0c1-2345-7000-8000-000000000001").value(),
                    .upstream = {parse_address("198.19.0.2").value(), 3000},
-                   .tap = "tap0",
                    .instance_id = "vm-1"},
       1);
   CloseRecord record{.forward = forward, .id = id};

@@ -31,6 +31,19 @@ class FakeDataplane final : public Dataplane {
     closed.emplace_back(id, policy);
     reasons.push_back(why);
   }
+  void end_session(const Uuid& session_id, CloseHow why) override {
+    ended_sessions.push_back(session_id);
+    std::vector<ForwardId> over;
+    for (const auto& [id, route] : opened) {
+      if (route.first.session_id == session_id) over.push_back(id);
+    }
+    for (const ForwardId& id : over) close(id, ClosePolicy::kReset, why);
+  }
+  void set_device(const Uuid& session_id, int device) override {
+    for (auto& [id, route] : opened) {
+      if (route.first.session_id == session_id) route.first.device = device;
+    }
+  }
   Result<ConnectionPage> connections(const ForwardId& id, ConnectionId after, std::size_t limit) override {
     ConnectionPage page;
     for (const LiveConnection& connection : live[id]) {
@@ -66,7 +79,8 @@ class FakeDataplane final : public Dataplane {
   int bound = 0;
   std::map<ForwardId, std::pair<ForwardRoute, std::uint16_t>> opened;
   std::vector<std::pair<ForwardId, ClosePolicy>> closed;
-  std::vector<CloseHow> reasons;                          // of `closed`
+  std::vector<CloseHow> reasons;  // of `closed`
+  std::vector<Uuid> ended_sessions;
   std::map<ForwardId, std::vector<LiveConnection>> live;  // in the order of their ids
 };
 

@@ -376,10 +376,9 @@ TEST_F(ConnectionsApi, ListsLiveOnesInPages) {
 }
 
 TEST_F(ConnectionsApi, TellsWhyTheLastOnesClosedTheLatestFirst) {
-  const auto served = std::make_shared<ServedForward>(
-      ForwardRoute{.id = forward, .upstream = {}, .tap = "", .instance_id = "vm-1"}, 1);
-  const auto other =
-      std::make_shared<ServedForward>(ForwardRoute{.id = make_uuid(), .upstream = {}, .tap = ""}, 1);
+  const auto served =
+      std::make_shared<ServedForward>(ForwardRoute{.id = forward, .upstream = {}, .instance_id = "vm-1"}, 1);
+  const auto other = std::make_shared<ServedForward>(ForwardRoute{.id = make_uuid(), .upstream = {}}, 1);
   for (ConnectionId id = 1; id <= 3; ++id) {
     CloseRecord record{.forward = id == 2 ? other : served, .id = id};
     record.cause = {CloseSide::kGuest, CloseHow::kReset};

@@ -134,7 +134,9 @@ Rig::Rig(Backend backend, const RigOptions& options)
   auto io = world_->make_io(why_not_);
   if (!io) return;
   forward_ = std::make_shared<ServedForward>(
-      ForwardRoute{.id = make_uuid(), .upstream = service_, .tap = options.tap, .source = options.source}, 1);
+      ForwardRoute{
+          .id = make_uuid(), .upstream = service_, .device = options.device, .source = options.source},
+      1);
   worker_ = std::make_unique<Worker>(
       std::move(io),
       WorkerOptions{.index = 0, .pipes_max = options.pipes_max, .connections = options.connections},
@@ -250,19 +252,22 @@ void Rig::drop(Peer& peer) {
 }
 
 void Rig::close_forward(ClosePolicy policy, CloseHow why) {
-  forward_->closed = true;
+  forward_->advance(policy == ClosePolicy::kKeep    ? ForwardPhase::kKept
+                    : policy == ClosePolicy::kDrain ? ForwardPhase::kDraining
+                                                    : ForwardPhase::kEnded,
+                    why);
   if (sim() != nullptr) {
     sim()->shutdown(listener_, SHUT_RD);
   } else {
     ::shutdown(listener_, SHUT_RD);
   }
-  worker_->post(Worker::CloseForward{forward_, policy, why});
+  worker_->post(Worker::CloseForward{forward_});
 }
 
 std::vector<LiveConnection> Rig::connections(ConnectionId after, std::size_t limit) {
   std::promise<std::vector<LiveConnection>> answer;
   auto live = answer.get_future();
-  worker_->post(Worker::ListConnections{forward_->route.id, after, limit, std::move(answer)});
+  worker_->post(Worker::ListConnections{forward_, after, limit, std::move(answer)});
   worker_->turn(Nanos::zero());
   return live.get();
 }
@@ -270,7 +275,7 @@ std::vector<LiveConnection> Rig::connections(ConnectionId after, std::size_t lim
 std::size_t Rig::end_connections(ConnectionId connection) {
   std::promise<std::size_t> answer;
   auto count = answer.get_future();
-  worker_->post(Worker::EndConnections{forward_->route.id, connection, std::move(answer)});
+  worker_->post(Worker::EndConnections{forward_, connection, std::move(answer)});
   worker_->turn(Nanos::zero());
   return count.get();
 }

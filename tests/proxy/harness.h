@@ -108,7 +108,7 @@ struct RigOptions {
   std::uint32_t pipes_max = 256;
   GuestAnswer guest = GuestAnswer::kServes;
   int family = AF_INET;
-  std::string tap = {};
+  int device = kAnyDevice;
   SourcePlan source = SourcePlan::kPlain;
   SimNetworkOptions network = {};  // of the simulated world
   SimFaults faults = {};           // there

@@ -86,7 +86,7 @@ class ProxyTest : public testing::TestWithParam<IoBackend> {
   }
 
   /// Serves `upstream` on a port that the kernel chose.
-  std::pair<ForwardId, std::uint16_t> open(const Endpoint& upstream) {
+  std::pair<ForwardId, std::uint16_t> open(const Endpoint& upstream, const Uuid& session = {}) {
     const ForwardId id = make_uuid();
     BoundPort bound = proxy_->bind(0).value();
     std::vector<Fd> listeners = bound.take_listeners();
@@ -94,7 +94,8 @@ class ProxyTest : public testing::TestWithParam<IoBackend> {
     socklen_t size = sizeof address;
     ::getsockname(listeners[0].get(), reinterpret_cast<sockaddr*>(&address), &size);
     const std::uint16_t port = ntohs(address.sin_port);
-    proxy_->open({.id = id, .upstream = upstream, .tap = ""}, BoundPort(port, std::move(listeners)));
+    proxy_->open({.id = id, .session_id = session, .upstream = upstream},
+                 BoundPort(port, std::move(listeners)));
     return {id, port};
   }
 
@@ -125,7 +126,7 @@ TEST_P(ProxyTest, TenThousandForwardsOpenServeAndCloseAndLeaveNothing) {
     auto bound = proxy_->bind(port);
     if (!bound) continue;  // somebody on this machine has it
     forwards.emplace_back(make_uuid(), port);
-    proxy_->open({.id = forwards.back().first, .upstream = guest.endpoint, .tap = ""}, std::move(*bound));
+    proxy_->open({.id = forwards.back().first, .upstream = guest.endpoint}, std::move(*bound));
   }
   EXPECT_EQ(proxy_->forward_stats().size(), 10'000U);
   for (std::size_t i = 0; i < forwards.size(); i += 500) {
@@ -327,6 +328,101 @@ TEST_P(ProxyTest, StoppingEndsWhatIsConnectedWithAReset) {
   proxy_.reset();
   EXPECT_EQ(receive(client), "error");
   EXPECT_EQ(receive(served), "error");
+}
+
+// --- A session's end.
+
+TEST_P(ProxyTest, ASessionsEndTakesTheConnectionsOfForwardsThatWereDeletedBefore) {
+  for (const ClosePolicy policy : {ClosePolicy::kKeep, ClosePolicy::kDrain}) {
+    start(2);
+    const Guest guest;
+    const Uuid session = make_uuid();
+    const auto [deleted, deleted_port] = open(guest.endpoint, session);
+    const auto [other_deleted, other_deleted_port] = open(guest.endpoint, session);
+    const auto [open_id, open_port] = open(guest.endpoint, session);
+    const auto [neighbour, neighbour_port] = open(guest.endpoint, make_uuid());
+    std::vector<std::pair<Fd, Fd>> own;
+    for (const std::uint16_t port : {deleted_port, other_deleted_port, open_port}) {
+      for (int i = 0; i < 4; ++i) {  // on both workers
+        Fd client = connect_to(port);
+        own.emplace_back(std::move(client), guest.accept());
+      }
+    }
+    const Fd other = connect_to(neighbour_port);
+    const Fd other_served = guest.accept();
+    proxy_->close(deleted, policy, CloseHow::kForwardDeleted);
+    proxy_->close(other_deleted, policy, CloseHow::kForwardDeleted);
+    for (const auto& [client, served] : own) {
+      ASSERT_EQ(::send(client.get(), "still", 5, 0), 5);
+      ASSERT_EQ(receive(served), "still");
+    }
+
+    proxy_->end_session(session, CloseHow::kInstanceStopped);
+    for (const auto& [client, served] : own) {
+      EXPECT_EQ(receive(client), "error");
+      EXPECT_EQ(receive(served), "error");
+    }
+    EXPECT_FALSE(connect_to(open_port));
+    ASSERT_EQ(::send(other.get(), "hello", 5, 0), 5);
+    EXPECT_EQ(receive(other_served), "hello") << "another session";
+    EXPECT_TRUE(await([&, id = deleted] { return proxy_->ended(id); }));
+    proxy_->end_session(session, CloseHow::kInstanceStopped);  // a repeated end finds nothing
+    proxy_->stop();
+  }
+}
+
+TEST_P(ProxyTest, ASessionCanEndWhileTheDaemonDrains) {
+  start(2);
+  const Guest guest;
+  const Uuid session = make_uuid();
+  const auto [id, port] = open(guest.endpoint, session);
+  const Fd client = connect_to(port);
+  const Fd served = guest.accept();
+  proxy_->stop_accepting();
+  ASSERT_EQ(::send(client.get(), "still", 5, 0), 5);
+  ASSERT_EQ(receive(served), "still");
+  proxy_->end_session(session, CloseHow::kTapGone);
+  EXPECT_EQ(receive(client), "error");
+  EXPECT_EQ(receive(served), "error");
+  EXPECT_TRUE(await([&] { return proxy_->idle(); }));
+}
+
+/// Clients come all the time, most of them by way of another worker: none may be left when the session ended.
+TEST_P(ProxyTest, NoConnectionOutlivesItsSessionHoweverItIsUnderWay) {
+  for (int round = 0; round < 30; ++round) {
+    start(2);
+    const Guest guest;
+    const Uuid session = make_uuid();
+    const auto [id, port] = open(guest.endpoint, session);
+    std::vector<Fd> clients;
+    for (int i = 0; i < 40; ++i) clients.push_back(connect_to(port));
+    if (round % 3 == 1) proxy_->close(id, ClosePolicy::kKeep, CloseHow::kForwardDeleted);
+    if (round % 3 == 2) proxy_->stop_accepting();
+    proxy_->end_session(session, CloseHow::kInstanceStopped);
+    EXPECT_TRUE(await([&] { return proxy_->idle(); })) << "round " << round;
+    for (const Fd& client : clients) EXPECT_EQ(receive(client), "error");
+    proxy_->stop();
+  }
+}
+
+TEST_P(ProxyTest, ClientsThatNobodyHasAcceptedYetRunOnWhereTheForwardsConnectionsDo) {
+  for (const ClosePolicy policy : {ClosePolicy::kKeep, ClosePolicy::kDrain}) {
+    start(2);
+    const Guest guest;
+    for (int round = 0; round < 100; ++round) {
+      const auto [id, port] = open(guest.endpoint);
+      std::vector<Fd> clients;
+      for (int i = 0; i < 4; ++i) clients.push_back(connect_to(port));
+      proxy_->close(id, policy, CloseHow::kForwardDeleted);
+      for (const Fd& client : clients) ASSERT_EQ(::send(client.get(), "hello", 5, 0), 5);
+      std::vector<Fd> served;
+      for (std::size_t i = 0; i < clients.size(); ++i) {
+        served.push_back(guest.accept());
+        ASSERT_EQ(receive(served.back()), "hello") << "round " << round;
+      }
+    }
+    proxy_->stop();
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, ProxyTest, testing::Values(IoBackend::kUring, IoBackend::kEpoll),

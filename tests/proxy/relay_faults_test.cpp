@@ -95,8 +95,7 @@ TEST_P(RelayFaults, WhicheverCallFailsNothingLeaksAndNoEndIsALie) {
   std::uint64_t unharmed = 0;
   for (; failed && !HasFailure(); ++nth) {
     SCOPED_TRACE(failure.name + " at call " + std::to_string(nth));
-    Rig rig(Backend::kSim,
-            {.tap = "tap0", .network = {.receive_buffer = 32 * kKiB, .send_buffer = 32 * kKiB}});
+    Rig rig(Backend::kSim, {.device = 7, .network = {.receive_buffer = 32 * kKiB, .send_buffer = 32 * kKiB}});
     rig.sim()->fail(failure.call, nth, failure.error, failure.times);
     Exchange small(rig, 1, 100);
     small.run();

@@ -111,7 +111,7 @@ TEST_P(RelayRecords, AGuestThatIsSilentTookTooLong) {
 }
 
 TEST_P(RelayRecords, ADeviceThatDoesNotExistIsTheNodesError) {
-  Rig rig(GetParam(), {.tap = "nosuchtap"});
+  Rig rig(GetParam(), {.device = kNoDevice});
   if (rig.sim() != nullptr) rig.sim()->fail(SimIo::Call::kBindToDevice, 1, ENODEV);
   rig.connect();
   const CloseRecord record = record_of(rig);

@@ -107,6 +107,16 @@ TEST_P(RelayRefusal, AForwardThatIsDeletedMeanwhileIsForgotten) {
   EXPECT_TRUE(is_refused(rig));
 }
 
+TEST_P(RelayRefusal, AForwardThatIsOverNeverListensAgain) {
+  Rig rig(GetParam(), {.guest = GuestAnswer::kRefuses});
+  have_one_refused(rig);
+  // The control thread has closed it, and the worker has not heard of it yet.
+  rig.forward().advance(ForwardPhase::kKept, CloseHow::kForwardDeleted);
+  rig.set_serving(true);
+  ASSERT_TRUE(rig.run_until([&] { return rig.counters().refusal_gates.get() == 0; }));
+  EXPECT_TRUE(is_refused(rig));
+}
+
 TEST_P(RelayRefusal, TheWorkerStopsMeanwhile) {
   Rig rig(GetParam(), {.guest = GuestAnswer::kRefuses});
   have_one_refused(rig);
@@ -148,7 +158,7 @@ TEST(RefusalGates, TenThousandForwardsAreNoStormOfProbes) {
   std::vector<ServedForwardPtr> forwards;
   for (int i = 0; i < 10'000; ++i) {
     forwards.push_back(
-        std::make_shared<ServedForward>(ForwardRoute{.id = make_uuid(), .upstream = service, .tap = {}}, 1));
+        std::make_shared<ServedForward>(ForwardRoute{.id = make_uuid(), .upstream = service}, 1));
   }
   for (const ServedForwardPtr& forward : forwards) gates.add(forward);
   EXPECT_EQ(counters.refusal_gates.get(), RefusalGates::kGatesMax);

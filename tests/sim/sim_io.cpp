@@ -261,7 +261,7 @@ int SimIo::set_option(int fd, int, int, int) {
   return 0;
 }
 
-int SimIo::bind_to_device(int fd, const std::string&) {
+int SimIo::bind_to_device(int fd, int) {
   get(fd);
   return failure(Call::kBindToDevice);
 }

@@ -98,7 +98,7 @@ class SimIo final : public Io {
   int connect(int fd, const Endpoint& to) override;
   int socket_error(int fd) override;
   int set_option(int fd, int level, int option, int value) override;
-  int bind_to_device(int fd, const std::string& device) override;
+  int bind_to_device(int fd, int device) override;
   int bind_transparent(int fd, const Endpoint& source) override;
   int take_client(int fd, Client& out) override;
   int local_endpoint(int fd, Endpoint& out) override;
