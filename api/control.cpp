@@ -4,6 +4,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <functional>
 #include <map>
 #include <thread>
@@ -326,10 +327,11 @@ void Control::on_armed(const std::string& instance_id, std::int32_t tap_index) {
   if (auto stored = store_.put_instance(instance); !stored) spdlog::error("{}", stored.error().detail);
   const Instance& armed = registry_.put_instance(std::move(instance));
   make_way(armed);
-  dataplane_.set_device(armed.session_id, armed.tap_index);
   for (const Forward* forward : registry_.forwards(instance_id)) {
     dataplane_.set_source(forward->id, take_source(armed, *forward));
   }
+  // Afterwards: until it has a device, no connection to the guest is made.
+  dataplane_.set_device(armed.session_id, armed.tap_index);
   publish("instance.tap_up", armed);
 }
 
@@ -608,7 +610,8 @@ SourcePlan Control::source_of(const Instance& instance, SourceMode wanted) const
   if (wanted == SourceMode::kPlain) return SourcePlan::kPlain;
   if (wanted == SourceMode::kProxyV2) return SourcePlan::kProxyV2;
   const SourcePlan node = node_source();
-  return node == SourcePlan::kTransparent && !ways_.contains(instance.id) ? SourcePlan::kNoReturnPath : node;
+  if (node != SourcePlan::kTransparent || instance.tap_index == 0) return node;  // its way is still to come
+  return ways_.contains(instance.id) ? node : SourcePlan::kNoReturnPath;
 }
 
 Result<void> Control::check_source_mode(SourceMode wanted) const {
@@ -639,15 +642,20 @@ void Control::end_way(const std::string& instance_id) {
 }
 
 /// source_of() of a forward that is to be served, with what it takes.
-SourcePlan Control::take_source(const Instance& instance, const Forward& forward) {
-  const SourcePlan source = source_of(instance, forward.source_mode);
-  if (source != SourcePlan::kTransparent || return_path_->kind() == ReturnPath::Kind::kProgram) return source;
-  if (port_ways_.contains(forward.id)) return source;
+ForwardSource Control::take_source(const Instance& instance, const Forward& forward) {
+  const SourceMode wanted =
+      forward.source_mode == SourceMode::kAuto ? config_.proxy.source_mode : forward.source_mode;
+  const ForwardSource source(source_of(instance, forward.source_mode), wanted == SourceMode::kTransparent);
+  if (source.plan != SourcePlan::kTransparent || return_path_->kind() == ReturnPath::Kind::kProgram)
+    return source;
+  if (port_ways_.contains(forward.id) || !ways_.contains(instance.id)) return source;
   const PortWay way{.link = ways_.at(instance.id), .guest_port = forward.guest_port};
   if (auto added = return_path_->add_port(way.link, way.guest_port); !added) {
-    spdlog::warn("forward {} of instance {} sees the node's address as its clients': {}",
-                 to_string(forward.id), instance.id, added.error().detail);
-    return SourcePlan::kNoReturnPath;
+    spdlog::warn("forward {} of instance {} {}: {}", to_string(forward.id), instance.id,
+                 source.required ? "turns clients away, since source_mode is transparent"
+                                 : "shows its guest the node's address as its clients'",
+                 added.error().detail);
+    return {SourcePlan::kNoReturnPath, source.required};
   }
   port_ways_.emplace(forward.id, way);
   return source;
@@ -697,12 +705,25 @@ const Profile& Control::profile_of(const Instance& instance) const {
 }
 
 void Control::tell_refused(const CloseRecord& record) {
+  explain(record);
   const Forward* forward = registry_.find_forward(record.forward->route.id);
   if (forward == nullptr) return;
   publish("connection.refused", *registry_.find_instance(forward->instance_id), *forward,
           {{"client", to_string(to_endpoint(record.client))},
            {"side", to_string(record.cause.side)},
            {"how", to_string(record.cause.how)}});
+}
+
+/// What only the operator can do something about, once a minute.
+void Control::explain(const CloseRecord& record) {
+  const auto now = std::chrono::steady_clock::now();
+  if (record.error != EADDRNOTAVAIL || now < explain_again_) return;
+  explain_again_ = now + std::chrono::minutes(1);
+  spdlog::warn(
+      "no source port is free towards {} of instance {}: its clients are reset. Each connection takes one of "
+      "net.ipv4.ip_local_port_range, and without CAP_NET_ADMIN keeps it for a minute after its end; give "
+      "portwayd CAP_NET_ADMIN, set net.ipv4.tcp_tw_reuse to 1, or widen the range",
+      to_string(record.forward->route.upstream), record.forward->route.instance_id);
 }
 
 void Control::publish(std::string_view type, const Instance& instance, const boost::json::object& more) {

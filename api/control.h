@@ -162,12 +162,13 @@ class Control {
   void watch_again(const std::string& id);
   Result<void> check_running() const;
   Result<void> check_tap_is_free(const Instance& asked) const;
-  SourcePlan take_source(const Instance& instance, const Forward& forward);
+  ForwardSource take_source(const Instance& instance, const Forward& forward);
   void end_source(const ForwardId& id);
   Result<void> check_source_mode(SourceMode wanted) const;
   void make_way(const Instance& instance);
   void end_way(const std::string& instance_id);
   void tend_ways();
+  void explain(const CloseRecord& record);
   void publish(std::string_view type, const Instance& instance, const boost::json::object& more = {});
   void publish(std::string_view type, const Instance& instance, const Forward& forward,
                const boost::json::object& more = {});
@@ -204,6 +205,7 @@ class Control {
   std::map<std::string, std::vector<Forward>, std::less<>> unsaved_ends_;
   const std::string boot_id_ = kernel_boot_id();
   std::chrono::steady_clock::time_point bind_deadline_;  // restore() retries until then
+  std::chrono::steady_clock::time_point explain_again_{};
   bool draining_ = false;
 };
 

@@ -39,6 +39,8 @@ class InstantIo final : public Io {
   int connect(int, const Endpoint&) override { return 0; }
   int socket_error(int) override { return 0; }
   int set_option(int, int, int, int) override { return 0; }
+  void close_time_wait(int, const Endpoint&, int) override {}
+  PortRange local_port_range() override { return {}; }
   int bind_to_device(int, int) override { return 0; }
   int take_client(int, Client&) override { return 0; }
   int bind_transparent(int, const Endpoint&) override { return 0; }

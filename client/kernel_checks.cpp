@@ -128,6 +128,22 @@ Finding check_capabilities(const Node& node) {
   return {Grade::kOk, has + "."};
 }
 
+/// Towards one guest port there are as many connections from the node's address, those in TIME_WAIT included.
+Finding check_source_ports(const Node& node) {
+  if (node.subject.has(Capability::kNetAdmin)) {
+    return {Grade::kOk, "With CAP_NET_ADMIN portwayd ends TIME_WAIT towards guests by itself."};
+  }
+  const auto reuse = node.sysctl("net.ipv4.tcp_tw_reuse");
+  if (!reuse) return {Grade::kSkip, "net.ipv4.tcp_tw_reuse cannot be read."};
+  if (*reuse == 1) return {Grade::kOk, "net.ipv4.tcp_tw_reuse is 1."};
+  return {Grade::kWarn,
+          fmt::format(
+              "net.ipv4.tcp_tw_reuse is {}, and {} has no CAP_NET_ADMIN: with the node's address as source, "
+              "short connections use up the source ports towards one guest port at about 470 a second.",
+              *reuse, who(node.subject)),
+          "Give portwayd CAP_NET_ADMIN, or " + sysctl_remedy("net.ipv4.tcp_tw_reuse", 1)};
+}
+
 Finding check_backlog(const Node& node) {
   const auto most = node.sysctl("net.core.somaxconn");
   if (!most) return {Grade::kSkip, "net.core.somaxconn cannot be read."};
@@ -158,6 +174,7 @@ std::span<const Check> kernel_checks() {
       {"open-files", check_open_files},
       {"pipes", check_pipes},
       {"capabilities", check_capabilities},
+      {"source-ports", check_source_ports},
       {"backlog", check_backlog},
       {"conntrack", check_conntrack},
   });

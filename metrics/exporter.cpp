@@ -151,7 +151,8 @@ void emit_forward_connect_errors(Sink& sink, const std::vector<ForwardStats>& fo
   Family family(sink, MetricType::Counter, "portway_forward_connect_errors_total",
                 "Connections to the guest that failed: refused (nothing listens on the guest's port), "
                 "timeout (no answer), unreachable, device_gone (no tap), resources (this node lacks "
-                "descriptors, memory or source ports), other. A reason that never occurred has no series; "
+                "descriptors or memory), source_ports (no source port is free towards the guest's), other. A "
+                "reason that never occurred has no series; "
                 "portway_forward_connections_total{result=\"failed\"} starts at 0.",
                 {"forward", "reason"});
   for (const ForwardStats& stats : forwards) {
@@ -263,10 +264,14 @@ void emit_closes(Sink& sink, const std::vector<const WorkerCounters*>& workers) 
           workers, [&](const WorkerCounters& w) -> auto& { return w.closed[side][how]; }));
     }
   }
-  Family rejected(sink, MetricType::Counter, "portway_connections_rejected_total",
-                  "Clients that were reset as soon as they were accepted: connections_max (every slot is in "
-                  "use), forward_gone (it was deleted meanwhile), draining (the daemon is going down).",
-                  {"reason"});
+  Family rejected(
+      sink, MetricType::Counter, "portway_connections_rejected_total",
+      "Clients that were reset as soon as they were accepted: connections_max (every slot is in "
+      "use), forward_gone (its session has ended meanwhile), draining (the daemon is going down), "
+      "source_not_allowed and the other limits of a forward, source_address (the guest cannot be "
+      "shown the client's address, and must not be shown the node's instead), client_gone (it had "
+      "reset the connection already).",
+      {"reason"});
   for (std::size_t i = 0; i < kRejectReasons; ++i) {
     rejected.label(0, to_string(static_cast<RejectReason>(i)));
     rejected.add(sum_over(

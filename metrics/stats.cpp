@@ -15,19 +15,18 @@ constexpr auto kCloseHowNames = std::to_array<std::string_view>(
 static_assert(kCloseHowNames.size() == kCloseHows, "every CloseHow has its name, in the same order");
 
 constexpr auto kConnectErrorNames = std::to_array<std::string_view>(
-    {"refused", "timeout", "unreachable", "device_gone", "resources", "other"});
+    {"refused", "timeout", "unreachable", "device_gone", "resources", "source_ports", "other"});
 static_assert(kConnectErrorNames.size() == kConnectErrors,
               "every ConnectError has its name, in the same order");
 
 constexpr auto kRejectReasonNames = std::to_array<std::string_view>(
     {"connections_max", "forward_gone", "draining", "source_not_allowed", "forward_connections_max",
-     "source_connections_max", "new_connection_rate"});
+     "source_connections_max", "new_connection_rate", "source_address", "client_gone"});
 static_assert(kRejectReasonNames.size() == kRejectReasons,
               "every RejectReason has its name, in the same order");
 
-constexpr auto kSourceFallbacks =
-    std::to_array<std::string_view>({"", "port_in_use", "", "", "hairpin", "loopback", "link_local", "family",
-                                     "no_return_path", "unanswered", "refused"});
+constexpr auto kSourceFallbacks = std::to_array<std::string_view>(
+    {"", "port_in_use", "port_privileged", "", "", "hairpin", "loopback", "family", "no_return_path"});
 static_assert(kSourceFallbacks.size() == kSourcePlans,
               "every SourcePlan has its fallback, in the same order");
 
@@ -54,6 +53,7 @@ std::string_view source_mode(SourcePlan plan) {
   switch (plan) {
     case SourcePlan::kTransparent:
     case SourcePlan::kPortInUse:
+    case SourcePlan::kPortPrivileged:
       return "transparent";
     case SourcePlan::kProxyV2:
       return "proxy_v2";

@@ -58,8 +58,16 @@ inline constexpr std::size_t kCloseHows = 15;
 std::string_view to_string(CloseHow how);
 
 /// Why a connection to the guest could not be opened.
-enum class ConnectError : std::uint8_t { kRefused, kTimeout, kUnreachable, kDeviceGone, kResources, kOther };
-inline constexpr std::size_t kConnectErrors = 6;
+enum class ConnectError : std::uint8_t {
+  kRefused,
+  kTimeout,
+  kUnreachable,
+  kDeviceGone,
+  kResources,
+  kSourcePorts,  // no source port is free towards this guest port (EADDRNOTAVAIL)
+  kOther
+};
+inline constexpr std::size_t kConnectErrors = static_cast<std::size_t>(ConnectError::kOther) + 1;
 std::string_view to_string(ConnectError error);
 
 /// Why an accepted connection was turned away at once.
@@ -71,26 +79,27 @@ enum class RejectReason : std::uint8_t {
   kForwardConnectionsMax,  // the forward's max_connections
   kSourceConnectionsMax,   // its max_connections_per_source
   kNewConnectionRate,      // its max_new_connections_per_second
+  kSourceAddress,  // the guest cannot be shown the client's address, and must not be shown the node's instead
+  kClientGone,     // it had reset the connection before it was looked at
 };
-inline constexpr std::size_t kRejectReasons = 7;
+inline constexpr std::size_t kRejectReasons = static_cast<std::size_t>(RejectReason::kClientGone) + 1;
 std::string_view to_string(RejectReason reason);
 
 /// Whose address a guest sees as its client's, for each connection to it.
 enum class SourcePlan : std::uint8_t {
-  kTransparent,  // the client's, with its port
-  kPortInUse,    // the client's, with a port of the kernel's choice: the client's own is taken on the node
-  kProxyV2,      // the node's, and a PROXY protocol header says the client's: as asked for
-  kPlain,        // the node's, as asked for
-  // The node's, since with the client's no answer would come:
+  kTransparent,     // the client's, with its port
+  kPortInUse,       // the client's, with a port of the kernel's choice: the client's own is taken on the node
+  kPortPrivileged,  // the same: the client's own is below 1024, and the daemon lacks CAP_NET_BIND_SERVICE
+  kProxyV2,         // the node's, and a PROXY protocol header says the client's: as asked for
+  kPlain,           // the node's, as asked for
+  // The node's, since the client's is impossible. What a guest answers, or does not, is never a reason: it
+  // would get a client past the guest's packet filter.
   kHairpin,       // the client is the guest, which would answer itself
   kLoopback,      // the client is on the node, at 127.0.0.0/8 or ::1
-  kLinkLocal,     // a link-local address: the guest would look for the client on its own link
   kFamily,        // the client is IPv4 and the guest IPv6, or the other way round
   kNoReturnPath,  // nothing leads the guest's answers back to the node
-  kUnanswered,    // tried with the client's, and no answer came
-  kRefused,       // tried with the client's, and the kernel refused it
 };
-inline constexpr std::size_t kSourcePlans = static_cast<std::size_t>(SourcePlan::kRefused) + 1;
+inline constexpr std::size_t kSourcePlans = static_cast<std::size_t>(SourcePlan::kNoReturnPath) + 1;
 /// "transparent", "proxy_v2" or "plain".
 std::string_view source_mode(SourcePlan plan);
 /// Why it is not the mode that was asked for, e.g. "hairpin"; empty where it is.

@@ -17,45 +17,27 @@ IpAddress plain(const IpAddress& address) {
   return v6;
 }
 
-/// RFC 3927 and RFC 4291: routers do not forward them.
-bool is_link_local(const IpAddress& address) {
-  if (address.is_v6()) return address.to_v6().is_link_local();
-  return address.to_v4().to_uint() >> 16 == 0xa9fe;  // 169.254.0.0/16
-}
-
 }  // namespace
 
-SourcePlan plan_source(const Endpoint& client, const Endpoint& guest) {
+std::optional<SourcePlan> plan_source(const Endpoint& client, const Endpoint& guest) {
   const IpAddress from = plain(client.address());
   const IpAddress to = plain(guest.address());
   if (from == to) return SourcePlan::kHairpin;
   if (from.is_loopback()) return SourcePlan::kLoopback;
-  if (is_link_local(from)) return SourcePlan::kLinkLocal;
+  if (from.is_v6() && from.to_v6().is_link_local()) return std::nullopt;
   if (from.is_v4() != to.is_v4()) return SourcePlan::kFamily;
   return SourcePlan::kTransparent;
 }
 
 std::optional<SourcePlan> plan_after_failure(SourcePlan tried, int error) {
-  if (!is_transparent(tried)) return std::nullopt;
-  switch (error) {
-    case EADDRINUSE:
-    case EADDRNOTAVAIL:
-      // The address has no port left for that guest port: another address would get through.
-      return tried == SourcePlan::kTransparent ? SourcePlan::kPortInUse : SourcePlan::kRefused;
-    case ETIMEDOUT:
-      return SourcePlan::kUnanswered;
-    case EPERM:
-    case EACCES:
-    case EINVAL:
-    case ENOPROTOOPT:
-      return SourcePlan::kRefused;
-    default:
-      return std::nullopt;
-  }
+  if (tried != SourcePlan::kTransparent) return std::nullopt;
+  if (error == EADDRINUSE || error == EADDRNOTAVAIL) return SourcePlan::kPortInUse;
+  if (error == EACCES) return SourcePlan::kPortPrivileged;
+  return std::nullopt;
 }
 
 Endpoint source_endpoint(const Endpoint& client, SourcePlan plan) {
-  return {plain(client.address()), plan == SourcePlan::kPortInUse ? std::uint16_t{0} : client.port()};
+  return {plain(client.address()), plan == SourcePlan::kTransparent ? client.port() : std::uint16_t{0}};
 }
 
 }  // namespace portway

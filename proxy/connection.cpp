@@ -19,10 +19,6 @@ namespace {
 constexpr Nanos kResetPoll = std::chrono::milliseconds(4);
 constexpr Nanos kResetDeliveryMax = std::chrono::seconds(10);
 
-// How long a forward's clients are seen as the node after one whose own address the guest did not answer:
-// each try costs a client half the connect time-out.
-constexpr Nanos kAskAgainAfter = std::chrono::seconds(60);
-
 CloseSide close_side(Side side) {
   return side == kDownstream ? CloseSide::kClient : CloseSide::kGuest;
 }
@@ -43,8 +39,9 @@ ConnectError connect_error(int error) {
     case ENFILE:
     case ENOBUFS:
     case ENOMEM:
-    case EADDRNOTAVAIL:
       return ConnectError::kResources;
+    case EADDRNOTAVAIL:
+      return ConnectError::kSourcePorts;
     default:
       return ConnectError::kOther;
   }
@@ -67,6 +64,9 @@ CloseHow close_how(RejectReason reason) {
       return CloseHow::kForwardDeleted;
     case RejectReason::kDraining:
       return CloseHow::kShutdown;
+    case RejectReason::kClientGone:
+      return CloseHow::kReset;
+    case RejectReason::kSourceAddress:
     case RejectReason::kConnectionsMax:
     case RejectReason::kSourceNotAllowed:
     case RejectReason::kForwardConnectionsMax:
@@ -75,6 +75,16 @@ CloseHow close_how(RejectReason reason) {
       break;
   }
   return CloseHow::kLimit;
+}
+
+/// How the guest is to see the client; nullopt if it must not see it at all.
+std::optional<SourcePlan> first_plan(const ServedForward& forward, const Endpoint& client) {
+  const ForwardSource wanted = forward.source.load(std::memory_order_relaxed);
+  if (wanted.plan == SourcePlan::kNoReturnPath && wanted.required) return std::nullopt;
+  if (wanted.plan != SourcePlan::kTransparent) return wanted.plan;
+  const auto plan = plan_source(client, forward.route.upstream);
+  if (plan == SourcePlan::kFamily && wanted.required) return std::nullopt;
+  return plan;
 }
 
 /// TCP itself gave a peer up: it answered neither keepalive probes nor retransmissions.
@@ -109,6 +119,7 @@ ConnectionSet::ConnectionSet(Io& io, const ConnectionOptions& options, std::span
       token_base_(token_base),
       table_(slots),
       pipes_(io, pipes_max, counters),
+      upstream_(io, options_),
       timers_(io.now()) {}
 
 ConnectionSet::~ConnectionSet() {
@@ -124,6 +135,17 @@ bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
   const ForwardPhase phase = forward->phase.load();
   if (phase == ForwardPhase::kEnded) {
     reject(downstream, forward, RejectReason::kForwardGone, client);
+    return false;
+  }
+  if (client.endpoint.port() == 0) {
+    // Whoever it was, the guest is not to see the node in its place.
+    reject(downstream, forward, RejectReason::kClientGone, client);
+    return false;
+  }
+  const int device = forward->session->device.load();  // before the source, which is set first
+  const auto plan = first_plan(*forward, client.endpoint);
+  if (!plan) {
+    reject(downstream, forward, RejectReason::kSourceAddress, client);
     return false;
   }
   const bool admitted = forward->admission.limited();
@@ -154,17 +176,25 @@ bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
   served.counters[worker_].connections_active.add();
   served.counters[worker_].connections_accepted.add();
 
-  slot.source = first_plan(served, slot);
+  slot.source = *plan;
   if (options_.copy_dscp) connections_[*index].dscp = client.dscp;
 
   set_state(*index, ConnectionState::kConnecting);
   arm(*index, kDownstream);
-  connect(*index);
+  connect(*index, device);
   return true;
 }
 
-void ConnectionSet::connect(std::uint32_t index) {
-  const int result = open_upstream(index);
+void ConnectionSet::connect(std::uint32_t index, int device) {
+  ConnectionSlot& slot = table_[index];
+  const Connection& connection = connections_[index];
+  int fd = -1;
+  const int result = upstream_.open({.forward = *connection.forward,
+                                     .device = device,
+                                     .client = to_endpoint(slot.client),
+                                     .dscp = connection.dscp},
+                                    slot.source, fd);
+  slot.socket[kUpstream].fd = fd;
   if (result != 0 && result != -EINPROGRESS) {
     on_connect_failed(index, -result);
     return;
@@ -190,79 +220,6 @@ void ConnectionSet::reject(int downstream, const ServedForwardPtr& forward, Reje
   record.cause.how = close_how(reason);
   push_record(std::move(record));
   io_.close_with_reset(downstream);
-}
-
-SourcePlan ConnectionSet::first_plan(const ServedForward& forward, const ConnectionSlot& slot) const {
-  const SourcePlan wanted = forward.source.load(std::memory_order_relaxed);
-  if (wanted != SourcePlan::kTransparent) return wanted;
-  if (slot.client.port == 0) return SourcePlan::kRefused;  // it is gone already
-  if (slot.accepted_ns < forward.unanswered_until_ns.load(std::memory_order_relaxed))
-    return SourcePlan::kUnanswered;
-  return plan_source(to_endpoint(slot.client), forward.route.upstream);
-}
-
-/// The result of the last attempt: with the client's address there can be several.
-int ConnectionSet::open_upstream(std::uint32_t index) {
-  ConnectionSlot& slot = table_[index];
-  for (;;) {
-    const int result = connect_upstream(index);
-    if (result == 0 || result == -EINPROGRESS) return result;
-    const auto next = plan_after_failure(slot.source, -result);
-    if (!next) return result;
-    slot.source = *next;
-    if (slot.socket[kUpstream].fd >= 0) io_.close(slot.socket[kUpstream].fd);
-    slot.socket[kUpstream] = SocketState{};
-  }
-}
-
-/// connect(2)'s result, or that of what comes before it.
-int ConnectionSet::connect_upstream(std::uint32_t index) {
-  ConnectionSlot& slot = table_[index];
-  const ForwardRoute& route = connections_[index].forward->route;
-  const Endpoint& upstream = route.upstream;
-  const int fd = io_.socket(upstream.address().is_v6() ? AF_INET6 : AF_INET);
-  if (fd < 0) return fd;
-  slot.socket[kUpstream].fd = fd;
-  io_.set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-  if (options_.keepalive.count() > 0) {
-    io_.set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
-    io_.set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, static_cast<int>(options_.keepalive.count()));
-  }
-  if (options_.user_timeout.count() > 0) {
-    const std::chrono::milliseconds timeout = options_.user_timeout;
-    io_.set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(timeout.count()));
-  }
-  if (const int dscp = connections_[index].dscp; dscp != 0) {
-    const bool v6 = upstream.address().is_v6();
-    io_.set_option(fd, v6 ? IPPROTO_IPV6 : IPPROTO_IP, v6 ? IPV6_TCLASS : IP_TOS, dscp);
-  }
-  const int device = connections_[index].forward->session->device.load(std::memory_order_relaxed);
-  if (device == kNoDevice) return -ENODEV;
-  if (device != kAnyDevice) {
-    // Without it, packets for a guest whose tap is gone would leave by the default route.
-    if (const int result = io_.bind_to_device(fd, device); result < 0) return result;
-  }
-  if (is_transparent(slot.source)) {
-    const Endpoint source = source_endpoint(to_endpoint(slot.client), slot.source);
-    if (const int result = io_.bind_transparent(fd, source); result < 0) return result;
-  }
-  return io_.connect(fd, upstream);
-}
-
-/// A client's own address comes to nothing without a return path. Once it is known to be there, silence is
-/// the guest's own, as under DNAT.
-bool ConnectionSet::may_reopen(std::uint32_t index) const {
-  return is_transparent(table_[index].source) && !connections_[index].reopening &&
-         !connections_[index].forward->answered.load(std::memory_order_relaxed);
-}
-
-void ConnectionSet::reopen(std::uint32_t index) {
-  ConnectionSlot& slot = table_[index];
-  connections_[index].reopening = false;
-  io_.close(slot.socket[kUpstream].fd);
-  slot.socket[kUpstream] = SocketState{};
-  slot.source = *plan_after_failure(slot.source, ETIMEDOUT);
-  connect(index);
 }
 
 /// False where the socket, which is new and empty, does not take it.
@@ -294,11 +251,6 @@ void ConnectionSet::advance_connecting(std::uint32_t index) {
     return;
   }
   counters_.sources[static_cast<std::size_t>(slot.source)].add();
-  if (is_transparent(slot.source)) {
-    forward.answered.store(true, std::memory_order_relaxed);
-  } else if (slot.source == SourcePlan::kUnanswered && slot.accepted_ns >= forward.unanswered_until_ns) {
-    forward.unanswered_until_ns.store((io_.now() + kAskAgainAfter).count(), std::memory_order_relaxed);
-  }
   slot.connected_ns = slot.active_ns = io_.now().count();
   counters_.connect_duration.observe_us(elapsed_us(slot.accepted_ns, slot.connected_ns), kConnectBoundsS);
   forward.counters[worker_].connections_established.add();
@@ -330,10 +282,6 @@ void ConnectionSet::on_poll(Token token, const Completion& completion) {
   connections_[index].armed[side] = completion.more;
   if (table_[index].state == ConnectionState::kClosing) {
     join(index);
-    return;
-  }
-  if (connections_[index].reopening && side == kUpstream) {
-    if (!completion.more) reopen(index);
     return;
   }
   if (completion.result < 0) {
@@ -563,8 +511,7 @@ void ConnectionSet::terminate(std::uint32_t index, CloseSide side, CloseHow how,
   set_state(index, ConnectionState::kClosing);
   for (const Side each : kSides) {
     // close(2) would neither send FIN nor RST while the ring holds the file.
-    const bool cancelled = each == kUpstream && connection.reopening;
-    if (connection.armed[each] && !cancelled) io_.cancel(token_of(index, each), slot.socket[each].fd);
+    if (connection.armed[each]) io_.cancel(token_of(index, each), slot.socket[each].fd);
   }
   join(index);
 }
@@ -579,14 +526,18 @@ void ConnectionSet::release(std::uint32_t index) {
   Connection& connection = connections_[index];
   unlink(index);
   count_close(slot, connection);
-  record_close(slot, connection);
+  const ServedForwardPtr forward = connection.forward;
+  const bool time_wait = record_close(slot, connection);
   for (const Side side : kSides) {
     release_pipe(pipes_, slot.relay[side]);
-    if (slot.socket[side].fd < 0) continue;
+    const int fd = slot.socket[side].fd;
+    if (fd < 0) continue;
     if (connection.reset[side]) {
-      io_.close_with_reset(slot.socket[side].fd);
+      io_.close_with_reset(fd);
+    } else if (side == kUpstream && time_wait) {
+      io_.close_time_wait(fd, forward->route.upstream, forward->session->device.load());
     } else {
-      io_.close(slot.socket[side].fd);
+      io_.close(fd);
     }
   }
   const bool queued =
@@ -608,7 +559,9 @@ void ConnectionSet::count_close(const ConnectionSlot& slot, const Connection& co
                                            kConnectionBoundsS);
 }
 
-void ConnectionSet::record_close(const ConnectionSlot& slot, Connection& connection) {
+/// True when the upstream socket's TIME_WAIT holds one of the node's own ports: with the client's address it
+/// is the client's, which does not come back with it any sooner.
+bool ConnectionSet::record_close(const ConnectionSlot& slot, Connection& connection) {
   CloseRecord record{.forward = std::move(connection.forward), .id = id_of(slot), .client = slot.client};
   record.accepted_at = Nanos(slot.accepted_ns);
   record.connected_at = Nanos(slot.connected_ns);
@@ -621,7 +574,10 @@ void ConnectionSet::record_close(const ConnectionSlot& slot, Connection& connect
   record.cause = connection.cause;
   record.source = slot.source;
   record.error = connection.error;
+  const bool time_wait = record.cause == CloseCause{CloseSide::kClient, CloseHow::kFin} &&
+                         record.tcp[kUpstream].closed && !is_transparent(slot.source);
   push_record(std::move(record));
+  return time_wait;
 }
 
 void ConnectionSet::push_record(CloseRecord record) {
@@ -717,9 +673,7 @@ void ConnectionSet::schedule(std::uint32_t index) {
   const ConnectionSlot& slot = table_[index];
   Nanos deadline = connections_[index].drain_deadline;
   if (slot.state == ConnectionState::kConnecting) {
-    const Nanos timeout = options_.connect_timeout;
-    deadline =
-        std::min(deadline, deadline_after(slot.accepted_ns, may_reopen(index) ? timeout / 2 : timeout));
+    deadline = std::min(deadline, deadline_after(slot.accepted_ns, options_.connect_timeout));
   } else if (slot.state == ConnectionState::kRelaying) {
     deadline = std::min({deadline, connections_[index].reset_deadline, connections_[index].throttled_until,
                          deadline_after(slot.active_ns, options_.idle_timeout)});
@@ -740,14 +694,10 @@ void ConnectionSet::on_deadline(std::uint32_t index) {
   } else if (now >= connections_[index].drain_deadline) {
     terminate(index, CloseSide::kNode, connections_[index].drained, true, true);
   } else if (slot.state == ConnectionState::kConnecting) {
-    if (may_reopen(index)) {
-      connections_[index].reopening = true;
-      io_.cancel(token_of(index, kUpstream), slot.socket[kUpstream].fd);
-      schedule(index);
-    } else if (now >= deadline_after(slot.accepted_ns, options_.connect_timeout)) {
+    if (now >= deadline_after(slot.accepted_ns, options_.connect_timeout)) {
       on_connect_failed(index, ETIMEDOUT);
     } else {
-      schedule(index);  // another connection has found the return path meanwhile
+      schedule(index);
     }
   } else if (now >= connections_[index].reset_deadline) {
     terminate(index, connections_[index].cause.side, connections_[index].cause.how, true, true);

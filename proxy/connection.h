@@ -18,6 +18,7 @@
 
 #include "metrics/stats.h"
 #include "proxy/close_record.h"
+#include "proxy/connection_options.h"
 #include "proxy/connection_table.h"
 #include "proxy/io.h"
 #include "proxy/pipe_pool.h"
@@ -25,20 +26,9 @@
 #include "proxy/served_forward.h"
 #include "proxy/spsc_ring.h"
 #include "proxy/timer_wheel.h"
+#include "proxy/upstream.h"
 
 namespace portway {
-
-/// How connections are treated; the same for all of them. Zero means "never" for the two time-outs.
-struct ConnectionOptions {
-  std::chrono::milliseconds connect_timeout{5000};
-  std::chrono::seconds half_close_timeout{3600};  // without a byte moved, once one direction has ended
-  std::chrono::seconds idle_timeout{0};           // without a byte moved
-  std::chrono::seconds drain_timeout{30};         // for connections of a forward closed with kDrain
-  std::chrono::seconds keepalive{300};            // idle time before the first TCP keepalive probe; 0: none
-  std::chrono::seconds user_timeout{900};         // for a guest to acknowledge what was sent; 0: the kernel's
-  bool copy_dscp = true;                          // of the client's SYN to what is sent to the guest
-  std::chrono::milliseconds refused_probe{80};    // see proxy/refusal_gates.h; 0: listeners stay open
-};
 
 /// What a slot needs beside it in this process.
 struct Connection {
@@ -51,9 +41,8 @@ struct Connection {
   bool armed[2] = {false, false};              // a poll of that side's socket has not had its last completion
   bool reset[2] = {false, false};              // close that side with RST
   bool queued = false;                         // in the run queue
-  bool reopening = false;  // another upstream socket follows the last completion of this one
-  std::uint8_t dscp = 0;   // of the client's SYN, shifted left by two; 0: none, or not copied
-  bool admitted = false;   // the forward's admission counts it
+  std::uint8_t dscp = 0;  // of the client's SYN, shifted left by two; 0: none, or not copied
+  bool admitted = false;  // the forward's admission counts it
   CloseCause cause;
   CloseHow drained = CloseHow::kForwardDeleted;  // how it ends at drain_deadline
   std::int16_t error = 0;                        // the errno that ends it
@@ -120,12 +109,7 @@ class ConnectionSet {
 
   Client client_of(int downstream);
   void reject(int downstream, const ServedForwardPtr& forward, RejectReason reason, const Client& client);
-  SourcePlan first_plan(const ServedForward& forward, const ConnectionSlot& slot) const;
-  int open_upstream(std::uint32_t index);
-  int connect_upstream(std::uint32_t index);
-  void connect(std::uint32_t index);
-  bool may_reopen(std::uint32_t index) const;
-  void reopen(std::uint32_t index);
+  void connect(std::uint32_t index, int device);
   bool send_proxy_header(const ConnectionSlot& slot);
   void on_events(std::uint32_t index, Side side, std::uint32_t events);
   void find_urgent();
@@ -147,7 +131,7 @@ class ConnectionSet {
   void join(std::uint32_t index);
   void release(std::uint32_t index);
   void count_close(const ConnectionSlot& slot, const Connection& connection);
-  void record_close(const ConnectionSlot& slot, Connection& connection);
+  bool record_close(const ConnectionSlot& slot, Connection& connection);
   void push_record(CloseRecord record);
   bool is_live(std::uint32_t index) const;
   void link(std::uint32_t index);
@@ -166,6 +150,7 @@ class ConnectionSet {
   ConnectionTable table_;
   std::vector<Connection> connections_;  // beside the slots of the same index
   PipePool pipes_;
+  UpstreamOpener upstream_;
   TimerWheel timers_;
   std::vector<std::uint32_t> run_queue_;
   std::vector<std::uint32_t> running_;                          // the queue being worked off

@@ -35,6 +35,17 @@ class BoundPort {
 inline constexpr int kAnyDevice = 0;  // not bound
 inline constexpr int kNoDevice = -1;  // there is none yet: connections to the guest fail
 
+/// Whose address a forward's guest is to see as its clients'.
+struct ForwardSource {
+  constexpr ForwardSource(SourcePlan source_plan = SourcePlan::kPlain, bool source_required = false)
+      : plan(source_plan), required(source_required) {}
+
+  SourcePlan plan;  // kTransparent: as far as a connection's client allows it
+  bool required;    // it was asked for by name: a client with which it is impossible is turned away
+
+  friend bool operator==(const ForwardSource&, const ForwardSource&) = default;
+};
+
 /// Where a forward's connections go.
 struct ForwardRoute {
   ForwardId id{};
@@ -43,7 +54,7 @@ struct ForwardRoute {
   int device = kAnyDevice;       // interface index of the guest's tap, kAnyDevice or kNoDevice
   std::string instance_id = {};  // for records
   TrafficLimits limits = {};
-  SourcePlan source = SourcePlan::kPlain;  // kTransparent: as far as a connection's client allows it
+  ForwardSource source = {};
 };
 
 /// What becomes of the established connections of a forward that is closed.
@@ -98,7 +109,7 @@ class Dataplane {
   virtual void set_limits(const ForwardId& id, const TrafficLimits& limits) = 0;
 
   /// Another source address for connections to come of a forward that is open; unknown ids are ignored.
-  virtual void set_source(const ForwardId& id, SourcePlan source) = 0;
+  virtual void set_source(const ForwardId& id, ForwardSource source) = 0;
 
   /// Counts of one forward, or of all open ones in no order.
   virtual std::optional<ForwardStats> forward_stats(const ForwardId& id) const = 0;

@@ -44,6 +44,7 @@ using Nanos = std::chrono::nanoseconds;
 struct TcpSummary {
   std::uint32_t rtt_us = 0;       // smoothed; 0: not known
   std::uint32_t retransmits = 0;  // segments sent again
+  bool closed = false;            // both FINs are acknowledged, or it was reset
 };
 
 class Io {
@@ -95,6 +96,9 @@ class Io {
   /// DSCP any more. -ENOTCONN where the client has reset the connection and its SYN was not kept.
   virtual int take_client(int fd, Client& out) = 0;
   virtual int local_endpoint(int fd, Endpoint& out) = 0;
+  /// The ports that the kernel gives to outgoing connections (net.ipv4.ip_local_port_range); {0, 0} where
+  /// that cannot be read. Reads a file.
+  virtual PortRange local_port_range() = 0;
   /// A listener that shutdown(SHUT_RD) has stopped accepts again. -EADDRINUSE when another socket took the
   /// port meanwhile.
   virtual int listen_again(int fd) = 0;
@@ -122,6 +126,9 @@ class Io {
   virtual void close(int fd) = 0;
   /// Closes a socket so that its peer gets RST (SO_LINGER 0): unread and unacknowledged bytes are lost.
   virtual void close_with_reset(int fd) = 0;
+  /// Closes a connection's socket whose TIME_WAIT has begun (TcpSummary::closed), and ends that where the
+  /// kernel lets us; `remote` and `device` are what the socket was connected and bound to.
+  virtual void close_time_wait(int fd, const Endpoint& remote, int device) = 0;
 };
 
 }  // namespace portway

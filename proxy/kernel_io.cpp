@@ -15,6 +15,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <fstream>
 #include <span>
 
 #include "proxy/listen_socket.h"
@@ -124,6 +125,13 @@ int KernelIo::local_endpoint(int fd, Endpoint& out) {
   return endpoint_of(fd, ::getsockname, out);
 }
 
+PortRange KernelIo::local_port_range() {
+  PortRange range;
+  std::ifstream file("/proc/sys/net/ipv4/ip_local_port_range");  // of this thread's network namespace
+  if (!(file >> range.first >> range.last) || range.first > range.last) return {};
+  return range;
+}
+
 int KernelIo::take_client(int fd, Client& out) {
   // One call gives both; where the SYN was not kept (SYN cookies) or does not tell all, a second one is due.
   // With too small a buffer the kernel would keep the SYN.
@@ -147,7 +155,9 @@ TcpSummary KernelIo::tcp_summary(int fd) {
   tcp_info info{};
   socklen_t size = sizeof info;
   if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) < 0) return {};
-  return {.rtt_us = info.tcpi_rtt, .retransmits = info.tcpi_total_retrans};
+  return {.rtt_us = info.tcpi_rtt,
+          .retransmits = info.tcpi_total_retrans,
+          .closed = info.tcpi_state == TCP_CLOSE};
 }
 
 void KernelIo::find_urgent(std::span<pollfd> sockets) {
@@ -197,6 +207,13 @@ int KernelIo::shutdown(int fd, int how) {
 
 void KernelIo::close(int fd) {
   ::close(fd);
+}
+
+void KernelIo::close_time_wait(int fd, const Endpoint& remote, int device) {
+  Endpoint local;
+  const bool known = local_endpoint(fd, local) == 0;
+  ::close(fd);
+  if (known) time_waits_.end(local, remote, device);
 }
 
 void KernelIo::close_with_reset(int fd) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "proxy/io.h"
+#include "proxy/time_wait.h"
 
 namespace portway {
 
@@ -17,6 +18,7 @@ class KernelIo : public Io {
   int bind_transparent(int fd, const Endpoint& source) override;
   int take_client(int fd, Client& out) override;
   int local_endpoint(int fd, Endpoint& out) override;
+  PortRange local_port_range() override;
   int listen_again(int fd) override;
   int unacknowledged(int fd) override;
   TcpSummary tcp_summary(int fd) override;
@@ -32,6 +34,10 @@ class KernelIo : public Io {
   int shutdown(int fd, int how) override;
   void close(int fd) override;
   void close_with_reset(int fd) override;
+  void close_time_wait(int fd, const Endpoint& remote, int device) override;
+
+ private:
+  TimeWaitEnder time_waits_;
 };
 
 }  // namespace portway

@@ -271,7 +271,7 @@ void Proxy::set_limits(const ForwardId& id, const TrafficLimits& limits) {
   if (found != forwards_.end()) found->second->set_limits(limits);
 }
 
-void Proxy::set_source(const ForwardId& id, SourcePlan source) {
+void Proxy::set_source(const ForwardId& id, ForwardSource source) {
   const auto found = forwards_.find(id);
   if (found != forwards_.end()) found->second->source.store(source, std::memory_order_relaxed);
 }

@@ -44,7 +44,7 @@ class Proxy final : public Dataplane {
   void set_device(const Uuid& session_id, int device) override;
   bool ended(const ForwardId& id) override;
   void set_limits(const ForwardId& id, const TrafficLimits& limits) override;
-  void set_source(const ForwardId& id, SourcePlan source) override;
+  void set_source(const ForwardId& id, ForwardSource source) override;
   Result<ConnectionPage> connections(const ForwardId& id, ConnectionId after, std::size_t limit) override;
   Result<std::size_t> end_connections(const ForwardId& id, ConnectionId connection) override;
 

@@ -141,7 +141,7 @@ void RefusalGates::on_poll(Token token, const Completion& completion) {
       const bool refused = io_.socket_error(gate.fd) == -ECONNREFUSED;
       end_probe(index, refused ? Verdict::kRefused : Verdict::kOpen);
     } else if ((events & POLLOUT) != 0) {
-      if (gate.forward->source.load(std::memory_order_relaxed) == SourcePlan::kProxyV2) {
+      if (gate.forward->source.load(std::memory_order_relaxed).plan == SourcePlan::kProxyV2) {
         const ProxyHeader header = local_proxy_header();
         io_.send(gate.fd, header.bytes.data(), header.size, MSG_NOSIGNAL);
       }

@@ -79,10 +79,7 @@ struct ServedForward {
   const std::size_t listening_worker;
   Admission admission;
   ByteRate rate[2];                   // of the bytes that come from each side
-  std::atomic<SourcePlan> source;     // set by the control thread
-  std::atomic<bool> answered{false};  // a guest has answered a client's own address: there is a return path
-  // On the monotonic clock: one has not, but has answered the node's. Until then it is not asked again.
-  std::atomic<std::int64_t> unanswered_until_ns{0};
+  std::atomic<ForwardSource> source;  // set by the control thread
   std::atomic<bool> refusing{false};  // its guest port is closed: so are its listeners
   std::atomic<ForwardPhase> phase{ForwardPhase::kOpen};
   std::atomic<CloseHow> why{CloseHow::kForwardDeleted};  // what records of connections that it ends say

@@ -173,14 +173,14 @@ void Worker::on(CloseForward& message) {
 }
 
 void Worker::on(TakeConnection& message) {
+  handed_over_.fetch_sub(1, std::memory_order_relaxed);
   if (stopping_) {
     connections_.reject(message.downstream, message.forward, RejectReason::kDraining);
   } else {
     connections_.start(message.downstream, message.forward);
   }
-  // It is among the active ones first: whoever adds up both never misses it.
+  // It is among the active ones first: ServedForward::idle() never misses it.
   message.forward->handed_over.fetch_sub(1, std::memory_order_release);
-  handed_over_.fetch_sub(1, std::memory_order_relaxed);
 }
 
 void Worker::on(ListConnections& message) {

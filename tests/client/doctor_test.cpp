@@ -37,6 +37,7 @@ class Doctor : public testing::Test {
              {"fs/file-nr", "3000\t0\t9223372036854775807"},
              {"fs/pipe-user-pages-soft", "16384"},
              {"net/core/somaxconn", "4096"},
+             {"net/ipv4/tcp_tw_reuse", "1"},
              {"net/ipv4/ip_unprivileged_port_start", "1024"},
              {"net/ipv4/ip_local_port_range", "32768\t60999"},
              {"net/ipv4/ip_local_reserved_ports", ""},
@@ -159,6 +160,14 @@ TEST_F(Doctor, ListsTheCapabilitiesThatMatter) {
   expect("capabilities", Grade::kFail, "ports below 30000", "CAP_NET_BIND_SERVICE");
   node_.subject.capabilities = bit(Capability::kNetBindService);
   expect("capabilities", Grade::kOk, "CAP_NET_BIND_SERVICE");
+}
+
+TEST_F(Doctor, WarnsWhereShortConnectionsUseUpTheSourcePorts) {
+  expect("source-ports", Grade::kOk, "tcp_tw_reuse is 1");
+  sysctl("net/ipv4/tcp_tw_reuse", "2");
+  expect("source-ports", Grade::kWarn, "tcp_tw_reuse is 2", "sysctl -w net.ipv4.tcp_tw_reuse=1");
+  node_.subject.capabilities = bit(Capability::kNetAdmin);
+  expect("source-ports", Grade::kOk, "CAP_NET_ADMIN");
 }
 
 TEST_F(Doctor, WarnsOfAShortBacklogAndAFullConnectionTable) {

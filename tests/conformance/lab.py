@@ -175,6 +175,18 @@ class Service:
         return self.listener.accept()[0]
 
 
+def nobody(service):
+    """Whether no connection waits to be accepted."""
+    service.listener.settimeout(0)
+    try:
+        service.accept().close()
+    except BlockingIOError:
+        return True
+    finally:
+        service.listener.settimeout(LIMIT_S)
+    return False
+
+
 class Lab:
     """A scenario's view of one subject; a context, at whose end all of its sockets are closed."""
 

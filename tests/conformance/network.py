@@ -134,6 +134,17 @@ class Network:
         yield
         namespace.run("nft", "delete table inet vanished")
 
+    @contextlib.contextmanager
+    def filter(self, namespace, *rules):
+        """The machine's own packet filter, in its input chain."""
+        lines = "".join(f"  {rule}\n" for rule in rules)
+        namespace.run("nft", "-f", "-", input="table inet own_filter {\n chain input {\n"
+                      f"  type filter hook input priority 0; policy accept;\n{lines} }}\n}}\n")
+        try:
+            yield
+        finally:
+            namespace.run("nft", "delete table inet own_filter")
+
     def close(self):
         for namespace in (self.host, self.client, self.guest, self.neighbour, self.guest6):
             namespace.close()

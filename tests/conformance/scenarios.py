@@ -14,7 +14,7 @@ import time
 
 from tests.conformance import network as net
 from tests.conformance.lab import (
-    LIMIT_S, SHORT_S, Background, Service, Syn, at_mark, count, end_of, exchange, pattern, peer_seen,
+    LIMIT_S, SHORT_S, Background, Service, Syn, at_mark, count, end_of, exchange, nobody, pattern, peer_seen,
     read_to_end, readable, reset, same, send_all, send_until_error, transfer, unacknowledged,
     within)
 from tests.conformance.subjects import CONNECT_TIMEOUT_S
@@ -88,8 +88,7 @@ def hairpin(lab):
     yield "guest sees", lab.met(lab.service(), lab.client(namespace=lab.network.guest), limit=SHORT_S)
 
 
-@scenario("Who the guest sees", "a client on the node, by the public address",
-          guest_sees="The client's port is in use on the node: by the client.")
+@scenario("Who the guest sees", "a client on the node, by the public address")
 def on_the_node(lab):
     yield "guest sees", lab.met(lab.service(), lab.client(namespace=lab.network.host), limit=SHORT_S)
 
@@ -238,6 +237,35 @@ def backlog(lab):
 def _accept_queue(lab, service):
     told = lab.network.guest.run("ss", "-Hltn", f"sport = {service.forward.guest_port}").split()
     return int(told[1])
+
+
+# ---- Guests with a packet filter
+
+OFFICE = "198.18.0.3"  # another address of the client's machine
+MODES = ("auto", "transparent")
+
+
+def _filtered(lab, mode):
+    """A service, and the guest's rules that let in its gateway and the office only, what follows being the verdict."""
+    lab.network.client.run("ip", "addr", "replace", f"{OFFICE}/24", "dev", "eth0")
+    service = lab.service(fields={"source_mode": mode} if lab.portway else None)
+    port = service.forward.guest_port
+    return service, f"tcp dport {port} ip saddr {{ 198.19.0.1, {OFFICE} }} accept", f"tcp dport {port}"
+
+
+@scenario("A guest with a packet filter", "that lets in its gateway and an office, and drops the rest",
+          all=f"{ACCEPTED_FIRST} It is reset after proxy.connect_timeout_ms, {CONNECT_TIMEOUT_S} s here.")
+def drops(lab):
+    for mode in MODES:
+        service, accept, others = _filtered(lab, mode)
+        with lab.network.filter(lab.network.guest, accept, f"{others} drop"):
+            limit = CONNECT_TIMEOUT_S + 0.9
+            strangers = [Background(lab.outcome, service.forward, None, net.PUBLIC, limit) for _ in range(2)]
+            yield f"the office, {mode}", lab.met(service, lab.client(OFFICE))
+            yield f"two strangers, {mode}", ", ".join(sorted({one.result() for one in strangers}))
+            yield f"another stranger, {mode}", lab.outcome(service.forward, limit=limit)
+            yield f"the office again, {mode}", lab.met(service, lab.client(OFFICE))
+            yield f"the guest has let in, {mode}", "nobody else" if nobody(service) else "somebody"
 
 
 # ---- Ends

@@ -9,7 +9,7 @@
 namespace portway {
 namespace {
 
-SourcePlan plan(std::string_view client, std::string_view guest = "198.18.2.2") {
+std::optional<SourcePlan> plan(std::string_view client, std::string_view guest = "198.18.2.2") {
   return plan_source({boost::asio::ip::make_address(client), 40000}, {parse_address(guest).value(), 3000});
 }
 
@@ -32,10 +32,13 @@ TEST(SourcePlan, AClientOnTheLoopbackDeviceDoesNot) {
   EXPECT_EQ(plan("::1", "fd00:2::2"), SourcePlan::kLoopback);
 }
 
-TEST(SourcePlan, ALinkLocalClientDoesNotForItWouldBeSoughtOnTheGuestsLink) {
-  EXPECT_EQ(plan("fe80::2%1", "fd00:2::2"), SourcePlan::kLinkLocal);
-  EXPECT_EQ(plan("169.254.0.1"), SourcePlan::kLinkLocal);
-  EXPECT_EQ(plan("169.253.255.255"), SourcePlan::kTransparent);
+TEST(SourcePlan, AnIpv6LinkLocalClientIsNotCarried) {
+  EXPECT_EQ(plan("fe80::2%1", "fd00:2::2"), std::nullopt);
+  EXPECT_EQ(plan("fe80::2%1"), std::nullopt) << "and is not seen as the node by an IPv4 guest either";
+}
+
+TEST(SourcePlan, AnIpv4LinkLocalClientKeepsItsAddressAsUnderDnat) {
+  EXPECT_EQ(plan("169.254.0.1"), SourcePlan::kTransparent);
 }
 
 TEST(SourcePlan, AClientOfTheOtherFamilyDoesNot) {
@@ -43,22 +46,29 @@ TEST(SourcePlan, AClientOfTheOtherFamilyDoesNot) {
   EXPECT_EQ(plan("fd00:1::2", "198.18.2.2"), SourcePlan::kFamily);
 }
 
-TEST(SourcePlan, APortThatIsTakenIsTriedOnceMoreWithoutItAndThenWithoutTheAddress) {
+TEST(SourcePlan, APortThatIsTakenOrPrivilegedIsReplacedOnce) {
   EXPECT_EQ(plan_after_failure(SourcePlan::kTransparent, EADDRINUSE), SourcePlan::kPortInUse);
   EXPECT_EQ(plan_after_failure(SourcePlan::kTransparent, EADDRNOTAVAIL), SourcePlan::kPortInUse);
-  EXPECT_EQ(plan_after_failure(SourcePlan::kPortInUse, EADDRNOTAVAIL), SourcePlan::kRefused);
+  EXPECT_EQ(plan_after_failure(SourcePlan::kTransparent, EACCES), SourcePlan::kPortPrivileged);
 }
 
-TEST(SourcePlan, AnAddressThatTheKernelRefusesOrNobodyAnswersIsTriedOnceMoreAsTheNodes) {
-  EXPECT_EQ(plan_after_failure(SourcePlan::kTransparent, EPERM), SourcePlan::kRefused);
-  EXPECT_EQ(plan_after_failure(SourcePlan::kTransparent, EINVAL), SourcePlan::kRefused);
-  EXPECT_EQ(plan_after_failure(SourcePlan::kPortInUse, ETIMEDOUT), SourcePlan::kUnanswered);
+TEST(SourcePlan, NothingTurnsTheClientsAddressIntoTheNodes) {
+  for (const int error : {ETIMEDOUT, ECONNREFUSED, EHOSTUNREACH, EPERM, EINVAL, ENOPROTOOPT, EADDRNOTAVAIL,
+                          EADDRINUSE, EACCES, ENOBUFS}) {
+    for (const SourcePlan tried :
+         {SourcePlan::kTransparent, SourcePlan::kPortInUse, SourcePlan::kPortPrivileged}) {
+      const auto next = plan_after_failure(tried, error);
+      EXPECT_TRUE(!next || is_transparent(*next)) << error;
+      if (tried != SourcePlan::kTransparent) {
+        EXPECT_EQ(next, std::nullopt) << "a client can use up its ports";
+      }
+    }
+  }
 }
 
 TEST(SourcePlan, WhatTheGuestSaysAndWhatTheNodesAddressCannotDoIsFinal) {
   EXPECT_EQ(plan_after_failure(SourcePlan::kTransparent, ECONNREFUSED), std::nullopt);
-  for (const SourcePlan plain : {SourcePlan::kPlain, SourcePlan::kProxyV2, SourcePlan::kHairpin,
-                                 SourcePlan::kUnanswered, SourcePlan::kRefused}) {
+  for (const SourcePlan plain : {SourcePlan::kPlain, SourcePlan::kProxyV2, SourcePlan::kHairpin}) {
     EXPECT_EQ(plan_after_failure(plain, ETIMEDOUT), std::nullopt);
     EXPECT_EQ(plan_after_failure(plain, EADDRNOTAVAIL), std::nullopt);
   }
@@ -73,9 +83,9 @@ TEST(SourcePlan, ThePortIsLeftOutWhereItIsInUse) {
 TEST(SourcePlan, EveryOneIsToldApartByItsModeAndFallback) {
   std::set<std::pair<std::string_view, std::string_view>> names;
   for (std::size_t i = 0; i < kSourcePlans; ++i) {
-    const auto plan = static_cast<SourcePlan>(i);
-    names.emplace(source_mode(plan), source_fallback(plan));
-    EXPECT_EQ(is_transparent(plan), source_mode(plan) == "transparent");
+    const auto each = static_cast<SourcePlan>(i);
+    names.emplace(source_mode(each), source_fallback(each));
+    EXPECT_EQ(is_transparent(each), source_mode(each) == "transparent");
   }
   EXPECT_EQ(names.size(), kSourcePlans);
 }

@@ -109,7 +109,7 @@ struct RigOptions {
   GuestAnswer guest = GuestAnswer::kServes;
   int family = AF_INET;
   int device = kAnyDevice;
-  SourcePlan source = SourcePlan::kPlain;
+  ForwardSource source = {};
   SimNetworkOptions network = {};  // of the simulated world
   SimFaults faults = {};           // there
 };

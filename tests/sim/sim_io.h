@@ -77,6 +77,9 @@ class SimIo final : public Io {
   /// limit.
   void set_pipe_slots_max(std::size_t slots) { pipe_slots_max_ = slots; }
 
+  /// The kernel's choice of ports for outgoing connections; {0, 0}: not known.
+  void set_local_ports(const PortRange& range) { local_ports_ = range; }
+
   std::size_t open_sockets() const { return count(Kind::kSocket) + count(Kind::kListener); }
   std::size_t open_pipe_ends() const { return count(Kind::kPipeReader) + count(Kind::kPipeWriter); }
   /// Bytes in pipes.
@@ -102,6 +105,7 @@ class SimIo final : public Io {
   int bind_transparent(int fd, const Endpoint& source) override;
   int take_client(int fd, Client& out) override;
   int local_endpoint(int fd, Endpoint& out) override;
+  PortRange local_port_range() override { return local_ports_; }
   int listen_again(int fd) override;
   int unacknowledged(int fd) override;
   TcpSummary tcp_summary(int fd) override;
@@ -115,6 +119,7 @@ class SimIo final : public Io {
   int shutdown(int fd, int how) override;
   void close(int fd) override;
   void close_with_reset(int fd) override;
+  void close_time_wait(int fd, const Endpoint&, int) override { close(fd); }
 
  private:
   enum class Kind : std::uint8_t { kSocket, kListener, kPipeReader, kPipeWriter };
@@ -182,6 +187,7 @@ class SimIo final : public Io {
   std::array<PlannedFailure, kCalls> planned_;
   std::size_t descriptors_max_ = SIZE_MAX;
   std::size_t pipe_slots_max_ = SIZE_MAX;
+  PortRange local_ports_;
   // No number is given twice, and none is one of the kernel's: a stale one is found out, and a close(2) of
   // one does no harm.
   int next_fd_ = 1 << 20;

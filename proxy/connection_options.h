@@ -1,0 +1,20 @@
+// How connections are treated; the same for all of them.
+#pragma once
+
+#include <chrono>
+
+namespace portway {
+
+/// Zero means "never" for the two timeouts of silence.
+struct ConnectionOptions {
+  std::chrono::milliseconds connect_timeout{5000};
+  std::chrono::seconds half_close_timeout{3600};  // without a byte moved, once one direction has ended
+  std::chrono::seconds idle_timeout{0};           // without a byte moved
+  std::chrono::seconds drain_timeout{30};         // for connections of a forward closed with kDrain
+  std::chrono::seconds keepalive{300};            // idle time before the first TCP keepalive probe; 0: none
+  std::chrono::seconds user_timeout{900};         // for a guest to acknowledge what was sent; 0: the kernel's
+  bool copy_dscp = true;                          // of the client's SYN to what is sent to the guest
+  std::chrono::milliseconds refused_probe{80};    // see proxy/refusal_gates.h; 0: listeners stay open
+};
+
+}  // namespace portway

@@ -1,0 +1,115 @@
+#include "proxy/upstream.h"
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "config/random.h"
+#include "network/source_plan.h"
+
+namespace portway {
+namespace {
+
+constexpr int kLocalPortRange = 51;  // IP_LOCAL_PORT_RANGE, linux/in.h; also for IPv6 sockets
+constexpr Nanos kEphemeralReadEvery = std::chrono::seconds(2);  // its setting can change any time
+
+}  // namespace
+
+UpstreamOpener::UpstreamOpener(Io& io, const ConnectionOptions& options)
+    : io_(io),
+      options_(options),
+      ephemeral_read_at_(io.now() - kEphemeralReadEvery),
+      random_(random_below(UINT32_MAX)) {}
+
+int UpstreamOpener::open(const Target& target, SourcePlan& plan, int& fd) {
+  for (;;) {
+    const int result = open_once(target, plan, fd);
+    if (result == 0 || result == -EINPROGRESS) return result;
+    const auto next = plan_after_failure(plan, -result);
+    if (!next) return result;
+    plan = *next;
+    if (fd >= 0) io_.close(fd);
+  }
+}
+
+int UpstreamOpener::open_once(const Target& target, SourcePlan plan, int& fd) {
+  const Endpoint& guest = target.forward.route.upstream;
+  fd = -1;
+  if (target.device == kNoDevice) return -ENODEV;
+  fd = io_.socket(guest.address().is_v6() ? AF_INET6 : AF_INET);
+  if (fd < 0) {
+    const int result = fd;
+    fd = -1;
+    return result;
+  }
+  set_options(target, fd);
+  if (target.device != kAnyDevice) {
+    // Without it, packets for a guest whose tap is gone would leave by the default route.
+    if (const int result = io_.bind_to_device(fd, target.device); result < 0) return result;
+  }
+  if (!is_transparent(plan)) return connect(fd, guest);
+  const Endpoint source = source_endpoint(target.client, plan);
+  if (const int result = bind_to_client(fd, source); result < 0) return result;
+  return source.port() == 0 ? connect(fd, guest) : io_.connect(fd, guest);
+}
+
+void UpstreamOpener::set_options(const Target& target, int fd) {
+  io_.set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+  if (options_.keepalive.count() > 0) {
+    io_.set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+    io_.set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, static_cast<int>(options_.keepalive.count()));
+  }
+  if (options_.user_timeout.count() > 0) {
+    const std::chrono::milliseconds timeout = options_.user_timeout;
+    io_.set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(timeout.count()));
+  }
+  if (target.dscp != 0) {
+    const bool v6 = target.forward.route.upstream.address().is_v6();
+    io_.set_option(fd, v6 ? IPPROTO_IPV6 : IPPROTO_IP, v6 ? IPV6_TCLASS : IP_TOS, target.dscp);
+  }
+}
+
+/// The client's address, and its port unless that is 0.
+int UpstreamOpener::bind_to_client(int fd, const Endpoint& source) {
+  const std::uint16_t port = source.port();
+  if (port != 0 && ephemeral_ports().contains(port) && ask_for_ports(fd, port, port) == 0) {
+    return io_.bind_transparent(fd, {source.address(), 0});
+  }
+  return io_.bind_transparent(fd, source);
+}
+
+/// With a source port of the kernel's choice.
+int UpstreamOpener::connect(int fd, const Endpoint& guest) {
+  const PortRange& range = ephemeral_ports();
+  if (range.size() <= kPortsAtOnce) return io_.connect(fd, guest);
+  int result = -EADDRNOTAVAIL;
+  for (int tries = 0; tries < kTries && result == -EADDRNOTAVAIL; ++tries) {
+    std::uniform_int_distribution<unsigned> starts(range.first, range.last - kPortsAtOnce + 1U);
+    const unsigned first = starts(random_);
+    const unsigned last = first + kPortsAtOnce - 1;
+    const bool bounded =
+        ask_for_ports(fd, static_cast<std::uint16_t>(first), static_cast<std::uint16_t>(last)) == 0;
+    result = io_.connect(fd, guest);
+    if (!bounded) break;  // an older kernel, which has looked at all of them
+  }
+  return result;
+}
+
+int UpstreamOpener::ask_for_ports(int fd, std::uint16_t first, std::uint16_t last) {
+  const std::uint32_t range = std::uint32_t{first} | std::uint32_t{last} << 16;
+  return io_.set_option(fd, IPPROTO_IP, kLocalPortRange, static_cast<int>(range));
+}
+
+const PortRange& UpstreamOpener::ephemeral_ports() {
+  const Nanos now = io_.now();
+  if (now - ephemeral_read_at_ >= kEphemeralReadEvery) {
+    ephemeral_read_at_ = now;
+    ephemeral_ = io_.local_port_range();
+  }
+  return ephemeral_;
+}
+
+}  // namespace portway

@@ -1,0 +1,59 @@
+// Opens the sockets towards guests: the device, the source address and port, the options.
+//
+// The source port is the client's own if the guest is shown the client's address; otherwise the kernel
+// chooses one. connect(2) would look through all of the node's ephemeral ports for it, those in TIME_WAIT
+// included: 20 ms of the worker's time after 14,000 connections to one guest port within a minute. So it gets
+// a few ports at random to choose from (IP_LOCAL_PORT_RANGE, Linux 6.3), and a few tries. The same option
+// asks for the client's own port where that is an ephemeral one: a bind(2) to it would keep the kernel from
+// giving that port to any outgoing connection of the node, for as long as the connection and its TIME_WAIT
+// last.
+//
+// Belongs to one worker's thread.
+#pragma once
+
+#include <cstdint>
+#include <random>
+
+#include "config/endpoint.h"
+#include "metrics/stats.h"
+#include "proxy/connection_options.h"
+#include "proxy/io.h"
+#include "proxy/served_forward.h"
+
+namespace portway {
+
+class UpstreamOpener {
+ public:
+  /// A connect(2) that chooses a port looks at no more than this many.
+  static constexpr unsigned kPortsAtOnce = 64;
+  static constexpr int kTries = 4;
+
+  UpstreamOpener(Io& io, const ConnectionOptions& options);
+
+  struct Target {
+    const ServedForward& forward;
+    int device = kAnyDevice;  // interface index, kAnyDevice or kNoDevice
+    Endpoint client;
+    std::uint8_t dscp = 0;  // shifted left by two; 0: the kernel's
+  };
+  /// Opens a socket to the target's guest and connects it: 0, -EINPROGRESS or -errno of the last attempt.
+  /// `plan` becomes the one that was used; `fd` the socket, also on an error unless there is none (-1).
+  /// -EADDRNOTAVAIL: no source port was to be had.
+  int open(const Target& target, SourcePlan& plan, int& fd);
+
+ private:
+  int open_once(const Target& target, SourcePlan plan, int& fd);
+  void set_options(const Target& target, int fd);
+  int bind_to_client(int fd, const Endpoint& source);
+  int connect(int fd, const Endpoint& guest);
+  int ask_for_ports(int fd, std::uint16_t first, std::uint16_t last);
+  const PortRange& ephemeral_ports();
+
+  Io& io_;
+  const ConnectionOptions& options_;
+  PortRange ephemeral_{};  // as the kernel's setting was a moment ago
+  Nanos ephemeral_read_at_;
+  std::mt19937 random_;
+};
+
+}  // namespace portway
