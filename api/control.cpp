@@ -588,11 +588,15 @@ SourcePlan Control::node_source() const {
     case SourceMode::kTransparent:
       break;
   }
-  return return_path_ != nullptr ? SourcePlan::kTransparent : SourcePlan::kNoReturnPath;
+  return leads_back() ? SourcePlan::kTransparent : SourcePlan::kNoReturnPath;
+}
+
+bool Control::leads_back() const {
+  return return_path_ != nullptr && return_path_->kind() != ReturnPath::Kind::kGuardOnly;
 }
 
 std::string_view Control::return_path() const {
-  if (return_path_ == nullptr) return "";
+  if (!leads_back()) return "";
   return return_path_->kind() == ReturnPath::Kind::kProgram ? "bpf" : "rules";
 }
 
@@ -604,7 +608,7 @@ SourcePlan Control::source_of(const Instance& instance, SourceMode wanted) const
 }
 
 Result<void> Control::check_source_mode(SourceMode wanted) const {
-  if (wanted != SourceMode::kTransparent || return_path_ != nullptr) return {};
+  if (wanted != SourceMode::kTransparent || leads_back()) return {};
   return Error{ErrorCode::kInvalidRequest,
                fmt::format("This node cannot show guests their clients' addresses ({}); leave source_mode "
                            "out, or ask for proxy_v2.",
@@ -614,11 +618,14 @@ Result<void> Control::check_source_mode(SourceMode wanted) const {
                "source_mode"};
 }
 
-/// Before a guest can be asked with a client's address, its answers must find the way back.
+/// Before a guest can be asked with a client's address, its answers must find the way back. With it comes the
+/// source guard.
 void Control::make_way(const Instance& instance) {
   if (return_path_ == nullptr || instance.tap_index == 0) return;
   if (auto made = return_path_->add(instance.tap_index, instance.guest_address); !made) {
-    spdlog::warn("instance {} sees the node's address as its clients': {}", instance.id, made.error().detail);
+    spdlog::warn("instance {} {}: {}", instance.id,
+                 leads_back() ? "sees the node's address as its clients'" : "has no source guard",
+                 made.error().detail);
     return;
   }
   std::erase_if(old_ways_, [&](const OldWay& way) { return way.link == instance.tap_index; });

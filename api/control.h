@@ -45,8 +45,8 @@ class Control {
     SessionWatch& watch;  // its callbacks become Control's
     EventHub& events;
     ApiStats& stats;
-    ReturnPath* return_path = nullptr;    // null: guests see the node's address
-    std::string why_no_return_path = {};  // where it is null and was wanted
+    ReturnPath* return_path = nullptr;    // null: guests see the node's address, and there is no source guard
+    std::string why_no_return_path = {};  // where it leads nothing back and was wanted to
   };
   Control(Config config, const Parts& parts);
 
@@ -121,6 +121,10 @@ class Control {
   SourcePlan node_source() const;
   /// "bpf" or "rules"; empty where there is none.
   std::string_view return_path() const;
+  /// Guests cannot send with each other's addresses.
+  bool has_source_guard() const { return return_path_ != nullptr && return_path_->has_guard(); }
+  /// Packets dropped for it so far.
+  std::uint64_t forged_packets() const { return return_path_ ? return_path_->forged_packets() : 0; }
   /// Why that is not the client's address although it was wanted; empty where it is.
   const std::string& source_reason() const { return why_no_return_path_; }
 
@@ -164,6 +168,7 @@ class Control {
   SourcePlan take_source(const Instance& instance, const Forward& forward);
   void end_source(const ForwardId& id);
   Result<void> check_source_mode(SourceMode wanted) const;
+  bool leads_back() const;
   void make_way(const Instance& instance);
   void end_way(const std::string& instance_id);
   void tend_ways();

@@ -754,6 +754,7 @@ Result<Response> Api::info(const Call& call) {
   body["source_mode"] = source_mode(control_.node_source());
   if (const std::string& why = control_.source_reason(); !why.empty()) body["source_mode_reason"] = why;
   if (const auto kind = control_.return_path(); !kind.empty()) body["return_path"] = kind;
+  body["source_guard"] = control_.has_source_guard();
   body["instances"] = control_.registry().instance_count();
   body["port_forwards"] = control_.registry().forward_count();
   body["ports"] = {{"range", to_string(control_.ports().range())},

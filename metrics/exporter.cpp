@@ -411,6 +411,9 @@ void emit_all(Sink& sink, const ExporterSources& sources, MetricsScope scope) {
        "not "
        "allowed any more; should be 0.",
        sources.forwards_failed());
+  emit(sink, MetricType::Counter, "portway_forged_packets_dropped_total",
+       "Packets of guests that were dropped since their source is the address of another guest of the node.",
+       sources.forged_packets());
   emit_ports(sink, sources.port_pool(), *sources.api);
   emit_api(sink, *sources.api);
   emit_api_server(sink, sources.api_server());

@@ -86,6 +86,11 @@ RoutingRule port_rule(const std::string& tap, const IpAddress& guest, std::uint1
   return {.preference = kPreference, .table = kTable, .interface = tap, .source = guest, .source_port = port};
 }
 
+std::string to_text(const RoutingRule& rule) {
+  if (rule.source_port == 0) return fmt::format("rule {}", rule.preference);
+  return fmt::format("the rule for port {} of {}", rule.source_port, rule.interface);
+}
+
 /// Whether rules are to be had at all.
 Result<void> try_rules(Netlink& netlink) {
   if (auto done = add_local_default(netlink, AF_INET, kTable); !done) return done.error();
@@ -106,7 +111,7 @@ int ReturnPath::Guest::family() const {
   return address.is_v4() ? AF_INET : AF_INET6;
 }
 
-Result<std::unique_ptr<ReturnPath>> ReturnPath::start(bool program_wanted) {
+Result<std::unique_ptr<ReturnPath>> ReturnPath::start(Kind wanted) {
   auto lock = take_lock();
   if (!lock) return lock.error();
   auto netlink = Netlink::open();
@@ -114,8 +119,9 @@ Result<std::unique_ptr<ReturnPath>> ReturnPath::start(bool program_wanted) {
   if (auto done = remove_everything(**netlink); !done) return done.error();
   std::unique_ptr<SteerProgram> program;
   std::string why_rules = "it was asked for";
-  if (program_wanted) {
+  if (wanted != Kind::kRules) {
     auto loaded = SteerProgram::load();
+    if (!loaded && wanted == Kind::kGuardOnly) return loaded.error();
     if (loaded) {
       program = std::move(*loaded);
       why_rules.clear();
@@ -126,14 +132,16 @@ Result<std::unique_ptr<ReturnPath>> ReturnPath::start(bool program_wanted) {
   if (!program && !try_rules(**netlink)) {
     return Error{.code = ErrorCode::kResourceExhausted, .detail = why_rules};
   }
+  const Kind kind = program ? wanted : Kind::kRules;
   return std::unique_ptr<ReturnPath>(
-      new ReturnPath(std::move(*lock), std::move(*netlink), std::move(program), std::move(why_rules)));
+      new ReturnPath(std::move(*lock), std::move(*netlink), kind, std::move(program), std::move(why_rules)));
 }
 
-ReturnPath::ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, std::unique_ptr<SteerProgram> program,
-                       std::string why_rules)
+ReturnPath::ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, Kind kind,
+                       std::unique_ptr<SteerProgram> program, std::string why_rules)
     : lock_(std::move(lock)),
       netlink_(std::move(netlink)),
+      kind_(kind),
       program_(std::move(program)),
       why_rules_(std::move(why_rules)) {}
 
@@ -157,7 +165,7 @@ Result<void> ReturnPath::add(int link, const IpAddress& address) {
     // link, or somebody cleared the tap.
     if (program_ && known->second.family() == guest.family() && verify(link, known->second)) {
       known->second = guest;
-      return program_->set_guest(link, address);
+      return program_->set_guest(link, address, kind_ == Kind::kProgram);
     }
     remove(link);
   }
@@ -170,23 +178,33 @@ Result<void> ReturnPath::add(int link, const IpAddress& address) {
 
 /// What is there already is fine.
 Result<void> ReturnPath::make(int link, const Guest& guest) {
+  if (program_) {
+    if (auto done = attach(link, guest); !done) return done.error();
+  }
+  if (kind_ == Kind::kGuardOnly) return {};
   // The route first: a rule to an empty table falls through to the next rule.
   if (auto done = add_local_default(*netlink_, guest.family(), kTable); !done) return done.error();
-  if (!program_) {
-    for (const auto& [port, count] : guest.ports) {
-      const RoutingRule rule = port_rule(guest.tap, guest.address, port);
-      if (auto done = add_rule(*netlink_, guest.family(), rule); !done) return done.error();
-    }
-    return {};
-  }
-  for (const RoutingRule& rule : kMarkRules) {
+  for (const RoutingRule& rule : rules_of(guest)) {
     if (auto done = add_rule(*netlink_, guest.family(), rule); !done) return done.error();
   }
-  if (auto done = program_->set_guest(link, guest.address); !done) return done.error();
+  return {};
+}
+
+Result<void> ReturnPath::attach(int link, const Guest& guest) {
+  if (auto done = program_->set_guest(link, guest.address, kind_ == Kind::kProgram); !done)
+    return done.error();
   auto attached = is_attached(link);
   if (!attached) return attached.error();
   if (*attached) return {};
   return add_filter(*netlink_, link, program_->fd());
+}
+
+/// The routing rules that a guest needs.
+std::vector<RoutingRule> ReturnPath::rules_of(const Guest& guest) const {
+  if (kind_ == Kind::kProgram) return {kMarkRules.begin(), kMarkRules.end()};
+  std::vector<RoutingRule> rules;
+  for (const auto& [port, count] : guest.ports) rules.push_back(port_rule(guest.tap, guest.address, port));
+  return rules;
 }
 
 Result<bool> ReturnPath::is_attached(int link) const {
@@ -209,7 +227,7 @@ void ReturnPath::remove(int link) {
   for (const auto& [port, count] : guest.mapped().ports) {
     (void)delete_rule(*netlink_, family, port_rule(guest.mapped().tap, guest.mapped().address, port));
   }
-  if (guests_of(family) == 0) (void)remove_from_node(*netlink_, family);
+  if (kind_ != Kind::kGuardOnly && guests_of(family) == 0) (void)remove_from_node(*netlink_, family);
 }
 
 Result<void> ReturnPath::add_port(int link, std::uint16_t guest_port) {
@@ -268,28 +286,20 @@ std::size_t ReturnPath::ports() const {
 }
 
 Result<void> ReturnPath::verify(int link, const Guest& guest) const {
-  auto rules = our_rules(*netlink_, guest.family());
-  if (!rules) return rules.error();
-  const auto is_there = [&](const RoutingRule& rule) {
-    return std::ranges::find(*rules, rule) != rules->end();
-  };
+  if (program_) {
+    auto attached = is_attached(link);
+    if (!attached) return attached.error();
+    if (!*attached) return missing(fmt::format("the filter on link {}", link));
+  }
+  if (kind_ == Kind::kGuardOnly) return {};
   auto has_route = has_local_default(*netlink_, guest.family(), kTable);
   if (!has_route) return has_route.error();
   if (!*has_route) return missing("the route of table 5210");
-  if (!program_) {
-    for (const auto& [port, count] : guest.ports) {
-      if (!is_there(port_rule(guest.tap, guest.address, port))) {
-        return missing(fmt::format("the rule for port {} of {}", port, guest.tap));
-      }
-    }
-    return {};
+  auto rules = our_rules(*netlink_, guest.family());
+  if (!rules) return rules.error();
+  for (const RoutingRule& wanted : rules_of(guest)) {
+    if (std::ranges::find(*rules, wanted) == rules->end()) return missing(to_text(wanted));
   }
-  for (const RoutingRule& rule : kMarkRules) {
-    if (!is_there(rule)) return missing(fmt::format("rule {}", rule.preference));
-  }
-  auto attached = is_attached(link);
-  if (!attached) return attached.error();
-  if (!*attached) return missing(fmt::format("the filter on link {}", link));
   return {};
 }
 

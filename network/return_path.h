@@ -16,7 +16,11 @@
 // port of a guest instead:
 //     5211: iif TAP from GUEST ipproto tcp sport PORT lookup 5210
 // which costs every packet of the node a little for each rule, so there are at most kPortsMax of them; and
-// the guest's own connections from a forwarded port number do not work, nor do routed ones to it.
+// the guest's own connections from a forwarded port number do not work, nor do routed ones to it: a service
+// of the node on all addresses answers them. There is no source guard then.
+//
+// The same program is the source guard: it drops what one guest sends with another's address (steer.bpf.c).
+// Where clients' addresses are not wanted, there can be the guard alone, without rules and route.
 //
 // Everything it makes can be recognised (protocol 210, filter "portway_steer"), and what a predecessor left
 // is removed at start. So that two of them in one network namespace do not end each other, the second one
@@ -36,6 +40,7 @@
 #include "config/error.h"
 #include "config/fd.h"
 #include "network/netlink.h"
+#include "network/policy_routing.h"
 #include "network/steer_program.h"
 
 namespace portway {
@@ -43,35 +48,42 @@ namespace portway {
 class ReturnPath {
  public:
   static constexpr std::size_t kPortsMax = 128;
-  enum class Kind : std::uint8_t { kProgram, kRules };
+  enum class Kind : std::uint8_t {
+    kProgram,    // and the source guard
+    kRules,      //
+    kGuardOnly,  // no return path: connections need a source address of the node
+  };
 
   /// kResourceExhausted when the node cannot have it; the detail says why, and what would help (CAP_BPF and
-  /// CAP_NET_ADMIN, a newer kernel). Then nothing was made, and connections need a source address of the
-  /// node. `program` false: rules, whatever the kernel can do.
-  static Result<std::unique_ptr<ReturnPath>> start(bool program = true);
+  /// CAP_NET_ADMIN, a newer kernel). Then nothing was made. kProgram: rules where the kernel takes no
+  /// program; kRules: whatever the kernel can do.
+  static Result<std::unique_ptr<ReturnPath>> start(Kind wanted = Kind::kProgram);
 
   /// Removes everything.
   ~ReturnPath();
   ReturnPath(const ReturnPath&) = delete;
   ReturnPath& operator=(const ReturnPath&) = delete;
 
-  Kind kind() const { return program_ ? Kind::kProgram : Kind::kRules; }
+  Kind kind() const { return kind_; }
+  bool has_guard() const { return program_ != nullptr; }
+  /// Packets that the guard has dropped so far.
+  std::uint64_t forged_packets() const { return program_ ? program_->forged_packets() : 0; }
   /// Why it is not a program; empty where it is.
   const std::string& why_rules() const { return why_rules_; }
 
-  /// From now on the guest's answers come back. `link` is the interface index of its tap, an Ethernet device;
-  /// one guest a link, a second call replaces its address. What was made is read back; when it is not there,
-  /// or could not be made, nothing of this call stays. Call it before the first connection, whose answers
-  /// would be lost.
+  /// From now on the guest's answers come back (not with kGuardOnly), and no other guest sends with its
+  /// address. `link` is the interface index of its tap, an Ethernet device; one guest a link, a second call
+  /// replaces its address. What was made is read back; when it is not there, or could not be made, nothing of
+  /// this call stays. Call it before the first connection, whose answers would be lost.
   Result<void> add(int link, const IpAddress& guest);
 
   /// The opposite. Fine when it was not added or the link is gone. Connections that are still open hang: end
   /// them first.
   void remove(int link);
 
-  /// With rules, the answers from a port of the guest come back only after this; with a program it does
-  /// nothing. kResourceExhausted when there are kPortsMax. Each call has its remove_port(), and remove() goes
-  /// for all of a link's.
+  /// With rules, the answers from a port of the guest come back only after this; otherwise it does nothing.
+  /// kResourceExhausted when there are kPortsMax. Each call has its remove_port(), and remove() goes for all
+  /// of a link's.
   Result<void> add_port(int link, std::uint16_t guest_port);
   void remove_port(int link, std::uint16_t guest_port);
 
@@ -87,10 +99,12 @@ class ReturnPath {
     int family() const;
   };
 
-  ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, std::unique_ptr<SteerProgram> program,
+  ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, Kind kind, std::unique_ptr<SteerProgram> program,
              std::string why_rules);
 
   Result<void> make(int link, const Guest& guest);
+  Result<void> attach(int link, const Guest& guest);
+  std::vector<RoutingRule> rules_of(const Guest& guest) const;
   Result<bool> is_attached(int link) const;
   Result<void> verify(int link, const Guest& guest) const;
   std::size_t guests_of(int family) const;
@@ -98,6 +112,7 @@ class ReturnPath {
 
   const Fd lock_;  // one in a network namespace
   const std::unique_ptr<Netlink> netlink_;
+  const Kind kind_;
   const std::unique_ptr<SteerProgram> program_;  // null: rules
   const std::string why_rules_;
   std::map<int, Guest> guests_;  // by link

@@ -11,9 +11,14 @@ enum { kSteerMark = 0x20000000 };
 // Taps of a node: more than a node has virtual machines. One more is refused by the map (E2BIG).
 enum { kSteerGuestsMax = 65536 };
 
-// Value of the map `guests`, whose key is the tap's interface index: the address that the guest behind it
-// has.
+// An IP address in network byte order; IPv4 as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2). Key of the map `owners`,
+// the addresses that any guest has.
+struct SteerAddress {
+  __u32 word[4];
+};
+
+// Value of the map `guests`, whose key is the tap's interface index.
 struct SteerGuest {
-  __u32 version;     // 4 or 6
-  __u32 address[4];  // in network byte order; IPv4: the first word, the others are zero
+  struct SteerAddress address;  // of the guest behind it
+  __u32 steered;                // 0: the source guard only, and the mark is left alone
 };

@@ -39,18 +39,15 @@ Error refused(std::string_view what, int error) {
           .detail = fmt::format("bpf: {}: {}; {}", what, std::strerror(error), remedy(error))};
 }
 
-SteerGuest to_map_value(const IpAddress& address) {
-  SteerGuest value{};
-  if (address.is_v4()) {
-    value.version = 4;
-    const auto bytes = address.to_v4().to_bytes();
-    std::memcpy(value.address, bytes.data(), bytes.size());
-  } else {
-    value.version = 6;
-    const auto bytes = address.to_v6().to_bytes();
-    std::memcpy(value.address, bytes.data(), bytes.size());
-  }
-  return value;
+SteerAddress to_map(const IpAddress& address) {
+  const auto bytes =
+      (address.is_v4() ? boost::asio::ip::make_address_v6(boost::asio::ip::v4_mapped, address.to_v4())
+                       : address.to_v6())
+          .to_bytes();
+  SteerAddress words{};
+  static_assert(sizeof words == sizeof bytes);
+  std::memcpy(&words, bytes.data(), bytes.size());
+  return words;
 }
 
 }  // namespace
@@ -76,6 +73,8 @@ Result<void> SteerProgram::put_into_kernel() {
   if (const int error = bpf_object__load(object_); error != 0) return refused("load", -error);
   program_ = bpf_program__fd(bpf_object__find_program_by_name(object_, "portway_steer"));
   guests_ = bpf_object__find_map_fd_by_name(object_, "guests");
+  owners_ = bpf_object__find_map_fd_by_name(object_, "owners");
+  forged_ = bpf_object__find_map_fd_by_name(object_, "forged");
   bpf_prog_info info{};
   __u32 size = sizeof info;
   if (bpf_obj_get_info_by_fd(program_, &info, &size) != 0) return refused("program information", errno);
@@ -83,16 +82,54 @@ Result<void> SteerProgram::put_into_kernel() {
   return {};
 }
 
-Result<void> SteerProgram::set_guest(int link, const IpAddress& guest) {
+Result<void> SteerProgram::set_guest(int link, const IpAddress& guest, bool steered) {
+  const auto known = addresses_.find(link);
+  const bool same = known != addresses_.end() && known->second == guest;
+  if (!same) {
+    if (auto done = own(guest); !done) return done;
+  }
   const auto key = static_cast<__u32>(link);
-  const SteerGuest value = to_map_value(guest);
-  if (bpf_map_update_elem(guests_, &key, &value, BPF_ANY) != 0) return refused("guest map", errno);
+  const SteerGuest value{.address = to_map(guest), .steered = steered ? 1U : 0U};
+  if (bpf_map_update_elem(guests_, &key, &value, BPF_ANY) != 0) {
+    const int error = errno;
+    if (!same) disown(guest);
+    return refused("guest map", error);
+  }
+  if (same) return {};
+  if (known != addresses_.end()) disown(known->second);
+  addresses_.insert_or_assign(link, guest);
   return {};
 }
 
 void SteerProgram::remove_guest(int link) {
   const auto key = static_cast<__u32>(link);
   bpf_map_delete_elem(guests_, &key);
+  const auto known = addresses_.extract(link);
+  if (!known.empty()) disown(known.mapped());
+}
+
+Result<void> SteerProgram::own(const IpAddress& address) {
+  const SteerAddress key = to_map(address);
+  const __u8 value = 1;
+  if (!links_.contains(address) && bpf_map_update_elem(owners_, &key, &value, BPF_ANY) != 0) {
+    return refused("map of the guests' addresses", errno);
+  }
+  ++links_[address];
+  return {};
+}
+
+void SteerProgram::disown(const IpAddress& address) {
+  const auto known = links_.find(address);
+  if (known == links_.end() || --known->second > 0) return;
+  const SteerAddress key = to_map(address);
+  bpf_map_delete_elem(owners_, &key);
+  links_.erase(known);
+}
+
+std::uint64_t SteerProgram::forged_packets() const {
+  const __u32 first = 0;
+  __u64 count = 0;
+  return bpf_map_lookup_elem(forged_, &first, &count) == 0 ? count : 0;
 }
 
 }  // namespace portway
