@@ -20,9 +20,6 @@ constexpr std::chrono::milliseconds kBindAgainEvery(5);
 // Links whose return path is looked at in each retry(): a millisecond at most.
 constexpr std::size_t kMendLinks = 16;
 
-// How long a session's return path outlives it: its connections are reset within a turn of their workers.
-constexpr std::chrono::seconds kWayKeptFor(1);
-
 Error no_such_instance() {
   return {ErrorCode::kNotFound,
           "There is no instance with this id; the node's orchestrator registers instances."};
@@ -81,6 +78,7 @@ Control::Control(Config config, const Parts& parts)
       stats_(parts.stats),
       return_path_(parts.return_path),
       why_no_return_path_(parts.why_no_return_path),
+      return_path_kept_for_(parts.return_path_kept_for),
       ports_(config_.ports.range),
       keys_(config_.api.rate_limit_per_second) {
   watch_.set_callbacks(
@@ -622,14 +620,14 @@ Result<void> Control::check_source_mode(SourceMode wanted) const {
 /// source guard.
 void Control::make_way(const Instance& instance) {
   if (return_path_ == nullptr || instance.tap_index == 0) return;
-  if (auto made = return_path_->add(instance.tap_index, instance.guest_address); !made) {
+  const auto made = return_path_->add(instance.tap_index, instance.guest_address);
+  if (!made) {
     spdlog::warn("instance {} {}: {}", instance.id,
                  leads_back() ? "sees the node's address as its clients'" : "has no source guard",
                  made.error().detail);
     return;
   }
-  std::erase_if(old_ways_, [&](const OldWay& way) { return way.link == instance.tap_index; });
-  ways_.insert_or_assign(instance.id, instance.tap_index);
+  ways_.insert_or_assign(instance.id, *made);
 }
 
 void Control::end_way(const std::string& instance_id) {
@@ -642,8 +640,8 @@ SourcePlan Control::take_source(const Instance& instance, const Forward& forward
   const SourcePlan source = source_of(instance, forward.source_mode);
   if (source != SourcePlan::kTransparent || return_path_->kind() == ReturnPath::Kind::kProgram) return source;
   if (port_ways_.contains(forward.id)) return source;
-  const PortWay way{.link = ways_.at(instance.id), .guest_port = forward.guest_port};
-  if (auto added = return_path_->add_port(way.link, way.guest_port); !added) {
+  const PortWay way{.way = ways_.at(instance.id), .guest_port = forward.guest_port};
+  if (auto added = return_path_->add_port(way.way, way.guest_port); !added) {
     spdlog::warn("forward {} of instance {} sees the node's address as its clients': {}",
                  to_string(forward.id), instance.id, added.error().detail);
     return SourcePlan::kNoReturnPath;
@@ -664,17 +662,17 @@ void Control::tend_ways() {
   std::erase_if(port_ways_, [&](const auto& entry) {
     const auto& [id, way] = entry;
     // Connections may outlive their forward, and a socket that a worker hands over is not counted yet.
-    const bool over = way.closed && now - *way.closed >= kWayKeptFor && dataplane_.ended(id);
-    if (over) return_path_->remove_port(way.link, way.guest_port);
+    const bool over = way.closed && now - *way.closed >= return_path_kept_for_ && dataplane_.ended(id);
+    if (over) return_path_->remove_port(way.way, way.guest_port);
     return over;
   });
-  std::erase_if(old_ways_, [&](const OldWay& way) {
-    const bool over = now - way.since >= kWayKeptFor;
-    if (over) return_path_->remove(way.link);
+  std::erase_if(old_ways_, [&](const OldWay& old) {
+    const bool over = now - old.since >= return_path_kept_for_;
+    if (over) return_path_->remove(old.way);
     return over;
   });
-  for (const int link : return_path_->mend(kMendLinks)) {
-    const auto way = std::ranges::find(ways_, link, [](const auto& entry) { return entry.second; });
+  for (const Way& lost : return_path_->mend(kMendLinks)) {
+    const auto way = std::ranges::find(ways_, lost, [](const auto& entry) { return entry.second; });
     if (way == ways_.end()) continue;
     const Instance instance = *registry_.find_instance(way->first);
     ways_.erase(way);

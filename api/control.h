@@ -9,6 +9,7 @@
 #pragma once
 
 #include <boost/functional/hash.hpp>
+#include <chrono>
 #include <cstddef>
 #include <functional>
 #include <map>
@@ -47,6 +48,9 @@ class Control {
     ApiStats& stats;
     ReturnPath* return_path = nullptr;    // null: guests see the node's address, and there is no source guard
     std::string why_no_return_path = {};  // where it leads nothing back and was wanted to
+    /// How long a session's return path outlives it: its connections are reset within a turn of their
+    /// workers.
+    std::chrono::milliseconds return_path_kept_for = std::chrono::seconds(1);
   };
   Control(Config config, const Parts& parts);
 
@@ -184,14 +188,15 @@ class Control {
   ApiStats& stats_;
   ReturnPath* const return_path_;
   const std::string why_no_return_path_;
-  std::unordered_map<std::string, int> ways_;  // by instance: the link that return_path_ has it on
+  const std::chrono::milliseconds return_path_kept_for_;
+  std::unordered_map<std::string, Way> ways_;  // by instance
   struct OldWay {
-    int link;
+    Way way;
     std::chrono::steady_clock::time_point since;
   };
   /// A rule of the return path, where it has one for each port.
   struct PortWay {
-    int link;
+    Way way;
     std::uint16_t guest_port;
     std::optional<std::chrono::steady_clock::time_point> closed = std::nullopt;  // its forward is
   };

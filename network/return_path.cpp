@@ -86,6 +86,17 @@ RoutingRule port_rule(const std::string& tap, const IpAddress& guest, std::uint1
   return {.preference = kPreference, .table = kTable, .interface = tap, .source = guest, .source_port = port};
 }
 
+/// Empty when there is none.
+std::string name_of(int link) {
+  std::array<char, IF_NAMESIZE> name{};
+  return ::if_indextoname(static_cast<unsigned>(link), name.data()) == nullptr ? "" : name.data();
+}
+
+Error no_such_link(int link) {
+  return {.code = ErrorCode::kResourceExhausted,
+          .detail = fmt::format("return path: there is no link {}", link)};
+}
+
 std::string to_text(const RoutingRule& rule) {
   if (rule.source_port == 0) return fmt::format("rule {}", rule.preference);
   return fmt::format("the rule for port {} of {}", rule.source_port, rule.interface);
@@ -146,48 +157,40 @@ ReturnPath::ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, Kind kind,
       why_rules_(std::move(why_rules)) {}
 
 ReturnPath::~ReturnPath() {
-  while (!guests_.empty()) remove(guests_.begin()->first);
+  while (!guests_.empty()) take_down(guests_.begin()->first);
 }
 
-Result<void> ReturnPath::add(int link, const IpAddress& address) {
-  Guest guest{.address = address, .tap = {}, .ports = {}};
-  if (!program_) {
-    std::array<char, IF_NAMESIZE> name{};
-    if (::if_indextoname(static_cast<unsigned>(link), name.data()) == nullptr) {
-      remove(link);
-      return Error{.code = ErrorCode::kResourceExhausted,
-                   .detail = fmt::format("return path: there is no link {}", link)};
-    }
-    guest.tap = name.data();
-  }
+ReturnPath::Guest* ReturnPath::find(const Way& way) {
+  const auto guest = guests_.find(way.link);
+  return guest != guests_.end() && guest->second.generation == way.generation ? &guest->second : nullptr;
+}
+
+Result<Way> ReturnPath::add(int link, const IpAddress& address) {
+  Guest guest{.generation = ++generations_, .address = address};
+  // A guest's program stays on its tap: without it, answers to what is still open would reach the real
+  // client.
   if (const auto known = guests_.find(link); known != guests_.end()) {
-    // The same link with all in place takes the address. Otherwise the interface index was given to another
-    // link, or somebody cleared the tap.
-    if (program_ && known->second.family() == guest.family() && verify(link, known->second)) {
-      known->second = guest;
-      return program_->set_guest(link, address, kind_ == Kind::kProgram);
-    }
-    remove(link);
+    if (!program_ || known->second.family() != guest.family()) take_down(link);
   }
-  const Guest& added = guests_.emplace(link, std::move(guest)).first->second;
+  Guest& added = guests_[link] = std::move(guest);
   auto done = make(link, added);
   if (done) done = verify(link, added);
-  if (!done) remove(link);
-  return done;
+  if (done) return Way{link, added.generation};
+  take_down(link);
+  return done.error();
 }
 
 /// What is there already is fine.
-Result<void> ReturnPath::make(int link, const Guest& guest) {
-  if (program_) {
-    if (auto done = attach(link, guest); !done) return done.error();
-  }
+Result<void> ReturnPath::make(int link, Guest& guest) {
+  auto done = program_ ? attach(link, guest) : name_rules(link, guest);
+  if (!done) return done.error();
   if (kind_ == Kind::kGuardOnly) return {};
   // The route first: a rule to an empty table falls through to the next rule.
-  if (auto done = add_local_default(*netlink_, guest.family(), kTable); !done) return done.error();
+  done = add_local_default(*netlink_, guest.family(), kTable);
   for (const RoutingRule& rule : rules_of(guest)) {
-    if (auto done = add_rule(*netlink_, guest.family(), rule); !done) return done.error();
+    if (done) done = add_rule(*netlink_, guest.family(), rule);
   }
-  return {};
+  return done;
 }
 
 Result<void> ReturnPath::attach(int link, const Guest& guest) {
@@ -197,6 +200,26 @@ Result<void> ReturnPath::attach(int link, const Guest& guest) {
   if (!attached) return attached.error();
   if (*attached) return {};
   return add_filter(*netlink_, link, program_->fd());
+}
+
+/// Rules follow an interface's name: when it is renamed they lead nothing back, and the next one of the old
+/// name would inherit them.
+Result<void> ReturnPath::name_rules(int link, Guest& guest) {
+  const std::string name = name_of(link);
+  if (name.empty()) return no_such_link(link);
+  if (name == guest.tap) return {};
+  delete_port_rules(guest);
+  guest.tap = name;
+  for (const RoutingRule& rule : rules_of(guest)) {
+    if (auto done = add_rule(*netlink_, guest.family(), rule); !done) return done.error();
+  }
+  return {};
+}
+
+void ReturnPath::delete_port_rules(const Guest& guest) {
+  for (const auto& [port, count] : guest.ports) {
+    (void)delete_rule(*netlink_, guest.family(), port_rule(guest.tap, guest.address, port));
+  }
 }
 
 /// The routing rules that a guest needs.
@@ -214,7 +237,11 @@ Result<bool> ReturnPath::is_attached(int link) const {
                              [this](const OurFilter& filter) { return filter.program == program_->id(); });
 }
 
-void ReturnPath::remove(int link) {
+void ReturnPath::remove(const Way& way) {
+  if (find(way) != nullptr) take_down(way.link);
+}
+
+void ReturnPath::take_down(int link) {
   const auto guest = guests_.extract(link);
   if (guest.empty()) return;
   const int family = guest.mapped().family();
@@ -224,53 +251,51 @@ void ReturnPath::remove(int link) {
     // removed by the next start.
     (void)remove_our_filters(*netlink_, link);
   }
-  for (const auto& [port, count] : guest.mapped().ports) {
-    (void)delete_rule(*netlink_, family, port_rule(guest.mapped().tap, guest.mapped().address, port));
-  }
+  delete_port_rules(guest.mapped());
   if (kind_ != Kind::kGuardOnly && guests_of(family) == 0) (void)remove_from_node(*netlink_, family);
 }
 
-Result<void> ReturnPath::add_port(int link, std::uint16_t guest_port) {
-  const auto guest = guests_.find(link);
-  if (program_ || guest == guests_.end()) return {};
-  auto& [address, tap, ports] = guest->second;
-  if (const auto known = ports.find(guest_port); known != ports.end()) {
+Result<void> ReturnPath::add_port(const Way& way, std::uint16_t guest_port) {
+  Guest* guest = find(way);
+  if (program_ || guest == nullptr) return {};
+  if (const auto known = guest->ports.find(guest_port); known != guest->ports.end()) {
     ++known->second;
     return {};
   }
-  if (this->ports() >= kPortsMax) {
+  if (ports() >= kPortsMax) {
     return Error{.code = ErrorCode::kResourceExhausted,
                  .detail = fmt::format("return path: there are {} rules, one for each forwarded guest port, "
                                        "which is as many as can be; give Portway CAP_BPF, it then needs none",
                                        kPortsMax)};
   }
-  auto done = add_rule(*netlink_, guest->second.family(), port_rule(tap, address, guest_port));
-  if (done) ports.emplace(guest_port, 1);
+  auto done = name_rules(way.link, *guest);
+  if (done) done = add_rule(*netlink_, guest->family(), port_rule(guest->tap, guest->address, guest_port));
+  if (done) guest->ports.emplace(guest_port, 1);
   return done;
 }
 
-void ReturnPath::remove_port(int link, std::uint16_t guest_port) {
-  const auto guest = guests_.find(link);
-  if (program_ || guest == guests_.end()) return;
-  auto& [address, tap, ports] = guest->second;
-  const auto known = ports.find(guest_port);
-  if (known == ports.end() || --known->second > 0) return;
-  ports.erase(known);
-  (void)delete_rule(*netlink_, guest->second.family(), port_rule(tap, address, guest_port));
+void ReturnPath::remove_port(const Way& way, std::uint16_t guest_port) {
+  Guest* guest = find(way);
+  if (program_ || guest == nullptr) return;
+  const auto known = guest->ports.find(guest_port);
+  if (known == guest->ports.end() || --known->second > 0) return;
+  guest->ports.erase(known);
+  (void)delete_rule(*netlink_, guest->family(), port_rule(guest->tap, guest->address, guest_port));
 }
 
-std::vector<int> ReturnPath::mend(std::size_t links_max) {
-  std::vector<int> lost;
+std::vector<Way> ReturnPath::mend(std::size_t links_max) {
+  std::vector<Way> lost;
   for (std::size_t i = 0; i < std::min(links_max, guests_.size()); ++i) {
     auto next = guests_.upper_bound(mended_);
     if (next == guests_.end()) next = guests_.begin();
-    mended_ = next->first;
-    if (verify(next->first, next->second)) continue;
-    auto done = make(next->first, next->second);
-    if (done) done = verify(next->first, next->second);
-    if (!done) lost.push_back(next->first);
+    auto& [link, guest] = *next;
+    mended_ = link;
+    if (verify(link, guest)) continue;
+    auto done = make(link, guest);
+    if (done) done = verify(link, guest);
+    if (!done) lost.push_back({link, guest.generation});
   }
-  for (const int link : lost) remove(link);
+  for (const Way& way : lost) remove(way);
   return lost;
 }
 
@@ -290,6 +315,8 @@ Result<void> ReturnPath::verify(int link, const Guest& guest) const {
     auto attached = is_attached(link);
     if (!attached) return attached.error();
     if (!*attached) return missing(fmt::format("the filter on link {}", link));
+  } else if (name_of(link) != guest.tap) {
+    return missing(fmt::format("the name {} of link {}", guest.tap, link));
   }
   if (kind_ == Kind::kGuardOnly) return {};
   auto has_route = has_local_default(*netlink_, guest.family(), kTable);

@@ -45,6 +45,15 @@
 
 namespace portway {
 
+/// What add() has made for a guest. A link's next add() has another generation, and what names the one before
+/// has no effect any more: a late clean-up of an ended session cannot hit the next one on its tap.
+struct Way {
+  int link = 0;
+  std::uint64_t generation = 0;
+
+  friend bool operator==(const Way&, const Way&) = default;
+};
+
 class ReturnPath {
  public:
   static constexpr std::size_t kPortsMax = 128;
@@ -73,38 +82,44 @@ class ReturnPath {
 
   /// From now on the guest's answers come back (not with kGuardOnly), and no other guest sends with its
   /// address. `link` is the interface index of its tap, an Ethernet device; one guest a link, a second call
-  /// replaces its address. What was made is read back; when it is not there, or could not be made, nothing of
-  /// this call stays. Call it before the first connection, whose answers would be lost.
-  Result<void> add(int link, const IpAddress& guest);
+  /// replaces its address and takes the ports away. What was made is read back; when it is not there, or
+  /// could not be made, nothing of this call stays. Call it before the first connection, whose answers would
+  /// be lost.
+  Result<Way> add(int link, const IpAddress& guest);
 
-  /// The opposite. Fine when it was not added or the link is gone. Connections that are still open hang: end
-  /// them first.
-  void remove(int link);
+  /// The opposite. Fine when the link is gone. Connections that are still open hang: end them first.
+  void remove(const Way& way);
 
   /// With rules, the answers from a port of the guest come back only after this; otherwise it does nothing.
   /// kResourceExhausted when there are kPortsMax. Each call has its remove_port(), and remove() goes for all
-  /// of a link's.
-  Result<void> add_port(int link, std::uint16_t guest_port);
-  void remove_port(int link, std::uint16_t guest_port);
+  /// of a way's.
+  Result<void> add_port(const Way& way, std::uint16_t guest_port);
+  void remove_port(const Way& way, std::uint16_t guest_port);
 
   /// Looks whether everything is still there for at most `links_max` links, the next ones each time, and
-  /// makes what is not. The links for which that cannot be done; they are removed.
-  std::vector<int> mend(std::size_t links_max);
+  /// makes what is not, by the tap's present name where rules name it. The ways for which that cannot be
+  /// done; they are removed.
+  std::vector<Way> mend(std::size_t links_max);
 
  private:
   struct Guest {
+    std::uint64_t generation = 0;
     IpAddress address;
-    std::string tap;                             // for rules, which name it
-    std::map<std::uint16_t, std::size_t> ports;  // with rules: how often each was added
+    std::string tap = {};                             // for rules: the name that they have
+    std::map<std::uint16_t, std::size_t> ports = {};  // with rules: how often each was added
     int family() const;
   };
 
   ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, Kind kind, std::unique_ptr<SteerProgram> program,
              std::string why_rules);
 
-  Result<void> make(int link, const Guest& guest);
+  Guest* find(const Way& way);
+  Result<void> make(int link, Guest& guest);
   Result<void> attach(int link, const Guest& guest);
+  Result<void> name_rules(int link, Guest& guest);
   std::vector<RoutingRule> rules_of(const Guest& guest) const;
+  void delete_port_rules(const Guest& guest);
+  void take_down(int link);
   Result<bool> is_attached(int link) const;
   Result<void> verify(int link, const Guest& guest) const;
   std::size_t guests_of(int family) const;
@@ -116,7 +131,8 @@ class ReturnPath {
   const std::unique_ptr<SteerProgram> program_;  // null: rules
   const std::string why_rules_;
   std::map<int, Guest> guests_;  // by link
-  int mended_ = 0;               // the link that mend() looked at last
+  std::uint64_t generations_ = 0;
+  int mended_ = 0;  // the link that mend() looked at last
 };
 
 }  // namespace portway

@@ -453,8 +453,9 @@ TEST_P(ReturnPathSettingTest, WithRulesTooWhereThePortWasAdded) {
   ASSERT_EQ(path->kind(), ReturnPath::Kind::kRules);
   const Fd listener = listen(world_->guest, guest(0));
   world_->node.run([&] {
-    ASSERT_TRUE(path->add(world_->link("tap0"), guest(0).address()));
-    ASSERT_TRUE(path->add_port(world_->link("tap0"), local_of(listener).port()));
+    const auto way = path->add(world_->link("tap0"), guest(0).address());
+    ASSERT_TRUE(way);
+    ASSERT_TRUE(path->add_port(*way, local_of(listener).port()));
   });
   expect_a_conversation(listener);
 }
@@ -761,7 +762,9 @@ class SourceGuardTest : public ReturnPathSettingTest {
     ReturnPathSettingTest::SetUp();
     if (!world_) return;
     path_ = world_->start(ReturnPath::Kind::kGuardOnly);
-    ASSERT_TRUE(path_->add(world_->link("tap0"), guest(0).address()));
+    const auto added = path_->add(world_->link("tap0"), guest(0).address());
+    ASSERT_TRUE(added);
+    way_ = *added;
     ASSERT_TRUE(path_->add(world_->link("tap1"), neighbour(0).address()));
     sniffer_.emplace(world_->client, GetParam().v6);
   }
@@ -779,6 +782,7 @@ class SourceGuardTest : public ReturnPathSettingTest {
   }
 
   std::unique_ptr<ReturnPath> path_;
+  Way way_;  // the guest's, not the neighbour's
   std::optional<Sniffer> sniffer_;
 };
 INSTANTIATE_TEST_SUITE_P(Families, SourceGuardTest,
@@ -805,10 +809,11 @@ TEST_P(SourceGuardTest, TwoGuestsWithOneAddressBothUseIt) {
 
 TEST_P(SourceGuardTest, AnAddressIsFreeWhenItsLastGuestIsGone) {
   world_->node.ip("link add tap7 index 777 type veth peer name peer7");
-  ASSERT_TRUE(path_->add(777, guest(0).address()));
-  path_->remove(world_->link("tap0"));
+  const auto other = path_->add(777, guest(0).address());
+  ASSERT_TRUE(other);
+  path_->remove(way_);
   EXPECT_FALSE(passes(guest(9)));
-  path_->remove(777);
+  path_->remove(*other);
   EXPECT_TRUE(passes(guest(9)));
 }
 
@@ -830,18 +835,19 @@ TEST_F(ReturnPathTest, NothingIsMadeBeforeTheFirstGuestAndNothingStaysAfterTheLa
   const std::string before = world_->listing();
   const auto path = world_->start();
   EXPECT_EQ(world_->listing(), before);
-  ASSERT_TRUE(path->add(world_->link("tap0"), address(kV4.guest)));
-  ASSERT_TRUE(path->add(world_->link("tap1"), address(kV6.neighbour)));
+  const auto v4 = path->add(world_->link("tap0"), address(kV4.guest));
+  const auto v6 = path->add(world_->link("tap1"), address(kV6.neighbour));
+  ASSERT_TRUE(v4 && v6);
   const std::string with = world_->listing();
   EXPECT_THAT(with, HasSubstr("5210:\tfrom all fwmark 0x20000000/0x20000000 iif lo lookup main proto 210"));
   EXPECT_THAT(with, HasSubstr("5211:\tfrom all fwmark 0x20000000/0x20000000 lookup 5210 proto 210"));
   EXPECT_THAT(with, HasSubstr("local default dev lo table 5210 proto 210"));
   EXPECT_THAT(with, HasSubstr("portway_steer"));
-  path->remove(world_->link("tap0"));
+  path->remove(*v4);
   EXPECT_NE(world_->listing(), before);
-  path->remove(world_->link("tap1"));
+  path->remove(*v6);
   EXPECT_EQ(world_->listing(), before);
-  path->remove(world_->link("tap1"));
+  path->remove(*v6);
   EXPECT_EQ(world_->listing(), before);
 }
 
@@ -893,18 +899,20 @@ TEST_F(ReturnPathTest, OtherPeoplesRulesAndFiltersStayAndGoOnWorking) {
   const std::string before = world_->listing();
   const auto path = world_->start();
   EXPECT_EQ(world_->listing(), before);
-  ASSERT_TRUE(path->add(world_->link("tap0"), address(kV4.guest)));
+  const auto way = path->add(world_->link("tap0"), address(kV4.guest));
+  ASSERT_TRUE(way);
   const Fd listener = listen(world_->guest, {address(kV4.guest), 0});
   EXPECT_EQ(world_->connect_as({address(kV4.client), 40000}, local_of(listener)).error, 0);
-  path->remove(world_->link("tap0"));
+  path->remove(*way);
   EXPECT_EQ(world_->listing(), before);
 }
 
 TEST_F(ReturnPathTest, AHookThatOthersCameToUseStays) {
   const auto path = world_->start();
-  ASSERT_TRUE(path->add(world_->link("tap0"), address(kV4.guest)));
+  const auto way = path->add(world_->link("tap0"), address(kV4.guest));
+  ASSERT_TRUE(way);
   world_->add_foreign_filter("tap0", "egress", "7");
-  path->remove(world_->link("tap0"));
+  path->remove(*way);
   EXPECT_THAT(world_->listing(), AllOf(HasSubstr("clsact"), HasSubstr("pref 7"), Not(HasSubstr("portway"))));
 }
 
@@ -934,11 +942,12 @@ TEST_F(ReturnPathTest, ALinkThatIsGoneIsRemovedAndOneMadeAnewUnderItsIndexIsAdde
   ASSERT_TRUE(path->add(777, address("198.18.7.2")));
   world_->node.ip("link del tap7");
   world_->node.ip("link add tap7 index 777 type veth peer name peer7");
-  ASSERT_TRUE(path->add(777, address("198.18.7.2")));
+  const auto way = path->add(777, address("198.18.7.2"));
+  ASSERT_TRUE(way);
   EXPECT_THAT(run_command(&world_->node, {"tc", "filter", "show", "dev", "tap7", "ingress"}),
               HasSubstr("portway_steer"));
   world_->node.ip("link del tap7");
-  path->remove(777);
+  path->remove(*way);
   EXPECT_THAT(world_->listing(), Not(HasSubstr("proto 210")));
 }
 
@@ -988,11 +997,11 @@ TEST_F(ReturnPathTest, WhatSomebodyRemovedIsMended) {
 
 TEST_F(ReturnPathTest, ALinkThatCannotBeMendedIsTold) {
   const auto path = world_->start();
-  const int gone = world_->link("tap0");
-  ASSERT_TRUE(path->add(gone, address(kV4.guest)));
+  const auto gone = path->add(world_->link("tap0"), address(kV4.guest));
+  ASSERT_TRUE(gone);
   ASSERT_TRUE(path->add(world_->link("tap1"), address(kV4.neighbour)));
   world_->node.ip("link del tap0");
-  EXPECT_THAT(path->mend(16), testing::ElementsAre(gone));
+  EXPECT_THAT(path->mend(16), testing::ElementsAre(*gone));
   EXPECT_THAT(path->mend(16), testing::IsEmpty());
 }
 
@@ -1000,18 +1009,19 @@ TEST_F(ReturnPathTest, RulesGoWithTheLastUserOfTheirPort) {
   const std::string before = world_->listing();
   const auto path = world_->start(ReturnPath::Kind::kRules);
   world_->node.run([&] {
-    const int tap0 = world_->link("tap0");
-    ASSERT_TRUE(path->add(tap0, address(kV4.guest)));
-    ASSERT_TRUE(path->add_port(tap0, 3000));
-    ASSERT_TRUE(path->add_port(tap0, 3000)) << "another forward to the same port";
-    ASSERT_TRUE(path->add_port(tap0, 5432));
+    const auto added = path->add(world_->link("tap0"), address(kV4.guest));
+    ASSERT_TRUE(added);
+    const Way way = *added;
+    ASSERT_TRUE(path->add_port(way, 3000));
+    ASSERT_TRUE(path->add_port(way, 3000)) << "another forward to the same port";
+    ASSERT_TRUE(path->add_port(way, 5432));
     EXPECT_THAT(world_->listing(), HasSubstr("iif tap0 ipproto tcp sport 3000 lookup 5210"));
-    path->remove_port(tap0, 3000);
+    path->remove_port(way, 3000);
     EXPECT_THAT(world_->listing(), HasSubstr("sport 3000"));
-    path->remove_port(tap0, 3000);
+    path->remove_port(way, 3000);
     EXPECT_THAT(world_->listing(), Not(HasSubstr("sport 3000")));
     EXPECT_THAT(world_->listing(), HasSubstr("sport 5432"));
-    path->remove(tap0);
+    path->remove(way);
   });
   EXPECT_EQ(world_->listing(), before);
 }
@@ -1019,14 +1029,76 @@ TEST_F(ReturnPathTest, RulesGoWithTheLastUserOfTheirPort) {
 TEST_F(ReturnPathTest, ThereAreOnlySoManyRules) {
   const auto path = world_->start(ReturnPath::Kind::kRules);
   world_->node.run([&] {
-    const int tap1 = world_->link("tap1");
-    ASSERT_TRUE(path->add(tap1, address(kV6.neighbour)));
+    const auto way = path->add(world_->link("tap1"), address(kV6.neighbour));
+    ASSERT_TRUE(way);
     for (std::size_t i = 0; i < ReturnPath::kPortsMax; ++i) {
-      ASSERT_TRUE(path->add_port(tap1, static_cast<std::uint16_t>(1000 + i)));
+      ASSERT_TRUE(path->add_port(*way, static_cast<std::uint16_t>(1000 + i)));
     }
-    const auto more = path->add_port(tap1, 999);
+    const auto more = path->add_port(*way, 999);
     ASSERT_FALSE(more);
     EXPECT_THAT(more.error().detail, HasSubstr("CAP_BPF"));
+  });
+}
+
+// The clean-up of a session that had ended a second ago once removed the rule of the next one on its tap,
+// whose connections then hung.
+TEST_F(ReturnPathTest, ALateCleanUpOfAnEarlierSessionDoesNotHitTheNextOneOnItsTap) {
+  const auto path = world_->start(ReturnPath::Kind::kRules);
+  const Fd listener = listen(world_->guest, {address(kV4.guest), 0});
+  const std::uint16_t port = local_of(listener).port();
+  world_->node.run([&] {
+    const auto first = path->add(world_->link("tap0"), address(kV4.guest));
+    ASSERT_TRUE(first);
+    ASSERT_TRUE(path->add_port(*first, port));
+    const auto second = path->add(world_->link("tap0"), address(kV4.guest));
+    ASSERT_TRUE(second);
+    EXPECT_NE(*first, *second);
+    EXPECT_THAT(world_->listing(), Not(HasSubstr("sport"))) << "its ports are its own";
+    ASSERT_TRUE(path->add_port(*second, port));
+    path->remove_port(*first, port);
+    path->remove(*first);
+    ASSERT_TRUE(path->add_port(*first, 1)) << "says nothing";
+    EXPECT_THAT(world_->listing(),
+                AllOf(HasSubstr("sport " + std::to_string(port)), Not(HasSubstr("sport 1 "))));
+    EXPECT_EQ(world_->connect_as({address(kV4.client), 40000}, local_of(listener)).error, 0);
+    path->remove(*second);
+    EXPECT_THAT(world_->listing(), Not(HasSubstr("proto 210")));
+  });
+}
+
+TEST_F(ReturnPathTest, ALateCleanUpDoesNotDetachTheProgramEither) {
+  const auto path = world_->start();
+  const auto first = path->add(world_->link("tap0"), address(kV4.guest));
+  const auto second = path->add(world_->link("tap0"), address(kV4.guest));
+  ASSERT_TRUE(first && second);
+  const std::string with = world_->listing();
+  path->remove(*first);
+  EXPECT_EQ(world_->listing(), with);
+}
+
+// A rule names the interface: a tap that was renamed once lost its rules, and the next one of the old name
+// inherited them.
+TEST_F(ReturnPathTest, RulesFollowATapThatIsRenamed) {
+  const auto path = world_->start(ReturnPath::Kind::kRules);
+  const Fd listener = listen(world_->guest, {address(kV4.guest), 0});
+  world_->node.run([&] {
+    const auto way = path->add(world_->link("tap0"), address(kV4.guest));
+    ASSERT_TRUE(way);
+    ASSERT_TRUE(path->add_port(*way, local_of(listener).port()));
+    world_->node.ip("link set tap0 down");
+    world_->node.ip("link set tap0 name tap9");
+    world_->node.ip("link set tap9 up");
+    world_->node.ip("link add tap0 type veth peer name other");
+    EXPECT_THAT(path->mend(16), testing::IsEmpty());
+    EXPECT_THAT(world_->listing(), AllOf(HasSubstr("iif tap9 ipproto tcp"), Not(HasSubstr("iif tap0"))));
+    EXPECT_EQ(world_->connect_as({address(kV4.client), 40000}, local_of(listener), "tap9").error, 0);
+    world_->node.ip("link set tap9 down");
+    world_->node.ip("link set tap9 name tap8");
+    world_->node.ip("link set tap8 up");
+    ASSERT_TRUE(path->add_port(*way, 1));
+    EXPECT_THAT(world_->listing(), Not(HasSubstr("iif tap9"))) << "a new port finds it too";
+    path->remove(*way);
+    EXPECT_THAT(world_->listing(), Not(HasSubstr("proto 210")));
   });
 }
 
