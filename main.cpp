@@ -208,6 +208,7 @@ class Daemon {
                  },
              .access_log_dropped = [this] { return access_log_ ? access_log_->dropped() : std::uint64_t{0}; },
              .forwards_failed = [this] { return control_.forwards_failed(); },
+             .instances_without_return_path = [this] { return control_.instances_without_return_path(); },
              .forged_packets = [this] { return control_.forged_packets(); },
              .api_server = [this] { return api_server_ ? api_server_->stats() : ServerStats{}; },
              .api = &stats_}),

@@ -18,7 +18,7 @@ constexpr std::chrono::milliseconds kBindAgainFor(1000);
 constexpr std::chrono::milliseconds kBindAgainEvery(5);
 
 // Links whose return path is looked at in each retry(): a millisecond at most.
-constexpr std::size_t kMendLinks = 16;
+constexpr std::size_t kMendLinks = 32;
 
 Error no_such_instance() {
   return {ErrorCode::kNotFound,
@@ -112,6 +112,7 @@ Result<void> Control::restore() {
       on_armed(known.id, known.tap_index);
     } else if (known.state == InstanceState::kRunning && !over.contains(known.id)) {
       make_way(known);
+      tell_fault(known);
     }
   }
   bind_deadline_ = std::chrono::steady_clock::now() + kBindAgainFor;
@@ -286,6 +287,7 @@ Result<Control::PutInstance> Control::put_instance(Instance asked) {
   spdlog::info("instance {}: session {} at {} behind {}", instance.id, to_string(instance.session_id),
                instance.guest_address.to_string(), instance.tap);
   publish("instance.started", instance);
+  tell_fault(instance);
   return PutInstance{instance, created};
 }
 
@@ -324,10 +326,9 @@ void Control::on_armed(const std::string& instance_id, std::int32_t tap_index) {
   if (auto stored = store_.put_instance(instance); !stored) spdlog::error("{}", stored.error().detail);
   const Instance& armed = registry_.put_instance(std::move(instance));
   make_way(armed);
-  for (const Forward* forward : registry_.forwards(instance_id)) {
-    dataplane_.set_source(forward->id, take_source(armed, *forward));
-  }
+  take_sources(armed);
   publish("instance.tap_up", armed);
+  tell_fault(armed);
 }
 
 Result<void> Control::stop_instance(std::string_view id) {
@@ -545,11 +546,14 @@ Result<ForwardStatus> Control::find_forward(const Principal& caller, std::string
 
 ForwardStatus Control::status_of(const Forward& forward) const {
   const auto failure = failures_.find(forward.id);
+  SourcePlan source = source_of(*registry_.find_instance(forward.instance_id), forward.source_mode);
+  if (source == SourcePlan::kTransparent && without_port_way_.contains(forward.id))
+    source = SourcePlan::kNoReturnPath;
   return {.forward = forward,
           .bind_address = config_.node.public_addresses.front().to_string(),
           .failure = failure == failures_.end() ? std::string() : failure->second,
           .stats = dataplane_.forward_stats(forward.id),
-          .source = source_of(*registry_.find_instance(forward.instance_id), forward.source_mode)};
+          .source = source};
 }
 
 void Control::serve(const Instance& instance, const Forward& forward, BoundPort port) {
@@ -602,7 +606,21 @@ SourcePlan Control::source_of(const Instance& instance, SourceMode wanted) const
   if (wanted == SourceMode::kPlain) return SourcePlan::kPlain;
   if (wanted == SourceMode::kProxyV2) return SourcePlan::kProxyV2;
   const SourcePlan node = node_source();
-  return node == SourcePlan::kTransparent && !ways_.contains(instance.id) ? SourcePlan::kNoReturnPath : node;
+  if (node != SourcePlan::kTransparent) return node;
+  const auto way = ways_.find(instance.id);
+  const bool comes_back = way != ways_.end() && return_path_->fault(way->second).empty();
+  return comes_back ? SourcePlan::kTransparent : SourcePlan::kNoReturnPath;
+}
+
+const std::string& Control::source_reason(const Instance& instance) const {
+  const auto way = ways_.find(instance.id);
+  return leads_back() && way != ways_.end() ? return_path_->fault(way->second) : why_no_return_path_;
+}
+
+std::size_t Control::instances_without_return_path() const {
+  if (!leads_back()) return 0;
+  return static_cast<std::size_t>(std::ranges::count_if(
+      ways_, [this](const auto& entry) { return !return_path_->fault(entry.second).empty(); }));
 }
 
 Result<void> Control::check_source_mode(SourceMode wanted) const {
@@ -620,14 +638,29 @@ Result<void> Control::check_source_mode(SourceMode wanted) const {
 /// source guard.
 void Control::make_way(const Instance& instance) {
   if (return_path_ == nullptr || instance.tap_index == 0) return;
-  const auto made = return_path_->add(instance.tap_index, instance.guest_address);
-  if (!made) {
-    spdlog::warn("instance {} {}: {}", instance.id,
-                 leads_back() ? "sees the node's address as its clients'" : "has no source guard",
-                 made.error().detail);
+  ways_.insert_or_assign(instance.id, return_path_->add(instance.tap_index, instance.guest_address));
+}
+
+/// Where something stands in the way of an instance's return path.
+void Control::tell_fault(const Instance& instance) {
+  const auto way = ways_.find(instance.id);
+  if (way == ways_.end()) return;
+  const std::string& fault = return_path_->fault(way->second);
+  if (fault.empty()) return;
+  if (!leads_back()) {
+    spdlog::warn("instance {} has no source guard: {}", instance.id, fault);
     return;
   }
-  ways_.insert_or_assign(instance.id, *made);
+  spdlog::warn("instance {} sees the node's address as its clients': {}", instance.id, fault);
+  publish("instance.source_mode_changed", instance,
+          {{"source_mode", source_mode(source_of(instance))}, {"reason", fault}});
+}
+
+/// After something has changed for connections to come.
+void Control::take_sources(const Instance& instance) {
+  for (const Forward* forward : registry_.forwards(instance.id)) {
+    dataplane_.set_source(forward->id, take_source(instance, *forward));
+  }
 }
 
 void Control::end_way(const std::string& instance_id) {
@@ -638,19 +671,27 @@ void Control::end_way(const std::string& instance_id) {
 /// source_of() of a forward that is to be served, with what it takes.
 SourcePlan Control::take_source(const Instance& instance, const Forward& forward) {
   const SourcePlan source = source_of(instance, forward.source_mode);
-  if (source != SourcePlan::kTransparent || return_path_->kind() == ReturnPath::Kind::kProgram) return source;
-  if (port_ways_.contains(forward.id)) return source;
+  if (source != SourcePlan::kTransparent || return_path_->kind() == ReturnPath::Kind::kProgram) {
+    without_port_way_.erase(forward.id);
+    return source;
+  }
   const PortWay way{.way = ways_.at(instance.id), .guest_port = forward.guest_port};
+  const auto known = port_ways_.find(forward.id);
+  if (known != port_ways_.end() && known->second.way == way.way) return source;
   if (auto added = return_path_->add_port(way.way, way.guest_port); !added) {
-    spdlog::warn("forward {} of instance {} sees the node's address as its clients': {}",
-                 to_string(forward.id), instance.id, added.error().detail);
+    if (without_port_way_.insert(forward.id).second) {
+      spdlog::warn("forward {} of instance {} sees the node's address as its clients': {}",
+                   to_string(forward.id), instance.id, added.error().detail);
+    }
     return SourcePlan::kNoReturnPath;
   }
-  port_ways_.emplace(forward.id, way);
+  without_port_way_.erase(forward.id);
+  port_ways_.insert_or_assign(forward.id, way);
   return source;
 }
 
 void Control::end_source(const ForwardId& id) {
+  without_port_way_.erase(id);
   const auto way = port_ways_.find(id);
   if (way != port_ways_.end()) way->second.closed = std::chrono::steady_clock::now();
 }
@@ -671,17 +712,29 @@ void Control::tend_ways() {
     if (over) return_path_->remove(old.way);
     return over;
   });
-  for (const Way& lost : return_path_->mend(kMendLinks)) {
-    const auto way = std::ranges::find(ways_, lost, [](const auto& entry) { return entry.second; });
-    if (way == ways_.end()) continue;
-    const Instance instance = *registry_.find_instance(way->first);
-    ways_.erase(way);
-    spdlog::warn(
-        "instance {} has lost its return path: it sees the node's address as its clients' from now on",
-        instance.id);
-    for (const Forward* forward : registry_.forwards(instance.id)) {
-      dataplane_.set_source(forward->id, take_source(instance, *forward));
+  for (const auto& [way, fault] : return_path_->mend(kMendLinks)) {
+    const auto found = std::ranges::find(ways_, way, [](const auto& entry) { return entry.second; });
+    if (found == ways_.end()) continue;
+    const Instance& instance = *registry_.find_instance(found->first);
+    take_sources(instance);
+    tell_fault(instance);
+    if (!fault.empty()) continue;
+    spdlog::info("instance {} has its {} again", instance.id, leads_back() ? "return path" : "source guard");
+    if (leads_back()) {
+      publish("instance.source_mode_changed", instance, {{"source_mode", source_mode(source_of(instance))}});
     }
+  }
+  retry_port_ways();
+}
+
+void Control::retry_port_ways() {
+  const std::vector<ForwardId> ids(without_port_way_.begin(), without_port_way_.end());
+  for (const ForwardId& id : ids) {
+    const Forward* forward = registry_.find_forward(id);
+    if (forward == nullptr) continue;
+    const Instance& instance = *registry_.find_instance(forward->instance_id);
+    const SourcePlan source = take_source(instance, *forward);
+    if (source == SourcePlan::kTransparent) dataplane_.set_source(id, source);
   }
 }
 

@@ -18,6 +18,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "api/auth.h"
@@ -131,6 +132,10 @@ class Control {
   std::uint64_t forged_packets() const { return return_path_ ? return_path_->forged_packets() : 0; }
   /// Why that is not the client's address although it was wanted; empty where it is.
   const std::string& source_reason() const { return why_no_return_path_; }
+  const std::string& source_reason(const Instance& instance) const;
+  /// Running instances whose guests should see their clients' addresses, and do not since something stands in
+  /// the way.
+  std::size_t instances_without_return_path() const;
 
   /// Tells those who follow the events of a client that did not get through.
   void tell_refused(const CloseRecord& record);
@@ -174,8 +179,11 @@ class Control {
   Result<void> check_source_mode(SourceMode wanted) const;
   bool leads_back() const;
   void make_way(const Instance& instance);
+  void tell_fault(const Instance& instance);
   void end_way(const std::string& instance_id);
+  void take_sources(const Instance& instance);
   void tend_ways();
+  void retry_port_ways();
   void publish(std::string_view type, const Instance& instance, const boost::json::object& more = {});
   void publish(std::string_view type, const Instance& instance, const Forward& forward,
                const boost::json::object& more = {});
@@ -201,6 +209,8 @@ class Control {
     std::optional<std::chrono::steady_clock::time_point> closed = std::nullopt;  // its forward is
   };
   std::unordered_map<ForwardId, PortWay, boost::hash<ForwardId>> port_ways_;
+  // Forwards that have none although they should: they are tried again.
+  std::unordered_set<ForwardId, boost::hash<ForwardId>> without_port_way_;
   std::vector<OldWay> old_ways_;  // of sessions that ended: their last packets are still on the way
   Registry registry_;
   PortAllocator ports_;

@@ -604,7 +604,8 @@ boost::json::object Api::instance_json(const Instance& instance) const {
                   .tap_state = to_string(control_.watch().tap_state(instance)),
                   .forwards_max = control_.profile_of(instance).max_forwarded_ports,
                   .forwards_now = control_.registry().forward_count(instance.id),
-                  .source = control_.source_of(instance)});
+                  .source = control_.source_of(instance),
+                  .source_reason = control_.source_reason(instance)});
 }
 
 Result<Response> Api::put_instance(const Call& call) {

@@ -206,6 +206,8 @@ boost::json::object to_json(const InstanceStatus& status) {
   if (instance.ended) out["reason"] = to_string(*instance.ended);
   out["tap_state"] = status.tap_state;
   add_source(out, status.source);
+  if (status.source == SourcePlan::kNoReturnPath && !status.source_reason.empty())
+    out["source_mode_reason"] = status.source_reason;
   const auto left = status.forwards_max - std::min<std::size_t>(status.forwards_max, status.forwards_now);
   out["port_forwards"] = {
       {"limit", status.forwards_max}, {"current", status.forwards_now}, {"available", left}};

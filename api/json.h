@@ -78,6 +78,7 @@ struct InstanceStatus {
   std::uint32_t forwards_max = 0;
   std::size_t forwards_now = 0;
   SourcePlan source = SourcePlan::kPlain;  // of forwards that ask for nothing else
+  std::string_view source_reason = "";     // why there is no return path, where there is none
 };
 
 boost::json::object to_json(const ForwardStatus& status);

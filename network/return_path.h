@@ -64,8 +64,9 @@ class ReturnPath {
   };
 
   /// kResourceExhausted when the node cannot have it; the detail says why, and what would help (CAP_BPF and
-  /// CAP_NET_ADMIN, a newer kernel). Then nothing was made. kProgram: rules where the kernel takes no
-  /// program; kRules: whatever the kernel can do.
+  /// CAP_NET_ADMIN, a newer kernel). Then nothing was made. It also tries whether a socket can be bound to an
+  /// address that is not the node's: what works then is refused later only where a port is in use. kProgram:
+  /// rules where the kernel takes no program; kRules: whatever the kernel can do.
   static Result<std::unique_ptr<ReturnPath>> start(Kind wanted = Kind::kProgram);
 
   /// Removes everything.
@@ -80,14 +81,18 @@ class ReturnPath {
   /// Why it is not a program; empty where it is.
   const std::string& why_rules() const { return why_rules_; }
 
-  /// From now on the guest's answers come back (not with kGuardOnly), and no other guest sends with its
+  /// From now on the guest's answers shall come back (not with kGuardOnly), and no other guest send with its
   /// address. `link` is the interface index of its tap, an Ethernet device; one guest a link, a second call
-  /// replaces its address and takes the ports away. What was made is read back; when it is not there, or
-  /// could not be made, nothing of this call stays. Call it before the first connection, whose answers would
-  /// be lost.
-  Result<Way> add(int link, const IpAddress& guest);
+  /// replaces its address and takes the ports away. What was made is read back, and the kernel is asked what
+  /// it would do with an answer. Look at fault(): where that is not empty, mend() tries again until remove().
+  /// Call it before the first connection, whose answers would be lost.
+  Way add(int link, const IpAddress& guest);
 
-  /// The opposite. Fine when the link is gone. Connections that are still open hang: end them first.
+  /// What stands in the way: why the guest's answers do not come back (kGuardOnly: why the guard is not on
+  /// its tap). Empty where nothing does, and for a way that is no more.
+  const std::string& fault(const Way& way) const;
+
+  /// The opposite of add(). Fine when the link is gone. Connections that are still open hang: end them first.
   void remove(const Way& way);
 
   /// With rules, the answers from a port of the guest come back only after this; otherwise it does nothing.
@@ -96,10 +101,15 @@ class ReturnPath {
   Result<void> add_port(const Way& way, std::uint16_t guest_port);
   void remove_port(const Way& way, std::uint16_t guest_port);
 
-  /// Looks whether everything is still there for at most `links_max` links, the next ones each time, and
-  /// makes what is not, by the tap's present name where rules name it. The ways for which that cannot be
-  /// done; they are removed.
-  std::vector<Way> mend(std::size_t links_max);
+  /// A way that has got a fault, or has lost it.
+  struct Change {
+    Way way;
+    std::string fault;
+  };
+
+  /// Looks whether all is well with the node and with at most `links_max` links, the next ones each time, and
+  /// makes what is not there, by the tap's present name where rules name it.
+  std::vector<Change> mend(std::size_t links_max);
 
  private:
   struct Guest {
@@ -107,21 +117,27 @@ class ReturnPath {
     IpAddress address;
     std::string tap = {};                             // for rules: the name that they have
     std::map<std::uint16_t, std::size_t> ports = {};  // with rules: how often each was added
+    std::string fault = {};
     int family() const;
   };
 
   ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, Kind kind, std::unique_ptr<SteerProgram> program,
-             std::string why_rules);
+             std::string why_rules, std::string why_no_v6);
 
+  const Guest* find(const Way& way) const;
   Guest* find(const Way& way);
-  Result<void> make(int link, Guest& guest);
+  Result<void> make_node(int family);
+  Result<void> make_link(int link, Guest& guest);
   Result<void> attach(int link, const Guest& guest);
   Result<void> name_rules(int link, Guest& guest);
-  std::vector<RoutingRule> rules_of(const Guest& guest) const;
+  std::vector<RoutingRule> port_rules(const Guest& guest) const;
   void delete_port_rules(const Guest& guest);
   void take_down(int link);
   Result<bool> is_attached(int link) const;
-  Result<void> verify(int link, const Guest& guest) const;
+  Result<void> verify_node(int family) const;
+  Result<void> verify_link(int link, const Guest& guest) const;
+  Result<void> verify_routes(int link, const Guest& guest) const;
+  Result<void> mend_node(int family);
   std::size_t guests_of(int family) const;
   std::size_t ports() const;
 
@@ -130,6 +146,7 @@ class ReturnPath {
   const Kind kind_;
   const std::unique_ptr<SteerProgram> program_;  // null: rules
   const std::string why_rules_;
+  const std::string why_no_v6_;  // why no socket can have the address of an IPv6 client; empty where it can
   std::map<int, Guest> guests_;  // by link
   std::uint64_t generations_ = 0;
   int mended_ = 0;  // the link that mend() looked at last

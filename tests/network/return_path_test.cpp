@@ -39,9 +39,14 @@ namespace {
 
 using test::NetworkNamespace;
 using test::run_command;
+using testing::_;
 using testing::AllOf;
+using testing::ElementsAre;
+using testing::FieldsAre;
 using testing::HasSubstr;
+using testing::IsEmpty;
 using testing::Not;
+using testing::UnorderedElementsAre;
 
 constexpr int kOn = 1;
 constexpr timeval kLong{.tv_sec = 10, .tv_usec = 0};
@@ -292,6 +297,12 @@ struct World {
     node.set("net/ipv6/conf/all/forwarding", value);
   }
 
+  /// As most nodes have one, towards their clients.
+  void add_default_route() const {
+    node.ip("route add default via 198.18.1.2");
+    node.ip("-6 route add default via fd00:1::2");
+  }
+
   int link(const char* name) const {
     int index = 0;
     node.run([&] { index = static_cast<int>(::if_nametoindex(name)); });
@@ -371,6 +382,13 @@ IpAddress address(std::string_view text) {
   return parse_address(text).value();
 }
 
+/// Where nothing stands in the way.
+Way add(ReturnPath& path, int link, const IpAddress& guest) {
+  const Way way = path.add(link, guest);
+  EXPECT_EQ(path.fault(way), "");
+  return way;
+}
+
 class ReturnPathTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -440,7 +458,7 @@ INSTANTIATE_TEST_SUITE_P(Settings, ReturnPathSettingTest, testing::ValuesIn(all_
 
 TEST_P(ReturnPathSettingTest, TheGuestSeesTheClientsAddressAndPortAndItsAnswersComeBack) {
   const auto path = world_->start();
-  ASSERT_TRUE(path->add(world_->link("tap0"), guest(0).address()));
+  add(*path, world_->link("tap0"), guest(0).address());
   const Fd listener = listen(world_->guest, guest(0));
   expect_a_conversation(listener);
 
@@ -453,9 +471,8 @@ TEST_P(ReturnPathSettingTest, WithRulesTooWhereThePortWasAdded) {
   ASSERT_EQ(path->kind(), ReturnPath::Kind::kRules);
   const Fd listener = listen(world_->guest, guest(0));
   world_->node.run([&] {
-    const auto way = path->add(world_->link("tap0"), guest(0).address());
-    ASSERT_TRUE(way);
-    ASSERT_TRUE(path->add_port(*way, local_of(listener).port()));
+    const Way way = add(*path, world_->link("tap0"), guest(0).address());
+    ASSERT_TRUE(path->add_port(way, local_of(listener).port()));
   });
   expect_a_conversation(listener);
 }
@@ -468,7 +485,7 @@ INSTANTIATE_TEST_SUITE_P(Families, ReturnPathForwardTest,
 
 TEST_P(ReturnPathForwardTest, TheGuestsOwnConnectionsAndRoutedOnesGoTheirWay) {
   const auto path = world_->start();
-  ASSERT_TRUE(path->add(world_->link("tap0"), guest(0).address()));
+  add(*path, world_->link("tap0"), guest(0).address());
   const Fd guest_listener = listen(world_->guest, guest(0));
   const Fd client_listener = listen(world_->client, client(0));
   const auto forwarded = world_->connect_as(client(40000), local_of(guest_listener));
@@ -503,7 +520,7 @@ class ReturnPathAttackTest : public ReturnPathSettingTest {
     // not be told from one that is.
     world_->node.set("net/ipv4/ip_early_demux", "0");
     path_ = world_->start();
-    ASSERT_TRUE(path_->add(world_->link("tap0"), guest(0).address()));
+    add(*path_, world_->link("tap0"), guest(0).address());
     listener_ = listen(world_->guest, guest(0));
     auto connected = world_->connect_as(client(40000), local_of(listener_));
     ASSERT_EQ(connected.error, 0);
@@ -542,7 +559,7 @@ TEST_P(ReturnPathAttackTest, ALinkWithoutAGuestCannot) {
 }
 
 TEST_P(ReturnPathAttackTest, ANeighbourThatForgesTheGuestsAddressIsNotHeardByAnybody) {
-  ASSERT_TRUE(path_->add(world_->link("tap1"), neighbour(0).address()));
+  add(*path_, world_->link("tap1"), neighbour(0).address());
   const auto unbound = world_->connect_as(client(40001), local_of(listener_), "");
   ASSERT_EQ(unbound.error, 0);
   for (const int port : {40000, 40001}) {
@@ -554,7 +571,7 @@ TEST_P(ReturnPathAttackTest, ANeighbourThatForgesTheGuestsAddressIsNotHeardByAny
 }
 
 TEST_P(ReturnPathAttackTest, AGuestWithTheSameAddressOnAnotherTapCannot) {
-  ASSERT_TRUE(path_->add(world_->link("tap1"), guest(0).address()));
+  add(*path_, world_->link("tap1"), guest(0).address());
   EXPECT_FALSE(is_steered(world_->neighbour, neighbour(9)));
 }
 
@@ -645,7 +662,7 @@ class ReturnPathStateTest : public ReturnPathTest, public testing::WithParamInte
     if (!world_) return;
     world_->node.set("net/ipv4/ip_early_demux", "0");  // as in ReturnPathAttackTest
     path_ = world_->start();
-    ASSERT_TRUE(path_->add(world_->link("tap0"), guest(0).address()));
+    add(*path_, world_->link("tap0"), guest(0).address());
     listener_ = listen(world_->guest, guest(0));
     if (GetParam().service_first) service_ = start_service();
     bring_about(GetParam().state);
@@ -762,10 +779,8 @@ class SourceGuardTest : public ReturnPathSettingTest {
     ReturnPathSettingTest::SetUp();
     if (!world_) return;
     path_ = world_->start(ReturnPath::Kind::kGuardOnly);
-    const auto added = path_->add(world_->link("tap0"), guest(0).address());
-    ASSERT_TRUE(added);
-    way_ = *added;
-    ASSERT_TRUE(path_->add(world_->link("tap1"), neighbour(0).address()));
+    way_ = add(*path_, world_->link("tap0"), guest(0).address());
+    add(*path_, world_->link("tap1"), neighbour(0).address());
     sniffer_.emplace(world_->client, GetParam().v6);
   }
 
@@ -803,17 +818,16 @@ TEST_P(SourceGuardTest, AGuestMayRouteForMachinesThatAreNoGuests) {
 }
 
 TEST_P(SourceGuardTest, TwoGuestsWithOneAddressBothUseIt) {
-  ASSERT_TRUE(path_->add(world_->link("tap1"), guest(0).address()));
+  add(*path_, world_->link("tap1"), guest(0).address());
   EXPECT_TRUE(passes(guest(9)));
 }
 
 TEST_P(SourceGuardTest, AnAddressIsFreeWhenItsLastGuestIsGone) {
   world_->node.ip("link add tap7 index 777 type veth peer name peer7");
-  const auto other = path_->add(777, guest(0).address());
-  ASSERT_TRUE(other);
+  const Way other = add(*path_, 777, guest(0).address());
   path_->remove(way_);
   EXPECT_FALSE(passes(guest(9)));
-  path_->remove(*other);
+  path_->remove(other);
   EXPECT_TRUE(passes(guest(9)));
 }
 
@@ -835,19 +849,18 @@ TEST_F(ReturnPathTest, NothingIsMadeBeforeTheFirstGuestAndNothingStaysAfterTheLa
   const std::string before = world_->listing();
   const auto path = world_->start();
   EXPECT_EQ(world_->listing(), before);
-  const auto v4 = path->add(world_->link("tap0"), address(kV4.guest));
-  const auto v6 = path->add(world_->link("tap1"), address(kV6.neighbour));
-  ASSERT_TRUE(v4 && v6);
+  const Way v4 = add(*path, world_->link("tap0"), address(kV4.guest));
+  const Way v6 = add(*path, world_->link("tap1"), address(kV6.neighbour));
   const std::string with = world_->listing();
   EXPECT_THAT(with, HasSubstr("5210:\tfrom all fwmark 0x20000000/0x20000000 iif lo lookup main proto 210"));
   EXPECT_THAT(with, HasSubstr("5211:\tfrom all fwmark 0x20000000/0x20000000 lookup 5210 proto 210"));
   EXPECT_THAT(with, HasSubstr("local default dev lo table 5210 proto 210"));
   EXPECT_THAT(with, HasSubstr("portway_steer"));
-  path->remove(*v4);
+  path->remove(v4);
   EXPECT_NE(world_->listing(), before);
-  path->remove(*v6);
+  path->remove(v6);
   EXPECT_EQ(world_->listing(), before);
-  path->remove(*v6);
+  path->remove(v6);
   EXPECT_EQ(world_->listing(), before);
 }
 
@@ -855,10 +868,10 @@ TEST_F(ReturnPathTest, ItsDestructorRemovesEverything) {
   const std::string before = world_->listing();
   {
     const auto path = world_->start();
-    ASSERT_TRUE(path->add(world_->link("tap0"), address(kV4.guest)));
-    ASSERT_TRUE(path->add(world_->link("tap1"), address(kV6.neighbour)));
-    ASSERT_TRUE(path->add(world_->link("tap1"), address(kV6.neighbour))) << "a second time";
-    ASSERT_TRUE(path->add(world_->link("tap1"), address(kV4.neighbour))) << "with another address";
+    add(*path, world_->link("tap0"), address(kV4.guest));
+    add(*path, world_->link("tap1"), address(kV6.neighbour));
+    add(*path, world_->link("tap1"), address(kV6.neighbour));  // a second time
+    add(*path, world_->link("tap1"), address(kV4.neighbour));  // with another address
   }
   EXPECT_EQ(world_->listing(), before);
 }
@@ -873,8 +886,8 @@ TEST_F(ReturnPathTest, WhatAKilledPredecessorLeftIsRemovedByTheNextStart) {
     const pid_t child = ::fork();
     if (child == 0) {
       auto path = ReturnPath::start();
-      const bool made =
-          path && (*path)->add(tap0, address(kV4.guest)) && (*path)->add(tap1, address(kV6.guest));
+      const bool made = path && (*path)->fault((*path)->add(tap0, address(kV4.guest))).empty() &&
+                        (*path)->fault((*path)->add(tap1, address(kV6.guest))).empty();
       ::_exit(made ? 0 : 1);
     }
     int status = 0;
@@ -899,76 +912,74 @@ TEST_F(ReturnPathTest, OtherPeoplesRulesAndFiltersStayAndGoOnWorking) {
   const std::string before = world_->listing();
   const auto path = world_->start();
   EXPECT_EQ(world_->listing(), before);
-  const auto way = path->add(world_->link("tap0"), address(kV4.guest));
-  ASSERT_TRUE(way);
+  const Way way = add(*path, world_->link("tap0"), address(kV4.guest));
   const Fd listener = listen(world_->guest, {address(kV4.guest), 0});
   EXPECT_EQ(world_->connect_as({address(kV4.client), 40000}, local_of(listener)).error, 0);
-  path->remove(*way);
+  path->remove(way);
   EXPECT_EQ(world_->listing(), before);
 }
 
 TEST_F(ReturnPathTest, AHookThatOthersCameToUseStays) {
   const auto path = world_->start();
-  const auto way = path->add(world_->link("tap0"), address(kV4.guest));
-  ASSERT_TRUE(way);
+  const Way way = add(*path, world_->link("tap0"), address(kV4.guest));
   world_->add_foreign_filter("tap0", "egress", "7");
-  path->remove(*way);
+  path->remove(way);
   EXPECT_THAT(world_->listing(), AllOf(HasSubstr("clsact"), HasSubstr("pref 7"), Not(HasSubstr("portway"))));
 }
 
-TEST_F(ReturnPathTest, AFirstPlaceThatIsTakenIsAnErrorAndNothingStays) {
+TEST_F(ReturnPathTest, AFirstPlaceThatIsTakenIsAFaultUntilItIsFree) {
   world_->add_hook("tap0");
   world_->add_foreign_filter("tap0", "ingress", "1", "ip");
   const std::string before = world_->listing();
   const auto path = world_->start();
-  const auto added = path->add(world_->link("tap0"), address(kV4.guest));
-  ASSERT_FALSE(added);
-  EXPECT_THAT(added.error().detail, HasSubstr("tc filter add pref 1"));
+  const Way way = path->add(world_->link("tap0"), address(kV4.guest));
+  EXPECT_THAT(path->fault(way), HasSubstr("tc filter add pref 1"));
   EXPECT_EQ(world_->listing(), before);
+  run_command(&world_->node, {"tc", "filter", "del", "dev", "tap0", "ingress", "pref", "1"});
+  EXPECT_THAT(path->mend(16), ElementsAre(FieldsAre(way, "")));
+  EXPECT_EQ(path->fault(way), "");
 }
 
 TEST_F(ReturnPathTest, ALinkThatIsNotThereIsAnErrorAndNothingStays) {
   const std::string before = world_->listing();
   const auto path = world_->start();
-  const auto added = path->add(99'999, address(kV4.guest));
-  ASSERT_FALSE(added);
-  EXPECT_THAT(added.error().detail, HasSubstr("link 99999"));
+  const Way way = path->add(99'999, address(kV4.guest));
+  EXPECT_THAT(path->fault(way), HasSubstr("link 99999"));
   EXPECT_EQ(world_->listing(), before);
 }
 
 TEST_F(ReturnPathTest, ALinkThatIsGoneIsRemovedAndOneMadeAnewUnderItsIndexIsAdded) {
   const auto path = world_->start();
   world_->node.ip("link add tap7 index 777 type veth peer name peer7");
-  ASSERT_TRUE(path->add(777, address("198.18.7.2")));
+  add(*path, 777, address("198.18.7.2"));
   world_->node.ip("link del tap7");
   world_->node.ip("link add tap7 index 777 type veth peer name peer7");
-  const auto way = path->add(777, address("198.18.7.2"));
-  ASSERT_TRUE(way);
+  const Way way = add(*path, 777, address("198.18.7.2"));
   EXPECT_THAT(run_command(&world_->node, {"tc", "filter", "show", "dev", "tap7", "ingress"}),
               HasSubstr("portway_steer"));
   world_->node.ip("link del tap7");
-  path->remove(*way);
+  path->remove(way);
   EXPECT_THAT(world_->listing(), Not(HasSubstr("proto 210")));
 }
 
 TEST_F(ReturnPathTest, TheNextAddPutsBackWhatSomebodyRemoved) {
   const auto path = world_->start();
-  ASSERT_TRUE(path->add(world_->link("tap0"), address(kV4.guest)));
+  add(*path, world_->link("tap0"), address(kV4.guest));
   const std::string with = world_->listing();
   world_->node.ip("rule del pref 5211");
   world_->node.ip("route flush table 5210");
   world_->delete_hook("tap0");
-  ASSERT_TRUE(path->add(world_->link("tap0"), address(kV4.guest)));
+  add(*path, world_->link("tap0"), address(kV4.guest));
   EXPECT_EQ(world_->listing(), with);
 }
 
-TEST_F(ReturnPathTest, ATableThatSomebodyElseUsesIsAnErrorAndStays) {
+TEST_F(ReturnPathTest, ATableThatSomebodyElseUsesIsAFaultAndStays) {
   world_->node.ip("route add local default dev lo table 5210 proto static");
   const std::string before = world_->listing();
   const auto path = world_->start();
-  const auto added = path->add(world_->link("tap0"), address(kV4.guest));
-  ASSERT_FALSE(added);
-  EXPECT_THAT(added.error().detail, HasSubstr("table 5210"));
+  const Way way = path->add(world_->link("tap0"), address(kV4.guest));
+  EXPECT_THAT(path->fault(way), HasSubstr("table 5210"));
+  path->remove(way);
   EXPECT_EQ(world_->listing(), before);
 }
 
@@ -983,35 +994,106 @@ TEST_F(ReturnPathTest, ASecondOneInTheNetworkNamespaceDoesNotStart) {
 
 TEST_F(ReturnPathTest, WhatSomebodyRemovedIsMended) {
   const auto path = world_->start();
-  ASSERT_TRUE(path->add(world_->link("tap0"), address(kV4.guest)));
-  ASSERT_TRUE(path->add(world_->link("tap1"), address(kV6.neighbour)));
+  add(*path, world_->link("tap0"), address(kV4.guest));
+  add(*path, world_->link("tap1"), address(kV6.neighbour));
   const std::string with = world_->listing();
   world_->node.ip("rule del pref 5211");
   world_->node.ip("-6 rule del pref 5210");
   world_->node.ip("route flush table 5210");
   world_->delete_hook("tap0");
-  EXPECT_THAT(path->mend(1), testing::IsEmpty());
-  EXPECT_THAT(path->mend(1), testing::IsEmpty());
+  EXPECT_THAT(path->mend(1), IsEmpty());
+  EXPECT_THAT(path->mend(1), IsEmpty());
   EXPECT_EQ(world_->listing(), with);
 }
 
-TEST_F(ReturnPathTest, ALinkThatCannotBeMendedIsTold) {
+TEST_F(ReturnPathTest, ALinkThatCannotBeMendedIsToldOnce) {
   const auto path = world_->start();
-  const auto gone = path->add(world_->link("tap0"), address(kV4.guest));
-  ASSERT_TRUE(gone);
-  ASSERT_TRUE(path->add(world_->link("tap1"), address(kV4.neighbour)));
+  const Way gone = add(*path, world_->link("tap0"), address(kV4.guest));
+  add(*path, world_->link("tap1"), address(kV4.neighbour));
   world_->node.ip("link del tap0");
-  EXPECT_THAT(path->mend(16), testing::ElementsAre(*gone));
-  EXPECT_THAT(path->mend(16), testing::IsEmpty());
+  EXPECT_THAT(path->mend(16), ElementsAre(FieldsAre(gone, HasSubstr("there is no link"))));
+  EXPECT_THAT(path->mend(16), IsEmpty());
+  path->remove(gone);
+  EXPECT_EQ(path->fault(gone), "");
+}
+
+// ---- What stands in the way is found without a client ----
+
+TEST_P(ReturnPathForwardTest, ARuleOfSomebodyElsesThatComesFirstIsToldAndItsEndToo) {
+  world_->add_default_route();
+  const std::string family = GetParam().v6 ? "-6 " : "-4 ";
+  const auto path = world_->start();
+  const Way way = add(*path, world_->link("tap0"), guest(0).address());
+  for (const char* action : {"lookup main", "blackhole", "prohibit", "unreachable"}) {
+    SCOPED_TRACE(action);
+    world_->node.ip(family + "rule add pref 77 iif tap0 " + action);
+    const Fd listener = listen(world_->guest, guest(0));
+    EXPECT_EQ(world_->connect_as(client(0), local_of(listener), "tap0", kShort).error, EINPROGRESS)
+        << "this is what would happen to clients";
+    EXPECT_THAT(path->mend(16), ElementsAre(FieldsAre(way, AllOf(HasSubstr(guest(0).address().to_string()),
+                                                                 HasSubstr("tap0"), HasSubstr("77")))));
+    world_->node.ip(family + "rule del pref 77");
+    EXPECT_THAT(path->mend(16), ElementsAre(FieldsAre(way, "")));
+    EXPECT_EQ(world_->connect_as(client(0), local_of(listener)).error, 0);
+  }
+}
+
+TEST_F(ReturnPathTest, ACheckOfTheSourceAddressThatRefusesTheGuestIsTold) {
+  world_->set_rp_filter("1");
+  const auto path = world_->start();
+  world_->node.ip("address del 198.18.2.1/24 dev tap0");
+  const Way way = path->add(world_->link("tap0"), address(kV4.guest));
+  EXPECT_THAT(path->fault(way), AllOf(HasSubstr("rp_filter"), HasSubstr("198.18.2.2"), HasSubstr("tap0")));
+  world_->node.ip("address add 198.18.2.1/24 dev tap0");
+  EXPECT_THAT(path->mend(16), ElementsAre(FieldsAre(way, "")));
+}
+
+TEST_F(ReturnPathTest, ARuleThatComesBeforeAPortsIsToldToo) {
+  world_->add_default_route();
+  const auto path = world_->start(ReturnPath::Kind::kRules);
+  world_->node.run([&] {
+    const Way way = add(*path, world_->link("tap0"), address(kV4.guest));
+    ASSERT_TRUE(path->add_port(way, 3000));
+    world_->node.ip("rule add pref 77 iif tap0 ipproto tcp sport 3000 lookup main");
+    const auto more = path->add_port(way, 3001);
+    EXPECT_TRUE(more);
+    EXPECT_THAT(path->mend(16), ElementsAre(FieldsAre(way, HasSubstr("77"))));
+    world_->node.ip("rule add pref 78 iif tap0 lookup main");
+    const auto refused = path->add_port(way, 3002);
+    ASSERT_FALSE(refused);
+    EXPECT_THAT(refused.error().detail, HasSubstr("77, 78"));
+    EXPECT_THAT(world_->listing(), Not(HasSubstr("sport 3002")));
+    world_->node.ip("rule del pref 77");
+    world_->node.ip("rule del pref 78");
+    EXPECT_THAT(path->mend(16), ElementsAre(FieldsAre(way, "")));
+  });
+}
+
+TEST_F(ReturnPathTest, WhatIsWrongWithTheNodeIsToldOfAllItsGuestsAtOnce) {
+  const auto path = world_->start();
+  const Way one = add(*path, world_->link("tap0"), address(kV4.guest));
+  const Way other = add(*path, world_->link("tap1"), address(kV4.neighbour));
+  world_->node.ip("route flush table 5210");
+  world_->node.ip("route add local default dev lo table 5210 proto static");
+  EXPECT_THAT(path->mend(1), UnorderedElementsAre(FieldsAre(one, HasSubstr("table 5210")),
+                                                  FieldsAre(other, HasSubstr("table 5210"))));
+  world_->node.ip("route flush table 5210");
+  EXPECT_THAT(path->mend(1), ElementsAre(FieldsAre(_, "")));
+  EXPECT_THAT(path->mend(1), ElementsAre(FieldsAre(_, "")));
+}
+
+TEST_F(ReturnPathTest, ADeviceThatIsNoEthernetIsAFault) {
+  world_->node.ip("tuntap add tun0 mode tun");
+  const auto path = world_->start();
+  const Way way = path->add(world_->link("tun0"), address(kV4.guest));
+  EXPECT_THAT(path->fault(way), HasSubstr("tun0 is no Ethernet device"));
 }
 
 TEST_F(ReturnPathTest, RulesGoWithTheLastUserOfTheirPort) {
   const std::string before = world_->listing();
   const auto path = world_->start(ReturnPath::Kind::kRules);
   world_->node.run([&] {
-    const auto added = path->add(world_->link("tap0"), address(kV4.guest));
-    ASSERT_TRUE(added);
-    const Way way = *added;
+    const Way way = add(*path, world_->link("tap0"), address(kV4.guest));
     ASSERT_TRUE(path->add_port(way, 3000));
     ASSERT_TRUE(path->add_port(way, 3000)) << "another forward to the same port";
     ASSERT_TRUE(path->add_port(way, 5432));
@@ -1029,12 +1111,11 @@ TEST_F(ReturnPathTest, RulesGoWithTheLastUserOfTheirPort) {
 TEST_F(ReturnPathTest, ThereAreOnlySoManyRules) {
   const auto path = world_->start(ReturnPath::Kind::kRules);
   world_->node.run([&] {
-    const auto way = path->add(world_->link("tap1"), address(kV6.neighbour));
-    ASSERT_TRUE(way);
+    const Way way = add(*path, world_->link("tap1"), address(kV6.neighbour));
     for (std::size_t i = 0; i < ReturnPath::kPortsMax; ++i) {
-      ASSERT_TRUE(path->add_port(*way, static_cast<std::uint16_t>(1000 + i)));
+      ASSERT_TRUE(path->add_port(way, static_cast<std::uint16_t>(1000 + i)));
     }
-    const auto more = path->add_port(*way, 999);
+    const auto more = path->add_port(way, 999);
     ASSERT_FALSE(more);
     EXPECT_THAT(more.error().detail, HasSubstr("CAP_BPF"));
   });
@@ -1047,32 +1128,29 @@ TEST_F(ReturnPathTest, ALateCleanUpOfAnEarlierSessionDoesNotHitTheNextOneOnItsTa
   const Fd listener = listen(world_->guest, {address(kV4.guest), 0});
   const std::uint16_t port = local_of(listener).port();
   world_->node.run([&] {
-    const auto first = path->add(world_->link("tap0"), address(kV4.guest));
-    ASSERT_TRUE(first);
-    ASSERT_TRUE(path->add_port(*first, port));
-    const auto second = path->add(world_->link("tap0"), address(kV4.guest));
-    ASSERT_TRUE(second);
-    EXPECT_NE(*first, *second);
+    const Way first = add(*path, world_->link("tap0"), address(kV4.guest));
+    ASSERT_TRUE(path->add_port(first, port));
+    const Way second = add(*path, world_->link("tap0"), address(kV4.guest));
+    EXPECT_NE(first, second);
     EXPECT_THAT(world_->listing(), Not(HasSubstr("sport"))) << "its ports are its own";
-    ASSERT_TRUE(path->add_port(*second, port));
-    path->remove_port(*first, port);
-    path->remove(*first);
-    ASSERT_TRUE(path->add_port(*first, 1)) << "says nothing";
+    ASSERT_TRUE(path->add_port(second, port));
+    path->remove_port(first, port);
+    path->remove(first);
+    ASSERT_TRUE(path->add_port(first, 1)) << "says nothing";
     EXPECT_THAT(world_->listing(),
                 AllOf(HasSubstr("sport " + std::to_string(port)), Not(HasSubstr("sport 1 "))));
     EXPECT_EQ(world_->connect_as({address(kV4.client), 40000}, local_of(listener)).error, 0);
-    path->remove(*second);
+    path->remove(second);
     EXPECT_THAT(world_->listing(), Not(HasSubstr("proto 210")));
   });
 }
 
 TEST_F(ReturnPathTest, ALateCleanUpDoesNotDetachTheProgramEither) {
   const auto path = world_->start();
-  const auto first = path->add(world_->link("tap0"), address(kV4.guest));
-  const auto second = path->add(world_->link("tap0"), address(kV4.guest));
-  ASSERT_TRUE(first && second);
+  const Way first = add(*path, world_->link("tap0"), address(kV4.guest));
+  add(*path, world_->link("tap0"), address(kV4.guest));
   const std::string with = world_->listing();
-  path->remove(*first);
+  path->remove(first);
   EXPECT_EQ(world_->listing(), with);
 }
 
@@ -1082,22 +1160,21 @@ TEST_F(ReturnPathTest, RulesFollowATapThatIsRenamed) {
   const auto path = world_->start(ReturnPath::Kind::kRules);
   const Fd listener = listen(world_->guest, {address(kV4.guest), 0});
   world_->node.run([&] {
-    const auto way = path->add(world_->link("tap0"), address(kV4.guest));
-    ASSERT_TRUE(way);
-    ASSERT_TRUE(path->add_port(*way, local_of(listener).port()));
+    const Way way = add(*path, world_->link("tap0"), address(kV4.guest));
+    ASSERT_TRUE(path->add_port(way, local_of(listener).port()));
     world_->node.ip("link set tap0 down");
     world_->node.ip("link set tap0 name tap9");
     world_->node.ip("link set tap9 up");
     world_->node.ip("link add tap0 type veth peer name other");
-    EXPECT_THAT(path->mend(16), testing::IsEmpty());
+    EXPECT_THAT(path->mend(16), IsEmpty());
     EXPECT_THAT(world_->listing(), AllOf(HasSubstr("iif tap9 ipproto tcp"), Not(HasSubstr("iif tap0"))));
     EXPECT_EQ(world_->connect_as({address(kV4.client), 40000}, local_of(listener), "tap9").error, 0);
     world_->node.ip("link set tap9 down");
     world_->node.ip("link set tap9 name tap8");
     world_->node.ip("link set tap8 up");
-    ASSERT_TRUE(path->add_port(*way, 1));
+    ASSERT_TRUE(path->add_port(way, 1));
     EXPECT_THAT(world_->listing(), Not(HasSubstr("iif tap9"))) << "a new port finds it too";
-    path->remove(*way);
+    path->remove(way);
     EXPECT_THAT(world_->listing(), Not(HasSubstr("proto 210")));
   });
 }
@@ -1131,9 +1208,8 @@ TEST_F(ReturnPathTest, WithoutTheCapabilitiesItSaysWhichItNeeds) {
   const auto path = world_->start();
   world_->node.run([&] {
     drop_capabilities({CAP_NET_ADMIN});
-    const auto added = path->add(static_cast<int>(::if_nametoindex("tap0")), address(kV4.guest));
-    ASSERT_FALSE(added);
-    EXPECT_THAT(added.error().detail, HasSubstr("it needs CAP_NET_ADMIN"));
+    const Way way = path->add(static_cast<int>(::if_nametoindex("tap0")), address(kV4.guest));
+    EXPECT_THAT(path->fault(way), HasSubstr("it needs CAP_NET_ADMIN"));
   });
 }
 
