@@ -56,11 +56,12 @@ struct {
   __type(value, struct SteerGuest);
 } guests SEC(".maps");
 
+// The addresses that any guest has.
 struct {
   __uint(type, BPF_MAP_TYPE_HASH);
   __uint(map_flags, BPF_F_NO_PREALLOC);
   __uint(max_entries, kSteerGuestsMax);
-  __type(key, struct SteerAddress);
+  __type(key, struct BpfAddress);
   __type(value, __u8);
 } owners SEC(".maps");
 
@@ -102,7 +103,7 @@ struct Packet {
     struct iphdr v4;
     struct ipv6hdr v6;
   };
-  struct SteerAddress source;
+  struct BpfAddress source;
 };
 
 // What is too short for its header is dropped by the kernel.
@@ -140,7 +141,7 @@ static __always_inline bool read_packet(struct __sk_buff* skb, struct Packet* pa
   return protocol != bpf_htons(ETH_P_8021Q) && protocol != bpf_htons(ETH_P_8021AD);
 }
 
-static __always_inline bool equal(const struct SteerAddress* a, const struct SteerAddress* b) {
+static __always_inline bool equal(const struct BpfAddress* a, const struct BpfAddress* b) {
   return a->word[3] == b->word[3] && a->word[2] == b->word[2] && a->word[1] == b->word[1] &&
          a->word[0] == b->word[0];
 }
