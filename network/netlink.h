@@ -44,8 +44,8 @@ class NetlinkMessage {
  private:
   void start(std::uint16_t type, std::uint16_t flags, const void* body, std::size_t size);
 
-  alignas(nlmsghdr) std::array<char, 512> bytes_{};
-  std::size_t nested_ = 0;  // where the open nested attribute starts
+  alignas(nlmsghdr) std::array<char, 2048> bytes_{};  // the longest has a packet filter
+  std::size_t nested_ = 0;                            // where the open nested attribute starts
 };
 
 /// Calls `on_attribute` for each attribute of a chain of `size` bytes; what is cut off is not told.

@@ -18,6 +18,7 @@
 
 #include "network/policy_routing.h"
 #include "network/steer.h"
+#include "network/syn_filter.h"
 #include "network/traffic_control.h"
 
 namespace portway {
@@ -151,6 +152,10 @@ Error missing(std::string_view what) {
               "return path: {} is not there after it was made; something else on this node removes or "
               "holds it (protocol 210, table 5210 and tc filter portway_steer are Portway's)",
               what)};
+}
+
+bool same_code(const std::vector<sock_filter>& a, const std::vector<sock_filter>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(sock_filter)) == 0;
 }
 
 /// A guest's answer to a client; port 0: as the program has marked it.
@@ -291,6 +296,7 @@ Result<void> ReturnPath::make_node(int family) {
 Result<void> ReturnPath::make_link(int link, Guest& guest) {
   if (program_) return attach(link, guest);
   auto done = name_rules(link, guest);
+  if (done) done = set_syn_filter(link, guest);  // before the rules whose gap it closes
   for (const RoutingRule& rule : port_rules(guest)) {
     if (done) done = add_rule(*netlink_, guest.family(), rule);
   }
@@ -321,6 +327,18 @@ Result<void> ReturnPath::name_rules(int link, Guest& guest) {
   return {};
 }
 
+/// No rule is there without it.
+Result<void> ReturnPath::set_syn_filter(int link, const Guest& guest) {
+  return guest.ports.empty() ? remove_our_filters(*netlink_, link)
+                             : set_classic_filter(*netlink_, link, syn_filter_of(guest));
+}
+
+std::vector<sock_filter> ReturnPath::syn_filter_of(const Guest& guest) {
+  std::vector<std::uint16_t> ports;
+  for (const auto& [port, count] : guest.ports) ports.push_back(port);
+  return make_syn_filter(ports);
+}
+
 void ReturnPath::delete_port_rules(const Guest& guest) {
   for (const auto& [port, count] : guest.ports) {
     (void)delete_rule(*netlink_, guest.family(), port_rule(guest.tap, guest.address, port));
@@ -348,13 +366,11 @@ void ReturnPath::take_down(int link) {
   const auto guest = guests_.extract(link);
   if (guest.empty()) return;
   const int family = guest.mapped().family();
-  if (program_) {
-    program_->remove_guest(link);
-    // What cannot be removed now, for want of memory, does nothing without the guest in the map, and is
-    // removed by the next start.
-    (void)remove_our_filters(*netlink_, link);
-  }
+  if (program_) program_->remove_guest(link);
   delete_port_rules(guest.mapped());
+  // What cannot be removed now, for want of memory, is removed by the next start. The program does nothing
+  // without the guest in its map.
+  if (program_ || !guest.mapped().ports.empty()) (void)remove_our_filters(*netlink_, link);
   if (kind_ != Kind::kGuardOnly && guests_of(family) == 0) (void)remove_from_node(*netlink_, family);
 }
 
@@ -374,13 +390,11 @@ Result<void> ReturnPath::add_port(const Way& way, std::uint16_t guest_port) {
   auto done = name_rules(way.link, *guest);
   if (!done) return done;
   const RoutingRule rule = port_rule(guest->tap, guest->address, guest_port);
-  done = add_rule(*netlink_, guest->family(), rule);
+  guest->ports.emplace(guest_port, 1);
+  done = set_syn_filter(way.link, *guest);
+  if (done) done = add_rule(*netlink_, guest->family(), rule);
   if (done) done = deliver(*netlink_, answer_of(way.link, guest->address, guest_port));
-  if (done) {
-    guest->ports.emplace(guest_port, 1);
-  } else {
-    (void)delete_rule(*netlink_, guest->family(), rule);
-  }
+  if (!done) forget_port(way.link, *guest, guest_port);
   return done;
 }
 
@@ -389,8 +403,13 @@ void ReturnPath::remove_port(const Way& way, std::uint16_t guest_port) {
   if (program_ || guest == nullptr) return;
   const auto known = guest->ports.find(guest_port);
   if (known == guest->ports.end() || --known->second > 0) return;
-  guest->ports.erase(known);
-  (void)delete_rule(*netlink_, guest->family(), port_rule(guest->tap, guest->address, guest_port));
+  forget_port(way.link, *guest, guest_port);
+}
+
+void ReturnPath::forget_port(int link, Guest& guest, std::uint16_t guest_port) {
+  (void)delete_rule(*netlink_, guest.family(), port_rule(guest.tap, guest.address, guest_port));
+  guest.ports.erase(guest_port);
+  (void)set_syn_filter(link, guest);
 }
 
 std::vector<ReturnPath::Change> ReturnPath::mend(std::size_t links_max) {
@@ -464,6 +483,12 @@ Result<void> ReturnPath::verify_link(int link, const Guest& guest) const {
     if (!*attached) return missing(fmt::format("the filter on link {}", link));
   } else {
     if (name_of(*netlink_, link) != guest.tap) return no_such_link(link);  // under that name
+    auto filters = our_filters(*netlink_, link);
+    if (!filters) return filters.error();
+    if (!guest.ports.empty() &&
+        (filters->empty() || !same_code(filters->front().code, syn_filter_of(guest)))) {
+      return missing(fmt::format("the filter on link {}", link));
+    }
     auto rules = our_rules(*netlink_, guest.family());
     if (!rules) return rules.error();
     for (const RoutingRule& wanted : port_rules(guest)) {

@@ -16,8 +16,10 @@
 // port of a guest instead:
 //     5211: iif TAP from GUEST ipproto tcp sport PORT lookup 5210
 // which costs every packet of the node a little for each rule, so there are at most kPortsMax of them; and
-// the guest's own connections from a forwarded port number do not work, nor do routed ones to it: a service
-// of the node on all addresses answers them. There is no source guard then.
+// the guest's own connections from a forwarded port number do not work, nor do routed ones to it. The rule
+// would deliver the SYNs of such connections to the node, where a service on all addresses would answer them:
+// a classic filter on the tap, which needs no CAP_BPF, drops them (syn_filter.h). There is no source guard
+// then.
 //
 // The same program is the source guard: it drops what one guest sends with another's address (steer.bpf.c).
 // Where clients' addresses are not wanted, there can be the guard alone, without rules and route.
@@ -42,6 +44,7 @@
 #include "network/netlink.h"
 #include "network/policy_routing.h"
 #include "network/steer_program.h"
+#include "network/traffic_control.h"
 
 namespace portway {
 
@@ -131,6 +134,9 @@ class ReturnPath {
   Result<void> attach(int link, const Guest& guest);
   Result<void> name_rules(int link, Guest& guest);
   std::vector<RoutingRule> port_rules(const Guest& guest) const;
+  Result<void> set_syn_filter(int link, const Guest& guest);
+  static std::vector<sock_filter> syn_filter_of(const Guest& guest);
+  void forget_port(int link, Guest& guest, std::uint16_t guest_port);
   void delete_port_rules(const Guest& guest);
   void take_down(int link);
   Result<bool> is_attached(int link) const;

@@ -145,7 +145,8 @@ class Attacks:
 
     def send(self, namespace, packet, *tags, protocol=ETH_P_IP):
         """As it is, over the namespace's link to the node, behind these VLAN tags: (EtherType, id)."""
-        links = {self.network.guest: "tap0", self.network.neighbour: "tap1", self.network.client: "public0"}
+        links = {self.network.guest: "tap0", self.network.neighbour: "tap1", self.network.guest6: "tap2",
+                 self.network.client: "public0"}
         frame = self._mac(self.network.host, links[namespace]) + self._mac(namespace, "eth0")
         for tag in tags:
             frame += struct.pack("!HH", *tag)
@@ -305,30 +306,40 @@ class Attacks:
         self.assert_unharmed()
 
     def test_a_service_of_the_node_is_not_reached_through_the_time_wait_of_a_connection(self):
+        self.reach_through_time_wait(self.service, self.network.guest, net.CLIENT, net.PUBLIC, segment, ETH_P_IP)
+
+    def test_nor_with_ipv6(self):
+        self.reach_through_time_wait(self.lab.service(net.GUEST6), self.network.guest6, net.CLIENT6, net.PUBLIC6, segment6,
+                                     ETH_P_IPV6)
+
+    def reach_through_time_wait(self, service, namespace, client_address, public, make, protocol):
         """The client ends first, so the node keeps TIME_WAIT for its address and port. A SYN that TIME_WAIT lets pass makes
         the kernel look for a listener, and one on all addresses fits."""
-        client, guest = self.connect(self.service, self.lab.client(port=9100))
-        far_end, guest_end = guest.getpeername(), guest.getsockname()
+        at_guest = self.wire(namespace)
+        client, guest = self.connect(service, self.lab.client(client_address, 9100, v6=":" in client_address), public)
+        far_end, guest_end = guest.getpeername()[:2], guest.getsockname()[:2]
+        sequence = at_guest.numbers(guest_end, far_end)[0]
         client.shutdown(socket.SHUT_WR)
         self.assertEqual(end_of(guest), "FIN")
         guest.close()
         self.assertEqual(end_of(client), "FIN")
         client.close()
         if self.transparent:
-            self.assertEqual(far_end, (net.CLIENT, 9100))
-            self.assertIn(f"{net.CLIENT}%tap0:9100", self.network.host.run("ss", "-Htn", "state", "time-wait"))
+            self.assertEqual(far_end, (client_address, 9100))
+            self.assertIn(":9100 ", self.network.host.run("ss", "-Htn", "state", "time-wait"))
         service = self.lab.listen("::", 9100, namespace=self.network.host)
         service.settimeout(QUIET_S)
         self.addCleanup(self.network.host.set, "net/ipv4/ip_early_demux", "1")
-        for early_demux in "1", "0":  # with 1 the kernel forwards no packet for which it has any socket
+        for early_demux in "0", "1":
             self.network.host.set("net/ipv4/ip_early_demux", early_demux)
             self.at_client.segments(0.05)
-            self.at_guest.segments(0.05)
-            self.send(self.network.guest, segment(guest_end, (net.CLIENT, 9100), SYN, self.next + (1 << 30)))
-            arrived = (guest_end, (net.CLIENT, 9100), SYN) in [one[:3] for one in self.at_client.segments()]
-            self.assertEqual([one for one in self.at_guest.segments(0.05) if one[2] & SYN and one[0] != guest_end], [])
+            at_guest.segments(0.05)
+            self.send(namespace, make(guest_end, (client_address, 9100), SYN, sequence + (1 << 30)), protocol=protocol)
+            arrived = [one[:3] for one in self.at_client.segments()]
+            if early_demux == "0":  # with 1 the kernel forwards no packet for which it has any socket
+                self.assertIn((guest_end, (client_address, 9100), SYN), arrived)
+            self.assertEqual([one for one in at_guest.segments(0.05) if one[2] & SYN and one[0] != guest_end], [])
             self.assertRaises(TimeoutError, service.accept)
-        self.assertTrue(arrived)
         self.assert_unharmed()
 
 

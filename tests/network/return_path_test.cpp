@@ -254,6 +254,16 @@ TEST_P(ReturnPathAttackTest, TheNodesServicesAreNotReachedByForeignAddresses) {
 
 // ---- Whatever the node has for the client's address and port, a SYN of the guest goes to the client ----
 
+/// A service of the node on all addresses. With IP_TRANSPARENT, as another proxy would be: without, an IPv4
+/// listener cannot answer from an address that is not the node's, an IPv6 one can.
+Fd start_wildcard_service(const World& world, bool v6, std::uint16_t port) {
+  const auto any =
+      v6 ? IpAddress(boost::asio::ip::address_v6::any()) : IpAddress(boost::asio::ip::address_v4::any());
+  Fd service = listen(world.node, {any, port});
+  if (!v6) set_option(service, SOL_IP, IP_TRANSPARENT, kOn);
+  return service;
+}
+
 enum class RelayState : std::uint8_t {
   kSynSent,
   kEstablished,
@@ -326,11 +336,7 @@ class ReturnPathStateTest : public ReturnPathTest, public testing::WithParamInte
     at_guest_.emplace(world_->guest, GetParam().v6);
   }
 
-  Fd start_service() const {
-    const auto any = GetParam().v6 ? IpAddress(boost::asio::ip::address_v6::any())
-                                   : IpAddress(boost::asio::ip::address_v4::any());
-    return listen(world_->node, {any, kPort});
-  }
+  Fd start_service() const { return start_wildcard_service(*world_, GetParam().v6, kPort); }
 
   void bring_about(RelayState state) {
     if (state == RelayState::kSynSent) make_deaf(listener_);
@@ -423,6 +429,100 @@ TEST_P(ReturnPathStateTest, ASynOfTheGuestReachesTheClientAndNoServiceOfTheNode)
 TEST_P(ReturnPathStateTest, OtherSegmentsReachTheRelaysSocketAsLongAsThereIsOne) {
   EXPECT_EQ(is_steered(TH_ACK), GetParam().state != RelayState::kGone);
   EXPECT_TRUE(nobody_waits(service_));
+}
+
+// A rule cannot look at TCP's flags. From a forwarded port the guest once reached, by any foreign address,
+// whatever service of the node listens on all addresses.
+class ReturnPathRulesTest : public ReturnPathSettingTest {
+ protected:
+  static constexpr std::uint16_t kServicePort = 9100;
+  static constexpr std::uint16_t kForwarded = 3000;
+
+  void SetUp() override {
+    ReturnPathSettingTest::SetUp();
+    if (!world_) return;
+    path_ = world_->start(ReturnPath::Kind::kRules);
+    way_ = add(*path_, world_->link("tap0"), guest(0).address());
+    ASSERT_TRUE(path_->add_port(way_, kForwarded));
+    ASSERT_TRUE(path_->add_port(way_, kForwarded + 1));
+    service_ = start_wildcard_service(*world_, GetParam().v6, kServicePort);
+    at_guest_.emplace(world_->guest, GetParam().v6);
+    // The node has found the guest's Ethernet address: an answer is not held up by that.
+    const Endpoint any(GetParam().v6 ? IpAddress(boost::asio::ip::address_v6::any())
+                                     : IpAddress(boost::asio::ip::address_v4::any()),
+                       0);
+    EXPECT_EQ(connect_plainly(world_->node, any, guest(1)).error, ECONNREFUSED);
+  }
+
+  std::string syn(std::uint16_t from, const std::vector<std::uint8_t>& extensions = {}) const {
+    return make_packet(guest(from), client(kServicePort), kForged, TH_SYN, extensions);
+  }
+  bool is_answered(const std::string& packet, int tags = 0) {
+    send_frame(world_->guest, world_->mac("tap0"), packet, tags);
+    return at_guest_->has_syn_ack_of(kServicePort);
+  }
+
+  std::unique_ptr<ReturnPath> path_;
+  Way way_;
+  Fd service_;
+  std::optional<Sniffer> at_guest_;
+};
+INSTANTIATE_TEST_SUITE_P(Families, ReturnPathRulesTest,
+                         testing::Values(Setting{.name = "V4"}, Setting{.name = "V6", .v6 = true}),
+                         [](const auto& test) { return test.param.name; });
+
+TEST_P(ReturnPathRulesTest, ASynFromAForwardedPortReachesNoServiceOfTheNode) {
+  for (const std::uint16_t port : {kForwarded, static_cast<std::uint16_t>(kForwarded + 1)}) {
+    for (const int tags : {0, 1, 2, 3, 8}) EXPECT_FALSE(is_answered(syn(port), tags)) << tags << " tags";
+    if (!GetParam().v6) continue;
+    for (const std::uint8_t header : {IPPROTO_HOPOPTS, IPPROTO_DSTOPTS}) {
+      EXPECT_FALSE(is_answered(syn(port, {header})));
+      EXPECT_FALSE(is_answered(syn(port, {header, IPPROTO_DSTOPTS})));
+    }
+  }
+  EXPECT_TRUE(nobody_waits(service_));
+
+  world_->delete_hook("tap0");
+  EXPECT_TRUE(is_answered(syn(kForwarded))) << "this is what it is for";
+  EXPECT_THAT(path_->mend(16), IsEmpty());
+  EXPECT_FALSE(is_answered(syn(kForwarded))) << "it is put back";
+}
+
+TEST_P(ReturnPathRulesTest, TheFilterFollowsThePorts) {
+  const std::string before = world_->listing();
+  path_->remove_port(way_, kForwarded);
+  Sniffer at_client(world_->client, GetParam().v6);
+  // No rule and no filter: it goes where it is addressed.
+  forge(world_->guest, guest(kForwarded), client(kServicePort), kForged, TH_SYN);
+  EXPECT_EQ(at_client.first_of(kForged, kForged), kForged);
+  EXPECT_FALSE(is_answered(syn(kForwarded + 1)));
+  path_->remove_port(way_, kForwarded + 1);
+  EXPECT_THAT(world_->listing(), AllOf(Not(HasSubstr("bytecode")), Not(HasSubstr("clsact"))));
+  ASSERT_TRUE(path_->add_port(way_, kForwarded));
+  ASSERT_TRUE(path_->add_port(way_, kForwarded + 1));
+  EXPECT_EQ(world_->listing(), before);
+  path_->remove(way_);
+  EXPECT_THAT(world_->listing(), Not(HasSubstr("clsact")));
+}
+
+TEST_P(ReturnPathRulesTest, AFilterOfAKilledPredecessorIsRemovedByTheNextStart) {
+  const std::string before = world_->listing();
+  EXPECT_THAT(before, HasSubstr("bytecode"));
+  path_.reset();
+  world_->node.run([&] {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      auto path = ReturnPath::start(ReturnPath::Kind::kRules);
+      const bool made = path && (*path)->add_port((*path)->add(way_.link, guest(0).address()), kForwarded);
+      ::_exit(made ? 0 : 1);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    ASSERT_EQ(status, 0);
+  });
+  EXPECT_THAT(world_->listing(), HasSubstr("bytecode"));
+  path_ = world_->start();
+  EXPECT_THAT(world_->listing(), Not(HasSubstr("clsact")));
 }
 
 // ---- The source guard, where no address of a client is ever used ----

@@ -11,6 +11,8 @@
 #include <netinet/ip.h>
 #include <netinet/ip6.h>
 #include <netinet/tcp.h>
+#include <netpacket/packet.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -152,9 +154,10 @@ inline std::uint16_t checksum(const IpAddress& source, const IpAddress& destinat
   return htons(static_cast<std::uint16_t>(~sum));
 }
 
-/// Sends a TCP segment whose addresses are whatever one likes; `sequence` is how it is recognised.
-inline void forge(const NetworkNamespace& network, const Endpoint& source, const Endpoint& destination,
-                  std::uint32_t sequence, std::uint8_t flags = TH_ACK) {
+/// A TCP segment in an IP packet, whose addresses are whatever one likes; `sequence` is how it is recognised.
+/// IPv6: `extensions` are 8 bytes each, in front of it.
+inline std::string make_packet(const Endpoint& source, const Endpoint& destination, std::uint32_t sequence,
+                               std::uint8_t flags, const std::vector<std::uint8_t>& extensions = {}) {
   tcphdr tcp{};
   tcp.source = htons(source.port());
   tcp.dest = htons(destination.port());
@@ -168,27 +171,67 @@ inline void forge(const NetworkNamespace& network, const Endpoint& source, const
     iphdr ip{};
     ip.version = 4;
     ip.ihl = 5;
+    ip.tot_len = htons(sizeof ip + sizeof tcp);
     ip.ttl = 64;
     ip.protocol = IPPROTO_TCP;
     ip.saddr = htonl(source.address().to_v4().to_uint());
     ip.daddr = htonl(destination.address().to_v4().to_uint());
+    std::uint32_t sum = 0;
+    for (std::size_t i = 0; i < sizeof ip / 2; ++i) {
+      std::uint16_t word = 0;
+      std::memcpy(&word, reinterpret_cast<const char*>(&ip) + i * 2, sizeof word);
+      sum += word;
+    }
+    while (sum >> 16 != 0) sum = (sum & 0xffff) + (sum >> 16);
+    ip.check = static_cast<std::uint16_t>(~sum);
     packet.append(reinterpret_cast<const char*>(&ip), sizeof ip);
   } else {
     ip6_hdr ip{};
     ip.ip6_flow = htonl(6U << 28);
-    ip.ip6_plen = htons(sizeof tcp);
-    ip.ip6_nxt = IPPROTO_TCP;
+    ip.ip6_plen = htons(static_cast<std::uint16_t>(extensions.size() * 8 + sizeof tcp));
+    ip.ip6_nxt = extensions.empty() ? std::uint8_t{IPPROTO_TCP} : extensions.front();
     ip.ip6_hlim = 64;
     std::memcpy(&ip.ip6_src, source.address().to_v6().to_bytes().data(), sizeof ip.ip6_src);
     std::memcpy(&ip.ip6_dst, destination.address().to_v6().to_bytes().data(), sizeof ip.ip6_dst);
     packet.append(reinterpret_cast<const char*>(&ip), sizeof ip);
+    for (std::size_t i = 0; i < extensions.size(); ++i) {
+      const std::uint8_t next = i + 1 < extensions.size() ? extensions[i + 1] : std::uint8_t{IPPROTO_TCP};
+      packet += std::string{static_cast<char>(next), 0, 1, 4, 0, 0, 0, 0};  // PadN
+    }
   }
   packet.append(reinterpret_cast<const char*>(&tcp), sizeof tcp);
+  return packet;
+}
+
+/// Sends it, by the namespace's routes.
+inline void forge(const NetworkNamespace& network, const Endpoint& source, const Endpoint& destination,
+                  std::uint32_t sequence, std::uint8_t flags = TH_ACK) {
+  const std::string packet = make_packet(source, destination, sequence, flags);
   network.run([&] {
     const Fd raw = make_socket(source.protocol().family(), SOCK_RAW, IPPROTO_RAW);
     const Endpoint to(destination.address(), 0);
     if (::sendto(raw.get(), packet.data(), packet.size(), 0, to.data(), static_cast<socklen_t>(to.size())) <
         0) {
+      throw std::system_error(errno, std::generic_category(), "sendto");
+    }
+  });
+}
+
+/// Sends it over eth0 to the device at the other end, behind so many VLAN tags that only say a priority.
+inline void send_frame(const NetworkNamespace& network, const std::string& to_mac, const std::string& packet,
+                       int tags) {
+  network.run([&] {
+    const Fd raw = make_socket(AF_PACKET, SOCK_RAW, 0);
+    std::string frame = to_mac;
+    frame.append(6, '\x02');
+    for (int i = 0; i < tags; ++i) frame += std::string{'\x81', 0, 0, 0};
+    frame += (packet[0] & 0xf0) == 0x40 ? std::string{8, 0} : std::string{'\x86', '\xdd'};
+    frame += packet;
+    sockaddr_ll to{};
+    to.sll_family = AF_PACKET;
+    to.sll_ifindex = static_cast<int>(::if_nametoindex("eth0"));
+    if (::sendto(raw.get(), frame.data(), frame.size(), 0, reinterpret_cast<const sockaddr*>(&to),
+                 sizeof to) < 0) {
       throw std::system_error(errno, std::generic_category(), "sendto");
     }
   });
@@ -305,6 +348,19 @@ struct World {
   void add_default_route() const {
     node.ip("route add default via 198.18.1.2");
     node.ip("-6 route add default via fd00:1::2");
+  }
+
+  /// Of one of the node's devices.
+  std::string mac(const std::string& name) const {
+    ifreq request{};
+    node.run([&] {
+      name.copy(request.ifr_name, sizeof request.ifr_name - 1);
+      const Fd socket = make_socket(AF_INET, SOCK_DGRAM, 0);
+      if (::ioctl(socket.get(), SIOCGIFHWADDR, &request) != 0) {
+        throw std::system_error(errno, std::generic_category(), "SIOCGIFHWADDR");
+      }
+    });
+    return std::string(request.ifr_hwaddr.sa_data, 6);
   }
 
   int link(const char* name) const {
