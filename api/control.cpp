@@ -17,7 +17,7 @@ namespace {
 constexpr std::chrono::milliseconds kBindAgainFor(1000);
 constexpr std::chrono::milliseconds kBindAgainEvery(5);
 
-// Links whose return path is looked at in each retry(): a millisecond at most.
+// Links whose return path is looked at in each retry(): a millisecond, or three where it is rules.
 constexpr std::size_t kMendLinks = 32;
 
 Error no_such_instance() {

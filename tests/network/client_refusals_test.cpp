@@ -14,6 +14,7 @@
 #include <ostream>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "tests/network/world.h"
 #include "tests/support/requirements.h"
@@ -134,6 +135,25 @@ TEST_P(ClientRefusalsTest, WhenThereIsNoRoomNothingChanges) {
   EXPECT_EQ(connect(), ECONNREFUSED);
   refusals_->allow({local().address(), 10'000}, client());
   EXPECT_TRUE(refusals_->refuse(local(), address(GetParam().client_again)));
+}
+
+TEST_P(ClientRefusalsTest, AnyThreadMayCallIt) {
+  ASSERT_TRUE(refusals_->refuse(local(), client()));
+  std::vector<std::jthread> threads;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&, i] {
+      const Endpoint mine(local().address(), static_cast<std::uint16_t>(10'000 + i));
+      for (int round = 0; round < 500; ++round) {
+        EXPECT_TRUE(refusals_->refuse(mine, client()));
+        EXPECT_EQ(refusals_->last_asked(mine, client()), nanoseconds::zero());
+        refusals_->allow(mine, client());
+        (void)refusals_->last_asked(local(), client());
+      }
+    });
+  }
+  for (int i = 0; i < 20; ++i) EXPECT_EQ(connect(), ECONNREFUSED);
+  threads.clear();
+  EXPECT_GT(refusals_->last_asked(local(), client()), nanoseconds::zero());
 }
 
 TEST_P(ClientRefusalsTest, NothingStaysWhenItIsGone) {
