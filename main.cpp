@@ -135,8 +135,37 @@ ProxyOptions proxy_options(const Config& config) {
                           .refused_probe = std::chrono::milliseconds(config.proxy.refused_probe_ms)}};
 }
 
-bool wants_return_path(SourceMode mode) {
-  return mode == SourceMode::kAuto || mode == SourceMode::kTransparent;
+struct StartedReturnPath {
+  std::unique_ptr<ReturnPath> path = nullptr;
+  std::string why_none = {};  // why the guests do not see their clients' addresses although they should
+};
+
+/// Where clients' addresses are not wanted or not to be had, the source guard alone, where that can be had.
+/// An error is the reason to end.
+Result<StartedReturnPath> start_return_path(SourceMode mode) {
+  StartedReturnPath started;
+  if (mode == SourceMode::kAuto || mode == SourceMode::kTransparent) {
+    auto path = ReturnPath::start();
+    if (path) {
+      started.path = std::move(*path);
+      if (started.path->kind() == ReturnPath::Kind::kRules) {
+        spdlog::warn("the return path is rules, at most {}, and there is no source guard: {}",
+                     ReturnPath::kPortsMax, started.path->why_rules());
+      }
+      return started;
+    }
+    if (mode == SourceMode::kTransparent) return path.error();
+    started.why_none = path.error().detail;
+    spdlog::info("guests see the node's address as their clients': {}", started.why_none);
+  }
+  auto guard = ReturnPath::start(ReturnPath::Kind::kGuardOnly);
+  if (guard) {
+    started.path = std::move(*guard);
+  } else {
+    spdlog::info("guests can send with each other's addresses, unless rp_filter is 1: {}",
+                 guard.error().detail);
+  }
+  return started;
 }
 
 /// For the log; "unix:/path" is a whole address already.
@@ -179,6 +208,8 @@ class Daemon {
                  },
              .access_log_dropped = [this] { return access_log_ ? access_log_->dropped() : std::uint64_t{0}; },
              .forwards_failed = [this] { return control_.forwards_failed(); },
+             .instances_without_return_path = [this] { return control_.instances_without_return_path(); },
+             .forged_packets = [this] { return control_.forged_packets(); },
              .api_server = [this] { return api_server_ ? api_server_->stats() : ServerStats{}; },
              .api = &stats_}),
         api_({*context_, control_, *proxy_, stats_, recent_closes_},
@@ -413,23 +444,8 @@ int run(const Arguments& arguments) {
   raise_descriptor_limit(*config);
   auto store = Store::open(config->store.path);
   if (!store) return fail(store.error(), kExitFailed);
-  std::unique_ptr<ReturnPath> return_path;
-  std::string why_no_return_path;
-  if (wants_return_path(config->proxy.source_mode)) {
-    auto started = ReturnPath::start();
-    if (started) {
-      return_path = std::move(*started);
-      if (return_path->kind() == ReturnPath::Kind::kRules) {
-        spdlog::warn("the return path is rules, at most {}, and not a program: {}", ReturnPath::kPortsMax,
-                     return_path->why_rules());
-      }
-    } else if (config->proxy.source_mode == SourceMode::kTransparent) {
-      return fail(started.error(), kExitFailed);
-    } else {
-      why_no_return_path = started.error().detail;
-      spdlog::info("guests see the node's address as their clients': {}", why_no_return_path);
-    }
-  }
+  auto return_path = start_return_path(config->proxy.source_mode);
+  if (!return_path) return fail(return_path.error(), kExitFailed);
   auto proxy = Proxy::start(proxy_options(*config));
   if (!proxy) return fail(proxy.error(), kExitFailed);
   auto context = std::make_unique<boost::asio::io_context>(1);
@@ -438,7 +454,7 @@ int run(const Arguments& arguments) {
   // The workers run already and are not meant.
   prefer_this_thread();
   Daemon daemon(*config, arguments, std::move(context), std::move(*store), std::move(*proxy),
-                std::move(*watch), std::move(return_path), why_no_return_path);
+                std::move(*watch), std::move(return_path->path), return_path->why_none);
   if (auto started = daemon.start(); !started) {
     return fail(started.error(),
                 started.error().code == ErrorCode::kInvalidConfig ? kExitBadConfig : kExitFailed);

@@ -2,10 +2,11 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <net/if.h>
 #include <sys/socket.h>
 
 #include <algorithm>
-#include <boost/asio/ip/tcp.hpp>
+#include <array>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/json.hpp>
 #include <cerrno>
@@ -13,6 +14,8 @@
 #include <utility>
 
 #include "config/fd.h"
+#include "network/source_plan.h"
+#include "network/syn_probe.h"
 
 namespace portway {
 namespace {
@@ -20,6 +23,13 @@ namespace {
 using boost::system::error_code;
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
+
+// How often it is looked for the guest's answer: without CAP_NET_RAW no event tells of it.
+constexpr milliseconds kLookEvery(5);
+
+// Nobody has these (RFC 5737, RFC 3849): they stand for any client.
+constexpr std::string_view kAnyClientV4 = "192.0.2.1";
+constexpr std::string_view kAnyClientV6 = "2001:db8::1";
 
 CheckStep listener_step(const ForwardStatus& status) {
   const std::string where = fmt::format("{}:{}", status.bind_address, status.forward.host_port);
@@ -31,7 +41,32 @@ CheckStep listener_step(const ForwardStatus& status) {
                   where, status.failure)};
 }
 
-CheckStep source_step(const TrafficLimits& limits, const std::optional<IpAddress>& client) {
+/// Why a client is turned away although allowed_cidrs lets it in; empty when it is not.
+std::string turned_away(const CheckSubject& subject) {
+  const ForwardSource source = subject.forward.source;
+  if (source.required && source.plan == SourcePlan::kNoReturnPath) {
+    return "source_mode is transparent, and nothing leads the guest's answers back to this node: clients are "
+           "reset. GET /v1/info or the instance says why; or choose another source_mode.";
+  }
+  if (!subject.client || source.plan != SourcePlan::kTransparent) return "";
+  const auto plan = plan_source({*subject.client, 0}, {subject.instance.guest_address, 0});
+  if (!plan) {
+    return fmt::format("{} is a link-local address, which no router would carry to a guest: it is reset.",
+                       subject.client->to_string());
+  }
+  if (source.required && *plan == SourcePlan::kFamily) {
+    return fmt::format(
+        "source_mode is transparent, and the guest cannot be shown {}, which is of the other "
+        "family: it is reset. Choose another source_mode, or a guest_address of its family.",
+        subject.client->to_string());
+  }
+  return "";
+}
+
+CheckStep source_step(const CheckSubject& subject) {
+  const TrafficLimits& limits = subject.forward.forward.limits;
+  const std::optional<IpAddress>& client = subject.client;
+  if (const std::string why = turned_away(subject); !why.empty()) return {"source", false, why};
   if (limits.allowed_cidrs.empty()) return {"source", true, "Clients may come from anywhere."};
   std::vector<std::string> names;
   for (const Cidr& network : limits.allowed_cidrs) names.push_back(network.to_string());
@@ -60,13 +95,19 @@ CheckStep tap_step(const Instance& instance, TapState state) {
                       instance.tap)};
 }
 
+/// The session's own tap, whatever its name is by now.
+int device_of(const Instance& instance) {
+  return instance.tap_index != 0 ? instance.tap_index
+                                 : static_cast<int>(::if_nametoindex(instance.tap.c_str()));
+}
+
 /// A socket as the data plane's upstream ones are; connecting a datagram socket asks for the route only.
 CheckStep route_step(const Instance& instance) {
   const Endpoint guest(instance.guest_address, 9);
+  const int device = device_of(instance);
   const Fd socket(::socket(guest.address().is_v6() ? AF_INET6 : AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-  ::setsockopt(socket.get(), SOL_SOCKET, SO_BINDTODEVICE, instance.tap.data(),
-               static_cast<socklen_t>(instance.tap.size()));
-  if (::connect(socket.get(), guest.data(), static_cast<socklen_t>(guest.size())) == 0) {
+  if (::setsockopt(socket.get(), SOL_SOCKET, SO_BINDTOIFINDEX, &device, sizeof device) == 0 &&
+      ::connect(socket.get(), guest.data(), static_cast<socklen_t>(guest.size())) == 0) {
     return {"route", true,
             fmt::format("{} is reached over {}.", instance.guest_address.to_string(), instance.tap)};
   }
@@ -78,20 +119,29 @@ CheckStep route_step(const Instance& instance) {
                   instance.guest_address.to_string(), instance.tap)};
 }
 
+/// Where the guest would see a client's address: that one, or else one that stands for any.
+std::optional<IpAddress> asking_client(const CheckSubject& subject) {
+  if (subject.forward.source.plan != SourcePlan::kTransparent) return std::nullopt;
+  const Endpoint guest(subject.instance.guest_address, subject.forward.forward.guest_port);
+  const IpAddress client = subject.client.value_or(
+      boost::asio::ip::make_address(guest.address().is_v4() ? kAnyClientV4 : kAnyClientV6));
+  const auto plan = plan_source({client, 0}, guest);
+  return plan && is_transparent(*plan) ? std::optional(client) : std::nullopt;
+}
+
 /// One check; keeps itself alive while it waits for the guest.
 class Check final : public BodyStream, public std::enable_shared_from_this<Check> {
  public:
-  Check(boost::asio::io_context& context, const CheckSubject& subject)
-      : subject_(subject), socket_(context), timer_(context) {}
+  Check(boost::asio::io_context& context, const CheckSubject& subject) : subject_(subject), timer_(context) {}
 
   void start(milliseconds timeout) {
     add(listener_step(subject_.forward));
-    add(source_step(subject_.forward.forward.limits, subject_.client));
+    add(source_step(subject_));
     add(tap_step(subject_.instance, subject_.tap_state));
     if (!steps_.back().ok) return finish();
     add(route_step(subject_.instance));
     if (!steps_.back().ok) return finish();
-    connect(timeout);
+    ask(timeout);
   }
 
   std::optional<std::string> read() override {
@@ -111,40 +161,68 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
 
   void finish() {
     finished_ = true;
-    error_code ignored;
-    socket_.close(ignored);
-    timer_.cancel();
+    asked_ = {};
     if (wake_) wake_();
   }
 
-  void connect(milliseconds timeout) {
-    const Endpoint guest(subject_.instance.guest_address, subject_.forward.forward.guest_port);
-    error_code error;
-    socket_.open(guest.protocol(), error);
-    if (!error &&
-        ::setsockopt(socket_.native_handle(), SOL_SOCKET, SO_BINDTODEVICE, subject_.instance.tap.data(),
-                     static_cast<socklen_t>(subject_.instance.tap.size())) != 0) {
-      error = error_code(errno, boost::system::system_category());
+  /// A guest's port, asked from one address.
+  struct Asked {
+    SynProbe probe;
+    int answer = -EAGAIN;
+  };
+  enum : std::size_t { kFromNode, kFromClient };
+
+  void ask(milliseconds timeout) {
+    client_ = asking_client(subject_);
+    deadline_ = began_ + timeout;
+    SynProbeTarget target{.guest = guest(), .device = device_of(subject_.instance)};
+    open(asked_[kFromNode], target);
+    target.source = client_;
+    if (client_) open(asked_[kFromClient], target);
+    look();
+  }
+
+  static void open(Asked& asked, const SynProbeTarget& target) {
+    const int error = SynProbe::open(target, asked.probe);
+    if (error != 0) asked.answer = error;
+  }
+
+  void look() {
+    const bool over = steady_clock::now() >= deadline_;
+    bool waiting = false;
+    for (std::size_t i = 0; i < (client_ ? asked_.size() : 1); ++i) {
+      Asked& asked = asked_[i];
+      if (asked.answer == -EAGAIN) asked.answer = asked.probe.answer();
+      if (asked.answer == -EAGAIN && over) asked.answer = -ETIMEDOUT;
+      waiting |= asked.answer == -EAGAIN;
     }
-    if (error) return answered(guest, error.value());
-    timer_.expires_after(timeout);
-    timer_.async_wait([self = shared_from_this(), guest](error_code cancelled) {
-      if (!cancelled) self->answered(guest, ETIMEDOUT);
-    });
-    socket_.async_connect(guest, [self = shared_from_this(), guest](error_code failed) {
-      if (failed != boost::asio::error::operation_aborted) self->answered(guest, failed.value());
+    if (!waiting) return answered();
+    timer_.expires_after(kLookEvery);
+    timer_.async_wait([self = shared_from_this()](error_code cancelled) {
+      if (!cancelled) self->look();
     });
   }
 
-  void answered(const Endpoint& guest, int error) {
-    if (finished_) return;
-    add(guest_step(guest, error, std::chrono::duration_cast<milliseconds>(steady_clock::now() - began_)));
+  void answered() {
+    GuestAnswers answers;
+    answers.node = -asked_[kFromNode].answer;
+    answers.any_client = !subject_.client;
+    if (client_) {
+      answers.client = -asked_[kFromClient].answer;
+      answers.client_address = *client_;
+    }
+    answers.after = std::chrono::duration_cast<milliseconds>(steady_clock::now() - began_);
+    add(guest_step(guest(), answers));
     finish();
   }
 
+  Endpoint guest() const { return {subject_.instance.guest_address, subject_.forward.forward.guest_port}; }
+
   const CheckSubject subject_;
   const steady_clock::time_point began_ = steady_clock::now();
-  boost::asio::ip::tcp::socket socket_;
+  steady_clock::time_point deadline_;
+  std::optional<IpAddress> client_;  // that the guest is asked from, beside the node
+  std::array<Asked, 2> asked_;
   boost::asio::steady_timer timer_;
   std::vector<CheckStep> steps_;
   std::function<void()> wake_;
@@ -152,34 +230,95 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
   bool read_ = false;
 };
 
-}  // namespace
-
-CheckStep guest_step(const Endpoint& guest, int error, milliseconds after) {
+/// All who were asked for got this answer; `whence` says who they are.
+CheckStep one_answer(const Endpoint& guest, int error, const std::string& whence, milliseconds after) {
   const std::string where = to_string(guest);
   switch (error) {
     case 0:
       return {"guest", true,
-              fmt::format("A service accepts connections on {} ({} ms).", where, after.count())};
+              fmt::format("A service accepts connections on {}{} ({} ms).", where, whence, after.count())};
     case ECONNREFUSED:
       return {
           "guest", false,
-          fmt::format("The guest answers, but nothing listens on {}. Start the service; if it runs, is it "
+          fmt::format("The guest answers{}, but nothing listens on {}. Start the service; if it runs, is it "
                       "bound to 0.0.0.0 (or ::) and not to 127.0.0.1?",
-                      where)};
+                      whence, where)};
     case ETIMEDOUT:
-      return {
-          "guest", false,
-          fmt::format("The guest does not answer on {} within {} ms. Is it still booting, paused, or does a "
-                      "firewall in it drop packets?",
-                      where, after.count())};
+      return {"guest", false,
+              fmt::format(
+                  "The guest does not answer{} on {} within {} ms. Is it still booting, paused, or does a "
+                  "firewall in it drop packets?",
+                  whence, where, after.count())};
     case EHOSTUNREACH:
       return {"guest", false,
               fmt::format("Nobody on the tap has the address {}. Compare guest_address with the guest's own "
                           "configuration.",
                           guest.address().to_string())};
+    case EADDRNOTAVAIL:
+      return {"guest", false,
+              fmt::format("No source port is free towards {}: too many connections to it have ended within a "
+                          "minute. Give portwayd CAP_NET_ADMIN, set net.ipv4.tcp_tw_reuse to 1, or widen "
+                          "net.ipv4.ip_local_port_range.",
+                          where)};
+    case EPERM:
+      return {"guest", true,
+              fmt::format("{} was not asked: portwayd needs CAP_NET_ADMIN or CAP_NET_RAW for that.", where)};
     default:
       return {"guest", false, fmt::format("The node cannot connect to {}: {}.", where, std::strerror(error))};
   }
+}
+
+/// A client got another answer than the node.
+CheckStep two_answers(const Endpoint& guest, int node, int client, const std::string& from,
+                      milliseconds after) {
+  constexpr std::string_view kFilterOrRoute =
+      "Has it a default route that leads to the node, and does its own firewall let clients in? Those of a "
+      "forward with source_mode plain come from the node's address.";
+  const std::string where = to_string(guest);
+  if (client == 0) {
+    return {"guest", true,
+            fmt::format("A service accepts connections on {}{} ({} ms). The node's own address gets no such "
+                        "answer, and no client needs it.",
+                        where, from, after.count())};
+  }
+  if (client == ECONNREFUSED) {
+    return {"guest", false,
+            node == 0
+                ? fmt::format("A service on {} answers the node, but the guest refuses connections{}: its "
+                              "own firewall does. Let them in there.",
+                              where, from)
+                : fmt::format("The guest refuses connections to {}{}: nothing listens, or its own firewall "
+                              "refuses them. It does not answer the node at all.",
+                              where, from)};
+  }
+  if (client == ETIMEDOUT) {
+    return {"guest", false,
+            node == 0
+                ? fmt::format(
+                      "A service on {} answers the node, but the guest does not answer{} within {} ms. {}",
+                      where, from, after.count(), kFilterOrRoute)
+                : fmt::format("Nothing listens on {}, by what the guest tells the node; it does not answer{} "
+                              "within {} ms. Start the service. {}",
+                              where, from, after.count(), kFilterOrRoute)};
+  }
+  return {"guest", false,
+          fmt::format("The node cannot connect to {}{}: {}.", where, from, std::strerror(client))};
+}
+
+}  // namespace
+
+CheckStep guest_step(const Endpoint& guest, const GuestAnswers& answers) {
+  const auto& [node, client, address, any_client, after] = answers;
+  // The kernel tells only the node's own address that nobody is there.
+  if (!client || *client == EPERM || (node == EHOSTUNREACH && *client == ETIMEDOUT)) {
+    return one_answer(guest, node, "", after);
+  }
+  const std::string from =
+      any_client ? fmt::format(" from clients' addresses (asked from {}; ?client=ADDRESS asks from another)",
+                               address.to_string())
+                 : fmt::format(" from {}", address.to_string());
+  if (*client == node) return one_answer(guest, node, from + " and from the node", after);
+  return two_answers(guest, node, *client, from, after);
 }
 
 std::shared_ptr<BodyStream> check_forward(boost::asio::io_context& context, const CheckSubject& subject,

@@ -1,5 +1,6 @@
 // Explains a forward step by step, from the listener to the guest's answer to a SYN: what a tenant whose
-// service cannot be reached would otherwise ask the operator.
+// service cannot be reached would otherwise ask the operator. The service never gets a connection
+// (network/syn_probe.h). Where guests see their clients' addresses, it is asked from one of them too.
 //
 // Belongs to the control thread. The last step waits for the guest, so the answer is a stream.
 #pragma once
@@ -24,15 +25,24 @@ struct CheckStep {
   std::string detail;  // what is so, and where it is not ok, what to do about it
 };
 
-/// What the guest's SYN was answered with, for the last step. `error` is connect(2)'s errno, 0 for success,
-/// ETIMEDOUT when nothing came.
-CheckStep guest_step(const Endpoint& guest, int error, std::chrono::milliseconds after);
+/// What the SYNs to a guest's port were answered with: an errno as connect(2) has it, 0 when a service
+/// answered, ETIMEDOUT when nothing came.
+struct GuestAnswers {
+  int node = 0;                              // to the node's address
+  std::optional<int> client = std::nullopt;  // to a client's; none: clients come from the node's address
+  IpAddress client_address = {};             // which one
+  bool any_client = true;                    // it stands for any of them; false: it was asked for
+  std::chrono::milliseconds after{};
+};
+
+/// The last step: `ok` is what clients would see.
+CheckStep guest_step(const Endpoint& guest, const GuestAnswers& answers);
 
 struct CheckSubject {
   ForwardStatus forward;
   Instance instance;
   TapState tap_state = TapState::kMissing;
-  std::optional<IpAddress> client;  // would this one be let in?
+  std::optional<IpAddress> client;  // would this one be let in, and answered?
 };
 
 /// The JSON object {"check": {"ok", "steps": [...]}}, once the guest has answered or `timeout` has passed.

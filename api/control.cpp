@@ -18,11 +18,8 @@ namespace {
 constexpr std::chrono::milliseconds kBindAgainFor(1000);
 constexpr std::chrono::milliseconds kBindAgainEvery(5);
 
-// Links whose return path is looked at in each retry(): a millisecond at most.
-constexpr std::size_t kMendLinks = 16;
-
-// How long a session's return path outlives it: its connections are reset within a turn of their workers.
-constexpr std::chrono::seconds kWayKeptFor(1);
+// Links whose return path is looked at in each retry(): a millisecond, or three where it is rules.
+constexpr std::size_t kMendLinks = 32;
 
 Error no_such_instance() {
   return {ErrorCode::kNotFound,
@@ -82,6 +79,7 @@ Control::Control(Config config, const Parts& parts)
       stats_(parts.stats),
       return_path_(parts.return_path),
       why_no_return_path_(parts.why_no_return_path),
+      return_path_kept_for_(parts.return_path_kept_for),
       ports_(config_.ports.range),
       keys_(config_.api.rate_limit_per_second) {
   watch_.set_callbacks(
@@ -115,6 +113,7 @@ Result<void> Control::restore() {
       on_armed(known.id, known.tap_index);
     } else if (known.state == InstanceState::kRunning && !over.contains(known.id)) {
       make_way(known);
+      tell_fault(known);
     }
   }
   bind_deadline_ = std::chrono::steady_clock::now() + kBindAgainFor;
@@ -289,6 +288,7 @@ Result<Control::PutInstance> Control::put_instance(Instance asked) {
   spdlog::info("instance {}: session {} at {} behind {}", instance.id, to_string(instance.session_id),
                instance.guest_address.to_string(), instance.tap);
   publish("instance.started", instance);
+  tell_fault(instance);
   return PutInstance{instance, created};
 }
 
@@ -327,12 +327,11 @@ void Control::on_armed(const std::string& instance_id, std::int32_t tap_index) {
   if (auto stored = store_.put_instance(instance); !stored) spdlog::error("{}", stored.error().detail);
   const Instance& armed = registry_.put_instance(std::move(instance));
   make_way(armed);
-  for (const Forward* forward : registry_.forwards(instance_id)) {
-    dataplane_.set_source(forward->id, take_source(armed, *forward));
-  }
+  take_sources(armed);
   // Afterwards: until it has a device, no connection to the guest is made.
   dataplane_.set_device(armed.session_id, armed.tap_index);
   publish("instance.tap_up", armed);
+  tell_fault(armed);
 }
 
 Result<void> Control::stop_instance(std::string_view id) {
@@ -551,11 +550,14 @@ Result<ForwardStatus> Control::find_forward(const Principal& caller, std::string
 
 ForwardStatus Control::status_of(const Forward& forward) const {
   const auto failure = failures_.find(forward.id);
+  ForwardSource source = wanted_source(*registry_.find_instance(forward.instance_id), forward);
+  if (source.plan == SourcePlan::kTransparent && without_port_way_.contains(forward.id))
+    source.plan = SourcePlan::kNoReturnPath;
   return {.forward = forward,
           .bind_address = config_.node.public_addresses.front().to_string(),
           .failure = failure == failures_.end() ? std::string() : failure->second,
           .stats = dataplane_.forward_stats(forward.id),
-          .source = source_of(*registry_.find_instance(forward.instance_id), forward.source_mode)};
+          .source = source};
 }
 
 void Control::serve(const Instance& instance, const Forward& forward, BoundPort port) {
@@ -598,11 +600,15 @@ SourcePlan Control::node_source() const {
     case SourceMode::kTransparent:
       break;
   }
-  return return_path_ != nullptr ? SourcePlan::kTransparent : SourcePlan::kNoReturnPath;
+  return leads_back() ? SourcePlan::kTransparent : SourcePlan::kNoReturnPath;
+}
+
+bool Control::leads_back() const {
+  return return_path_ != nullptr && return_path_->kind() != ReturnPath::Kind::kGuardOnly;
 }
 
 std::string_view Control::return_path() const {
-  if (return_path_ == nullptr) return "";
+  if (!leads_back()) return "";
   return return_path_->kind() == ReturnPath::Kind::kProgram ? "bpf" : "rules";
 }
 
@@ -611,11 +617,24 @@ SourcePlan Control::source_of(const Instance& instance, SourceMode wanted) const
   if (wanted == SourceMode::kProxyV2) return SourcePlan::kProxyV2;
   const SourcePlan node = node_source();
   if (node != SourcePlan::kTransparent || instance.tap_index == 0) return node;  // its way is still to come
-  return ways_.contains(instance.id) ? node : SourcePlan::kNoReturnPath;
+  const auto way = ways_.find(instance.id);
+  const bool comes_back = way != ways_.end() && return_path_->fault(way->second).empty();
+  return comes_back ? SourcePlan::kTransparent : SourcePlan::kNoReturnPath;
+}
+
+const std::string& Control::source_reason(const Instance& instance) const {
+  const auto way = ways_.find(instance.id);
+  return leads_back() && way != ways_.end() ? return_path_->fault(way->second) : why_no_return_path_;
+}
+
+std::size_t Control::instances_without_return_path() const {
+  if (!leads_back()) return 0;
+  return static_cast<std::size_t>(std::ranges::count_if(
+      ways_, [this](const auto& entry) { return !return_path_->fault(entry.second).empty(); }));
 }
 
 Result<void> Control::check_source_mode(SourceMode wanted) const {
-  if (wanted != SourceMode::kTransparent || return_path_ != nullptr) return {};
+  if (wanted != SourceMode::kTransparent || leads_back()) return {};
   return Error{ErrorCode::kInvalidRequest,
                fmt::format("This node cannot show guests their clients' addresses ({}); leave source_mode "
                            "out, or ask for proxy_v2.",
@@ -625,15 +644,33 @@ Result<void> Control::check_source_mode(SourceMode wanted) const {
                "source_mode"};
 }
 
-/// Before a guest can be asked with a client's address, its answers must find the way back.
+/// Before a guest can be asked with a client's address, its answers must find the way back. With it comes the
+/// source guard.
 void Control::make_way(const Instance& instance) {
   if (return_path_ == nullptr || instance.tap_index == 0) return;
-  if (auto made = return_path_->add(instance.tap_index, instance.guest_address); !made) {
-    spdlog::warn("instance {} sees the node's address as its clients': {}", instance.id, made.error().detail);
+  ways_.insert_or_assign(instance.id, return_path_->add(instance.tap_index, instance.guest_address));
+}
+
+/// Where something stands in the way of an instance's return path.
+void Control::tell_fault(const Instance& instance) {
+  const auto way = ways_.find(instance.id);
+  if (way == ways_.end()) return;
+  const std::string& fault = return_path_->fault(way->second);
+  if (fault.empty()) return;
+  if (!leads_back()) {
+    spdlog::warn("instance {} has no source guard: {}", instance.id, fault);
     return;
   }
-  std::erase_if(old_ways_, [&](const OldWay& way) { return way.link == instance.tap_index; });
-  ways_.insert_or_assign(instance.id, instance.tap_index);
+  spdlog::warn("instance {} sees the node's address as its clients': {}", instance.id, fault);
+  publish("instance.source_mode_changed", instance,
+          {{"source_mode", source_mode(source_of(instance))}, {"reason", fault}});
+}
+
+/// After something has changed for connections to come.
+void Control::take_sources(const Instance& instance) {
+  for (const Forward* forward : registry_.forwards(instance.id)) {
+    dataplane_.set_source(forward->id, take_source(instance, *forward));
+  }
 }
 
 void Control::end_way(const std::string& instance_id) {
@@ -641,27 +678,40 @@ void Control::end_way(const std::string& instance_id) {
   if (!way.empty()) old_ways_.push_back({way.mapped(), std::chrono::steady_clock::now()});
 }
 
-/// source_of() of a forward that is to be served, with what it takes.
-ForwardSource Control::take_source(const Instance& instance, const Forward& forward) {
+ForwardSource Control::wanted_source(const Instance& instance, const Forward& forward) const {
   const SourceMode wanted =
       forward.source_mode == SourceMode::kAuto ? config_.proxy.source_mode : forward.source_mode;
-  const ForwardSource source(source_of(instance, forward.source_mode), wanted == SourceMode::kTransparent);
-  if (source.plan != SourcePlan::kTransparent || return_path_->kind() == ReturnPath::Kind::kProgram)
+  return {source_of(instance, forward.source_mode), wanted == SourceMode::kTransparent};
+}
+
+/// wanted_source() of a forward that is to be served, with what it takes.
+ForwardSource Control::take_source(const Instance& instance, const Forward& forward) {
+  const ForwardSource source = wanted_source(instance, forward);
+  if (source.plan != SourcePlan::kTransparent || return_path_->kind() == ReturnPath::Kind::kProgram) {
+    without_port_way_.erase(forward.id);
     return source;
-  if (port_ways_.contains(forward.id) || !ways_.contains(instance.id)) return source;
-  const PortWay way{.link = ways_.at(instance.id), .guest_port = forward.guest_port};
-  if (auto added = return_path_->add_port(way.link, way.guest_port); !added) {
-    spdlog::warn("forward {} of instance {} {}: {}", to_string(forward.id), instance.id,
-                 source.required ? "turns clients away, since source_mode is transparent"
-                                 : "shows its guest the node's address as its clients'",
-                 added.error().detail);
+  }
+  const auto instance_way = ways_.find(instance.id);
+  if (instance_way == ways_.end()) return source;  // it is still to come, and before it no connection is made
+  const PortWay way{.way = instance_way->second, .guest_port = forward.guest_port};
+  const auto known = port_ways_.find(forward.id);
+  if (known != port_ways_.end() && known->second.way == way.way) return source;
+  if (auto added = return_path_->add_port(way.way, way.guest_port); !added) {
+    if (without_port_way_.insert(forward.id).second) {
+      spdlog::warn("forward {} of instance {} {}: {}", to_string(forward.id), instance.id,
+                   source.required ? "turns clients away, since source_mode is transparent"
+                                   : "shows its guest the node's address as its clients'",
+                   added.error().detail);
+    }
     return {SourcePlan::kNoReturnPath, source.required};
   }
-  port_ways_.emplace(forward.id, way);
+  without_port_way_.erase(forward.id);
+  port_ways_.insert_or_assign(forward.id, way);
   return source;
 }
 
 void Control::end_source(const ForwardId& id) {
+  without_port_way_.erase(id);
   const auto way = port_ways_.find(id);
   if (way != port_ways_.end()) way->second.closed = std::chrono::steady_clock::now();
 }
@@ -673,26 +723,38 @@ void Control::tend_ways() {
   std::erase_if(port_ways_, [&](const auto& entry) {
     const auto& [id, way] = entry;
     // Connections may outlive their forward, and a socket that a worker hands over is not counted yet.
-    const bool over = way.closed && now - *way.closed >= kWayKeptFor && dataplane_.ended(id);
-    if (over) return_path_->remove_port(way.link, way.guest_port);
+    const bool over = way.closed && now - *way.closed >= return_path_kept_for_ && dataplane_.ended(id);
+    if (over) return_path_->remove_port(way.way, way.guest_port);
     return over;
   });
-  std::erase_if(old_ways_, [&](const OldWay& way) {
-    const bool over = now - way.since >= kWayKeptFor;
-    if (over) return_path_->remove(way.link);
+  std::erase_if(old_ways_, [&](const OldWay& old) {
+    const bool over = now - old.since >= return_path_kept_for_;
+    if (over) return_path_->remove(old.way);
     return over;
   });
-  for (const int link : return_path_->mend(kMendLinks)) {
-    const auto way = std::ranges::find(ways_, link, [](const auto& entry) { return entry.second; });
-    if (way == ways_.end()) continue;
-    const Instance instance = *registry_.find_instance(way->first);
-    ways_.erase(way);
-    spdlog::warn(
-        "instance {} has lost its return path: it sees the node's address as its clients' from now on",
-        instance.id);
-    for (const Forward* forward : registry_.forwards(instance.id)) {
-      dataplane_.set_source(forward->id, take_source(instance, *forward));
+  for (const auto& [way, fault] : return_path_->mend(kMendLinks)) {
+    const auto found = std::ranges::find(ways_, way, [](const auto& entry) { return entry.second; });
+    if (found == ways_.end()) continue;
+    const Instance& instance = *registry_.find_instance(found->first);
+    take_sources(instance);
+    tell_fault(instance);
+    if (!fault.empty()) continue;
+    spdlog::info("instance {} has its {} again", instance.id, leads_back() ? "return path" : "source guard");
+    if (leads_back()) {
+      publish("instance.source_mode_changed", instance, {{"source_mode", source_mode(source_of(instance))}});
     }
+  }
+  retry_port_ways();
+}
+
+void Control::retry_port_ways() {
+  const std::vector<ForwardId> ids(without_port_way_.begin(), without_port_way_.end());
+  for (const ForwardId& id : ids) {
+    const Forward* forward = registry_.find_forward(id);
+    if (forward == nullptr) continue;
+    const Instance& instance = *registry_.find_instance(forward->instance_id);
+    const ForwardSource source = take_source(instance, *forward);
+    if (source.plan == SourcePlan::kTransparent) dataplane_.set_source(id, source);
   }
 }
 

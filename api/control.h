@@ -9,6 +9,7 @@
 #pragma once
 
 #include <boost/functional/hash.hpp>
+#include <chrono>
 #include <cstddef>
 #include <functional>
 #include <map>
@@ -17,6 +18,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "api/auth.h"
@@ -45,8 +47,11 @@ class Control {
     SessionWatch& watch;  // its callbacks become Control's
     EventHub& events;
     ApiStats& stats;
-    ReturnPath* return_path = nullptr;    // null: guests see the node's address
-    std::string why_no_return_path = {};  // where it is null and was wanted
+    ReturnPath* return_path = nullptr;    // null: guests see the node's address, and there is no source guard
+    std::string why_no_return_path = {};  // where it leads nothing back and was wanted to
+    /// How long a session's return path outlives it: its connections are reset within a turn of their
+    /// workers.
+    std::chrono::milliseconds return_path_kept_for = std::chrono::seconds(1);
   };
   Control(Config config, const Parts& parts);
 
@@ -121,8 +126,16 @@ class Control {
   SourcePlan node_source() const;
   /// "bpf" or "rules"; empty where there is none.
   std::string_view return_path() const;
+  /// Guests cannot send with each other's addresses.
+  bool has_source_guard() const { return return_path_ != nullptr && return_path_->has_guard(); }
+  /// Packets dropped for it so far.
+  std::uint64_t forged_packets() const { return return_path_ ? return_path_->forged_packets() : 0; }
   /// Why that is not the client's address although it was wanted; empty where it is.
   const std::string& source_reason() const { return why_no_return_path_; }
+  const std::string& source_reason(const Instance& instance) const;
+  /// Running instances whose guests should see their clients' addresses, and do not since something stands in
+  /// the way.
+  std::size_t instances_without_return_path() const;
 
   /// Tells those who follow the events of a client that did not get through.
   void tell_refused(const CloseRecord& record);
@@ -162,13 +175,18 @@ class Control {
   void watch_again(const std::string& id);
   Result<void> check_running() const;
   Result<void> check_tap_is_free(const Instance& asked) const;
+  ForwardSource wanted_source(const Instance& instance, const Forward& forward) const;
   ForwardSource take_source(const Instance& instance, const Forward& forward);
   void end_source(const ForwardId& id);
   Result<void> check_source_mode(SourceMode wanted) const;
+  bool leads_back() const;
   void make_way(const Instance& instance);
+  void tell_fault(const Instance& instance);
   void end_way(const std::string& instance_id);
+  void take_sources(const Instance& instance);
   void tend_ways();
   void explain(const CloseRecord& record);
+  void retry_port_ways();
   void publish(std::string_view type, const Instance& instance, const boost::json::object& more = {});
   void publish(std::string_view type, const Instance& instance, const Forward& forward,
                const boost::json::object& more = {});
@@ -181,18 +199,21 @@ class Control {
   ApiStats& stats_;
   ReturnPath* const return_path_;
   const std::string why_no_return_path_;
-  std::unordered_map<std::string, int> ways_;  // by instance: the link that return_path_ has it on
+  const std::chrono::milliseconds return_path_kept_for_;
+  std::unordered_map<std::string, Way> ways_;  // by instance
   struct OldWay {
-    int link;
+    Way way;
     std::chrono::steady_clock::time_point since;
   };
   /// A rule of the return path, where it has one for each port.
   struct PortWay {
-    int link;
+    Way way;
     std::uint16_t guest_port;
     std::optional<std::chrono::steady_clock::time_point> closed = std::nullopt;  // its forward is
   };
   std::unordered_map<ForwardId, PortWay, boost::hash<ForwardId>> port_ways_;
+  // Forwards that have none although they should: they are tried again.
+  std::unordered_set<ForwardId, boost::hash<ForwardId>> without_port_way_;
   std::vector<OldWay> old_ways_;  // of sessions that ended: their last packets are still on the way
   Registry registry_;
   PortAllocator ports_;

@@ -604,7 +604,8 @@ boost::json::object Api::instance_json(const Instance& instance) const {
                   .tap_state = to_string(control_.watch().tap_state(instance)),
                   .forwards_max = control_.profile_of(instance).max_forwarded_ports,
                   .forwards_now = control_.registry().forward_count(instance.id),
-                  .source = control_.source_of(instance)});
+                  .source = control_.source_of(instance),
+                  .source_reason = control_.source_reason(instance)});
 }
 
 Result<Response> Api::put_instance(const Call& call) {
@@ -754,6 +755,7 @@ Result<Response> Api::info(const Call& call) {
   body["source_mode"] = source_mode(control_.node_source());
   if (const std::string& why = control_.source_reason(); !why.empty()) body["source_mode_reason"] = why;
   if (const auto kind = control_.return_path(); !kind.empty()) body["return_path"] = kind;
+  body["source_guard"] = control_.has_source_guard();
   body["instances"] = control_.registry().instance_count();
   body["port_forwards"] = control_.registry().forward_count();
   body["ports"] = {{"range", to_string(control_.ports().range())},

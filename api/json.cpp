@@ -180,7 +180,9 @@ boost::json::object to_json(const ForwardStatus& status) {
   out["state"] = status.failure.empty() ? "listening" : "failed";
   if (!status.failure.empty()) out["reason"] = status.failure;
   out["bind_address"] = status.bind_address;
-  add_source(out, status.source);
+  add_source(out, status.source.plan);
+  // Its clients are turned away rather than seen as the node.
+  if (status.source.required) out["source_mode"] = source_mode(SourcePlan::kTransparent);
   out["created_at"] = to_rfc3339(forward.created_at);
   add_limits(out, forward.limits);
   if (status.stats) {
@@ -206,6 +208,8 @@ boost::json::object to_json(const InstanceStatus& status) {
   if (instance.ended) out["reason"] = to_string(*instance.ended);
   out["tap_state"] = status.tap_state;
   add_source(out, status.source);
+  if (status.source == SourcePlan::kNoReturnPath && !status.source_reason.empty())
+    out["source_mode_reason"] = status.source_reason;
   const auto left = status.forwards_max - std::min<std::size_t>(status.forwards_max, status.forwards_now);
   out["port_forwards"] = {
       {"limit", status.forwards_max}, {"current", status.forwards_now}, {"available", left}};

@@ -16,6 +16,7 @@
 #include "config/forward.h"
 #include "config/store.h"
 #include "metrics/stats.h"
+#include "proxy/dataplane.h"
 #include "proxy/live_connection.h"
 
 namespace portway {
@@ -68,7 +69,7 @@ struct ForwardStatus {
   std::string bind_address;                          // the first of the node's public addresses
   std::string failure;                               // why it is not listening; empty when it is
   std::optional<ForwardStats> stats = std::nullopt;  // what it carries; none before it was served
-  SourcePlan source = SourcePlan::kPlain;            // of connections to come, where their clients allow it
+  ForwardSource source = {};                         // of connections to come, where their clients allow it
 };
 
 /// An instance as it is.
@@ -78,6 +79,7 @@ struct InstanceStatus {
   std::uint32_t forwards_max = 0;
   std::size_t forwards_now = 0;
   SourcePlan source = SourcePlan::kPlain;  // of forwards that ask for nothing else
+  std::string_view source_reason = "";     // why there is no return path, where there is none
 };
 
 boost::json::object to_json(const ForwardStatus& status);

@@ -269,7 +269,7 @@ std::vector<Command> forward_commands() {
        .parameters = {kInstance,
                       kForward,
                       {.name = "--client",
-                       .help = "Would this address be let in?",
+                       .help = "Would this address be let in, and answered?",
                        .value = "ADDRESS",
                        .place = Place::kQuery,
                        .field = "client"}},

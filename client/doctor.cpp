@@ -29,6 +29,8 @@ void ask_daemon(const HttpClient& client, ApiFacts& api) {
   if (const auto info = ask(client, {.method = "GET", .target = "/v1/info"})) {
     api.io_backend = text_of(*info, "io_backend");
     api.io_backend_reason = text_of(*info, "io_backend_reason");
+    const json::value* guard = info->if_contains("source_guard");
+    api.source_guard = guard != nullptr && guard->is_bool() && guard->get_bool();
   }
   const auto instances = fetch(client, instances_list(), {});
   if (!instances) {

@@ -51,6 +51,7 @@ struct ApiFacts {
   std::string version;          // empty when it did not tell
   std::string io_backend;       // "" when it did not tell
   std::string io_backend_reason;
+  bool source_guard = false;       // guests cannot send with each other's addresses
   std::optional<Failure> refused;  // why it did not list the instances
   std::vector<TapUser> running;    // those of running instances
 };

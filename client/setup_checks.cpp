@@ -183,6 +183,8 @@ Finding check_taps(const Node& node) {
           fmt::format("Devices with a carrier: {}, one for each running instance.", node.api.running.size())};
 }
 
+/// 0 is off; 1, strict, drops what the route back to its source does not lead to; 2, loose, lets pass
+/// whatever any route leads to. The larger of the two values counts (Documentation/networking/ip-sysctl.rst).
 Finding check_rp_filter(const Node& node) {
   if (node.api.down || node.api.refused) return {Grade::kSkip, "The API did not tell of the instances."};
   const std::int64_t all = node.sysctl("net.ipv4.conf.all.rp_filter").value_or(0);
@@ -190,13 +192,22 @@ Finding check_rp_filter(const Node& node) {
   for (const TapUser& user : node.api.running) {
     // Not sysctl(): a device's name may have dots.
     const auto own = node.number("proc/sys/net/ipv4/conf/" + user.tap + "/rp_filter");
-    if (own && std::max(*own, all) == 0) open.push_back(user.tap);
+    if (own && std::max(*own, all) != 1) open.push_back(user.tap);
   }
-  if (open.empty()) return {Grade::kOk, "No guest can send with another's address."};
+  if (open.empty()) return {Grade::kOk, "No guest can send with another's IPv4 address."};
+  const std::string where =
+      fmt::format("Reverse path filtering is off or loose on {}", fmt::join(open, ", "));
+  const std::string strict = fmt::format("sysctl -w {}net/ipv4/conf/{}/rp_filter=1",
+                                         all > 1 ? "net/ipv4/conf/all/rp_filter=0 " : "", open.front());
+  if (node.api.source_guard) {
+    return {Grade::kWarn,
+            where + ": a guest can send with the address of a machine that is no guest of this node.",
+            strict};
+  }
   return {Grade::kWarn,
-          fmt::format("Reverse path filtering is off on {}: the guest can send with another's address.",
-                      fmt::join(open, ", ")),
-          "sysctl -w net/ipv4/conf/" + open.front() + "/rp_filter=1"};
+          where + ": a guest can send with another guest's address, and so end its connections.",
+          strict +
+              "; or give portwayd CAP_BPF and CAP_NET_ADMIN, which it needs to drop such packets, IPv6 too."};
 }
 
 }  // namespace

@@ -416,6 +416,14 @@ void emit_all(Sink& sink, const ExporterSources& sources, MetricsScope scope) {
        "not "
        "allowed any more; should be 0.",
        sources.forwards_failed());
+  emit(sink, MetricType::Gauge, "portway_instances_without_return_path",
+       "Running instances whose guests see the node's address instead of their clients' since something of "
+       "the "
+       "node stands in the way of their answers; should be 0.",
+       sources.instances_without_return_path());
+  emit(sink, MetricType::Counter, "portway_forged_packets_dropped_total",
+       "Packets of guests that were dropped since their source is the address of another guest of the node.",
+       sources.forged_packets());
   emit_ports(sink, sources.port_pool(), *sources.api);
   emit_api(sink, *sources.api);
   emit_api_server(sink, sources.api_server());

@@ -44,6 +44,10 @@ struct ExporterSources {
   std::function<std::uint64_t()> access_log_dropped;
   /// Forwards that are promised and not served.
   std::function<std::uint64_t()> forwards_failed;
+  /// Running instances whose guests should see their clients' addresses, and do not.
+  std::function<std::uint64_t()> instances_without_return_path;
+  /// Packets that the source guard has dropped.
+  std::function<std::uint64_t()> forged_packets;
   std::function<ServerStats()> api_server;
   const ApiStats* api = nullptr;
 };

@@ -134,6 +134,11 @@ Result<bool> Netlink::request(NetlinkMessage& message, std::string_view what,
   return refused(what, answer.error, answer.text);
 }
 
+int Netlink::query(NetlinkMessage& message, const std::function<void(const nlmsghdr&)>& on_message) {
+  message.header().nlmsg_flags |= NLM_F_ACK;  // which comes after the message
+  return exchange(message, on_message).error;
+}
+
 Result<void> Netlink::dump(NetlinkMessage& message, std::string_view what,
                            const std::function<void()>& on_restart,
                            const std::function<void(const nlmsghdr&)>& on_message,
@@ -189,6 +194,21 @@ bool Netlink::read(std::uint32_t sequence, Answer& answer,
     on_message(*header);
   }
   return false;
+}
+
+std::optional<NetworkDevice> find_device(Netlink& netlink, int index) {
+  ifinfomsg body{};
+  body.ifi_index = index;
+  NetlinkMessage message(RTM_GETLINK, 0, body);
+  NetworkDevice device;
+  const int error = netlink.query(message, [&device](const nlmsghdr& header) {
+    device.type = netlink_body<ifinfomsg>(header).ifi_type;
+    for_each_attribute(header, sizeof(ifinfomsg), [&device](const rtattr& attribute) {
+      if (attribute.rta_type == IFLA_IFNAME) device.name = attribute_text(attribute);
+    });
+  });
+  if (error != 0) return std::nullopt;
+  return device;
 }
 
 }  // namespace portway

@@ -13,6 +13,8 @@
 #include <functional>
 #include <initializer_list>
 #include <memory>
+#include <optional>
+#include <string>
 #include <string_view>
 
 #include "config/error.h"
@@ -42,8 +44,8 @@ class NetlinkMessage {
  private:
   void start(std::uint16_t type, std::uint16_t flags, const void* body, std::size_t size);
 
-  alignas(nlmsghdr) std::array<char, 512> bytes_{};
-  std::size_t nested_ = 0;  // where the open nested attribute starts
+  alignas(nlmsghdr) std::array<char, 2048> bytes_{};  // the longest has a packet filter
+  std::size_t nested_ = 0;                            // where the open nested attribute starts
 };
 
 /// Calls `on_attribute` for each attribute of a chain of `size` bytes; what is cut off is not told.
@@ -76,6 +78,10 @@ class Netlink {
   Result<bool> request(NetlinkMessage& message, std::string_view what,
                        std::initializer_list<int> expected = {});
 
+  /// Of a request that is answered with a message: calls `on_message` with it. The errno of the kernel's
+  /// answer, 0 when there is none: what it means is for the caller to say.
+  int query(NetlinkMessage& message, const std::function<void(const nlmsghdr&)>& on_message);
+
   /// Calls `on_message` for each message of the answer, which ends consistent. An error in `expected` is an
   /// empty list. `on_restart` comes first, and again when the list changed meanwhile and is read anew.
   Result<void> dump(NetlinkMessage& message, std::string_view what, const std::function<void()>& on_restart,
@@ -98,5 +104,13 @@ class Netlink {
   const int socket_;
   std::uint32_t sequence_ = 0;
 };
+
+/// A network device of the socket's namespace.
+struct NetworkDevice {
+  std::string name;
+  unsigned type = 0;  // ARPHRD_*
+};
+/// Nothing when there is no such interface index.
+std::optional<NetworkDevice> find_device(Netlink& netlink, int index);
 
 }  // namespace portway

@@ -17,6 +17,16 @@ namespace {
 
 constexpr int kLoopbackIndex = 1;  // in each network namespace (LOOPBACK_IFINDEX, include/net/flow.h)
 
+void add_address(NetlinkMessage& message, std::uint16_t type, const IpAddress& address) {
+  if (address.is_v4()) {
+    const auto bytes = address.to_v4().to_bytes();
+    message.add(type, bytes.data(), bytes.size());
+  } else {
+    const auto bytes = address.to_v6().to_bytes();
+    message.add(type, bytes.data(), bytes.size());
+  }
+}
+
 NetlinkMessage rule_message(std::uint16_t type, std::uint16_t flags, int family, const RoutingRule& rule) {
   fib_rule_hdr body{};
   body.family = static_cast<__u8>(family);
@@ -29,13 +39,7 @@ NetlinkMessage rule_message(std::uint16_t type, std::uint16_t flags, int family,
     message.add(FRA_FWMARK, rule.mark);
     message.add(FRA_FWMASK, rule.mark);
   }
-  if (rule.source && rule.source->is_v4()) {
-    const auto bytes = rule.source->to_v4().to_bytes();
-    message.add(FRA_SRC, bytes.data(), bytes.size());
-  } else if (rule.source) {
-    const auto bytes = rule.source->to_v6().to_bytes();
-    message.add(FRA_SRC, bytes.data(), bytes.size());
-  }
+  if (rule.source) add_address(message, FRA_SRC, *rule.source);
   if (rule.source_port != 0) {
     const fib_rule_port_range range{.start = rule.source_port, .end = rule.source_port};
     message.add_byte(FRA_IP_PROTO, IPPROTO_TCP);
@@ -107,12 +111,15 @@ Result<void> delete_rule(Netlink& netlink, int family, const RoutingRule& rule) 
   return without_answer(netlink.request(message, rule_text("delete", family, rule), {ENOENT, EAFNOSUPPORT}));
 }
 
-Result<std::vector<RoutingRule>> our_rules(Netlink& netlink, int family) {
+namespace {
+
+/// Calls `on_rule` for each, with its protocol.
+Result<void> list_rules(Netlink& netlink, int family, const std::function<void()>& on_restart,
+                        const std::function<void(const RoutingRule&, std::uint8_t protocol)>& on_rule) {
   fib_rule_hdr body{};
   body.family = static_cast<__u8>(family);
   NetlinkMessage message(RTM_GETRULE, 0, body);
-  std::vector<RoutingRule> rules;
-  auto on_rule = [&](const nlmsghdr& header) {
+  auto on_message = [&](const nlmsghdr& header) {
     RoutingRule rule;
     std::uint8_t protocol = 0;
     for_each_attribute(header, sizeof(fib_rule_hdr), [&](const rtattr& attribute) {
@@ -142,11 +149,33 @@ Result<std::vector<RoutingRule>> our_rules(Netlink& netlink, int family) {
           break;
       }
     });
-    if (protocol == kPortwayProtocol) rules.push_back(rule);
+    on_rule(rule, protocol);
   };
-  auto done = netlink.dump(message, "ip rule list", [&] { rules.clear(); }, on_rule, {EAFNOSUPPORT});
+  return netlink.dump(message, "ip rule list", on_restart, on_message, {EAFNOSUPPORT});
+}
+
+}  // namespace
+
+Result<std::vector<RoutingRule>> our_rules(Netlink& netlink, int family) {
+  std::vector<RoutingRule> rules;
+  auto done = list_rules(
+      netlink, family, [&] { rules.clear(); },
+      [&](const RoutingRule& rule, std::uint8_t protocol) {
+        if (protocol == kPortwayProtocol) rules.push_back(rule);
+      });
   if (!done) return done.error();
   return rules;
+}
+
+Result<std::vector<std::uint32_t>> other_preferences(Netlink& netlink, int family) {
+  std::vector<std::uint32_t> preferences;
+  auto done = list_rules(
+      netlink, family, [&] { preferences.clear(); },
+      [&](const RoutingRule& rule, std::uint8_t protocol) {
+        if (protocol != kPortwayProtocol && rule.preference != 0) preferences.push_back(rule.preference);
+      });
+  if (!done) return done.error();
+  return preferences;
 }
 
 Result<void> add_local_default(Netlink& netlink, int family, std::uint32_t table) {
@@ -182,6 +211,33 @@ Result<bool> has_local_default(Netlink& netlink, int family, std::uint32_t table
       netlink.dump(message, "ip route list", [&] { found = false; }, on_route, {ENOENT, EAFNOSUPPORT});
   if (!done) return done.error();
   return found;
+}
+
+InputRoute look_up_input_route(Netlink& netlink, const InputPacket& packet) {
+  const bool v4 = packet.source.is_v4();
+  rtmsg body{};
+  body.rtm_family = v4 ? AF_INET : AF_INET6;
+  body.rtm_src_len = body.rtm_dst_len = v4 ? 32 : 128;
+  if (v4) body.rtm_flags = RTM_F_LOOKUP_TABLE;  // tell the table that it was found in, as IPv6 does anyway
+  NetlinkMessage message(RTM_GETROUTE, 0, body);
+  message.add(RTA_IIF, static_cast<std::uint32_t>(packet.link));
+  add_address(message, RTA_SRC, packet.source);
+  add_address(message, RTA_DST, packet.destination);
+  if (packet.mark != 0) message.add(RTA_MARK, packet.mark);
+  if (packet.source_port != 0) {
+    const std::uint16_t port = htons(packet.source_port);
+    message.add_byte(RTA_IP_PROTO, IPPROTO_TCP);
+    message.add(RTA_SPORT, &port, sizeof port);
+  }
+  InputRoute route;
+  route.error = netlink.query(message, [&](const nlmsghdr& header) {
+    route.type = netlink_body<rtmsg>(header).rtm_type;
+    route.table = netlink_body<rtmsg>(header).rtm_table;
+    for_each_attribute(header, sizeof(rtmsg), [&](const rtattr& attribute) {
+      if (attribute.rta_type == RTA_TABLE) route.table = attribute_number(attribute);
+    });
+  });
+  return route;
 }
 
 }  // namespace portway

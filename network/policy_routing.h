@@ -35,11 +35,31 @@ Result<void> add_rule(Netlink& netlink, int family, const RoutingRule& rule);
 Result<void> delete_rule(Netlink& netlink, int family, const RoutingRule& rule);
 /// Those of kPortwayProtocol.
 Result<std::vector<RoutingRule>> our_rules(Netlink& netlink, int family);
+/// The preferences of everybody else's rules, in order, without the kernel's own (0, the table `local`).
+Result<std::vector<std::uint32_t>> other_preferences(Netlink& netlink, int family);
 
 /// `local default dev lo table TABLE`: whatever is looked up there is delivered to this node.
 Result<void> add_local_default(Netlink& netlink, int family, std::uint32_t table);
 Result<void> delete_local_default(Netlink& netlink, int family, std::uint32_t table);
 /// Whether one of kPortwayProtocol is there.
 Result<bool> has_local_default(Netlink& netlink, int family, std::uint32_t table);
+
+/// A TCP packet that comes in by a link.
+struct InputPacket {
+  int link = 0;
+  IpAddress source;
+  IpAddress destination;
+  std::uint32_t mark = 0;
+  std::uint16_t source_port = 0;  // 0: none is looked at
+};
+
+/// What becomes of such a packet (`ip route get DESTINATION from SOURCE iif LINK`): the kernel's own look-up,
+/// with everybody's rules, and for IPv4 with the check of the source address (rp_filter).
+struct InputRoute {
+  int error = 0;          // an errno; EINVAL and EXDEV, of IPv4: the source address is not accepted
+  std::uint8_t type = 0;  // RTN_LOCAL: it is delivered to this node
+  std::uint32_t table = 0;
+};
+InputRoute look_up_input_route(Netlink& netlink, const InputPacket& packet);
 
 }  // namespace portway

@@ -1,7 +1,9 @@
 #include "network/return_path.h"
 
 #include <fmt/format.h>
-#include <net/if.h>
+#include <fmt/ranges.h>
+#include <net/if_arp.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -10,11 +12,13 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <iterator>
 #include <string_view>
 #include <utility>
 
 #include "network/policy_routing.h"
 #include "network/steer.h"
+#include "network/syn_filter.h"
 #include "network/traffic_control.h"
 
 namespace portway {
@@ -86,6 +90,56 @@ RoutingRule port_rule(const std::string& tap, const IpAddress& guest, std::uint1
   return {.preference = kPreference, .table = kTable, .interface = tap, .source = guest, .source_port = port};
 }
 
+/// Empty when there is none.
+std::string name_of(Netlink& netlink, int link) {
+  const auto device = find_device(netlink, link);
+  return device ? device->name : "";
+}
+
+Error no_such_link(int link) {
+  return {.code = ErrorCode::kResourceExhausted,
+          .detail = fmt::format("return path: there is no link {}", link)};
+}
+
+std::string to_text(const RoutingRule& rule) {
+  if (rule.source_port == 0) return fmt::format("rule {}", rule.preference);
+  return fmt::format("the rule for port {} of {}", rule.source_port, rule.interface);
+}
+
+// Nobody has these (RFC 5737, RFC 3849): they stand for clients' addresses.
+const IpAddress kAnyClientV4 = boost::asio::ip::address_v4(0xc0000201);  // 192.0.2.1
+const IpAddress kAnyClientV6 =                                           // 2001:db8::1
+    boost::asio::ip::address_v6({0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1});
+
+/// Whether a socket can be bound to an address that is not the node's (ip(7), IP_TRANSPARENT).
+Result<void> try_transparent(const IpAddress& client) {
+  const bool v4 = client.is_v4();
+  const Endpoint address(client, 0);
+  constexpr int kOn = 1;
+  const Fd socket(::socket(v4 ? AF_INET : AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const bool done = socket &&
+                    ::setsockopt(socket.get(), v4 ? SOL_IP : SOL_IPV6, v4 ? IP_TRANSPARENT : IPV6_TRANSPARENT,
+                                 &kOn, sizeof kOn) == 0 &&
+                    ::bind(socket.get(), address.data(), static_cast<socklen_t>(address.size())) == 0;
+  if (done) return {};
+  return Error{
+      .code = ErrorCode::kResourceExhausted,
+      .detail = fmt::format("return path: no socket can have a client's {} address (IP_TRANSPARENT): "
+                            "{}{}",
+                            v4 ? "IPv4" : "IPv6", std::strerror(errno),
+                            errno == EPERM ? "; it needs CAP_NET_ADMIN or CAP_NET_RAW" : "")};
+}
+
+/// The program reads Ethernet frames.
+Result<void> check_ethernet(Netlink& netlink, int link) {
+  const auto device = find_device(netlink, link);
+  if (!device) return no_such_link(link);
+  if (device->type == ARPHRD_ETHER) return {};
+  return Error{
+      .code = ErrorCode::kResourceExhausted,
+      .detail = fmt::format("return path: {} is no Ethernet device; give the guest a tap", device->name)};
+}
+
 /// Whether rules are to be had at all.
 Result<void> try_rules(Netlink& netlink) {
   if (auto done = add_local_default(netlink, AF_INET, kTable); !done) return done.error();
@@ -100,13 +154,58 @@ Error missing(std::string_view what) {
               what)};
 }
 
+bool same_code(const std::vector<sock_filter>& a, const std::vector<sock_filter>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(sock_filter)) == 0;
+}
+
+/// A guest's answer to a client; port 0: as the program has marked it.
+InputPacket answer_of(int link, const IpAddress& guest, std::uint16_t port) {
+  return {.link = link,
+          .source = guest,
+          .destination = guest.is_v4() ? kAnyClientV4 : kAnyClientV6,
+          .mark = port == 0 ? __u32{kSteerMark} : 0,
+          .source_port = port};
+}
+
+/// Whether the kernel would deliver such a packet to this node; if not, what stands in the way.
+Result<void> deliver(Netlink& netlink, const InputPacket& packet) {
+  const InputRoute route = look_up_input_route(netlink, packet);
+  if (route.error == 0 && route.type == RTN_LOCAL) return {};
+  const int family = packet.source.is_v4() ? AF_INET : AF_INET6;
+  const std::string guest = packet.source.to_string();
+  const std::string device = name_of(netlink, packet.link);
+  std::string reason =
+      route.error != 0 ? std::strerror(route.error) : fmt::format("routing table {} has them", route.table);
+  if (family == AF_INET && (route.error == EINVAL || route.error == EXDEV)) {
+    reason = fmt::format(
+        "the kernel's check of the source address (rp_filter) refuses them where no route leads to {0} over "
+        "{1}, "
+        "and a blackhole does; give the tap an address in the guest's network, or run: ip route add {0} dev "
+        "{1}",
+        guest, device);
+  }
+  std::vector<std::uint32_t> before;
+  if (auto others = other_preferences(netlink, family)) {
+    std::ranges::copy_if(*others, std::back_inserter(before),
+                         [](std::uint32_t preference) { return preference < kPreference; });
+  }
+  if (!before.empty()) {
+    reason += fmt::format("; routing rules that come before Portway's (preference {}): {}", kPreference,
+                          fmt::join(before, ", "));
+  }
+  return Error{
+      .code = ErrorCode::kResourceExhausted,
+      .detail = fmt::format("return path: answers of {} on {} to its clients do not come to the node: {}",
+                            guest, device, reason)};
+}
+
 }  // namespace
 
 int ReturnPath::Guest::family() const {
   return address.is_v4() ? AF_INET : AF_INET6;
 }
 
-Result<std::unique_ptr<ReturnPath>> ReturnPath::start(bool program_wanted) {
+Result<std::unique_ptr<ReturnPath>> ReturnPath::start(Kind wanted) {
   auto lock = take_lock();
   if (!lock) return lock.error();
   auto netlink = Netlink::open();
@@ -114,8 +213,9 @@ Result<std::unique_ptr<ReturnPath>> ReturnPath::start(bool program_wanted) {
   if (auto done = remove_everything(**netlink); !done) return done.error();
   std::unique_ptr<SteerProgram> program;
   std::string why_rules = "it was asked for";
-  if (program_wanted) {
+  if (wanted != Kind::kRules) {
     auto loaded = SteerProgram::load();
+    if (!loaded && wanted == Kind::kGuardOnly) return loaded.error();
     if (loaded) {
       program = std::move(*loaded);
       why_rules.clear();
@@ -126,67 +226,129 @@ Result<std::unique_ptr<ReturnPath>> ReturnPath::start(bool program_wanted) {
   if (!program && !try_rules(**netlink)) {
     return Error{.code = ErrorCode::kResourceExhausted, .detail = why_rules};
   }
-  return std::unique_ptr<ReturnPath>(
-      new ReturnPath(std::move(*lock), std::move(*netlink), std::move(program), std::move(why_rules)));
+  const Kind kind = program ? wanted : Kind::kRules;
+  std::string why_no_v6;
+  if (kind != Kind::kGuardOnly) {
+    if (auto tried = try_transparent(kAnyClientV4); !tried) return tried.error();
+    if (auto tried = try_transparent(kAnyClientV6); !tried) why_no_v6 = tried.error().detail;
+  }
+  return std::unique_ptr<ReturnPath>(new ReturnPath(std::move(*lock), std::move(*netlink), kind,
+                                                    std::move(program), std::move(why_rules),
+                                                    std::move(why_no_v6)));
 }
 
-ReturnPath::ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, std::unique_ptr<SteerProgram> program,
-                       std::string why_rules)
+ReturnPath::ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, Kind kind,
+                       std::unique_ptr<SteerProgram> program, std::string why_rules, std::string why_no_v6)
     : lock_(std::move(lock)),
       netlink_(std::move(netlink)),
+      kind_(kind),
       program_(std::move(program)),
-      why_rules_(std::move(why_rules)) {}
+      why_rules_(std::move(why_rules)),
+      why_no_v6_(std::move(why_no_v6)) {}
 
 ReturnPath::~ReturnPath() {
-  while (!guests_.empty()) remove(guests_.begin()->first);
+  while (!guests_.empty()) take_down(guests_.begin()->first);
 }
 
-Result<void> ReturnPath::add(int link, const IpAddress& address) {
-  Guest guest{.address = address, .tap = {}, .ports = {}};
-  if (!program_) {
-    std::array<char, IF_NAMESIZE> name{};
-    if (::if_indextoname(static_cast<unsigned>(link), name.data()) == nullptr) {
-      remove(link);
-      return Error{.code = ErrorCode::kResourceExhausted,
-                   .detail = fmt::format("return path: there is no link {}", link)};
-    }
-    guest.tap = name.data();
-  }
+const ReturnPath::Guest* ReturnPath::find(const Way& way) const {
+  const auto guest = guests_.find(way.link);
+  return guest != guests_.end() && guest->second.generation == way.generation ? &guest->second : nullptr;
+}
+
+ReturnPath::Guest* ReturnPath::find(const Way& way) {
+  return const_cast<Guest*>(std::as_const(*this).find(way));
+}
+
+Way ReturnPath::add(int link, const IpAddress& address) {
+  Guest guest{.generation = ++generations_, .address = address};
+  // A guest's program stays on its tap: without it, answers to what is still open would reach the real
+  // client.
   if (const auto known = guests_.find(link); known != guests_.end()) {
-    // The same link with all in place takes the address. Otherwise the interface index was given to another
-    // link, or somebody cleared the tap.
-    if (program_ && known->second.family() == guest.family() && verify(link, known->second)) {
-      known->second = guest;
-      return program_->set_guest(link, address);
-    }
-    remove(link);
+    if (!program_ || known->second.family() != guest.family()) take_down(link);
   }
-  const Guest& added = guests_.emplace(link, std::move(guest)).first->second;
-  auto done = make(link, added);
-  if (done) done = verify(link, added);
-  if (!done) remove(link);
-  return done;
+  Guest& added = guests_[link] = std::move(guest);
+  auto done = make_link(link, added);
+  if (done) done = make_node(added.family());
+  if (done) done = verify_node(added.family());
+  if (done) done = verify_link(link, added);
+  if (!done) added.fault = done.error().detail;
+  return {link, added.generation};
+}
+
+const std::string& ReturnPath::fault(const Way& way) const {
+  static const std::string kNone;
+  const Guest* guest = find(way);
+  return guest == nullptr ? kNone : guest->fault;
 }
 
 /// What is there already is fine.
-Result<void> ReturnPath::make(int link, const Guest& guest) {
+Result<void> ReturnPath::make_node(int family) {
+  if (kind_ == Kind::kGuardOnly) return {};
   // The route first: a rule to an empty table falls through to the next rule.
-  if (auto done = add_local_default(*netlink_, guest.family(), kTable); !done) return done.error();
-  if (!program_) {
-    for (const auto& [port, count] : guest.ports) {
-      const RoutingRule rule = port_rule(guest.tap, guest.address, port);
-      if (auto done = add_rule(*netlink_, guest.family(), rule); !done) return done.error();
-    }
-    return {};
-  }
+  auto done = add_local_default(*netlink_, family, kTable);
+  if (kind_ == Kind::kRules) return done;
   for (const RoutingRule& rule : kMarkRules) {
-    if (auto done = add_rule(*netlink_, guest.family(), rule); !done) return done.error();
+    if (done) done = add_rule(*netlink_, family, rule);
   }
-  if (auto done = program_->set_guest(link, guest.address); !done) return done.error();
+  return done;
+}
+
+Result<void> ReturnPath::make_link(int link, Guest& guest) {
+  if (program_) return attach(link, guest);
+  auto done = name_rules(link, guest);
+  if (done) done = set_syn_filter(link, guest);  // before the rules whose gap it closes
+  for (const RoutingRule& rule : port_rules(guest)) {
+    if (done) done = add_rule(*netlink_, guest.family(), rule);
+  }
+  return done;
+}
+
+Result<void> ReturnPath::attach(int link, const Guest& guest) {
+  if (auto done = check_ethernet(*netlink_, link); !done) return done;
+  if (auto done = program_->set_guest(link, guest.address, kind_ == Kind::kProgram); !done)
+    return done.error();
   auto attached = is_attached(link);
   if (!attached) return attached.error();
   if (*attached) return {};
   return add_filter(*netlink_, link, program_->fd());
+}
+
+/// Rules follow an interface's name: when it is renamed they lead nothing back, and the next one of the old
+/// name would inherit them.
+Result<void> ReturnPath::name_rules(int link, Guest& guest) {
+  const std::string name = name_of(*netlink_, link);
+  if (name.empty()) return no_such_link(link);
+  if (name == guest.tap) return {};
+  delete_port_rules(guest);
+  guest.tap = name;
+  for (const RoutingRule& rule : port_rules(guest)) {
+    if (auto done = add_rule(*netlink_, guest.family(), rule); !done) return done.error();
+  }
+  return {};
+}
+
+/// No rule is there without it.
+Result<void> ReturnPath::set_syn_filter(int link, const Guest& guest) {
+  return guest.ports.empty() ? remove_our_filters(*netlink_, link)
+                             : set_classic_filter(*netlink_, link, syn_filter_of(guest));
+}
+
+std::vector<sock_filter> ReturnPath::syn_filter_of(const Guest& guest) {
+  std::vector<std::uint16_t> ports;
+  for (const auto& [port, count] : guest.ports) ports.push_back(port);
+  return make_syn_filter(ports);
+}
+
+void ReturnPath::delete_port_rules(const Guest& guest) {
+  for (const auto& [port, count] : guest.ports) {
+    (void)delete_rule(*netlink_, guest.family(), port_rule(guest.tap, guest.address, port));
+  }
+}
+
+std::vector<RoutingRule> ReturnPath::port_rules(const Guest& guest) const {
+  std::vector<RoutingRule> rules;
+  for (const auto& [port, count] : guest.ports) rules.push_back(port_rule(guest.tap, guest.address, port));
+  return rules;
 }
 
 Result<bool> ReturnPath::is_attached(int link) const {
@@ -196,64 +358,94 @@ Result<bool> ReturnPath::is_attached(int link) const {
                              [this](const OurFilter& filter) { return filter.program == program_->id(); });
 }
 
-void ReturnPath::remove(int link) {
+void ReturnPath::remove(const Way& way) {
+  if (find(way) != nullptr) take_down(way.link);
+}
+
+void ReturnPath::take_down(int link) {
   const auto guest = guests_.extract(link);
   if (guest.empty()) return;
   const int family = guest.mapped().family();
-  if (program_) {
-    program_->remove_guest(link);
-    // What cannot be removed now, for want of memory, does nothing without the guest in the map, and is
-    // removed by the next start.
-    (void)remove_our_filters(*netlink_, link);
-  }
-  for (const auto& [port, count] : guest.mapped().ports) {
-    (void)delete_rule(*netlink_, family, port_rule(guest.mapped().tap, guest.mapped().address, port));
-  }
-  if (guests_of(family) == 0) (void)remove_from_node(*netlink_, family);
+  if (program_) program_->remove_guest(link);
+  delete_port_rules(guest.mapped());
+  // What cannot be removed now, for want of memory, is removed by the next start. The program does nothing
+  // without the guest in its map.
+  if (program_ || !guest.mapped().ports.empty()) (void)remove_our_filters(*netlink_, link);
+  if (kind_ != Kind::kGuardOnly && guests_of(family) == 0) (void)remove_from_node(*netlink_, family);
 }
 
-Result<void> ReturnPath::add_port(int link, std::uint16_t guest_port) {
-  const auto guest = guests_.find(link);
-  if (program_ || guest == guests_.end()) return {};
-  auto& [address, tap, ports] = guest->second;
-  if (const auto known = ports.find(guest_port); known != ports.end()) {
+Result<void> ReturnPath::add_port(const Way& way, std::uint16_t guest_port) {
+  Guest* guest = find(way);
+  if (program_ || guest == nullptr) return {};
+  if (const auto known = guest->ports.find(guest_port); known != guest->ports.end()) {
     ++known->second;
     return {};
   }
-  if (this->ports() >= kPortsMax) {
+  if (ports() >= kPortsMax) {
     return Error{.code = ErrorCode::kResourceExhausted,
                  .detail = fmt::format("return path: there are {} rules, one for each forwarded guest port, "
                                        "which is as many as can be; give Portway CAP_BPF, it then needs none",
                                        kPortsMax)};
   }
-  auto done = add_rule(*netlink_, guest->second.family(), port_rule(tap, address, guest_port));
-  if (done) ports.emplace(guest_port, 1);
+  auto done = name_rules(way.link, *guest);
+  if (!done) return done;
+  const RoutingRule rule = port_rule(guest->tap, guest->address, guest_port);
+  guest->ports.emplace(guest_port, 1);
+  done = set_syn_filter(way.link, *guest);
+  if (done) done = add_rule(*netlink_, guest->family(), rule);
+  if (done) done = deliver(*netlink_, answer_of(way.link, guest->address, guest_port));
+  if (!done) forget_port(way.link, *guest, guest_port);
   return done;
 }
 
-void ReturnPath::remove_port(int link, std::uint16_t guest_port) {
-  const auto guest = guests_.find(link);
-  if (program_ || guest == guests_.end()) return;
-  auto& [address, tap, ports] = guest->second;
-  const auto known = ports.find(guest_port);
-  if (known == ports.end() || --known->second > 0) return;
-  ports.erase(known);
-  (void)delete_rule(*netlink_, guest->second.family(), port_rule(tap, address, guest_port));
+void ReturnPath::remove_port(const Way& way, std::uint16_t guest_port) {
+  Guest* guest = find(way);
+  if (program_ || guest == nullptr) return;
+  const auto known = guest->ports.find(guest_port);
+  if (known == guest->ports.end() || --known->second > 0) return;
+  forget_port(way.link, *guest, guest_port);
 }
 
-std::vector<int> ReturnPath::mend(std::size_t links_max) {
-  std::vector<int> lost;
+void ReturnPath::forget_port(int link, Guest& guest, std::uint16_t guest_port) {
+  (void)delete_rule(*netlink_, guest.family(), port_rule(guest.tap, guest.address, guest_port));
+  guest.ports.erase(guest_port);
+  (void)set_syn_filter(link, guest);
+}
+
+std::vector<ReturnPath::Change> ReturnPath::mend(std::size_t links_max) {
+  std::vector<Change> changes;
+  const auto note = [&changes](int link, Guest& guest, const Result<void>& done) {
+    std::string fault = done ? "" : done.error().detail;
+    if (fault.empty() != guest.fault.empty()) changes.push_back({{link, guest.generation}, fault});
+    guest.fault = std::move(fault);
+  };
+  std::map<int, Result<void>> node;
+  for (const int family : kFamilies) {
+    const Result<void>& done = node.emplace(family, mend_node(family)).first->second;
+    for (auto& [link, guest] : guests_) {
+      if (!done && guest.family() == family) note(link, guest, done);
+    }
+  }
   for (std::size_t i = 0; i < std::min(links_max, guests_.size()); ++i) {
     auto next = guests_.upper_bound(mended_);
     if (next == guests_.end()) next = guests_.begin();
-    mended_ = next->first;
-    if (verify(next->first, next->second)) continue;
-    auto done = make(next->first, next->second);
-    if (done) done = verify(next->first, next->second);
-    if (!done) lost.push_back(next->first);
+    auto& [link, guest] = *next;
+    mended_ = link;
+    if (!node.at(guest.family())) continue;
+    auto done = verify_link(link, guest);
+    if (!done) {
+      done = make_link(link, guest);
+      if (done) done = verify_link(link, guest);
+    }
+    note(link, guest, done);
   }
-  for (const int link : lost) remove(link);
-  return lost;
+  return changes;
+}
+
+Result<void> ReturnPath::mend_node(int family) {
+  if (guests_of(family) == 0 || verify_node(family)) return {};
+  if (auto done = make_node(family); !done) return done;
+  return verify_node(family);
 }
 
 std::size_t ReturnPath::guests_of(int family) const {
@@ -267,29 +459,53 @@ std::size_t ReturnPath::ports() const {
   return count;
 }
 
-Result<void> ReturnPath::verify(int link, const Guest& guest) const {
-  auto rules = our_rules(*netlink_, guest.family());
-  if (!rules) return rules.error();
-  const auto is_there = [&](const RoutingRule& rule) {
-    return std::ranges::find(*rules, rule) != rules->end();
-  };
-  auto has_route = has_local_default(*netlink_, guest.family(), kTable);
+Result<void> ReturnPath::verify_node(int family) const {
+  if (kind_ == Kind::kGuardOnly) return {};
+  if (family == AF_INET6 && !why_no_v6_.empty()) {
+    return Error{.code = ErrorCode::kResourceExhausted, .detail = why_no_v6_};
+  }
+  auto has_route = has_local_default(*netlink_, family, kTable);
   if (!has_route) return has_route.error();
   if (!*has_route) return missing("the route of table 5210");
-  if (!program_) {
-    for (const auto& [port, count] : guest.ports) {
-      if (!is_there(port_rule(guest.tap, guest.address, port))) {
-        return missing(fmt::format("the rule for port {} of {}", port, guest.tap));
-      }
+  if (kind_ == Kind::kRules) return {};
+  auto rules = our_rules(*netlink_, family);
+  if (!rules) return rules.error();
+  for (const RoutingRule& wanted : kMarkRules) {
+    if (std::ranges::find(*rules, wanted) == rules->end()) return missing(to_text(wanted));
+  }
+  return {};
+}
+
+Result<void> ReturnPath::verify_link(int link, const Guest& guest) const {
+  if (program_) {
+    auto attached = is_attached(link);
+    if (!attached) return attached.error();
+    if (!*attached) return missing(fmt::format("the filter on link {}", link));
+  } else {
+    if (name_of(*netlink_, link) != guest.tap) return no_such_link(link);  // under that name
+    auto filters = our_filters(*netlink_, link);
+    if (!filters) return filters.error();
+    if (!guest.ports.empty() &&
+        (filters->empty() || !same_code(filters->front().code, syn_filter_of(guest)))) {
+      return missing(fmt::format("the filter on link {}", link));
     }
-    return {};
+    auto rules = our_rules(*netlink_, guest.family());
+    if (!rules) return rules.error();
+    for (const RoutingRule& wanted : port_rules(guest)) {
+      if (std::ranges::find(*rules, wanted) == rules->end()) return missing(to_text(wanted));
+    }
   }
-  for (const RoutingRule& rule : kMarkRules) {
-    if (!is_there(rule)) return missing(fmt::format("rule {}", rule.preference));
+  return verify_routes(link, guest);
+}
+
+/// The kernel is asked what it would do with the guest's answers: what is ours may be there, and something
+/// else come before it.
+Result<void> ReturnPath::verify_routes(int link, const Guest& guest) const {
+  if (kind_ == Kind::kGuardOnly) return {};
+  if (kind_ == Kind::kProgram) return deliver(*netlink_, answer_of(link, guest.address, 0));
+  for (const auto& [port, count] : guest.ports) {
+    if (auto done = deliver(*netlink_, answer_of(link, guest.address, port)); !done) return done;
   }
-  auto attached = is_attached(link);
-  if (!attached) return attached.error();
-  if (!*attached) return missing(fmt::format("the filter on link {}", link));
   return {};
 }
 

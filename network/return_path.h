@@ -16,7 +16,13 @@
 // port of a guest instead:
 //     5211: iif TAP from GUEST ipproto tcp sport PORT lookup 5210
 // which costs every packet of the node a little for each rule, so there are at most kPortsMax of them; and
-// the guest's own connections from a forwarded port number do not work, nor do routed ones to it.
+// the guest's own connections from a forwarded port number do not work, nor do routed ones to it. The rule
+// would deliver the SYNs of such connections to the node, where a service on all addresses would answer them:
+// a classic filter on the tap, which needs no CAP_BPF, drops them (syn_filter.h). There is no source guard
+// then.
+//
+// The same program is the source guard: it drops what one guest sends with another's address (steer.bpf.c).
+// Where clients' addresses are not wanted, there can be the guard alone, without rules and route.
 //
 // Everything it makes can be recognised (protocol 210, filter "portway_steer"), and what a predecessor left
 // is removed at start. So that two of them in one network namespace do not end each other, the second one
@@ -36,72 +42,120 @@
 #include "config/error.h"
 #include "config/fd.h"
 #include "network/netlink.h"
+#include "network/policy_routing.h"
 #include "network/steer_program.h"
+#include "network/traffic_control.h"
 
 namespace portway {
+
+/// What add() has made for a guest. A link's next add() has another generation, and what names the one before
+/// has no effect any more: a late clean-up of an ended session cannot hit the next one on its tap.
+struct Way {
+  int link = 0;
+  std::uint64_t generation = 0;
+
+  friend bool operator==(const Way&, const Way&) = default;
+};
 
 class ReturnPath {
  public:
   static constexpr std::size_t kPortsMax = 128;
-  enum class Kind : std::uint8_t { kProgram, kRules };
+  enum class Kind : std::uint8_t {
+    kProgram,    // and the source guard
+    kRules,      //
+    kGuardOnly,  // no return path: connections need a source address of the node
+  };
 
   /// kResourceExhausted when the node cannot have it; the detail says why, and what would help (CAP_BPF and
-  /// CAP_NET_ADMIN, a newer kernel). Then nothing was made, and connections need a source address of the
-  /// node. `program` false: rules, whatever the kernel can do.
-  static Result<std::unique_ptr<ReturnPath>> start(bool program = true);
+  /// CAP_NET_ADMIN, a newer kernel). Then nothing was made. It also tries whether a socket can be bound to an
+  /// address that is not the node's: what works then is refused later only where a port is in use. kProgram:
+  /// rules where the kernel takes no program; kRules: whatever the kernel can do.
+  static Result<std::unique_ptr<ReturnPath>> start(Kind wanted = Kind::kProgram);
 
   /// Removes everything.
   ~ReturnPath();
   ReturnPath(const ReturnPath&) = delete;
   ReturnPath& operator=(const ReturnPath&) = delete;
 
-  Kind kind() const { return program_ ? Kind::kProgram : Kind::kRules; }
+  Kind kind() const { return kind_; }
+  bool has_guard() const { return program_ != nullptr; }
+  /// Packets that the guard has dropped so far.
+  std::uint64_t forged_packets() const { return program_ ? program_->forged_packets() : 0; }
   /// Why it is not a program; empty where it is.
   const std::string& why_rules() const { return why_rules_; }
 
-  /// From now on the guest's answers come back. `link` is the interface index of its tap, an Ethernet device;
-  /// one guest a link, a second call replaces its address. What was made is read back; when it is not there,
-  /// or could not be made, nothing of this call stays. Call it before the first connection, whose answers
-  /// would be lost.
-  Result<void> add(int link, const IpAddress& guest);
+  /// From now on the guest's answers shall come back (not with kGuardOnly), and no other guest send with its
+  /// address. `link` is the interface index of its tap, an Ethernet device; one guest a link, a second call
+  /// replaces its address and takes the ports away. What was made is read back, and the kernel is asked what
+  /// it would do with an answer. Look at fault(): where that is not empty, mend() tries again until remove().
+  /// Call it before the first connection, whose answers would be lost.
+  Way add(int link, const IpAddress& guest);
 
-  /// The opposite. Fine when it was not added or the link is gone. Connections that are still open hang: end
-  /// them first.
-  void remove(int link);
+  /// What stands in the way: why the guest's answers do not come back (kGuardOnly: why the guard is not on
+  /// its tap). Empty where nothing does, and for a way that is no more.
+  const std::string& fault(const Way& way) const;
 
-  /// With rules, the answers from a port of the guest come back only after this; with a program it does
-  /// nothing. kResourceExhausted when there are kPortsMax. Each call has its remove_port(), and remove() goes
-  /// for all of a link's.
-  Result<void> add_port(int link, std::uint16_t guest_port);
-  void remove_port(int link, std::uint16_t guest_port);
+  /// The opposite of add(). Fine when the link is gone. Connections that are still open hang: end them first.
+  void remove(const Way& way);
 
-  /// Looks whether everything is still there for at most `links_max` links, the next ones each time, and
-  /// makes what is not. The links for which that cannot be done; they are removed.
-  std::vector<int> mend(std::size_t links_max);
+  /// With rules, the answers from a port of the guest come back only after this; otherwise it does nothing.
+  /// kResourceExhausted when there are kPortsMax. Each call has its remove_port(), and remove() goes for all
+  /// of a way's.
+  Result<void> add_port(const Way& way, std::uint16_t guest_port);
+  void remove_port(const Way& way, std::uint16_t guest_port);
+
+  /// A way that has got a fault, or has lost it.
+  struct Change {
+    Way way;
+    std::string fault;
+  };
+
+  /// Looks whether all is well with the node and with at most `links_max` links, the next ones each time, and
+  /// makes what is not there, by the tap's present name where rules name it.
+  std::vector<Change> mend(std::size_t links_max);
 
  private:
   struct Guest {
+    std::uint64_t generation = 0;
     IpAddress address;
-    std::string tap;                             // for rules, which name it
-    std::map<std::uint16_t, std::size_t> ports;  // with rules: how often each was added
+    std::string tap = {};                             // for rules: the name that they have
+    std::map<std::uint16_t, std::size_t> ports = {};  // with rules: how often each was added
+    std::string fault = {};
     int family() const;
   };
 
-  ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, std::unique_ptr<SteerProgram> program,
-             std::string why_rules);
+  ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, Kind kind, std::unique_ptr<SteerProgram> program,
+             std::string why_rules, std::string why_no_v6);
 
-  Result<void> make(int link, const Guest& guest);
+  const Guest* find(const Way& way) const;
+  Guest* find(const Way& way);
+  Result<void> make_node(int family);
+  Result<void> make_link(int link, Guest& guest);
+  Result<void> attach(int link, const Guest& guest);
+  Result<void> name_rules(int link, Guest& guest);
+  std::vector<RoutingRule> port_rules(const Guest& guest) const;
+  Result<void> set_syn_filter(int link, const Guest& guest);
+  static std::vector<sock_filter> syn_filter_of(const Guest& guest);
+  void forget_port(int link, Guest& guest, std::uint16_t guest_port);
+  void delete_port_rules(const Guest& guest);
+  void take_down(int link);
   Result<bool> is_attached(int link) const;
-  Result<void> verify(int link, const Guest& guest) const;
+  Result<void> verify_node(int family) const;
+  Result<void> verify_link(int link, const Guest& guest) const;
+  Result<void> verify_routes(int link, const Guest& guest) const;
+  Result<void> mend_node(int family);
   std::size_t guests_of(int family) const;
   std::size_t ports() const;
 
   const Fd lock_;  // one in a network namespace
   const std::unique_ptr<Netlink> netlink_;
+  const Kind kind_;
   const std::unique_ptr<SteerProgram> program_;  // null: rules
   const std::string why_rules_;
+  const std::string why_no_v6_;  // why no socket can have the address of an IPv6 client; empty where it can
   std::map<int, Guest> guests_;  // by link
-  int mended_ = 0;               // the link that mend() looked at last
+  std::uint64_t generations_ = 0;
+  int mended_ = 0;  // the link that mend() looked at last
 };
 
 }  // namespace portway

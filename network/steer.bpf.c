@@ -1,22 +1,38 @@
-// tc ingress program on a guest's tap (Ethernet): marks the packets that answer one of the node's own
-// connections.
+// tc ingress program on a guest's tap (Ethernet). It does two things to the packets that the guest sends.
 //
-// A connection to the guest may carry a client's address as its source (IP_TRANSPARENT). The guest's answers
-// then go to an address that is not the node's, and would be forwarded or dropped. This program asks the
-// kernel whether the packet belongs to a socket, and marks it if so; a rule (return_path.cpp) delivers what
-// is marked to the node's own stack.
+// The source guard. A packet with the address of another tap's guest as its source is dropped. Nothing else
+// stops it where rp_filter is off or loose, and never for IPv6. A forged segment would find no socket on this
+// tap, and the RST that the node answers it with goes to the guest it names, whose connection it ends. What
+// counts is the source address in the IP header: fragments and extension headers have it in the same place
+// (the one option that replaces it, Mobile IPv6's home address, needs an XFRM state on the node). Addresses
+// that no guest of the node has may pass: a guest may route for others. Two taps whose guests have the same
+// address may both use it.
 //
-// A marked packet can reach that one socket and nothing else:
-//  - The socket exists, is no listener, and has exactly the packet's addresses and ports. A listener does not
-//  count, since
-//    one on 0.0.0.0 "matches" every destination: a guest could reach the node's services by any foreign
-//    address.
+// Steering. A connection to the guest may carry a client's address as its source (IP_TRANSPARENT). The
+// guest's answers then go to an address that is not the node's, and would be forwarded or dropped. The
+// program asks the kernel whether the packet belongs to a socket, and marks it if so; a rule
+// (return_path.cpp) delivers what is marked to the node's own stack.
+//
+// Nothing that is not the relay's is ever steered:
+//  - Only the guest's own packets are: the source address is the one registered for this tap.
+//  - The socket has exactly the packet's addresses and ports, and is in a state of the side that opened the
+//    connection. A listener on the wildcard address "matches" every destination: a guest could reach the
+//    node's services by any foreign address. Half-open entries of a listener (NEW_SYN_RECV, SYN_RECV) are the
+//    node's services too. A socket of some other program of the node with exactly these addresses is that
+//    program's connection to this guest: it is delivered there with the mark or without.
 //  - It is bound to this tap (SO_BINDTODEVICE), or to none: the lookup compares the interface the packet came
-//  in by, so
-//    a guest does not match another guest's connections.
-//  - The source address is the guest's own, also where rp_filter is off.
-// The kernel's table `local` (preference 0) comes before our rule, so the mark opens no way to the node's
-// addresses that was not there without it.
+//    in by, so a guest does not match another guest's connections.
+//  - The stack looks the socket up again, and meets the same one or none that takes the packet. It looks for
+//    a listener in two cases. A SYN makes it do so instead of TIME_WAIT (tcp_timewait_state_process()):
+//    segments with SYN and without ACK are never steered, whatever is found; no answer to the relay looks so.
+//    (Where ip_early_demux is on, the kernel does not forward them to the client either: ip_forward() drops
+//    packets for which a socket was found.)
+//    And the socket that was found may be gone by then. Of a listener, a segment without SYN, or with SYN and
+//    ACK, gets a RST or nothing (tcp_rcv_state_process(), TCP_LISTEN), so that no connection comes to be,
+//    unless it acknowledges a SYN cookie. The kernel makes a cookie for a SYN with the same addresses and
+//    ports, and such a SYN has never reached the listener.
+//  - The kernel's table `local` (preference 0) comes before our rule, so the mark opens no way to the node's
+//    addresses that was not there without it.
 //
 // Runs in the kernel for each packet from the guest. bpf_skc_lookup_tcp: Linux 5.2.
 #include "network/steer.h"
@@ -40,59 +56,165 @@ struct {
   __type(value, struct SteerGuest);
 } guests SEC(".maps");
 
+// The addresses that any guest has.
+struct {
+  __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __uint(max_entries, kSteerGuestsMax);
+  __type(key, struct BpfAddress);
+  __type(value, __u8);
+} owners SEC(".maps");
+
+// Packets that the source guard has dropped.
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(max_entries, 1);
+  __type(key, __u32);
+  __type(value, __u64);
+} forged SEC(".maps");
+
+enum { kVlanIdMask = 0x0fff, kVlanTagSize = 4, kVlanTagsMax = 4, kTcpSyn = 0x02, kTcpAck = 0x10 };
+
+// States of a socket that has opened a connection, until it is gone.
+enum {
+  kActiveStates = 1 << BPF_TCP_SYN_SENT | 1 << BPF_TCP_ESTABLISHED | 1 << BPF_TCP_FIN_WAIT1 |
+                  1 << BPF_TCP_FIN_WAIT2 | 1 << BPF_TCP_CLOSING | 1 << BPF_TCP_CLOSE_WAIT |
+                  1 << BPF_TCP_LAST_ACK | 1 << BPF_TCP_TIME_WAIT
+};
+
+struct VlanTag {
+  __be16 control;
+  __be16 protocol;  // of what is behind it
+};
+
+struct TcpStart {
+  __be16 ports[2];  // source, destination: in the order of struct bpf_sock_tuple
+  __be32 sequence;
+  __be32 acknowledgement;
+  __u8 offset;
+  __u8 flags;
+};
+
+// An IP packet.
+struct Packet {
+  __u32 version;  // 4 or 6; 0: none that this link's stack gets to see
+  __u32 header;   // where the IP header begins
+  union {
+    struct iphdr v4;
+    struct ipv6hdr v6;
+  };
+  struct BpfAddress source;
+};
+
+// What is too short for its header is dropped by the kernel.
+static __always_inline void read_v4(struct __sk_buff* skb, struct Packet* packet) {
+  if (bpf_skb_load_bytes(skb, packet->header, &packet->v4, sizeof packet->v4) != 0) return;
+  packet->version = 4;
+  packet->source.word[2] = bpf_htonl(0xffff);
+  packet->source.word[3] = packet->v4.saddr;
+}
+
+static __always_inline void read_v6(struct __sk_buff* skb, struct Packet* packet) {
+  if (bpf_skb_load_bytes(skb, packet->header, &packet->v6, sizeof packet->v6) != 0) return;
+  packet->version = 6;
+  __builtin_memcpy(&packet->source, &packet->v6.saddr, sizeof packet->source);
+}
+
+// False for a packet to drop: it has more VLAN tags than anybody means. A tag with the id 0 says a priority
+// only, and the kernel takes off as many as there are; with another id the packet belongs to another link,
+// the VLAN device on the tap.
+static __always_inline bool read_packet(struct __sk_buff* skb, struct Packet* packet) {
+  __be16 protocol = skb->protocol;
+  packet->header = ETH_HLEN;
+  if (skb->vlan_present && (skb->vlan_tci & kVlanIdMask) != 0) return true;
+#pragma unroll
+  for (int tags = 0; tags < kVlanTagsMax; ++tags) {
+    if (protocol != bpf_htons(ETH_P_8021Q) && protocol != bpf_htons(ETH_P_8021AD)) break;
+    struct VlanTag tag;
+    if (bpf_skb_load_bytes(skb, packet->header, &tag, sizeof tag) != 0) return true;
+    if ((tag.control & bpf_htons(kVlanIdMask)) != 0) return true;
+    packet->header += kVlanTagSize;
+    protocol = tag.protocol;
+  }
+  if (protocol == bpf_htons(ETH_P_IP)) read_v4(skb, packet);
+  if (protocol == bpf_htons(ETH_P_IPV6)) read_v6(skb, packet);
+  return protocol != bpf_htons(ETH_P_8021Q) && protocol != bpf_htons(ETH_P_8021AD);
+}
+
+static __always_inline bool equal(const struct BpfAddress* a, const struct BpfAddress* b) {
+  return a->word[3] == b->word[3] && a->word[2] == b->word[2] && a->word[1] == b->word[1] &&
+         a->word[0] == b->word[0];
+}
+
 static __always_inline bool has_socket(struct __sk_buff* skb, struct bpf_sock_tuple* tuple, __u32 size) {
   struct bpf_sock* socket = bpf_skc_lookup_tcp(skb, tuple, size, BPF_F_CURRENT_NETNS, 0);
   if (!socket) return false;
-  // Everything but a listener: also one that is still connecting, and TIME_WAIT, which answers late packets.
-  const bool steer = socket->state != BPF_TCP_LISTEN;
+  const bool steer = (kActiveStates >> (socket->state & 31) & 1) != 0;
   bpf_sk_release(socket);
   return steer;
 }
 
-static __always_inline bool answers_v4(struct __sk_buff* skb, const struct SteerGuest* guest) {
-  struct iphdr ip;
+// False also for a SYN.
+static __always_inline bool read_tcp(struct __sk_buff* skb, __u32 header, struct TcpStart* tcp) {
+  return bpf_skb_load_bytes(skb, header, tcp, sizeof *tcp) == 0 &&
+         (tcp->flags & (kTcpSyn | kTcpAck)) != kTcpSyn;
+}
+
+static __always_inline bool answers_v4(struct __sk_buff* skb, const struct Packet* packet) {
+  const struct iphdr* ip = &packet->v4;
+  struct TcpStart tcp;
   struct bpf_sock_tuple tuple = {};
-  if (guest->version != 4 || bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof ip) != 0) return false;
-  if (ip.version != 4 || ip.ihl < 5 || ip.protocol != IPPROTO_TCP || ip.saddr != guest->address[0])
-    return false;
+  if (ip->version != 4 || ip->ihl < 5 || ip->protocol != IPPROTO_TCP) return false;
   // Only the first fragment has ports. A guest's TCP makes none: its segments fit the tap's MTU.
-  if (ip.frag_off & bpf_htons(0x3fff)) return false;
-  tuple.ipv4.saddr = ip.saddr;
-  tuple.ipv4.daddr = ip.daddr;
-  // Source and destination port, in the order that the tuple has them in.
-  if (bpf_skb_load_bytes(skb, ETH_HLEN + ip.ihl * 4, &tuple.ipv4.sport, 4) != 0) return false;
+  if (ip->frag_off & bpf_htons(0x3fff)) return false;
+  if (!read_tcp(skb, packet->header + ip->ihl * 4, &tcp)) return false;
+  tuple.ipv4.saddr = ip->saddr;
+  tuple.ipv4.daddr = ip->daddr;
+  tuple.ipv4.sport = tcp.ports[0];
+  tuple.ipv4.dport = tcp.ports[1];
   return has_socket(skb, &tuple, sizeof tuple.ipv4);
 }
 
-static __always_inline bool answers_v6(struct __sk_buff* skb, const struct SteerGuest* guest) {
-  struct ipv6hdr ip;
+static __always_inline bool answers_v6(struct __sk_buff* skb, const struct Packet* packet) {
+  const struct ipv6hdr* ip = &packet->v6;
+  struct TcpStart tcp;
   struct bpf_sock_tuple tuple = {};
-  if (guest->version != 6 || bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof ip) != 0) return false;
   // TCP straight behind the fixed header: answers have no extension headers.
-  if (ip.version != 6 || ip.nexthdr != IPPROTO_TCP) return false;
-  __builtin_memcpy(tuple.ipv6.saddr, &ip.saddr, sizeof ip.saddr);
-  __builtin_memcpy(tuple.ipv6.daddr, &ip.daddr, sizeof ip.daddr);
-  for (int word = 0; word < 4; ++word) {
-    if (tuple.ipv6.saddr[word] != guest->address[word]) return false;
-  }
-  if (bpf_skb_load_bytes(skb, ETH_HLEN + sizeof ip, &tuple.ipv6.sport, 4) != 0) return false;
+  if (ip->version != 6 || ip->nexthdr != IPPROTO_TCP) return false;
+  if (!read_tcp(skb, packet->header + sizeof *ip, &tcp)) return false;
+  __builtin_memcpy(tuple.ipv6.saddr, &ip->saddr, sizeof ip->saddr);
+  __builtin_memcpy(tuple.ipv6.daddr, &ip->daddr, sizeof ip->daddr);
+  tuple.ipv6.sport = tcp.ports[0];
+  tuple.ipv6.dport = tcp.ports[1];
   return has_socket(skb, &tuple, sizeof tuple.ipv6);
 }
 
-static __always_inline bool answers(struct __sk_buff* skb) {
-  const __u32 link = skb->ifindex;
-  const struct SteerGuest* guest = bpf_map_lookup_elem(&guests, &link);
-  if (!guest || skb->vlan_present) return false;  // a VLAN on the tap is another link
-  if (skb->protocol == bpf_htons(ETH_P_IP)) return answers_v4(skb, guest);
-  if (skb->protocol == bpf_htons(ETH_P_IPV6)) return answers_v6(skb, guest);
-  return false;
+static __always_inline int drop(void) {
+  const __u32 first = 0;
+  __u64* count = bpf_map_lookup_elem(&forged, &first);
+  if (count) __sync_fetch_and_add(count, 1);
+  return TC_ACT_SHOT;
 }
 
 SEC("tc")
 int portway_steer(struct __sk_buff* skb) {
+  const __u32 link = skb->ifindex;
+  const struct SteerGuest* guest = bpf_map_lookup_elem(&guests, &link);
+  if (!guest) return TC_ACT_UNSPEC;
+  struct Packet packet = {};
+  if (!read_packet(skb, &packet)) return drop();
+  bool answers = false;
+  if (packet.version != 0) {
+    if (!equal(&packet.source, &guest->address)) {
+      if (bpf_map_lookup_elem(&owners, &packet.source)) return drop();
+    } else if (guest->steered) {
+      answers = packet.version == 4 ? answers_v4(skb, &packet) : answers_v6(skb, &packet);
+    }
+  }
+  if (!guest->steered) return TC_ACT_UNSPEC;
   // The bit is ours alone: whoever else set it does not get a packet into the stack. One store for both: of
   // two, clang makes one by way of a computed address, which the verifier does not allow here.
   const __u32 others = skb->mark & ~kSteerMark;
-  skb->mark = others | (answers(skb) ? kSteerMark : 0);
+  skb->mark = others | (answers ? kSteerMark : 0);
   return TC_ACT_UNSPEC;  // no verdict: other people's filters go on, and may still drop it
 }

@@ -1,7 +1,7 @@
 // What the packet program (steer.bpf.c, which is C) and its loader (steer_program.cpp) agree on.
 #pragma once
 
-#include <linux/types.h>
+#include "network/bpf_address.h"
 
 // One bit of the packet mark means "belongs to a connection of this node's stack". The rest of the mark is
 // other people's; this bit is free of what Kubernetes (0x4000, 0x8000), Cilium (0x0f00) and Tailscale
@@ -11,9 +11,8 @@ enum { kSteerMark = 0x20000000 };
 // Taps of a node: more than a node has virtual machines. One more is refused by the map (E2BIG).
 enum { kSteerGuestsMax = 65536 };
 
-// Value of the map `guests`, whose key is the tap's interface index: the address that the guest behind it
-// has.
+// Value of the map `guests`, whose key is the tap's interface index.
 struct SteerGuest {
-  __u32 version;     // 4 or 6
-  __u32 address[4];  // in network byte order; IPv4: the first word, the others are zero
+  struct BpfAddress address;  // of the guest behind it
+  __u32 steered;              // 0: the source guard only, and the mark is left alone
 };

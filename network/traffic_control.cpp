@@ -7,6 +7,8 @@
 #include <linux/pkt_sched.h>
 
 #include <cerrno>
+#include <cstring>
+#include <utility>
 
 namespace portway {
 namespace {
@@ -58,12 +60,30 @@ Result<bool> hook_is_empty(Netlink& netlink, int link) {
   return empty;
 }
 
-/// The name and program of a "bpf" filter.
-void read_options(const rtattr& options, std::string_view& name, std::uint32_t& program) {
+/// What is told of a "bpf" filter.
+struct FilterOptions {
+  std::string_view name = "";
+  std::uint32_t program = 0;
+  std::vector<sock_filter> code = {};
+};
+
+FilterOptions read_options(const rtattr& options) {
+  FilterOptions read;
   for_each_attribute(RTA_DATA(&options), RTA_PAYLOAD(&options), [&](const rtattr& attribute) {
-    if (attribute.rta_type == TCA_BPF_NAME) name = attribute_text(attribute);
-    if (attribute.rta_type == TCA_BPF_ID) program = attribute_number(attribute);
+    if (attribute.rta_type == TCA_BPF_NAME) read.name = attribute_text(attribute);
+    if (attribute.rta_type == TCA_BPF_ID) read.program = attribute_number(attribute);
+    if (attribute.rta_type != TCA_BPF_OPS) return;
+    read.code.resize(RTA_PAYLOAD(&attribute) / sizeof(sock_filter));
+    std::memcpy(read.code.data(), RTA_DATA(&attribute), read.code.size() * sizeof(sock_filter));
   });
+  return read;
+}
+
+/// True when it was not there.
+Result<bool> make_hook(Netlink& netlink, int link) {
+  NetlinkMessage hook(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, hook_body(link));
+  hook.add(TCA_KIND, std::string_view("clsact"));
+  return netlink.request(hook, fmt::format("tc qdisc add clsact on link {}", link), {EEXIST});
 }
 
 }  // namespace
@@ -89,16 +109,17 @@ Result<std::vector<OurFilter>> our_filters(Netlink& netlink, int link) {
   auto on_filter = [&](const nlmsghdr& header) {
     const auto& body = netlink_body<tcmsg>(header);
     std::string_view kind;
-    std::string_view name;
-    std::uint32_t program = 0;
+    FilterOptions options;
     for_each_attribute(header, sizeof(tcmsg), [&](const rtattr& attribute) {
       if (attribute.rta_type == TCA_KIND) kind = attribute_text(attribute);
-      if (attribute.rta_type == TCA_OPTIONS) read_options(attribute, name, program);
+      if (attribute.rta_type == TCA_OPTIONS) options = read_options(attribute);
     });
     const bool our_place = TC_H_MAJ(body.tcm_info) == kPreference << 16 &&
                            (body.tcm_handle == kHandle || body.tcm_handle == kHandleMadeHook);
-    if (our_place && kind == "bpf" && name == kFilterName) {
-      filters.push_back({.program = program, .made_hook = body.tcm_handle == kHandleMadeHook});
+    if (our_place && kind == "bpf" && (options.name == kFilterName || !options.code.empty())) {
+      filters.push_back({.program = options.program,
+                         .made_hook = body.tcm_handle == kHandleMadeHook,
+                         .code = std::move(options.code)});
     }
   };
   auto done = list_filters(
@@ -108,9 +129,7 @@ Result<std::vector<OurFilter>> our_filters(Netlink& netlink, int link) {
 }
 
 Result<void> add_filter(Netlink& netlink, int link, int program_fd) {
-  NetlinkMessage hook(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, hook_body(link));
-  hook.add(TCA_KIND, std::string_view("clsact"));
-  auto made_hook = netlink.request(hook, fmt::format("tc qdisc add clsact on link {}", link), {EEXIST});
+  auto made_hook = make_hook(netlink, link);
   if (!made_hook) return made_hook.error();
 
   NetlinkMessage filter(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, filter_body(link, *made_hook));
@@ -124,6 +143,26 @@ Result<void> add_filter(Netlink& netlink, int link, int program_fd) {
   if (added) return {};
   if (*made_hook) (void)delete_filter(netlink, link, {.program = 0, .made_hook = true});
   return added.error();
+}
+
+Result<void> set_classic_filter(Netlink& netlink, int link, std::span<const sock_filter> code) {
+  auto there = our_filters(netlink, link);
+  if (!there) return there.error();
+  auto made_hook = there->empty() ? make_hook(netlink, link) : Result<bool>(there->front().made_hook);
+  if (!made_hook) return made_hook.error();
+
+  NetlinkMessage filter(RTM_NEWTFILTER, NLM_F_CREATE, filter_body(link, *made_hook));
+  filter.add(TCA_KIND, std::string_view("bpf"));
+  filter.begin_nested(TCA_OPTIONS);
+  const auto length = static_cast<std::uint16_t>(code.size());
+  filter.add(TCA_BPF_OPS_LEN, &length, sizeof length);
+  filter.add(TCA_BPF_OPS, code.data(), code.size_bytes());
+  filter.add(TCA_BPF_FLAGS, std::uint32_t{TCA_BPF_FLAG_ACT_DIRECT});
+  filter.end_nested();
+  auto set = netlink.request(filter, fmt::format("tc filter replace pref {} on link {}", kPreference, link));
+  if (set) return {};
+  if (there->empty() && *made_hook) (void)delete_filter(netlink, link, {.program = 0, .made_hook = true});
+  return set.error();
 }
 
 Result<void> delete_filter(Netlink& netlink, int link, const OurFilter& filter) {

@@ -25,7 +25,9 @@ class FakeDataplane final : public Dataplane {
     opened.at(id).first.limits = limits;
   }
   bool ended(const ForwardId& id) override { return !opened.contains(id); }
-  void set_source(const ForwardId& id, ForwardSource source) override { opened.at(id).first.source = source; }
+  void set_source(const ForwardId& id, ForwardSource source) override {
+    if (const auto found = opened.find(id); found != opened.end()) found->second.first.source = source;
+  }
   void close(const ForwardId& id, ClosePolicy policy, CloseHow why) override {
     opened.erase(id);
     closed.emplace_back(id, policy);

@@ -22,8 +22,10 @@ class Node {
  public:
   static constexpr std::string_view kAdminKey = "pwk_admin-key-of-the-tests-AAAAAAAAAAAAAAAAAAAAA";
 
-  explicit Node(std::string_view settings = "")
-      : directory_(testing::TempDir() + "/portway-node-" + to_string(make_uuid())),
+  /// `return_path` outlives it; what it has made for a session goes with the session, without delay.
+  explicit Node(std::string_view settings = "", ReturnPath* return_path = nullptr)
+      : return_path_(return_path),
+        directory_(testing::TempDir() + "/portway-node-" + to_string(make_uuid())),
         config_(
             parse_config(
                 "[guests]\nnetworks = [\"198.19.0.0/16\"]\n[node]\npublic_hostname = \"compute-1.example\"\n"
@@ -43,7 +45,8 @@ class Node {
   void start() {
     store_ = Store::open(path()).value();
     watch_ = SessionWatch::start(context).value();
-    control_ = std::make_unique<Control>(config_, Control::Parts{*store_, dataplane, *watch_, events, stats});
+    control_ = std::make_unique<Control>(
+        config_, Control::Parts{*store_, dataplane, *watch_, events, stats, return_path_, "", {}});
     control_->set_admin_key(kAdminKey);
     control_->restore().value();
     api_ = std::make_unique<Api>(
@@ -133,6 +136,7 @@ class Node {
   RecentCloses closes{100};
 
  private:
+  ReturnPath* const return_path_;
   const std::string directory_;
   const Config config_;
   std::unique_ptr<Store> store_;

@@ -248,8 +248,27 @@ TEST_F(Doctor, LooksForTheTapsOfRunningInstances) {
   links_["tap2"] = LinkState::kNoCarrier;
   expect("taps", Grade::kWarn, "No carrier: tap2 (vm-2)", "ip link set");
   sysctl("net/ipv4/conf/tap2/rp_filter", "0");
-  expect("rp-filter", Grade::kWarn, "tap2", "sysctl -w net/ipv4/conf/tap2/rp_filter=1");
-  sysctl("net/ipv4/conf/all/rp_filter", "2");
+}
+
+// Loose counted as good once: it lets a guest send with its neighbour's address.
+TEST_F(Doctor, WarnsWhereAGuestCanSendWithAnothersAddress) {
+  node_.api.running = {{"vm-2", "tap2"}};
+  links_["tap2"] = LinkState::kCarrier;
+  for (const auto& [all, own] : {std::pair("0", "0"), std::pair("0", "2"), std::pair("2", "0")}) {
+    SCOPED_TRACE(all + std::string(own));
+    sysctl("net/ipv4/conf/all/rp_filter", all);
+    sysctl("net/ipv4/conf/tap2/rp_filter", own);
+    node_.api.source_guard = false;
+    expect("rp-filter", Grade::kWarn, "another guest's address", "net/ipv4/conf/tap2/rp_filter=1");
+    expect("rp-filter", Grade::kWarn, "tap2", "CAP_BPF");
+    node_.api.source_guard = true;
+    expect("rp-filter", Grade::kWarn, "no guest of this node", "net/ipv4/conf/tap2/rp_filter=1");
+  }
+  // The larger value counts: strict on the tap alone would not be.
+  sysctl("net/ipv4/conf/tap2/rp_filter", "1");
+  expect("rp-filter", Grade::kWarn, "tap2", "sysctl -w net/ipv4/conf/all/rp_filter=0");
+  sysctl("net/ipv4/conf/all/rp_filter", "1");
+  sysctl("net/ipv4/conf/tap2/rp_filter", "0");
   expect("rp-filter", Grade::kOk, "");
 }
 

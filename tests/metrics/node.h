@@ -49,6 +49,8 @@ struct Node {
                      .port_pool = [this] { return pool; },
                      .access_log_dropped = [] { return std::uint64_t{0}; },
                      .forwards_failed = [] { return std::uint64_t{0}; },
+                     .instances_without_return_path = [] { return std::uint64_t{0}; },
+                     .forged_packets = [] { return std::uint64_t{0}; },
                      .api_server = [this] { return api_server; },
                      .api = &api});
   }

@@ -1,0 +1,51 @@
+// A BPF program with its maps in the kernel, from an object that the daemon carries (CMakeLists.txt makes
+// NAME_object() of NAME.bpf.c). It is taken out of the kernel when the object and whatever it is attached by
+// are gone.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "config/endpoint.h"
+#include "config/error.h"
+#include "network/bpf_address.h"
+
+struct bpf_object;
+struct bpf_program;
+
+namespace portway {
+
+class BpfObject {
+ public:
+  /// kResourceExhausted when the kernel refuses; the detail says why and what would help. `kernel_needed` is
+  /// for that: "Linux 5.9". Needs CAP_BPF and CAP_NET_ADMIN.
+  static Result<std::unique_ptr<BpfObject>> load(std::span<const unsigned char> bytes,
+                                                 std::string_view kernel_needed);
+  ~BpfObject();
+  BpfObject(const BpfObject&) = delete;
+  BpfObject& operator=(const BpfObject&) = delete;
+
+  /// What is in the object, by its name in the source. The descriptors belong to this.
+  bpf_program* program(const char* name) const;
+  int program_fd(const char* name) const;
+  int map_fd(const char* name) const;
+
+  /// Of a call that has failed with this errno.
+  Error refused(std::string_view what, int error) const;
+
+ private:
+  BpfObject(bpf_object* object, std::string_view kernel_needed)
+      : object_(object), kernel_needed_(kernel_needed) {}
+
+  bpf_object* const object_;
+  const std::string_view kernel_needed_;  // a literal
+};
+
+BpfAddress to_bpf_address(const IpAddress& address);
+
+std::span<const unsigned char> steer_object();
+std::span<const unsigned char> refuse_object();
+
+}  // namespace portway

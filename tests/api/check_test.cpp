@@ -1,0 +1,223 @@
+// GET .../check with a real guest, in network namespaces: what the guest answers the node, and what its
+// clients.
+#include "api/check.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+
+#include <cerrno>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "config/fd.h"
+#include "tests/api/node.h"
+#include "tests/support/network.h"
+#include "tests/support/requirements.h"
+
+namespace portway {
+namespace {
+
+using test::NetworkNamespace;
+using test::Node;
+using test::run_command;
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::Not;
+
+constexpr std::uint16_t kPort = 3000;
+
+/// node (tap-vm-1) -- (eth0) guest, 198.19.0.2, whose default route leads to the node.
+class CheckTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    PORTWAY_NEEDS(test::why_no_namespaces());
+    host_ = std::make_unique<NetworkNamespace>();
+    guest_ = std::make_unique<NetworkNamespace>();
+    test::connect({*guest_, "eth0", "198.19.0.2/24"}, {*host_, "tap-vm-1", "198.19.0.1/24"});
+    guest_->ip("route add default via 198.19.0.1");
+  }
+
+  /// The guest's service; without a backlog, so that one connection that nobody accepts is all it has room
+  /// for.
+  Fd serve() const {
+    Fd fd;
+    guest_->run([&] {
+      constexpr int kOn = 1;
+      const Endpoint local(boost::asio::ip::make_address("198.19.0.2"), kPort);
+      fd.reset(::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+      ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &kOn, sizeof kOn);
+      ASSERT_EQ(::bind(fd.get(), local.data(), static_cast<socklen_t>(local.size())), 0);
+      ASSERT_EQ(::listen(fd.get(), 0), 0);
+    });
+    return fd;
+  }
+
+  void filter(const std::string& rule) const {
+    run_command(guest_.get(),
+                {"nft",
+                 "add table inet f; add chain inet f in { type filter hook input priority 0; }; "
+                 "add rule inet f in " +
+                     rule});
+  }
+
+  struct Found {
+    bool ok;
+    std::string guest;  // the last step's detail
+  };
+  /// Asks with a node whose guests see their clients' addresses.
+  Found check(const std::string& query = "", ReturnPath::Kind kind = ReturnPath::Kind::kProgram) const {
+    Found found{};
+    host_->run([&] {
+      const auto path = ReturnPath::start(kind).value();
+      Node node("", path.get());
+      node.put("vm-1");
+      const Response made = node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})");
+      const std::string id(Node::json(made).at("port_forward").at("id").as_string());
+      const Response answer = node.call("GET", "/instances/vm-1/port-forwards/" + id + "/check" + query);
+      ASSERT_EQ(answer.status, 200U);
+      std::string text;
+      while ((text = answer.stream->read().value()).empty()) {
+        node.context.restart();
+        ASSERT_GT(node.context.run_one_for(std::chrono::seconds(10)), 0U);
+      }
+      const auto result = boost::json::parse(text).at("check").as_object();
+      const auto& last = result.at("steps").as_array().back().as_object();
+      ASSERT_EQ(last.at("step"), "guest") << text;
+      found.ok = result.at("ok").as_bool();
+      found.guest = std::string(last.at("detail").as_string());
+      EXPECT_EQ(found.ok, last.at("ok").as_bool());
+    });
+    return found;
+  }
+
+  std::unique_ptr<NetworkNamespace> host_;
+  std::unique_ptr<NetworkNamespace> guest_;
+};
+
+// It was asked with a whole connection, which took the client's place at a service that accepts once.
+TEST_F(CheckTest, AServiceIsFoundAndGetsNoConnection) {
+  const Fd service = serve();
+  for (int i = 0; i < 3; ++i) {
+    const Found found = check();
+    EXPECT_TRUE(found.ok) << found.guest;
+    EXPECT_THAT(found.guest,
+                AllOf(HasSubstr("accepts connections"), HasSubstr("192.0.2.1"), HasSubstr("the node")));
+  }
+  EXPECT_EQ(::accept4(service.get(), nullptr, nullptr, SOCK_CLOEXEC), -1);
+  EXPECT_EQ(errno, EAGAIN);
+}
+
+TEST_F(CheckTest, AClosedPortIsClosedToBoth) {
+  const Found found = check();
+  EXPECT_FALSE(found.ok);
+  EXPECT_THAT(found.guest, HasSubstr("nothing listens on 198.19.0.2:3000"));
+}
+
+TEST_F(CheckTest, AGuestThatCannotAnswerItsClientsIsTold) {
+  const Fd service = serve();
+  guest_->ip("route del default");
+  const Found found = check();
+  EXPECT_FALSE(found.ok);
+  EXPECT_THAT(found.guest, AllOf(HasSubstr("answers the node"), HasSubstr("default route")));
+  const Found plain = check("", ReturnPath::Kind::kGuardOnly);
+  EXPECT_TRUE(plain.ok) << "clients come from the node's address";
+  EXPECT_THAT(plain.guest, Not(HasSubstr("192.0.2.1")));
+}
+
+TEST_F(CheckTest, AGuestsFilterIsToldForTheClientThatIsAskedFor) {
+  const Fd service = serve();
+  filter("ip saddr 203.0.113.9 tcp dport 3000 reject with tcp reset");
+  EXPECT_TRUE(check().ok);
+  EXPECT_TRUE(check("?client=203.0.113.8").ok);
+  const Found refused = check("?client=203.0.113.9");
+  EXPECT_FALSE(refused.ok);
+  EXPECT_THAT(refused.guest,
+              AllOf(HasSubstr("refuses"), HasSubstr("from 203.0.113.9"), HasSubstr("firewall")));
+}
+
+TEST_F(CheckTest, AGuestThatAnswersItsClientsOnlyIsWell) {
+  const Fd service = serve();
+  filter("ip saddr 198.19.0.1 tcp dport 3000 reject with tcp reset");
+  const Found found = check();
+  EXPECT_TRUE(found.ok);
+  EXPECT_THAT(found.guest, HasSubstr("The node's own address gets no such answer"));
+}
+
+TEST_F(CheckTest, AGuestThatDropsAllIsSilentToBoth) {
+  const Fd service = serve();
+  filter("tcp dport 3000 drop");
+  const Found found = check();
+  EXPECT_FALSE(found.ok);
+  EXPECT_THAT(found.guest, AllOf(HasSubstr("does not answer"), HasSubstr("and from the node")));
+}
+
+TEST_F(CheckTest, AClientThatIsTheGuestItselfComesFromTheNode) {
+  const Fd service = serve();
+  const Found found = check("?client=198.19.0.2");
+  EXPECT_TRUE(found.ok);
+  EXPECT_THAT(found.guest, Not(HasSubstr("from 198.19.0.2")));
+}
+
+TEST_F(CheckTest, ATapThatWasRenamedIsFoundByItsIndex) {
+  const Fd service = serve();
+  host_->run([&] {
+    Node node;
+    node.put("vm-1");
+    const Response made = node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})");
+    const std::string id(Node::json(made).at("port_forward").at("id").as_string());
+    CheckSubject subject{
+        .forward = node.control()
+                       .find_forward({.key_id = {}, .role = Role::kAdmin, .owner = "admin"}, "vm-1", id)
+                       .value(),
+        .instance = *node.control().registry().find_instance("vm-1"),
+        .tap_state = TapState::kUp,
+        .client = std::nullopt};
+    host_->ip("link set tap-vm-1 down");
+    host_->ip("link set tap-vm-1 name tap-new");
+    host_->ip("link set tap-new up");
+    host_->ip("link add tap-vm-1 type veth peer name other");
+    const auto stream = check_forward(node.context, subject);
+    std::string text;
+    while ((text = stream->read().value()).empty()) {
+      node.context.restart();
+      ASSERT_GT(node.context.run_one_for(std::chrono::seconds(10)), 0U);
+    }
+    EXPECT_EQ(boost::json::parse(text).at("check").at("ok"), true) << text;
+  });
+}
+
+// ---- Words for each pair of answers ----
+
+TEST(GuestStep, EachPairOfAnswersIsExplained) {
+  const Endpoint guest(boost::asio::ip::make_address("198.19.0.2"), kPort);
+  std::set<std::string> different;
+  for (const int node : {0, ECONNREFUSED, ETIMEDOUT, EHOSTUNREACH, ENETDOWN}) {
+    for (const int client : {0, ECONNREFUSED, ETIMEDOUT, EADDRNOTAVAIL}) {
+      const CheckStep step =
+          guest_step(guest, {.node = node,
+                             .client = client,
+                             .client_address = boost::asio::ip::make_address("203.0.113.9"),
+                             .any_client = false,
+                             .after = std::chrono::milliseconds(7)});
+      EXPECT_EQ(step.ok, client == 0) << step.detail;
+      EXPECT_THAT(step.detail, HasSubstr("198.19.0.2"));
+      different.insert(step.detail);
+    }
+  }
+  EXPECT_GE(different.size(), 10U);
+}
+
+TEST(GuestStep, WhereThereIsNoRightToAskNothingIsClaimed) {
+  const Endpoint guest(boost::asio::ip::make_address("198.19.0.2"), kPort);
+  const CheckStep step = guest_step(guest, {.node = EPERM, .client = std::nullopt});
+  EXPECT_TRUE(step.ok);
+  EXPECT_THAT(step.detail, HasSubstr("was not asked"));
+}
+
+}  // namespace
+}  // namespace portway
