@@ -318,7 +318,7 @@ class Session : public std::enable_shared_from_this<Session> {
   std::unique_ptr<TlsConnection> tls_;  // null once its last word is said
   asio::steady_timer timer_;
   bool timed_out_ = false;
-  asio::steady_timer wake_timer_;  // until the stream's next heartbeat
+  asio::steady_timer wake_timer_;  // until the stream's next heartbeat; cancelled by wake()
   bool woken_ = false;
   std::shared_ptr<BodyStream> stream_;  // while streaming
   const Peer peer_;
@@ -628,23 +628,32 @@ asio::awaitable<void> Session::answer_with_stream(Response response, AnswerOptio
   close();
 }
 
+/// Silence is counted from what was sent last, not from the last wake: a stream that is woken often and has
+/// nothing to say neither sends more for it nor goes without its heartbeats.
 asio::awaitable<void> Session::send_stream(bool chunked) {
+  auto heartbeat_at = steady_clock::now() + sessions_->options.stream_heartbeat;
   while (stream_ != nullptr && !sessions_->stopping) {
     woken_ = false;
-    const std::optional<std::string> piece = stream_->read();
+    std::optional<std::string> piece = stream_->read();
     if (!piece) break;
     error_code error;
     if (piece->empty()) {
-      if (woken_) continue;
-      wake_timer_.expires_after(sessions_->options.stream_heartbeat);
-      co_await wake_timer_.async_wait(into(error));
-      continue;
+      const auto now = steady_clock::now();
+      if (now < heartbeat_at) {
+        wake_timer_.expires_at(woken_ ? now : heartbeat_at);  // woken in read() already: after the others
+        co_await wake_timer_.async_wait(into(error));
+        continue;
+      }
+      heartbeat_at = now + sessions_->options.stream_heartbeat;
+      piece = stream_->heartbeat();
+      if (piece->empty()) continue;
     }
     const std::string framed = chunked ? fmt::format("{:x}\r\n{}\r\n", piece->size(), *piece) : *piece;
     set_deadline(sessions_->options.write_timeout, OnDeadline::kClose);
     error = co_await send(framed, {});
     if (error) co_return close();
     clear_deadline();
+    heartbeat_at = steady_clock::now() + sessions_->options.stream_heartbeat;
   }
   if (stream_ == nullptr) co_return;  // closed
   stream_.reset();

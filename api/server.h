@@ -38,8 +38,9 @@ struct ServerOptions {
   std::chrono::milliseconds body_timeout = std::chrono::seconds(10);  // for all of it
   std::chrono::milliseconds write_timeout =
       std::chrono::seconds(30);  // for a whole answer, or a stream's piece
-  std::chrono::milliseconds idle_timeout = std::chrono::seconds(60);      // between two requests
-  std::chrono::milliseconds stream_heartbeat = std::chrono::seconds(15);  // see BodyStream::read()
+  std::chrono::milliseconds idle_timeout = std::chrono::seconds(60);  // between two requests
+  std::chrono::milliseconds stream_heartbeat =
+      std::chrono::seconds(15);  // of silence on a stream, then BodyStream::heartbeat() is sent
   std::vector<Cidr> refused_networks =
       {};  // peers from there are closed at once: guests have no business here
 };
