@@ -78,7 +78,8 @@ CheckStep route_step(const Instance& instance) {
                   instance.guest_address.to_string(), instance.tap)};
 }
 
-/// One check; keeps itself alive while it waits for the guest.
+/// One check. While it waits for the guest it is its reader's alone: nobody is connected to for an answer
+/// that nobody takes any more.
 class Check final : public BodyStream, public std::enable_shared_from_this<Check> {
  public:
   Check(boost::asio::io_context& context, const CheckSubject& subject)
@@ -97,6 +98,21 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
   std::optional<std::string> read() override {
     if (!finished_) return "";
     if (std::exchange(read_, true)) return std::nullopt;
+    return text();
+  }
+  std::string finish_early() override {
+    if (!finished_) {
+      add({"guest", false,
+           "The instance's session ended before its guest had answered: nothing is behind the forward any "
+           "more."});
+      finish();
+    }
+    return read_ ? std::string() : text();
+  }
+  void on_ready(std::function<void()> wake) override { wake_ = std::move(wake); }
+
+ private:
+  std::string text() const {
     boost::json::array list;
     for (const CheckStep& step : steps_) {
       list.push_back({{"step", step.step}, {"ok", step.ok}, {"detail", step.detail}});
@@ -104,9 +120,7 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
     const bool ok = std::ranges::all_of(steps_, [](const CheckStep& step) { return step.ok; });
     return boost::json::serialize(boost::json::object{{"check", {{"ok", ok}, {"steps", std::move(list)}}}});
   }
-  void on_ready(std::function<void()> wake) override { wake_ = std::move(wake); }
 
- private:
   void add(CheckStep step) { steps_.push_back(std::move(step)); }
 
   void finish() {
@@ -128,11 +142,13 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
     }
     if (error) return answered(guest, error.value());
     timer_.expires_after(timeout);
-    timer_.async_wait([self = shared_from_this(), guest](error_code cancelled) {
-      if (!cancelled) self->answered(guest, ETIMEDOUT);
+    timer_.async_wait([weak = weak_from_this(), guest](error_code cancelled) {
+      const auto self = weak.lock();
+      if (self && !cancelled) self->answered(guest, ETIMEDOUT);
     });
-    socket_.async_connect(guest, [self = shared_from_this(), guest](error_code failed) {
-      if (failed != boost::asio::error::operation_aborted) self->answered(guest, failed.value());
+    socket_.async_connect(guest, [weak = weak_from_this(), guest](error_code failed) {
+      const auto self = weak.lock();
+      if (self && failed != boost::asio::error::operation_aborted) self->answered(guest, failed.value());
     });
   }
 

@@ -231,19 +231,24 @@ Result<void> Control::delete_key(const Uuid& id, const Principal& caller) {
   if (keys_.find(id) == nullptr) return Error{ErrorCode::kNotFound, "There is no API key with this id."};
   if (auto stored = store_.delete_api_key(id); !stored) return stored.error();
   keys_.remove(id);
+  streams_.recheck();
   spdlog::info("key {} deleted by key {}", to_string(id), to_string(caller.key_id));
   return {};
 }
 
 void Control::set_admin_key(std::string_view secret) {
+  const Sha256 hash = sha256(secret);
+  const ApiKey* known = keys_.find(admin_key_id_);
+  if (known != nullptr && known->secret_sha256 == hash) return;  // who uses it goes on undisturbed
   keys_.remove(admin_key_id_);
   ApiKey key;
   key.id = admin_key_id_ = make_uuid();
   key.role = Role::kAdmin;
   key.owner = "admin";
-  key.secret_sha256 = sha256(secret);
+  key.secret_sha256 = hash;
   key.created_at = now();
   keys_.add(key);
+  streams_.recheck();
 }
 
 // --- Instances.
@@ -284,6 +289,7 @@ Result<Control::PutInstance> Control::put_instance(Instance asked) {
   if (was_running) publish("instance.stopped", *known, {{"reason", to_string(SessionEnd::kReplaced)}});
   end_way(asked.id);
   const Instance& instance = registry_.put_instance(std::move(asked));
+  streams_.recheck();
   make_way(instance);
   spdlog::info("instance {}: session {} at {} behind {}", instance.id, to_string(instance.session_id),
                instance.guest_address.to_string(), instance.tap);
@@ -325,6 +331,7 @@ void Control::on_armed(const std::string& instance_id, std::int32_t tap_index) {
   // Unsaved, the session would be armed again after a restart, by whatever tap has its name then.
   if (auto stored = store_.put_instance(instance); !stored) spdlog::error("{}", stored.error().detail);
   const Instance& armed = registry_.put_instance(std::move(instance));
+  streams_.recheck();
   make_way(armed);
   for (const Forward* forward : registry_.forwards(instance_id)) {
     dataplane_.set_source(forward->id, take_source(armed, *forward));
@@ -375,6 +382,7 @@ std::vector<Forward> Control::end_in_memory(Instance stopped) {
   publish("instance.stopped", stopped,
           {{"reason", to_string(*stopped.ended)}, {"port_forwards", forwards.size()}});
   registry_.put_instance(std::move(stopped));
+  streams_.recheck();
   return forwards;
 }
 
@@ -393,6 +401,7 @@ Result<void> Control::delete_instance(std::string_view id) {
   end_way(deleted.id);
   saved_end(deleted.id);
   const std::vector<Forward> forwards = registry_.remove_instance(id);
+  streams_.recheck();
   stop_serving(forwards, ClosePolicy::kReset, CloseHow::kInstanceStopped);
   give_back_ports(forwards);
   spdlog::info("instance {} deleted", deleted.id);

@@ -22,6 +22,7 @@
 #include "api/auth.h"
 #include "api/events.h"
 #include "api/json.h"
+#include "api/streams.h"
 #include "config/config.h"
 #include "config/forward.h"
 #include "config/policy.h"
@@ -136,6 +137,7 @@ class Control {
   std::size_t forwards_failed() const { return failures_.size(); }
   const SessionWatch& watch() const { return watch_; }
   EventHub& events() { return events_; }
+  Streams& streams() { return streams_; }
   const Profile& profile_of(const Instance& instance) const;
   /// The daemon is going down: nothing new is promised any more.
   void drain() { draining_ = true; }
@@ -195,6 +197,7 @@ class Control {
   Registry registry_;
   PortAllocator ports_;
   KeyRing keys_;
+  Streams streams_{keys_, registry_};  // looks again after each change of what a stream may belong to
   Uuid admin_key_id_{};
   std::unordered_map<ForwardId, std::string, boost::hash<ForwardId>>
       failures_;  // why a restored forward is not served

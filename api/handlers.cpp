@@ -1,6 +1,7 @@
 #include "api/handlers.h"
 
 #include <fmt/format.h>
+#include <net/if.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -196,6 +197,16 @@ std::optional<ConnectionId> parse_connection_id(std::string_view text) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), id);
   if (error != std::errc() || end != text.data() + text.size() || id == 0) return std::nullopt;
   return id;
+}
+
+/// Of this session's tap; where that had no carrier yet, of the one that has its name now. 0: none.
+std::int32_t link_of(const Instance& instance) {
+  if (instance.tap_index != 0) return instance.tap_index;
+  return static_cast<std::int32_t>(::if_nametoindex(instance.tap.c_str()));
+}
+
+StreamSubject subject_of(const Instance& instance, std::int32_t tap_index = 0) {
+  return {.instance_id = instance.id, .session_id = instance.session_id, .tap_index = tap_index};
 }
 
 Error no_such_path() {
@@ -547,7 +558,16 @@ Result<Response> Api::check(const Call& call) {
     if (!address) return invalid_query("client", "client must be an IPv4 or IPv6 address.");
     subject.client = *address;
   }
-  return Response{.status = 200, .body = {}, .headers = {}, .stream = check_forward(context_, subject)};
+  const StreamTerms terms{.caller = call.caller, .subject = subject_of(instance)};
+  auto stream = open_stream(terms, [&] { return check_forward(context_, subject); });
+  if (!stream) return stream.error();
+  return Response{.status = 200, .body = {}, .headers = {}, .stream = std::move(*stream)};
+}
+
+Result<std::shared_ptr<BodyStream>> Api::open_stream(const StreamTerms& terms, const Streams::Make& make) {
+  auto stream = control_.streams().open(terms, make);
+  if (!stream && stream.error().code == ErrorCode::kConnectionLimit) ++stats_.streams_refused;
+  return stream;
 }
 
 Result<Response> Api::capture(const Call& call) {
@@ -562,12 +582,16 @@ Result<Response> Api::capture(const Call& call) {
   const std::string what =
       fmt::format("capture of forward {} of instance {} by key {}, request {}", call.path[1], call.path[0],
                   to_string(call.caller.key_id), call.request.id);
-  auto stream = start_capture(context_,
-                              {.tap = instance.tap,
+  const CaptureOptions options{.tap = instance.tap,
+                               .link = link_of(instance),
                                .guest = {instance.guest_address, found->forward.guest_port},
                                .duration = std::chrono::seconds(*seconds),
-                               .max_bytes = static_cast<std::size_t>(*max_bytes)},
-                              [what](const std::string& summary) { spdlog::info("{}: {}", what, summary); });
+                               .max_bytes = static_cast<std::size_t>(*max_bytes)};
+  const StreamTerms terms{.caller = call.caller, .subject = subject_of(instance, options.link)};
+  auto stream = open_stream(terms, [&] {
+    return start_capture(context_, options,
+                         [what](const std::string& summary) { spdlog::info("{}: {}", what, summary); });
+  });
   if (!stream) return stream.error();
   spdlog::info("{}: begins", what);
   return Response{.status = 200,
@@ -735,11 +759,14 @@ Result<Response> Api::follow_events(const Call& call) {
   if (auto known = only_query(call, {"last_event_id"}); !known) return known.error();
   const std::string_view header = call.request.header("last-event-id");
   const std::string_view last = header.empty() ? query_or(call, "last_event_id", "") : header;
+  auto stream =
+      open_stream({.caller = call.caller}, [&] { return control_.events().subscribe(call.caller, last); });
+  if (!stream) return stream.error();
   return Response{.status = 200,
                   .body = {},
                   .content_type = "text/event-stream",
                   .headers = {{"Cache-Control", "no-store"}},
-                  .stream = control_.events().subscribe(call.caller, last)};
+                  .stream = std::move(*stream)};
 }
 
 Result<Response> Api::info(const Call& call) {

@@ -5,6 +5,7 @@
 
 #include <boost/asio/io_context.hpp>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -13,6 +14,7 @@
 #include "api/message.h"
 #include "api/recent_closes.h"
 #include "api/router.h"
+#include "api/streams.h"
 #include "metrics/api_stats.h"
 #include "metrics/exporter.h"
 
@@ -70,6 +72,7 @@ class Api {
   Result<Response> list_keys(const Call& call);
   Result<Response> delete_key(const Call& call);
 
+  Result<std::shared_ptr<BodyStream>> open_stream(const StreamTerms& terms, const Streams::Make& make);
   Result<Response> recent_connections(const Call& call);
   Result<Response> check(const Call& call);
   Result<Response> capture(const Call& call);

@@ -59,6 +59,10 @@ class BodyStream {
   /// and sends it after each ServerOptions::stream_heartbeat in which nothing was. Empty: this kind of body
   /// has no such thing.
   virtual std::string heartbeat() { return {}; }
+
+  /// It is ended early, because what it is about is no more (api/streams.h): what there is still to send.
+  /// Nothing of it is called afterwards.
+  virtual std::string finish_early() { return {}; }
 };
 
 struct Response {

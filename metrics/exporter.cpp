@@ -352,7 +352,7 @@ void emit_source_modes(Sink& sink, const NodeStats& node) {
   }
 }
 
-void emit_api_server(Sink& sink, const ServerStats& server) {
+void emit_api_server(Sink& sink, const ServerStats& server, const ApiStats& api) {
   emit(sink, MetricType::Gauge, "portway_api_connections", "Connections to the API that are open now.",
        server.connections);
   emit(sink, MetricType::Counter, "portway_api_connections_total",
@@ -366,7 +366,7 @@ void emit_api_server(Sink& sink, const ServerStats& server) {
     refused.label(0, "network").add(server.connections_refused_network);
     refused.label(0, "limit").add(server.connections_refused_limit);
     refused.label(0, "tls").add(server.handshakes_failed);
-    refused.label(0, "streams").add(server.streams_refused);
+    refused.label(0, "streams").add(server.streams_refused + api.streams_refused);
   }
   emit(sink, MetricType::Counter, "portway_api_requests_refused_total",
        "Requests that never reached a route: not HTTP, too large or too slow.", server.requests_refused);
@@ -413,7 +413,7 @@ void emit_all(Sink& sink, const ExporterSources& sources, MetricsScope scope) {
        sources.forwards_failed());
   emit_ports(sink, sources.port_pool(), *sources.api);
   emit_api(sink, *sources.api);
-  emit_api_server(sink, sources.api_server());
+  emit_api_server(sink, sources.api_server(), *sources.api);
   emit_process(sink);
 }
 

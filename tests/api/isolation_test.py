@@ -1,0 +1,195 @@
+"""What belongs to one key or to one session ends with it, whoever comes after; with the real daemon."""
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import unittest
+
+sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
+from tests.support.portwayd import ADMIN, Portwayd, isolate, wait_until  # noqa: E402
+
+GUEST_PORT = 3000
+GUEST = "198.19.0.2"
+SOON_S = 10  # for what is done at once on a machine that is not overloaded
+
+
+class Stream:
+    """An answer without an end, on a connection of its own."""
+
+    def __init__(self, node, method, target, key=ADMIN):
+        secret = node.admin_key() if key == ADMIN else key
+        self.connection = node.send(
+            f"{method} {target} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {secret}\r\n\r\n".encode(), finish=False)
+        self.response = http.client.HTTPResponse(self.connection, method=method)
+        self.response.begin()
+
+    def rest(self, seconds=SOON_S):
+        """All until the body's end, which must be a clean one; nothing when it does not end in that time."""
+        deadline = time.monotonic() + seconds
+        body = b""
+        while (left := deadline - time.monotonic()) > 0:
+            self.connection.settimeout(left)
+            try:
+                piece = self.response.read1()
+            except TimeoutError:
+                break
+            if not piece:
+                return body
+            body += piece
+        return None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.response.close()
+        self.connection.close()
+
+
+def segment(payload):
+    """A frame as the guest would send it from its port."""
+    tcp = struct.pack("!HHIIBBHHH", GUEST_PORT, 40000, 1, 1, 5 << 4, 0x18, 1000, 0, 0) + payload
+    ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(tcp), 0, 0, 64, 6, 0, socket.inet_aton(GUEST),
+                     socket.inet_aton("198.18.0.9"))
+    return bytes.fromhex("020000000001020000000002") + struct.pack("!H", 0x0800) + ip + tcp
+
+
+def send_from_guest(payload, device="guest0"):
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+        raw.bind((device, 0))
+        raw.send(segment(payload))
+
+
+def ip(*arguments):
+    subprocess.run(["ip", *arguments], check=True)
+
+
+class Isolation(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        isolate()
+
+    def setUp(self):
+        self.stack = contextlib.ExitStack()
+        self.addCleanup(self.stack.close)
+
+    def start(self, *settings):
+        return self.stack.enter_context(Portwayd(*settings))
+
+    def put(self, node, **fields):
+        answer = node.put_instance("vm-1", tap="tap0", **fields)
+        self.assertIn(answer.status, (200, 201), answer)
+        self.assertTrue(wait_until(lambda: node.call("GET", "/instances/vm-1").json()["instance"]["tap_state"] == "up"))
+        created = node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": GUEST_PORT})
+        self.assertEqual(created.status, 201, created)
+        return f"/instances/vm-1/port-forwards/{created.json()['port_forward']['id']}"
+
+    # --- Keys.
+
+    def test_streams_end_with_their_key(self):
+        node = self.start()
+        forward = self.put(node)
+        alice = node.tenant_key("alice")
+        bob = node.tenant_key("bob")
+        of_admin = self.stack.enter_context(Stream(node, "GET", "/events"))
+        capture = self.stack.enter_context(Stream(node, "POST", f"{forward}/capture?seconds=60"))
+        of_alice = self.stack.enter_context(Stream(node, "GET", "/events", alice))
+        of_bob = self.stack.enter_context(Stream(node, "GET", "/events", bob))
+        keys = {key["owner"]: key["id"] for key in node.call("GET", "/api-keys").json()["api_keys"]}
+
+        def reload():
+            taken_over = node.output().count("configuration taken over")
+            node.process.send_signal(signal.SIGHUP)
+            self.assertTrue(wait_until(lambda: node.output().count("configuration taken over") > taken_over))
+
+        reload()  # nothing has changed
+        self.assertEqual(node.call("DELETE", f"/api-keys/{keys['alice']}").status, 204)
+        self.assertIsNotNone(of_alice.rest())
+        with open(f"{node.directory}/admin.key", "w", encoding="ascii") as file:
+            file.write("pwk_" + "b" * 43 + "\n")
+        reload()
+        self.assertIsNotNone(of_admin.rest())
+        self.assertIsNotNone(capture.rest())
+        node.put_instance("vm-2", tap="tap1", owner="bob")
+        self.assertTrue(wait_until(lambda: b"instance.started" in of_bob.response.read1()))
+
+    # --- Sessions.
+
+    def test_a_capture_ends_with_its_session_however_that_ends(self):
+        machine = subprocess.Popen(["sleep", "1000"])
+        self.addCleanup(machine.wait)
+        self.addCleanup(machine.kill)
+        again = (("link", "add", "tap0", "type", "veth", "peer", "name", "guest0"), ("link", "set", "guest0", "up"),
+                 ("link", "set", "tap0", "up"))
+        ends = {
+            "stop": lambda node: node.call("POST", "/instances/vm-1/stop"),
+            "delete": lambda node: node.call("DELETE", "/instances/vm-1"),
+            "another tenant's machine": lambda node: node.put_instance("vm-1", tap="tap0", owner="bob"),
+            "process gone": lambda node: machine.kill(),
+            "carrier lost": lambda node: ip("link", "set", "guest0", "down"),
+            "tap deleted": lambda node: ip("link", "del", "tap0"),
+        }
+        for name, end in ends.items():
+            with self.subTest(name), Portwayd() as node:
+                forward = self.put(node, **({"vmm_pid": machine.pid} if name == "process gone" else {}))
+                with Stream(node, "POST", f"{forward}/capture?seconds=60") as capture:
+                    head = capture.response.read1(24)
+                    self.assertEqual(head[:4], struct.pack("=I", 0xA1B23C4D))
+                    send_from_guest(b"of the first session")
+                    self.assertTrue(wait_until(lambda: b"of the first" in capture.response.read1()))
+                    end(node)
+                    if name == "carrier lost":
+                        ip("link", "set", "guest0", "up")
+                    if name == "tap deleted":
+                        for command in again:
+                            ip(*command)
+                    if name not in ("stop", "delete", "another tenant's machine"):
+                        self.assertTrue(wait_until(
+                            lambda: node.call("GET", "/instances/vm-1").json()["instance"]["state"] == "stopped"))
+                    send_from_guest(b"of the next session")
+                    rest = capture.rest()
+                self.assertIsNotNone(rest, "it goes on")
+                self.assertNotIn(b"of the next", rest)
+
+    def test_a_check_under_way_ends_with_its_session_and_says_so(self):
+        ip("address", "add", "198.19.0.1/24", "dev", "tap0")
+        self.addCleanup(ip, "address", "flush", "dev", "tap0")
+        ip("neighbor", "replace", GUEST, "lladdr", "02:00:00:00:00:77", "dev", "tap0")  # it never answers
+        node = self.start()
+        forward = self.put(node)
+        with Stream(node, "GET", f"{forward}/check") as check:
+            began = time.monotonic()
+            node.call("POST", "/instances/vm-1/stop")
+            steps = json.loads(check.rest())["check"]["steps"]
+            self.assertLess(time.monotonic() - began, 1.5, "it waited for a guest that is no more")
+        self.assertEqual((steps[-1]["step"], steps[-1]["ok"]), ("guest", False))
+        self.assertIn("session ended", steps[-1]["detail"])
+
+    # --- Shares.
+
+    def test_one_tenants_streams_lock_out_nobody(self):
+        node = self.start()
+        alice = node.tenant_key("alice")
+        streams = [self.stack.enter_context(Stream(node, "GET", "/events", alice)) for _ in range(64)]
+        opened = sum(stream.response.status == 200 for stream in streams)
+        self.assertEqual(opened, 8)
+        self.assertEqual(self.stack.enter_context(Stream(node, "GET", "/events")).response.status, 200)
+        bob = node.tenant_key("bob")
+        self.assertEqual(self.stack.enter_context(Stream(node, "GET", "/events", bob)).response.status, 200)
+        streams[0].connection.close()
+        streams[0].response.close()
+
+        def room_again():
+            with Stream(node, "GET", "/events", alice) as another:
+                return another.response.status == 200
+        self.assertTrue(wait_until(room_again))
+
+
+if __name__ == "__main__":
+    unittest.main()
