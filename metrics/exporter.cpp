@@ -406,6 +406,11 @@ void emit_all(Sink& sink, const ExporterSources& sources, MetricsScope scope) {
   emit(sink, MetricType::Counter, "portway_access_log_dropped_total",
        "Lines of the access log that were lost because the disk was too slow or refused them; should stay 0.",
        sources.access_log_dropped());
+  emit(sink, MetricType::Counter, "portway_log_lines_dropped_total",
+       "Lines of the daemon's own log, on standard error, that were lost because they were not read fast "
+       "enough "
+       "or could not be written; should stay 0.",
+       sources.log_lines_dropped());
   emit(sink, MetricType::Gauge, "portway_forwards_failed",
        "Forwards that are promised and not served: another program has the port, or the guest's address is "
        "not "

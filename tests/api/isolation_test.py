@@ -1,13 +1,16 @@
 """What belongs to one key or to one session ends with it, whoever comes after; with the real daemon."""
 import contextlib
+import fcntl
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 
@@ -89,6 +92,62 @@ class Isolation(unittest.TestCase):
         created = node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": GUEST_PORT})
         self.assertEqual(created.status, 201, created)
         return f"/instances/vm-1/port-forwards/{created.json()['port_forward']['id']}"
+
+    # --- The log.
+
+    def start_with_a_log_that_nobody_reads(self):
+        """Returns the daemon and the pipe's reading end, of a pipe that is full already."""
+        reading, writing = os.pipe()
+        self.addCleanup(os.close, reading)
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+        # By an open file description of our own: the daemon's must stay a blocking one.
+        other = os.open(f"/proc/self/fd/{writing}", os.O_WRONLY | os.O_NONBLOCK)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(other, b"\n")
+        os.close(other)
+        # Thousands of commits follow: not on a real disk.
+        store = self.stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm"))
+        node = self.stack.enter_context(
+            Portwayd("api.listen=127.0.0.1:8080", f"store.path={store}/portway.db", start=False))
+        node.start(stderr=writing, port=8080)
+        os.close(writing)
+        return node, reading
+
+    def test_a_log_that_nobody_reads_stops_nothing_and_says_later_what_is_missing(self):
+        node, reading = self.start_with_a_log_that_nobody_reads()
+        self.put(node)
+        self.addCleanup(ip, "link", "set", "guest0", "up")
+        ip("link", "set", "guest0", "down")
+        self.assertTrue(wait_until(
+            lambda: node.call("GET", "/instances/vm-1").json()["instance"].get("reason") == "carrier_lost", SOON_S))
+
+        def dropped():
+            metrics = node.call("GET", "/metrics?scope=node").body.decode()
+            return int(re.search(r"^portway_log_lines_dropped_total (\d+)$", metrics, re.MULTILINE)[1])
+
+        for i in range(100):
+            for owner in ("alice", "bob") * 50:  # each is a new session, and a line
+                self.assertIn(node.put_instance("vm-2", owner=owner).status, (200, 201))
+            if dropped() > 0:
+                break
+        lost = dropped()
+        self.assertGreater(lost, 0)
+        text = b""
+        while (note := re.search(rb"warning (\d+) lines of this log are missing here", text)) is None or b"vm-3" not in text:
+            text += os.read(reading, 65536)
+            if note and b"vm-3" not in text:
+                node.put_instance("vm-3", tap="t3")
+        self.assertEqual(int(note[1]), lost)
+        self.assertLess(text.find(b"missing here"), text.find(b"vm-2"), "the oldest lines are the ones that are missing")
+        self.assertEqual(dropped(), lost)
+
+    def test_a_log_that_nobody_reads_does_not_hold_up_the_end(self):
+        node, _ = self.start_with_a_log_that_nobody_reads()
+        self.put(node)
+        began = time.monotonic()
+        self.assertEqual(node.stop(), 0)
+        self.assertLess(time.monotonic() - began, SOON_S)
 
     # --- Keys.
 

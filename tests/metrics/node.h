@@ -48,6 +48,7 @@ struct Node {
                          },
                      .port_pool = [this] { return pool; },
                      .access_log_dropped = [] { return std::uint64_t{0}; },
+                     .log_lines_dropped = [] { return std::uint64_t{0}; },
                      .forwards_failed = [] { return std::uint64_t{0}; },
                      .api_server = [this] { return api_server; },
                      .api = &api});

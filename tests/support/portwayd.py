@@ -8,6 +8,7 @@ import ctypes
 import http.client
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -74,8 +75,8 @@ class Portwayd:
         if start:
             self.start()
 
-    def start(self, environment=None):
-        """Raises Ended when it ends before it is ready."""
+    def start(self, environment=None, stderr=None, port=None):
+        """Raises Ended when it ends before it is ready. With a descriptor for its log, `port` is where its API listens."""
         ready_path = f"{self.directory}/notify"
         if os.path.exists(ready_path):
             os.unlink(ready_path)
@@ -86,19 +87,27 @@ class Portwayd:
             began = log.tell()
             command = [os.environ["PORTWAY_DAEMON"], *(f"--set={setting}" for setting in self.settings)]
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=self.directory,
+                command, stdout=log, stderr=log if stderr is None else stderr, cwd=self.directory,
                 preexec_fn=lambda: _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
                 env={**os.environ, "NOTIFY_SOCKET": ready_path, **(environment or {})})
             pidfd = os.pidfd_open(self.process.pid)
             events = select.select([ready, pidfd], [], [], START_TIMEOUT_S)[0]
             os.close(pidfd)
-            log.seek(began)
-            printed = log.read().decode()
-        if ready not in events:
-            self.kill()
-            raise Ended(f"portwayd did not become ready:\n{printed}")
-        line = next(line for line in printed.splitlines() if "listens on http://" in line)
-        self.port = int(line.split("listens on http://")[1].split(",")[0].rpartition(":")[2])
+
+            def printed():
+                log.seek(began)
+                return log.read().decode()
+
+            if ready not in events:
+                self.kill()
+                raise Ended(f"portwayd did not become ready:\n{printed()}")
+            self.port = port
+            if port is not None:
+                return
+            # The log is written by a thread of its own, soon.
+            said = re.compile(r"listens on http://\S*:(\d+),")
+            assert wait_until(lambda: said.search(printed())), printed()
+            self.port = int(said.search(printed())[1])
 
     def kill(self):
         self.close_connection()
