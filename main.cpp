@@ -61,7 +61,9 @@ Result<Config> read_config(const Arguments& arguments) {
 
 std::vector<std::string> warnings(const Config& config) {
   std::vector<std::string> all = config_warnings(config);
-  if (auto overlap = ephemeral_overlap_warning(config.ports.range)) all.push_back(std::move(*overlap));
+  if (const auto overlap = ephemeral_overlap(config.ports.range)) {
+    all.push_back(overlap->problem + " " + overlap->remedy);
+  }
   return all;
 }
 

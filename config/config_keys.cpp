@@ -268,7 +268,9 @@ std::vector<ConfigKey> make_keys() {
       text_key<PortRange>(
           "ports.range", [](T t) -> auto& { return t.config.ports.range; }, parse_host_ports, to_string,
           "The host ports given to forwards, first-last, within 1024-65535. Keep them apart from the "
-          "kernel's net.ipv4.ip_local_port_range, or reserve them with net.ipv4.ip_local_reserved_ports."),
+          "kernel's net.ipv4.ip_local_port_range. Where they overlap they can be reserved with "
+          "net.ipv4.ip_local_reserved_ports, if that leaves the node enough ports (8192 or more) for its own "
+          "outgoing connections; the log and portway doctor name values that fit."),
       list_key<Cidr>(
           "guests.networks", 0, kGuestNetworksMax, [](T t) -> auto& { return t.config.guests.networks; },
           Cidr::parse, show_network,
