@@ -453,16 +453,18 @@ Result<std::vector<ForwardStatus>> Control::create_forwards(const Principal& cal
   std::vector<Forward> forwards;
   std::vector<ForwardStatus> made;
   for (std::size_t i = 0; i < specs.size(); ++i) {
-    forwards.push_back({.id = make_uuid(),
-                        .instance_id = instance.id,
-                        .session_id = instance.session_id,
-                        .guest_port = specs[i].guest_port,
-                        .host_port = leases[i]->port(),
-                        .protocol = specs[i].protocol,
-                        .label = specs[i].label,
-                        .created_at = now(),
-                        .limits = specs[i].limits,
-                        .source_mode = specs[i].source_mode});
+    forwards.push_back(
+        {.id = make_uuid(),
+         .instance_id = instance.id,
+         .session_id = instance.session_id,
+         .guest_port = specs[i].guest_port,
+         .host_port = leases[i]->port(),
+         .protocol = specs[i].protocol,
+         .label = specs[i].label,
+         .created_at = now(),
+         .limits = specs[i].limits,
+         .source_mode = specs[i].source_mode,
+         .admin_limits = caller.role == Role::kAdmin ? set_limits(specs[i].limits) : LimitSet()});
     made.push_back(status_of(forwards.back()));
     made.back().stats = ForwardStats{.id = forwards.back().id};
   }
@@ -487,7 +489,17 @@ Result<ForwardStatus> Control::update_forward(const Principal& caller, std::stri
     if (auto checked = check_label(*change.label); !checked) return checked.error();
     forward.label = *change.label;
   }
-  if (change.limits) forward.limits = *change.limits;
+  if (change.limits) {
+    if (auto checked = check_limits_given(caller.role, change.given, forward.admin_limits); !checked) {
+      return checked.error();
+    }
+    forward.limits = *change.limits;
+    // What an admin takes away is the tenant's again.
+    if (caller.role == Role::kAdmin) {
+      forward.admin_limits =
+          (forward.admin_limits & ~change.given) | (set_limits(forward.limits) & change.given);
+    }
+  }
   if (change.source_mode) {
     if (auto checked = check_source_mode(*change.source_mode); !checked) return checked.error();
     forward.source_mode = *change.source_mode;

@@ -105,19 +105,25 @@ Response replayed(const IdempotentAnswer& answer) {
   return response;
 }
 
-/// Replaces the limits that are given; null takes one away.
-void read_limits(JsonFields& fields, TrafficLimits& limits) {
-  if (fields.given("allowed_cidrs"))
-    limits.allowed_cidrs = fields.networks("allowed_cidrs", kAllowedCidrsMax);
-  const auto read = [&fields](std::string_view name, std::int64_t most, auto& limit) {
-    if (!fields.given(name)) return;
-    limit = static_cast<std::remove_reference_t<decltype(limit)>>(
-        fields.integer_or_none(name, 1, most).value_or(0));
+/// Replaces the limits that are given, and returns which these are; null takes one away.
+LimitSet read_limits(JsonFields& fields, TrafficLimits& limits) {
+  LimitSet given;
+  const auto is_given = [&](Limit limit) {
+    return given[static_cast<std::size_t>(limit)] = fields.given(to_string(limit));
   };
-  read("max_connections", kConnectionsLimitMax, limits.max_connections);
-  read("max_connections_per_source", kConnectionsLimitMax, limits.max_connections_per_source);
-  read("max_new_connections_per_second", kConnectionsLimitMax, limits.max_new_connections_per_second);
-  read("max_bytes_per_second", kBytesLimitMax, limits.max_bytes_per_second);
+  if (is_given(Limit::kAllowedCidrs)) {
+    limits.allowed_cidrs = fields.networks(to_string(Limit::kAllowedCidrs), kAllowedCidrsMax);
+  }
+  const auto read = [&](Limit name, std::int64_t most, auto& limit) {
+    if (!is_given(name)) return;
+    limit = static_cast<std::remove_reference_t<decltype(limit)>>(
+        fields.integer_or_none(to_string(name), 1, most).value_or(0));
+  };
+  read(Limit::kMaxConnections, kConnectionsLimitMax, limits.max_connections);
+  read(Limit::kMaxConnectionsPerSource, kConnectionsLimitMax, limits.max_connections_per_source);
+  read(Limit::kMaxNewConnectionsPerSecond, kConnectionsLimitMax, limits.max_new_connections_per_second);
+  read(Limit::kMaxBytesPerSecond, kBytesLimitMax, limits.max_bytes_per_second);
+  return given;
 }
 
 SourceMode read_source_mode(JsonFields& fields) {
@@ -445,9 +451,9 @@ Result<Response> Api::update_forward(const Call& call) {
   const auto found = control_.find_forward(call.caller, call.path[0], call.path[1]);
   if (!found) return found.error();
   JsonFields fields(call.request);
-  ForwardChange change{.label = std::nullopt, .limits = found->forward.limits};
+  ForwardChange change{.label = std::nullopt, .limits = found->forward.limits, .given = {}};
   if (fields.given("label")) change.label = fields.string_or("label", "");
-  read_limits(fields, *change.limits);
+  change.given = read_limits(fields, *change.limits);
   if (fields.given("source_mode")) change.source_mode = read_source_mode(fields);
   if (auto error = fields.finish()) return *error;
   const auto updated = control_.update_forward(call.caller, call.path[0], call.path[1], change);

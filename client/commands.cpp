@@ -214,7 +214,9 @@ std::vector<Command> forward_commands() {
        .run = run_request},
       {.noun = "forwards",
        .verb = "update",
-       .summary = "Change a forward in place; its ports stay.",
+       .summary =
+           "Change a forward in place; its ports stay. Limits that an admin has set (admin_limits) are "
+           "the admin's to change.",
        .parameters = {kInstance, kForward, kLabel, kTraffic[0], kTraffic[1], kTraffic[2], kTraffic[3],
                       kTraffic[4], kTraffic[5]},
        .method = "PATCH",

@@ -147,6 +147,16 @@ Result<void> check_forward(const ForwardSpec& spec, const ForwardLimits& limits)
   return {};
 }
 
+Result<void> check_limits_given(Role role, const LimitSet& given, const LimitSet& admin_limits) {
+  const std::vector<std::string_view> names = names_of(given & admin_limits);
+  if (role == Role::kAdmin || names.empty()) return {};
+  const std::string name(names.front());
+  return Error{ErrorCode::kForbidden,
+               "An admin has set this forward's " + name +
+                   ", and only an admin may change it or take it away; leave it out, or ask the operator.",
+               name};
+}
+
 Result<void> check_guest_address(const IpAddress& address, std::span<const Cidr> guest_networks,
                                  std::span<const IpAddress> host_addresses) {
   if (const std::string_view what = special_use(address); !what.empty()) {

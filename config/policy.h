@@ -38,6 +38,9 @@ struct ForwardLimits {
 /// first.
 Result<void> check_forward(const ForwardSpec& spec, const ForwardLimits& limits);
 
+/// kForbidden, with the first of the limits as the field, when a tenant names one that an admin has set.
+Result<void> check_limits_given(Role role, const LimitSet& given, const LimitSet& admin_limits);
+
 /// 0-63 bytes of UTF-8 without control characters, else kInvalidLabel.
 Result<void> check_label(std::string_view label);
 

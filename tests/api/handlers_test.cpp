@@ -15,6 +15,7 @@ namespace portway {
 namespace {
 
 using test::Node;
+using testing::HasSubstr;
 
 std::string header(const Response& response, std::string_view name) {
   for (const auto& [key, value] : response.headers) {
@@ -528,6 +529,86 @@ TEST(Api, LimitsAreSetChangedAndTakenAway) {
         R"({"max_new_connections_per_second": 1.5})"}) {
     EXPECT_EQ(node.call("PATCH", path, wrong).status, 422U) << wrong;
   }
+}
+
+class AdminLimits : public testing::Test {
+ protected:
+  AdminLimits() { node_.put("vm-1"); }
+
+  /// The path of a new forward.
+  std::string create(const std::string& body, std::string_view key) {
+    const Response made = node_.call("POST", "/instances/vm-1/port-forwards", body, key);
+    EXPECT_EQ(made.status, 201U) << made.body;
+    return "/instances/vm-1/port-forwards/" + forward_id(made);
+  }
+  boost::json::object forward(const std::string& path) {
+    return Node::json(node_.call("GET", path)).at("port_forward").as_object();
+  }
+  void expect_refused(const std::string& path, const std::string& body, const std::string& field) {
+    const Response refused = node_.call("PATCH", path, body, tenant_);
+    EXPECT_EQ(refused.status, 403U) << body;
+    EXPECT_EQ(Node::code(refused), "forbidden");
+    EXPECT_EQ(Node::json(refused).at("field").as_string(), field);
+    EXPECT_THAT(std::string(Node::json(refused).at("detail").as_string()), HasSubstr("An admin has set"));
+  }
+
+  Node node_;
+  const std::string admin_{Node::kAdminKey};
+  const std::string tenant_ = node_.tenant_key();
+};
+
+// The operator throttled a forward, and its tenant lifted that with the next PATCH.
+TEST_F(AdminLimits, AreTheAdminsToChangeAndSurviveARestart) {
+  const std::string path = create(R"({"guest_port": 3000, "max_connections": 10})", tenant_);
+  EXPECT_FALSE(forward(path).contains("admin_limits"));
+  ASSERT_EQ(
+      node_.call("PATCH", path, R"({"max_connections": 5, "allowed_cidrs": ["203.0.113.0/24"]})").status,
+      200U);
+  for (int run = 0; run < 2; ++run) {
+    EXPECT_EQ(forward(path).at("admin_limits"), (boost::json::array{"allowed_cidrs", "max_connections"}));
+    for (const std::string value : {"100", "5", "1", "null"}) {
+      expect_refused(path, R"({"max_connections": )" + value + "}", "max_connections");
+    }
+    expect_refused(path, R"({"allowed_cidrs": []})", "allowed_cidrs");
+    expect_refused(path, R"({"label": "x", "max_connections": null})", "max_connections");
+    EXPECT_EQ(forward(path).at("max_connections"), 5);
+    EXPECT_EQ(forward(path).at("label"), "") << "nothing of a refused change is made";
+    node_.restart();
+  }
+  // What no admin has set stays the tenant's, and where its guest sees its clients from always is.
+  const Response own = node_.call(
+      "PATCH", path, R"({"label": "mine", "max_bytes_per_second": 1000, "source_mode": "plain"})", tenant_);
+  EXPECT_EQ(own.status, 200U) << own.body;
+  EXPECT_EQ(node_.call("PATCH", path, R"({"max_bytes_per_second": null})", tenant_).status, 200U);
+}
+
+TEST_F(AdminLimits, AreGivenBackByTakingThemAway) {
+  const std::string path =
+      create(R"({"guest_port": 3000, "max_connections": 5, "max_bytes_per_second": 1000})", admin_);
+  EXPECT_EQ(forward(path).at("admin_limits"),
+            (boost::json::array{"max_connections", "max_bytes_per_second"}));
+  expect_refused(path, R"({"max_bytes_per_second": 2000})", "max_bytes_per_second");
+  ASSERT_EQ(node_.call("PATCH", path, R"({"max_bytes_per_second": null, "label": "x"})").status, 200U);
+  EXPECT_EQ(forward(path).at("admin_limits"), boost::json::array{"max_connections"});
+  EXPECT_EQ(node_.call("PATCH", path, R"({"max_bytes_per_second": 2000})", tenant_).status, 200U);
+  EXPECT_EQ(forward(path).at("admin_limits"), boost::json::array{"max_connections"}) << "a tenant's own";
+  ASSERT_EQ(node_.call("PATCH", path, R"({"max_connections": null})").status, 200U);
+  EXPECT_FALSE(forward(path).contains("admin_limits"));
+}
+
+TEST_F(AdminLimits, AreRememberedOfABatchToo) {
+  const Response made = node_.call("POST", "/instances/vm-1/port-forwards:batch", R"({"port_forwards": [
+      {"guest_port": 3000, "max_connections": 5}, {"guest_port": 3001}]})");
+  ASSERT_EQ(made.status, 201U) << made.body;
+  const auto list = Node::json(made).at("port_forwards").as_array();
+  EXPECT_EQ(list[0].at("admin_limits"), boost::json::array{"max_connections"});
+  EXPECT_FALSE(list[1].as_object().contains("admin_limits"));
+  const std::string path = "/instances/vm-1/port-forwards/" + std::string(list[0].at("id").as_string());
+  expect_refused(path, R"({"max_connections": 6})", "max_connections");
+  const Response own =
+      node_.call("POST", "/instances/vm-1/port-forwards:batch",
+                 R"({"port_forwards": [{"guest_port": 3002, "max_connections": 5}]})", tenant_);
+  EXPECT_FALSE(Node::json(own).at("port_forwards").at(0).as_object().contains("admin_limits"));
 }
 
 TEST(Api, ACaptureHasBoundsAndNeedsAnAdmin) {
