@@ -12,6 +12,7 @@
 #include <boost/url/url_view.hpp>
 #include <charconv>
 #include <chrono>
+#include <functional>
 #include <initializer_list>
 #include <type_traits>
 #include <utility>
@@ -97,6 +98,23 @@ Result<ClosePolicy> close_policy(const Call& call) {
 /// Whose idempotency keys these are: those of one owner's keys are one set.
 std::string scope_of(const Principal& caller) {
   return fmt::format("{}:{}", to_string(caller.role), caller.owner);
+}
+
+/// The ids of the forwards that the answer tells of; none where it makes no sense.
+std::vector<std::optional<Uuid>> forwards_in(const IdempotentAnswer& answer) {
+  std::vector<std::optional<Uuid>> ids;
+  const auto add = [&ids](const boost::json::value& forward) {
+    const auto* object = forward.if_object();
+    const auto* id = object == nullptr ? nullptr : object->if_contains("id");
+    ids.push_back(id != nullptr && id->is_string() ? parse_uuid(id->get_string()) : std::nullopt);
+  };
+  boost::system::error_code error;
+  const boost::json::value body = boost::json::parse(answer.body, error);
+  if (error || !body.is_object()) return ids;
+  if (const auto* one = body.get_object().if_contains("port_forward")) add(*one);
+  const auto* list = body.get_object().if_contains("port_forwards");
+  if (list != nullptr && list->is_array()) std::ranges::for_each(list->get_array(), add);
+  return ids;
 }
 
 Response replayed(const IdempotentAnswer& answer) {
@@ -390,15 +408,39 @@ Result<Response> Api::create_forwards(const Call& call) {
   });
 }
 
+/// An answer may be given again as long as all that it promises is there, in the same session.
+Result<void> Api::check_answer(const IdempotentAnswer& answer, const Instance& instance) const {
+  const std::vector<std::optional<Uuid>> ids = forwards_in(answer);
+  const auto is_there = [&](const std::optional<Uuid>& id) {
+    const Forward* forward = id ? control_.registry().find_forward(*id) : nullptr;
+    return forward != nullptr && forward->instance_id == instance.id &&
+           forward->session_id == instance.session_id;
+  };
+  const auto gone = std::ranges::count_if(ids, std::not_fn(is_there));
+  if (gone == 0 && !ids.empty()) return {};
+  return Error{
+      ErrorCode::kIdempotentAnswerGone,
+      fmt::format("Of the {} port forwards that this Idempotency-Key made, {} have ended since: they "
+                  "were deleted, or their session is over. Use a new Idempotency-Key to make new ones.",
+                  ids.size(), gone),
+      "idempotency-key"};
+}
+
 /// With an Idempotency-Key, the same request gets the same answer again, also after a crash.
 Result<Response> Api::create(const Call& call, std::span<const ForwardSpec> specs,
                              const std::function<Response(std::span<const ForwardStatus>)>& answer) {
   const auto asked = idempotent_request(call);
   if (!asked) return asked.error();
   if (*asked) {
+    // Before anything else: an instance may be another owner's by now.
+    const auto instance = control_.find_instance(call.caller, call.path[0]);
+    if (!instance) return instance.error();
     const auto known = control_.find_answer((*asked)->scope, (*asked)->key);
     if (!known) return known.error();
-    if (*known && (*known)->request_sha256 == (*asked)->request_sha256) return replayed(**known);
+    if (*known && (*known)->request_sha256 == (*asked)->request_sha256) {
+      if (auto holds = check_answer(**known, **instance); !holds) return holds.error();
+      return replayed(**known);
+    }
     if (*known) {
       return Error{ErrorCode::kIdempotencyKeyReused,
                    "This Idempotency-Key came with another request before; make a new one for each request.",

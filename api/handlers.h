@@ -53,6 +53,7 @@ class Api {
   Result<Response> create(const Call& call, std::span<const ForwardSpec> specs,
                           const std::function<Response(std::span<const ForwardStatus>)>& answer);
   Result<std::optional<IdempotentAnswer>> idempotent_request(const Call& call) const;
+  Result<void> check_answer(const IdempotentAnswer& answer, const Instance& instance) const;
   Result<Response> update_forward(const Call& call);
   Result<Response> list_forwards(const Call& call);
   Result<Response> get_forward(const Call& call);

@@ -23,7 +23,8 @@ const Parameter kLabel{
 const Parameter kIdempotencyKey{.name = "--idempotency-key",
                                 .help =
                                     "Makes it safe to repeat the command: the server answers the same "
-                                    "key with the first answer, and makes nothing twice.",
+                                    "key with the first answer, and makes nothing twice. Refused once "
+                                    "what the key made has ended.",
                                 .place = Place::kHeader,
                                 .field = "Idempotency-Key"};
 /// How a forward treats its traffic, in the body.

@@ -665,6 +665,62 @@ TEST(Api, TheSameRequestWithTheSameIdempotencyKeyGetsTheSameAnswerAlsoAfterARest
   EXPECT_EQ(node.call_once("again", "POST", path, R"({"guest_port": 3001})", node.tenant_key()).status, 201U);
 }
 
+// A 201 promises a port that leads to the caller's guest: said again after that has ended, it would send
+// clients to whoever has the port next.
+TEST(Api, AnAnswerIsNotGivenAgainWhenWhatItMadeIsGone) {
+  const std::string path = "/instances/vm-1/port-forwards";
+  const std::string body = R"({"guest_port": 3000})";
+  for (const std::string end : {"forward deleted", "stopped", "new session", "deleted and registered anew"}) {
+    Node node;
+    node.put("vm-1");
+    const std::string tenant = node.tenant_key();
+    const Response first = node.call_once("again", "POST", path, body, tenant);
+    ASSERT_EQ(first.status, 201U) << first.body;
+    if (end == "forward deleted") node.call("DELETE", path + "/" + forward_id(first));
+    if (end == "stopped" || end == "new session") node.call("POST", "/instances/vm-1/stop");
+    if (end == "deleted and registered anew") node.call("DELETE", "/instances/vm-1");
+    if (end != "forward deleted" && end != "stopped") node.put("vm-1");
+    for (int run = 0; run < 2; ++run) {
+      const Response again = node.call_once("again", "POST", path, body, tenant);
+      EXPECT_EQ(again.status, 409U) << end << ": " << again.body;
+      EXPECT_EQ(Node::code(again), "idempotent_answer_gone") << end;
+      EXPECT_EQ(node.control().registry().forward_count(), 0U) << "nor is it made again";
+      node.restart();
+    }
+    if (end == "stopped") node.put("vm-1");
+    EXPECT_EQ(node.call_once("anew", "POST", path, body, tenant).status, 201U) << end;
+  }
+}
+
+TEST(Api, AnAnswerIsNotGivenAgainToWhoDoesNotSeeTheInstanceAnyMore) {
+  Node node;
+  node.put("vm-1", "alice");
+  const std::string path = "/instances/vm-1/port-forwards";
+  const std::string alice = node.tenant_key("alice");
+  ASSERT_EQ(node.call_once("again", "POST", path, R"({"guest_port": 3000})", alice).status, 201U);
+  node.put("vm-1", "bob");
+  EXPECT_EQ(node.call_once("again", "POST", path, R"({"guest_port": 3000})", alice).status, 404U);
+  node.call("DELETE", "/instances/vm-1");
+  EXPECT_EQ(node.call_once("again", "POST", path, R"({"guest_port": 3000})", alice).status, 404U);
+}
+
+TEST(Api, ABatchsAnswerIsNotGivenAgainWhenOneOfItsForwardsIsGone) {
+  Node node;
+  node.put("vm-1");
+  const std::string path = "/instances/vm-1/port-forwards";
+  const std::string body = R"({"port_forwards": [{"guest_port": 3000}, {"guest_port": 3001}]})";
+  const Response first = node.call_once("again", "POST", path + ":batch", body);
+  ASSERT_EQ(first.status, 201U);
+  EXPECT_EQ(node.call_once("again", "POST", path + ":batch", body).body, first.body);
+  const std::string second(Node::json(first).at("port_forwards").at(1).at("id").as_string());
+  node.call("DELETE", path + "/" + second);
+  const Response again = node.call_once("again", "POST", path + ":batch", body);
+  EXPECT_EQ(again.status, 409U);
+  EXPECT_EQ(Node::code(again), "idempotent_answer_gone");
+  EXPECT_THAT(again.body, HasSubstr("Of the 2 port forwards"));
+  EXPECT_EQ(node.control().registry().forward_count(), 1U);
+}
+
 TEST(Api, WhatWasRefusedMayBeTriedAgainWithTheSameIdempotencyKey) {
   Node node;
   node.put("vm-1");

@@ -456,6 +456,9 @@ class OpenApi(unittest.TestCase):
         self.assertEqual(again.headers["location"], first.headers["location"])
         self.ask("POST", path, {"guest_port": 5001}, headers=key, status=422, code="idempotency_key_reused")
         self.ask("POST", path, {"guest_port": 5002}, key=self.tenant, headers=key, status=201)
+        made = first.json()["port_forward"]["id"]
+        self.ask("DELETE", "/instances/{id}/port-forwards/{forward_id}", forward_id=made, status=204)
+        self.ask("POST", path, {"guest_port": 5000}, headers=key, status=409, code="idempotent_answer_gone")
         for wrong in ("x" * 256, "\u00e4"):
             self.ask("POST", path, {"guest_port": 5003}, headers={"Idempotency-Key": wrong}, status=422,
                      code="invalid_request")
