@@ -250,10 +250,13 @@ class Daemon {
   }
 
  private:
+  /// Whether a client is a guest is looked up in the one configuration that SIGHUP changes.
   ServerOptions server_options(const ListenAddress& listen) const {
     return {.listen = listen,
             .body_max_bytes = config_.api.body_max_bytes,
-            .refused_networks = config_.api.allow_guests ? std::vector<Cidr>() : config_.guests.networks};
+            .refuses = [this](const ClientOrigin& client) {
+              return !control_.config().api.allow_guests && control_.is_guest(client.address, client.link);
+            }};
   }
 
   void wait_for_signal() {
@@ -352,6 +355,8 @@ class Daemon {
       spdlog::error("SIGHUP: the admin key stays as it was: {}", admin_key.error().detail);
     }
     const std::vector<std::string> need_restart = control_.reload(*wanted);
+    api_server_->drop_refused();
+    if (metrics_server_) metrics_server_->drop_refused();
     for (const std::string& warning : warnings(*wanted)) spdlog::warn("{}", warning);
     if (auto certificate = api_server_->reload_tls(); !certificate) {
       spdlog::error("SIGHUP: the certificate stays as it was: {}", certificate.error().detail);

@@ -1,9 +1,11 @@
 #include "api/control.h"
 
 #include <fmt/format.h>
+#include <net/if.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <array>
 #include <functional>
 #include <map>
 #include <thread>
@@ -707,6 +709,15 @@ const Profile& Control::profile_of(const Instance& instance) const {
   const auto found = config_.profiles.find(instance.profile);
   // A profile that the configuration no longer has: the default's limits.
   return found != config_.profiles.end() ? found->second : config_.profiles.find("default")->second;
+}
+
+bool Control::is_guest(const IpAddress& address, std::int32_t link) const {
+  if (is_guest_address(address, config_.guests.networks)) return true;
+  std::array<char, IF_NAMESIZE> name{};
+  if (link == 0 || address.is_loopback() ||
+      ::if_indextoname(static_cast<unsigned>(link), name.data()) == nullptr)
+    return false;
+  return registry_.has_tap(link, name.data());
 }
 
 void Control::tell_refused(const CloseRecord& record) {

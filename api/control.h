@@ -138,6 +138,10 @@ class Control {
   const SessionWatch& watch() const { return watch_; }
   EventHub& events() { return events_; }
   Streams& streams() { return streams_; }
+  /// Whether a client of the node's own listeners is a guest: by its address, or since it comes over the tap
+  /// of a running instance, whatever its address is. `link` is the interface's index; 0: not known. By the
+  /// configuration and the instances of this moment.
+  bool is_guest(const IpAddress& address, std::int32_t link) const;
   const Profile& profile_of(const Instance& instance) const;
   /// The daemon is going down: nothing new is promised any more.
   void drain() { draining_ = true; }

@@ -60,6 +60,10 @@ Result<void> check_instance(const Instance& instance, const InstanceLimits& limi
 Result<void> check_guest_address(const IpAddress& address, std::span<const Cidr> guest_networks,
                                  std::span<const IpAddress> host_addresses);
 
+/// Whether a client with this address is a guest as far as the address tells: inside a guest network, or
+/// link-local, which a guest is to its node by whatever address it has besides.
+bool is_guest_address(const IpAddress& address, std::span<const Cidr> guest_networks);
+
 /// Shapes of names; kInvalidRequest with the field.
 Result<void> check_instance_id(std::string_view id);  // 1-64 of [A-Za-z0-9._-], not "." or ".."
 Result<void> check_tap(
