@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <signal.h>
-#include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -21,6 +20,7 @@
 #include "api/access_log.h"
 #include "api/auth.h"
 #include "api/control.h"
+#include "api/daemon_log.h"
 #include "api/handlers.h"
 #include "api/notify.h"
 #include "api/recent_closes.h"
@@ -61,7 +61,9 @@ Result<Config> read_config(const Arguments& arguments) {
 
 std::vector<std::string> warnings(const Config& config) {
   std::vector<std::string> all = config_warnings(config);
-  if (auto overlap = ephemeral_overlap_warning(config.ports.range)) all.push_back(std::move(*overlap));
+  if (const auto overlap = ephemeral_overlap(config.ports.range)) {
+    all.push_back(overlap->problem + " " + overlap->remedy);
+  }
   return all;
 }
 
@@ -182,11 +184,13 @@ bool got_through(CloseHow how) {
 /// The daemon, put together: each part is given what it uses, and nothing else.
 class Daemon {
  public:
-  Daemon(const Config& config, const Arguments& arguments, std::unique_ptr<boost::asio::io_context> context,
-         std::unique_ptr<Store> store, std::unique_ptr<Proxy> proxy, std::unique_ptr<SessionWatch> watch,
+  Daemon(const Config& config, const Arguments& arguments, const DaemonLog& log,
+         std::unique_ptr<boost::asio::io_context> context, std::unique_ptr<Store> store,
+         std::unique_ptr<Proxy> proxy, std::unique_ptr<SessionWatch> watch,
          std::unique_ptr<ReturnPath> return_path, const std::string& why_no_return_path)
       : config_(config),
         arguments_(arguments),
+        log_(log),
         context_(std::move(context)),
         store_(std::move(store)),
         return_path_(std::move(return_path)),
@@ -207,6 +211,7 @@ class Daemon {
                    return PortPool{control_.ports().used(), control_.ports().free()};
                  },
              .access_log_dropped = [this] { return access_log_ ? access_log_->dropped() : std::uint64_t{0}; },
+             .log_lines_dropped = [this] { return log_.lines_dropped(); },
              .forwards_failed = [this] { return control_.forwards_failed(); },
              .instances_without_return_path = [this] { return control_.instances_without_return_path(); },
              .forged_packets = [this] { return control_.forged_packets(); },
@@ -255,7 +260,7 @@ class Daemon {
     retry_later();
     wait_for_reopen();
     drain_closes_later();
-    notify("READY=1");
+    tell_systemd("READY=1");
     context_->run();
     context_->restart();
     api_server_->stop();
@@ -276,10 +281,13 @@ class Daemon {
   }
 
  private:
+  /// Whether a client is a guest is looked up in the one configuration that SIGHUP changes.
   ServerOptions server_options(const ListenAddress& listen) const {
     return {.listen = listen,
             .body_max_bytes = config_.api.body_max_bytes,
-            .refused_networks = config_.api.allow_guests ? std::vector<Cidr>() : config_.guests.networks};
+            .refuses = [this](const ClientOrigin& client) {
+              return !control_.config().api.allow_guests && control_.is_guest(client.address, client.link);
+            }};
   }
 
   void wait_for_signal() {
@@ -292,7 +300,7 @@ class Daemon {
         return;
       }
       spdlog::info("signal {}: draining for up to {} s", number, config_.proxy.drain_timeout_s);
-      notify("STOPPING=1");
+      tell_systemd("STOPPING=1");
       control_.drain();
       proxy_->stop_accepting();
       drain_deadline_ =
@@ -318,16 +326,13 @@ class Daemon {
 
   /// Takes the records of connections that have ended from the workers.
   void drain_closes() {
-    bool any = false;
     int refused = 0;
     proxy_->drain_closes([&](CloseRecord&& record) {
-      any = true;
       // A flood of clients must not push everything else out of the events that are kept.
       if (!got_through(record.cause.how) && ++refused <= kRefusedEventsMax) control_.tell_refused(record);
       if (access_log_) access_log_->write(record);
       recent_closes_.add(std::move(record));
     });
-    if (any && access_log_) access_log_->flush();
   }
 
   void drain_closes_later() {
@@ -359,9 +364,9 @@ class Daemon {
       if (error) return;
       const auto since_boot = std::chrono::duration_cast<std::chrono::microseconds>(
           std::chrono::steady_clock::now().time_since_epoch());
-      notify(fmt::format("RELOADING=1\nMONOTONIC_USEC={}", since_boot.count()));
+      tell_systemd(fmt::format("RELOADING=1\nMONOTONIC_USEC={}", since_boot.count()));
       reload();
-      notify("READY=1");
+      tell_systemd("READY=1");
       wait_for_reload();
     });
   }
@@ -381,6 +386,8 @@ class Daemon {
       spdlog::error("SIGHUP: the admin key stays as it was: {}", admin_key.error().detail);
     }
     const std::vector<std::string> need_restart = control_.reload(*wanted);
+    api_server_->drop_refused();
+    if (metrics_server_) metrics_server_->drop_refused();
     for (const std::string& warning : warnings(*wanted)) spdlog::warn("{}", warning);
     if (auto certificate = api_server_->reload_tls(); !certificate) {
       spdlog::error("SIGHUP: the certificate stays as it was: {}", certificate.error().detail);
@@ -391,17 +398,22 @@ class Daemon {
     spdlog::info("SIGHUP: configuration taken over");
   }
 
+  /// What systemd does not take now, it is told in the next retry, unless there is something newer by then.
+  void tell_systemd(const std::string& state) { untold_state_ = notify(state) ? "" : state; }
+
   void retry_later() {
     retry_timer_.expires_after(kRetryEvery);
     retry_timer_.async_wait([this](boost::system::error_code error) {
       if (error) return;
       control_.retry();
+      if (!untold_state_.empty()) tell_systemd(std::string(untold_state_));
       retry_later();
     });
   }
 
   const Config config_;  // as it was at start; Control has the one that SIGHUP changes
   const Arguments arguments_;
+  const DaemonLog& log_;
   const std::unique_ptr<boost::asio::io_context> context_;
   boost::asio::signal_set signals_{*context_, SIGTERM, SIGINT};
   boost::asio::signal_set reload_signal_{*context_, SIGHUP};
@@ -411,6 +423,7 @@ class Daemon {
   boost::asio::steady_timer closes_timer_{*context_};
   std::chrono::steady_clock::time_point drain_deadline_;
   std::chrono::milliseconds last_answers_{1000};  // for requests under way when the daemon stops
+  std::string untold_state_;                      // empty: systemd knows all
   ApiStats stats_;
   std::unique_ptr<Store> store_;
   const std::unique_ptr<ReturnPath> return_path_;  // outlives the connections that need it
@@ -431,11 +444,12 @@ int fail(const Error& error, int exit_code) {
   return exit_code;
 }
 
-int run(const Arguments& arguments) {
+int run(const Arguments& arguments, DaemonLog& log) {
   auto config = read_config(arguments);
   if (!config) return fail(config.error(), kExitBadConfig);
   for (const std::string& warning : warnings(*config)) spdlog::warn("{}", warning);
   if (arguments.check) {
+    log.drain();
     fmt::print("{}: good\n", arguments.config_path.empty() ? "the defaults" : arguments.config_path);
     return 0;
   }
@@ -453,7 +467,7 @@ int run(const Arguments& arguments) {
   if (!watch) return fail(watch.error(), kExitFailed);
   // The workers run already and are not meant.
   prefer_this_thread();
-  Daemon daemon(*config, arguments, std::move(context), std::move(*store), std::move(*proxy),
+  Daemon daemon(*config, arguments, log, std::move(context), std::move(*store), std::move(*proxy),
                 std::move(*watch), std::move(return_path->path), return_path->why_none);
   if (auto started = daemon.start(); !started) {
     return fail(started.error(),
@@ -467,9 +481,7 @@ int run(const Arguments& arguments) {
 }  // namespace portway
 
 int main(int argc, char** argv) {
-  spdlog::set_default_logger(spdlog::stderr_logger_mt("portwayd"));
-  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%eZ %l %v", spdlog::pattern_time_type::utc);
-
+  portway::DaemonLog log;
   portway::Arguments arguments;
   CLI::App app{"Forwards host ports to the TCP services of microVMs, without netfilter."};
   app.add_option("--config", arguments.config_path,
@@ -480,5 +492,5 @@ int main(int argc, char** argv) {
                "Only read the configuration: exits with 0 when it is good, else with 2");
   app.set_version_flag("--version", "portwayd " PORTWAY_VERSION);
   CLI11_PARSE(app, argc, argv);
-  return portway::run(arguments);
+  return portway::run(arguments, log);
 }

@@ -2,16 +2,14 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <spdlog/async.h>
-#include <spdlog/sinks/basic_file_sink.h>
 #include <time.h>
 
-#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <iterator>
 #include <utility>
 
+#include "api/line_writer.h"
 #include "config/fd.h"
 
 namespace portway {
@@ -83,65 +81,43 @@ std::string to_json_line(const CloseRecord& record) {
   return to_json_line(record, std::chrono::system_clock::now(), monotonic_clock());
 }
 
-class AccessLog::Core {
- public:
-  explicit Core(std::string path)
-      : path_(std::move(path)), pool_(std::make_shared<spdlog::details::thread_pool>(kQueueLines, 1)) {}
-  ~Core() { logger_.reset(); }  // the pool, whose thread works off the queue at its end, goes after it
-  Core(const Core&) = delete;
-  Core& operator=(const Core&) = delete;
+namespace {
 
-  Result<void> open() {
-    // spdlog would make it readable for everybody.
-    const Fd file(::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640));
-    if (!file) return cannot_open(path_, std::strerror(errno));
-    try {
-      auto sink = std::make_shared<spdlog::sinks::basic_file_sink_mt>(path_);
-      auto logger = std::make_shared<spdlog::async_logger>("access", std::move(sink), pool_,
-                                                           spdlog::async_overflow_policy::overrun_oldest);
-      logger->set_pattern("%v");
-      logger->set_error_handler(
-          [this](const std::string&) { failed_.fetch_add(1, std::memory_order_relaxed); });
-      logger_ = std::move(logger);
-    } catch (const spdlog::spdlog_ex& error) {
-      return cannot_open(path_, error.what());
-    }
-    return {};
-  }
-
-  spdlog::async_logger& logger() { return *logger_; }
-  std::uint64_t dropped() const { return pool_->overrun_counter() + failed_.load(std::memory_order_relaxed); }
-
- private:
-  const std::string path_;
-  std::atomic<std::uint64_t> failed_{0};  // written by the log's thread; it outlives that
-  const std::shared_ptr<spdlog::details::thread_pool> pool_;
-  std::shared_ptr<spdlog::async_logger> logger_;  // queued lines keep the one they were given to
-};
-
-Result<std::unique_ptr<AccessLog>> AccessLog::open(const std::string& path) {
-  auto core = std::make_unique<Core>(path);
-  if (auto opened = core->open(); !opened) return opened.error();
-  return std::unique_ptr<AccessLog>(new AccessLog(std::move(core)));
+/// A FIFO without a reader is refused at once, where open(2) would wait for one.
+Result<Fd> open_file(const std::string& path) {
+  Fd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_CLOEXEC, 0640));
+  if (!file) return cannot_open(path, errno == ENXIO ? "nobody reads this FIFO" : std::strerror(errno));
+  return file;
 }
 
-AccessLog::AccessLog(std::unique_ptr<Core> core) : core_(std::move(core)) {}
+}  // namespace
+
+AccessLog::AccessLog(std::string path, std::unique_ptr<LineWriter> writer)
+    : path_(std::move(path)), writer_(std::move(writer)) {}
+
 AccessLog::~AccessLog() = default;
 
-void AccessLog::write(const CloseRecord& record) {
-  core_->logger().log(spdlog::level::info, to_json_line(record));
+Result<std::unique_ptr<AccessLog>> AccessLog::open(const std::string& path) {
+  auto file = open_file(path);
+  if (!file) return file.error();
+  auto writer = LineWriter::start(std::move(*file), {.lines_max = kQueueLines});
+  if (!writer) return writer.error();
+  return std::unique_ptr<AccessLog>(new AccessLog(path, std::move(*writer)));
 }
 
-void AccessLog::flush() {
-  core_->logger().flush();
+void AccessLog::write(const CloseRecord& record) {
+  writer_->write(to_json_line(record) + '\n');
 }
 
 Result<void> AccessLog::reopen() {
-  return core_->open();
+  auto file = open_file(path_);
+  if (!file) return file.error();
+  writer_->redirect(std::move(*file));
+  return {};
 }
 
 std::uint64_t AccessLog::dropped() const {
-  return core_->dropped();
+  return writer_->dropped();
 }
 
 }  // namespace portway

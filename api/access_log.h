@@ -1,8 +1,7 @@
 // The access log: one line of JSON for each connection that has ended.
 //
-// Lines are made on the control thread and written by a thread of the log's own. Between them is a bounded
-// queue: where the disk does not keep up, the oldest lines are dropped and counted, and nobody waits. Control
-// thread only.
+// Lines are made on the control thread and written by a LineWriter: where the disk does not keep up, the
+// oldest lines are dropped and counted, and nobody waits. Control thread only.
 #pragma once
 
 #include <chrono>
@@ -15,6 +14,8 @@
 
 namespace portway {
 
+class LineWriter;
+
 /// The record as a JSON object in one line, without a line feed. `now` and `monotonic_now` are the same
 /// moment on the two clocks: records tell the latter.
 std::string to_json_line(const CloseRecord& record, std::chrono::system_clock::time_point now,
@@ -24,16 +25,15 @@ std::string to_json_line(const CloseRecord& record);
 
 class AccessLog {
  public:
-  /// Appends to the file, which is made with mode 0640 when missing. kInvalidConfig when it cannot be opened.
+  /// Appends to the file, which is made with mode 0640 when missing. kInvalidConfig when it cannot be opened,
+  /// kResourceExhausted where no thread can be had.
   static Result<std::unique_ptr<AccessLog>> open(const std::string& path);
-  /// Writes what is queued.
+  /// Writes what is queued, for half a second at most.
   ~AccessLog();
   AccessLog(const AccessLog&) = delete;
   AccessLog& operator=(const AccessLog&) = delete;
 
   void write(const CloseRecord& record);
-  /// Hands what was written to the kernel, soon. After each batch.
-  void flush();
   /// Goes on in a new file of the same path, for who has moved the old one away (logrotate). What is queued
   /// still goes to the old one, and so does the rest where the new one cannot be opened.
   Result<void> reopen();
@@ -42,10 +42,10 @@ class AccessLog {
   std::uint64_t dropped() const;
 
  private:
-  class Core;
-  explicit AccessLog(std::unique_ptr<Core> core);
+  AccessLog(std::string path, std::unique_ptr<LineWriter> writer);
 
-  const std::unique_ptr<Core> core_;  // spdlog's, kept out of this header
+  const std::string path_;
+  const std::unique_ptr<LineWriter> writer_;
 };
 
 }  // namespace portway

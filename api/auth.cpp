@@ -108,23 +108,25 @@ Result<std::string> load_or_make_admin_key(const std::string& path) {
 }
 
 void KeyRing::add(const ApiKey& key) {
-  entries_.insert_or_assign(key.secret_sha256, Entry{.key = key, .allowance = full_allowance()});
+  remove(key.id);
+  if (const auto same = entries_.find(key.secret_sha256); same != entries_.end()) remove(same->second.key.id);
+  entries_.emplace(key.secret_sha256, Entry{.key = key, .allowance = full_allowance()});
+  hashes_.emplace(key.id, key.secret_sha256);
 }
 
 bool KeyRing::remove(const Uuid& id) {
-  return std::erase_if(entries_, [&id](const auto& entry) { return entry.second.key.id == id; }) > 0;
+  const auto hash = hashes_.extract(id);
+  return !hash.empty() && entries_.erase(hash.mapped()) > 0;
 }
 
 const ApiKey* KeyRing::find(const Uuid& id) const {
-  const auto found =
-      std::ranges::find_if(entries_, [&id](const auto& entry) { return entry.second.key.id == id; });
-  return found == entries_.end() ? nullptr : &found->second.key;
+  const auto hash = hashes_.find(id);
+  return hash == hashes_.end() ? nullptr : &entries_.at(hash->second).key;
 }
 
 std::vector<const ApiKey*> KeyRing::all() const {
   std::vector<const ApiKey*> keys;
-  for (const auto& [hash, entry] : entries_) keys.push_back(&entry.key);
-  std::ranges::sort(keys, {}, [](const ApiKey* key) { return key->id; });
+  for (const auto& [id, hash] : hashes_) keys.push_back(&entries_.at(hash).key);
   return keys;
 }
 

@@ -42,6 +42,7 @@ class KeyRing {
   explicit KeyRing(std::uint32_t rate_limit_per_second) : rate_limit_(rate_limit_per_second) {}
   void set_rate_limit(std::uint32_t per_second) { rate_limit_ = per_second; }
 
+  /// A key with the same secret is replaced, and so is one with the same id.
   void add(const ApiKey& key);
   /// False when there is none.
   bool remove(const Uuid& id);
@@ -75,6 +76,7 @@ class KeyRing {
   // hash byte by byte: each guess at a secret has a hash that is unlike the last one's. The last comparison,
   // which decides, takes the same time for any two hashes all the same.
   std::map<Sha256, Entry> entries_;
+  std::map<Uuid, Sha256> hashes_;             // by id
   std::map<std::uint32_t, Allowance> users_;  // by uid
 };
 

@@ -5,7 +5,6 @@
 #include <linux/filter.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
-#include <net/if.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -137,13 +136,13 @@ Error failed(const char* call, const std::string& tap) {
   return {ErrorCode::kResourceExhausted, fmt::format("{} on {}: {}.", call, tap, std::strerror(error))};
 }
 
+Error no_device(const std::string& tap) {
+  return {ErrorCode::kInstanceNotRunning,
+          fmt::format("There is no network device {}: the virtual machine does not run.", tap)};
+}
+
 Result<Fd> open_socket(const CaptureOptions& options) {
-  const unsigned index = ::if_nametoindex(options.tap.c_str());
-  if (index == 0) {
-    return Error{
-        ErrorCode::kInstanceNotRunning,
-        fmt::format("There is no network device {}: the virtual machine does not run.", options.tap)};
-  }
+  if (options.link == 0) return no_device(options.tap);  // to bind(2) it would be every device
   // Protocol 0: nothing is received before the filter stands.
   Fd fd(::socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd) return failed("socket(AF_PACKET)", options.tap);
@@ -159,9 +158,9 @@ Result<Fd> open_socket(const CaptureOptions& options) {
   sockaddr_ll where{};
   where.sll_family = AF_PACKET;
   where.sll_protocol = htons(ETH_P_ALL);
-  where.sll_ifindex = static_cast<int>(index);
+  where.sll_ifindex = options.link;
   if (::bind(fd.get(), reinterpret_cast<const sockaddr*>(&where), sizeof where) != 0) {
-    return failed("bind", options.tap);
+    return errno == ENODEV ? no_device(options.tap) : failed("bind", options.tap);
   }
   return fd;
 }
@@ -205,6 +204,9 @@ class Capture final : public BodyStream, public std::enable_shared_from_this<Cap
     if (!over_) wait();
     return std::exchange(out_, {});
   }
+
+  /// What the socket still holds may be the next session's; the file is whole without it.
+  std::string finish_early() override { return std::exchange(out_, {}); }
 
  private:
   void wait() {

@@ -1,13 +1,14 @@
 // A bounded capture of one forward's upstream leg, as a pcap file that Wireshark reads
 // (draft-ietf-opsawg-pcap), for debugging: the packets between the node and the guest's port, on the tap.
 //
-// The kernel filters (SO_ATTACH_FILTER); what does not fit the socket's buffer is dropped and reported.
-// Belongs to the control thread.
+// The kernel filters (SO_ATTACH_FILTER); what does not fit the socket's buffer is dropped and reported. It
+// knows of no session: api/streams.h ends it with that of its instance. Belongs to the control thread.
 #pragma once
 
 #include <boost/asio/io_context.hpp>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -19,7 +20,8 @@
 namespace portway {
 
 struct CaptureOptions {
-  std::string tap;
+  std::string tap;                    // for messages
+  std::int32_t link = 0;              // the tap's interface index: another device of its name is not captured
   Endpoint guest;                     // its address and port
   std::chrono::seconds duration{10};  // 1-60
   std::size_t max_bytes = 1'000'000;  // of the file, 1,000-16,777,216; packets are cut at 65,535 bytes

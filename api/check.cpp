@@ -129,7 +129,8 @@ std::optional<IpAddress> asking_client(const CheckSubject& subject) {
   return plan && is_transparent(*plan) ? std::optional(client) : std::nullopt;
 }
 
-/// One check; keeps itself alive while it waits for the guest.
+/// One check. While it waits for the guest it is its reader's alone: nobody is connected to for an answer
+/// that nobody takes any more.
 class Check final : public BodyStream, public std::enable_shared_from_this<Check> {
  public:
   Check(boost::asio::io_context& context, const CheckSubject& subject) : subject_(subject), timer_(context) {}
@@ -147,6 +148,21 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
   std::optional<std::string> read() override {
     if (!finished_) return "";
     if (std::exchange(read_, true)) return std::nullopt;
+    return text();
+  }
+  std::string finish_early() override {
+    if (!finished_) {
+      add({"guest", false,
+           "The instance's session ended before its guest had answered: nothing is behind the forward any "
+           "more."});
+      finish();
+    }
+    return read_ ? std::string() : text();
+  }
+  void on_ready(std::function<void()> wake) override { wake_ = std::move(wake); }
+
+ private:
+  std::string text() const {
     boost::json::array list;
     for (const CheckStep& step : steps_) {
       list.push_back({{"step", step.step}, {"ok", step.ok}, {"detail", step.detail}});
@@ -154,9 +170,7 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
     const bool ok = std::ranges::all_of(steps_, [](const CheckStep& step) { return step.ok; });
     return boost::json::serialize(boost::json::object{{"check", {{"ok", ok}, {"steps", std::move(list)}}}});
   }
-  void on_ready(std::function<void()> wake) override { wake_ = std::move(wake); }
 
- private:
   void add(CheckStep step) { steps_.push_back(std::move(step)); }
 
   void finish() {
@@ -198,8 +212,9 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
     }
     if (!waiting) return answered();
     timer_.expires_after(kLookEvery);
-    timer_.async_wait([self = shared_from_this()](error_code cancelled) {
-      if (!cancelled) self->look();
+    timer_.async_wait([weak = weak_from_this()](error_code cancelled) {
+      const auto self = weak.lock();
+      if (self && !cancelled) self->look();
     });
   }
 

@@ -1,9 +1,11 @@
 #include "api/control.h"
 
 #include <fmt/format.h>
+#include <net/if.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <functional>
 #include <map>
@@ -231,19 +233,24 @@ Result<void> Control::delete_key(const Uuid& id, const Principal& caller) {
   if (keys_.find(id) == nullptr) return Error{ErrorCode::kNotFound, "There is no API key with this id."};
   if (auto stored = store_.delete_api_key(id); !stored) return stored.error();
   keys_.remove(id);
+  streams_.recheck();
   spdlog::info("key {} deleted by key {}", to_string(id), to_string(caller.key_id));
   return {};
 }
 
 void Control::set_admin_key(std::string_view secret) {
+  const Sha256 hash = sha256(secret);
+  const ApiKey* known = keys_.find(admin_key_id_);
+  if (known != nullptr && known->secret_sha256 == hash) return;  // who uses it goes on undisturbed
   keys_.remove(admin_key_id_);
   ApiKey key;
   key.id = admin_key_id_ = make_uuid();
   key.role = Role::kAdmin;
   key.owner = "admin";
-  key.secret_sha256 = sha256(secret);
+  key.secret_sha256 = hash;
   key.created_at = now();
   keys_.add(key);
+  streams_.recheck();
 }
 
 // --- Instances.
@@ -284,6 +291,7 @@ Result<Control::PutInstance> Control::put_instance(Instance asked) {
   if (was_running) publish("instance.stopped", *known, {{"reason", to_string(SessionEnd::kReplaced)}});
   end_way(asked.id);
   const Instance& instance = registry_.put_instance(std::move(asked));
+  streams_.recheck();
   make_way(instance);
   spdlog::info("instance {}: session {} at {} behind {}", instance.id, to_string(instance.session_id),
                instance.guest_address.to_string(), instance.tap);
@@ -326,6 +334,7 @@ void Control::on_armed(const std::string& instance_id, std::int32_t tap_index) {
   // Unsaved, the session would be armed again after a restart, by whatever tap has its name then.
   if (auto stored = store_.put_instance(instance); !stored) spdlog::error("{}", stored.error().detail);
   const Instance& armed = registry_.put_instance(std::move(instance));
+  streams_.recheck();
   make_way(armed);
   take_sources(armed);
   // Afterwards: until it has a device, no connection to the guest is made.
@@ -377,6 +386,7 @@ std::vector<Forward> Control::end_in_memory(Instance stopped) {
   publish("instance.stopped", stopped,
           {{"reason", to_string(*stopped.ended)}, {"port_forwards", forwards.size()}});
   registry_.put_instance(std::move(stopped));
+  streams_.recheck();
   return forwards;
 }
 
@@ -395,6 +405,7 @@ Result<void> Control::delete_instance(std::string_view id) {
   end_way(deleted.id);
   saved_end(deleted.id);
   const std::vector<Forward> forwards = registry_.remove_instance(id);
+  streams_.recheck();
   stop_serving(deleted.session_id, forwards, CloseHow::kInstanceStopped);
   give_back_ports(forwards);
   spdlog::info("instance {} deleted", deleted.id);
@@ -446,16 +457,18 @@ Result<std::vector<ForwardStatus>> Control::create_forwards(const Principal& cal
   std::vector<Forward> forwards;
   std::vector<ForwardStatus> made;
   for (std::size_t i = 0; i < specs.size(); ++i) {
-    forwards.push_back({.id = make_uuid(),
-                        .instance_id = instance.id,
-                        .session_id = instance.session_id,
-                        .guest_port = specs[i].guest_port,
-                        .host_port = leases[i]->port(),
-                        .protocol = specs[i].protocol,
-                        .label = specs[i].label,
-                        .created_at = now(),
-                        .limits = specs[i].limits,
-                        .source_mode = specs[i].source_mode});
+    forwards.push_back(
+        {.id = make_uuid(),
+         .instance_id = instance.id,
+         .session_id = instance.session_id,
+         .guest_port = specs[i].guest_port,
+         .host_port = leases[i]->port(),
+         .protocol = specs[i].protocol,
+         .label = specs[i].label,
+         .created_at = now(),
+         .limits = specs[i].limits,
+         .source_mode = specs[i].source_mode,
+         .admin_limits = caller.role == Role::kAdmin ? set_limits(specs[i].limits) : LimitSet()});
     made.push_back(status_of(forwards.back()));
     made.back().stats = ForwardStats{.id = forwards.back().id};
   }
@@ -480,7 +493,17 @@ Result<ForwardStatus> Control::update_forward(const Principal& caller, std::stri
     if (auto checked = check_label(*change.label); !checked) return checked.error();
     forward.label = *change.label;
   }
-  if (change.limits) forward.limits = *change.limits;
+  if (change.limits) {
+    if (auto checked = check_limits_given(caller.role, change.given, forward.admin_limits); !checked) {
+      return checked.error();
+    }
+    forward.limits = *change.limits;
+    // What an admin takes away is the tenant's again.
+    if (caller.role == Role::kAdmin) {
+      forward.admin_limits =
+          (forward.admin_limits & ~change.given) | (set_limits(forward.limits) & change.given);
+    }
+  }
   if (change.source_mode) {
     if (auto checked = check_source_mode(*change.source_mode); !checked) return checked.error();
     forward.source_mode = *change.source_mode;
@@ -764,6 +787,15 @@ const Profile& Control::profile_of(const Instance& instance) const {
   const auto found = config_.profiles.find(instance.profile);
   // A profile that the configuration no longer has: the default's limits.
   return found != config_.profiles.end() ? found->second : config_.profiles.find("default")->second;
+}
+
+bool Control::is_guest(const IpAddress& address, std::int32_t link) const {
+  if (is_guest_address(address, config_.guests.networks)) return true;
+  std::array<char, IF_NAMESIZE> name{};
+  if (link == 0 || address.is_loopback() ||
+      ::if_indextoname(static_cast<unsigned>(link), name.data()) == nullptr)
+    return false;
+  return registry_.has_tap(link, name.data());
 }
 
 void Control::tell_refused(const CloseRecord& record) {

@@ -24,6 +24,7 @@
 #include "api/auth.h"
 #include "api/events.h"
 #include "api/json.h"
+#include "api/streams.h"
 #include "config/config.h"
 #include "config/forward.h"
 #include "config/policy.h"
@@ -149,6 +150,11 @@ class Control {
   std::size_t forwards_failed() const { return failures_.size(); }
   const SessionWatch& watch() const { return watch_; }
   EventHub& events() { return events_; }
+  Streams& streams() { return streams_; }
+  /// Whether a client of the node's own listeners is a guest: by its address, or since it comes over the tap
+  /// of a running instance, whatever its address is. `link` is the interface's index; 0: not known. By the
+  /// configuration and the instances of this moment.
+  bool is_guest(const IpAddress& address, std::int32_t link) const;
   const Profile& profile_of(const Instance& instance) const;
   /// The daemon is going down: nothing new is promised any more.
   void drain() { draining_ = true; }
@@ -218,6 +224,7 @@ class Control {
   Registry registry_;
   PortAllocator ports_;
   KeyRing keys_;
+  Streams streams_{keys_, registry_};  // looks again after each change of what a stream may belong to
   Uuid admin_key_id_{};
   std::unordered_map<ForwardId, std::string, boost::hash<ForwardId>>
       failures_;  // why a restored forward is not served

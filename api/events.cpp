@@ -18,6 +18,7 @@ namespace {
 // One read gives at most about this much: what waits for a slow client is not in our memory twice.
 constexpr std::size_t kReadBytes = 64 * 1024;
 constexpr std::string_view kRetry = "retry: 1000\n";  // a client's wait before it connects again, ms
+constexpr std::string_view kComment = ":\n\n";        // what readers skip
 
 }  // namespace
 
@@ -56,10 +57,10 @@ class EventHub::Subscription final : public BodyStream {
       : state_(std::move(state)), caller_(std::move(caller)), next_(state_->next()) {
     out_ = kRetry;
     if (last_event_id.empty()) {
-      out_ += ":\n\n";  // something to see at once that it is open
+      out_ += kComment;  // something to see at once that it is open
     } else if (const auto after = state_->after(last_event_id)) {
       next_ = *after;
-      out_ += ":\n\n";
+      out_ += kComment;
     } else {
       say_reset("this event is not kept any more");
     }
@@ -78,8 +79,6 @@ class EventHub::Subscription final : public BodyStream {
     if (next_ < state_->first) {
       next_ = state_->first;
       say_reset("the client was too slow");
-    } else if (out_.empty() && next_ == state_->next()) {
-      return ":\n\n";  // keeps the connection alive
     }
     for (; next_ < state_->next() && out_.size() < kReadBytes; ++next_) {
       const State::Event& event = state_->events[next_ - state_->first];
@@ -88,6 +87,8 @@ class EventHub::Subscription final : public BodyStream {
     }
     return std::exchange(out_, {});
   }
+
+  std::string heartbeat() override { return std::string(kComment); }
 
  private:
   void say_reset(std::string_view why) {

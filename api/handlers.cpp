@@ -1,6 +1,7 @@
 #include "api/handlers.h"
 
 #include <fmt/format.h>
+#include <net/if.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include <boost/url/url_view.hpp>
 #include <charconv>
 #include <chrono>
+#include <functional>
 #include <initializer_list>
 #include <type_traits>
 #include <utility>
@@ -98,25 +100,48 @@ std::string scope_of(const Principal& caller) {
   return fmt::format("{}:{}", to_string(caller.role), caller.owner);
 }
 
+/// The ids of the forwards that the answer tells of; none where it makes no sense.
+std::vector<std::optional<Uuid>> forwards_in(const IdempotentAnswer& answer) {
+  std::vector<std::optional<Uuid>> ids;
+  const auto add = [&ids](const boost::json::value& forward) {
+    const auto* object = forward.if_object();
+    const auto* id = object == nullptr ? nullptr : object->if_contains("id");
+    ids.push_back(id != nullptr && id->is_string() ? parse_uuid(id->get_string()) : std::nullopt);
+  };
+  boost::system::error_code error;
+  const boost::json::value body = boost::json::parse(answer.body, error);
+  if (error || !body.is_object()) return ids;
+  if (const auto* one = body.get_object().if_contains("port_forward")) add(*one);
+  const auto* list = body.get_object().if_contains("port_forwards");
+  if (list != nullptr && list->is_array()) std::ranges::for_each(list->get_array(), add);
+  return ids;
+}
+
 Response replayed(const IdempotentAnswer& answer) {
   Response response{.status = 201, .body = answer.body, .headers = {{"Idempotency-Replayed", "true"}}};
   if (!answer.location.empty()) response.headers.emplace_back("Location", answer.location);
   return response;
 }
 
-/// Replaces the limits that are given; null takes one away.
-void read_limits(JsonFields& fields, TrafficLimits& limits) {
-  if (fields.given("allowed_cidrs"))
-    limits.allowed_cidrs = fields.networks("allowed_cidrs", kAllowedCidrsMax);
-  const auto read = [&fields](std::string_view name, std::int64_t most, auto& limit) {
-    if (!fields.given(name)) return;
-    limit = static_cast<std::remove_reference_t<decltype(limit)>>(
-        fields.integer_or_none(name, 1, most).value_or(0));
+/// Replaces the limits that are given, and returns which these are; null takes one away.
+LimitSet read_limits(JsonFields& fields, TrafficLimits& limits) {
+  LimitSet given;
+  const auto is_given = [&](Limit limit) {
+    return given[static_cast<std::size_t>(limit)] = fields.given(to_string(limit));
   };
-  read("max_connections", kConnectionsLimitMax, limits.max_connections);
-  read("max_connections_per_source", kConnectionsLimitMax, limits.max_connections_per_source);
-  read("max_new_connections_per_second", kConnectionsLimitMax, limits.max_new_connections_per_second);
-  read("max_bytes_per_second", kBytesLimitMax, limits.max_bytes_per_second);
+  if (is_given(Limit::kAllowedCidrs)) {
+    limits.allowed_cidrs = fields.networks(to_string(Limit::kAllowedCidrs), kAllowedCidrsMax);
+  }
+  const auto read = [&](Limit name, std::int64_t most, auto& limit) {
+    if (!is_given(name)) return;
+    limit = static_cast<std::remove_reference_t<decltype(limit)>>(
+        fields.integer_or_none(to_string(name), 1, most).value_or(0));
+  };
+  read(Limit::kMaxConnections, kConnectionsLimitMax, limits.max_connections);
+  read(Limit::kMaxConnectionsPerSource, kConnectionsLimitMax, limits.max_connections_per_source);
+  read(Limit::kMaxNewConnectionsPerSecond, kConnectionsLimitMax, limits.max_new_connections_per_second);
+  read(Limit::kMaxBytesPerSecond, kBytesLimitMax, limits.max_bytes_per_second);
+  return given;
 }
 
 SourceMode read_source_mode(JsonFields& fields) {
@@ -196,6 +221,16 @@ std::optional<ConnectionId> parse_connection_id(std::string_view text) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), id);
   if (error != std::errc() || end != text.data() + text.size() || id == 0) return std::nullopt;
   return id;
+}
+
+/// Of this session's tap; where that had no carrier yet, of the one that has its name now. 0: none.
+std::int32_t link_of(const Instance& instance) {
+  if (instance.tap_index != 0) return instance.tap_index;
+  return static_cast<std::int32_t>(::if_nametoindex(instance.tap.c_str()));
+}
+
+StreamSubject subject_of(const Instance& instance, std::int32_t tap_index = 0) {
+  return {.instance_id = instance.id, .session_id = instance.session_id, .tap_index = tap_index};
 }
 
 Error no_such_path() {
@@ -373,15 +408,39 @@ Result<Response> Api::create_forwards(const Call& call) {
   });
 }
 
+/// An answer may be given again as long as all that it promises is there, in the same session.
+Result<void> Api::check_answer(const IdempotentAnswer& answer, const Instance& instance) const {
+  const std::vector<std::optional<Uuid>> ids = forwards_in(answer);
+  const auto is_there = [&](const std::optional<Uuid>& id) {
+    const Forward* forward = id ? control_.registry().find_forward(*id) : nullptr;
+    return forward != nullptr && forward->instance_id == instance.id &&
+           forward->session_id == instance.session_id;
+  };
+  const auto gone = std::ranges::count_if(ids, std::not_fn(is_there));
+  if (gone == 0 && !ids.empty()) return {};
+  return Error{
+      ErrorCode::kIdempotentAnswerGone,
+      fmt::format("Of the {} port forwards that this Idempotency-Key made, {} have ended since: they "
+                  "were deleted, or their session is over. Use a new Idempotency-Key to make new ones.",
+                  ids.size(), gone),
+      "idempotency-key"};
+}
+
 /// With an Idempotency-Key, the same request gets the same answer again, also after a crash.
 Result<Response> Api::create(const Call& call, std::span<const ForwardSpec> specs,
                              const std::function<Response(std::span<const ForwardStatus>)>& answer) {
   const auto asked = idempotent_request(call);
   if (!asked) return asked.error();
   if (*asked) {
+    // Before anything else: an instance may be another owner's by now.
+    const auto instance = control_.find_instance(call.caller, call.path[0]);
+    if (!instance) return instance.error();
     const auto known = control_.find_answer((*asked)->scope, (*asked)->key);
     if (!known) return known.error();
-    if (*known && (*known)->request_sha256 == (*asked)->request_sha256) return replayed(**known);
+    if (*known && (*known)->request_sha256 == (*asked)->request_sha256) {
+      if (auto holds = check_answer(**known, **instance); !holds) return holds.error();
+      return replayed(**known);
+    }
     if (*known) {
       return Error{ErrorCode::kIdempotencyKeyReused,
                    "This Idempotency-Key came with another request before; make a new one for each request.",
@@ -434,9 +493,9 @@ Result<Response> Api::update_forward(const Call& call) {
   const auto found = control_.find_forward(call.caller, call.path[0], call.path[1]);
   if (!found) return found.error();
   JsonFields fields(call.request);
-  ForwardChange change{.label = std::nullopt, .limits = found->forward.limits};
+  ForwardChange change{.label = std::nullopt, .limits = found->forward.limits, .given = {}};
   if (fields.given("label")) change.label = fields.string_or("label", "");
-  read_limits(fields, *change.limits);
+  change.given = read_limits(fields, *change.limits);
   if (fields.given("source_mode")) change.source_mode = read_source_mode(fields);
   if (auto error = fields.finish()) return *error;
   const auto updated = control_.update_forward(call.caller, call.path[0], call.path[1], change);
@@ -547,7 +606,16 @@ Result<Response> Api::check(const Call& call) {
     if (!address) return invalid_query("client", "client must be an IPv4 or IPv6 address.");
     subject.client = *address;
   }
-  return Response{.status = 200, .body = {}, .headers = {}, .stream = check_forward(context_, subject)};
+  const StreamTerms terms{.caller = call.caller, .subject = subject_of(instance)};
+  auto stream = open_stream(terms, [&] { return check_forward(context_, subject); });
+  if (!stream) return stream.error();
+  return Response{.status = 200, .body = {}, .headers = {}, .stream = std::move(*stream)};
+}
+
+Result<std::shared_ptr<BodyStream>> Api::open_stream(const StreamTerms& terms, const Streams::Make& make) {
+  auto stream = control_.streams().open(terms, make);
+  if (!stream && stream.error().code == ErrorCode::kConnectionLimit) ++stats_.streams_refused;
+  return stream;
 }
 
 Result<Response> Api::capture(const Call& call) {
@@ -562,12 +630,16 @@ Result<Response> Api::capture(const Call& call) {
   const std::string what =
       fmt::format("capture of forward {} of instance {} by key {}, request {}", call.path[1], call.path[0],
                   to_string(call.caller.key_id), call.request.id);
-  auto stream = start_capture(context_,
-                              {.tap = instance.tap,
+  const CaptureOptions options{.tap = instance.tap,
+                               .link = link_of(instance),
                                .guest = {instance.guest_address, found->forward.guest_port},
                                .duration = std::chrono::seconds(*seconds),
-                               .max_bytes = static_cast<std::size_t>(*max_bytes)},
-                              [what](const std::string& summary) { spdlog::info("{}: {}", what, summary); });
+                               .max_bytes = static_cast<std::size_t>(*max_bytes)};
+  const StreamTerms terms{.caller = call.caller, .subject = subject_of(instance, options.link)};
+  auto stream = open_stream(terms, [&] {
+    return start_capture(context_, options,
+                         [what](const std::string& summary) { spdlog::info("{}: {}", what, summary); });
+  });
   if (!stream) return stream.error();
   spdlog::info("{}: begins", what);
   return Response{.status = 200,
@@ -736,11 +808,14 @@ Result<Response> Api::follow_events(const Call& call) {
   if (auto known = only_query(call, {"last_event_id"}); !known) return known.error();
   const std::string_view header = call.request.header("last-event-id");
   const std::string_view last = header.empty() ? query_or(call, "last_event_id", "") : header;
+  auto stream =
+      open_stream({.caller = call.caller}, [&] { return control_.events().subscribe(call.caller, last); });
+  if (!stream) return stream.error();
   return Response{.status = 200,
                   .body = {},
                   .content_type = "text/event-stream",
                   .headers = {{"Cache-Control", "no-store"}},
-                  .stream = control_.events().subscribe(call.caller, last)};
+                  .stream = std::move(*stream)};
 }
 
 Result<Response> Api::info(const Call& call) {

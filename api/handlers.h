@@ -5,6 +5,7 @@
 
 #include <boost/asio/io_context.hpp>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -13,6 +14,7 @@
 #include "api/message.h"
 #include "api/recent_closes.h"
 #include "api/router.h"
+#include "api/streams.h"
 #include "metrics/api_stats.h"
 #include "metrics/exporter.h"
 
@@ -51,6 +53,7 @@ class Api {
   Result<Response> create(const Call& call, std::span<const ForwardSpec> specs,
                           const std::function<Response(std::span<const ForwardStatus>)>& answer);
   Result<std::optional<IdempotentAnswer>> idempotent_request(const Call& call) const;
+  Result<void> check_answer(const IdempotentAnswer& answer, const Instance& instance) const;
   Result<Response> update_forward(const Call& call);
   Result<Response> list_forwards(const Call& call);
   Result<Response> get_forward(const Call& call);
@@ -70,6 +73,7 @@ class Api {
   Result<Response> list_keys(const Call& call);
   Result<Response> delete_key(const Call& call);
 
+  Result<std::shared_ptr<BodyStream>> open_stream(const StreamTerms& terms, const Streams::Make& make);
   Result<Response> recent_connections(const Call& call);
   Result<Response> check(const Call& call);
   Result<Response> capture(const Call& call);

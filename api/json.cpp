@@ -185,6 +185,11 @@ boost::json::object to_json(const ForwardStatus& status) {
   if (status.source.required) out["source_mode"] = source_mode(SourcePlan::kTransparent);
   out["created_at"] = to_rfc3339(forward.created_at);
   add_limits(out, forward.limits);
+  if (forward.admin_limits.any()) {
+    boost::json::array names;
+    for (const std::string_view name : names_of(forward.admin_limits)) names.emplace_back(name);
+    out["admin_limits"] = std::move(names);
+  }
   if (status.stats) {
     out["connections_active"] = status.stats->connections_active;
     out["connections_total"] = status.stats->connections_accepted;

@@ -51,9 +51,18 @@ class BodyStream {
   /// gone.
   virtual void on_ready(std::function<void()> wake) = 0;
 
-  /// What there is to send now; empty: nothing yet; nullopt: the end. It is also called when nothing was sent
-  /// for ServerOptions::stream_heartbeat, so that it can give a sign of life.
+  /// What there is to send now; empty: nothing yet, and it is called again after the next wake; nullopt: the
+  /// end.
   virtual std::optional<std::string> read() = 0;
+
+  /// What keeps the connection alive: the server, which alone knows when something was last sent, asks for it
+  /// and sends it after each ServerOptions::stream_heartbeat in which nothing was. Empty: this kind of body
+  /// has no such thing.
+  virtual std::string heartbeat() { return {}; }
+
+  /// It is ended early, because what it is about is no more (api/streams.h): what there is still to send.
+  /// Nothing of it is called afterwards.
+  virtual std::string finish_early() { return {}; }
 };
 
 struct Response {

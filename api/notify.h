@@ -5,7 +5,7 @@
 
 namespace portway {
 
-/// "READY=1", "STOPPING=1", ...
-void notify(std::string_view state);
+/// "READY=1", "STOPPING=1", ... False when systemd does not take it now: say it again later. Does not wait.
+bool notify(std::string_view state);
 
 }  // namespace portway

@@ -66,6 +66,7 @@ unsigned http_status(ErrorCode code) {
     case ErrorCode::kQuotaExceeded:
     case ErrorCode::kHostPortTaken:
     case ErrorCode::kTapInUse:
+    case ErrorCode::kIdempotentAnswerGone:
       return 409;
     case ErrorCode::kBodyTooLarge:
       return 413;

@@ -17,6 +17,7 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
@@ -104,9 +105,39 @@ std::string request_id(const Head& head) {
 
 /// Who is at the other end.
 struct Peer {
-  IpAddress address;  // unspecified for a Unix socket
+  ClientOrigin origin;  // unspecified for a Unix socket
   std::optional<PeerCredentials> credentials;
 };
+
+/// The interface that the connection came in by, which the kernel remembers of its last handshake segment
+/// (tcp_v4_syn_recv_sock(), tcp_v6_syn_recv_sock()) and tells as "packet options" (ip(7), ipv6(7)).
+std::int32_t incoming_link(int socket, bool is_v6) {
+  const int on = 1;
+  const int level = is_v6 ? IPPROTO_IPV6 : IPPROTO_IP;
+  ::setsockopt(socket, level, is_v6 ? IPV6_RECVPKTINFO : IP_PKTINFO, &on, sizeof on);
+  alignas(cmsghdr) std::array<char, 256> buffer{};
+  auto size = static_cast<socklen_t>(buffer.size());
+  if (::getsockopt(socket, level, is_v6 ? IPV6_2292PKTOPTIONS : IP_PKTOPTIONS, buffer.data(), &size) != 0) {
+    return 0;
+  }
+  msghdr message{};
+  message.msg_control = buffer.data();
+  message.msg_controllen = size;
+  for (cmsghdr* each = CMSG_FIRSTHDR(&message); each != nullptr; each = CMSG_NXTHDR(&message, each)) {
+    if (each->cmsg_level != level) continue;
+    if (is_v6 && each->cmsg_type == IPV6_PKTINFO) {
+      in6_pktinfo info{};
+      std::memcpy(&info, CMSG_DATA(each), sizeof info);
+      return static_cast<std::int32_t>(info.ipi6_ifindex);
+    }
+    if (!is_v6 && each->cmsg_type == IP_PKTINFO) {
+      in_pktinfo info{};
+      std::memcpy(&info, CMSG_DATA(each), sizeof info);
+      return info.ipi_ifindex;
+    }
+  }
+  return 0;
+}
 
 /// Everything but the body.
 Request to_request(const Head& head, const Peer& peer) {
@@ -119,7 +150,7 @@ Request to_request(const Head& head, const Peer& peer) {
     std::ranges::transform(name, name.begin(), to_lower);
     request.headers[std::move(name)] = std::string(field.value());
   }
-  request.peer = peer.address;
+  request.peer = peer.origin.address;
   request.peer_credentials = peer.credentials;
   return request;
 }
@@ -231,6 +262,9 @@ struct Sessions {
       : options(server_options), handler(std::move(server_handler)) {}
 
   std::size_t open() const { return idle.size() + busy.size() + streaming.size(); }
+  bool refused(const Peer& peer) const {
+    return !peer.credentials && options.refuses && options.refuses(peer.origin);
+  }
 
   const ServerOptions options;
   const Server::Handler handler;
@@ -263,6 +297,8 @@ class Session : public std::enable_shared_from_this<Session> {
 
   void serve() { spawn(&Session::serve_all); }
   void turn_away() { spawn(&Session::refuse_connection); }
+
+  bool is_refused() const { return sessions_->refused(peer_); }
 
   /// What waits on the socket ends with an error; leaves the list.
   void close() {
@@ -318,7 +354,7 @@ class Session : public std::enable_shared_from_this<Session> {
   std::unique_ptr<TlsConnection> tls_;  // null once its last word is said
   asio::steady_timer timer_;
   bool timed_out_ = false;
-  asio::steady_timer wake_timer_;  // until the stream's next heartbeat
+  asio::steady_timer wake_timer_;  // until the stream's next heartbeat; cancelled by wake()
   bool woken_ = false;
   std::shared_ptr<BodyStream> stream_;  // while streaming
   const Peer peer_;
@@ -452,6 +488,11 @@ asio::awaitable<bool> Session::serve_one() {
     co_return false;
   }
   if (!socket_.is_open()) co_return false;  // the server is gone, and the handler with it
+  if (is_refused()) {
+    ++sessions_->stats.connections_refused_network;
+    close();
+    co_return false;
+  }
   request.body = std::move(parser.get().body());
   Response response = handle(request);
   if (response.stream != nullptr && sessions_->streaming.size() >= options.streams_max) {
@@ -628,23 +669,32 @@ asio::awaitable<void> Session::answer_with_stream(Response response, AnswerOptio
   close();
 }
 
+/// Silence is counted from what was sent last, not from the last wake: a stream that is woken often and has
+/// nothing to say neither sends more for it nor goes without its heartbeats.
 asio::awaitable<void> Session::send_stream(bool chunked) {
+  auto heartbeat_at = steady_clock::now() + sessions_->options.stream_heartbeat;
   while (stream_ != nullptr && !sessions_->stopping) {
     woken_ = false;
-    const std::optional<std::string> piece = stream_->read();
+    std::optional<std::string> piece = stream_->read();
     if (!piece) break;
     error_code error;
     if (piece->empty()) {
-      if (woken_) continue;
-      wake_timer_.expires_after(sessions_->options.stream_heartbeat);
-      co_await wake_timer_.async_wait(into(error));
-      continue;
+      const auto now = steady_clock::now();
+      if (now < heartbeat_at) {
+        wake_timer_.expires_at(woken_ ? now : heartbeat_at);  // woken in read() already: after the others
+        co_await wake_timer_.async_wait(into(error));
+        continue;
+      }
+      heartbeat_at = now + sessions_->options.stream_heartbeat;
+      piece = stream_->heartbeat();
+      if (piece->empty()) continue;
     }
     const std::string framed = chunked ? fmt::format("{:x}\r\n{}\r\n", piece->size(), *piece) : *piece;
     set_deadline(sessions_->options.write_timeout, OnDeadline::kClose);
     error = co_await send(framed, {});
     if (error) co_return close();
     clear_deadline();
+    heartbeat_at = steady_clock::now() + sessions_->options.stream_heartbeat;
   }
   if (stream_ == nullptr) co_return;  // closed
   stream_.reset();
@@ -783,6 +833,17 @@ class Server::Core : public std::enable_shared_from_this<Core> {
     close_all(sessions_->turned_away);
   }
 
+  void drop_refused() {
+    for (auto* list : {&sessions_->idle, &sessions_->busy, &sessions_->streaming, &sessions_->turned_away}) {
+      for (auto next = list->begin(); next != list->end();) {
+        Session& session = **next++;  // closing takes it out of the list
+        if (!session.is_refused()) continue;
+        ++sessions_->stats.connections_refused_network;
+        session.close();
+      }
+    }
+  }
+
   ServerStats stats() const {
     ServerStats stats = sessions_->stats;
     stats.connections = sessions_->open();
@@ -839,7 +900,7 @@ class Server::Core : public std::enable_shared_from_this<Core> {
     ++sessions_->stats.connections_total;
     const auto peer = unix_listener_ ? unix_peer(socket) : tcp_peer(socket);
     if (!peer) return {};  // it has gone already
-    if (is_refused(peer->address)) {
+    if (sessions_->refused(*peer)) {
       ++sessions_->stats.connections_refused_network;
       return {};
     }
@@ -876,15 +937,19 @@ class Server::Core : public std::enable_shared_from_this<Core> {
     // A client that has vanished without a word is found out by what it does not acknowledge.
     const auto patience_ms = static_cast<unsigned>(sessions_->options.write_timeout.count());
     ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_USER_TIMEOUT, &patience_ms, sizeof patience_ms);
-    return Peer{.address = folded(tcp_endpoint(endpoint).address()), .credentials = std::nullopt};
+    const IpAddress address = folded(tcp_endpoint(endpoint).address());
+    const std::int32_t link =
+        sessions_->options.refuses
+            ? incoming_link(socket.native_handle(), tcp_endpoint(endpoint).address().is_v6())
+            : 0;
+    return Peer{.origin = {.address = address, .link = link}, .credentials = std::nullopt};
   }
 
   static std::optional<Peer> unix_peer(Socket& socket) {
     ucred who{};
     socklen_t size = sizeof who;
     if (::getsockopt(socket.native_handle(), SOL_SOCKET, SO_PEERCRED, &who, &size) < 0) return std::nullopt;
-    return Peer{.address = {},
-                .credentials = PeerCredentials{.pid = who.pid, .uid = who.uid, .gid = who.gid}};
+    return Peer{.origin = {}, .credentials = PeerCredentials{.pid = who.pid, .uid = who.uid, .gid = who.gid}};
   }
 
   /// Closes the longest idle connection; false when none is idle.
@@ -893,12 +958,6 @@ class Server::Core : public std::enable_shared_from_this<Core> {
     ++sessions_->stats.connections_evicted;
     sessions_->idle.front()->close();
     return true;
-  }
-
-  bool is_refused(const IpAddress& peer) const {
-    return !unix_listener_ &&
-           std::ranges::any_of(sessions_->options.refused_networks,
-                               [&peer](const Cidr& network) { return network.contains(peer); });
   }
 
   static void close_all(std::list<Session*>& list) {
@@ -936,6 +995,10 @@ void Server::stop() {
 
 Result<void> Server::reload_tls() {
   return core_->reload_tls();
+}
+
+void Server::drop_refused() {
+  core_->drop_refused();
 }
 
 ServerStats Server::stats() const {

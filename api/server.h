@@ -15,7 +15,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <vector>
 
 #include "api/message.h"
 #include "api/tls.h"
@@ -25,6 +24,12 @@
 #include "metrics/api_stats.h"
 
 namespace portway {
+
+/// Where a TCP client comes from.
+struct ClientOrigin {
+  IpAddress address;      // an IPv4-mapped one is folded
+  std::int32_t link = 0;  // the index of the interface that its connection came in by; 0: not known
+};
 
 struct ServerOptions {
   ListenAddress listen = Endpoint();  // port 0: any free one
@@ -38,10 +43,12 @@ struct ServerOptions {
   std::chrono::milliseconds body_timeout = std::chrono::seconds(10);  // for all of it
   std::chrono::milliseconds write_timeout =
       std::chrono::seconds(30);  // for a whole answer, or a stream's piece
-  std::chrono::milliseconds idle_timeout = std::chrono::seconds(60);      // between two requests
-  std::chrono::milliseconds stream_heartbeat = std::chrono::seconds(15);  // see BodyStream::read()
-  std::vector<Cidr> refused_networks =
-      {};  // peers from there are closed at once: guests have no business here
+  std::chrono::milliseconds idle_timeout = std::chrono::seconds(60);  // between two requests
+  std::chrono::milliseconds stream_heartbeat =
+      std::chrono::seconds(15);  // of silence on a stream, then BodyStream::heartbeat() is sent
+  // TCP clients of whom it is true are closed without a word: guests have no business here. Asked when one
+  // connects, before each of its requests, and by drop_refused(); null: none is.
+  std::function<bool(const ClientOrigin&)> refuses = nullptr;
 };
 
 class Server {
@@ -71,6 +78,10 @@ class Server {
   /// theirs. On an error everything stays as it was; kInvalidConfig with the file and the remedy. Nothing to
   /// do without TLS.
   Result<void> reload_tls();
+
+  /// Closes the connections of those that are refused by now, whatever they are doing. After what
+  /// ServerOptions::refuses looks at has changed.
+  void drop_refused();
 
   ServerStats stats() const;
 

@@ -47,6 +47,7 @@ struct Node {
                          },
                      .port_pool = [] { return PortPool{.allocated = 10'000, .available = 2'768}; },
                      .access_log_dropped = [] { return std::uint64_t{0}; },
+                     .log_lines_dropped = [] { return std::uint64_t{0}; },
                      .forwards_failed = [] { return std::uint64_t{0}; },
                      .instances_without_return_path = [] { return std::uint64_t{0}; },
                      .forged_packets = [] { return std::uint64_t{0}; },

@@ -23,7 +23,8 @@ const Parameter kLabel{
 const Parameter kIdempotencyKey{.name = "--idempotency-key",
                                 .help =
                                     "Makes it safe to repeat the command: the server answers the same "
-                                    "key with the first answer, and makes nothing twice.",
+                                    "key with the first answer, and makes nothing twice. Refused once "
+                                    "what the key made has ended.",
                                 .place = Place::kHeader,
                                 .field = "Idempotency-Key"};
 /// How a forward treats its traffic, in the body.
@@ -214,7 +215,9 @@ std::vector<Command> forward_commands() {
        .run = run_request},
       {.noun = "forwards",
        .verb = "update",
-       .summary = "Change a forward in place; its ports stay.",
+       .summary =
+           "Change a forward in place; its ports stay. Limits that an admin has set (admin_limits) are "
+           "the admin's to change.",
        .parameters = {kInstance, kForward, kLabel, kTraffic[0], kTraffic[1], kTraffic[2], kTraffic[3],
                       kTraffic[4], kTraffic[5]},
        .method = "PATCH",

@@ -33,7 +33,9 @@ Outcome<void> run_config_check(const Invocation& invocation, Console& console) {
   std::vector<std::string> warnings;
   if (config) {
     warnings = config_warnings(*config);
-    if (auto overlap = ephemeral_overlap_warning(config->ports.range)) warnings.push_back(*overlap);
+    if (const auto overlap = ephemeral_overlap(config->ports.range)) {
+      warnings.push_back(overlap->problem + " " + overlap->remedy);
+    }
   }
   if (invocation.wants_json()) {
     console.out << pretty_json(result_as_json(file, config, warnings));

@@ -70,10 +70,9 @@ Finding check_port_range(const Node& node) {
   const EphemeralPortFiles files{.range = node.root / "proc/sys/net/ipv4/ip_local_port_range",
                                  .reserved = node.root / "proc/sys/net/ipv4/ip_local_reserved_ports"};
   const std::string range = to_string(node.config.ports.range);
-  const auto warning = ephemeral_overlap_warning(node.config.ports.range, files);
-  if (!warning) return {Grade::kOk, "The kernel gives none of " + range + " to outgoing connections."};
-  const std::size_t remedy = std::min(warning->find("Change ports.range"), warning->size());
-  return {Grade::kWarn, warning->substr(0, remedy), warning->substr(remedy)};
+  const auto overlap = ephemeral_overlap(node.config.ports.range, files);
+  if (!overlap) return {Grade::kOk, "The kernel gives none of " + range + " to outgoing connections."};
+  return {Grade::kWarn, overlap->problem, overlap->remedy};
 }
 
 /// Where the store is, or the directory in which portwayd would make its directory.

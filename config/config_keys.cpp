@@ -251,8 +251,9 @@ std::vector<ConfigKey> make_keys() {
           "and needs a key as well. Empty: clients are asked for none."),
       bool_key(
           "api.allow_guests", [](T t) -> auto& { return t.config.api.allow_guests; },
-          "Whether clients from guests.networks may connect to api.listen and metrics.listen. They are "
-          "closed at once unless this is true: a guest has no business there."),
+          "Whether guests may connect to api.listen and metrics.listen: clients from guests.networks, with a "
+          "link-local address, or over the tap of a running instance. They are closed at once unless this is "
+          "true: a guest has no business there."),
       number_key(
           "api.rate_limit_per_second", 0, 1'000'000,
           [](T t) -> auto& { return t.config.api.rate_limit_per_second; },
@@ -268,7 +269,9 @@ std::vector<ConfigKey> make_keys() {
       text_key<PortRange>(
           "ports.range", [](T t) -> auto& { return t.config.ports.range; }, parse_host_ports, to_string,
           "The host ports given to forwards, first-last, within 1024-65535. Keep them apart from the "
-          "kernel's net.ipv4.ip_local_port_range, or reserve them with net.ipv4.ip_local_reserved_ports."),
+          "kernel's net.ipv4.ip_local_port_range. Where they overlap they can be reserved with "
+          "net.ipv4.ip_local_reserved_ports, if that leaves the node enough ports (8192 or more) for its own "
+          "outgoing connections; the log and portway doctor name values that fit."),
       list_key<Cidr>(
           "guests.networks", 0, kGuestNetworksMax, [](T t) -> auto& { return t.config.guests.networks; },
           Cidr::parse, show_network,

@@ -33,6 +33,7 @@ constexpr auto kNames = std::to_array<std::string_view>({
     "host_port_taken",
     "tap_in_use",
     "idempotency_key_reused",
+    "idempotent_answer_gone",
     "port_pool_exhausted",
     "rate_limited",
     "store_unavailable",

@@ -39,6 +39,7 @@ enum class ErrorCode : std::uint8_t {
   kHostPortTaken,         // a requested host port somebody has
   kTapInUse,              // another running instance is behind it
   kIdempotencyKeyReused,  // the same Idempotency-Key with another request
+  kIdempotentAnswerGone,  // the same one with the same request, but what that made is gone
   kPortPoolExhausted,     // no host port left in the range
   kRateLimited,
   kStoreUnavailable,   // the disk is full, read-only or broken: nothing was changed

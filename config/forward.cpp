@@ -39,6 +39,12 @@ std::pair<std::uint64_t, std::uint32_t> tick(std::uint32_t seed) {
   return {clock.time_ms, clock.counter};
 }
 
+constexpr auto kLimitNames =
+    std::to_array<std::string_view>({"allowed_cidrs", "max_connections", "max_connections_per_source",
+                                     "max_new_connections_per_second", "max_bytes_per_second"});
+static_assert(kLimitNames.size() == kLimits &&
+              kLimits == static_cast<std::size_t>(Limit::kMaxBytesPerSecond) + 1);
+
 constexpr auto kSourceModeNames =
     std::to_array<std::string_view>({"auto", "transparent", "plain", "proxy_v2"});
 static_assert(kSourceModeNames.size() == static_cast<std::size_t>(SourceMode::kProxyV2) + 1);
@@ -115,6 +121,35 @@ std::optional<SourceMode> parse_source_mode(std::string_view text) {
   const auto* found = std::find(kSourceModeNames.begin(), kSourceModeNames.end(), text);
   if (found == kSourceModeNames.end()) return std::nullopt;
   return static_cast<SourceMode>(found - kSourceModeNames.begin());
+}
+
+std::string_view to_string(Limit limit) {
+  return kLimitNames[static_cast<std::size_t>(limit)];
+}
+
+std::optional<Limit> parse_limit(std::string_view text) {
+  const auto* found = std::find(kLimitNames.begin(), kLimitNames.end(), text);
+  if (found == kLimitNames.end()) return std::nullopt;
+  return static_cast<Limit>(found - kLimitNames.begin());
+}
+
+std::vector<std::string_view> names_of(const LimitSet& limits) {
+  std::vector<std::string_view> names;
+  for (std::size_t i = 0; i < kLimits; ++i) {
+    if (limits[i]) names.push_back(kLimitNames[i]);
+  }
+  return names;
+}
+
+LimitSet set_limits(const TrafficLimits& limits) {
+  LimitSet set;
+  const auto add = [&set](Limit limit, bool is_set) { set[static_cast<std::size_t>(limit)] = is_set; };
+  add(Limit::kAllowedCidrs, !limits.allowed_cidrs.empty());
+  add(Limit::kMaxConnections, limits.max_connections != 0);
+  add(Limit::kMaxConnectionsPerSource, limits.max_connections_per_source != 0);
+  add(Limit::kMaxNewConnectionsPerSecond, limits.max_new_connections_per_second != 0);
+  add(Limit::kMaxBytesPerSecond, limits.max_bytes_per_second != 0);
+  return set;
 }
 
 std::string_view to_string(SessionEnd end) {

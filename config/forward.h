@@ -1,6 +1,7 @@
 // The things the control plane knows: instances, forwards, profiles. Plain values; no sockets, no threads.
 #pragma once
 
+#include <bitset>
 #include <boost/uuid/uuid.hpp>
 #include <chrono>
 #include <cstdint>
@@ -86,6 +87,25 @@ struct TrafficLimits {
   friend bool operator==(const TrafficLimits&, const TrafficLimits&) = default;
 };
 
+/// The limits by name: that of the field here and in the API.
+enum class Limit : std::uint8_t {
+  kAllowedCidrs,
+  kMaxConnections,
+  kMaxConnectionsPerSource,
+  kMaxNewConnectionsPerSecond,
+  kMaxBytesPerSecond,
+};
+inline constexpr std::size_t kLimits = 5;
+std::string_view to_string(Limit limit);
+std::optional<Limit> parse_limit(std::string_view text);
+
+/// Some of the limits: by Limit, as a number.
+using LimitSet = std::bitset<kLimits>;
+/// The names in the order of Limit.
+std::vector<std::string_view> names_of(const LimitSet& limits);
+/// Those that limit something.
+LimitSet set_limits(const TrafficLimits& limits);
+
 /// What a caller asks for.
 struct ForwardSpec {
   std::uint16_t guest_port = 0;
@@ -99,7 +119,8 @@ struct ForwardSpec {
 /// What a caller asks to change about a forward.
 struct ForwardChange {
   std::optional<std::string> label = std::nullopt;
-  std::optional<TrafficLimits> limits = std::nullopt;  // all of them
+  std::optional<TrafficLimits> limits = std::nullopt;  // all of them, those included that stay as they are
+  LimitSet given = {};                                 // those that the caller named
   std::optional<SourceMode> source_mode = std::nullopt;
 };
 
@@ -116,6 +137,7 @@ struct Forward {
   Timestamp created_at{};
   TrafficLimits limits = {};
   SourceMode source_mode = SourceMode::kAuto;  // as it was asked for
+  LimitSet admin_limits = {};                  // set by an admin: a tenant cannot change them
 };
 
 /// Limits of an instance, by name in the config.

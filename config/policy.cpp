@@ -13,6 +13,7 @@ constexpr std::size_t kInstanceIdMaxBytes = 64;
 constexpr std::size_t kTapMaxBytes = 15;  // IFNAMSIZ without the terminator
 constexpr std::size_t kOwnerMaxBytes = 128;
 constexpr std::uint16_t kSshPort = 22;
+constexpr std::string_view kLinkLocal = "a link-local address";
 constexpr std::uint16_t kFirstUnprivilegedPort = 1024;
 
 constexpr auto kRoleNames = std::to_array<std::string_view>({"admin", "tenant"});
@@ -53,11 +54,11 @@ std::string_view special_use(const IpAddress& address) {
   if (address.is_unspecified()) return "the unspecified address";
   if (address.is_loopback()) return "a loopback address";
   if (address.is_multicast()) return "a multicast address";
-  if (address.is_v6()) return address.to_v6().is_link_local() ? "a link-local address" : "";
+  if (address.is_v6()) return address.to_v6().is_link_local() ? kLinkLocal : "";
   const ip::address_v4 v4 = address.to_v4();
   if (v4 == ip::address_v4::broadcast()) return "the broadcast address";
   if (v4.to_bytes()[0] == 0) return "an address of \"this network\" (0.0.0.0/8)";
-  return v4.to_bytes()[0] == 169 && v4.to_bytes()[1] == 254 ? "a link-local address" : "";
+  return v4.to_bytes()[0] == 169 && v4.to_bytes()[1] == 254 ? kLinkLocal : "";
 }
 
 Error refused_address(const IpAddress& address, const std::string& why) {
@@ -147,6 +148,16 @@ Result<void> check_forward(const ForwardSpec& spec, const ForwardLimits& limits)
   return {};
 }
 
+Result<void> check_limits_given(Role role, const LimitSet& given, const LimitSet& admin_limits) {
+  const std::vector<std::string_view> names = names_of(given & admin_limits);
+  if (role == Role::kAdmin || names.empty()) return {};
+  const std::string name(names.front());
+  return Error{ErrorCode::kForbidden,
+               "An admin has set this forward's " + name +
+                   ", and only an admin may change it or take it away; leave it out, or ask the operator.",
+               name};
+}
+
 Result<void> check_guest_address(const IpAddress& address, std::span<const Cidr> guest_networks,
                                  std::span<const IpAddress> host_addresses) {
   if (const std::string_view what = special_use(address); !what.empty()) {
@@ -167,6 +178,12 @@ Result<void> check_guest_address(const IpAddress& address, std::span<const Cidr>
   for (const Cidr& network : guest_networks) networks += (networks.empty() ? "" : ", ") + network.to_string();
   return refused_address(address, "is in none of the guest networks (" + networks +
                                       "); give an address inside, or add its network to guests.networks.");
+}
+
+bool is_guest_address(const IpAddress& address, std::span<const Cidr> guest_networks) {
+  return special_use(address) == kLinkLocal ||
+         std::any_of(guest_networks.begin(), guest_networks.end(),
+                     [&](const Cidr& network) { return network.contains(address); });
 }
 
 Result<void> check_instance(const Instance& instance, const InstanceLimits& limits) {

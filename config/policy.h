@@ -38,6 +38,9 @@ struct ForwardLimits {
 /// first.
 Result<void> check_forward(const ForwardSpec& spec, const ForwardLimits& limits);
 
+/// kForbidden, with the first of the limits as the field, when a tenant names one that an admin has set.
+Result<void> check_limits_given(Role role, const LimitSet& given, const LimitSet& admin_limits);
+
 /// 0-63 bytes of UTF-8 without control characters, else kInvalidLabel.
 Result<void> check_label(std::string_view label);
 
@@ -56,6 +59,10 @@ Result<void> check_instance(const Instance& instance, const InstanceLimits& limi
 /// address would open the node itself, or its cloud's metadata service, to the internet.
 Result<void> check_guest_address(const IpAddress& address, std::span<const Cidr> guest_networks,
                                  std::span<const IpAddress> host_addresses);
+
+/// Whether a client with this address is a guest as far as the address tells: inside a guest network, or
+/// link-local, which a guest is to its node by whatever address it has besides.
+bool is_guest_address(const IpAddress& address, std::span<const Cidr> guest_networks);
 
 /// Shapes of names; kInvalidRequest with the field.
 Result<void> check_instance_id(std::string_view id);  // 1-64 of [A-Za-z0-9._-], not "." or ".."

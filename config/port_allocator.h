@@ -97,9 +97,19 @@ struct EphemeralPortFiles {
   std::string reserved = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 };
 
-/// A sentence for the log when the kernel may give ports of `range` to outgoing connections, with the sysctl
-/// that prevents it; nothing when it does not, or when the files cannot be read.
-std::optional<std::string> ephemeral_overlap_warning(const PortRange& range,
-                                                     const EphemeralPortFiles& files = {});
+/// How many ports a remedy leaves at least to the node's own outgoing connections (to guests included, where
+/// they do not keep their clients' ports). Linux begins with 28,232; one destination takes a port for a
+/// minute.
+inline constexpr std::uint32_t kEphemeralPortsMin = 8192;
+
+struct EphemeralOverlap {
+  std::string problem;  // a sentence
+  std::string remedy;   // with values that fit: a sysctl, a ports.range, or both
+};
+
+/// What there is to say when the kernel may give ports of `range` to outgoing connections; nothing when it
+/// does not, or when the files cannot be read.
+std::optional<EphemeralOverlap> ephemeral_overlap(const PortRange& range,
+                                                  const EphemeralPortFiles& files = {});
 
 }  // namespace portway

@@ -49,15 +49,41 @@ std::size_t Registry::forward_count(std::string_view instance_id) const {
 }
 
 const Instance& Registry::put_instance(Instance instance) {
-  Entry& entry = instances_[instance.id];
-  entry.instance = std::move(instance);
-  return entry.instance;
+  const auto [place, is_new] = instances_.try_emplace(instance.id);
+  Instance& known = place->second.instance;
+  if (!is_new) forget_tap(known);
+  known = std::move(instance);
+  note_tap(known);
+  return known;
+}
+
+bool Registry::has_tap(std::int32_t link, std::string_view name) const {
+  return armed_links_.contains(link) || unarmed_taps_.contains(name);
+}
+
+void Registry::note_tap(const Instance& instance) {
+  if (instance.state != InstanceState::kRunning) return;
+  if (instance.tap_index != 0) {
+    armed_links_.insert(instance.tap_index);
+  } else {
+    unarmed_taps_.insert(instance.tap);
+  }
+}
+
+void Registry::forget_tap(const Instance& instance) {
+  if (instance.state != InstanceState::kRunning) return;
+  if (instance.tap_index != 0) {
+    armed_links_.erase(armed_links_.find(instance.tap_index));
+  } else {
+    unarmed_taps_.erase(unarmed_taps_.find(instance.tap));
+  }
 }
 
 std::vector<Forward> Registry::remove_instance(std::string_view id) {
   const auto found = instances_.find(id);
   if (found == instances_.end()) return {};
   std::vector<Forward> removed = take_forwards(found->second);
+  forget_tap(found->second.instance);
   instances_.erase(found);
   return removed;
 }

@@ -8,13 +8,16 @@
 
 #include <boost/functional/hash.hpp>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <limits>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "config/forward.h"
@@ -42,6 +45,9 @@ class Registry {
   /// Visits every forward with its instance, by instance; `visit` must not change the registry.
   void for_each_forward(const std::function<void(const Instance&, const Forward&)>& visit) const;
 
+  /// Is a running instance behind this network device: by index where its session is armed, else by name?
+  bool has_tap(std::int32_t link, std::string_view name) const;
+
   std::size_t instance_count() const { return instances_.size(); }
   std::size_t forward_count() const { return instance_of_.size(); }
   std::size_t forward_count(std::string_view instance_id) const;
@@ -67,10 +73,15 @@ class Registry {
   };
 
   std::vector<Forward> take_forwards(Entry& entry);
+  void note_tap(const Instance& instance);
+  void forget_tap(const Instance& instance);
 
   std::map<std::string, Entry, std::less<>> instances_;
   std::unordered_map<ForwardId, Entry*, boost::hash<ForwardId>>
       instance_of_;  // into instances_, whose nodes stay put
+  // Of the running instances, once for each.
+  std::unordered_multiset<std::int32_t> armed_links_;
+  std::multiset<std::string, std::less<>> unarmed_taps_;
 };
 
 }  // namespace portway

@@ -88,6 +88,9 @@ constexpr auto kMigrations = std::to_array<const char*>({
     R"sql(
       ALTER TABLE forwards ADD COLUMN source_mode TEXT NOT NULL DEFAULT 'auto';
     )sql",
+    R"sql(
+      ALTER TABLE forwards ADD COLUMN admin_limits TEXT NOT NULL DEFAULT '';
+    )sql",
 });
 
 Error unavailable(const std::string& path, const std::string& what) {
@@ -222,6 +225,11 @@ void bind(SQLite::Statement& statement, int index, const std::vector<Cidr>& netw
   for (const Cidr& network : networks) text += (text.empty() ? "" : ",") + network.to_string();
   statement.bind(index, text);
 }
+void bind(SQLite::Statement& statement, int index, const LimitSet& limits) {
+  std::string text;
+  for (const std::string_view name : names_of(limits)) text.append(text.empty() ? "" : ",").append(name);
+  statement.bind(index, text);
+}
 void bind(SQLite::Statement& statement, int index, const std::optional<SessionEnd>& value) {
   value ? statement.bind(index, std::string(to_string(*value))) : statement.bind(index);
 }
@@ -300,6 +308,21 @@ class RowReader {
       at = end + 1;
     }
     return list;
+  }
+  LimitSet limits(const char* column) {
+    LimitSet set;
+    const std::string all = text(column);
+    for (std::size_t at = 0; at < all.size();) {
+      const std::size_t end = std::min(all.find(',', at), all.size());
+      const auto limit = parse_limit(std::string_view(all).substr(at, end - at));
+      if (!limit) {
+        reject(column, "is no list of limits");
+        break;
+      }
+      set.set(static_cast<std::size_t>(*limit));
+      at = end + 1;
+    }
+    return set;
   }
   std::optional<SessionEnd> session_end(const char* column) {
     if (query_.isColumnNull(column)) return std::nullopt;
@@ -383,6 +406,7 @@ Forward read_forward(RowReader& row) {
   const auto source_mode = parse_source_mode(row.text("source_mode"));
   if (!source_mode) row.reject("source_mode", "is none of auto, transparent, plain, proxy_v2");
   forward.source_mode = source_mode.value_or(SourceMode::kAuto);
+  forward.admin_limits = row.limits("admin_limits");
   // A shell does not watch over foreign keys unless it is told to.
   if (row.number("instance_exists", 0, 1) == 0) row.reject("instance_id", "is no instance");
   return forward;
@@ -519,13 +543,13 @@ class Store::Connection {
             forward.host_port, forward.protocol, forward.label, forward.created_at,
             forward.limits.allowed_cidrs, forward.limits.max_connections,
             forward.limits.max_connections_per_source, forward.limits.max_new_connections_per_second,
-            forward.limits.max_bytes_per_second, to_string(forward.source_mode));
+            forward.limits.max_bytes_per_second, to_string(forward.source_mode), forward.admin_limits);
   }
   bool update_forward(const Forward& forward) {
     return execute(update_forward_, forward.label, forward.limits.allowed_cidrs,
                    forward.limits.max_connections, forward.limits.max_connections_per_source,
                    forward.limits.max_new_connections_per_second, forward.limits.max_bytes_per_second,
-                   to_string(forward.source_mode), forward.id) > 0;
+                   to_string(forward.source_mode), forward.admin_limits, forward.id) > 0;
   }
   void delete_forward(const ForwardId& id) { execute(delete_forward_, id); }
   void delete_forwards(std::string_view instance_id) { execute(delete_forwards_, instance_id); }
@@ -563,12 +587,13 @@ class Store::Connection {
                                  "INSERT INTO forwards (id, instance_id, session_id, guest_port, host_port, "
                                  "protocol, label, created_at, allowed_cidrs, max_connections, "
                                  "max_connections_per_source, max_new_connections_per_second, "
-                                 "max_bytes_per_second, source_mode) "
-                                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"};
-  SQLite::Statement update_forward_{database_,
-                                    "UPDATE forwards SET label = ?, allowed_cidrs = ?, max_connections = ?, "
-                                    "max_connections_per_source = ?, max_new_connections_per_second = ?, "
-                                    "max_bytes_per_second = ?, source_mode = ? WHERE id = ?"};
+                                 "max_bytes_per_second, source_mode, admin_limits) "
+                                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"};
+  SQLite::Statement update_forward_{
+      database_,
+      "UPDATE forwards SET label = ?, allowed_cidrs = ?, max_connections = ?, "
+      "max_connections_per_source = ?, max_new_connections_per_second = ?, "
+      "max_bytes_per_second = ?, source_mode = ?, admin_limits = ? WHERE id = ?"};
   SQLite::Statement delete_forward_{database_, "DELETE FROM forwards WHERE id = ?"};
   SQLite::Statement delete_forwards_{database_, "DELETE FROM forwards WHERE instance_id = ?"};
   SQLite::Statement delete_other_sessions_{database_,

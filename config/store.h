@@ -84,8 +84,8 @@ class Store {
   Result<void> add_forwards(std::span<const Forward> forwards, const IdempotentAnswer* answer = nullptr);
   /// The answer that was remembered and is not too old.
   Result<std::optional<IdempotentAnswer>> find_answer(std::string_view scope, std::string_view key);
-  /// Writes what may change in a forward's life: its label and its limits. kNotFound if there is no such
-  /// forward.
+  /// Writes what may change in a forward's life: its label, its limits and who set them, its source mode.
+  /// kNotFound if there is no such forward.
   Result<void> update_forward(const Forward& forward);
   /// Success if there is none.
   Result<void> delete_forward(const ForwardId& id);

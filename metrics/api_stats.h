@@ -54,6 +54,7 @@ struct ApiStats {
   std::map<std::pair<std::string, unsigned>, std::uint64_t> requests;  // by route and status code
   Histogram<kRequestBoundsS.size()> request_duration;
   std::array<std::uint64_t, kPortAllocationErrors> port_allocation_errors{};
+  std::uint64_t streams_refused = 0;  // over their owner's share, or the node's
 };
 
 }  // namespace portway

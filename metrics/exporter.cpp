@@ -357,7 +357,7 @@ void emit_source_modes(Sink& sink, const NodeStats& node) {
   }
 }
 
-void emit_api_server(Sink& sink, const ServerStats& server) {
+void emit_api_server(Sink& sink, const ServerStats& server, const ApiStats& api) {
   emit(sink, MetricType::Gauge, "portway_api_connections", "Connections to the API that are open now.",
        server.connections);
   emit(sink, MetricType::Counter, "portway_api_connections_total",
@@ -371,7 +371,7 @@ void emit_api_server(Sink& sink, const ServerStats& server) {
     refused.label(0, "network").add(server.connections_refused_network);
     refused.label(0, "limit").add(server.connections_refused_limit);
     refused.label(0, "tls").add(server.handshakes_failed);
-    refused.label(0, "streams").add(server.streams_refused);
+    refused.label(0, "streams").add(server.streams_refused + api.streams_refused);
   }
   emit(sink, MetricType::Counter, "portway_api_requests_refused_total",
        "Requests that never reached a route: not HTTP, too large or too slow.", server.requests_refused);
@@ -411,6 +411,11 @@ void emit_all(Sink& sink, const ExporterSources& sources, MetricsScope scope) {
   emit(sink, MetricType::Counter, "portway_access_log_dropped_total",
        "Lines of the access log that were lost because the disk was too slow or refused them; should stay 0.",
        sources.access_log_dropped());
+  emit(sink, MetricType::Counter, "portway_log_lines_dropped_total",
+       "Lines of the daemon's own log, on standard error, that were lost because they were not read fast "
+       "enough "
+       "or could not be written; should stay 0.",
+       sources.log_lines_dropped());
   emit(sink, MetricType::Gauge, "portway_forwards_failed",
        "Forwards that are promised and not served: another program has the port, or the guest's address is "
        "not "
@@ -426,7 +431,7 @@ void emit_all(Sink& sink, const ExporterSources& sources, MetricsScope scope) {
        sources.forged_packets());
   emit_ports(sink, sources.port_pool(), *sources.api);
   emit_api(sink, *sources.api);
-  emit_api_server(sink, sources.api_server());
+  emit_api_server(sink, sources.api_server(), *sources.api);
   emit_process(sink);
 }
 

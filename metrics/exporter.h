@@ -42,6 +42,7 @@ struct ExporterSources {
   std::function<NodeStats()> node_stats;
   std::function<PortPool()> port_pool;
   std::function<std::uint64_t()> access_log_dropped;
+  std::function<std::uint64_t()> log_lines_dropped;
   /// Forwards that are promised and not served.
   std::function<std::uint64_t()> forwards_failed;
   /// Running instances whose guests should see their clients' addresses, and do not.

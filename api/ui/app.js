@@ -6,15 +6,32 @@ const kSamples = 120; // of one second
 const kForwardsShown = 50;
 const kPagesMax = 20; // of 1,000
 
-let key = null;
-let generation = 0; // of logins: answers to an earlier one are dropped
-let previous = new Map(); // forward id -> {at, sent, received}
-let history = new Map(); // forward id -> bytes a second, both ways
-let node = {sent: [], received: [], connections: []};
-let refreshing = false;
-let again = false;
-
 const $ = (id) => document.getElementById(id);
+const blank = $("main").cloneNode(true); // the page as nobody's
+
+/// What one key has asked for and shown. Nothing of it outlives it.
+class Login {
+  constructor(key) {
+    this.key = key;
+    this.over = new AbortController();
+    this.previous = new Map(); // forward id -> {at, sent, received}
+    this.history = new Map(); // forward id -> bytes a second, both ways
+    this.node = {sent: [], received: [], connections: []};
+    this.refreshing = false;
+    this.again = false;
+  }
+}
+let login = null;
+
+class Forgotten extends Error {}
+
+/// What is awaited on behalf of a login comes through here: when it is there the page may be another's.
+async function during(mine, promise) {
+  const [outcome] = await Promise.allSettled([promise]);
+  if (mine !== login) throw new Forgotten();
+  if (outcome.status === "rejected") throw outcome.reason;
+  return outcome.value;
+}
 
 function element(name, text, className) {
   const made = document.createElement(name);
@@ -84,20 +101,25 @@ function row(cells) {
 
 class Refused extends Error {}
 
-async function get(path) {
-  const answer = await fetch(path, {headers: {Authorization: `Bearer ${key}`}, cache: "no-store"});
-  const body = await answer.json();
+function ask(mine, path) {
+  return during(mine, fetch(path, {
+    headers: {Authorization: `Bearer ${mine.key}`}, cache: "no-store", signal: mine.over.signal}));
+}
+
+async function get(mine, path) {
+  const answer = await ask(mine, path);
+  const body = await during(mine, answer.json());
   if (answer.status === 401) throw new Refused(body.detail);
   if (!answer.ok) throw Object.assign(new Error(body.detail), {status: answer.status});
   return body;
 }
 
-async function pages(path, name) {
+async function pages(mine, path, name) {
   const all = [];
   let cursor = "";
   let first = null;
   for (let i = 0; i < kPagesMax; ++i) {
-    const page = await get(`${path}?limit=1000${cursor}`);
+    const page = await get(mine, `${path}?limit=1000${cursor}`);
     first = first ?? page;
     all.push(...page[name]);
     if (page.next_cursor === undefined) break;
@@ -111,7 +133,8 @@ function say(text, bad) {
   $("status").className = bad ? "bad" : "";
 }
 
-function measure(forwards) {
+function measure(mine, forwards) {
+  const {previous, history, node} = mine;
   const now = performance.now();
   const seen = new Map();
   let sent = 0, received = 0, connections = 0;
@@ -129,13 +152,13 @@ function measure(forwards) {
     connections += forward.connections_active ?? 0;
   }
   for (const id of history.keys()) if (!seen.has(id)) history.delete(id);
-  previous = seen;
+  mine.previous = seen;
   remember(node.sent, sent);
   remember(node.received, received);
   remember(node.connections, connections);
 }
 
-function showNode(info, metrics) {
+function showNode({node}, info, metrics) {
   $("hostname").textContent = info.hostname;
   const facts = [
     ["Back end", info.io_backend + (info.io_backend_reason ? ` (${info.io_backend_reason})` : "")],
@@ -161,7 +184,7 @@ function showNode(info, metrics) {
   $("connections-now").textContent = `Connections: ${node.connections.at(-1)}; at most ${Math.max(...node.connections)}`;
 }
 
-function showForwards(forwards) {
+function showForwards({history}, forwards) {
   const wanted = $("filter").value.trim().toLowerCase();
   const chosen = forwards.filter((forward) =>
     `${forward.instance_id} ${forward.label} ${forward.host_port} ${forward.guest_port}`.toLowerCase().includes(wanted));
@@ -185,110 +208,107 @@ function showInstances(instances) {
     `${instance.port_forwards.current} of ${instance.port_forwards.limit}`])));
 }
 
-async function showTalkers(busiest) {
+async function showTalkers(mine, busiest) {
   if (!busiest || !busiest.connections_active) {
     $("talkers").replaceChildren();
     return;
   }
   const path = `/instances/${encodeURIComponent(busiest.instance_id)}/port-forwards/${busiest.id}/connections?limit=1000`;
-  const {connections} = await get(path);
+  const {connections} = await get(mine, path);
   connections.sort((a, b) => b.sent_bytes + b.received_bytes - a.sent_bytes - a.received_bytes);
   $("talkers").replaceChildren(...connections.slice(0, 10).map((one) => row([
     one.client, `${busiest.instance_id}:${busiest.guest_port}`, one.state, seconds(one.age_s), bytes(one.sent_bytes),
     bytes(one.received_bytes)])));
 }
 
-async function showCloses() {
-  const {connections} = await get("/connections/recent?limit=20");
+async function showCloses(mine) {
+  const {connections} = await get(mine, "/connections/recent?limit=20");
   $("closes").replaceChildren(...connections.map((one) => row([
     one.time.slice(11, 19), seconds(one.duration_s), one.client, one.instance, one.side,
     [one.how, one.how === "fin" ? "" : "bad"], bytes(one.sent_bytes), bytes(one.received_bytes)])));
 }
 
 /// Gauges without labels out of the node's metrics.
-async function nodeMetrics() {
-  const answer = await fetch("/metrics?scope=node", {headers: {Authorization: `Bearer ${key}`}, cache: "no-store"});
+async function nodeMetrics(mine) {
+  const answer = await ask(mine, "/metrics?scope=node");
   if (!answer.ok) return null;
   const found = {};
-  for (const text of (await answer.text()).split("\n")) {
+  for (const text of (await during(mine, answer.text())).split("\n")) {
     const [name, value] = text.split(" ");
     if (!text.startsWith("#") && value !== undefined) found[name] = value;
   }
   return found;
 }
 
-async function refresh() {
-  const mine = generation;
-  const info = await get("/v1/info");
-  const [instances] = await pages("/instances", "instances");
+async function refresh(mine) {
+  const info = await get(mine, "/v1/info");
+  const [instances] = await pages(mine, "/instances", "instances");
   const forwards = [];
   for (const instance of instances) {
     if (instance.port_forwards.current === 0) continue;
-    const [list, first] = await pages(`/instances/${encodeURIComponent(instance.id)}/port-forwards`, "port_forwards");
+    const path = `/instances/${encodeURIComponent(instance.id)}/port-forwards`;
+    const [list, first] = await pages(mine, path, "port_forwards");
     for (const forward of list) forwards.push({...forward, hostname: first.hostname});
   }
-  const metrics = await nodeMetrics();
-  if (mine !== generation) return;
+  const metrics = await nodeMetrics(mine);
   $("closes-note").hidden = metrics !== null;
-  measure(forwards);
-  showNode(info, metrics);
-  const shown = showForwards(forwards);
+  measure(mine, forwards);
+  showNode(mine, info, metrics);
+  const shown = showForwards(mine, forwards);
   showInstances(instances);
-  await showTalkers(shown[0]).catch((error) => { if (error.status !== 404) throw error; });
-  if (metrics !== null) await showCloses();
+  await showTalkers(mine, shown[0]).catch((error) => { if (error.status !== 404) throw error; });
+  if (metrics !== null) await showCloses(mine);
   $("main").hidden = false;
   say(`Up to date at ${new Date().toLocaleTimeString()}.`, false);
 }
 
 /// One at a time; what is asked for meanwhile is done once more afterwards.
 async function refreshNow() {
-  if (key === null) return;
-  if (refreshing) {
-    again = true;
+  const mine = login;
+  if (mine === null) return;
+  if (mine.refreshing) {
+    mine.again = true;
     return;
   }
-  refreshing = true;
+  mine.refreshing = true;
   try {
-    await refresh();
+    await refresh(mine);
   } catch (error) {
     if (error instanceof Refused) forget(error.message);
-    else say(`The node does not answer as it should: ${error.message}`, true);
+    else if (!(error instanceof Forgotten)) say(`The node does not answer as it should: ${error.message}`, true);
   } finally {
-    refreshing = false;
-    if (again) {
-      again = false;
+    mine.refreshing = false;
+    if (mine.again) {
+      mine.again = false;
       setTimeout(refreshNow, 0);
     }
   }
 }
 
-async function follow() {
-  const mine = generation;
-  while (mine === generation) {
+async function follow(mine) {
+  while (mine === login) {
     try {
-      const answer = await fetch("/events", {headers: {Authorization: `Bearer ${key}`}, cache: "no-store"});
+      const answer = await ask(mine, "/events");
       if (!answer.ok) return; // it is asked every second all the same
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
       for (;;) {
-        const {value, done} = await reader.read();
+        const {value, done} = await during(mine, reader.read());
         if (done) break;
-        if (mine !== generation) return reader.cancel();
         if (value.includes("event:")) refreshNow();
       }
     } catch {
-      // The daemon is gone, or comes back: once more, a second later.
+      // The daemon is gone, or comes back: once more, a second later. Or this login is over.
     }
     await new Promise((resolve) => setTimeout(resolve, 1000));
   }
 }
 
+/// The page is nobody's again: all of it, whatever was shown.
 function forget(why) {
-  key = null;
-  ++generation;
-  previous = new Map();
-  history = new Map();
-  node = {sent: [], received: [], connections: []};
-  $("main").hidden = true;
+  if (login !== null) login.over.abort();
+  login = null;
+  $("main").replaceWith(blank.cloneNode(true));
+  $("hostname").textContent = "";
   $("forget").hidden = true;
   $("key").value = "";
   say(why ?? "The key is forgotten.", why !== undefined);
@@ -298,12 +318,12 @@ $("login").addEventListener("submit", (event) => {
   event.preventDefault();
   const typed = $("key").value.trim();
   forget("");
-  key = typed;
+  login = new Login(typed);
   $("forget").hidden = false;
   say("Asking…", false);
   refreshNow();
-  follow();
+  follow(login);
 });
 $("forget").addEventListener("click", () => forget());
-$("filter").addEventListener("input", refreshNow);
+document.addEventListener("input", (event) => { if (event.target.id === "filter") refreshNow(); });
 setInterval(refreshNow, 1000);

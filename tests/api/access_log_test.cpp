@@ -127,10 +127,22 @@ TEST_F(AccessLogTest, RefusesAPathThatCannotBeWritten) {
   EXPECT_THAT(log.error().detail, testing::HasSubstr("log.access: cannot open"));
 }
 
+TEST_F(AccessLogTest, DoesNotWaitForTheReaderOfAFifo) {
+  ASSERT_EQ(::mkfifo(path().c_str(), 0600), 0);
+  const auto without_reader = AccessLog::open(path());
+  ASSERT_FALSE(without_reader);
+  EXPECT_THAT(without_reader.error().detail, testing::HasSubstr("nobody reads"));
+  Fd reader(::open(path().c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+  const auto log = AccessLog::open(path()).value();
+  for (int i = 0; i < 20'000; ++i) log->write(record());
+  EXPECT_GT(log->dropped(), 0U);
+  reader.reset();
+  EXPECT_FALSE(log->reopen());
+}
+
 TEST_F(AccessLogTest, CountsWhatTheDiskRefuses) {
   const auto log = AccessLog::open("/dev/full").value();
   for (int i = 0; i < 1000; ++i) log->write(record());
-  log->flush();
   // The log's thread does it; nothing tells when.
   for (int tries = 0; log->dropped() == 0 && tries < 10'000; ++tries) std::this_thread::sleep_for(1ms);
   EXPECT_GT(log->dropped(), 0u);

@@ -15,6 +15,7 @@ namespace portway {
 namespace {
 
 using test::Node;
+using testing::HasSubstr;
 
 std::string header(const Response& response, std::string_view name) {
   for (const auto& [key, value] : response.headers) {
@@ -529,6 +530,86 @@ TEST(Api, LimitsAreSetChangedAndTakenAway) {
   }
 }
 
+class AdminLimits : public testing::Test {
+ protected:
+  AdminLimits() { node_.put("vm-1"); }
+
+  /// The path of a new forward.
+  std::string create(const std::string& body, std::string_view key) {
+    const Response made = node_.call("POST", "/instances/vm-1/port-forwards", body, key);
+    EXPECT_EQ(made.status, 201U) << made.body;
+    return "/instances/vm-1/port-forwards/" + forward_id(made);
+  }
+  boost::json::object forward(const std::string& path) {
+    return Node::json(node_.call("GET", path)).at("port_forward").as_object();
+  }
+  void expect_refused(const std::string& path, const std::string& body, const std::string& field) {
+    const Response refused = node_.call("PATCH", path, body, tenant_);
+    EXPECT_EQ(refused.status, 403U) << body;
+    EXPECT_EQ(Node::code(refused), "forbidden");
+    EXPECT_EQ(Node::json(refused).at("field").as_string(), field);
+    EXPECT_THAT(std::string(Node::json(refused).at("detail").as_string()), HasSubstr("An admin has set"));
+  }
+
+  Node node_;
+  const std::string admin_{Node::kAdminKey};
+  const std::string tenant_ = node_.tenant_key();
+};
+
+// The operator throttled a forward, and its tenant lifted that with the next PATCH.
+TEST_F(AdminLimits, AreTheAdminsToChangeAndSurviveARestart) {
+  const std::string path = create(R"({"guest_port": 3000, "max_connections": 10})", tenant_);
+  EXPECT_FALSE(forward(path).contains("admin_limits"));
+  ASSERT_EQ(
+      node_.call("PATCH", path, R"({"max_connections": 5, "allowed_cidrs": ["203.0.113.0/24"]})").status,
+      200U);
+  for (int run = 0; run < 2; ++run) {
+    EXPECT_EQ(forward(path).at("admin_limits"), (boost::json::array{"allowed_cidrs", "max_connections"}));
+    for (const std::string value : {"100", "5", "1", "null"}) {
+      expect_refused(path, R"({"max_connections": )" + value + "}", "max_connections");
+    }
+    expect_refused(path, R"({"allowed_cidrs": []})", "allowed_cidrs");
+    expect_refused(path, R"({"label": "x", "max_connections": null})", "max_connections");
+    EXPECT_EQ(forward(path).at("max_connections"), 5);
+    EXPECT_EQ(forward(path).at("label"), "") << "nothing of a refused change is made";
+    node_.restart();
+  }
+  // What no admin has set stays the tenant's, and where its guest sees its clients from always is.
+  const Response own = node_.call(
+      "PATCH", path, R"({"label": "mine", "max_bytes_per_second": 1000, "source_mode": "plain"})", tenant_);
+  EXPECT_EQ(own.status, 200U) << own.body;
+  EXPECT_EQ(node_.call("PATCH", path, R"({"max_bytes_per_second": null})", tenant_).status, 200U);
+}
+
+TEST_F(AdminLimits, AreGivenBackByTakingThemAway) {
+  const std::string path =
+      create(R"({"guest_port": 3000, "max_connections": 5, "max_bytes_per_second": 1000})", admin_);
+  EXPECT_EQ(forward(path).at("admin_limits"),
+            (boost::json::array{"max_connections", "max_bytes_per_second"}));
+  expect_refused(path, R"({"max_bytes_per_second": 2000})", "max_bytes_per_second");
+  ASSERT_EQ(node_.call("PATCH", path, R"({"max_bytes_per_second": null, "label": "x"})").status, 200U);
+  EXPECT_EQ(forward(path).at("admin_limits"), boost::json::array{"max_connections"});
+  EXPECT_EQ(node_.call("PATCH", path, R"({"max_bytes_per_second": 2000})", tenant_).status, 200U);
+  EXPECT_EQ(forward(path).at("admin_limits"), boost::json::array{"max_connections"}) << "a tenant's own";
+  ASSERT_EQ(node_.call("PATCH", path, R"({"max_connections": null})").status, 200U);
+  EXPECT_FALSE(forward(path).contains("admin_limits"));
+}
+
+TEST_F(AdminLimits, AreRememberedOfABatchToo) {
+  const Response made = node_.call("POST", "/instances/vm-1/port-forwards:batch", R"({"port_forwards": [
+      {"guest_port": 3000, "max_connections": 5}, {"guest_port": 3001}]})");
+  ASSERT_EQ(made.status, 201U) << made.body;
+  const auto list = Node::json(made).at("port_forwards").as_array();
+  EXPECT_EQ(list[0].at("admin_limits"), boost::json::array{"max_connections"});
+  EXPECT_FALSE(list[1].as_object().contains("admin_limits"));
+  const std::string path = "/instances/vm-1/port-forwards/" + std::string(list[0].at("id").as_string());
+  expect_refused(path, R"({"max_connections": 6})", "max_connections");
+  const Response own =
+      node_.call("POST", "/instances/vm-1/port-forwards:batch",
+                 R"({"port_forwards": [{"guest_port": 3002, "max_connections": 5}]})", tenant_);
+  EXPECT_FALSE(Node::json(own).at("port_forwards").at(0).as_object().contains("admin_limits"));
+}
+
 TEST(Api, ACaptureHasBoundsAndNeedsAnAdmin) {
   Node node;
   node.put("vm-1");
@@ -581,6 +662,62 @@ TEST(Api, TheSameRequestWithTheSameIdempotencyKeyGetsTheSameAnswerAlsoAfterARest
   EXPECT_EQ(Node::code(other), "idempotency_key_reused");
   // Another owner's key of the same name is another key.
   EXPECT_EQ(node.call_once("again", "POST", path, R"({"guest_port": 3001})", node.tenant_key()).status, 201U);
+}
+
+// A 201 promises a port that leads to the caller's guest: said again after that has ended, it would send
+// clients to whoever has the port next.
+TEST(Api, AnAnswerIsNotGivenAgainWhenWhatItMadeIsGone) {
+  const std::string path = "/instances/vm-1/port-forwards";
+  const std::string body = R"({"guest_port": 3000})";
+  for (const std::string end : {"forward deleted", "stopped", "new session", "deleted and registered anew"}) {
+    Node node;
+    node.put("vm-1");
+    const std::string tenant = node.tenant_key();
+    const Response first = node.call_once("again", "POST", path, body, tenant);
+    ASSERT_EQ(first.status, 201U) << first.body;
+    if (end == "forward deleted") node.call("DELETE", path + "/" + forward_id(first));
+    if (end == "stopped" || end == "new session") node.call("POST", "/instances/vm-1/stop");
+    if (end == "deleted and registered anew") node.call("DELETE", "/instances/vm-1");
+    if (end != "forward deleted" && end != "stopped") node.put("vm-1");
+    for (int run = 0; run < 2; ++run) {
+      const Response again = node.call_once("again", "POST", path, body, tenant);
+      EXPECT_EQ(again.status, 409U) << end << ": " << again.body;
+      EXPECT_EQ(Node::code(again), "idempotent_answer_gone") << end;
+      EXPECT_EQ(node.control().registry().forward_count(), 0U) << "nor is it made again";
+      node.restart();
+    }
+    if (end == "stopped") node.put("vm-1");
+    EXPECT_EQ(node.call_once("anew", "POST", path, body, tenant).status, 201U) << end;
+  }
+}
+
+TEST(Api, AnAnswerIsNotGivenAgainToWhoDoesNotSeeTheInstanceAnyMore) {
+  Node node;
+  node.put("vm-1", "alice");
+  const std::string path = "/instances/vm-1/port-forwards";
+  const std::string alice = node.tenant_key("alice");
+  ASSERT_EQ(node.call_once("again", "POST", path, R"({"guest_port": 3000})", alice).status, 201U);
+  node.put("vm-1", "bob");
+  EXPECT_EQ(node.call_once("again", "POST", path, R"({"guest_port": 3000})", alice).status, 404U);
+  node.call("DELETE", "/instances/vm-1");
+  EXPECT_EQ(node.call_once("again", "POST", path, R"({"guest_port": 3000})", alice).status, 404U);
+}
+
+TEST(Api, ABatchsAnswerIsNotGivenAgainWhenOneOfItsForwardsIsGone) {
+  Node node;
+  node.put("vm-1");
+  const std::string path = "/instances/vm-1/port-forwards";
+  const std::string body = R"({"port_forwards": [{"guest_port": 3000}, {"guest_port": 3001}]})";
+  const Response first = node.call_once("again", "POST", path + ":batch", body);
+  ASSERT_EQ(first.status, 201U);
+  EXPECT_EQ(node.call_once("again", "POST", path + ":batch", body).body, first.body);
+  const std::string second(Node::json(first).at("port_forwards").at(1).at("id").as_string());
+  node.call("DELETE", path + "/" + second);
+  const Response again = node.call_once("again", "POST", path + ":batch", body);
+  EXPECT_EQ(again.status, 409U);
+  EXPECT_EQ(Node::code(again), "idempotent_answer_gone");
+  EXPECT_THAT(again.body, HasSubstr("Of the 2 port forwards"));
+  EXPECT_EQ(node.control().registry().forward_count(), 1U);
 }
 
 TEST(Api, WhatWasRefusedMayBeTriedAgainWithTheSameIdempotencyKey) {

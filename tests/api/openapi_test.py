@@ -219,7 +219,7 @@ class OpenApi(unittest.TestCase):
 
     def test_22_with_a_tenants_key_the_orchestrators_calls_are_403(self):
         for method, path, operation in self.each_with(403):
-            if operation["operationId"] not in ("createPortForward", "createPortForwards"):
+            if operation["operationId"] not in ("createPortForward", "createPortForwards", "updatePortForward"):
                 self.ask(method, path, key=self.tenant, status=403, code="forbidden")
 
     def test_23_what_is_not_there_is_404_and_so_is_anothers(self):
@@ -422,7 +422,11 @@ class OpenApi(unittest.TestCase):
         limits = {"allowed_cidrs": ["203.0.113.0/24"], "max_connections": 7, "max_bytes_per_second": 1000000}
         limited = self.ask("PATCH", path, limits, status=200).json()["port_forward"]
         self.assertEqual({name: limited[name] for name in limits}, limits)
+        self.assertEqual(set(limited["admin_limits"]), set(limits))
+        refused = self.ask("PATCH", path, {"max_connections": None}, key=self.tenant, status=403, code="forbidden").json()
+        self.assertEqual(refused["field"], "max_connections")
         self.ask("PATCH", path, dict.fromkeys(limits), status=200)
+        self.ask("PATCH", path, {"max_connections": 3}, key=self.tenant, status=200)
         self.ask("PATCH", path, {"allowed_cidrs": ["nowhere"]}, status=422, code="invalid_request")
 
     def test_51_batch(self):
@@ -452,6 +456,9 @@ class OpenApi(unittest.TestCase):
         self.assertEqual(again.headers["location"], first.headers["location"])
         self.ask("POST", path, {"guest_port": 5001}, headers=key, status=422, code="idempotency_key_reused")
         self.ask("POST", path, {"guest_port": 5002}, key=self.tenant, headers=key, status=201)
+        made = first.json()["port_forward"]["id"]
+        self.ask("DELETE", "/instances/{id}/port-forwards/{forward_id}", forward_id=made, status=204)
+        self.ask("POST", path, {"guest_port": 5000}, headers=key, status=409, code="idempotent_answer_gone")
         for wrong in ("x" * 256, "\u00e4"):
             self.ask("POST", path, {"guest_port": 5003}, headers={"Idempotency-Key": wrong}, status=422,
                      code="invalid_request")

@@ -3,10 +3,13 @@
 #include "api/server.h"
 
 #include <fcntl.h>
+#include <net/if.h>
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <atomic>
 #include <random>
+#include <vector>
 
 #include "config/forward.h"
 #include "tests/api/running_server.h"
@@ -369,7 +372,12 @@ TEST(Server, TurnsAwayTheNewcomerWhenAllAreBusy) {
 
 TEST(Server, ClosesAtOnceWhatComesFromARefusedNetwork) {
   int calls = 0;
-  Running server({.refused_networks = {Cidr::parse("127.0.0.0/8").value()}},
+  ClientOrigin seen;
+  Running server({.refuses =
+                      [&seen](const ClientOrigin& client) {
+                        seen = client;
+                        return true;
+                      }},
                  [&calls](const Request& request) {
                    ++calls;
                    return echo(request);
@@ -379,6 +387,52 @@ TEST(Server, ClosesAtOnceWhatComesFromARefusedNetwork) {
   EXPECT_EQ(client.receive_to_end(), "");
   EXPECT_EQ(server.stats().connections_refused_network, 1u);
   EXPECT_EQ(calls, 0);
+  EXPECT_EQ(seen.address, boost::asio::ip::address_v4::loopback());
+  EXPECT_EQ(seen.link, static_cast<std::int32_t>(::if_nametoindex("lo")));
+}
+
+// IPv6, IPv4-mapped addresses and real guests: tests/api/isolation_test.py.
+
+// A reload, or a registration, makes a guest of a client that is connected already.
+TEST(Server, RefusesTheNextRequestOfWhoIsRefusedByThen) {
+  std::atomic<bool> refuses = false;
+  int calls = 0;
+  Running server({.refuses = [&](const ClientOrigin&) { return refuses.load(); }},
+                 [&calls](const Request& request) {
+                   ++calls;
+                   return echo(request);
+                 });
+  Client client(server.endpoint());
+  EXPECT_EQ(client.call(kGet).status, 200);
+  refuses = true;
+  client.send(kGet);
+  EXPECT_EQ(client.receive_to_end(), "");
+  EXPECT_EQ(calls, 1);
+  EXPECT_EQ(server.stats().connections_refused_network, 1u);
+}
+
+TEST(Server, DropsWhoIsRefusedByNowWhateverItIsDoing) {
+  std::atomic<bool> refuses = false;
+  Running server({.refuses = [&](const ClientOrigin&) { return refuses.load(); }});
+  Client idle(server.endpoint());
+  EXPECT_EQ(idle.call(kGet).status, 200);
+  Client busy(server.endpoint());
+  EXPECT_EQ(
+      busy.call("PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n").status,
+      100);
+  server.on_its_thread([&] {
+    server.server().drop_refused();
+    refuses = true;
+    return 0;
+  });
+  EXPECT_EQ(server.stats().connections, 2u);
+  server.on_its_thread([&] {
+    server.server().drop_refused();
+    return 0;
+  });
+  EXPECT_EQ(server.stats().connections, 0u);
+  EXPECT_EQ(idle.receive_to_end(), "");
+  EXPECT_EQ(busy.receive_to_end(), "");
 }
 
 TEST(Server, AnswersAnExceptionOfTheHandlerWith500AndGoesOn) {

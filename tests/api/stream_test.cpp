@@ -1,6 +1,10 @@
 // Answers without an end: sent as they come, and ended by either side, the server's stop or a slow client.
 #include <deque>
+#include <memory>
+#include <string>
+#include <vector>
 
+#include "api/events.h"
 #include "tests/api/running_server.h"
 
 namespace portway {
@@ -25,7 +29,11 @@ class Pieces : public BodyStream {
       return piece;
     }
     if (ended) return std::nullopt;
-    return std::string(reads_that_are_empty-- > 0 ? "" : heartbeat);
+    return "";
+  }
+  std::string heartbeat() override {
+    ++heartbeats;
+    return sign_of_life;
   }
   void push(std::string piece) {
     pieces.push_back(std::move(piece));
@@ -40,8 +48,8 @@ class Pieces : public BodyStream {
   bool ended = false;
   bool fails = false;
   int reads = 0;
-  int reads_that_are_empty = 1 << 30;
-  std::string heartbeat;
+  int heartbeats = 0;
+  std::string sign_of_life;
 
  private:
   std::function<void()> wake_;
@@ -125,13 +133,59 @@ TEST(Stream, HasWhatWasThereBeforeItsHeadWasSent) {
 }
 
 TEST(Stream, IsAskedForASignOfLifeWhenItIsSilent) {
-  Streaming server({.stream_heartbeat = 20ms}, [](Pieces& stream) {
-    stream.reads_that_are_empty = 1;
-    stream.heartbeat = ":\n";
-  });
+  Streaming server({.stream_heartbeat = 20ms}, [](Pieces& stream) { stream.sign_of_life = ":\n"; });
   Client client(server.endpoint());
   client.call(kStream);
   EXPECT_THAT(received(client, 7), "2\r\n:\n\r\n");
+}
+
+TEST(Stream, ThatHasNoSignOfLifeStaysSilent) {
+  Streaming server({.stream_heartbeat = 5ms});
+  Client client(server.endpoint());
+  client.call(kStream);
+  for (int heartbeats = 0; heartbeats < 3;) {
+    server.with_last([&](Pieces& stream) { heartbeats = stream.heartbeats; });
+  }
+  server.push("x");
+  EXPECT_EQ(received(client, 6), "1\r\nx\r\n");
+}
+
+// The page asks for the events of a quiet node: a megabyte of heartbeats a second was what it got, for each
+// page that was open.
+TEST(Stream, OfEventsWithoutNewsIsOneHeartbeatForEachSilence) {
+  constexpr auto kHeartbeat = 50ms;
+  constexpr int kClients = 8;
+  EventHub hub;
+  const Principal tenant{.key_id = {}, .role = Role::kTenant, .owner = "alice"};
+  Running server({.stream_heartbeat = kHeartbeat}, [&](const Request&) {
+    return Response{.status = 200, .body = {}, .headers = {}, .stream = hub.subscribe(tenant, "")};
+  });
+  const auto began = std::chrono::steady_clock::now();
+  std::vector<std::unique_ptr<Client>> clients;
+  for (int i = 0; i < kClients; ++i) {
+    clients.push_back(std::make_unique<Client>(server.endpoint()));
+    clients.back()->call(kStream);
+  }
+  // Others' events wake these streams, and are no news to them. After the last heartbeat comes an event.
+  const std::string heartbeat = "3\r\n:\n\n\r\n";
+  const auto publish = [&](const std::string& owner) {
+    server.on_its_thread([&] {
+      hub.publish("forward.created", owner, {});
+      return 0;
+    });
+  };
+  while (std::chrono::steady_clock::now() < began + 10 * kHeartbeat) publish("bob");
+  publish("alice");
+  for (const auto& client : clients) {
+    std::string text;
+    while (!text.ends_with("}\n\n\r\n")) text += client->receive_some(4096);
+    const auto silences = (std::chrono::steady_clock::now() - began) / kHeartbeat;
+    long heartbeats = 0;
+    for (std::size_t at = 0; (at = text.find(heartbeat, at)) != std::string::npos; ++at) ++heartbeats;
+    EXPECT_GE(heartbeats, 1);
+    EXPECT_LE(heartbeats, silences);
+    EXPECT_LE(text.size(), 200 + heartbeat.size() * static_cast<std::size_t>(heartbeats));
+  }
 }
 
 TEST(Stream, EndsAtOnceWhenTheClientGoes) {
@@ -176,8 +230,7 @@ TEST(Stream, IsCutWhenTheClientDoesNotTakeIt) {
 TEST(Stream, MayBeSilentForLongerThanAWriteMayTake) {
   Streaming server({.write_timeout = 20ms, .stream_heartbeat = 100ms}, [](Pieces& stream) {
     stream.pieces = {"a"};
-    stream.reads_that_are_empty = 1;
-    stream.heartbeat = ":";
+    stream.sign_of_life = ":";
   });
   Client client(server.endpoint());
   client.call(kStream);

@@ -52,7 +52,7 @@ TEST_F(UnixSocket, IsForTheOwnerAndTheGroupWhateverTheUmask) {
 }
 
 TEST_F(UnixSocket, HasNoGuestsToRefuse) {
-  Running server({.listen = path_, .refused_networks = {Cidr::parse("0.0.0.0/0").value()}});
+  Running server({.listen = path_, .refuses = [](const ClientOrigin&) { return true; }});
   EXPECT_EQ(Client(path_).call(kGet).status, 200);
 }
 

@@ -202,6 +202,9 @@ TEST_F(Doctor, WarnsWhenTheKernelHandsOutPortsOfTheRange) {
   expect("port-range", Grade::kWarn, "768 ports", "sysctl -w net.ipv4.ip_local_reserved_ports=32000-32767");
   sysctl("net/ipv4/ip_local_reserved_ports", "32000-32767");
   expect("port-range", Grade::kOk, "20000-32767");
+  sysctl("net/ipv4/ip_local_port_range", "20000\t32999");
+  sysctl("net/ipv4/ip_local_reserved_ports", "");
+  expect("port-range", Grade::kWarn, "12768 ports", "Do not reserve them all: that would leave 232 ports");
 }
 
 TEST_F(Doctor, LooksWhetherTheDaemonCanWriteItsStore) {

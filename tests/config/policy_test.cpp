@@ -228,5 +228,16 @@ TEST(CheckForward, AProfileMayLetTenantsChooseTheirHostPort) {
   EXPECT_TRUE(check_forward(spec, limits));
 }
 
+TEST(GuestAddress, IsOneOfAGuestNetworkOrLinkLocal) {
+  const std::vector<Cidr> networks = {Cidr::parse("198.18.0.0/15").value(),
+                                      Cidr::parse("fd00:19::/64").value()};
+  for (const char* guest : {"198.19.255.255", "fd00:19::2", "fe80::1", "febf::1", "169.254.0.1"}) {
+    EXPECT_TRUE(is_guest_address(parse_address(guest).value(), networks)) << guest;
+  }
+  for (const char* other : {"203.0.113.1", "127.0.0.1", "::1", "fd00:20::2", "fec0::1", "169.253.0.1"}) {
+    EXPECT_FALSE(is_guest_address(parse_address(other).value(), networks)) << other;
+  }
+}
+
 }  // namespace
 }  // namespace portway

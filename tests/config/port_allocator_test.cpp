@@ -7,6 +7,8 @@
 #include <filesystem>
 #include <fstream>
 #include <set>
+#include <sstream>
+#include <string>
 #include <vector>
 
 namespace portway {
@@ -185,7 +187,7 @@ TEST(PortAllocator, APortFromAnEarlierRangeIsNotOursToCount) {
   EXPECT_EQ(ports.free(), 10U);
 }
 
-class EphemeralOverlap : public testing::Test {
+class EphemeralOverlapTest : public testing::Test {
  protected:
   void SetUp() override {
     std::string name = testing::TempDir() + "portway-ports-XXXXXX";
@@ -195,38 +197,120 @@ class EphemeralOverlap : public testing::Test {
   }
   void TearDown() override { std::filesystem::remove_all(directory_); }
 
-  std::optional<std::string> warning(const PortRange& range, const char* ephemeral, const char* reserved) {
-    std::ofstream(files_.range) << ephemeral;
-    std::ofstream(files_.reserved) << reserved;
-    return ephemeral_overlap_warning(range, files_);
+  std::optional<EphemeralOverlap> overlap(const PortRange& range, const PortRange& ephemeral,
+                                          const std::string& reserved = "") {
+    std::ofstream(files_.range) << ephemeral.first << '\t' << ephemeral.last << '\n';
+    std::ofstream(files_.reserved) << reserved << '\n';
+    return ephemeral_overlap(range, files_);
   }
 
   std::filesystem::path directory_;
   EphemeralPortFiles files_;
 };
 
-TEST_F(EphemeralOverlap, RangesApartAreFine) {
-  EXPECT_FALSE(warning({20000, 32767}, "32768\t60999\n", "\n"));
-  EXPECT_FALSE(warning({61000, 65535}, "32768\t60999\n", "\n"));
+TEST_F(EphemeralOverlapTest, RangesApartAreFine) {
+  EXPECT_FALSE(overlap({20000, 32767}, {32768, 60999}));
+  EXPECT_FALSE(overlap({61000, 65535}, {32768, 60999}));
 }
 
-TEST_F(EphemeralOverlap, AnOverlapIsCountedAndTheSysctlNamed) {
-  const auto text = warning({30000, 40000}, "32768\t60999\n", "8080,9148\n");
-  ASSERT_TRUE(text);
-  EXPECT_TRUE(text->starts_with("7233 ports of ports.range 30000-40000")) << *text;
-  EXPECT_TRUE(text->ends_with("net.ipv4.ip_local_reserved_ports=8080,9148,32768-40000")) << *text;
+TEST_F(EphemeralOverlapTest, AnOverlapIsCountedAndTheSysctlNamed) {
+  const auto found = overlap({30000, 40000}, {32768, 60999}, "8080,9148");
+  ASSERT_TRUE(found);
+  EXPECT_TRUE(found->problem.starts_with("7233 ports of ports.range 30000-40000")) << found->problem;
+  EXPECT_TRUE(found->remedy.find("leaves 20999 ports") != std::string::npos) << found->remedy;
+  EXPECT_TRUE(found->remedy.ends_with("net.ipv4.ip_local_reserved_ports=8080,9148,32768-40000"))
+      << found->remedy;
 }
 
-TEST_F(EphemeralOverlap, ReservedPortsDoNotCount) {
-  EXPECT_FALSE(warning({30000, 40000}, "32768\t60999\n", "32768-40000\n"));
-  EXPECT_FALSE(warning({30000, 40000}, "32768\t60999\n", "80,32768-35000,35001,35002-65535\n"));
-  const auto text = warning({30000, 40000}, "32768\t60999\n", "32768-39999\n");
-  ASSERT_TRUE(text);
-  EXPECT_TRUE(text->starts_with("1 port")) << *text;
+TEST_F(EphemeralOverlapTest, ReservedPortsDoNotCount) {
+  EXPECT_FALSE(overlap({30000, 40000}, {32768, 60999}, "32768-40000"));
+  EXPECT_FALSE(overlap({30000, 40000}, {32768, 60999}, "80,32768-35000,35001,35002-65535"));
+  const auto found = overlap({30000, 40000}, {32768, 60999}, "32768-39999");
+  ASSERT_TRUE(found);
+  EXPECT_TRUE(found->problem.starts_with("1 port")) << found->problem;
+  EXPECT_TRUE(found->remedy.ends_with("=32768-40000")) << "not a longer list each time: " << found->remedy;
 }
 
-TEST_F(EphemeralOverlap, WithoutTheFilesNothingIsSaid) {
-  EXPECT_FALSE(ephemeral_overlap_warning({30000, 40000}, {"/nonexistent/range", "/nonexistent/reserved"}));
+TEST_F(EphemeralOverlapTest, WithoutTheFilesNothingIsSaid) {
+  EXPECT_FALSE(ephemeral_overlap({30000, 40000}, {"/nonexistent/range", "/nonexistent/reserved"}));
+}
+
+TEST_F(EphemeralOverlapTest, ReservingIsNotSuggestedWhereTheNodeCouldNotConnectAnyMore) {
+  const auto found = overlap({32768, 60999}, {32768, 60999});
+  ASSERT_TRUE(found);
+  EXPECT_TRUE(found->remedy.find("would leave 0 ports") != std::string::npos) << found->remedy;
+  EXPECT_EQ(found->remedy.find("ip_local_reserved_ports"), std::string::npos) << found->remedy;
+  EXPECT_TRUE(found->remedy.find("ip_local_port_range=\"10000 32767\" (22768 ports)") != std::string::npos)
+      << found->remedy;
+}
+
+/// What a remedy asks for, as far as it asks: the last value of its kind in the text.
+std::string after(const std::string& text, const std::string& name) {
+  const std::size_t at = text.rfind(name);
+  return at == std::string::npos ? "" : text.substr(at + name.size());
+}
+
+// Whatever the node looks like: who follows a remedy is warned no more, and can still connect.
+TEST_F(EphemeralOverlapTest, ARemedyLeavesNoOverlapAndEnoughPorts) {
+  const auto every_other = [](int first, int last) {
+    std::string list = std::to_string(first);
+    for (int port = first + 2; port <= last; port += 2) list += "," + std::to_string(port);
+    return list;
+  };
+  const std::string long_list = every_other(2001, 19999);
+  struct Shape {
+    PortRange range;
+    PortRange ephemeral;
+    std::string reserved;
+  };
+  const std::vector<Shape> shapes = {{{30000, 40000}, {32768, 60999}, ""},
+                                     {{32768, 60999}, {32768, 60999}, ""},
+                                     {{30000, 60000}, {32768, 60999}, ""},
+                                     {{1024, 65535}, {32768, 60999}, ""},
+                                     {{1024, 65535}, {1024, 65535}, ""},
+                                     {{20000, 32767}, {1024, 65535}, ""},
+                                     {{10000, 65535}, {1024, 65535}, ""},
+                                     {{1024, 60000}, {1024, 65535}, "8080,9000-9100"},
+                                     {{20000, 32767}, {16384, 33000}, ""},
+                                     {{1024, 65535}, {60000, 60999}, ""},
+                                     {{1024, 65535}, {1024, 65535}, "1024-60000"},
+                                     {{40000, 40000}, {32768, 60999}, ""},
+                                     {{20000, 32767}, {1024, 65535}, long_list},
+                                     {{20000, 32767}, {1024, 65535}, every_other(15001, 45001)},
+                                     {{1024, 65535}, {1024, 65535}, long_list},
+                                     {{32768, 60999}, {32768, 60999}, "33000,34000-35000"}};
+  for (const Shape& shape : shapes) {
+    const auto found = overlap(shape.range, shape.ephemeral, shape.reserved);
+    ASSERT_TRUE(found) << to_string(shape.range);
+    SCOPED_TRACE(to_string(shape.range) + " in " + to_string(shape.ephemeral) + ": " + found->remedy);
+    EXPECT_LT(found->remedy.size(), 1000U) << "for a line of a log";
+    PortRange range = shape.range;
+    std::string reserved = shape.reserved;
+    bool followed = false;
+    if (const auto text = after(found->remedy, "Set ports.range to "); !text.empty()) {
+      range = parse_port_range(text.substr(0, text.find_first_not_of("0123456789-"))).value();
+      EXPECT_GE(range.first, 1024);
+      followed = true;
+    }
+    if (auto text = after(found->remedy, "ip_local_reserved_ports="); !text.empty()) {
+      const std::string also = "\"$(sysctl -n net.ipv4.ip_local_reserved_ports),";
+      if (text.starts_with(also)) text = reserved + "," + text.substr(also.size());
+      reserved = text.substr(0, text.find('"'));
+      followed = true;
+    }
+    if (followed) {
+      EXPECT_FALSE(overlap(range, shape.ephemeral, reserved));
+    }
+    if (const auto text = after(found->remedy, "ip_local_port_range=\""); !text.empty()) {
+      PortRange ephemeral;
+      std::istringstream(text) >> ephemeral.first >> ephemeral.last;
+      EXPECT_GE(ephemeral.size(), kEphemeralPortsMin);
+      EXPECT_NE(ephemeral.first % 2, ephemeral.last % 2);
+      EXPECT_FALSE(overlap(shape.range, ephemeral, shape.reserved));
+      followed = true;
+    }
+    EXPECT_TRUE(followed);
+  }
 }
 
 }  // namespace

@@ -34,6 +34,13 @@ std::vector<int> guest_ports(const std::vector<const Forward*>& forwards) {
   return out;
 }
 
+Instance running_behind(const std::string& id, const std::string& tap, std::int32_t tap_index = 0) {
+  Instance instance = make_instance(id);
+  instance.tap = tap;
+  instance.tap_index = tap_index;
+  return instance;
+}
+
 using Ids = std::vector<std::string>;
 using Ports = std::vector<int>;
 
@@ -165,6 +172,27 @@ TEST(Registry, TensOfThousandsOfForwardsAreNoTrouble) {
   for (const ForwardId& id : forwards) ASSERT_NE(registry.find_forward(id), nullptr);
   for (const ForwardId& id : forwards) ASSERT_TRUE(registry.remove_forward(id));
   EXPECT_EQ(registry.forward_count(), 0U);
+}
+
+TEST(Registry, KnowsTheTapsOfRunningInstancesByWhatTheirSessionsAreArmedWith) {
+  Registry registry;
+  registry.put_instance(running_behind("vm-1", "tap1"));
+  EXPECT_TRUE(registry.has_tap(7, "tap1"));
+  EXPECT_FALSE(registry.has_tap(7, "tap2"));
+  registry.put_instance(running_behind("vm-1", "tap1", 7));
+  EXPECT_TRUE(registry.has_tap(7, "renamed"));
+  EXPECT_FALSE(registry.has_tap(8, "tap1")) << "another device of that name";
+  // A session that begins on a tap before the one before has ended.
+  registry.put_instance(running_behind("vm-2", "tap1", 7));
+  Instance stopped = running_behind("vm-1", "tap1", 7);
+  stopped.state = InstanceState::kStopped;
+  registry.put_instance(stopped);
+  EXPECT_TRUE(registry.has_tap(7, "tap1"));
+  registry.put_instance(stopped);
+  registry.remove_instance("vm-1");
+  EXPECT_TRUE(registry.has_tap(7, "tap1"));
+  registry.remove_instance("vm-2");
+  EXPECT_FALSE(registry.has_tap(7, "tap1"));
 }
 
 }  // namespace

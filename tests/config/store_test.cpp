@@ -93,6 +93,7 @@ void expect_equal(const Forward& a, const Forward& b) {
   EXPECT_EQ(a.host_port, b.host_port);
   EXPECT_EQ(a.protocol, b.protocol);
   EXPECT_EQ(a.limits, b.limits);
+  EXPECT_EQ(a.admin_limits, b.admin_limits);
   EXPECT_EQ(a.label, b.label);
   EXPECT_EQ(a.created_at, b.created_at);
 }
@@ -180,6 +181,8 @@ TEST_F(StoreTest, GivesBackEveryFieldAfterARestart) {
                     .max_connections_per_source = 2,
                     .max_new_connections_per_second = 3,
                     .max_bytes_per_second = 1'000'000'000'000};
+  forward.admin_limits.set(static_cast<std::size_t>(Limit::kAllowedCidrs));
+  forward.admin_limits.set(static_cast<std::size_t>(Limit::kMaxBytesPerSecond));
   stopped.ended = SessionEnd::kTapDeleted;
   full.tap_index = 2'147'483'647;
   full.vmm_started = 77;
@@ -409,6 +412,22 @@ TEST_F(StoreTest, LetsOthersReadMeanwhile) {
   EXPECT_TRUE(store->put_instance(make_instance("vm-1")));
   SQLite::Database reader(path(), SQLite::OPEN_READONLY);
   EXPECT_EQ(reader.execAndGet("SELECT count(*) FROM instances").getInt(), 1);
+}
+
+TEST_F(StoreTest, AForwardFromBeforeHasNoLimitOfAnAdmin) {
+  const Instance instance = make_instance("vm-1");
+  Forward forward = make_forward(instance, 20000);
+  forward.limits.max_connections = 7;
+  {
+    const auto store = open_store();
+    EXPECT_TRUE(store->put_instance(instance));
+    EXPECT_TRUE(store->add_forward(forward));
+  }
+  edit("ALTER TABLE forwards DROP COLUMN admin_limits");
+  edit("PRAGMA user_version = 4");
+  const auto forwards = open_store()->load_forwards().value();
+  ASSERT_THAT(forwards, SizeIs(1));
+  expect_equal(forwards[0], forward);
 }
 
 TEST_F(StoreTest, RefusesADatabaseOfANewerPortway) {

@@ -48,6 +48,7 @@ struct Node {
                          },
                      .port_pool = [this] { return pool; },
                      .access_log_dropped = [] { return std::uint64_t{0}; },
+                     .log_lines_dropped = [] { return std::uint64_t{0}; },
                      .forwards_failed = [] { return std::uint64_t{0}; },
                      .instances_without_return_path = [] { return std::uint64_t{0}; },
                      .forged_packets = [] { return std::uint64_t{0}; },

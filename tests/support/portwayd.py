@@ -8,6 +8,7 @@ import ctypes
 import http.client
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -36,6 +37,11 @@ def require_namespaces(*tools):
     raise unittest.SkipTest(reason)
 
 
+def die_with_parent():
+    """For preexec_fn: the process does not outlive the test, however that ends."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def isolate():
     require_namespaces()
     if _libc.unshare(CLONE_NEWNET) != 0:
@@ -61,21 +67,26 @@ class Answer:
 
 
 class Portwayd:
-    """Running when the constructor returns, unless `start` is False. A context."""
+    """Running when the constructor returns, unless `start` is False. With a `config` its guests.networks are what that text
+    says, and write_config() and SIGHUP can change them. A context."""
 
-    def __init__(self, *settings, start=True):
+    def __init__(self, *settings, start=True, config=None):
         self.directory = tempfile.mkdtemp(prefix="portway-test-")
+        self.config = config
+        if config is not None:
+            self.write_config(config)
         self.settings = [
             "node.public_hostname=compute-1.test", "node.public_addresses=127.0.0.1", "api.listen=127.0.0.1:0",
             "api.rate_limit_per_second=0", f"api.admin_key_file={self.directory}/admin.key",
-            f"store.path={self.directory}/portway.db", "guests.networks=198.18.0.0/15", "proxy.workers=1", *settings]
+            f"store.path={self.directory}/portway.db", "proxy.workers=1",
+            *([] if config is not None else ["guests.networks=198.18.0.0/15"]), *settings]
         self.process = None
         self.connection = None
         if start:
             self.start()
 
-    def start(self, environment=None):
-        """Raises Ended when it ends before it is ready."""
+    def start(self, environment=None, stderr=None, port=None):
+        """Raises Ended when it ends before it is ready. With a descriptor for its log, `port` is where its API listens."""
         ready_path = f"{self.directory}/notify"
         if os.path.exists(ready_path):
             os.unlink(ready_path)
@@ -85,20 +96,40 @@ class Portwayd:
             log = stack.enter_context(open(f"{self.directory}/log", "ab+"))
             began = log.tell()
             command = [os.environ["PORTWAY_DAEMON"], *(f"--set={setting}" for setting in self.settings)]
+            if self.config is not None:
+                command.append(f"--config={self.directory}/portway.toml")
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=self.directory,
-                preexec_fn=lambda: _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+                command, stdout=log, stderr=log if stderr is None else stderr, cwd=self.directory,
+                preexec_fn=die_with_parent,
                 env={**os.environ, "NOTIFY_SOCKET": ready_path, **(environment or {})})
             pidfd = os.pidfd_open(self.process.pid)
             events = select.select([ready, pidfd], [], [], START_TIMEOUT_S)[0]
             os.close(pidfd)
-            log.seek(began)
-            printed = log.read().decode()
-        if ready not in events:
-            self.kill()
-            raise Ended(f"portwayd did not become ready:\n{printed}")
-        line = next(line for line in printed.splitlines() if "listens on http://" in line)
-        self.port = int(line.split("listens on http://")[1].split(",")[0].rpartition(":")[2])
+
+            def printed():
+                log.seek(began)
+                return log.read().decode()
+
+            if ready not in events:
+                self.kill()
+                raise Ended(f"portwayd did not become ready:\n{printed()}")
+            self.port = port
+            if port is not None:
+                return
+            # The log is written by a thread of its own, soon.
+            said = re.compile(r"listens on http://\S*:(\d+),")
+            assert wait_until(lambda: said.search(printed())), printed()
+            self.port = int(said.search(printed())[1])
+
+    def write_config(self, text):
+        with open(f"{self.directory}/portway.toml", "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def reload(self):
+        """Returns when SIGHUP has been followed."""
+        done = self.output().count("configuration taken over")
+        self.process.send_signal(signal.SIGHUP)
+        assert wait_until(lambda: self.output().count("configuration taken over") > done)
 
     def kill(self):
         self.close_connection()

@@ -1,0 +1,192 @@
+#include "api/line_writer.h"
+
+#include <fmt/format.h>
+#include <limits.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <string_view>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+namespace portway {
+namespace {
+
+using std::chrono::milliseconds;
+
+/// Waits for as long as it takes. False when the descriptor refuses it.
+bool write_all(int fd, std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t written = ::write(fd, bytes.data(), bytes.size());
+    if (written >= 0) {
+      bytes.remove_prefix(static_cast<std::size_t>(written));
+    } else if (errno == EAGAIN) {  // somebody else has set O_NONBLOCK on it
+      pollfd writable{.fd = fd, .events = POLLOUT, .revents = 0};
+      ::poll(&writable, 1, -1);
+    } else if (errno != EINTR) {
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+class LineWriter::Core {
+ public:
+  Core(Fd target, LineWriterOptions options)
+      : options_(std::move(options)), target_(std::make_shared<const Fd>(std::move(target))) {}
+
+  void write(std::string line) {
+    const std::lock_guard lock(mutex_);
+    bytes_ += line.size();
+    queue_.push_back({std::move(line), target_});
+    while (queue_.size() > options_.lines_max || bytes_ > options_.bytes_max) {
+      pop();
+      ++dropped_;
+      ++untold_;
+    }
+    changed_.notify_one();
+  }
+
+  void redirect(Fd target) {
+    const std::lock_guard lock(mutex_);
+    target_ = std::make_shared<const Fd>(std::move(target));
+  }
+
+  bool drain(milliseconds timeout) {
+    std::unique_lock lock(mutex_);
+    return written_.wait_for(lock, timeout, [this] { return queue_.empty() && !writing_; });
+  }
+
+  std::uint64_t dropped() const {
+    const std::lock_guard lock(mutex_);
+    return dropped_;
+  }
+
+  void run() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
+      if (queue_.empty()) break;
+      write_some(lock);
+    }
+    ended_ = true;
+    written_.notify_all();
+  }
+
+  /// The thread ends once the queue is empty. False when it has not after `timeout`; what is queued is lost.
+  bool stop(milliseconds timeout) {
+    std::unique_lock lock(mutex_);
+    stopping_ = true;
+    changed_.notify_one();
+    if (written_.wait_for(lock, timeout, [this] { return ended_; })) return true;
+    queue_.clear();
+    return false;
+  }
+
+ private:
+  struct Line {
+    std::string text;
+    std::shared_ptr<const Fd> target;
+  };
+
+  void pop() {
+    bytes_ -= queue_.front().text.size();
+    queue_.pop_front();
+  }
+
+  /// As many lines as one write(2) of a pipe takes as a whole, at least one. `lock` is let go of meanwhile.
+  void write_some(std::unique_lock<std::mutex>& lock) {
+    const std::shared_ptr<const Fd> target = queue_.front().target;
+    const std::uint64_t told = options_.lost_note ? untold_ : 0;
+    std::string text = told > 0 ? options_.lost_note(told) : std::string();
+    std::uint64_t lines = 0;
+    while (!queue_.empty() && queue_.front().target == target &&
+           (lines == 0 || text.size() + queue_.front().text.size() <= PIPE_BUF)) {
+      text += queue_.front().text;
+      pop();
+      ++lines;
+    }
+    writing_ = true;
+    lock.unlock();
+    const bool done = write_all(target->get(), text);
+    lock.lock();
+    writing_ = false;
+    if (done) {
+      untold_ -= told;
+    } else {
+      dropped_ += lines;
+      untold_ += lines;
+    }
+    if (queue_.empty()) written_.notify_all();
+  }
+
+  const LineWriterOptions options_;
+  mutable std::mutex mutex_;  // protects all below; never held while something is written
+  std::condition_variable changed_;
+  std::condition_variable written_;  // or ended
+  std::deque<Line> queue_;
+  std::size_t bytes_ = 0;             // in it
+  std::shared_ptr<const Fd> target_;  // of the next line
+  std::uint64_t dropped_ = 0;
+  std::uint64_t untold_ = 0;  // of those: no note has been written yet
+  bool writing_ = false;
+  bool stopping_ = false;
+  bool ended_ = false;
+};
+
+Result<std::unique_ptr<LineWriter>> LineWriter::start(Fd target, LineWriterOptions options) {
+  const milliseconds end_wait = options.end_wait;
+  auto core = std::make_shared<Core>(std::move(target), std::move(options));
+  // No signal is this thread's business, and SIGPIPE would end the process.
+  sigset_t all;
+  sigset_t before;
+  ::sigfillset(&all);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before);
+  std::error_code failed;
+  try {
+    // Detached: the process must be able to end while it is stuck.
+    std::thread([core] { core->run(); }).detach();
+  } catch (const std::system_error& error) {
+    failed = error.code();
+  }
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  if (failed) {
+    return Error{ErrorCode::kResourceExhausted,
+                 fmt::format("a thread for a log: {}; raise the limit on processes", failed.message())};
+  }
+  return std::unique_ptr<LineWriter>(new LineWriter(std::move(core), end_wait));
+}
+
+LineWriter::LineWriter(std::shared_ptr<Core> core, milliseconds end_wait)
+    : core_(std::move(core)), end_wait_(end_wait) {}
+
+LineWriter::~LineWriter() {
+  core_->stop(end_wait_);
+}
+
+void LineWriter::write(std::string line) {
+  core_->write(std::move(line));
+}
+
+void LineWriter::redirect(Fd target) {
+  core_->redirect(std::move(target));
+}
+
+bool LineWriter::drain(milliseconds timeout) {
+  return core_->drain(timeout);
+}
+
+std::uint64_t LineWriter::dropped() const {
+  return core_->dropped();
+}
+
+}  // namespace portway
