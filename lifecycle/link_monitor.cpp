@@ -29,26 +29,21 @@ Error refused(std::string_view what, int error) {
 
 }  // namespace
 
-Result<std::unique_ptr<LinkMonitor>> LinkMonitor::start(boost::asio::io_context& context,
-                                                        OnChange on_change) {
-  const int socket = ::socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_ROUTE);
-  if (socket < 0) return refused("socket", errno);
-  ::setsockopt(socket, SOL_SOCKET, SO_RCVBUF, &kReceiveBuffer, sizeof kReceiveBuffer);
-  auto monitor = std::unique_ptr<LinkMonitor>(new LinkMonitor(context, socket, std::move(on_change)));
+Result<std::unique_ptr<LinkMonitor>> LinkMonitor::start(OnChange on_change) {
+  Fd socket(::socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_ROUTE));
+  if (!socket) return refused("socket", errno);
+  ::setsockopt(socket.get(), SOL_SOCKET, SO_RCVBUF, &kReceiveBuffer, sizeof kReceiveBuffer);
   sockaddr_nl address{};
   address.nl_family = AF_NETLINK;
   address.nl_groups = RTMGRP_LINK;
-  if (::bind(socket, reinterpret_cast<const sockaddr*>(&address), sizeof address) < 0)
+  if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) < 0)
     return refused("bind", errno);
+  auto monitor = std::unique_ptr<LinkMonitor>(new LinkMonitor(std::move(socket), std::move(on_change)));
   if (auto asked = monitor->request_dump(); !asked) return asked.error();
   if (auto read = monitor->read_first_dump(); !read) return read.error();
   monitor->telling_ = true;
-  monitor->wait();
   return monitor;
 }
-
-LinkMonitor::LinkMonitor(boost::asio::io_context& context, int socket, OnChange on_change)
-    : socket_(context, socket), on_change_(std::move(on_change)) {}
 
 std::optional<Link> LinkMonitor::find(std::string_view name) const {
   for (const auto& [index, known] : links_) {
@@ -73,33 +68,24 @@ Result<void> LinkMonitor::request_dump() {
   request.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
   request.header.nlmsg_seq = ++dump_;
   request.body.ifi_family = AF_UNSPEC;
-  if (::send(socket_.native_handle(), &request, sizeof request, 0) < 0) return refused("dump", errno);
+  if (::send(socket_.get(), &request, sizeof request, 0) < 0) return refused("dump", errno);
   dumping_ = true;
   return {};
 }
 
 Result<void> LinkMonitor::read_first_dump() {
   while (dumping_) {
-    pollfd readable{.fd = socket_.native_handle(), .events = POLLIN, .revents = 0};
+    pollfd readable{.fd = socket_.get(), .events = POLLIN, .revents = 0};
     if (::poll(&readable, 1, kFirstDumpTimeoutMs) == 0) return refused("dump", ETIMEDOUT);
     read();
   }
   return {};
 }
 
-void LinkMonitor::wait() {
-  socket_.async_wait(boost::asio::posix::stream_descriptor::wait_read,
-                     [this](boost::system::error_code error) {
-                       if (error) return;  // destroyed
-                       read();
-                       wait();
-                     });
-}
-
 void LinkMonitor::read() {
   alignas(nlmsghdr) std::array<char, 32 * 1024> buffer;
   for (;;) {
-    const auto got = ::recv(socket_.native_handle(), buffer.data(), buffer.size(), 0);
+    const auto got = ::recv(socket_.get(), buffer.data(), buffer.size(), 0);
     if (got > 0) {
       on_messages(buffer.data(), static_cast<std::size_t>(got));
     } else if (got < 0 && errno == ENOBUFS) {

@@ -5,11 +5,9 @@
 // The kernel's link messages arrive within a millisecond of a virtual machine's end. Everything is keyed on
 // the interface index: a device that is made anew under the same name is another device.
 //
-// Runs on one Asio io_context, whose thread makes all calls and gets all callbacks.
+// Belongs to one thread, which calls read() when descriptor() is readable and gets the callbacks from there.
 #pragma once
 
-#include <boost/asio/io_context.hpp>
-#include <boost/asio/posix/stream_descriptor.hpp>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -17,8 +15,10 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 
 #include "config/error.h"
+#include "config/fd.h"
 
 struct nlmsghdr;
 
@@ -37,11 +37,16 @@ class LinkMonitor {
   /// Something about the link changed, or (`gone`) it was deleted.
   using OnChange = std::function<void(const Link& link, bool gone)>;
 
-  /// Reads all links, then tells of changes until destroyed. The links are known when it returns; what exists
-  /// then is not told. kResourceExhausted where the netlink socket is refused.
-  static Result<std::unique_ptr<LinkMonitor>> start(boost::asio::io_context& context, OnChange on_change);
+  /// Reads all links. They are known when it returns, and what exists then is not told. kResourceExhausted
+  /// where the netlink socket is refused.
+  static Result<std::unique_ptr<LinkMonitor>> start(OnChange on_change);
   LinkMonitor(const LinkMonitor&) = delete;
   LinkMonitor& operator=(const LinkMonitor&) = delete;
+
+  /// Readable when read() has something to do.
+  int descriptor() const { return socket_.get(); }
+  /// Tells of what has changed since the last call. Never blocks.
+  void read();
 
   std::optional<Link> find(std::string_view name) const;
   std::optional<Link> find(int index) const;
@@ -52,21 +57,17 @@ class LinkMonitor {
     std::uint32_t dump = 0;  // the last dump that listed it
   };
 
-  LinkMonitor(boost::asio::io_context& context, int socket, OnChange on_change);
+  LinkMonitor(Fd socket, OnChange on_change) : socket_(std::move(socket)), on_change_(std::move(on_change)) {}
 
   Result<void> request_dump();
   Result<void> read_first_dump();
-  void wait();
-  void read();
   void on_messages(const char* data, std::size_t size);
   void on_message(const nlmsghdr& header);
   void on_link(const nlmsghdr& header);
   void on_dump_done();
   void remove(int index);
 
-  boost::asio::posix::stream_descriptor socket_;
-  const std::shared_ptr<void> alive_ =
-      std::make_shared<char>();  // a callback already queued looks here first
+  const Fd socket_;
   const OnChange on_change_;
   std::unordered_map<int, Known> links_;
   std::uint32_t dump_ = 0;  // sequence number of the dump under way or of the last one

@@ -39,27 +39,18 @@ Result<std::uint64_t> process_start_time(std::int32_t pid) {
   return ticks;
 }
 
-Result<std::unique_ptr<ProcessWatch>> ProcessWatch::start(boost::asio::io_context& context, std::int32_t pid,
-                                                          std::function<void()> on_end) {
-  const auto pidfd = static_cast<int>(::syscall(SYS_pidfd_open, pid, 0U));
-  if (pidfd < 0) {
+Result<ProcessWatch> ProcessWatch::start(std::int32_t pid) {
+  Fd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0U)));
+  if (!pidfd) {
     if (errno == ESRCH || errno == EINVAL) return no_such_process(pid);
     return Error{.code = ErrorCode::kResourceExhausted,
                  .detail = fmt::format("pidfd_open({}): {}", pid, std::strerror(errno)),
                  .field = "vmm_pid"};
   }
-  pollfd ended{.fd = pidfd, .events = POLLIN, .revents = 0};
-  if (::poll(&ended, 1, 0) == 1) {  // a zombie: it has ended, and its parent has not asked yet
-    ::close(pidfd);
-    return no_such_process(pid);
-  }
-  auto watch = std::unique_ptr<ProcessWatch>(new ProcessWatch(context, pidfd));
-  watch->pidfd_.async_wait(
-      boost::asio::posix::stream_descriptor::wait_read,
-      [on_end = std::move(on_end), alive = std::weak_ptr(watch->alive_)](boost::system::error_code) {
-        if (!alive.expired()) on_end();
-      });
-  return watch;
+  pollfd ended{.fd = pidfd.get(), .events = POLLIN, .revents = 0};
+  // A zombie: it has ended, and its parent has not asked yet.
+  if (::poll(&ended, 1, 0) == 1) return no_such_process(pid);
+  return ProcessWatch(std::move(pidfd));
 }
 
 }  // namespace portway

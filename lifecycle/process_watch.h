@@ -1,16 +1,12 @@
 // Tells when another process has ended, by pidfd_open(2) (Linux 5.3): at once, and never fooled by a reused
 // pid.
-//
-// Runs on one Asio io_context, whose thread makes all calls and gets the callback.
 #pragma once
 
-#include <boost/asio/io_context.hpp>
-#include <boost/asio/posix/stream_descriptor.hpp>
 #include <cstdint>
-#include <functional>
-#include <memory>
+#include <utility>
 
 #include "config/error.h"
+#include "config/fd.h"
 
 namespace portway {
 
@@ -20,19 +16,16 @@ Result<std::uint64_t> process_start_time(std::int32_t pid);
 
 class ProcessWatch {
  public:
-  /// Calls `on_end` once, when `pid` has ended, unless destroyed before. kNotFound when there is no such
-  /// process now, kResourceExhausted when descriptors ran out.
-  static Result<std::unique_ptr<ProcessWatch>> start(boost::asio::io_context& context, std::int32_t pid,
-                                                     std::function<void()> on_end);
-  ProcessWatch(const ProcessWatch&) = delete;
-  ProcessWatch& operator=(const ProcessWatch&) = delete;
+  /// kNotFound when there is no such process now, kResourceExhausted when descriptors ran out.
+  static Result<ProcessWatch> start(std::int32_t pid);
+
+  /// Readable once the process has ended.
+  int descriptor() const { return pidfd_.get(); }
 
  private:
-  ProcessWatch(boost::asio::io_context& context, int pidfd) : pidfd_(context, pidfd) {}
+  explicit ProcessWatch(Fd pidfd) : pidfd_(std::move(pidfd)) {}
 
-  boost::asio::posix::stream_descriptor pidfd_;
-  const std::shared_ptr<void> alive_ =
-      std::make_shared<char>();  // a callback already queued looks here first
+  Fd pidfd_;
 };
 
 }  // namespace portway

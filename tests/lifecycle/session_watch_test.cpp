@@ -2,6 +2,7 @@
 #include "lifecycle/session_watch.h"
 
 #include <gtest/gtest.h>
+#include <poll.h>
 
 #include <algorithm>
 #include <string>
@@ -140,6 +141,41 @@ TEST_F(SessionWatchTest, APidThatIsUsedAgainIsAnotherMachines) {
   vm.vmm_pid = vmm.pid();
   vm.vmm_started = 1;  // what had this pid before began long ago
   EXPECT_EQ(watch_->watch(vm), SessionEnd::kVmmExited);
+}
+
+TEST_F(SessionWatchTest, DestroyedWithNewsUnreadItSaysNothing) {
+  add_tap();
+  run_until_tap_is(TapState::kUp);
+  Instance vm = instance("vm");
+  ASSERT_FALSE(watch_->watch(vm));
+  network_->ip("link del tap0");
+  watch_.reset();
+  context_.poll();
+  EXPECT_TRUE(told_.empty());
+}
+
+// Whoever waits for something else polls one descriptor and misses nothing.
+TEST_F(SessionWatchTest, EverythingItWaitsForIsBehindOneDescriptor) {
+  add_tap();
+  run_until_tap_is(TapState::kUp);
+  test::Process vmm({.command = {"sleep", "1000"}});
+  Instance vm = instance("vm");
+  Instance other = instance("other");
+  other.tap = "tap1";
+  other.vmm_pid = vmm.pid();
+  ASSERT_FALSE(watch_->watch(vm));
+  ASSERT_FALSE(watch_->watch(other));
+  const auto dispatch_until_told = [this](const std::string& what) {
+    while (std::ranges::find(told_, what) == told_.end()) {
+      pollfd readable{.fd = watch_->descriptor(), .events = POLLIN, .revents = 0};
+      ASSERT_EQ(::poll(&readable, 1, 10'000), 1);
+      watch_->dispatch();
+    }
+  };
+  vmm.signal(SIGKILL);
+  dispatch_until_told("other vmm_exited");
+  network_->ip("link set guest0 down");
+  dispatch_until_told("vm carrier_lost");
 }
 
 TEST_F(SessionWatchTest, OnlyTheSessionsBehindTheLostTapEnd) {
