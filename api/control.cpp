@@ -84,7 +84,9 @@ Control::Control(Config config, const Parts& parts)
       ports_(config_.ports.range),
       keys_(config_.api.rate_limit_per_second) {
   watch_.set_callbacks(
-      {.on_armed = [this](const std::string& id, std::int32_t tap_index) { on_armed(id, tap_index); },
+      {.on_armed = [this](const std::string& id, const TapIdentity& tap) { on_armed(id, tap); },
+       .on_idle_tap = [this](const std::string& id, const TapIdentity& tap) { on_idle_tap(id, tap); },
+       .on_renamed = [this](const std::string& id, const std::string& name) { on_tap_renamed(id, name); },
        .on_end = [this](const std::string& id, SessionEnd why) { end_session(id, why); }});
 }
 
@@ -102,19 +104,10 @@ Result<void> Control::restore() {
 
   for (const ApiKey& key : *keys) keys_.add(key);
   std::map<std::string, SessionEnd, std::less<>> over;  // by instance
+  // Those that have an interface come first: no other can take it then.
+  std::ranges::stable_partition(*instances, [](const Instance& each) { return each.tap_index != 0; });
   for (Instance& instance : *instances) {
-    const std::int32_t tap_index = instance.tap_index;
-    if (instance.state == InstanceState::kRunning) {
-      const bool rebooted = !instance.boot_id.empty() && instance.boot_id != boot_id_;
-      const auto why = rebooted ? SessionEnd::kNodeRebooted : watch_.watch(instance);
-      if (why) over.emplace(instance.id, *why);
-    }
-    const Instance& known = registry_.put_instance(std::move(instance));
-    if (known.tap_index != tap_index) {
-      on_armed(known.id, known.tap_index);
-    } else if (known.state == InstanceState::kRunning && !over.contains(known.id)) {
-      make_way(known);
-    }
+    if (const auto why = restore_session(instance)) over.emplace(instance.id, *why);
   }
   bind_deadline_ = std::chrono::steady_clock::now() + kBindAgainFor;
   for (const Forward& forward : *forwards) {
@@ -130,6 +123,26 @@ Result<void> Control::restore() {
   spdlog::info("restored {} instances and {} forwards, {} of which failed; {} sessions ended meanwhile",
                registry_.instance_count(), registry_.forward_count(), failures_.size(), over.size());
   return {};
+}
+
+/// Why it is over, or nothing and it is watched.
+std::optional<SessionEnd> Control::restore_session(const Instance& stored) {
+  Instance instance = stored;
+  if (instance.state != InstanceState::kRunning) {
+    registry_.put_instance(std::move(instance));
+    return std::nullopt;
+  }
+  const bool rebooted = !instance.boot_id.empty() && instance.boot_id != boot_id_;
+  const auto over = rebooted ? SessionEnd::kNodeRebooted : watch_.watch(instance);
+  const Instance& known = registry_.put_instance(std::move(instance));
+  if (over) return over;
+  if (known.tap_index != stored.tap_index) {
+    on_armed(known.id, {known.tap_index, known.tap_carrier_downs});
+    return std::nullopt;
+  }
+  make_way(known);
+  if (known.tap_carrier_downs != stored.tap_carrier_downs || known.idle_tap != stored.idle_tap) save(known);
+  return std::nullopt;
 }
 
 void Control::restore_forward(const Instance& instance, const Forward& forward,
@@ -250,6 +263,7 @@ void Control::set_admin_key(std::string_view secret) {
 
 Result<Control::PutInstance> Control::put_instance(Instance asked) {
   if (auto running = check_running(); !running) return running.error();
+  watch_.refresh(asked.tap);
   const auto host_addresses = local_addresses();
   if (!host_addresses) return host_addresses.error();
   const InstanceLimits limits{config_.guests.networks, *host_addresses, config_.profiles};
@@ -291,10 +305,15 @@ Result<Control::PutInstance> Control::put_instance(Instance asked) {
   return PutInstance{instance, created};
 }
 
-/// Two running instances behind one tap would let the clients of one reach the other's machine.
+/// Two running instances behind one interface would let the clients of one reach the other's machine. Its
+/// name does not tell: an interface may have had another one when its session began.
 Result<void> Control::check_tap_is_free(const Instance& asked) const {
+  const std::int32_t wanted = watch_.interface_of(asked);
   for (const Instance* other : registry_.instances()) {
-    if (other->id == asked.id || other->state != InstanceState::kRunning || other->tap != asked.tap) continue;
+    if (other->id == asked.id || other->state != InstanceState::kRunning) continue;
+    const std::int32_t taken = watch_.interface_of(*other);
+    const bool both_missing = wanted == 0 && taken == 0;
+    if (both_missing ? other->tap != asked.tap : taken != wanted) continue;
     return Error{ErrorCode::kTapInUse,
                  fmt::format("tap {} belongs to the running instance {}; stop that one first, or give this "
                              "machine's own tap.",
@@ -317,20 +336,43 @@ void Control::watch_again(const std::string& id) {
   }
 }
 
-void Control::on_armed(const std::string& instance_id, std::int32_t tap_index) {
+void Control::on_armed(const std::string& instance_id, const TapIdentity& tap) {
   const Instance* known = registry_.find_instance(instance_id);
   if (known == nullptr) return;
   Instance instance = *known;
-  instance.tap_index = tap_index;
-  // Unsaved, the session would be armed again after a restart, by whatever tap has its name then.
-  if (auto stored = store_.put_instance(instance); !stored) spdlog::error("{}", stored.error().detail);
+  instance.tap_index = tap.index;
+  instance.tap_carrier_downs = tap.carrier_downs;
+  instance.idle_tap = {};
   const Instance& armed = registry_.put_instance(std::move(instance));
+  save(armed);
   make_way(armed);
   dataplane_.set_device(armed.session_id, armed.tap_index);
   for (const Forward* forward : registry_.forwards(instance_id)) {
     dataplane_.set_source(forward->id, take_source(armed, *forward));
   }
   publish("instance.tap_up", armed);
+}
+
+void Control::on_idle_tap(const std::string& instance_id, const TapIdentity& tap) {
+  const Instance* known = registry_.find_instance(instance_id);
+  if (known == nullptr) return;
+  Instance instance = *known;
+  instance.idle_tap = tap;
+  save(registry_.put_instance(std::move(instance)));
+}
+
+/// It is the same interface, so it is the same machine. `tap` stays what was registered: the registration
+/// again is the same registration.
+void Control::on_tap_renamed(const std::string& instance_id, const std::string& name) {
+  const Instance* known = registry_.find_instance(instance_id);
+  if (known == nullptr) return;
+  spdlog::info("instance {}: its tap {} is called {} now", instance_id, known->tap, name);
+  publish("instance.tap_renamed", *known, {{"tap", known->tap}, {"name", name}});
+}
+
+/// What was found out about its tap. Unsaved, a restart could take a later machine for this session's.
+void Control::save(const Instance& instance) {
+  if (auto stored = store_.put_instance(instance); !stored) spdlog::error("{}", stored.error().detail);
 }
 
 Result<void> Control::stop_instance(std::string_view id) {

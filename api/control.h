@@ -158,7 +158,11 @@ class Control {
   void give_back_ports(const std::vector<Forward>& forwards);
   std::vector<Forward> end_in_memory(Instance stopped);
   void saved_end(const std::string& instance_id);
-  void on_armed(const std::string& instance_id, std::int32_t tap_index);
+  std::optional<SessionEnd> restore_session(const Instance& stored);
+  void on_armed(const std::string& instance_id, const TapIdentity& tap);
+  void on_idle_tap(const std::string& instance_id, const TapIdentity& tap);
+  void on_tap_renamed(const std::string& instance_id, const std::string& name);
+  void save(const Instance& instance);
   void watch_again(const std::string& id);
   Result<void> check_running() const;
   Result<void> check_tap_is_free(const Instance& asked) const;

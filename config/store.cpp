@@ -88,6 +88,11 @@ constexpr auto kMigrations = std::to_array<const char*>({
     R"sql(
       ALTER TABLE forwards ADD COLUMN source_mode TEXT NOT NULL DEFAULT 'auto';
     )sql",
+    R"sql(
+      ALTER TABLE instances ADD COLUMN tap_carrier_downs INTEGER;
+      ALTER TABLE instances ADD COLUMN idle_tap_index INTEGER NOT NULL DEFAULT 0;
+      ALTER TABLE instances ADD COLUMN idle_tap_carrier_downs INTEGER;
+    )sql",
 });
 
 Error unavailable(const std::string& path, const std::string& what) {
@@ -208,6 +213,9 @@ void bind(SQLite::Statement& statement, int index, std::uint16_t value) {
 void bind(SQLite::Statement& statement, int index, std::optional<std::int32_t> value) {
   value ? statement.bind(index, *value) : statement.bind(index);
 }
+void bind(SQLite::Statement& statement, int index, std::optional<std::uint32_t> value) {
+  value ? statement.bind(index, std::int64_t{*value}) : statement.bind(index);
+}
 void bind(SQLite::Statement& statement, int index, std::int32_t value) {
   statement.bind(index, value);
 }
@@ -286,6 +294,13 @@ class RowReader {
   std::uint32_t number32(const char* column) {
     return static_cast<std::uint32_t>(number(column, 0, std::numeric_limits<std::uint32_t>::max()));
   }
+  std::optional<std::uint32_t> number32_or_none(const char* column) {
+    if (query_.isColumnNull(column)) return std::nullopt;
+    return number32(column);
+  }
+  std::int32_t interface_index(const char* column) {
+    return static_cast<std::int32_t>(number(column, 0, std::numeric_limits<std::int32_t>::max()));
+  }
   std::vector<Cidr> networks(const char* column) {
     std::vector<Cidr> list;
     const std::string all = text(column);
@@ -351,8 +366,10 @@ Instance read_instance(RowReader& row) {
   }
   instance.created_at = row.time("created_at");
   instance.ended = row.session_end("ended");
-  instance.tap_index =
-      static_cast<std::int32_t>(row.number("tap_index", 0, std::numeric_limits<std::int32_t>::max()));
+  instance.tap_index = row.interface_index("tap_index");
+  instance.tap_carrier_downs = row.number32_or_none("tap_carrier_downs");
+  instance.idle_tap = {.index = row.interface_index("idle_tap_index"),
+                       .carrier_downs = row.number32_or_none("idle_tap_carrier_downs")};
   instance.vmm_started =
       static_cast<std::uint64_t>(row.number("vmm_started", 0, std::numeric_limits<std::int64_t>::max()));
   instance.boot_id = row.text("boot_id");
@@ -511,7 +528,8 @@ class Store::Connection {
   void put_instance(const Instance& instance) {
     execute(put_instance_, instance.id, instance.guest_address.to_string(), instance.tap, instance.owner,
             instance.profile, instance.vmm_pid, instance.session_id, to_string(instance.state),
-            instance.created_at, instance.ended, instance.tap_index, instance.vmm_started, instance.boot_id);
+            instance.created_at, instance.ended, instance.tap_index, instance.vmm_started, instance.boot_id,
+            instance.tap_carrier_downs, instance.idle_tap.index, instance.idle_tap.carrier_downs);
   }
   void delete_instance(std::string_view id) { execute(delete_instance_, id); }
   void add_forward(const Forward& forward) {
@@ -552,12 +570,15 @@ class Store::Connection {
   SQLite::Statement put_instance_{
       database_,
       "INSERT INTO instances (id, guest_address, tap, owner, profile, vmm_pid, session_id, state, "
-      "created_at, ended, tap_index, vmm_started, boot_id) "
-      "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+      "created_at, ended, tap_index, vmm_started, boot_id, tap_carrier_downs, idle_tap_index, "
+      "idle_tap_carrier_downs) "
+      "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
       "guest_address = excluded.guest_address, tap = excluded.tap, owner = excluded.owner, "
       "profile = excluded.profile, vmm_pid = excluded.vmm_pid, session_id = excluded.session_id, "
       "state = excluded.state, created_at = excluded.created_at, ended = excluded.ended, "
-      "tap_index = excluded.tap_index, vmm_started = excluded.vmm_started, boot_id = excluded.boot_id"};
+      "tap_index = excluded.tap_index, vmm_started = excluded.vmm_started, boot_id = excluded.boot_id, "
+      "tap_carrier_downs = excluded.tap_carrier_downs, idle_tap_index = excluded.idle_tap_index, "
+      "idle_tap_carrier_downs = excluded.idle_tap_carrier_downs"};
   SQLite::Statement delete_instance_{database_, "DELETE FROM instances WHERE id = ?"};
   SQLite::Statement add_forward_{database_,
                                  "INSERT INTO forwards (id, instance_id, session_id, guest_port, host_port, "

@@ -46,10 +46,8 @@ Result<std::unique_ptr<LinkMonitor>> LinkMonitor::start(OnChange on_change) {
 }
 
 std::optional<Link> LinkMonitor::find(std::string_view name) const {
-  for (const auto& [index, known] : links_) {
-    if (known.link.name == name) return known.link;
-  }
-  return std::nullopt;
+  const auto found = by_name_.find(std::string(name));
+  return found == by_name_.end() ? std::nullopt : find(found->second);
 }
 
 std::optional<Link> LinkMonitor::find(int index) const {
@@ -71,6 +69,26 @@ Result<void> LinkMonitor::request_dump() {
   if (::send(socket_.get(), &request, sizeof request, 0) < 0) return refused("dump", errno);
   dumping_ = true;
   return {};
+}
+
+void LinkMonitor::refresh(std::string_view name) {
+  struct {
+    nlmsghdr header;
+    ifinfomsg body;
+    rtattr attribute;
+    char name[IFNAMSIZ];
+  } request{};
+  if (name.size() >= sizeof request.name) return;
+  request.header.nlmsg_len = sizeof request;
+  request.header.nlmsg_type = RTM_GETLINK;
+  request.header.nlmsg_flags = NLM_F_REQUEST;
+  request.body.ifi_family = AF_UNSPEC;
+  request.attribute.rta_len = static_cast<unsigned short>(RTA_LENGTH(sizeof request.name));
+  request.attribute.rta_type = IFLA_IFNAME;
+  name.copy(request.name, name.size());
+  // The kernel answers before send(2) returns, after all that it has told so far.
+  (void)::send(socket_.get(), &request, sizeof request, 0);
+  read();
 }
 
 Result<void> LinkMonitor::read_first_dump() {
@@ -138,16 +156,30 @@ void LinkMonitor::on_link(const nlmsghdr& header) {
     remove(info.ifi_index);
     return;
   }
-  Link link{.index = info.ifi_index, .name = {}, .carrier = (info.ifi_flags & IFF_LOWER_UP) != 0};
+  Link link{.index = info.ifi_index,
+            .name = {},
+            .up = (info.ifi_flags & IFF_UP) != 0,
+            .carrier = (info.ifi_flags & IFF_LOWER_UP) != 0};
   auto rest = static_cast<int>(IFLA_PAYLOAD(&header));
   for (const rtattr* attribute = IFLA_RTA(&info); RTA_OK(attribute, rest);
        attribute = RTA_NEXT(attribute, rest)) {
     if (attribute->rta_type == IFLA_IFNAME) link.name = static_cast<const char*>(RTA_DATA(attribute));
+    if (attribute->rta_type == IFLA_CARRIER_DOWN_COUNT) {
+      link.carrier_downs = *static_cast<const std::uint32_t*>(RTA_DATA(attribute));
+    }
   }
   const auto [known, is_new] = links_.try_emplace(link.index);
   const bool changed = is_new || known->second.link != link;
+  if (!is_new) forget_name(known->second.link);
+  by_name_[link.name] = link.index;
   known->second = {link, dump_};
   if (changed && telling_) on_change_(link, false);
+}
+
+/// Unless another link has it by now.
+void LinkMonitor::forget_name(const Link& link) {
+  const auto found = by_name_.find(link.name);
+  if (found != by_name_.end() && found->second == link.index) by_name_.erase(found);
 }
 
 void LinkMonitor::on_dump_done() {
@@ -168,6 +200,7 @@ void LinkMonitor::remove(int index) {
   if (found == links_.end()) return;
   const Link link = found->second.link;
   links_.erase(found);
+  forget_name(link);
   if (telling_) on_change_(link, true);
 }
 

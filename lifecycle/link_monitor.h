@@ -5,6 +5,9 @@
 // The kernel's link messages arrive within a millisecond of a virtual machine's end. Everything is keyed on
 // the interface index: a device that is made anew under the same name is another device.
 //
+// Messages get lost, and a carrier may come back before the next one: whether it was lost meanwhile is told
+// by the kernel's count of that, which every message has.
+//
 // Belongs to one thread, which calls read() when descriptor() is readable and gets the callbacks from there.
 #pragma once
 
@@ -27,7 +30,11 @@ namespace portway {
 struct Link {
   int index = 0;
   std::string name;
-  bool carrier = false;  // IFF_LOWER_UP: for a tap, that a process holds it open and it is up
+  bool up = false;       // IFF_UP: somebody has set it up
+  bool carrier = false;  // IFF_LOWER_UP: it is up and, for a tap, a process holds it open
+  // How often it has lost its carrier (IFLA_CARRIER_DOWN_COUNT, Linux 4.16); absent where the kernel does not
+  // tell. A tap's counts also while it is down, when there are no messages.
+  std::optional<std::uint32_t> carrier_downs = std::nullopt;
 
   friend bool operator==(const Link&, const Link&) = default;
 };
@@ -47,6 +54,9 @@ class LinkMonitor {
   int descriptor() const { return socket_.get(); }
   /// Tells of what has changed since the last call. Never blocks.
   void read();
+  /// As read(), and what is known of the device with this name is true now: messages of carriers may be up to
+  /// a second late (the kernel's linkwatch).
+  void refresh(std::string_view name);
 
   std::optional<Link> find(std::string_view name) const;
   std::optional<Link> find(int index) const;
@@ -65,11 +75,13 @@ class LinkMonitor {
   void on_message(const nlmsghdr& header);
   void on_link(const nlmsghdr& header);
   void on_dump_done();
+  void forget_name(const Link& link);
   void remove(int index);
 
   const Fd socket_;
   const OnChange on_change_;
   std::unordered_map<int, Known> links_;
+  std::unordered_map<std::string, int> by_name_;
   std::uint32_t dump_ = 0;  // sequence number of the dump under way or of the last one
   bool dumping_ = false;
   bool dump_again_ = false;  // messages were lost while one was under way

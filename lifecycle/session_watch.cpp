@@ -5,6 +5,7 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
@@ -20,6 +21,15 @@ static_assert(kTapStateNames.size() == static_cast<std::size_t>(TapState::kUp) +
 
 constexpr std::uint64_t kLinks = 0;      // the link monitor's key
 constexpr std::size_t kEventsMax = 256;  // in one dispatch()
+
+TapIdentity identity_of(const Link& link) {
+  return {.index = link.index, .carrier_downs = link.carrier_downs};
+}
+
+/// Also where nothing was told of it: counts that are not the same are two times that it had a carrier.
+bool lost_carrier_since(const TapIdentity& then, const Link& now) {
+  return then.carrier_downs && now.carrier_downs && *then.carrier_downs != *now.carrier_downs;
+}
 
 Error refused(int error) {
   return {.code = ErrorCode::kResourceExhausted,
@@ -82,8 +92,12 @@ void SessionWatch::dispatch() {
 
 std::optional<SessionEnd> SessionWatch::watch(Instance& instance) {
   forget(instance.id);
-  if (const auto over = over_because_of_tap(instance)) return over;
-  Session session{.tap = instance.tap, .tap_index = instance.tap_index};
+  const TapLook look = look_at_tap(instance.id, instance.tap,
+                                   {.index = instance.tap_index, .carrier_downs = instance.tap_carrier_downs},
+                                   instance.idle_tap);
+  if (look.over) return look.over;
+  Session session{.name = instance.tap, .tap = look.tap, .idle_tap = look.idle_tap};
+  if (session.armed()) session.name = links_->find(session.tap.index)->name;
   if (instance.vmm_pid) {
     auto process = ProcessWatch::start(*instance.vmm_pid);
     // Asked after the pidfd is open: then it is that very process, or it is gone.
@@ -95,60 +109,111 @@ std::optional<SessionEnd> SessionWatch::watch(Instance& instance) {
     instance.vmm_started = *started;
     session.key = last_key_;
     session.process = std::move(*process);
-    by_key_.emplace(session.key, instance.id);
   }
+  instance.tap_index = session.tap.index;
+  instance.tap_carrier_downs = session.tap.carrier_downs;
+  instance.idle_tap = session.idle_tap;
+  add_to_indices(instance.id, session);
   sessions_.insert_or_assign(instance.id, std::move(session));
-  return std::nullopt;
-}
-
-std::optional<SessionEnd> SessionWatch::over_because_of_tap(Instance& instance) const {
-  if (instance.tap_index == 0) {
-    const auto link = links_->find(instance.tap);
-    if (link && link->carrier) instance.tap_index = link->index;
-    return std::nullopt;
-  }
-  const auto link = links_->find(instance.tap_index);
-  if (!link || link->name != instance.tap) return SessionEnd::kTapDeleted;
-  if (!link->carrier) return SessionEnd::kCarrierLost;
   return std::nullopt;
 }
 
 void SessionWatch::forget(std::string_view instance_id) {
   const auto session = sessions_.extract(std::string(instance_id));
-  if (!session.empty()) by_key_.erase(session.mapped().key);
-}
-
-TapState SessionWatch::tap_state(const Instance& instance) const {
-  const auto link = links_->find(instance.tap);
-  if (!link) return TapState::kMissing;
-  return link->carrier ? TapState::kUp : TapState::kNoCarrier;
-}
-
-void SessionWatch::on_link(const Link& link, bool gone) {
-  // Found first and told later: what is told may change the sessions.
-  std::vector<std::string> lost;
-  std::vector<std::string> armed;
-  for (auto& [id, session] : sessions_) {
-    if (session.tap_index == link.index) {
-      // A renamed tap is no longer the one that upstream sockets are bound to by name.
-      if (gone || !link.carrier || link.name != session.tap) lost.push_back(id);
-    } else if (session.tap_index == 0 && session.tap == link.name && link.carrier && !gone) {
-      session.tap_index = link.index;
-      armed.push_back(id);
-    }
-  }
-  for (const std::string& id : armed) callbacks_.on_armed(id, link.index);
-  const bool deleted = gone || (!lost.empty() && !links_->find(link.index));
-  for (const std::string& id : lost) {
-    end(id, deleted || link.carrier ? SessionEnd::kTapDeleted : SessionEnd::kCarrierLost);
-  }
+  if (!session.empty()) remove_from_indices(session.key(), session.mapped());
 }
 
 void SessionWatch::end(const std::string& instance_id, SessionEnd why) {
+  // The session may own what `instance_id` refers to: it lives until here.
   const auto session = sessions_.extract(instance_id);
   if (session.empty()) return;
-  by_key_.erase(session.mapped().key);
+  remove_from_indices(session.key(), session.mapped());
   callbacks_.on_end(session.key(), why);
+}
+
+void SessionWatch::add_to_indices(const std::string& instance_id, const Session& session) {
+  if (session.index() != 0) by_index_.insert_or_assign(session.index(), instance_id);
+  if (!session.armed()) by_name_.emplace(session.name, instance_id);
+  if (session.process) by_key_.emplace(session.key, instance_id);
+}
+
+void SessionWatch::remove_from_indices(const std::string& instance_id, const Session& session) {
+  const auto is_this = [&](const auto& entry) { return entry.second == instance_id; };
+  if (const auto own = by_index_.find(session.index()); own != by_index_.end() && is_this(*own)) {
+    by_index_.erase(own);
+  }
+  const auto [first, last] = by_name_.equal_range(session.name);
+  if (const auto found = std::find_if(first, last, is_this); found != last) by_name_.erase(found);
+  by_key_.erase(session.key);
+}
+
+// --- Taps.
+
+SessionWatch::TapLook SessionWatch::look_at_tap(const std::string& instance_id, std::string_view tap_name,
+                                                const TapIdentity& tap, const TapIdentity& idle_tap) const {
+  if (tap.index != 0) {
+    const auto link = links_->find(tap.index);
+    if (!link || is_others(tap.index, instance_id)) return {.over = SessionEnd::kTapDeleted};
+    if (!link->carrier || lost_carrier_since(tap, *link)) return {.over = SessionEnd::kCarrierLost};
+    return {.tap = identity_of(*link)};
+  }
+  if (const auto link = links_->find(idle_tap.index); link && lost_carrier_since(idle_tap, *link)) {
+    return {.over = SessionEnd::kCarrierLost};
+  }
+  const auto link = links_->find(tap_name);
+  if (!link || !link->up || is_others(link->index, instance_id)) return {};
+  if (link->carrier) return {.tap = identity_of(*link)};
+  return {.idle_tap = identity_of(*link)};
+}
+
+bool SessionWatch::is_others(int index, const std::string& instance_id) const {
+  const auto found = by_index_.find(index);
+  return found != by_index_.end() && found->second != instance_id;
+}
+
+void SessionWatch::on_link(const Link& link, bool) {
+  // First whose it is, then who waits for its name: the one may let go of what the other then gets. Found
+  // first and told later: what is told may change the sessions.
+  std::vector<std::string> instances;
+  if (const auto own = by_index_.find(link.index); own != by_index_.end()) instances.push_back(own->second);
+  const auto [first, last] = by_name_.equal_range(link.name);
+  for (auto waiting = first; waiting != last; ++waiting) instances.push_back(waiting->second);
+  for (const std::string& id : instances) look_again(id);
+}
+
+void SessionWatch::look_again(const std::string& instance_id) {
+  const auto found = sessions_.find(instance_id);
+  if (found == sessions_.end()) return;
+  Session& session = found->second;
+  const TapLook look = look_at_tap(instance_id, session.name, session.tap, session.idle_tap);
+  if (look.over) return end(instance_id, *look.over);
+  if (session.armed()) {
+    const std::string name = links_->find(session.tap.index)->name;
+    if (std::exchange(session.name, name) != name) callbacks_.on_renamed(instance_id, name);
+    return;
+  }
+  if (look.tap == session.tap && look.idle_tap == session.idle_tap) return;
+  remove_from_indices(instance_id, session);
+  session.tap = look.tap;
+  session.idle_tap = look.idle_tap;
+  add_to_indices(instance_id, session);
+  if (session.armed()) {
+    callbacks_.on_armed(instance_id, session.tap);
+  } else {
+    callbacks_.on_idle_tap(instance_id, session.idle_tap);
+  }
+}
+
+std::int32_t SessionWatch::interface_of(const Instance& instance) const {
+  if (instance.tap_index != 0) return instance.tap_index;
+  const auto link = links_->find(instance.tap);
+  return link ? link->index : 0;
+}
+
+TapState SessionWatch::tap_state(const Instance& instance) const {
+  const auto link = links_->find(interface_of(instance));
+  if (!link || is_others(link->index, instance.id)) return TapState::kMissing;
+  return link->carrier ? TapState::kUp : TapState::kNoCarrier;
 }
 
 }  // namespace portway

@@ -81,6 +81,8 @@ void expect_equal(const Instance& a, const Instance& b) {
   EXPECT_EQ(a.created_at, b.created_at);
   EXPECT_EQ(a.ended, b.ended);
   EXPECT_EQ(a.tap_index, b.tap_index);
+  EXPECT_EQ(a.tap_carrier_downs, b.tap_carrier_downs);
+  EXPECT_EQ(a.idle_tap, b.idle_tap);
   EXPECT_EQ(a.vmm_started, b.vmm_started);
   EXPECT_EQ(a.boot_id, b.boot_id);
 }
@@ -182,6 +184,8 @@ TEST_F(StoreTest, GivesBackEveryFieldAfterARestart) {
                     .max_bytes_per_second = 1'000'000'000'000};
   stopped.ended = SessionEnd::kTapDeleted;
   full.tap_index = 2'147'483'647;
+  full.tap_carrier_downs = 4'294'967'295;
+  stopped.idle_tap = {.index = 2'147'483'647, .carrier_downs = 0};
   full.vmm_started = 77;
   full.boot_id = "boot";
   const ApiKey key = make_key(Role::kAdmin, 1);
@@ -201,6 +205,21 @@ TEST_F(StoreTest, GivesBackEveryFieldAfterARestart) {
   ASSERT_THAT(forwards, SizeIs(1));
   expect_equal(forwards[0], forward);
   EXPECT_THAT(store->load_api_keys().value(), ElementsAre(key));
+}
+
+// What an earlier version had not written down is absent, not zero: zero is a count like another.
+TEST_F(StoreTest, ARowFromBeforeCarriersWereCountedHasNoCount) {
+  Instance armed = make_instance("vm-1");
+  armed.tap_index = 7;
+  armed.tap_carrier_downs = 1;
+  EXPECT_TRUE(open_store()->put_instance(armed));
+  edit(
+      "ALTER TABLE instances DROP COLUMN tap_carrier_downs; ALTER TABLE instances DROP COLUMN idle_tap_index;"
+      "ALTER TABLE instances DROP COLUMN idle_tap_carrier_downs; PRAGMA user_version = 4");
+  const auto instances = open_store()->load_instances().value();
+  ASSERT_THAT(instances, SizeIs(1));
+  armed.tap_carrier_downs = std::nullopt;
+  expect_equal(instances[0], armed);
 }
 
 TEST_F(StoreTest, LoadsInOrderOfIds) {

@@ -93,6 +93,18 @@ TEST_P(VethLifecycleTest, AMachineThatIsGoneWhenTheDaemonComesBackIsReportedAndN
   EXPECT_EQ(connect_to(forward).connect_error(), ECONNREFUSED);
 }
 
+// With the tap up again at the daemon's start it passed for the machine that the forwards had been made for.
+TEST_P(VethLifecycleTest, AMachineThatTookAnothersPlaceWhileTheDaemonWasDownHasNoneOfItsForwards) {
+  daemon_->put_instance("vm-1");
+  const CreatedForward forward = daemon_->create_forward("vm-1", kEchoPort);
+  EXPECT_EQ(daemon_->stop(SIGKILL), 128 + SIGKILL);
+  network_->guest()->ip("link set eth0 down");
+  network_->guest()->ip("link set eth0 up");
+  daemon_->start();
+  EXPECT_EQ(stopped_instance().at("reason"), "carrier_lost");
+  EXPECT_EQ(connect_to(forward).connect_error(), ECONNREFUSED);
+}
+
 TEST_P(VethLifecycleTest, ATapThatIsMadeAnewWhileTheDaemonIsDownIsAnotherMachines) {
   daemon_->put_instance("vm-1");
   const CreatedForward forward = daemon_->create_forward("vm-1", kEchoPort);
@@ -104,6 +116,25 @@ TEST_P(VethLifecycleTest, ATapThatIsMadeAnewWhileTheDaemonIsDownIsAnotherMachine
   daemon_->start();
   EXPECT_EQ(stopped_instance().at("reason"), "tap_deleted");
   EXPECT_EQ(connect_to(forward).connect_error(), ECONNREFUSED);
+}
+
+TEST_P(VethLifecycleTest, ATapThatIsRenamedKeepsItsForwardsAndConnections) {
+  daemon_->put_instance("vm-1");
+  const CreatedForward forward = daemon_->create_forward("vm-1", kEchoPort);
+  TcpClient client = connect_to(forward);
+  expect_echo(client);
+  network_->host().ip("link set tap0 name tap9");
+  ASSERT_TRUE(daemon_->process().wait_for_output("its tap tap0 is called tap9 now", seconds(10)));
+  network_->host().ip("link add tap0 type veth peer name other0");
+  network_->host().ip("link set other0 up");
+  network_->host().ip("link set tap0 up");
+  expect_echo(client);
+  TcpClient later = connect_to(forward);
+  expect_echo(later);
+  EXPECT_EQ(daemon_->stop(SIGKILL), 128 + SIGKILL);
+  daemon_->start();
+  TcpClient after_restart = connect_to(forward);
+  expect_echo(after_restart);
 }
 
 TEST_P(VethLifecycleTest, AMachineMayComeLaterThanItsRegistration) {

@@ -5,12 +5,16 @@
 #include <poll.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "tests/support/network.h"
 #include "tests/support/process.h"
 #include "tests/support/requirements.h"
+#include "tests/support/tap.h"
 
 namespace portway {
 namespace {
@@ -24,7 +28,11 @@ class SessionWatchTest : public testing::Test {
     network_.emplace();
     network_->run([this] { watch_ = SessionWatch::start(context_).value(); });
     watch_->set_callbacks(
-        {.on_armed = [this](const std::string& id, std::int32_t) { told_.push_back(id + " armed"); },
+        {.on_armed = [this](const std::string& id, const TapIdentity&) { told_.push_back(id + " armed"); },
+         .on_idle_tap = [this](const std::string& id,
+                               const TapIdentity& tap) { idle_.insert_or_assign(id, tap); },
+         .on_renamed = [this](const std::string& id,
+                              const std::string& name) { told_.push_back(id + " is behind " + name); },
          .on_end = [this](const std::string& id,
                           SessionEnd why) { told_.push_back(id + " " + std::string(to_string(why))); }});
   }
@@ -34,11 +42,32 @@ class SessionWatchTest : public testing::Test {
     network_->ip("link set tap0 up");
     network_->ip("link set guest0 up");
   }
-  static Instance instance(const std::string& id) {
+  /// One that outlives its machines; there is none yet.
+  void add_persistent_tap(const std::string& name = "tap0") {
+    network_->ip("tuntap add dev " + name + " mode tap");
+    network_->ip("link set " + name + " up");
+    read_all();
+  }
+  static Instance instance(const std::string& id, const std::string& tap = "tap0") {
     Instance made;
     made.id = id;
-    made.tap = "tap0";
+    made.tap = tap;
     return made;
+  }
+  /// What the kernel has told so far is worked off.
+  void read_all() {
+    watch_->refresh("tap0");
+    watch_->dispatch();
+  }
+  /// More messages than the netlink socket holds: what comes next is not told. Returns what undoes it.
+  void flood() {
+    const std::string batch = testing::TempDir() + "/flood.batch";
+    {
+      std::ofstream lines(batch);
+      for (int i = 0; i < 600; ++i) lines << "link add many" << i << " type veth peer name peer" << i << "\n";
+    }
+    network_->ip("-batch " + batch);
+    std::filesystem::remove(batch);
   }
   void run_until_told(const std::string& what) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
@@ -51,16 +80,17 @@ class SessionWatchTest : public testing::Test {
   /// Reads what the kernel has told so far.
   void run_until_tap_is(TapState state) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
-    while (watch_->tap_state(instance("")) != state && std::chrono::steady_clock::now() < deadline) {
+    while (watch_->tap_state(instance("vm")) != state && std::chrono::steady_clock::now() < deadline) {
       context_.run_one_for(std::chrono::milliseconds(100));
     }
-    EXPECT_EQ(to_string(watch_->tap_state(instance(""))), to_string(state));
+    EXPECT_EQ(to_string(watch_->tap_state(instance("vm"))), to_string(state));
   }
 
   std::optional<NetworkNamespace> network_;
   boost::asio::io_context context_;
   std::unique_ptr<SessionWatch> watch_;
   std::vector<std::string> told_;
+  std::map<std::string, TapIdentity> idle_;
 };
 
 TEST_F(SessionWatchTest, EndsWhenTheCarrierIsLost) {
@@ -141,6 +171,164 @@ TEST_F(SessionWatchTest, APidThatIsUsedAgainIsAnotherMachines) {
   vm.vmm_pid = vmm.pid();
   vm.vmm_started = 1;  // what had this pid before began long ago
   EXPECT_EQ(watch_->watch(vm), SessionEnd::kVmmExited);
+}
+
+// A level is not an edge: the tap looked the same before and after, and passed for the old machine's.
+TEST_F(SessionWatchTest, AMachineThatTookAnothersPlaceWhileNobodyLookedIsAnotherOne) {
+  add_persistent_tap();
+  Fd machine = test::hold_tap(*network_, "tap0");
+  run_until_tap_is(TapState::kUp);
+  Instance vm = instance("vm");
+  ASSERT_FALSE(watch_->watch(vm));
+  ASSERT_TRUE(vm.tap_carrier_downs);
+  watch_->forget("vm");  // as when the daemon was down meanwhile
+  machine.reset();
+  machine = test::hold_tap(*network_, "tap0");
+  read_all();
+  run_until_tap_is(TapState::kUp);
+  EXPECT_EQ(watch_->watch(vm), SessionEnd::kCarrierLost);
+}
+
+TEST_F(SessionWatchTest, ACarrierThatWasLostAmongLostMessagesEndsTheSession) {
+  add_persistent_tap();
+  Fd machine = test::hold_tap(*network_, "tap0");
+  run_until_tap_is(TapState::kUp);
+  Instance vm = instance("vm");
+  ASSERT_FALSE(watch_->watch(vm));
+  flood();
+  machine.reset();
+  machine = test::hold_tap(*network_, "tap0");
+  run_until_told("vm carrier_lost");
+}
+
+// The kernel tells late of a veth's carrier, and then of what is true by that time.
+TEST_F(SessionWatchTest, TwoFlipsInOneBatchOfMessagesEndTheSession) {
+  add_tap();
+  run_until_tap_is(TapState::kUp);
+  Instance vm = instance("vm");
+  ASSERT_FALSE(watch_->watch(vm));
+  const std::string batch = testing::TempDir() + "/flips.batch";
+  std::ofstream(batch)
+      << "link set guest0 down\nlink set guest0 up\nlink set guest0 down\nlink set guest0 up\n";
+  network_->ip("-batch " + batch);
+  std::filesystem::remove(batch);
+  run_until_told("vm carrier_lost");
+}
+
+TEST_F(SessionWatchTest, ASessionFromBeforeCarriersWereCountedIsCountedFromNowOn) {
+  add_tap();
+  run_until_tap_is(TapState::kUp);
+  Instance vm = instance("vm");
+  ASSERT_FALSE(watch_->watch(vm));
+  const auto downs = vm.tap_carrier_downs;
+  vm.tap_carrier_downs = std::nullopt;  // as an earlier version stored it
+  EXPECT_FALSE(watch_->watch(vm));
+  EXPECT_EQ(vm.tap_carrier_downs, downs);
+}
+
+// Its arming never reached the disk: it had a machine, or it never had one?
+TEST_F(SessionWatchTest, AMachineThatCameAndWentUnseenIsToldFromOneThatNeverCame) {
+  add_persistent_tap();
+  Instance vm = instance("vm");
+  ASSERT_FALSE(watch_->watch(vm));
+  EXPECT_GT(vm.idle_tap.index, 0);
+  EXPECT_EQ(vm.tap_index, 0);
+  watch_->forget("vm");
+
+  Instance never = vm;
+  Fd machine = test::hold_tap(*network_, "tap0");
+  read_all();
+  run_until_tap_is(TapState::kUp);
+  EXPECT_FALSE(watch_->watch(never));
+  EXPECT_GT(never.tap_index, 0) << "the machine that it waited for";
+  watch_->forget("vm");
+
+  machine.reset();
+  read_all();
+  Instance gone = vm;
+  EXPECT_EQ(watch_->watch(gone), SessionEnd::kCarrierLost);
+  network_->ip("link set tap0 name tap9 down");  // its name does not matter
+  read_all();
+  EXPECT_EQ(watch_->watch(gone), SessionEnd::kCarrierLost);
+  network_->ip("link set tap9 name tap0 up");
+  machine = test::hold_tap(*network_, "tap0");
+  read_all();
+  run_until_tap_is(TapState::kUp);
+  EXPECT_EQ(watch_->watch(gone), SessionEnd::kCarrierLost);
+}
+
+TEST_F(SessionWatchTest, ATapThatIsStillBeingMadeHasNoMachine) {
+  network_->ip("tuntap add dev tap0 mode tap");
+  read_all();
+  Instance vm = instance("vm");
+  ASSERT_FALSE(watch_->watch(vm));
+  EXPECT_EQ(vm.idle_tap, TapIdentity{});
+  for (int i = 0; i < 3; ++i) test::hold_tap(*network_, "tap0").reset();  // to set its owner, its queues, ...
+  network_->ip("link set tap0 up");
+  read_all();
+  EXPECT_GT(idle_["vm"].index, 0);
+  const Fd machine = test::hold_tap(*network_, "tap0");
+  run_until_told("vm armed");
+  read_all();
+  EXPECT_EQ(told_, std::vector<std::string>{"vm armed"});
+}
+
+TEST_F(SessionWatchTest, ATapThatIsMadeAnewBeforeItsMachineCameIsWaitedForAgain) {
+  add_persistent_tap();
+  Instance vm = instance("vm");
+  ASSERT_FALSE(watch_->watch(vm));
+  network_->ip("link del tap0");
+  read_all();
+  EXPECT_EQ(idle_["vm"], TapIdentity{});
+  add_persistent_tap();
+  EXPECT_GT(idle_["vm"].index, 0);
+  EXPECT_NE(idle_["vm"].index, vm.idle_tap.index);
+  EXPECT_TRUE(told_.empty());
+}
+
+// A rename ended the session with its forwards; the next interface with the old name inherited what was left.
+TEST_F(SessionWatchTest, ATapThatIsRenamedIsTheSameOne) {
+  add_tap();
+  run_until_tap_is(TapState::kUp);
+  Instance vm = instance("vm");
+  ASSERT_FALSE(watch_->watch(vm));
+  network_->ip("link property add dev tap0 altname ignored0");
+  network_->ip("link set tap0 name tap9");
+  run_until_told("vm is behind tap9");
+  EXPECT_EQ(watch_->tap_state(vm), TapState::kUp);
+
+  network_->ip("link add tap0 type veth peer name other0");
+  network_->ip("link set tap0 up");
+  network_->ip("link set other0 up");
+  network_->ip("link set other0 down");
+  network_->ip("link del tap0");
+  read_all();
+  EXPECT_EQ(told_, std::vector<std::string>{"vm is behind tap9"});
+  EXPECT_EQ(watch_->tap_state(vm), TapState::kUp);
+
+  watch_->forget("vm");  // a restart goes by the index as well
+  EXPECT_FALSE(watch_->watch(vm));
+  network_->ip("link set guest0 down");
+  run_until_told("vm carrier_lost");
+}
+
+TEST_F(SessionWatchTest, TwoSessionsAreNeverBehindOneInterface) {
+  add_tap();
+  run_until_tap_is(TapState::kUp);
+  Instance vm = instance("vm");
+  Instance other = instance("other", "tap1");
+  ASSERT_FALSE(watch_->watch(vm));
+  ASSERT_FALSE(watch_->watch(other));
+  network_->ip("link set tap0 name tap1");
+  run_until_told("vm is behind tap1");
+  EXPECT_EQ(watch_->tap_state(other), TapState::kMissing);
+  EXPECT_EQ(watch_->interface_of(vm), watch_->interface_of(other)) << "where a registration would be refused";
+  watch_->forget("other");
+  EXPECT_FALSE(watch_->watch(other));
+  EXPECT_EQ(other.tap_index, 0) << "at a restart, too";
+  network_->ip("link set guest0 down");
+  run_until_told("vm carrier_lost");
+  for (const std::string& line : told_) EXPECT_FALSE(line.starts_with("other")) << line;
 }
 
 TEST_F(SessionWatchTest, DestroyedWithNewsUnreadItSaysNothing) {
