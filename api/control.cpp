@@ -106,8 +106,8 @@ Result<void> Control::restore() {
   std::map<std::string, SessionEnd, std::less<>> over;  // by instance
   // Those that have an interface come first: no other can take it then.
   std::ranges::stable_partition(*instances, [](const Instance& each) { return each.tap_index != 0; });
-  for (Instance& instance : *instances) {
-    if (const auto why = restore_session(instance)) over.emplace(instance.id, *why);
+  for (const Instance& instance : *instances) {
+    if (const auto why = take_up(instance)) over.emplace(instance.id, *why);
   }
   bind_deadline_ = std::chrono::steady_clock::now() + kBindAgainFor;
   for (const Forward& forward : *forwards) {
@@ -125,24 +125,31 @@ Result<void> Control::restore() {
   return {};
 }
 
-/// Why it is over, or nothing and it is watched.
-std::optional<SessionEnd> Control::restore_session(const Instance& stored) {
+/// A session that is on disk like this is known and watched from now on. Why it is over already, or nothing.
+std::optional<SessionEnd> Control::take_up(const Instance& stored) {
   Instance instance = stored;
-  if (instance.state != InstanceState::kRunning) {
-    registry_.put_instance(std::move(instance));
-    return std::nullopt;
-  }
-  const bool rebooted = !instance.boot_id.empty() && instance.boot_id != boot_id_;
-  const auto over = rebooted ? SessionEnd::kNodeRebooted : watch_.watch(instance);
+  const bool watched = instance.state == InstanceState::kRunning;
+  // What could not be read then, or cannot be read now, tells nothing.
+  const bool rebooted =
+      watched && !stored.boot_id.empty() && !boot_id().empty() && stored.boot_id != boot_id();
+  if (watched && stored.boot_id.empty()) instance.boot_id = boot_id();
+  const auto over = rebooted ? SessionEnd::kNodeRebooted : watched ? watch_.watch(instance) : std::nullopt;
   const Instance& known = registry_.put_instance(std::move(instance));
-  if (over) return over;
+  if (!watched || over) return over;
   if (known.tap_index != stored.tap_index) {
     on_armed(known.id, {known.tap_index, known.tap_carrier_downs});
     return std::nullopt;
   }
   make_way(known);
-  if (known.tap_carrier_downs != stored.tap_carrier_downs || known.idle_tap != stored.idle_tap) save(known);
+  const bool more_is_known = known.tap_carrier_downs != stored.tap_carrier_downs ||
+                             known.idle_tap != stored.idle_tap || known.boot_id != stored.boot_id;
+  if (more_is_known) save(known);
   return std::nullopt;
+}
+
+const std::string& Control::boot_id() {
+  if (boot_id_.empty()) boot_id_ = kernel_boot_id();
+  return boot_id_;
 }
 
 void Control::restore_forward(const Instance& instance, const Forward& forward,
@@ -186,6 +193,13 @@ void Control::retry() {
     if (instance == nullptr || store_.end_session(*instance)) saved_end(id);
   }
   if (!failures_.empty() && !draining_) retry_failed_forwards();
+  const std::size_t unseen = watch_.processes_unseen();
+  if (std::exchange(processes_unseen_, unseen) == 0 && unseen != 0) {
+    spdlog::warn(
+        "the end of {} VMM processes is not told by the kernel, and is asked for every 100 ms: raise "
+        "the limit of descriptors, allow pidfd_open(2), and let the daemon see /proc",
+        unseen);
+  }
   tend_ways();
 }
 
@@ -263,45 +277,37 @@ void Control::set_admin_key(std::string_view secret) {
 
 Result<Control::PutInstance> Control::put_instance(Instance asked) {
   if (auto running = check_running(); !running) return running.error();
-  watch_.refresh(asked.tap);
   const auto host_addresses = local_addresses();
   if (!host_addresses) return host_addresses.error();
   const InstanceLimits limits{config_.guests.networks, *host_addresses, config_.profiles};
   if (auto checked = check_instance(asked, limits); !checked) return checked.error();
 
+  watch_.dispatch();  // a session whose end has not been noticed yet is not the same one
+  if (const Instance* known = registry_.find_instance(asked.id);
+      known != nullptr && known->state == InstanceState::kRunning && same_registration(*known, asked)) {
+    return PutInstance{*known, false};
+  }
+  if (auto identified = watch_.identify(asked); !identified) return identified.error();
   const Instance* known = registry_.find_instance(asked.id);
   const bool created = known == nullptr;
   const bool was_running = !created && known->state == InstanceState::kRunning;
-  if (was_running && same_registration(*known, asked)) return PutInstance{*known, false};
   if (auto free = check_tap_is_free(asked); !free) return free.error();
   asked.session_id = make_uuid();
   asked.state = InstanceState::kRunning;
   asked.created_at = created ? now() : known->created_at;
-  asked.boot_id = boot_id_;
-  if (watch_.watch(asked)) {  // a new session has no tap to lose, so this is its process
-    watch_again(asked.id);
-    return Error{
-        ErrorCode::kInvalidRequest,
-        fmt::format("There is no process {}; give the pid of the running virtual machine monitor, or "
-                    "leave vmm_pid out.",
-                    *asked.vmm_pid),
-        "vmm_pid"};
-  }
-  if (auto stored = store_.start_session(asked); !stored) {
-    watch_again(asked.id);
-    return stored.error();
-  }
+  asked.boot_id = boot_id();
+  if (auto stored = store_.start_session(asked); !stored) return stored.error();
   saved_end(asked.id);
   const std::vector<Forward> ended = registry_.remove_forwards(asked.id);
   if (!created) stop_serving(known->session_id, ended, CloseHow::kInstanceStopped);
   give_back_ports(ended);
   if (was_running) publish("instance.stopped", *known, {{"reason", to_string(SessionEnd::kReplaced)}});
   end_way(asked.id);
-  const Instance& instance = registry_.put_instance(std::move(asked));
-  make_way(instance);
+  const Instance& instance = registry_.put_instance(asked);
   spdlog::info("instance {}: session {} at {} behind {}", instance.id, to_string(instance.session_id),
                instance.guest_address.to_string(), instance.tap);
   publish("instance.started", instance);
+  if (const auto over = take_up(asked)) end_session(asked.id, *over);
   return PutInstance{instance, created};
 }
 
@@ -321,19 +327,6 @@ Result<void> Control::check_tap_is_free(const Instance& asked) const {
                  "tap"};
   }
   return {};
-}
-
-/// After a registration that came to nothing: as it was before.
-void Control::watch_again(const std::string& id) {
-  watch_.forget(id);
-  const Instance* known = registry_.find_instance(id);
-  if (known == nullptr || known->state != InstanceState::kRunning) return;
-  Instance instance = *known;
-  if (const auto over = watch_.watch(instance)) {
-    end_session(id, *over);
-  } else {
-    registry_.put_instance(std::move(instance));
-  }
 }
 
 void Control::on_armed(const std::string& instance_id, const TapIdentity& tap) {

@@ -158,12 +158,12 @@ class Control {
   void give_back_ports(const std::vector<Forward>& forwards);
   std::vector<Forward> end_in_memory(Instance stopped);
   void saved_end(const std::string& instance_id);
-  std::optional<SessionEnd> restore_session(const Instance& stored);
+  std::optional<SessionEnd> take_up(const Instance& stored);
+  const std::string& boot_id();
   void on_armed(const std::string& instance_id, const TapIdentity& tap);
   void on_idle_tap(const std::string& instance_id, const TapIdentity& tap);
   void on_tap_renamed(const std::string& instance_id, const std::string& name);
   void save(const Instance& instance);
-  void watch_again(const std::string& id);
   Result<void> check_running() const;
   Result<void> check_tap_is_free(const Instance& asked) const;
   SourcePlan take_source(const Instance& instance, const Forward& forward);
@@ -206,7 +206,8 @@ class Control {
   // Forwards, by instance, of sessions whose end the disk has not taken yet: their ports stay taken until
   // then.
   std::map<std::string, std::vector<Forward>, std::less<>> unsaved_ends_;
-  const std::string boot_id_ = kernel_boot_id();
+  std::string boot_id_;                                  // empty until it could be read
+  std::size_t processes_unseen_ = 0;                     // at the last retry()
   std::chrono::steady_clock::time_point bind_deadline_;  // restore() retries until then
   bool draining_ = false;
 };

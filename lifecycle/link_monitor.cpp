@@ -19,7 +19,8 @@ namespace {
 
 constexpr int kReceiveBuffer =
     1024 * 1024;  // bursts of a thousand taps; what overflows it is told by ENOBUFS
-constexpr int kFirstDumpTimeoutMs = 5000;
+constexpr int kFirstDumpTimeoutMs = 30'000;  // others may hold the kernel's lock of all links for long
+constexpr int kDumpStuckAfter = 10;          // calls of ask_again()
 
 Error refused(std::string_view what, int error) {
   return {.code = ErrorCode::kResourceExhausted,
@@ -29,7 +30,7 @@ Error refused(std::string_view what, int error) {
 
 }  // namespace
 
-Result<std::unique_ptr<LinkMonitor>> LinkMonitor::start(OnChange on_change) {
+Result<std::unique_ptr<LinkMonitor>> LinkMonitor::start(OnChange on_change, Send send) {
   Fd socket(::socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_ROUTE));
   if (!socket) return refused("socket", errno);
   ::setsockopt(socket.get(), SOL_SOCKET, SO_RCVBUF, &kReceiveBuffer, sizeof kReceiveBuffer);
@@ -38,7 +39,12 @@ Result<std::unique_ptr<LinkMonitor>> LinkMonitor::start(OnChange on_change) {
   address.nl_groups = RTMGRP_LINK;
   if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) < 0)
     return refused("bind", errno);
-  auto monitor = std::unique_ptr<LinkMonitor>(new LinkMonitor(std::move(socket), std::move(on_change)));
+  socklen_t size = sizeof address;
+  if (::getsockname(socket.get(), reinterpret_cast<sockaddr*>(&address), &size) < 0)
+    return refused("getsockname", errno);
+  auto monitor =
+      std::unique_ptr<LinkMonitor>(new LinkMonitor(std::move(socket), std::move(on_change), std::move(send)));
+  monitor->port_ = address.nl_pid;
   if (auto asked = monitor->request_dump(); !asked) return asked.error();
   if (auto read = monitor->read_first_dump(); !read) return read.error();
   monitor->telling_ = true;
@@ -66,8 +72,12 @@ Result<void> LinkMonitor::request_dump() {
   request.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
   request.header.nlmsg_seq = ++dump_;
   request.body.ifi_family = AF_UNSPEC;
-  if (::send(socket_.get(), &request, sizeof request, 0) < 0) return refused("dump", errno);
+  dumping_ = dump_again_ = false;
+  dump_wanted_ = true;
+  if (send_to_kernel(&request, sizeof request) < 0) return refused("dump", errno);
   dumping_ = true;
+  dump_wanted_ = false;
+  asked_again_ = 0;
   return {};
 }
 
@@ -87,8 +97,17 @@ void LinkMonitor::refresh(std::string_view name) {
   request.attribute.rta_type = IFLA_IFNAME;
   name.copy(request.name, name.size());
   // The kernel answers before send(2) returns, after all that it has told so far.
-  (void)::send(socket_.get(), &request, sizeof request, 0);
+  (void)send_to_kernel(&request, sizeof request);
   read();
+}
+
+ssize_t LinkMonitor::send_to_kernel(const void* request, std::size_t size) const {
+  return send_ ? send_(socket_.get(), request, size) : ::send(socket_.get(), request, size, 0);
+}
+
+void LinkMonitor::ask_again() {
+  if (dumping_ && ++asked_again_ < kDumpStuckAfter) return;
+  if (unsettled()) (void)request_dump();
 }
 
 Result<void> LinkMonitor::read_first_dump() {
@@ -97,6 +116,7 @@ Result<void> LinkMonitor::read_first_dump() {
     if (::poll(&readable, 1, kFirstDumpTimeoutMs) == 0) return refused("dump", ETIMEDOUT);
     read();
   }
+  if (dump_wanted_) return refused("dump", EIO);
   return {};
 }
 
@@ -126,10 +146,14 @@ void LinkMonitor::on_messages(const char* data, std::size_t size) {
   }
 }
 
+/// Not what somebody else's request with the same number has brought about.
+bool LinkMonitor::is_of_dump(const nlmsghdr& header) const {
+  return dumping_ && header.nlmsg_seq == dump_ && header.nlmsg_pid == port_;
+}
+
 void LinkMonitor::on_message(const nlmsghdr& header) {
-  const bool of_dump = dumping_ && header.nlmsg_seq == dump_;
-  // A dump that links changed under is inconsistent by the kernel's own word; a dump that failed tells
-  // nothing.
+  const bool of_dump = is_of_dump(header);
+  // A dump that links changed under is inconsistent by the kernel's own word.
   if (of_dump && (header.nlmsg_flags & NLM_F_DUMP_INTR) != 0) dump_again_ = true;
   switch (header.nlmsg_type) {
     case RTM_NEWLINK:
@@ -137,10 +161,8 @@ void LinkMonitor::on_message(const nlmsghdr& header) {
       on_link(header);
       break;
     case NLMSG_ERROR:
-      if (of_dump) dump_again_ = true;
-      [[fallthrough]];
     case NLMSG_DONE:
-      if (of_dump) on_dump_done();
+      if (of_dump) on_dump_end(header);
       break;
     default:
       break;
@@ -172,7 +194,10 @@ void LinkMonitor::on_link(const nlmsghdr& header) {
   const bool changed = is_new || known->second.link != link;
   if (!is_new) forget_name(known->second.link);
   by_name_[link.name] = link.index;
-  known->second = {link, dump_};
+  known->second.link = link;
+  // Other messages do not count as listed: one of a link that is gone by now may have waited in the socket. A
+  // link that comes while the dump is under way makes it an interrupted one.
+  if (is_of_dump(header)) known->second.dump = dump_;
   if (changed && telling_) on_change_(link, false);
 }
 
@@ -182,9 +207,16 @@ void LinkMonitor::forget_name(const Link& link) {
   if (found != by_name_.end() && found->second == link.index) by_name_.erase(found);
 }
 
-void LinkMonitor::on_dump_done() {
+void LinkMonitor::on_dump_end(const nlmsghdr& header) {
   dumping_ = false;
-  if (std::exchange(dump_again_, false)) {
+  // Both kinds of message begin with an error number: 0 where there is none.
+  const bool failed =
+      header.nlmsg_len >= NLMSG_LENGTH(sizeof(int)) && *static_cast<const int*>(NLMSG_DATA(&header)) < 0;
+  if (failed || header.nlmsg_type == NLMSG_ERROR) {
+    dump_wanted_ = true;  // not at once, which may be in vain
+    return;
+  }
+  if (dump_again_) {
     (void)request_dump();
     return;
   }

@@ -11,6 +11,9 @@
 // Belongs to one thread, which calls read() when descriptor() is readable and gets the callbacks from there.
 #pragma once
 
+#include <sys/types.h>
+
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -43,10 +46,11 @@ class LinkMonitor {
  public:
   /// Something about the link changed, or (`gone`) it was deleted.
   using OnChange = std::function<void(const Link& link, bool gone)>;
+  using Send = std::function<ssize_t(int socket, const void* bytes, std::size_t size)>;  // send(2)
 
   /// Reads all links. They are known when it returns, and what exists then is not told. kResourceExhausted
-  /// where the netlink socket is refused.
-  static Result<std::unique_ptr<LinkMonitor>> start(OnChange on_change);
+  /// where the netlink socket is refused. `send` is for tests of a kernel that refuses.
+  static Result<std::unique_ptr<LinkMonitor>> start(OnChange on_change, Send send = nullptr);
   LinkMonitor(const LinkMonitor&) = delete;
   LinkMonitor& operator=(const LinkMonitor&) = delete;
 
@@ -58,6 +62,13 @@ class LinkMonitor {
   /// a second late (the kernel's linkwatch).
   void refresh(std::string_view name);
 
+  /// Messages were lost, and the list of all links that tells what is true is not there yet. Nothing is taken
+  /// for gone meanwhile.
+  bool unsettled() const { return dumping_ || dump_wanted_; }
+  /// To be called every now and then while it is unsettled: asks for the list again where the kernel refused
+  /// it, or began it and went no further.
+  void ask_again();
+
   std::optional<Link> find(std::string_view name) const;
   std::optional<Link> find(int index) const;
 
@@ -67,25 +78,32 @@ class LinkMonitor {
     std::uint32_t dump = 0;  // the last dump that listed it
   };
 
-  LinkMonitor(Fd socket, OnChange on_change) : socket_(std::move(socket)), on_change_(std::move(on_change)) {}
+  LinkMonitor(Fd socket, OnChange on_change, Send send)
+      : socket_(std::move(socket)), on_change_(std::move(on_change)), send_(std::move(send)) {}
 
+  ssize_t send_to_kernel(const void* request, std::size_t size) const;
   Result<void> request_dump();
   Result<void> read_first_dump();
+  bool is_of_dump(const nlmsghdr& header) const;
   void on_messages(const char* data, std::size_t size);
   void on_message(const nlmsghdr& header);
   void on_link(const nlmsghdr& header);
-  void on_dump_done();
+  void on_dump_end(const nlmsghdr& header);
   void forget_name(const Link& link);
   void remove(int index);
 
   const Fd socket_;
   const OnChange on_change_;
+  const Send send_;
   std::unordered_map<int, Known> links_;
   std::unordered_map<std::string, int> by_name_;
+  std::uint32_t port_ = 0;  // the kernel's number of the socket
   std::uint32_t dump_ = 0;  // sequence number of the dump under way or of the last one
   bool dumping_ = false;
-  bool dump_again_ = false;  // messages were lost while one was under way
-  bool telling_ = false;     // the first dump is done
+  bool dump_wanted_ = false;  // one was refused or failed
+  int asked_again_ = 0;       // while one is under way
+  bool dump_again_ = false;   // messages were lost while one was under way
+  bool telling_ = false;      // the first dump is done
 };
 
 }  // namespace portway

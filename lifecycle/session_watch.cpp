@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/epoll.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,8 +20,13 @@ namespace {
 constexpr auto kTapStateNames = std::to_array<std::string_view>({"missing", "no_carrier", "up"});
 static_assert(kTapStateNames.size() == static_cast<std::size_t>(TapState::kUp) + 1);
 
-constexpr std::uint64_t kLinks = 0;      // the link monitor's key
-constexpr std::size_t kEventsMax = 256;  // in one dispatch()
+// Keys of what epoll(7) tells of; a process has one of those after them.
+constexpr std::uint64_t kLinks = 0;
+constexpr std::uint64_t kTimer = 1;
+
+constexpr std::size_t kEventsMax = 256;    // in one dispatch()
+constexpr long kAskAgainNs = 100'000'000;  // what the kernel would not tell
+constexpr std::size_t kAskedInATick = 64;  // processes, 20 us each: beyond, each is asked less often
 
 TapIdentity identity_of(const Link& link) {
   return {.index = link.index, .carrier_downs = link.carrier_downs};
@@ -56,8 +62,12 @@ Result<std::unique_ptr<SessionWatch>> SessionWatch::start(boost::asio::io_contex
   if (!links) return links.error();
   watch->links_ = std::move(*links);
   watch->events_.reset(::epoll_create1(EPOLL_CLOEXEC));
+  watch->timer_.reset(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
   Fd of_loop(::fcntl(watch->events_.get(), F_DUPFD_CLOEXEC, 0));
-  if (!of_loop || !watch->add_to_events(watch->links_->descriptor(), kLinks)) return refused(errno);
+  if (!of_loop || !watch->add_to_events(watch->links_->descriptor(), kLinks) ||
+      !watch->add_to_events(watch->timer_.get(), kTimer)) {
+    return refused(errno);
+  }
   watch->loop_descriptor_.assign(of_loop.release());
   watch->wait();
   return watch;
@@ -84,10 +94,77 @@ void SessionWatch::dispatch() {
     const std::uint64_t key = events[static_cast<std::size_t>(i)].data.u64;
     if (key == kLinks) {
       links_->read();
+    } else if (key == kTimer) {
+      on_tick();
     } else if (const auto instance = by_key_.find(key); instance != by_key_.end()) {
       end(std::string(instance->second), SessionEnd::kVmmExited);
     }
   }
+  set_timer();
+}
+
+void SessionWatch::set_timer() {
+  const bool wanted = !unseen_.empty() || links_->unsettled();
+  if (std::exchange(timer_runs_, wanted) == wanted) return;
+  const timespec every{.tv_sec = 0, .tv_nsec = wanted ? kAskAgainNs : 0};
+  const itimerspec timer{.it_interval = every, .it_value = every};
+  ::timerfd_settime(timer_.get(), 0, &timer, nullptr);
+}
+
+void SessionWatch::on_tick() {
+  std::uint64_t ticks = 0;
+  (void)::read(timer_.get(), &ticks, sizeof ticks);
+  if (links_->unsettled()) links_->ask_again();
+  for (std::size_t i = std::min(unseen_.size(), kAskedInATick); i > 0 && !unseen_.empty(); --i) {
+    auto next = unseen_.upper_bound(last_asked_);
+    if (next == unseen_.end()) next = unseen_.begin();
+    last_asked_ = *next;
+    look_at_process(last_asked_);
+  }
+}
+
+void SessionWatch::look_at_process(const std::string& instance_id) {
+  const ProcessState state = sessions_.at(instance_id).process->look();
+  if (state == ProcessState::kEnded) return end(instance_id, SessionEnd::kVmmExited);
+  wait_for_process(instance_id, state);
+}
+
+void SessionWatch::wait_for_process(const std::string& instance_id, ProcessState state) {
+  Session& session = sessions_.at(instance_id);
+  if (!session.in_events && session.process->descriptor() >= 0) {
+    session.in_events = add_to_events(session.process->descriptor(), session.key);
+  }
+  if (state == ProcessState::kRuns && session.in_events) {
+    unseen_.erase(instance_id);
+  } else {
+    unseen_.insert(instance_id);
+  }
+}
+
+Result<void> SessionWatch::identify(Instance& instance) {
+  links_->refresh(instance.tap);
+  const TapLook look = look_at_tap(instance.id, instance.tap, {}, {});
+  instance.tap_index = look.tap.index;
+  instance.tap_carrier_downs = look.tap.carrier_downs;
+  instance.idle_tap = look.idle_tap;
+  instance.vmm_started = 0;
+  if (!instance.vmm_pid) return {};
+  ProcessWatch process(*instance.vmm_pid, 0);
+  if (process.look() == ProcessState::kEnded) {
+    return Error{.code = ErrorCode::kInvalidRequest,
+                 .detail = fmt::format("There is no process {}; give the pid of the running virtual machine "
+                                       "monitor, or leave vmm_pid out.",
+                                       *instance.vmm_pid),
+                 .field = "vmm_pid"};
+  }
+  instance.vmm_started = process.started();
+  if (instance.vmm_started != 0) return {};
+  return Error{
+      .code = ErrorCode::kResourceExhausted,
+      .detail = fmt::format("It cannot be read now when process {} began (/proc/{}/stat): raise the "
+                            "daemon's limit of descriptors and let it see /proc, or leave vmm_pid out.",
+                            *instance.vmm_pid, *instance.vmm_pid),
+      .field = "vmm_pid"};
 }
 
 std::optional<SessionEnd> SessionWatch::watch(Instance& instance) {
@@ -98,23 +175,21 @@ std::optional<SessionEnd> SessionWatch::watch(Instance& instance) {
   if (look.over) return look.over;
   Session session{.name = instance.tap, .tap = look.tap, .idle_tap = look.idle_tap};
   if (session.armed()) session.name = links_->find(session.tap.index)->name;
+  ProcessState process = ProcessState::kUnseen;
   if (instance.vmm_pid) {
-    auto process = ProcessWatch::start(*instance.vmm_pid);
-    // Asked after the pidfd is open: then it is that very process, or it is gone.
-    const auto started = process_start_time(*instance.vmm_pid);
-    if (!process || !started || (instance.vmm_started != 0 && instance.vmm_started != *started) ||
-        !add_to_events(process->descriptor(), ++last_key_)) {
-      return SessionEnd::kVmmExited;
-    }
-    instance.vmm_started = *started;
-    session.key = last_key_;
-    session.process = std::move(*process);
+    session.process.emplace(*instance.vmm_pid, instance.vmm_started);
+    process = session.process->look();
+    if (process == ProcessState::kEnded) return SessionEnd::kVmmExited;
+    session.key = ++last_key_;
+    instance.vmm_started = session.process->started();
   }
   instance.tap_index = session.tap.index;
   instance.tap_carrier_downs = session.tap.carrier_downs;
   instance.idle_tap = session.idle_tap;
   add_to_indices(instance.id, session);
   sessions_.insert_or_assign(instance.id, std::move(session));
+  if (instance.vmm_pid) wait_for_process(instance.id, process);
+  set_timer();
   return std::nullopt;
 }
 
@@ -145,6 +220,7 @@ void SessionWatch::remove_from_indices(const std::string& instance_id, const Ses
   const auto [first, last] = by_name_.equal_range(session.name);
   if (const auto found = std::find_if(first, last, is_this); found != last) by_name_.erase(found);
   by_key_.erase(session.key);
+  unseen_.erase(instance_id);
 }
 
 // --- Taps.

@@ -11,6 +11,9 @@
 // without a carrier: a carrier that was lost since then is a machine that has come and gone unseen. What
 // happens to a tap while it is down (`ip link set down`) is its being made, not a machine.
 //
+// What cannot be seen is not gone: where the kernel refuses to tell of a process or of the links, the
+// sessions stay, and it is asked again, every 100 ms, until it tells.
+//
 // Belongs to one thread. Everything it waits for is behind one descriptor, so that whoever has to wait for
 // something else can go on noticing ends: poll descriptor(), then call dispatch().
 #pragma once
@@ -21,6 +24,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -65,8 +69,11 @@ class SessionWatch {
   /// Calls back for what has happened. Never blocks.
   void dispatch();
 
-  /// Works off what has happened so far; what is known of the device with this name is true now.
-  void refresh(std::string_view tap) { links_->refresh(tap); }
+  /// Finds out what tells the machine of a new session from a later one (Instance says what that is), as it
+  /// is now: what has happened so far is worked off. kInvalidRequest when there is no process `vmm_pid`;
+  /// kResourceExhausted when it cannot be told now when that process began, so that a later one with its pid
+  /// could pass for it.
+  Result<void> identify(Instance& instance);
 
   /// Watches a running instance's session, in place of the instance's earlier one. What is found out about
   /// its machine (Instance: "what tells this session's virtual machine from a later one") is compared with
@@ -79,6 +86,9 @@ class SessionWatch {
   std::int32_t interface_of(const Instance& instance) const;
   TapState tap_state(const Instance& instance) const;
 
+  /// Processes whose end nothing tells of, so that they are asked for.
+  std::size_t processes_unseen() const { return unseen_.size(); }
+
  private:
   struct Session {
     std::string name;       // of its tap: while it is armed as it is now, before as it was registered
@@ -86,6 +96,7 @@ class SessionWatch {
     TapIdentity idle_tap;   // before
     std::uint64_t key = 0;  // what epoll(7) tells of its process with
     std::optional<ProcessWatch> process = std::nullopt;
+    bool in_events = false;  // its process's descriptor is
 
     bool armed() const { return tap.index != 0; }
     std::int32_t index() const { return armed() ? tap.index : idle_tap.index; }
@@ -101,6 +112,10 @@ class SessionWatch {
 
   void wait();
   bool add_to_events(int descriptor, std::uint64_t key);
+  void on_tick();
+  void set_timer();
+  void look_at_process(const std::string& instance_id);
+  void wait_for_process(const std::string& instance_id, ProcessState state);
   void on_link(const Link& link, bool gone);
   TapLook look_at_tap(const std::string& instance_id, std::string_view tap_name, const TapIdentity& tap,
                       const TapIdentity& idle_tap) const;
@@ -110,7 +125,9 @@ class SessionWatch {
   bool is_others(int index, const std::string& instance_id) const;
   void end(const std::string& instance_id, SessionEnd why);
 
-  Fd events_;                                              // epoll(7)
+  Fd events_;  // epoll(7)
+  Fd timer_;   // runs while something has to be asked again
+  bool timer_runs_ = false;
   boost::asio::posix::stream_descriptor loop_descriptor_;  // of the same epoll(7)
   Callbacks callbacks_;
   std::unique_ptr<LinkMonitor> links_;
@@ -119,7 +136,9 @@ class SessionWatch {
   std::unordered_multimap<std::string, std::string>
       by_name_;                                            // those that are not armed, by their tap's name
   std::unordered_map<std::uint64_t, std::string> by_key_;  // those with a process
-  std::uint64_t last_key_ = 0;                             // 0 is the link monitor's
+  std::uint64_t last_key_ = 1;                             // smaller ones are the watch's own
+  std::set<std::string> unseen_;                           // instances whose process has to be asked for
+  std::string last_asked_;                                 // of those
 };
 
 }  // namespace portway

@@ -170,6 +170,32 @@ TEST_P(VethLifecycleTest, AnInstanceIsStoppedWhenItsMonitorsProcessEnds) {
   EXPECT_EQ(refused.json().at("field"), "vmm_pid");
 }
 
+// Where /proc could not be read, a restart took that for a reboot and deleted every forward of the node.
+TEST_P(VethLifecycleTest, WhatCannotBeSeenAtAStartIsNotGone) {
+  Process vmm({.command = {"sleep", "1000"}, .network = &network_->host()});
+  const std::string body = R"({"guest_address": "198.19.0.2", "tap": "tap0", "owner": "acme", "vmm_pid": )" +
+                           std::to_string(vmm.pid()) + "}";
+  ASSERT_EQ(daemon_->api("PUT", "/instances/vm-1", body).status, 201);
+  const CreatedForward forward = daemon_->create_forward("vm-1", kEchoPort);
+  for (const bool hide_proc : {true, false}) {
+    EXPECT_EQ(daemon_->stop(SIGKILL), 128 + SIGKILL);
+    daemon_->start({.deny_pidfd = !hide_proc, .hide_proc = hide_proc});
+    TcpClient client = connect_to(forward);
+    expect_echo(client);
+    EXPECT_EQ(daemon_->api("PUT", "/instances/vm-1", body).status, 200) << "the same registration";
+    const HttpResponse other =
+        daemon_->api("PUT", "/instances/vm-2",
+                     R"({"guest_address": "198.19.0.3", "tap": "tap2", "owner": "acme", "vmm_pid": )" +
+                         std::to_string(vmm.pid()) + "}");
+    EXPECT_EQ(other.status, hide_proc ? 503 : 201) << other.body;
+  }
+  TcpClient client = connect_to(forward);
+  expect_echo(client);
+  vmm.signal(SIGKILL);
+  EXPECT_EQ(client.receive_to_end().error, ECONNRESET);
+  EXPECT_EQ(stopped_instance().at("reason"), "vmm_exited");
+}
+
 TEST_P(VethLifecycleTest, AReloadTakesOverProfilesWithoutTouchingAConnection) {
   daemon_->put_instance("vm-1");
   const CreatedForward forward = daemon_->create_forward("vm-1", kEchoPort);

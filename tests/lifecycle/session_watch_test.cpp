@@ -1,12 +1,12 @@
 // Sessions on real links and processes: what ends them, and what does not.
 #include "lifecycle/session_watch.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <sys/resource.h>
 
 #include <algorithm>
-#include <filesystem>
-#include <fstream>
 #include <map>
 #include <string>
 #include <vector>
@@ -56,18 +56,15 @@ class SessionWatchTest : public testing::Test {
   }
   /// What the kernel has told so far is worked off.
   void read_all() {
-    watch_->refresh("tap0");
+    Instance any = instance("any");
+    EXPECT_TRUE(watch_->identify(any));
     watch_->dispatch();
   }
-  /// More messages than the netlink socket holds: what comes next is not told. Returns what undoes it.
+  /// More messages than the netlink socket holds: what comes next is not told.
   void flood() {
-    const std::string batch = testing::TempDir() + "/flood.batch";
-    {
-      std::ofstream lines(batch);
-      for (int i = 0; i < 600; ++i) lines << "link add many" << i << " type veth peer name peer" << i << "\n";
-    }
-    network_->ip("-batch " + batch);
-    std::filesystem::remove(batch);
+    std::string lines;
+    for (int i = 0; i < 600; ++i) lines += fmt::format("link add many{} type veth peer name peer{}\n", i, i);
+    network_->ip_batch(lines);
   }
   void run_until_told(const std::string& what) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
@@ -207,11 +204,7 @@ TEST_F(SessionWatchTest, TwoFlipsInOneBatchOfMessagesEndTheSession) {
   run_until_tap_is(TapState::kUp);
   Instance vm = instance("vm");
   ASSERT_FALSE(watch_->watch(vm));
-  const std::string batch = testing::TempDir() + "/flips.batch";
-  std::ofstream(batch)
-      << "link set guest0 down\nlink set guest0 up\nlink set guest0 down\nlink set guest0 up\n";
-  network_->ip("-batch " + batch);
-  std::filesystem::remove(batch);
+  network_->ip_batch("link set guest0 down\nlink set guest0 up\nlink set guest0 down\nlink set guest0 up\n");
   run_until_told("vm carrier_lost");
 }
 
@@ -364,6 +357,68 @@ TEST_F(SessionWatchTest, EverythingItWaitsForIsBehindOneDescriptor) {
   dispatch_until_told("other vmm_exited");
   network_->ip("link set guest0 down");
   dispatch_until_told("vm carrier_lost");
+}
+
+TEST_F(SessionWatchTest, ANewSessionsMachineIsToldFromLaterOnes) {
+  add_persistent_tap();
+  test::Process vmm({.command = {"sleep", "1000"}});
+  Instance vm = instance("vm");
+  vm.vmm_pid = vmm.pid();
+  ASSERT_TRUE(watch_->identify(vm));
+  EXPECT_GT(vm.vmm_started, 0U);
+  EXPECT_GT(vm.idle_tap.index, 0);
+  Instance later = vm;
+  const Fd machine = test::hold_tap(*network_, "tap0");
+  vmm.signal(SIGKILL);
+  vmm.wait(std::chrono::seconds(10));
+  EXPECT_EQ(watch_->watch(vm), SessionEnd::kVmmExited);
+  const auto refused = watch_->identify(later);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kInvalidRequest);
+  EXPECT_EQ(refused.error().field, "vmm_pid");
+}
+
+// Sessions ended because the daemon was short of descriptors, and their forwards were deleted for good.
+TEST_F(SessionWatchTest, AProcessThatCannotBeSeenKeepsItsSessionAndIsAskedForUntilItCan) {
+  test::Process vmm({.command = {"sleep", "1000"}});
+  Instance vm = instance("vm");
+  vm.vmm_pid = vmm.pid();
+  ASSERT_TRUE(watch_->identify(vm));
+  rlimit before{};
+  ::getrlimit(RLIMIT_NOFILE, &before);
+  const rlimit none{.rlim_cur = 3, .rlim_max = before.rlim_max};
+  ::setrlimit(RLIMIT_NOFILE, &none);
+  Instance later = vm;
+  const auto refused = watch_->identify(later);
+  EXPECT_FALSE(watch_->watch(vm));
+  const std::size_t unseen = watch_->processes_unseen();
+  ::setrlimit(RLIMIT_NOFILE, &before);
+  EXPECT_EQ(unseen, 1U);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kResourceExhausted) << "a later process could pass for this one";
+
+  while (watch_->processes_unseen() != 0) ASSERT_EQ(context_.run_one_for(std::chrono::seconds(10)), 1U);
+  EXPECT_TRUE(told_.empty());
+  vmm.signal(SIGKILL);
+  run_until_told("vm vmm_exited");
+}
+
+TEST_F(SessionWatchTest, TheEndOfAProcessThatCannotBeSeenIsFoundByAsking) {
+  test::Process vmm({.command = {"sleep", "1000"}});
+  Instance vm = instance("vm");
+  vm.vmm_pid = vmm.pid();
+  ASSERT_TRUE(watch_->identify(vm));
+  rlimit before{};
+  ::getrlimit(RLIMIT_NOFILE, &before);
+  const rlimit none{.rlim_cur = 3, .rlim_max = before.rlim_max};
+  ::setrlimit(RLIMIT_NOFILE, &none);
+  EXPECT_FALSE(watch_->watch(vm));
+  vmm.signal(SIGKILL);
+  vmm.wait(std::chrono::seconds(10));
+  while (told_.empty() && context_.run_one_for(std::chrono::seconds(10)) == 1) {
+  }
+  ::setrlimit(RLIMIT_NOFILE, &before);
+  EXPECT_EQ(told_, std::vector<std::string>{"vm vmm_exited"});
 }
 
 TEST_F(SessionWatchTest, OnlyTheSessionsBehindTheLostTapEnd) {
