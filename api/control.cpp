@@ -6,16 +6,15 @@
 #include <algorithm>
 #include <functional>
 #include <map>
-#include <thread>
 #include <utility>
 
 namespace portway {
 namespace {
 
-// How long restore() waits for ports that a process killed a moment ago still holds: a listener armed in an
-// io_uring is given back some milliseconds after its process is gone.
-constexpr std::chrono::milliseconds kBindAgainFor(1000);
-constexpr std::chrono::milliseconds kBindAgainEvery(5);
+// How long restore() waits for ports that a process killed a moment ago still holds: listeners armed in an
+// io_uring are given back up to 2 s after their process is gone.
+constexpr std::chrono::milliseconds kBindAgainFor(3000);
+constexpr std::chrono::milliseconds kBindAgainEvery(10);
 
 // Links whose return path is looked at in each retry(): a millisecond at most.
 constexpr std::size_t kMendLinks = 16;
@@ -109,17 +108,17 @@ Result<void> Control::restore() {
   for (const Instance& instance : *instances) {
     if (const auto why = take_up(instance)) over.emplace(instance.id, *why);
   }
-  bind_deadline_ = std::chrono::steady_clock::now() + kBindAgainFor;
+  std::vector<ForwardId> unbound;
   for (const Forward& forward : *forwards) {
-    const Instance* instance = registry_.find_instance(forward.instance_id);
-    if (instance == nullptr) continue;
+    if (registry_.find_instance(forward.instance_id) == nullptr) continue;
     // A forward may be older than the configured range: it keeps its port, which the pool then does not
     // count.
     (void)ports_.take(forward.host_port);
     registry_.add_forward(forward);
-    if (!over.contains(instance->id)) restore_forward(*instance, forward, *host_addresses);
+    if (!over.contains(forward.instance_id)) unbound.push_back(forward.id);
   }
   for (const auto& [id, why] : over) end_session(id, why);
+  serve_restored(std::move(unbound), *host_addresses);
   spdlog::info("restored {} instances and {} forwards, {} of which failed; {} sessions ended meanwhile",
                registry_.instance_count(), registry_.forward_count(), failures_.size(), over.size());
   return {};
@@ -152,14 +151,33 @@ const std::string& Control::boot_id() {
   return boot_id_;
 }
 
-void Control::restore_forward(const Instance& instance, const Forward& forward,
-                              std::span<const IpAddress> host_addresses) {
-  auto port = bind_for(instance, forward, host_addresses);
-  if (port) return serve(instance, forward, std::move(*port));
-  spdlog::error("forward {} of instance {} is not served: {}", to_string(forward.id), instance.id,
-                port.error().detail);
-  failures_.emplace(forward.id, port.error().detail);
-  publish("forward.failed", instance, forward, {{"reason", port.error().detail}});
+/// All that can be bound comes first, and is served while the rest is tried again.
+void Control::serve_restored(std::vector<ForwardId> unbound, std::span<const IpAddress> host_addresses) {
+  const auto deadline = std::chrono::steady_clock::now() + kBindAgainFor;
+  for (;;) {
+    const bool last = std::chrono::steady_clock::now() >= deadline;
+    std::erase_if(unbound, [&](const ForwardId& id) {
+      const Forward* forward = registry_.find_forward(id);
+      if (forward == nullptr) return true;  // its session has ended by now
+      const Instance& instance = *registry_.find_instance(forward->instance_id);
+      auto port = bind_for(instance, *forward, host_addresses);
+      if (!port && port.error().code == ErrorCode::kHostPortTaken && !last) return false;
+      if (port) {
+        serve(instance, *forward, std::move(*port));
+      } else {
+        fail(instance, *forward, port.error().detail);
+      }
+      return true;
+    });
+    if (unbound.empty()) return;
+    watch_.dispatch_within(kBindAgainEvery);  // no event tells that a port is free
+  }
+}
+
+void Control::fail(const Instance& instance, const Forward& forward, const std::string& why) {
+  spdlog::error("forward {} of instance {} is not served: {}", to_string(forward.id), instance.id, why);
+  failures_.emplace(forward.id, why);
+  publish("forward.failed", instance, forward, {{"reason", why}});
 }
 
 /// The port of a forward that exists. The configuration and the host's addresses may have changed since it
@@ -168,19 +186,7 @@ Result<BoundPort> Control::bind_for(const Instance& instance, const Forward& for
                                     std::span<const IpAddress> host_addresses) {
   auto checked = check_guest_address(instance.guest_address, config_.guests.networks, host_addresses);
   if (!checked) return checked.error();
-  return bind_again(forward.host_port);
-}
-
-Result<BoundPort> Control::bind_again(std::uint16_t port) {
-  for (;;) {
-    auto bound = dataplane_.bind(port);
-    if (bound || bound.error().code != ErrorCode::kHostPortTaken ||
-        std::chrono::steady_clock::now() >= bind_deadline_) {
-      return bound;
-    }
-    std::this_thread::sleep_for(
-        kBindAgainEvery);  // no event tells that a port is free; nothing runs yet that this holds up
-  }
+  return dataplane_.bind(forward.host_port);
 }
 
 // --- While running.

@@ -53,7 +53,9 @@ class Control {
   /// Loads the store. A session whose virtual machine is gone by now is ended and reported; every forward of
   /// the others is served again, with its id and host port. One whose port somebody else has by now, or whose
   /// guest address is refused by now (guests.networks has changed, or the address is the host's own), is
-  /// reported (log, state "failed") and kept: it is still promised. Once, before anything else.
+  /// reported (log, state "failed") and kept: it is still promised. Once, before anything else. Takes up to
+  /// 3 s where ports are taken, as they are for a while after the daemon was killed; what can be served is
+  /// served meanwhile.
   Result<void> restore();
 
   /// Tries again what the world prevented: commits that the disk refused, forwards whose port another program
@@ -146,11 +148,10 @@ class Control {
   class Lease;
 
   Result<Lease> lease_port(std::optional<std::uint16_t> requested);
-  Result<BoundPort> bind_again(std::uint16_t port);
   Result<BoundPort> bind_for(const Instance& instance, const Forward& forward,
                              std::span<const IpAddress> host_addresses);
-  void restore_forward(const Instance& instance, const Forward& forward,
-                       std::span<const IpAddress> host_addresses);
+  void serve_restored(std::vector<ForwardId> unbound, std::span<const IpAddress> host_addresses);
+  void fail(const Instance& instance, const Forward& forward, const std::string& why);
   void retry_failed_forwards();
   void serve(const Instance& instance, const Forward& forward, BoundPort port);
   void stop_serving(const Uuid& session_id, const std::vector<Forward>& forwards, CloseHow why);
@@ -206,9 +207,8 @@ class Control {
   // Forwards, by instance, of sessions whose end the disk has not taken yet: their ports stay taken until
   // then.
   std::map<std::string, std::vector<Forward>, std::less<>> unsaved_ends_;
-  std::string boot_id_;                                  // empty until it could be read
-  std::size_t processes_unseen_ = 0;                     // at the last retry()
-  std::chrono::steady_clock::time_point bind_deadline_;  // restore() retries until then
+  std::string boot_id_;               // empty until it could be read
+  std::size_t processes_unseen_ = 0;  // at the last retry()
   bool draining_ = false;
 };
 

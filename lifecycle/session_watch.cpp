@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
@@ -101,6 +102,12 @@ void SessionWatch::dispatch() {
     }
   }
   set_timer();
+}
+
+void SessionWatch::dispatch_within(std::chrono::milliseconds timeout) {
+  pollfd due{.fd = events_.get(), .events = POLLIN, .revents = 0};
+  ::poll(&due, 1, static_cast<int>(timeout.count()));
+  dispatch();
 }
 
 void SessionWatch::set_timer() {

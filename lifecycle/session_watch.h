@@ -20,6 +20,7 @@
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -68,6 +69,8 @@ class SessionWatch {
   int descriptor() const { return events_.get(); }
   /// Calls back for what has happened. Never blocks.
   void dispatch();
+  /// The same once there is something, or the time is over.
+  void dispatch_within(std::chrono::milliseconds timeout);
 
   /// Finds out what tells the machine of a new session from a later one (Instance says what that is), as it
   /// is now: what has happened so far is worked off. kInvalidRequest when there is no process `vmm_pid`;

@@ -281,6 +281,29 @@ TEST(Control, AForwardThatFailedIsServedOnceItsPortIsFree) {
   EXPECT_EQ(types(*events), std::vector<std::string>{"forward.listening"});
 }
 
+// 252 forwards failed until the next retry, while the API said that all was well: a start had outrun the
+// kernel, which gives a killed process's listeners back up to 2 s later.
+TEST(Control, PortsThatAKilledProcessStillHoldsAreWaitedForWhileTheOthersAreServed) {
+  Node node;
+  node.put("vm-1");
+  const Forward first = create(node, 3000).forward;
+  const Forward second = create(node, 3001).forward;
+  const Forward third = create(node, 3002).forward;
+  node.stop();
+  node.dataplane.opened.clear();
+  node.dataplane.refusals = {{first.host_port, 5}, {second.host_port, 10}};
+  int rounds = 0;
+  node.dataplane.on_refusal = [&](std::uint16_t port) {
+    if (port == second.host_port && ++rounds == 2) {
+      EXPECT_TRUE(node.dataplane.opened.contains(third.id));
+    }
+  };
+  node.start();
+  EXPECT_EQ(node.dataplane.opened.size(), 3U);
+  EXPECT_EQ(rounds, 10);
+  EXPECT_EQ(node.control().forwards_failed(), 0U);
+}
+
 TEST(Control, ABatchIsMadeAsAWholeOrNotAtAll) {
   Node node("[ports]\nrange = \"20000-20009\"\n");
   node.put("vm-1");
