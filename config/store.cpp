@@ -5,18 +5,30 @@
 #include <SQLiteCpp/Statement.h>
 #include <SQLiteCpp/Transaction.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
 #include <sqlite3.h>
+#include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cassert>
 #include <cerrno>
+#include <condition_variable>
+#include <deque>
 #include <filesystem>
 #include <limits>
+#include <mutex>
 #include <optional>
 #include <system_error>
+#include <thread>
 #include <utility>
+
+#include "config/blocked_signals.h"
+#include "config/fd.h"
 
 namespace portway {
 namespace {
@@ -609,10 +621,109 @@ class Store::Connection {
           std::to_string(Store::kAnswersMax) + ")"};
 };
 
-Store::Store(std::unique_ptr<Connection> connection) : connection_(std::move(connection)) {}
+/// Works off jobs in their order.
+class Store::Thread {
+ public:
+  /// kResourceExhausted when there can be no thread.
+  static Result<std::unique_ptr<Thread>> start(const std::function<void()>& prepare) {
+    Fd done(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (!done) return no_thread("eventfd", errno);
+    std::unique_ptr<Thread> thread(new Thread(std::move(done)));
+    try {
+      const BlockedSignals blocked;
+      thread->thread_ = std::thread([self = thread.get(), prepare] {
+        if (prepare) prepare();
+        self->run();
+      });
+    } catch (const std::system_error& error) {
+      return no_thread("thread", error.code().value());
+    }
+    ::pthread_setname_np(thread->thread_.native_handle(), "store");
+    return thread;
+  }
+  ~Thread() {
+    if (!thread_.joinable()) return;
+    post(nullptr);
+    thread_.join();
+  }
+  Thread(const Thread&) = delete;
+  Thread& operator=(const Thread&) = delete;
+
+  void post(std::function<void()> job) {
+    const std::lock_guard lock(mutex_);
+    jobs_.push_back(std::move(job));
+    more_.notify_one();
+  }
+
+  /// Runs `job` there and returns when it is done; until then does what is due here.
+  void run_and_wait(const std::function<void()>& job, const Meanwhile& meanwhile) {
+    std::atomic<bool> done = false;
+    post([&] {
+      job();
+      done.store(true, std::memory_order_release);
+      (void)::eventfd_write(done_.get(), 1);
+    });
+    while (!done.load(std::memory_order_acquire)) {
+      std::array<pollfd, 2> waiting = {{{.fd = done_.get(), .events = POLLIN, .revents = 0},
+                                        {.fd = meanwhile.descriptor, .events = POLLIN, .revents = 0}}};
+      if (::poll(waiting.data(), waiting.size(), -1) < 0) continue;  // EINTR
+      if (waiting[1].revents != 0) meanwhile.dispatch();
+      eventfd_t count = 0;
+      if (waiting[0].revents != 0) (void)::eventfd_read(done_.get(), &count);
+    }
+  }
+
+ private:
+  explicit Thread(Fd done) : done_(std::move(done)) {}
+
+  static Error no_thread(const char* call, int number) {
+    return {ErrorCode::kResourceExhausted, std::string("The store's thread: ") + call + ": " +
+                                               std::generic_category().message(number) +
+                                               "; raise the daemon's limits (LimitNOFILE=, TasksMax=)."};
+  }
+
+  void run() {
+    for (;;) {
+      std::function<void()> job;
+      {
+        std::unique_lock lock(mutex_);
+        more_.wait(lock, [this] { return !jobs_.empty(); });
+        job = std::move(jobs_.front());
+        jobs_.pop_front();
+      }
+      if (!job) return;
+      job();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable more_;
+  std::deque<std::function<void()>> jobs_;  // under mutex_; an empty one is the end
+  const Fd done_;                           // eventfd(2) for whoever waits
+  std::thread thread_;
+};
+
+Store::Store(std::unique_ptr<Connection> connection, std::unique_ptr<Thread> thread)
+    : connection_(std::move(connection)), thread_(std::move(thread)) {}
 Store::~Store() = default;
 
-Result<std::unique_ptr<Store>> Store::open(const std::string& given_path) {
+template <class Call>
+std::invoke_result_t<Call> Store::on_thread(const Call& call) {
+  assert(!waiting_ && "what runs meanwhile calls the store");
+  waiting_ = true;
+  std::optional<std::invoke_result_t<Call>> result;
+  thread_->run_and_wait([&] { result.emplace(call()); }, meanwhile_);
+  waiting_ = false;
+  return std::move(*result);
+}
+
+template <class Change>
+Result<void> Store::transact(const Change& change) {
+  return on_thread([&] { return connection_->transact(change); });
+}
+
+Result<std::unique_ptr<Store>> Store::open(const std::string& given_path,
+                                           const std::function<void()>& prepare_thread) {
   // One name for one file, or two daemons could hold two locks.
   std::error_code error;
   const std::string path = fs::weakly_canonical(fs::absolute(given_path, error), error).string();
@@ -624,48 +735,65 @@ Result<std::unique_ptr<Store>> Store::open(const std::string& given_path) {
     if (auto ours = check_ownership(database, path); !ours) return ours.error();
     if (auto ready = set_up(database, path); !ready) return ready.error();
     migrate(database);
-    return std::unique_ptr<Store>(
-        new Store(std::make_unique<Connection>(path, std::move(*lock), std::move(database))));
+    auto connection = std::make_unique<Connection>(path, std::move(*lock), std::move(database));
+    auto thread = Thread::start(prepare_thread);
+    if (!thread) return thread.error();
+    return std::unique_ptr<Store>(new Store(std::move(connection), std::move(*thread)));
   } catch (const SQLite::Exception& exception) {
     return failure(path, exception);
   }
 }
 
 Result<std::vector<Instance>> Store::load_instances() {
-  return connection_->load("instances", "SELECT * FROM instances ORDER BY id", read_instance);
+  return on_thread(
+      [&] { return connection_->load("instances", "SELECT * FROM instances ORDER BY id", read_instance); });
 }
 
 Result<std::vector<Forward>> Store::load_forwards() {
-  return connection_->load("forwards",
-                           "SELECT *, EXISTS (SELECT 1 FROM instances WHERE instances.id = instance_id) AS "
-                           "instance_exists FROM forwards ORDER BY id",
-                           read_forward);
+  return on_thread([&] {
+    return connection_->load("forwards",
+                             "SELECT *, EXISTS (SELECT 1 FROM instances WHERE instances.id = instance_id) AS "
+                             "instance_exists FROM forwards ORDER BY id",
+                             read_forward);
+  });
 }
 
 Result<std::vector<ApiKey>> Store::load_api_keys() {
-  return connection_->load("api_keys", "SELECT * FROM api_keys ORDER BY id", read_api_key);
+  return on_thread(
+      [&] { return connection_->load("api_keys", "SELECT * FROM api_keys ORDER BY id", read_api_key); });
 }
 
 Result<void> Store::put_instance(const Instance& instance) {
-  return connection_->transact([&] { connection_->put_instance(instance); });
+  return transact([&] { connection_->put_instance(instance); });
 }
 
 Result<void> Store::start_session(const Instance& instance) {
-  return connection_->transact([&] {
+  return transact([&] {
     connection_->put_instance(instance);
     connection_->delete_other_sessions(instance);
   });
 }
 
 Result<void> Store::end_session(const Instance& stopped) {
-  return connection_->transact([&] {
+  return transact([&] {
     connection_->put_instance(stopped);
     connection_->delete_forwards(stopped.id);
   });
 }
 
+void Store::save_sessions(std::vector<Instance> sessions, std::function<void(Result<void>)> done) {
+  thread_->post([this, sessions = std::move(sessions), done = std::move(done)] {
+    done(connection_->transact([&] {
+      for (const Instance& session : sessions) {
+        connection_->put_instance(session);
+        if (session.state == InstanceState::kStopped) connection_->delete_forwards(session.id);
+      }
+    }));
+  });
+}
+
 Result<void> Store::delete_instance(std::string_view id) {
-  return connection_->transact([&] { connection_->delete_instance(id); });
+  return transact([&] { connection_->delete_instance(id); });
 }
 
 Result<void> Store::add_forward(const Forward& forward) {
@@ -673,19 +801,19 @@ Result<void> Store::add_forward(const Forward& forward) {
 }
 
 Result<void> Store::add_forwards(std::span<const Forward> forwards, const IdempotentAnswer* answer) {
-  return connection_->transact([&] {
+  return transact([&] {
     for (const Forward& forward : forwards) connection_->add_forward(forward);
     if (answer != nullptr) connection_->add_answer(*answer);
   });
 }
 
 Result<std::optional<IdempotentAnswer>> Store::find_answer(std::string_view scope, std::string_view key) {
-  return connection_->find_answer(scope, key);
+  return on_thread([&] { return connection_->find_answer(scope, key); });
 }
 
 Result<void> Store::update_forward(const Forward& forward) {
   bool found = false;
-  auto updated = connection_->transact([&] { found = connection_->update_forward(forward); });
+  auto updated = transact([&] { found = connection_->update_forward(forward); });
   if (updated && !found) {
     return Error{ErrorCode::kNotFound, "There is no port forward " + to_string(forward.id) + "."};
   }
@@ -693,15 +821,15 @@ Result<void> Store::update_forward(const Forward& forward) {
 }
 
 Result<void> Store::delete_forward(const ForwardId& id) {
-  return connection_->transact([&] { connection_->delete_forward(id); });
+  return transact([&] { connection_->delete_forward(id); });
 }
 
 Result<void> Store::add_api_key(const ApiKey& key) {
-  return connection_->transact([&] { connection_->add_api_key(key); });
+  return transact([&] { connection_->add_api_key(key); });
 }
 
 Result<void> Store::delete_api_key(const Uuid& id) {
-  return connection_->transact([&] { connection_->delete_api_key(id); });
+  return transact([&] { connection_->delete_api_key(id); });
 }
 
 }  // namespace portway

@@ -8,6 +8,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sched.h>
+#include <sys/eventfd.h>
 #include <sys/fsuid.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
@@ -22,9 +23,12 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <future>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "config/fd.h"
 #include "tests/support/requirements.h"
 
 namespace portway {
@@ -630,6 +634,77 @@ TEST_F(StoreTest, LoadsTenThousandForwards) {
   const auto took = std::chrono::steady_clock::now() - started;
   RecordProperty("milliseconds",
                  std::to_string(std::chrono::duration_cast<std::chrono::milliseconds>(took).count()));
+}
+
+// --- Its thread.
+
+/// Another program that has the file locked.
+class Locked {
+ public:
+  explicit Locked(const std::string& path) : database_(path, SQLite::OPEN_READWRITE) {
+    database_.exec("BEGIN IMMEDIATE");
+  }
+
+ private:
+  SQLite::Database database_;
+};
+
+TEST_F(StoreTest, WhileADiskIsWaitedForWhatIsDueIsDone) {
+  const auto store = open_store();
+  auto locked = std::make_unique<Locked>(path());
+  const Fd due(::eventfd(1, EFD_CLOEXEC));
+  int dispatched = 0;
+  // Only what is done meanwhile lets the call succeed.
+  store->set_meanwhile({.descriptor = due.get(), .dispatch = [&] {
+                          eventfd_t count = 0;
+                          ::eventfd_read(due.get(), &count);
+                          ++dispatched;
+                          locked.reset();
+                        }});
+  EXPECT_TRUE(store->put_instance(make_instance("vm-1")));
+  EXPECT_EQ(dispatched, 1);
+  EXPECT_TRUE(store->put_instance(make_instance("vm-2"))) << "with nothing due";
+}
+
+TEST_F(StoreTest, SavesManySessionsInOneTransactionWithoutMakingAnybodyWait) {
+  const auto store = open_store();
+  Instance running = make_instance("vm-1");
+  Instance stopped = make_instance("vm-2");
+  const Forward kept = make_forward(running, 20001);
+  const Forward gone = make_forward(stopped, 20002);
+  for (const Instance& each : {running, stopped}) EXPECT_TRUE(store->put_instance(each));
+  for (const Forward& each : {kept, gone}) EXPECT_TRUE(store->add_forward(each));
+  running.tap_index = 7;
+  stopped.state = InstanceState::kStopped;
+  stopped.ended = SessionEnd::kCarrierLost;
+
+  std::promise<Result<void>> first;
+  auto locked = std::make_unique<Locked>(path());
+  store->save_sessions({running, stopped}, [&](Result<void> saved) { first.set_value(std::move(saved)); });
+  expect_unavailable(first.get_future().get(), path(), "another program is writing to it");
+  locked.reset();
+  EXPECT_THAT(host_ports(*store), ElementsAre(20001, 20002)) << "all of them or none";
+
+  std::promise<Result<void>> second;
+  store->save_sessions({running, stopped}, [&](Result<void> saved) { second.set_value(std::move(saved)); });
+  EXPECT_THAT(host_ports(*store), ElementsAre(20001)) << "a later call comes later";
+  EXPECT_TRUE(second.get_future().get());
+  const auto instances = store->load_instances().value();
+  expect_equal(instances[0], running);
+  expect_equal(instances[1], stopped);
+}
+
+TEST_F(StoreTest, DoesWhatItWasAskedForBeforeItGoes) {
+  bool saved = false;
+  {
+    const auto store = open_store();
+    for (int i = 0; i < 10; ++i) {
+      store->save_sessions({make_instance("vm-" + std::to_string(i))},
+                           [&](const Result<void>& done) { saved = static_cast<bool>(done); });
+    }
+  }
+  EXPECT_TRUE(saved);
+  EXPECT_THAT(open_store()->load_instances().value(), SizeIs(10));
 }
 
 }  // namespace
