@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <utility>
 
@@ -81,12 +82,23 @@ Control::Control(Config config, const Parts& parts)
       return_path_(parts.return_path),
       why_no_return_path_(parts.why_no_return_path),
       ports_(config_.ports.range),
-      keys_(config_.api.rate_limit_per_second) {
+      keys_(config_.api.rate_limit_per_second),
+      unsaved_(parts.context, store_, registry_,
+               {.before_save = [this](const std::string& id,
+                                      UnsavedSessions::Entry& entry) { tell_end(id, entry); },
+                .on_saved = [this](const std::string& id,
+                                   const UnsavedSessions::Entry& saved) { on_saved(id, saved); }}) {
+  store_.set_meanwhile({.descriptor = watch_.descriptor(), .dispatch = [this] { watch_.dispatch(); }});
   watch_.set_callbacks(
       {.on_armed = [this](const std::string& id, const TapIdentity& tap) { on_armed(id, tap); },
        .on_idle_tap = [this](const std::string& id, const TapIdentity& tap) { on_idle_tap(id, tap); },
        .on_renamed = [this](const std::string& id, const std::string& name) { on_tap_renamed(id, name); },
        .on_end = [this](const std::string& id, SessionEnd why) { end_session(id, why); }});
+}
+
+Control::~Control() {
+  store_.set_meanwhile({});
+  watch_.set_callbacks({});
 }
 
 // --- Start.
@@ -104,7 +116,8 @@ Result<void> Control::restore() {
   for (const ApiKey& key : *keys) keys_.add(key);
   std::map<std::string, SessionEnd, std::less<>> over;  // by instance
   // Those that have an interface come first: no other can take it then.
-  std::ranges::stable_partition(*instances, [](const Instance& each) { return each.tap_index != 0; });
+  std::stable_partition(instances->begin(), instances->end(),
+                        [](const Instance& each) { return each.tap_index != 0; });
   for (const Instance& instance : *instances) {
     if (const auto why = take_up(instance)) over.emplace(instance.id, *why);
   }
@@ -142,7 +155,7 @@ std::optional<SessionEnd> Control::take_up(const Instance& stored) {
   make_way(known);
   const bool more_is_known = known.tap_carrier_downs != stored.tap_carrier_downs ||
                              known.idle_tap != stored.idle_tap || known.boot_id != stored.boot_id;
-  if (more_is_known) save(known);
+  if (more_is_known) unsaved_.change(stored);
   return std::nullopt;
 }
 
@@ -192,12 +205,7 @@ Result<BoundPort> Control::bind_for(const Instance& instance, const Forward& for
 // --- While running.
 
 void Control::retry() {
-  std::vector<std::string> unsaved;
-  for (const auto& [id, end] : unsaved_ends_) unsaved.push_back(id);
-  for (const std::string& id : unsaved) {
-    const Instance* instance = registry_.find_instance(id);
-    if (instance == nullptr || store_.end_session(*instance)) saved_end(id);
-  }
+  unsaved_.save();
   if (!failures_.empty() && !draining_) retry_failed_forwards();
   const std::size_t unseen = watch_.processes_unseen();
   if (std::exchange(processes_unseen_, unseen) == 0 && unseen != 0) {
@@ -294,27 +302,35 @@ Result<Control::PutInstance> Control::put_instance(Instance asked) {
     return PutInstance{*known, false};
   }
   if (auto identified = watch_.identify(asked); !identified) return identified.error();
-  const Instance* known = registry_.find_instance(asked.id);
-  const bool created = known == nullptr;
-  const bool was_running = !created && known->state == InstanceState::kRunning;
   if (auto free = check_tap_is_free(asked); !free) return free.error();
+  const Instance* before = registry_.find_instance(asked.id);
+  const bool created = before == nullptr;
   asked.session_id = make_uuid();
   asked.state = InstanceState::kRunning;
-  asked.created_at = created ? now() : known->created_at;
+  asked.created_at = created ? now() : before->created_at;
   asked.boot_id = boot_id();
   if (auto stored = store_.start_session(asked); !stored) return stored.error();
-  saved_end(asked.id);
-  const std::vector<Forward> ended = registry_.remove_forwards(asked.id);
-  if (!created) stop_serving(known->session_id, ended, CloseHow::kInstanceStopped);
-  give_back_ports(ended);
-  if (was_running) publish("instance.stopped", *known, {{"reason", to_string(SessionEnd::kReplaced)}});
-  end_way(asked.id);
+  if (!created) replace_session(*registry_.find_instance(asked.id), asked);
   const Instance& instance = registry_.put_instance(asked);
   spdlog::info("instance {}: session {} at {} behind {}", instance.id, to_string(instance.session_id),
                instance.guest_address.to_string(), instance.tap);
   publish("instance.started", instance);
   if (const auto over = take_up(asked)) end_session(asked.id, *over);
   return PutInstance{instance, created};
+}
+
+/// The disk has the new session, and nothing of the old one any more.
+void Control::replace_session(const Instance& old, const Instance& replacement) {
+  on_saved(old.id, unsaved_.take(old.id));
+  if (old.state != InstanceState::kRunning) return;
+  Instance replaced = old;
+  replaced.state = InstanceState::kStopped;
+  replaced.ended = SessionEnd::kReplaced;
+  const std::vector<Forward> ended = end_in_memory(replaced);
+  give_back_ports(ended);
+  spdlog::info("instance {}: session {} replaced by {}, ended with {} forwards", replaced.id,
+               to_string(replaced.session_id), to_string(replacement.session_id), ended.size());
+  publish_stopped(replaced, ended.size());
 }
 
 /// Two running instances behind one interface would let the clients of one reach the other's machine. Its
@@ -338,12 +354,12 @@ Result<void> Control::check_tap_is_free(const Instance& asked) const {
 void Control::on_armed(const std::string& instance_id, const TapIdentity& tap) {
   const Instance* known = registry_.find_instance(instance_id);
   if (known == nullptr) return;
+  unsaved_.change(*known);
   Instance instance = *known;
   instance.tap_index = tap.index;
   instance.tap_carrier_downs = tap.carrier_downs;
   instance.idle_tap = {};
   const Instance& armed = registry_.put_instance(std::move(instance));
-  save(armed);
   make_way(armed);
   dataplane_.set_device(armed.session_id, armed.tap_index);
   for (const Forward* forward : registry_.forwards(instance_id)) {
@@ -355,9 +371,10 @@ void Control::on_armed(const std::string& instance_id, const TapIdentity& tap) {
 void Control::on_idle_tap(const std::string& instance_id, const TapIdentity& tap) {
   const Instance* known = registry_.find_instance(instance_id);
   if (known == nullptr) return;
+  unsaved_.change(*known);
   Instance instance = *known;
   instance.idle_tap = tap;
-  save(registry_.put_instance(std::move(instance)));
+  registry_.put_instance(std::move(instance));
 }
 
 /// It is the same interface, so it is the same machine. `tap` stays what was registered: the registration
@@ -369,71 +386,90 @@ void Control::on_tap_renamed(const std::string& instance_id, const std::string& 
   publish("instance.tap_renamed", *known, {{"tap", known->tap}, {"name", name}});
 }
 
-/// What was found out about its tap. Unsaved, a restart could take a later machine for this session's.
-void Control::save(const Instance& instance) {
-  if (auto stored = store_.put_instance(instance); !stored) spdlog::error("{}", stored.error().detail);
-}
-
 Result<void> Control::stop_instance(std::string_view id) {
   const Instance* known = registry_.find_instance(id);
   if (known == nullptr) return no_such_instance();
-  const bool running = known->state == InstanceState::kRunning;
-  if (!running && !unsaved_ends_.contains(id)) return {};
-  Instance stopped = *known;
-  stopped.state = InstanceState::kStopped;
-  if (running) stopped.ended = SessionEnd::kStopped;
-  if (auto stored = store_.end_session(stopped); !stored) return stored.error();
-  if (running) {
-    give_back_ports(end_in_memory(std::move(stopped)));
-  } else {
-    saved_end(stopped.id);
-  }
+  const auto stopped_now = [](Instance instance) {
+    if (instance.state == InstanceState::kRunning) instance.ended = SessionEnd::kStopped;
+    instance.state = InstanceState::kStopped;
+    return instance;
+  };
+  const UnsavedSessions::Entry* unsaved = unsaved_.find(id);
+  const std::uint64_t change = unsaved == nullptr ? 0 : unsaved->change;
+  if (known->state == InstanceState::kStopped && unsaved == nullptr) return {};
+  if (auto stored = store_.end_session(stopped_now(*known)); !stored) return stored.error();
+  known = registry_.find_instance(id);
+  unsaved = unsaved_.find(id);
+  const bool changed = unsaved != nullptr && unsaved->change != change;
+  // Its machine has gone meanwhile: that is why it has ended, and is saved like that.
+  if (known->state == InstanceState::kStopped && changed) return {};
+  on_saved(known->id, unsaved_.take(id));
+  if (known->state == InstanceState::kStopped) return {};
+  const Instance stopped = stopped_now(*known);
+  const std::vector<Forward> ended = end_in_memory(stopped);
+  give_back_ports(ended);
+  tell_stopped(stopped, ended.size());
   return {};
 }
 
 void Control::end_session(std::string_view id, SessionEnd why) {
   const Instance* known = registry_.find_instance(id);
   if (known == nullptr || known->state == InstanceState::kStopped) return;
+  UnsavedSessions::Entry& unsaved = unsaved_.change(*known);
   Instance stopped = *known;
   stopped.state = InstanceState::kStopped;
   stopped.ended = why;
-  unsaved_ends_[stopped.id] = end_in_memory(stopped);
-  if (auto stored = store_.end_session(stopped); !stored) {
-    spdlog::error("the end of instance {}'s session is not on disk yet and is tried again: {}", stopped.id,
-                  stored.error().detail);
-    return;
-  }
-  saved_end(stopped.id);
+  unsaved.end_told = false;
+  std::ranges::move(end_in_memory(stopped), std::back_inserter(unsaved.forwards));
+  tell_end(stopped.id, unsaved);
+}
+
+/// Unless a restart would not find out again that the session is over.
+void Control::tell_end(const std::string& instance_id, UnsavedSessions::Entry& unsaved) {
+  if (unsaved.end_told) return;
+  const Instance& stopped = *registry_.find_instance(instance_id);
+  unsaved.end_told = stopped.ended == SessionEnd::kNodeRebooted || watch_.stays_over(unsaved.on_disk);
+  if (unsaved.end_told) tell_stopped(stopped, unsaved.forwards.size());
 }
 
 /// Its forwards are not served any more; their ports are still taken.
-std::vector<Forward> Control::end_in_memory(Instance stopped) {
+std::vector<Forward> Control::end_in_memory(const Instance& stopped) {
   watch_.forget(stopped.id);
   end_way(stopped.id);
   std::vector<Forward> forwards = registry_.remove_forwards(stopped.id);
   stop_serving(stopped.session_id, forwards, close_how(*stopped.ended));
-  spdlog::info("instance {}: session {} ended with {} forwards: {}", stopped.id,
-               to_string(stopped.session_id), forwards.size(), to_string(*stopped.ended));
-  publish("instance.stopped", stopped,
-          {{"reason", to_string(*stopped.ended)}, {"port_forwards", forwards.size()}});
-  registry_.put_instance(std::move(stopped));
+  registry_.put_instance(stopped);
   return forwards;
 }
 
-/// The store has no forwards of the instance's earlier sessions any more.
-void Control::saved_end(const std::string& instance_id) {
-  const auto unsaved = unsaved_ends_.extract(instance_id);
-  if (!unsaved.empty()) give_back_ports(unsaved.mapped());
+void Control::tell_stopped(const Instance& stopped, std::size_t forwards) {
+  spdlog::info("instance {}: session {} ended with {} forwards: {}", stopped.id,
+               to_string(stopped.session_id), forwards, to_string(*stopped.ended));
+  publish_stopped(stopped, forwards);
+}
+
+void Control::publish_stopped(const Instance& stopped, std::size_t forwards) {
+  publish("instance.stopped", stopped, {{"reason", to_string(*stopped.ended)}, {"port_forwards", forwards}});
+}
+
+/// The disk has the instance as it is, and nothing of its sessions that are over.
+void Control::on_saved(const std::string& instance_id, const UnsavedSessions::Entry& saved) {
+  give_back_ports(saved.forwards);
+  if (!saved.end_told) tell_stopped(*registry_.find_instance(instance_id), saved.forwards.size());
+}
+
+bool Control::is_ending(const Instance& instance) const {
+  const UnsavedSessions::Entry* unsaved = unsaved_.find(instance.id);
+  return unsaved != nullptr && !unsaved->end_told;
 }
 
 Result<void> Control::delete_instance(std::string_view id) {
-  const Instance* known = registry_.find_instance(id);
-  if (known == nullptr) return no_such_instance();
+  if (registry_.find_instance(id) == nullptr) return no_such_instance();
   if (auto stored = store_.delete_instance(id); !stored) return stored.error();
-  const Instance deleted = *known;
+  const Instance deleted = *registry_.find_instance(id);
+  give_back_ports(unsaved_.take(id).forwards);
   watch_.forget(id);
   end_way(deleted.id);
-  saved_end(deleted.id);
   const std::vector<Forward> forwards = registry_.remove_instance(id);
   stop_serving(deleted.session_id, forwards, CloseHow::kInstanceStopped);
   give_back_ports(forwards);
@@ -502,11 +538,21 @@ Result<std::vector<ForwardStatus>> Control::create_forwards(const Principal& cal
   const auto answer = remember ? std::optional(remember(made)) : std::nullopt;
   if (auto stored = store_.add_forwards(forwards, answer ? &*answer : nullptr); !stored)
     return stored.error();
+  const Instance& now_known = *registry_.find_instance(instance_id);
+  if (now_known.state != InstanceState::kRunning) {  // its machine has gone meanwhile
+    // The store has them until it learns of that: so long nobody else may have their ports.
+    UnsavedSessions::Entry& unsaved = unsaved_.change(now_known);
+    for (std::size_t i = 0; i < forwards.size(); ++i) {
+      (void)leases[i]->keep();
+      unsaved.forwards.push_back(std::move(forwards[i]));
+    }
+    return not_running(now_known);
+  }
   // From here on they are promised, and nothing can fail.
   for (std::size_t i = 0; i < forwards.size(); ++i) {
     const Forward& published = registry_.add_forward(std::move(forwards[i]));
-    serve(instance, published, leases[i]->keep());
-    publish("forward.created", instance, published);
+    serve(now_known, published, leases[i]->keep());
+    publish("forward.created", now_known, published);
   }
   return made;
 }
@@ -526,6 +572,9 @@ Result<ForwardStatus> Control::update_forward(const Principal& caller, std::stri
     forward.source_mode = *change.source_mode;
   }
   if (auto stored = store_.update_forward(forward); !stored) return stored.error();
+  if (registry_.find_forward(forward.id) == nullptr) {  // its machine has gone meanwhile
+    return not_running(*registry_.find_instance(instance_id));
+  }
   const Forward& updated = registry_.update_forward(std::move(forward));
   const Instance& instance = *registry_.find_instance(instance_id);
   if (!failures_.contains(updated.id)) {
@@ -570,7 +619,9 @@ Result<void> Control::delete_forward(const Principal& caller, std::string_view i
   if (!found) return found.error();
   const ForwardId id = found->forward.id;
   if (auto stored = store_.delete_forward(id); !stored) return stored.error();
-  const std::vector<Forward> removed = {*registry_.remove_forward(id)};
+  auto found_again = registry_.remove_forward(id);
+  if (!found_again) return {};  // its machine has gone meanwhile, and it with that
+  const std::vector<Forward> removed = {std::move(*found_again)};
   dataplane_.close(id, policy, CloseHow::kForwardDeleted);
   forget_serving(removed);
   give_back_ports(removed);

@@ -601,6 +601,7 @@ Result<Response> Api::delete_connection(const Call& call) {
 
 boost::json::object Api::instance_json(const Instance& instance) const {
   return to_json({.instance = instance,
+                  .ending = control_.is_ending(instance),
                   .tap_state = to_string(control_.watch().tap_state(instance)),
                   .forwards_max = control_.profile_of(instance).max_forwarded_ports,
                   .forwards_now = control_.registry().forward_count(instance.id),

@@ -176,6 +176,9 @@ Result<void> SessionWatch::identify(Instance& instance) {
 
 std::optional<SessionEnd> SessionWatch::watch(Instance& instance) {
   forget(instance.id);
+  // Whether it had a machine meanwhile, nobody can tell any more.
+  const bool waited_in_vain = instance.tap_index == 0 && instance.idle_tap.index != 0;
+  if (waited_in_vain && !links_->find(instance.idle_tap.index)) return SessionEnd::kTapDeleted;
   const TapLook look = look_at_tap(instance.id, instance.tap,
                                    {.index = instance.tap_index, .carrier_downs = instance.tap_carrier_downs},
                                    instance.idle_tap);
@@ -285,6 +288,19 @@ void SessionWatch::look_again(const std::string& instance_id) {
   } else {
     callbacks_.on_idle_tap(instance_id, session.idle_tap);
   }
+}
+
+bool SessionWatch::stays_over(const Instance& known) const {
+  if (known.vmm_pid && known.vmm_started != 0 &&
+      ProcessWatch(*known.vmm_pid, known.vmm_started).look() == ProcessState::kEnded) {
+    return true;
+  }
+  const TapIdentity tap =
+      known.tap_index != 0 ? TapIdentity{.index = known.tap_index, .carrier_downs = known.tap_carrier_downs}
+                           : known.idle_tap;
+  if (tap.index == 0) return false;
+  const auto link = links_->find(tap.index);
+  return !link || lost_carrier_since(tap, *link);
 }
 
 std::int32_t SessionWatch::interface_of(const Instance& instance) const {

@@ -85,6 +85,12 @@ class SessionWatch {
   std::optional<SessionEnd> watch(Instance& instance);
   void forget(std::string_view instance_id);
 
+  /// Would it be found out again, whatever happens from now on to its tap and its process, that the machine
+  /// is gone of a session that is known like this? An index and a process do not come back, and a count does
+  /// not go back; but a tap that is down may be up again, and what is not known of a session cannot be
+  /// compared.
+  bool stays_over(const Instance& known) const;
+
   /// The interface that the session is behind, or would be if its tap had a carrier now; 0: there is none.
   std::int32_t interface_of(const Instance& instance) const;
   TapState tap_state(const Instance& instance) const;

@@ -38,6 +38,7 @@ class FakeDataplane final : public Dataplane {
   }
   void end_session(const Uuid& session_id, CloseHow why) override {
     ended_sessions.push_back(session_id);
+    on_end_session();
     std::vector<ForwardId> over;
     for (const auto& [id, route] : opened) {
       if (route.first.session_id == session_id) over.push_back(id);
@@ -88,6 +89,7 @@ class FakeDataplane final : public Dataplane {
   std::vector<std::pair<ForwardId, ClosePolicy>> closed;
   std::vector<CloseHow> reasons;  // of `closed`
   std::vector<Uuid> ended_sessions;
+  std::function<void()> on_end_session = [] {};
   std::map<ForwardId, std::vector<LiveConnection>> live;  // in the order of their ids
 };
 

@@ -277,6 +277,7 @@ TEST_F(SessionWatchTest, ATapThatIsMadeAnewBeforeItsMachineCameIsWaitedForAgain)
   EXPECT_GT(idle_["vm"].index, 0);
   EXPECT_NE(idle_["vm"].index, vm.idle_tap.index);
   EXPECT_TRUE(told_.empty());
+  EXPECT_EQ(watch_->watch(vm), SessionEnd::kTapDeleted) << "nobody can say that it had no machine meanwhile";
 }
 
 // A rename ended the session with its forwards; the next interface with the old name inherited what was left.
@@ -322,6 +323,47 @@ TEST_F(SessionWatchTest, TwoSessionsAreNeverBehindOneInterface) {
   network_->ip("link set guest0 down");
   run_until_told("vm carrier_lost");
   for (const std::string& line : told_) EXPECT_FALSE(line.starts_with("other")) << line;
+}
+
+// What a crash would undo must not be told before it is on disk.
+TEST_F(SessionWatchTest, KnowsWhichEndsWouldBeFoundAgain) {
+  add_persistent_tap();
+  Instance waiting = instance("vm");
+  ASSERT_TRUE(watch_->identify(waiting));
+  Fd machine = test::hold_tap(*network_, "tap0");
+  run_until_tap_is(TapState::kUp);
+  Instance armed = instance("vm");
+  ASSERT_TRUE(watch_->identify(armed));
+  const Instance unknown = instance("vm");
+  EXPECT_FALSE(watch_->stays_over(waiting));
+  EXPECT_FALSE(watch_->stays_over(armed));
+
+  network_->ip("link set tap0 down");
+  run_until_tap_is(TapState::kNoCarrier);
+  EXPECT_FALSE(watch_->stays_over(armed)) << "it can be set up again, and the machine still holds it";
+  machine.reset();
+  network_->ip("link set tap0 up");
+  read_all();
+  EXPECT_TRUE(watch_->stays_over(armed));
+  EXPECT_TRUE(watch_->stays_over(waiting));
+  EXPECT_FALSE(watch_->stays_over(unknown));
+  machine = test::hold_tap(*network_, "tap0");
+  run_until_tap_is(TapState::kUp);
+  EXPECT_TRUE(watch_->stays_over(armed));
+  network_->ip("link del tap0");
+  add_persistent_tap();
+  EXPECT_TRUE(watch_->stays_over(armed));
+  EXPECT_TRUE(watch_->stays_over(waiting));
+  EXPECT_FALSE(watch_->stays_over(unknown));
+
+  test::Process vmm({.command = {"sleep", "1000"}});
+  Instance with_process = instance("vm");
+  with_process.vmm_pid = vmm.pid();
+  ASSERT_TRUE(watch_->identify(with_process));
+  EXPECT_FALSE(watch_->stays_over(with_process));
+  vmm.signal(SIGKILL);
+  vmm.wait(std::chrono::seconds(10));
+  EXPECT_TRUE(watch_->stays_over(with_process));
 }
 
 TEST_F(SessionWatchTest, DestroyedWithNewsUnreadItSaysNothing) {
