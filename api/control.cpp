@@ -1,6 +1,7 @@
 #include "api/control.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -43,10 +44,19 @@ CloseHow close_how(SessionEnd end) {
   return tap_gone ? CloseHow::kTapGone : CloseHow::kInstanceStopped;
 }
 
-/// The same registration: what the orchestrator sends again when it did not see the first answer.
-bool same_registration(const Instance& a, const Instance& b) {
-  return a.guest_address == b.guest_address && a.tap == b.tap && a.owner == b.owner &&
-         a.profile == b.profile && a.vmm_pid == b.vmm_pid;
+Result<void> check_session(const std::optional<Uuid>& meant, const Instance* known) {
+  if (!meant || (known != nullptr && known->session_id == *meant)) return {};
+  return Error{ErrorCode::kSessionMismatch,
+               known == nullptr
+                   ? fmt::format("There is no instance with session {}.", to_string(*meant))
+                   : fmt::format("Instance {} has session {} by now; the one that was meant is over.",
+                                 known->id, to_string(known->session_id)),
+               "session_id"};
+}
+
+/// The same machine at the same place: what else there is to a registration changes in place.
+bool same_machine(const Instance& a, const Instance& b) {
+  return a.guest_address == b.guest_address && a.tap == b.tap;
 }
 
 }  // namespace
@@ -289,17 +299,19 @@ void Control::set_admin_key(std::string_view secret) {
 
 // --- Instances.
 
-Result<Control::PutInstance> Control::put_instance(Instance asked) {
+Result<Control::PutInstance> Control::put_instance(Instance asked, const std::optional<Uuid>& session) {
   if (auto running = check_running(); !running) return running.error();
   const auto host_addresses = local_addresses();
   if (!host_addresses) return host_addresses.error();
   const InstanceLimits limits{config_.guests.networks, *host_addresses, config_.profiles};
   if (auto checked = check_instance(asked, limits); !checked) return checked.error();
 
-  watch_.dispatch();  // a session whose end has not been noticed yet is not the same one
-  if (const Instance* known = registry_.find_instance(asked.id);
-      known != nullptr && known->state == InstanceState::kRunning && same_registration(*known, asked)) {
-    return PutInstance{*known, false};
+  watch_.dispatch();  // a session whose end has not been noticed yet is not there any more
+  if (const Instance* known = registry_.find_instance(asked.id); auto meant = check_session(session, known)) {
+    const bool running = known != nullptr && known->state == InstanceState::kRunning;
+    if (running && same_machine(*known, asked)) return change_in_place(asked);
+  } else {
+    return meant.error();
   }
   if (auto identified = watch_.identify(asked); !identified) return identified.error();
   if (auto free = check_tap_is_free(asked); !free) return free.error();
@@ -317,6 +329,43 @@ Result<Control::PutInstance> Control::put_instance(Instance asked) {
   publish("instance.started", instance);
   if (const auto over = take_up(asked)) end_session(asked.id, *over);
   return PutInstance{instance, created};
+}
+
+/// Another owner, profile or process of a session that goes on, with its forwards and connections: those
+/// beyond a smaller profile's quota stay.
+Result<Control::PutInstance> Control::change_in_place(const Instance& asked) {
+  const auto change = [&asked](Instance instance, std::uint64_t vmm_started) {
+    instance.owner = asked.owner;
+    instance.profile = asked.profile;
+    instance.vmm_pid = asked.vmm_pid;
+    instance.vmm_started = vmm_started;
+    return instance;
+  };
+  const Instance before = *registry_.find_instance(asked.id);
+  std::vector<std::string_view> changed;
+  if (before.owner != asked.owner) changed.push_back("owner");
+  if (before.profile != asked.profile) changed.push_back("profile");
+  if (before.vmm_pid != asked.vmm_pid) changed.push_back("vmm_pid");
+  if (changed.empty()) return PutInstance{*registry_.find_instance(asked.id), false};
+  Instance wanted = change(before, before.vmm_started);
+  if (before.vmm_pid != asked.vmm_pid) {
+    if (auto identified = SessionWatch::identify_process(wanted); !identified) return identified.error();
+  }
+  if (auto stored = store_.put_instance(wanted); !stored) return stored.error();
+  if (UnsavedSessions::Entry* unsaved = unsaved_.find(asked.id)) unsaved->on_disk = wanted;
+  const Instance* known = registry_.find_instance(asked.id);
+  if (known->state != InstanceState::kRunning) return put_instance(asked);  // it has ended meanwhile
+  const Instance& instance = registry_.put_instance(change(*known, wanted.vmm_started));
+  spdlog::info("instance {}: session {} goes on with another {}", instance.id, to_string(instance.session_id),
+               fmt::join(changed, ", "));
+  // The owner before does not see the instance any more, and learns from this why.
+  if (before.owner != instance.owner)
+    publish("instance.updated", before, {{"changed", boost::json::array{"owner"}}});
+  publish("instance.updated", instance, {{"changed", boost::json::array(changed.begin(), changed.end())}});
+  if (before.vmm_pid != instance.vmm_pid) {
+    if (const auto over = watch_.set_process(instance)) end_session(asked.id, *over);
+  }
+  return PutInstance{instance, false};
 }
 
 /// The disk has the new session, and nothing of the old one any more.
@@ -386,9 +435,10 @@ void Control::on_tap_renamed(const std::string& instance_id, const std::string& 
   publish("instance.tap_renamed", *known, {{"tap", known->tap}, {"name", name}});
 }
 
-Result<void> Control::stop_instance(std::string_view id) {
+Result<void> Control::stop_instance(std::string_view id, const std::optional<Uuid>& session) {
   const Instance* known = registry_.find_instance(id);
   if (known == nullptr) return no_such_instance();
+  if (auto meant = check_session(session, known); !meant) return meant;
   const auto stopped_now = [](Instance instance) {
     if (instance.state == InstanceState::kRunning) instance.ended = SessionEnd::kStopped;
     instance.state = InstanceState::kStopped;
@@ -463,8 +513,10 @@ bool Control::is_ending(const Instance& instance) const {
   return unsaved != nullptr && !unsaved->end_told;
 }
 
-Result<void> Control::delete_instance(std::string_view id) {
-  if (registry_.find_instance(id) == nullptr) return no_such_instance();
+Result<void> Control::delete_instance(std::string_view id, const std::optional<Uuid>& session) {
+  const Instance* known = registry_.find_instance(id);
+  if (known == nullptr) return no_such_instance();
+  if (auto meant = check_session(session, known); !meant) return meant;
   if (auto stored = store_.delete_instance(id); !stored) return stored.error();
   const Instance deleted = *registry_.find_instance(id);
   give_back_ports(unsaved_.take(id).forwards);
@@ -572,9 +624,8 @@ Result<ForwardStatus> Control::update_forward(const Principal& caller, std::stri
     forward.source_mode = *change.source_mode;
   }
   if (auto stored = store_.update_forward(forward); !stored) return stored.error();
-  if (registry_.find_forward(forward.id) == nullptr) {  // its machine has gone meanwhile
-    return not_running(*registry_.find_instance(instance_id));
-  }
+  // Its machine may have gone meanwhile, and it with that.
+  if (registry_.find_forward(forward.id) == nullptr) return no_such_forward();
   const Forward& updated = registry_.update_forward(std::move(forward));
   const Instance& instance = *registry_.find_instance(instance_id);
   if (!failures_.contains(updated.id)) {

@@ -89,17 +89,21 @@ class Control {
 
   // --- Instances.
 
+  // Where `session` is given, it is the session that is meant: kSessionMismatch when the instance has
+  // another.
+
   struct PutInstance {
     const Instance& instance;
     bool created;
   };
-  /// The virtual machine runs. The same registration again changes nothing; one that differs from the running
-  /// session's, or follows a stop, begins a new session and ends the old one's forwards.
-  /// Its virtual machine may come up later: until its tap has a carrier, clients of its forwards are reset.
-  Result<PutInstance> put_instance(Instance asked);
+  /// The virtual machine runs. The same registration again changes nothing. One with another owner, profile
+  /// or vmm_pid changes the running session in place. One with another guest address or tap, or after a stop,
+  /// begins a new session and ends the old one's forwards; its virtual machine may come up later: until its
+  /// tap has a carrier, clients of its forwards are reset. `session` is the one that is there before.
+  Result<PutInstance> put_instance(Instance asked, const std::optional<Uuid>& session = std::nullopt);
   /// Its session ends: forwards go, their connections are reset.
-  Result<void> stop_instance(std::string_view id);
-  Result<void> delete_instance(std::string_view id);
+  Result<void> stop_instance(std::string_view id, const std::optional<Uuid>& session = std::nullopt);
+  Result<void> delete_instance(std::string_view id, const std::optional<Uuid>& session = std::nullopt);
   /// The virtual machine is gone: the same as stop_instance, but nothing can refuse it, and it does not wait
   /// for the disk.
   void end_session(std::string_view id, SessionEnd why);
@@ -186,6 +190,7 @@ class Control {
   void on_idle_tap(const std::string& instance_id, const TapIdentity& tap);
   void on_tap_renamed(const std::string& instance_id, const std::string& name);
   Result<void> check_running() const;
+  Result<PutInstance> change_in_place(const Instance& asked);
   Result<void> check_tap_is_free(const Instance& asked) const;
   SourcePlan take_source(const Instance& instance, const Forward& forward);
   void end_source(const ForwardId& id);

@@ -26,6 +26,8 @@ std::string_view title(unsigned status) {
       return "Request Timeout";
     case 409:
       return "Conflict";
+    case 412:
+      return "Precondition Failed";
     case 413:
       return "Content Too Large";
     case 415:
@@ -67,6 +69,8 @@ unsigned http_status(ErrorCode code) {
     case ErrorCode::kHostPortTaken:
     case ErrorCode::kTapInUse:
       return 409;
+    case ErrorCode::kSessionMismatch:
+      return 412;
     case ErrorCode::kBodyTooLarge:
       return 413;
     case ErrorCode::kUnsupportedMediaType:

@@ -154,6 +154,10 @@ Result<void> SessionWatch::identify(Instance& instance) {
   instance.tap_index = look.tap.index;
   instance.tap_carrier_downs = look.tap.carrier_downs;
   instance.idle_tap = look.idle_tap;
+  return identify_process(instance);
+}
+
+Result<void> SessionWatch::identify_process(Instance& instance) {
   instance.vmm_started = 0;
   if (!instance.vmm_pid) return {};
   ProcessWatch process(*instance.vmm_pid, 0);
@@ -185,19 +189,36 @@ std::optional<SessionEnd> SessionWatch::watch(Instance& instance) {
   if (look.over) return look.over;
   Session session{.name = instance.tap, .tap = look.tap, .idle_tap = look.idle_tap};
   if (session.armed()) session.name = links_->find(session.tap.index)->name;
-  ProcessState process = ProcessState::kUnseen;
-  if (instance.vmm_pid) {
-    session.process.emplace(*instance.vmm_pid, instance.vmm_started);
-    process = session.process->look();
-    if (process == ProcessState::kEnded) return SessionEnd::kVmmExited;
-    session.key = ++last_key_;
-    instance.vmm_started = session.process->started();
-  }
+  const ProcessState process = start_process(session, instance);
+  if (process == ProcessState::kEnded) return SessionEnd::kVmmExited;
+  if (session.process) instance.vmm_started = session.process->started();
   instance.tap_index = session.tap.index;
   instance.tap_carrier_downs = session.tap.carrier_downs;
   instance.idle_tap = session.idle_tap;
   add_to_indices(instance.id, session);
   sessions_.insert_or_assign(instance.id, std::move(session));
+  if (instance.vmm_pid) wait_for_process(instance.id, process);
+  set_timer();
+  return std::nullopt;
+}
+
+ProcessState SessionWatch::start_process(Session& session, const Instance& instance) {
+  session.process.reset();
+  session.in_events = false;
+  session.key = ++last_key_;
+  if (!instance.vmm_pid) return ProcessState::kUnseen;
+  session.process.emplace(*instance.vmm_pid, instance.vmm_started);
+  return session.process->look();
+}
+
+std::optional<SessionEnd> SessionWatch::set_process(const Instance& instance) {
+  const auto found = sessions_.find(instance.id);
+  if (found == sessions_.end()) return std::nullopt;
+  Session& session = found->second;
+  remove_from_indices(instance.id, session);
+  const ProcessState process = start_process(session, instance);
+  add_to_indices(instance.id, session);
+  if (process == ProcessState::kEnded) return SessionEnd::kVmmExited;
   if (instance.vmm_pid) wait_for_process(instance.id, process);
   set_timer();
   return std::nullopt;

@@ -73,16 +73,19 @@ class SessionWatch {
   void dispatch_within(std::chrono::milliseconds timeout);
 
   /// Finds out what tells the machine of a new session from a later one (Instance says what that is), as it
-  /// is now: what has happened so far is worked off. kInvalidRequest when there is no process `vmm_pid`;
-  /// kResourceExhausted when it cannot be told now when that process began, so that a later one with its pid
-  /// could pass for it.
+  /// is now: what has happened so far is worked off. Errors are identify_process()'s.
   Result<void> identify(Instance& instance);
+  /// The same of its process alone. kInvalidRequest when there is no process `vmm_pid`; kResourceExhausted
+  /// when it cannot be told now when that process began, so that a later one with its pid could pass for it.
+  static Result<void> identify_process(Instance& instance);
 
   /// Watches a running instance's session, in place of the instance's earlier one. What is found out about
   /// its machine (Instance: "what tells this session's virtual machine from a later one") is compared with
   /// what `instance` has, and added to it; on_armed and on_idle_tap are not called then. Why the session is
   /// over already, or nothing and it is watched.
   std::optional<SessionEnd> watch(Instance& instance);
+  /// The session, which is watched, has this process from now on, or none. Why it is over already.
+  std::optional<SessionEnd> set_process(const Instance& instance);
   void forget(std::string_view instance_id);
 
   /// Would it be found out again, whatever happens from now on to its tap and its process, that the machine
@@ -124,6 +127,7 @@ class SessionWatch {
   void on_tick();
   void set_timer();
   void look_at_process(const std::string& instance_id);
+  ProcessState start_process(Session& session, const Instance& instance);
   void wait_for_process(const std::string& instance_id, ProcessState state);
   void on_link(const Link& link, bool gone);
   TapLook look_at_tap(const std::string& instance_id, std::string_view tap_name, const TapIdentity& tap,

@@ -296,8 +296,7 @@ TEST_F(WhileTheDiskTest, ForwardsThatAreMadeThenAreNotPublished) {
 
 TEST_F(WhileTheDiskTest, AForwardThatIsChangedThenIsGone) {
   const Response changed = node_->call("PATCH", path(), R"({"label": "other"})");
-  EXPECT_EQ(changed.status, 409U);
-  EXPECT_EQ(Node::code(changed), "instance_not_running");
+  EXPECT_EQ(changed.status, 404U);
   expect_stopped_and_nothing_left();
 }
 
@@ -334,6 +333,18 @@ TEST_F(WhileTheDiskTest, ANewSessionThatIsBegunThenHasTheNextMachine) {
   crash();
   EXPECT_EQ(instance("vm-1").at("state"), "running");
   EXPECT_EQ(node_->control().registry().forward_count(), 0U);
+}
+
+TEST_F(WhileTheDiskTest, ASessionThatIsChangedInPlaceThenIsTheNextMachines) {
+  const std::string old(instance("vm-1").at("session_id").as_string());
+  const Response changed = node_->call("PUT", "/instances/vm-1",
+                                       R"({"guest_address": "198.19.0.2", "tap": "tap0", "owner": "bob"})");
+  EXPECT_EQ(changed.status, 200U);
+  EXPECT_EQ(instance("vm-1").at("state"), "running");
+  EXPECT_EQ(instance("vm-1").at("owner"), "bob");
+  EXPECT_NE(instance("vm-1").at("session_id").as_string(), old);
+  EXPECT_TRUE(node_->dataplane.opened.empty());
+  EXPECT_EQ(node_->control().ports().used(), 0U);
 }
 
 TEST_F(SessionsTest, AMachineThatIsGoneBeforeItsRegistrationIsOnDiskHasASessionThatIsOver) {
