@@ -3,12 +3,10 @@ at once, whatever the disk does, and the disk learns of all of them together.
 """
 import contextlib
 import errno
-import fcntl
 import os
 import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -16,11 +14,9 @@ import time
 import unittest
 
 sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
-from tests.support.portwayd import Portwayd, isolate, wait_until  # noqa: E402
+from tests.support.portwayd import Portwayd, hold_tap, isolate, wait_until  # noqa: E402
 
 MACHINES = 300
-TUNSETIFF = 0x400454CA
-IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
 PATIENCE_S = 30  # for what only a fault delays
 
 
@@ -45,8 +41,7 @@ class Machines:
     def _hold(names, child_end):
         try:
             for name in names:
-                tap = os.open("/dev/net/tun", os.O_RDWR)
-                fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI))
+                hold_tap(name)
             os.write(child_end, b"r")
             while True:
                 signal.pause()
