@@ -72,6 +72,8 @@ class Control::Lease {
   }
 
   std::uint16_t port() const { return port_.port(); }
+  /// Nobody can connect any more; the port is still taken.
+  void close() { port_ = BoundPort(port_.port(), {}); }
   BoundPort keep() {
     ports_ = nullptr;
     return std::move(port_);
@@ -488,6 +490,9 @@ std::vector<Forward> Control::end_in_memory(const Instance& stopped) {
   end_way(stopped.id);
   std::vector<Forward> forwards = registry_.remove_forwards(stopped.id);
   stop_serving(stopped.session_id, forwards, close_how(*stopped.ended));
+  if (making_.leases != nullptr && making_.instance_id == stopped.id) {
+    for (auto& lease : *making_.leases) lease->close();
+  }
   registry_.put_instance(stopped);
   return forwards;
 }
@@ -588,8 +593,10 @@ Result<std::vector<ForwardStatus>> Control::create_forwards(const Principal& cal
     made.back().stats = ForwardStats{.id = forwards.back().id};
   }
   const auto answer = remember ? std::optional(remember(made)) : std::nullopt;
-  if (auto stored = store_.add_forwards(forwards, answer ? &*answer : nullptr); !stored)
-    return stored.error();
+  making_ = {.instance_id = instance.id, .leases = &leases};
+  auto stored = store_.add_forwards(forwards, answer ? &*answer : nullptr);
+  making_ = {};
+  if (!stored) return stored.error();
   const Instance& now_known = *registry_.find_instance(instance_id);
   if (now_known.state != InstanceState::kRunning) {  // its machine has gone meanwhile
     // The store has them until it learns of that: so long nobody else may have their ports.

@@ -230,6 +230,12 @@ class Control {
   std::unordered_map<ForwardId, std::string, boost::hash<ForwardId>>
       failures_;  // why a restored forward is not served
   UnsavedSessions unsaved_;
+  /// Forwards that wait for the disk: their ports are bound, and clients wait there.
+  struct Making {
+    std::string instance_id = {};
+    std::vector<std::optional<Lease>>* leases = nullptr;
+  };
+  Making making_;
   std::string boot_id_;               // empty until it could be read
   std::size_t processes_unseen_ = 0;  // at the last retry()
   bool draining_ = false;

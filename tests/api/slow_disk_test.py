@@ -24,14 +24,18 @@ class Machines:
     """A process that holds many taps open, and takes all of their carriers with it."""
 
     def __init__(self, names):
+        self.names = names
         for name in names:
             subprocess.run(["ip", "tuntap", "add", "dev", name, "mode", "tap"], check=True)
         subprocess.run(["ip", "-batch", "-"], check=True, text=True,
                        input="".join(f"link set {name} up\n" for name in names))
+        self.start()
+
+    def start(self):
         ready, child_end = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            self._hold(names, child_end)
+            self._hold(self.names, child_end)
         os.close(child_end)
         if os.read(ready, 1) != b"r":
             raise RuntimeError("the taps cannot be opened")
@@ -86,6 +90,9 @@ class SlowDisk(unittest.TestCase):
     def instances(self):
         return self.node.call("GET", "/instances?limit=1000").json()["instances"]
 
+    def allocated(self):
+        return self.node.call("GET", "/v1/info").json()["ports"]["allocated"]
+
     def wait_until_all_are_cut(self):
         """Each client's connection is reset; then its port refuses."""
         waiting = dict(self.clients)
@@ -101,41 +108,77 @@ class SlowDisk(unittest.TestCase):
     def syncs_so_far(self):
         return os.path.getsize(self.syncs)
 
+    def hang_disk(self):
+        with open(self.hang, "wb"):
+            pass
+
+    @contextlib.contextmanager
+    def change_that_hangs(self, *call):
+        """Made by another client of the API; gives its answer, a list that is empty until it comes."""
+        answers = []
+        caller = Portwayd.__new__(Portwayd)
+        caller.__dict__.update(self.node.__dict__, connection=None)
+        before = self.syncs_so_far()
+        self.hang_disk()
+        thread = threading.Thread(target=lambda: answers.append(caller.call(*call)))
+        thread.start()
+        self.assertTrue(wait_until(lambda: self.syncs_so_far() > before), "the change does not reach the disk")
+        try:
+            yield answers
+        finally:
+            os.unlink(self.hang)
+            thread.join()
+            caller.close_connection()
+
     def test_all_are_cut_while_a_change_hangs_in_the_disk(self):
         self.start()
         self.assertEqual(self.node.put_instance("other", tap="tap0").status, 201)
-        before = self.syncs_so_far()
-        with open(self.hang, "wb"):
-            pass
-        answers = []
-        caller = Portwayd.__new__(Portwayd)  # the same daemon over another connection
-        caller.__dict__.update(self.node.__dict__, connection=None)
-        self.stack.callback(caller.close_connection)
-        thread = threading.Thread(target=lambda: answers.append(
-            caller.call("POST", "/instances/other/port-forwards", {"guest_port": 3000})))
-        thread.start()
-        self.assertTrue(wait_until(lambda: self.syncs_so_far() > before), "the change does not reach the disk")
-
-        self.machines.kill()
-        self.wait_until_all_are_cut()
-        self.assertEqual(answers, [], "the disk hangs no more")
-
-        os.unlink(self.hang)
-        thread.join()
+        with self.change_that_hangs("POST", "/instances/other/port-forwards", {"guest_port": 3000}) as answers:
+            self.machines.kill()
+            self.wait_until_all_are_cut()
+            self.assertEqual(answers, [], "the disk hangs no more")
         self.assertEqual(answers[0].status, 201, answers)
         stopped = [instance for instance in self.instances() if instance["state"] == "stopped"]
         self.assertEqual(len(stopped), MACHINES)
 
-    def test_the_api_answers_while_the_ends_hang_in_the_disk(self):
+    def test_a_forward_that_is_being_made_then_listens_no_more(self):
         self.start()
-        with open(self.hang, "wb"):
-            pass
+        with self.change_that_hangs("POST", "/instances/m0/port-forwards", {"guest_port": 3001, "host_port": 32000}) as answers:
+            early = self.stack.enter_context(socket.create_connection(("127.0.0.1", 32000)))
+            self.machines.kill()
+            self.wait_until_all_are_cut()
+            with self.assertRaises(ConnectionResetError):
+                early.recv(1)
+            with socket.socket() as again:
+                self.assertEqual(again.connect_ex(("127.0.0.1", 32000)), errno.ECONNREFUSED)
+            self.assertEqual(answers, [], "the disk hangs no more")
+        self.assertEqual((answers[0].status, answers[0].json()["code"]), (409, "instance_not_running"))
+        self.assertTrue(wait_until(lambda: self.allocated() == 0))
+
+    def test_what_was_told_as_stopped_is_stopped_after_a_crash(self):
+        self.start()
+        self.hang_disk()
         self.machines.kill()
         self.wait_until_all_are_cut()
         self.assertTrue(wait_until(lambda: all(instance["state"] == "stopped" for instance in self.instances())))
-        self.assertEqual(self.node.call("GET", "/v1/info").json()["ports"]["allocated"], MACHINES, "the disk promises them still")
+        self.machines.start()  # others, on the same taps
+        self.node.kill()
         os.unlink(self.hang)
-        self.assertTrue(wait_until(lambda: self.node.call("GET", "/v1/info").json()["ports"]["allocated"] == 0))
+        self.node.start()
+        self.assertEqual({instance["state"] for instance in self.instances()}, {"stopped"})
+        for port in self.clients.values():
+            with socket.socket() as again:
+                self.assertEqual(again.connect_ex(("127.0.0.1", port)), errno.ECONNREFUSED)
+
+    def test_the_api_answers_while_the_ends_hang_in_the_disk(self):
+        self.start()
+        self.hang_disk()
+        self.machines.kill()
+        self.wait_until_all_are_cut()
+        self.assertTrue(wait_until(lambda: all(instance["state"] == "stopped" for instance in self.instances())))
+        self.assertEqual(self.allocated(), MACHINES, "the disk promises them still")
+        os.unlink(self.hang)
+        self.assertTrue(wait_until(lambda: self.allocated() == 0))
 
     def test_the_disk_learns_of_all_together(self):
         self.start(delay_ms=20)
@@ -146,7 +189,7 @@ class SlowDisk(unittest.TestCase):
         took_ms = (time.monotonic() - died) * 1000
         print(f"the last of {MACHINES} machines that died at once was cut after {took_ms:.0f} ms")
         self.assertLess(took_ms, 3000, "one disk write after the other takes 6000")
-        self.assertTrue(wait_until(lambda: self.node.call("GET", "/v1/info").json()["ports"]["allocated"] == 0))
+        self.assertTrue(wait_until(lambda: self.allocated() == 0))
         # As many as transactions that were begun while messages still came; one for each machine would be 300.
         self.assertLess(self.syncs_so_far() - before, MACHINES / 5)
 
