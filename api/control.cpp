@@ -446,15 +446,20 @@ Result<void> Control::stop_instance(std::string_view id, const std::optional<Uui
     instance.state = InstanceState::kStopped;
     return instance;
   };
-  const UnsavedSessions::Entry* unsaved = unsaved_.find(id);
+  UnsavedSessions::Entry* unsaved = unsaved_.find(id);
   const std::uint64_t change = unsaved == nullptr ? 0 : unsaved->change;
   if (known->state == InstanceState::kStopped && unsaved == nullptr) return {};
   if (auto stored = store_.end_session(stopped_now(*known)); !stored) return stored.error();
   known = registry_.find_instance(id);
   unsaved = unsaved_.find(id);
   const bool changed = unsaved != nullptr && unsaved->change != change;
-  // Its machine has gone meanwhile: that is why it has ended, and is saved like that.
-  if (known->state == InstanceState::kStopped && changed) return {};
+  if (known->state == InstanceState::kStopped && changed) {
+    // Its machine has gone meanwhile: that is why it has ended, and is saved like that. That it has is on
+    // disk.
+    unsaved->on_disk = stopped_now(unsaved->on_disk);
+    tell_end(known->id, *unsaved);
+    return {};
+  }
   on_saved(known->id, unsaved_.take(id));
   if (known->state == InstanceState::kStopped) return {};
   const Instance stopped = stopped_now(*known);
@@ -480,7 +485,8 @@ void Control::end_session(std::string_view id, SessionEnd why) {
 void Control::tell_end(const std::string& instance_id, UnsavedSessions::Entry& unsaved) {
   if (unsaved.end_told) return;
   const Instance& stopped = *registry_.find_instance(instance_id);
-  unsaved.end_told = stopped.ended == SessionEnd::kNodeRebooted || watch_.stays_over(unsaved.on_disk);
+  unsaved.end_told = unsaved.on_disk.state == InstanceState::kStopped ||
+                     stopped.ended == SessionEnd::kNodeRebooted || watch_.stays_over(unsaved.on_disk);
   if (unsaved.end_told) tell_stopped(stopped, unsaved.forwards.size());
 }
 

@@ -310,6 +310,14 @@ TEST_F(WhileTheDiskTest, AnInstanceThatIsStoppedThenIsStopped) {
   expect_stopped_and_nothing_left();
 }
 
+TEST_F(WhileTheDiskTest, AStopThatIsOnDiskIsToldWhateverElseHasEndedTheSession) {
+  node_->while_the_disk_is_waited_for([this] { network_->ip("link set tap0 down"); });
+  const Response stopped = node_->call("POST", "/instances/vm-1/stop");
+  EXPECT_EQ(stopped.status, 200U);
+  EXPECT_EQ(Node::json(stopped).at("instance").at("state"), "stopped");
+  expect_stopped_and_nothing_left();
+}
+
 TEST_F(WhileTheDiskTest, AnInstanceThatIsDeletedThenIsDeleted) {
   EXPECT_EQ(node_->call("DELETE", "/instances/vm-1").status, 204U);
   EXPECT_EQ(node_->call("GET", "/instances/vm-1").status, 404U);
