@@ -196,8 +196,8 @@ class Daemon {
         return_path_(std::move(return_path)),
         proxy_(std::move(proxy)),
         watch_(std::move(watch)),
-        control_(config_,
-                 {*store_, *proxy_, *watch_, events_, stats_, return_path_.get(), why_no_return_path}),
+        control_(config_, {*context_, *store_, *proxy_, *watch_, events_, stats_, return_path_.get(),
+                           why_no_return_path}),
         exporter_(
             {.for_each_forward =
                  [this](const auto& visit) {
@@ -275,6 +275,7 @@ class Daemon {
     while (open_connections() > 0 && std::chrono::steady_clock::now() < deadline) {
       context_->run_one_until(deadline);
     }
+    control_.save_sessions();  // the store does it before it goes
     proxy_->stop();
     drain_closes();
     spdlog::info("stopped");
@@ -456,7 +457,7 @@ int run(const Arguments& arguments, DaemonLog& log) {
   ::signal(SIGPIPE, SIG_IGN);  // splice(2) has no MSG_NOSIGNAL
   ::signal(SIGXFSZ, SIG_IGN);  // under a limit on file size the store's writes fail, and forwarding goes on
   raise_descriptor_limit(*config);
-  auto store = Store::open(config->store.path);
+  auto store = Store::open(config->store.path, prefer_this_thread);  // calls of the API wait for it
   if (!store) return fail(store.error(), kExitFailed);
   auto return_path = start_return_path(config->proxy.source_mode);
   if (!return_path) return fail(return_path.error(), kExitFailed);

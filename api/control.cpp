@@ -1,6 +1,7 @@
 #include "api/control.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <net/if.h>
 #include <spdlog/spdlog.h>
 
@@ -8,17 +9,17 @@
 #include <array>
 #include <cerrno>
 #include <functional>
+#include <iterator>
 #include <map>
-#include <thread>
 #include <utility>
 
 namespace portway {
 namespace {
 
-// How long restore() waits for ports that a process killed a moment ago still holds: a listener armed in an
-// io_uring is given back some milliseconds after its process is gone.
-constexpr std::chrono::milliseconds kBindAgainFor(1000);
-constexpr std::chrono::milliseconds kBindAgainEvery(5);
+// How long restore() waits for ports that a process killed a moment ago still holds: listeners armed in an
+// io_uring are given back up to 2 s after their process is gone.
+constexpr std::chrono::milliseconds kBindAgainFor(3000);
+constexpr std::chrono::milliseconds kBindAgainEvery(10);
 
 // Links whose return path is looked at in each retry(): a millisecond, or three where it is rules.
 constexpr std::size_t kMendLinks = 32;
@@ -43,10 +44,19 @@ CloseHow close_how(SessionEnd end) {
   return tap_gone ? CloseHow::kTapGone : CloseHow::kInstanceStopped;
 }
 
-/// The same registration: what the orchestrator sends again when it did not see the first answer.
-bool same_registration(const Instance& a, const Instance& b) {
-  return a.guest_address == b.guest_address && a.tap == b.tap && a.owner == b.owner &&
-         a.profile == b.profile && a.vmm_pid == b.vmm_pid;
+Result<void> check_session(const std::optional<Uuid>& meant, const Instance* known) {
+  if (!meant || (known != nullptr && known->session_id == *meant)) return {};
+  return Error{ErrorCode::kSessionMismatch,
+               known == nullptr
+                   ? fmt::format("There is no instance with session {}.", to_string(*meant))
+                   : fmt::format("Instance {} has session {} by now; the one that was meant is over.",
+                                 known->id, to_string(known->session_id)),
+               "session_id"};
+}
+
+/// The same machine at the same place: what else there is to a registration changes in place.
+bool same_machine(const Instance& a, const Instance& b) {
+  return a.guest_address == b.guest_address && a.tap == b.tap;
 }
 
 }  // namespace
@@ -62,6 +72,8 @@ class Control::Lease {
   }
 
   std::uint16_t port() const { return port_.port(); }
+  /// Nobody can connect any more; the port is still taken.
+  void close() { port_ = BoundPort(port_.port(), {}); }
   BoundPort keep() {
     ports_ = nullptr;
     return std::move(port_);
@@ -83,10 +95,23 @@ Control::Control(Config config, const Parts& parts)
       why_no_return_path_(parts.why_no_return_path),
       return_path_kept_for_(parts.return_path_kept_for),
       ports_(config_.ports.range),
-      keys_(config_.api.rate_limit_per_second) {
+      keys_(config_.api.rate_limit_per_second),
+      unsaved_(parts.context, store_, registry_,
+               {.before_save = [this](const std::string& id,
+                                      UnsavedSessions::Entry& entry) { tell_end(id, entry); },
+                .on_saved = [this](const std::string& id,
+                                   const UnsavedSessions::Entry& saved) { on_saved(id, saved); }}) {
+  store_.set_meanwhile({.descriptor = watch_.descriptor(), .dispatch = [this] { watch_.dispatch(); }});
   watch_.set_callbacks(
-      {.on_armed = [this](const std::string& id, std::int32_t tap_index) { on_armed(id, tap_index); },
+      {.on_armed = [this](const std::string& id, const TapIdentity& tap) { on_armed(id, tap); },
+       .on_idle_tap = [this](const std::string& id, const TapIdentity& tap) { on_idle_tap(id, tap); },
+       .on_renamed = [this](const std::string& id, const std::string& name) { on_tap_renamed(id, name); },
        .on_end = [this](const std::string& id, SessionEnd why) { end_session(id, why); }});
+}
+
+Control::~Control() {
+  store_.set_meanwhile({});
+  watch_.set_callbacks({});
 }
 
 // --- Start.
@@ -103,45 +128,83 @@ Result<void> Control::restore() {
 
   for (const ApiKey& key : *keys) keys_.add(key);
   std::map<std::string, SessionEnd, std::less<>> over;  // by instance
-  for (Instance& instance : *instances) {
-    const std::int32_t tap_index = instance.tap_index;
-    if (instance.state == InstanceState::kRunning) {
-      const bool rebooted = !instance.boot_id.empty() && instance.boot_id != boot_id_;
-      const auto why = rebooted ? SessionEnd::kNodeRebooted : watch_.watch(instance);
-      if (why) over.emplace(instance.id, *why);
-    }
-    const Instance& known = registry_.put_instance(std::move(instance));
-    if (known.tap_index != tap_index) {
-      on_armed(known.id, known.tap_index);
-    } else if (known.state == InstanceState::kRunning && !over.contains(known.id)) {
-      make_way(known);
-      tell_fault(known);
-    }
+  // Those that have an interface come first: no other can take it then.
+  std::stable_partition(instances->begin(), instances->end(),
+                        [](const Instance& each) { return each.tap_index != 0; });
+  for (const Instance& instance : *instances) {
+    if (const auto why = take_up(instance)) over.emplace(instance.id, *why);
   }
-  bind_deadline_ = std::chrono::steady_clock::now() + kBindAgainFor;
+  std::vector<ForwardId> unbound;
   for (const Forward& forward : *forwards) {
-    const Instance* instance = registry_.find_instance(forward.instance_id);
-    if (instance == nullptr) continue;
+    if (registry_.find_instance(forward.instance_id) == nullptr) continue;
     // A forward may be older than the configured range: it keeps its port, which the pool then does not
     // count.
     (void)ports_.take(forward.host_port);
     registry_.add_forward(forward);
-    if (!over.contains(instance->id)) restore_forward(*instance, forward, *host_addresses);
+    if (!over.contains(forward.instance_id)) unbound.push_back(forward.id);
   }
   for (const auto& [id, why] : over) end_session(id, why);
+  serve_restored(std::move(unbound), *host_addresses);
   spdlog::info("restored {} instances and {} forwards, {} of which failed; {} sessions ended meanwhile",
                registry_.instance_count(), registry_.forward_count(), failures_.size(), over.size());
   return {};
 }
 
-void Control::restore_forward(const Instance& instance, const Forward& forward,
-                              std::span<const IpAddress> host_addresses) {
-  auto port = bind_for(instance, forward, host_addresses);
-  if (port) return serve(instance, forward, std::move(*port));
-  spdlog::error("forward {} of instance {} is not served: {}", to_string(forward.id), instance.id,
-                port.error().detail);
-  failures_.emplace(forward.id, port.error().detail);
-  publish("forward.failed", instance, forward, {{"reason", port.error().detail}});
+/// A session that is on disk like this is known and watched from now on. Why it is over already, or nothing.
+std::optional<SessionEnd> Control::take_up(const Instance& stored) {
+  Instance instance = stored;
+  const bool watched = instance.state == InstanceState::kRunning;
+  // What could not be read then, or cannot be read now, tells nothing.
+  const bool rebooted =
+      watched && !stored.boot_id.empty() && !boot_id().empty() && stored.boot_id != boot_id();
+  if (watched && stored.boot_id.empty()) instance.boot_id = boot_id();
+  const auto over = rebooted ? SessionEnd::kNodeRebooted : watched ? watch_.watch(instance) : std::nullopt;
+  const Instance& known = registry_.put_instance(std::move(instance));
+  if (!watched || over) return over;
+  if (known.tap_index != stored.tap_index) {
+    on_armed(known.id, {known.tap_index, known.tap_carrier_downs});
+    return std::nullopt;
+  }
+  make_way(known);
+  tell_fault(known);
+  const bool more_is_known = known.tap_carrier_downs != stored.tap_carrier_downs ||
+                             known.idle_tap != stored.idle_tap || known.boot_id != stored.boot_id;
+  if (more_is_known) unsaved_.change(stored);
+  return std::nullopt;
+}
+
+const std::string& Control::boot_id() {
+  if (boot_id_.empty()) boot_id_ = kernel_boot_id();
+  return boot_id_;
+}
+
+/// All that can be bound comes first, and is served while the rest is tried again.
+void Control::serve_restored(std::vector<ForwardId> unbound, std::span<const IpAddress> host_addresses) {
+  const auto deadline = std::chrono::steady_clock::now() + kBindAgainFor;
+  for (;;) {
+    const bool last = std::chrono::steady_clock::now() >= deadline;
+    std::erase_if(unbound, [&](const ForwardId& id) {
+      const Forward* forward = registry_.find_forward(id);
+      if (forward == nullptr) return true;  // its session has ended by now
+      const Instance& instance = *registry_.find_instance(forward->instance_id);
+      auto port = bind_for(instance, *forward, host_addresses);
+      if (!port && port.error().code == ErrorCode::kHostPortTaken && !last) return false;
+      if (port) {
+        serve(instance, *forward, std::move(*port));
+      } else {
+        fail(instance, *forward, port.error().detail);
+      }
+      return true;
+    });
+    if (unbound.empty()) return;
+    watch_.dispatch_within(kBindAgainEvery);  // no event tells that a port is free
+  }
+}
+
+void Control::fail(const Instance& instance, const Forward& forward, const std::string& why) {
+  spdlog::error("forward {} of instance {} is not served: {}", to_string(forward.id), instance.id, why);
+  failures_.emplace(forward.id, why);
+  publish("forward.failed", instance, forward, {{"reason", why}});
 }
 
 /// The port of a forward that exists. The configuration and the host's addresses may have changed since it
@@ -150,31 +213,21 @@ Result<BoundPort> Control::bind_for(const Instance& instance, const Forward& for
                                     std::span<const IpAddress> host_addresses) {
   auto checked = check_guest_address(instance.guest_address, config_.guests.networks, host_addresses);
   if (!checked) return checked.error();
-  return bind_again(forward.host_port);
-}
-
-Result<BoundPort> Control::bind_again(std::uint16_t port) {
-  for (;;) {
-    auto bound = dataplane_.bind(port);
-    if (bound || bound.error().code != ErrorCode::kHostPortTaken ||
-        std::chrono::steady_clock::now() >= bind_deadline_) {
-      return bound;
-    }
-    std::this_thread::sleep_for(
-        kBindAgainEvery);  // no event tells that a port is free; nothing runs yet that this holds up
-  }
+  return dataplane_.bind(forward.host_port);
 }
 
 // --- While running.
 
 void Control::retry() {
-  std::vector<std::string> unsaved;
-  for (const auto& [id, end] : unsaved_ends_) unsaved.push_back(id);
-  for (const std::string& id : unsaved) {
-    const Instance* instance = registry_.find_instance(id);
-    if (instance == nullptr || store_.end_session(*instance)) saved_end(id);
-  }
+  unsaved_.save();
   if (!failures_.empty() && !draining_) retry_failed_forwards();
+  const std::size_t unseen = watch_.processes_unseen();
+  if (std::exchange(processes_unseen_, unseen) == 0 && unseen != 0) {
+    spdlog::warn(
+        "the end of {} VMM processes is not told by the kernel, and is asked for every 100 ms: raise "
+        "the limit of descriptors, allow pidfd_open(2), and let the daemon see /proc",
+        unseen);
+  }
   tend_ways();
 }
 
@@ -255,55 +308,100 @@ void Control::set_admin_key(std::string_view secret) {
 
 // --- Instances.
 
-Result<Control::PutInstance> Control::put_instance(Instance asked) {
+Result<Control::PutInstance> Control::put_instance(Instance asked, const std::optional<Uuid>& session) {
   if (auto running = check_running(); !running) return running.error();
   const auto host_addresses = local_addresses();
   if (!host_addresses) return host_addresses.error();
   const InstanceLimits limits{config_.guests.networks, *host_addresses, config_.profiles};
   if (auto checked = check_instance(asked, limits); !checked) return checked.error();
 
-  const Instance* known = registry_.find_instance(asked.id);
-  const bool created = known == nullptr;
-  const bool was_running = !created && known->state == InstanceState::kRunning;
-  if (was_running && same_registration(*known, asked)) return PutInstance{*known, false};
+  watch_.dispatch();  // a session whose end has not been noticed yet is not there any more
+  if (const Instance* known = registry_.find_instance(asked.id); auto meant = check_session(session, known)) {
+    const bool running = known != nullptr && known->state == InstanceState::kRunning;
+    if (running && same_machine(*known, asked)) return change_in_place(asked);
+  } else {
+    return meant.error();
+  }
+  if (auto identified = watch_.identify(asked); !identified) return identified.error();
   if (auto free = check_tap_is_free(asked); !free) return free.error();
+  const Instance* before = registry_.find_instance(asked.id);
+  const bool created = before == nullptr;
   asked.session_id = make_uuid();
   asked.state = InstanceState::kRunning;
-  asked.created_at = created ? now() : known->created_at;
-  asked.boot_id = boot_id_;
-  if (watch_.watch(asked)) {  // a new session has no tap to lose, so this is its process
-    watch_again(asked.id);
-    return Error{
-        ErrorCode::kInvalidRequest,
-        fmt::format("There is no process {}; give the pid of the running virtual machine monitor, or "
-                    "leave vmm_pid out.",
-                    *asked.vmm_pid),
-        "vmm_pid"};
-  }
-  if (auto stored = store_.start_session(asked); !stored) {
-    watch_again(asked.id);
-    return stored.error();
-  }
-  saved_end(asked.id);
-  const std::vector<Forward> ended = registry_.remove_forwards(asked.id);
-  if (!created) stop_serving(known->session_id, ended, CloseHow::kInstanceStopped);
-  give_back_ports(ended);
-  if (was_running) publish("instance.stopped", *known, {{"reason", to_string(SessionEnd::kReplaced)}});
-  end_way(asked.id);
-  const Instance& instance = registry_.put_instance(std::move(asked));
+  asked.created_at = created ? now() : before->created_at;
+  asked.boot_id = boot_id();
+  if (auto stored = store_.start_session(asked); !stored) return stored.error();
+  if (!created) replace_session(*registry_.find_instance(asked.id), asked);
+  const Instance& instance = registry_.put_instance(asked);
   streams_.recheck();
-  make_way(instance);
   spdlog::info("instance {}: session {} at {} behind {}", instance.id, to_string(instance.session_id),
                instance.guest_address.to_string(), instance.tap);
   publish("instance.started", instance);
-  tell_fault(instance);
+  if (const auto over = take_up(asked)) end_session(asked.id, *over);
   return PutInstance{instance, created};
 }
 
-/// Two running instances behind one tap would let the clients of one reach the other's machine.
+/// Another owner, profile or process of a session that goes on, with its forwards and connections: those
+/// beyond a smaller profile's quota stay.
+Result<Control::PutInstance> Control::change_in_place(const Instance& asked) {
+  const auto change = [&asked](Instance instance, std::uint64_t vmm_started) {
+    instance.owner = asked.owner;
+    instance.profile = asked.profile;
+    instance.vmm_pid = asked.vmm_pid;
+    instance.vmm_started = vmm_started;
+    return instance;
+  };
+  const Instance before = *registry_.find_instance(asked.id);
+  std::vector<std::string_view> changed;
+  if (before.owner != asked.owner) changed.push_back("owner");
+  if (before.profile != asked.profile) changed.push_back("profile");
+  if (before.vmm_pid != asked.vmm_pid) changed.push_back("vmm_pid");
+  if (changed.empty()) return PutInstance{*registry_.find_instance(asked.id), false};
+  Instance wanted = change(before, before.vmm_started);
+  if (before.vmm_pid != asked.vmm_pid) {
+    if (auto identified = SessionWatch::identify_process(wanted); !identified) return identified.error();
+  }
+  if (auto stored = store_.put_instance(wanted); !stored) return stored.error();
+  if (UnsavedSessions::Entry* unsaved = unsaved_.find(asked.id)) unsaved->on_disk = wanted;
+  const Instance* known = registry_.find_instance(asked.id);
+  if (known->state != InstanceState::kRunning) return put_instance(asked);  // it has ended meanwhile
+  const Instance& instance = registry_.put_instance(change(*known, wanted.vmm_started));
+  streams_.recheck();
+  spdlog::info("instance {}: session {} goes on with another {}", instance.id, to_string(instance.session_id),
+               fmt::join(changed, ", "));
+  // The owner before does not see the instance any more, and learns from this why.
+  if (before.owner != instance.owner)
+    publish("instance.updated", before, {{"changed", boost::json::array{"owner"}}});
+  publish("instance.updated", instance, {{"changed", boost::json::array(changed.begin(), changed.end())}});
+  if (before.vmm_pid != instance.vmm_pid) {
+    if (const auto over = watch_.set_process(instance)) end_session(asked.id, *over);
+  }
+  return PutInstance{instance, false};
+}
+
+/// The disk has the new session, and nothing of the old one any more.
+void Control::replace_session(const Instance& old, const Instance& replacement) {
+  on_saved(old.id, unsaved_.take(old.id));
+  if (old.state != InstanceState::kRunning) return;
+  Instance replaced = old;
+  replaced.state = InstanceState::kStopped;
+  replaced.ended = SessionEnd::kReplaced;
+  const std::vector<Forward> ended = end_in_memory(replaced);
+  give_back_ports(ended);
+  spdlog::info("instance {}: session {} replaced by {}, ended with {} forwards", replaced.id,
+               to_string(replaced.session_id), to_string(replacement.session_id), ended.size());
+  publish_stopped(replaced, ended.size());
+}
+
+/// Two running instances behind one interface would let the clients of one reach the other's machine. Its
+/// name does not tell: an interface may have had another one when its session began.
 Result<void> Control::check_tap_is_free(const Instance& asked) const {
+  const std::int32_t wanted = watch_.interface_of(asked);
   for (const Instance* other : registry_.instances()) {
-    if (other->id == asked.id || other->state != InstanceState::kRunning || other->tap != asked.tap) continue;
+    if (other->id == asked.id || other->state != InstanceState::kRunning) continue;
+    const std::int32_t taken = watch_.interface_of(*other);
+    const bool both_missing = wanted == 0 && taken == 0;
+    if (both_missing ? other->tap != asked.tap : taken != wanted) continue;
     return Error{ErrorCode::kTapInUse,
                  fmt::format("tap {} belongs to the running instance {}; stop that one first, or give this "
                              "machine's own tap.",
@@ -313,26 +411,14 @@ Result<void> Control::check_tap_is_free(const Instance& asked) const {
   return {};
 }
 
-/// After a registration that came to nothing: as it was before.
-void Control::watch_again(const std::string& id) {
-  watch_.forget(id);
-  const Instance* known = registry_.find_instance(id);
-  if (known == nullptr || known->state != InstanceState::kRunning) return;
-  Instance instance = *known;
-  if (const auto over = watch_.watch(instance)) {
-    end_session(id, *over);
-  } else {
-    registry_.put_instance(std::move(instance));
-  }
-}
-
-void Control::on_armed(const std::string& instance_id, std::int32_t tap_index) {
+void Control::on_armed(const std::string& instance_id, const TapIdentity& tap) {
   const Instance* known = registry_.find_instance(instance_id);
   if (known == nullptr) return;
+  unsaved_.change(*known);
   Instance instance = *known;
-  instance.tap_index = tap_index;
-  // Unsaved, the session would be armed again after a restart, by whatever tap has its name then.
-  if (auto stored = store_.put_instance(instance); !stored) spdlog::error("{}", stored.error().detail);
+  instance.tap_index = tap.index;
+  instance.tap_carrier_downs = tap.carrier_downs;
+  instance.idle_tap = {};
   const Instance& armed = registry_.put_instance(std::move(instance));
   streams_.recheck();
   make_way(armed);
@@ -343,67 +429,121 @@ void Control::on_armed(const std::string& instance_id, std::int32_t tap_index) {
   tell_fault(armed);
 }
 
-Result<void> Control::stop_instance(std::string_view id) {
+void Control::on_idle_tap(const std::string& instance_id, const TapIdentity& tap) {
+  const Instance* known = registry_.find_instance(instance_id);
+  if (known == nullptr) return;
+  unsaved_.change(*known);
+  Instance instance = *known;
+  instance.idle_tap = tap;
+  registry_.put_instance(std::move(instance));
+}
+
+/// It is the same interface, so it is the same machine. `tap` stays what was registered: the registration
+/// again is the same registration.
+void Control::on_tap_renamed(const std::string& instance_id, const std::string& name) {
+  const Instance* known = registry_.find_instance(instance_id);
+  if (known == nullptr) return;
+  spdlog::info("instance {}: its tap {} is called {} now", instance_id, known->tap, name);
+  publish("instance.tap_renamed", *known, {{"tap", known->tap}, {"name", name}});
+}
+
+Result<void> Control::stop_instance(std::string_view id, const std::optional<Uuid>& session) {
   const Instance* known = registry_.find_instance(id);
   if (known == nullptr) return no_such_instance();
-  const bool running = known->state == InstanceState::kRunning;
-  if (!running && !unsaved_ends_.contains(id)) return {};
-  Instance stopped = *known;
-  stopped.state = InstanceState::kStopped;
-  if (running) stopped.ended = SessionEnd::kStopped;
-  if (auto stored = store_.end_session(stopped); !stored) return stored.error();
-  if (running) {
-    give_back_ports(end_in_memory(std::move(stopped)));
-  } else {
-    saved_end(stopped.id);
+  if (auto meant = check_session(session, known); !meant) return meant;
+  const auto stopped_now = [](Instance instance) {
+    if (instance.state == InstanceState::kRunning) instance.ended = SessionEnd::kStopped;
+    instance.state = InstanceState::kStopped;
+    return instance;
+  };
+  UnsavedSessions::Entry* unsaved = unsaved_.find(id);
+  const std::uint64_t change = unsaved == nullptr ? 0 : unsaved->change;
+  if (known->state == InstanceState::kStopped && unsaved == nullptr) return {};
+  if (auto stored = store_.end_session(stopped_now(*known)); !stored) return stored.error();
+  known = registry_.find_instance(id);
+  unsaved = unsaved_.find(id);
+  const bool changed = unsaved != nullptr && unsaved->change != change;
+  if (known->state == InstanceState::kStopped && changed) {
+    // Its machine has gone meanwhile: that is why it has ended, and is saved like that. That it has is on
+    // disk.
+    unsaved->on_disk = stopped_now(unsaved->on_disk);
+    tell_end(known->id, *unsaved);
+    return {};
   }
+  on_saved(known->id, unsaved_.take(id));
+  if (known->state == InstanceState::kStopped) return {};
+  const Instance stopped = stopped_now(*known);
+  const std::vector<Forward> ended = end_in_memory(stopped);
+  give_back_ports(ended);
+  tell_stopped(stopped, ended.size());
   return {};
 }
 
 void Control::end_session(std::string_view id, SessionEnd why) {
   const Instance* known = registry_.find_instance(id);
   if (known == nullptr || known->state == InstanceState::kStopped) return;
+  UnsavedSessions::Entry& unsaved = unsaved_.change(*known);
   Instance stopped = *known;
   stopped.state = InstanceState::kStopped;
   stopped.ended = why;
-  unsaved_ends_[stopped.id] = end_in_memory(stopped);
-  if (auto stored = store_.end_session(stopped); !stored) {
-    spdlog::error("the end of instance {}'s session is not on disk yet and is tried again: {}", stopped.id,
-                  stored.error().detail);
-    return;
-  }
-  saved_end(stopped.id);
+  unsaved.end_told = false;
+  std::ranges::move(end_in_memory(stopped), std::back_inserter(unsaved.forwards));
+  tell_end(stopped.id, unsaved);
+}
+
+/// Unless a restart would not find out again that the session is over.
+void Control::tell_end(const std::string& instance_id, UnsavedSessions::Entry& unsaved) {
+  if (unsaved.end_told) return;
+  const Instance& stopped = *registry_.find_instance(instance_id);
+  unsaved.end_told = unsaved.on_disk.state == InstanceState::kStopped ||
+                     stopped.ended == SessionEnd::kNodeRebooted || watch_.stays_over(unsaved.on_disk);
+  if (unsaved.end_told) tell_stopped(stopped, unsaved.forwards.size());
 }
 
 /// Its forwards are not served any more; their ports are still taken.
-std::vector<Forward> Control::end_in_memory(Instance stopped) {
+std::vector<Forward> Control::end_in_memory(const Instance& stopped) {
   watch_.forget(stopped.id);
   end_way(stopped.id);
   std::vector<Forward> forwards = registry_.remove_forwards(stopped.id);
   stop_serving(stopped.session_id, forwards, close_how(*stopped.ended));
-  spdlog::info("instance {}: session {} ended with {} forwards: {}", stopped.id,
-               to_string(stopped.session_id), forwards.size(), to_string(*stopped.ended));
-  publish("instance.stopped", stopped,
-          {{"reason", to_string(*stopped.ended)}, {"port_forwards", forwards.size()}});
-  registry_.put_instance(std::move(stopped));
+  if (making_.leases != nullptr && making_.instance_id == stopped.id) {
+    for (auto& lease : *making_.leases) lease->close();
+  }
+  registry_.put_instance(stopped);
   streams_.recheck();
   return forwards;
 }
 
-/// The store has no forwards of the instance's earlier sessions any more.
-void Control::saved_end(const std::string& instance_id) {
-  const auto unsaved = unsaved_ends_.extract(instance_id);
-  if (!unsaved.empty()) give_back_ports(unsaved.mapped());
+void Control::tell_stopped(const Instance& stopped, std::size_t forwards) {
+  spdlog::info("instance {}: session {} ended with {} forwards: {}", stopped.id,
+               to_string(stopped.session_id), forwards, to_string(*stopped.ended));
+  publish_stopped(stopped, forwards);
 }
 
-Result<void> Control::delete_instance(std::string_view id) {
+void Control::publish_stopped(const Instance& stopped, std::size_t forwards) {
+  publish("instance.stopped", stopped, {{"reason", to_string(*stopped.ended)}, {"port_forwards", forwards}});
+}
+
+/// The disk has the instance as it is, and nothing of its sessions that are over.
+void Control::on_saved(const std::string& instance_id, const UnsavedSessions::Entry& saved) {
+  give_back_ports(saved.forwards);
+  if (!saved.end_told) tell_stopped(*registry_.find_instance(instance_id), saved.forwards.size());
+}
+
+bool Control::is_ending(const Instance& instance) const {
+  const UnsavedSessions::Entry* unsaved = unsaved_.find(instance.id);
+  return unsaved != nullptr && !unsaved->end_told;
+}
+
+Result<void> Control::delete_instance(std::string_view id, const std::optional<Uuid>& session) {
   const Instance* known = registry_.find_instance(id);
   if (known == nullptr) return no_such_instance();
+  if (auto meant = check_session(session, known); !meant) return meant;
   if (auto stored = store_.delete_instance(id); !stored) return stored.error();
-  const Instance deleted = *known;
+  const Instance deleted = *registry_.find_instance(id);
+  give_back_ports(unsaved_.take(id).forwards);
   watch_.forget(id);
   end_way(deleted.id);
-  saved_end(deleted.id);
   const std::vector<Forward> forwards = registry_.remove_instance(id);
   streams_.recheck();
   stop_serving(deleted.session_id, forwards, CloseHow::kInstanceStopped);
@@ -473,13 +613,25 @@ Result<std::vector<ForwardStatus>> Control::create_forwards(const Principal& cal
     made.back().stats = ForwardStats{.id = forwards.back().id};
   }
   const auto answer = remember ? std::optional(remember(made)) : std::nullopt;
-  if (auto stored = store_.add_forwards(forwards, answer ? &*answer : nullptr); !stored)
-    return stored.error();
+  making_ = {.instance_id = instance.id, .leases = &leases};
+  auto stored = store_.add_forwards(forwards, answer ? &*answer : nullptr);
+  making_ = {};
+  if (!stored) return stored.error();
+  const Instance& now_known = *registry_.find_instance(instance_id);
+  if (now_known.state != InstanceState::kRunning) {  // its machine has gone meanwhile
+    // The store has them until it learns of that: so long nobody else may have their ports.
+    UnsavedSessions::Entry& unsaved = unsaved_.change(now_known);
+    for (std::size_t i = 0; i < forwards.size(); ++i) {
+      (void)leases[i]->keep();
+      unsaved.forwards.push_back(std::move(forwards[i]));
+    }
+    return not_running(now_known);
+  }
   // From here on they are promised, and nothing can fail.
   for (std::size_t i = 0; i < forwards.size(); ++i) {
     const Forward& published = registry_.add_forward(std::move(forwards[i]));
-    serve(instance, published, leases[i]->keep());
-    publish("forward.created", instance, published);
+    serve(now_known, published, leases[i]->keep());
+    publish("forward.created", now_known, published);
   }
   return made;
 }
@@ -509,6 +661,8 @@ Result<ForwardStatus> Control::update_forward(const Principal& caller, std::stri
     forward.source_mode = *change.source_mode;
   }
   if (auto stored = store_.update_forward(forward); !stored) return stored.error();
+  // Its machine may have gone meanwhile, and it with that.
+  if (registry_.find_forward(forward.id) == nullptr) return no_such_forward();
   const Forward& updated = registry_.update_forward(std::move(forward));
   const Instance& instance = *registry_.find_instance(instance_id);
   if (!failures_.contains(updated.id)) {
@@ -553,7 +707,9 @@ Result<void> Control::delete_forward(const Principal& caller, std::string_view i
   if (!found) return found.error();
   const ForwardId id = found->forward.id;
   if (auto stored = store_.delete_forward(id); !stored) return stored.error();
-  const std::vector<Forward> removed = {*registry_.remove_forward(id)};
+  auto found_again = registry_.remove_forward(id);
+  if (!found_again) return {};  // its machine has gone meanwhile, and it with that
+  const std::vector<Forward> removed = {std::move(*found_again)};
   dataplane_.close(id, policy, CloseHow::kForwardDeleted);
   forget_serving(removed);
   give_back_ports(removed);

@@ -2,12 +2,17 @@
 // changed together or not at all.
 //
 // Every change that was asked for goes: check, bind, commit to the store, publish to the registry and the
-// data plane. What fails before the commit gives back what it took; nothing after the commit can fail. So
-// what was acknowledged survives a crash, and what was refused leaves nothing behind. What the world changes
-// (a virtual machine is gone) goes the other way: the data plane stops at once, and the commit is repeated
-// until the disk takes it. Belongs to the control thread; only the store's commit blocks it.
+// data plane. What fails before the commit gives back what it took. So what was acknowledged survives a
+// crash, and what was refused leaves nothing behind. What the world changes (a virtual machine is gone) goes
+// the other way: the data plane stops at once, and the disk follows (api/unsaved_sessions.h). An end that a
+// restart would not find out again is told to nobody until it is on disk.
+//
+// Belongs to the control thread. While a change waits for the disk, the ends of machines are noticed and
+// carried out. So after each commit it is looked at again what the change was about: where its session has
+// ended by then, nothing is published, and the answer says so.
 #pragma once
 
+#include <boost/asio/io_context.hpp>
 #include <boost/functional/hash.hpp>
 #include <chrono>
 #include <cstddef>
@@ -25,6 +30,7 @@
 #include "api/events.h"
 #include "api/json.h"
 #include "api/streams.h"
+#include "api/unsaved_sessions.h"
 #include "config/config.h"
 #include "config/forward.h"
 #include "config/policy.h"
@@ -43,7 +49,8 @@ class Control {
  public:
   /// What it works with; all of it must outlive it.
   struct Parts {
-    Store& store;
+    boost::asio::io_context& context;  // of the control thread
+    Store& store;                      // what it does while it waits becomes Control's affair
     Dataplane& dataplane;
     SessionWatch& watch;  // its callbacks become Control's
     EventHub& events;
@@ -55,11 +62,16 @@ class Control {
     std::chrono::milliseconds return_path_kept_for = std::chrono::seconds(1);
   };
   Control(Config config, const Parts& parts);
+  ~Control();
+  Control(const Control&) = delete;
+  Control& operator=(const Control&) = delete;
 
   /// Loads the store. A session whose virtual machine is gone by now is ended and reported; every forward of
   /// the others is served again, with its id and host port. One whose port somebody else has by now, or whose
   /// guest address is refused by now (guests.networks has changed, or the address is the host's own), is
-  /// reported (log, state "failed") and kept: it is still promised. Once, before anything else.
+  /// reported (log, state "failed") and kept: it is still promised. Once, before anything else. Takes up to
+  /// 3 s where ports are taken, as they are for a while after the daemon was killed; what can be served is
+  /// served meanwhile.
   Result<void> restore();
 
   /// Tries again what the world prevented: commits that the disk refused, forwards whose port another program
@@ -83,19 +95,30 @@ class Control {
 
   // --- Instances.
 
+  // Where `session` is given, it is the session that is meant: kSessionMismatch when the instance has
+  // another.
+
   struct PutInstance {
     const Instance& instance;
     bool created;
   };
-  /// The virtual machine runs. The same registration again changes nothing; one that differs from the running
-  /// session's, or follows a stop, begins a new session and ends the old one's forwards.
-  /// Its virtual machine may come up later: until its tap has a carrier, clients of its forwards are reset.
-  Result<PutInstance> put_instance(Instance asked);
+  /// The virtual machine runs. The same registration again changes nothing. One with another owner, profile
+  /// or vmm_pid changes the running session in place. One with another guest address or tap, or after a stop,
+  /// begins a new session and ends the old one's forwards; its virtual machine may come up later: until its
+  /// tap has a carrier, clients of its forwards are reset. `session` is the one that is there before.
+  Result<PutInstance> put_instance(Instance asked, const std::optional<Uuid>& session = std::nullopt);
   /// Its session ends: forwards go, their connections are reset.
-  Result<void> stop_instance(std::string_view id);
-  Result<void> delete_instance(std::string_view id);
-  /// The virtual machine is gone: the same as stop_instance, but nothing can refuse it.
+  Result<void> stop_instance(std::string_view id, const std::optional<Uuid>& session = std::nullopt);
+  Result<void> delete_instance(std::string_view id, const std::optional<Uuid>& session = std::nullopt);
+  /// The virtual machine is gone: the same as stop_instance, but nothing can refuse it, and it does not wait
+  /// for the disk.
   void end_session(std::string_view id, SessionEnd why);
+  /// Its session is over, which nobody is told before it is on disk: a restart would not find it out again.
+  bool is_ending(const Instance& instance) const;
+  /// Sessions that are otherwise in memory than on disk.
+  std::size_t sessions_unsaved() const { return unsaved_.size(); }
+  /// Asks once more for what is not on disk. At the end, before the store goes.
+  void save_sessions() { unsaved_.save(); }
   /// kNotFound, in the same words, for one that is unknown and for one that the caller must not see.
   Result<const Instance*> find_instance(const Principal& caller, std::string_view id) const;
 
@@ -165,21 +188,28 @@ class Control {
   class Lease;
 
   Result<Lease> lease_port(std::optional<std::uint16_t> requested);
-  Result<BoundPort> bind_again(std::uint16_t port);
   Result<BoundPort> bind_for(const Instance& instance, const Forward& forward,
                              std::span<const IpAddress> host_addresses);
-  void restore_forward(const Instance& instance, const Forward& forward,
-                       std::span<const IpAddress> host_addresses);
+  void serve_restored(std::vector<ForwardId> unbound, std::span<const IpAddress> host_addresses);
+  void fail(const Instance& instance, const Forward& forward, const std::string& why);
   void retry_failed_forwards();
   void serve(const Instance& instance, const Forward& forward, BoundPort port);
   void stop_serving(const Uuid& session_id, const std::vector<Forward>& forwards, CloseHow why);
   void forget_serving(const std::vector<Forward>& forwards);
   void give_back_ports(const std::vector<Forward>& forwards);
-  std::vector<Forward> end_in_memory(Instance stopped);
-  void saved_end(const std::string& instance_id);
-  void on_armed(const std::string& instance_id, std::int32_t tap_index);
-  void watch_again(const std::string& id);
+  std::vector<Forward> end_in_memory(const Instance& stopped);
+  void tell_end(const std::string& instance_id, UnsavedSessions::Entry& unsaved);
+  void replace_session(const Instance& old, const Instance& replacement);
+  void tell_stopped(const Instance& stopped, std::size_t forwards);
+  void publish_stopped(const Instance& stopped, std::size_t forwards);
+  void on_saved(const std::string& instance_id, const UnsavedSessions::Entry& saved);
+  std::optional<SessionEnd> take_up(const Instance& stored);
+  const std::string& boot_id();
+  void on_armed(const std::string& instance_id, const TapIdentity& tap);
+  void on_idle_tap(const std::string& instance_id, const TapIdentity& tap);
+  void on_tap_renamed(const std::string& instance_id, const std::string& name);
   Result<void> check_running() const;
+  Result<PutInstance> change_in_place(const Instance& asked);
   Result<void> check_tap_is_free(const Instance& asked) const;
   ForwardSource wanted_source(const Instance& instance, const Forward& forward) const;
   ForwardSource take_source(const Instance& instance, const Forward& forward);
@@ -228,11 +258,15 @@ class Control {
   Uuid admin_key_id_{};
   std::unordered_map<ForwardId, std::string, boost::hash<ForwardId>>
       failures_;  // why a restored forward is not served
-  // Forwards, by instance, of sessions whose end the disk has not taken yet: their ports stay taken until
-  // then.
-  std::map<std::string, std::vector<Forward>, std::less<>> unsaved_ends_;
-  const std::string boot_id_ = kernel_boot_id();
-  std::chrono::steady_clock::time_point bind_deadline_;  // restore() retries until then
+  UnsavedSessions unsaved_;
+  /// Forwards that wait for the disk: their ports are bound, and clients wait there.
+  struct Making {
+    std::string instance_id = {};
+    std::vector<std::optional<Lease>>* leases = nullptr;
+  };
+  Making making_;
+  std::string boot_id_;               // empty until it could be read
+  std::size_t processes_unseen_ = 0;  // at the last retry()
   std::chrono::steady_clock::time_point explain_again_{};
   bool draining_ = false;
 };

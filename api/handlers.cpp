@@ -95,6 +95,15 @@ Result<ClosePolicy> close_policy(const Call& call) {
   return invalid_query("connections", "connections must be keep (the default), drain or reset.");
 }
 
+/// The session that is meant; nothing where the query does not say.
+Result<std::optional<Uuid>> session_of(const Call& call) {
+  const auto found = call.query.find("session_id");
+  if (found == call.query.end()) return std::optional<Uuid>();
+  const auto session = parse_uuid(found->second);
+  if (!session) return invalid_query("session_id", "session_id must be the UUID of a session.");
+  return session;
+}
+
 /// Whose idempotency keys these are: those of one owner's keys are one set.
 std::string scope_of(const Principal& caller) {
   return fmt::format("{}:{}", to_string(caller.role), caller.owner);
@@ -673,6 +682,7 @@ Result<Response> Api::delete_connection(const Call& call) {
 
 boost::json::object Api::instance_json(const Instance& instance) const {
   return to_json({.instance = instance,
+                  .ending = control_.is_ending(instance),
                   .tap_state = to_string(control_.watch().tap_state(instance)),
                   .forwards_max = control_.profile_of(instance).max_forwarded_ports,
                   .forwards_now = control_.registry().forward_count(instance.id),
@@ -681,7 +691,9 @@ boost::json::object Api::instance_json(const Instance& instance) const {
 }
 
 Result<Response> Api::put_instance(const Call& call) {
-  if (auto known = only_query(call, {}); !known) return known.error();
+  if (auto known = only_query(call, {"session_id"}); !known) return known.error();
+  const auto session = session_of(call);
+  if (!session) return session.error();
   JsonFields fields(call.request);
   Instance asked;
   asked.id = call.path[0];
@@ -699,7 +711,7 @@ Result<Response> Api::put_instance(const Call& call) {
                  "guest_address"};
   }
   asked.guest_address = *parsed;
-  const auto put = control_.put_instance(std::move(asked));
+  const auto put = control_.put_instance(std::move(asked), *session);
   if (!put) return put.error();
   Response response = json_response(put->created ? 201 : 200, {{"instance", instance_json(put->instance)}});
   if (put->created) response.headers.emplace_back("Location", "/instances/" + put->instance.id);
@@ -725,20 +737,28 @@ Result<Response> Api::list_instances(const Call& call) {
 
 Result<Response> Api::get_instance(const Call& call) {
   if (auto known = only_query(call, {}); !known) return known.error();
+  return one_instance(call);
+}
+
+Result<Response> Api::one_instance(const Call& call) const {
   const auto instance = control_.find_instance(call.caller, call.path[0]);
   if (!instance) return instance.error();
   return json_response(200, {{"instance", instance_json(**instance)}});
 }
 
 Result<Response> Api::stop_instance(const Call& call) {
-  if (auto known = only_query(call, {}); !known) return known.error();
-  if (auto stopped = control_.stop_instance(call.path[0]); !stopped) return stopped.error();
-  return get_instance(call);
+  if (auto known = only_query(call, {"session_id"}); !known) return known.error();
+  const auto session = session_of(call);
+  if (!session) return session.error();
+  if (auto stopped = control_.stop_instance(call.path[0], *session); !stopped) return stopped.error();
+  return one_instance(call);
 }
 
 Result<Response> Api::delete_instance(const Call& call) {
-  if (auto known = only_query(call, {}); !known) return known.error();
-  if (auto deleted = control_.delete_instance(call.path[0]); !deleted) return deleted.error();
+  if (auto known = only_query(call, {"session_id"}); !known) return known.error();
+  const auto session = session_of(call);
+  if (!session) return session.error();
+  if (auto deleted = control_.delete_instance(call.path[0], *session); !deleted) return deleted.error();
   return no_content();
 }
 

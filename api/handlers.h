@@ -66,6 +66,7 @@ class Api {
   Result<Response> put_instance(const Call& call);
   Result<Response> list_instances(const Call& call);
   Result<Response> get_instance(const Call& call);
+  Result<Response> one_instance(const Call& call) const;
   Result<Response> stop_instance(const Call& call);
   Result<Response> delete_instance(const Call& call);
 

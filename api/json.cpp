@@ -209,7 +209,7 @@ boost::json::object to_json(const InstanceStatus& status) {
   out["profile"] = instance.profile;
   if (instance.vmm_pid) out["vmm_pid"] = *instance.vmm_pid;
   out["session_id"] = to_string(instance.session_id);
-  out["state"] = to_string(instance.state);
+  out["state"] = status.ending ? "ending" : to_string(instance.state);
   if (instance.ended) out["reason"] = to_string(*instance.ended);
   out["tap_state"] = status.tap_state;
   add_source(out, status.source);

@@ -75,6 +75,7 @@ struct ForwardStatus {
 /// An instance as it is.
 struct InstanceStatus {
   Instance instance;
+  bool ending = false;         // its session is over, which is not on disk yet
   std::string_view tap_state;  // to_string(TapState)
   std::uint32_t forwards_max = 0;
   std::size_t forwards_now = 0;

@@ -26,6 +26,8 @@ std::string_view title(unsigned status) {
       return "Request Timeout";
     case 409:
       return "Conflict";
+    case 412:
+      return "Precondition Failed";
     case 413:
       return "Content Too Large";
     case 415:
@@ -68,6 +70,8 @@ unsigned http_status(ErrorCode code) {
     case ErrorCode::kTapInUse:
     case ErrorCode::kIdempotentAnswerGone:
       return 409;
+    case ErrorCode::kSessionMismatch:
+      return 412;
     case ErrorCode::kBodyTooLarge:
       return 413;
     case ErrorCode::kUnsupportedMediaType:

@@ -17,6 +17,13 @@ namespace portway {
 namespace {
 
 const Parameter kInstance{.name = "INSTANCE", .help = "The instance's id.", .place = Place::kPath};
+const Parameter kSession{.name = "--session-id",
+                         .help =
+                             "Only if this is the instance's session: makes it safe to repeat the command, "
+                             "which would else reach the next machine's session.",
+                         .value = "UUID",
+                         .place = Place::kQuery,
+                         .field = "session_id"};
 const Parameter kForward{.name = "FORWARD", .help = "The forward's id.", .place = Place::kPath};
 const Parameter kLabel{
     .name = "--label", .help = "A name for people, up to 63 bytes.", .place = Place::kBody, .field = "label"};
@@ -107,8 +114,9 @@ std::vector<Command> instance_commands() {
        .run = run_request},
       {.noun = "instances",
        .verb = "put",
-       .summary = "Tell that the instance's VM runs; a registration that differs begins a new session and "
-                  "ends the forwards of the old one (admin).",
+       .summary =
+           "Tell that the instance's VM runs; another address or tap begins a new session and ends the "
+           "forwards of the old one (admin).",
        .parameters = {kInstance,
                       {.name = "--guest-address",
                        .help = "The guest's address behind the tap.",
@@ -136,7 +144,8 @@ std::vector<Command> instance_commands() {
                        .kind = Kind::kCount,
                        .value = "PID",
                        .place = Place::kBody,
-                       .field = "vmm_pid"}},
+                       .field = "vmm_pid"},
+                      kSession},
        .method = "PUT",
        .path = "/instances/{INSTANCE}",
        .envelope = "instance",
@@ -145,14 +154,14 @@ std::vector<Command> instance_commands() {
       {.noun = "instances",
        .verb = "stop",
        .summary = "Tell that the VM stopped: its forwards go, their connections are reset (admin).",
-       .parameters = {kInstance},
+       .parameters = {kInstance, kSession},
        .method = "POST",
        .path = "/instances/{INSTANCE}/stop",
        .run = run_request},
       {.noun = "instances",
        .verb = "delete",
        .summary = "Forget an instance, with its forwards and their connections (admin).",
-       .parameters = {kInstance},
+       .parameters = {kInstance, kSession},
        .method = "DELETE",
        .path = "/instances/{INSTANCE}",
        .run = run_request},

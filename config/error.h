@@ -38,6 +38,7 @@ enum class ErrorCode : std::uint8_t {
   kQuotaExceeded,
   kHostPortTaken,         // a requested host port somebody has
   kTapInUse,              // another running instance is behind it
+  kSessionMismatch,       // the instance's session is not the one that was meant
   kIdempotencyKeyReused,  // the same Idempotency-Key with another request
   kIdempotentAnswerGone,  // the same one with the same request, but what that made is gone
   kPortPoolExhausted,     // no host port left in the range

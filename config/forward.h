@@ -44,6 +44,16 @@ enum class SessionEnd : std::uint8_t {
 std::string_view to_string(SessionEnd end);
 std::optional<SessionEnd> parse_session_end(std::string_view text);
 
+/// What tells a network device from another, and one machine behind it from the next: names are used again,
+/// an index is not, and the kernel's count of lost carriers never goes back.
+struct TapIdentity {
+  std::int32_t index = 0;  // 0: none
+  std::optional<std::uint32_t> carrier_downs =
+      std::nullopt;  // absent: the kernel does not tell (before 4.16)
+
+  friend bool operator==(const TapIdentity&, const TapIdentity&) = default;
+};
+
 /// A microVM as the orchestrator registered it; one run of the VM is one session.
 struct Instance {
   std::string id;  // the orchestrator's: 1-64 of [A-Za-z0-9._-]
@@ -59,6 +69,9 @@ struct Instance {
 
   // What tells this session's virtual machine from a later one.
   std::int32_t tap_index = 0;  // the tap's interface index since it had a carrier in this session; 0: not yet
+  std::optional<std::uint32_t> tap_carrier_downs = std::nullopt;  // TapIdentity::carrier_downs at that time
+  // Until then: the tap as it was when it was first seen up and without a carrier.
+  TapIdentity idle_tap = {};
   std::uint64_t vmm_started = 0;  // process_start_time() of vmm_pid; 0: no pid
   std::string boot_id = {};       // of the node's kernel when the session began
 };

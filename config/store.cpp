@@ -5,18 +5,30 @@
 #include <SQLiteCpp/Statement.h>
 #include <SQLiteCpp/Transaction.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
 #include <sqlite3.h>
+#include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cassert>
 #include <cerrno>
+#include <condition_variable>
+#include <deque>
 #include <filesystem>
 #include <limits>
+#include <mutex>
 #include <optional>
 #include <system_error>
+#include <thread>
 #include <utility>
+
+#include "config/blocked_signals.h"
+#include "config/fd.h"
 
 namespace portway {
 namespace {
@@ -90,6 +102,9 @@ constexpr auto kMigrations = std::to_array<const char*>({
     )sql",
     R"sql(
       ALTER TABLE forwards ADD COLUMN admin_limits TEXT NOT NULL DEFAULT '';
+      ALTER TABLE instances ADD COLUMN tap_carrier_downs INTEGER;
+      ALTER TABLE instances ADD COLUMN idle_tap_index INTEGER NOT NULL DEFAULT 0;
+      ALTER TABLE instances ADD COLUMN idle_tap_carrier_downs INTEGER;
     )sql",
 });
 
@@ -211,6 +226,9 @@ void bind(SQLite::Statement& statement, int index, std::uint16_t value) {
 void bind(SQLite::Statement& statement, int index, std::optional<std::int32_t> value) {
   value ? statement.bind(index, *value) : statement.bind(index);
 }
+void bind(SQLite::Statement& statement, int index, std::optional<std::uint32_t> value) {
+  value ? statement.bind(index, std::int64_t{*value}) : statement.bind(index);
+}
 void bind(SQLite::Statement& statement, int index, std::int32_t value) {
   statement.bind(index, value);
 }
@@ -294,6 +312,13 @@ class RowReader {
   std::uint32_t number32(const char* column) {
     return static_cast<std::uint32_t>(number(column, 0, std::numeric_limits<std::uint32_t>::max()));
   }
+  std::optional<std::uint32_t> number32_or_none(const char* column) {
+    if (query_.isColumnNull(column)) return std::nullopt;
+    return number32(column);
+  }
+  std::int32_t interface_index(const char* column) {
+    return static_cast<std::int32_t>(number(column, 0, std::numeric_limits<std::int32_t>::max()));
+  }
   std::vector<Cidr> networks(const char* column) {
     std::vector<Cidr> list;
     const std::string all = text(column);
@@ -374,8 +399,10 @@ Instance read_instance(RowReader& row) {
   }
   instance.created_at = row.time("created_at");
   instance.ended = row.session_end("ended");
-  instance.tap_index =
-      static_cast<std::int32_t>(row.number("tap_index", 0, std::numeric_limits<std::int32_t>::max()));
+  instance.tap_index = row.interface_index("tap_index");
+  instance.tap_carrier_downs = row.number32_or_none("tap_carrier_downs");
+  instance.idle_tap = {.index = row.interface_index("idle_tap_index"),
+                       .carrier_downs = row.number32_or_none("idle_tap_carrier_downs")};
   instance.vmm_started =
       static_cast<std::uint64_t>(row.number("vmm_started", 0, std::numeric_limits<std::int64_t>::max()));
   instance.boot_id = row.text("boot_id");
@@ -535,7 +562,8 @@ class Store::Connection {
   void put_instance(const Instance& instance) {
     execute(put_instance_, instance.id, instance.guest_address.to_string(), instance.tap, instance.owner,
             instance.profile, instance.vmm_pid, instance.session_id, to_string(instance.state),
-            instance.created_at, instance.ended, instance.tap_index, instance.vmm_started, instance.boot_id);
+            instance.created_at, instance.ended, instance.tap_index, instance.vmm_started, instance.boot_id,
+            instance.tap_carrier_downs, instance.idle_tap.index, instance.idle_tap.carrier_downs);
   }
   void delete_instance(std::string_view id) { execute(delete_instance_, id); }
   void add_forward(const Forward& forward) {
@@ -576,12 +604,15 @@ class Store::Connection {
   SQLite::Statement put_instance_{
       database_,
       "INSERT INTO instances (id, guest_address, tap, owner, profile, vmm_pid, session_id, state, "
-      "created_at, ended, tap_index, vmm_started, boot_id) "
-      "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+      "created_at, ended, tap_index, vmm_started, boot_id, tap_carrier_downs, idle_tap_index, "
+      "idle_tap_carrier_downs) "
+      "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
       "guest_address = excluded.guest_address, tap = excluded.tap, owner = excluded.owner, "
       "profile = excluded.profile, vmm_pid = excluded.vmm_pid, session_id = excluded.session_id, "
       "state = excluded.state, created_at = excluded.created_at, ended = excluded.ended, "
-      "tap_index = excluded.tap_index, vmm_started = excluded.vmm_started, boot_id = excluded.boot_id"};
+      "tap_index = excluded.tap_index, vmm_started = excluded.vmm_started, boot_id = excluded.boot_id, "
+      "tap_carrier_downs = excluded.tap_carrier_downs, idle_tap_index = excluded.idle_tap_index, "
+      "idle_tap_carrier_downs = excluded.idle_tap_carrier_downs"};
   SQLite::Statement delete_instance_{database_, "DELETE FROM instances WHERE id = ?"};
   SQLite::Statement add_forward_{database_,
                                  "INSERT INTO forwards (id, instance_id, session_id, guest_port, host_port, "
@@ -613,10 +644,109 @@ class Store::Connection {
           std::to_string(Store::kAnswersMax) + ")"};
 };
 
-Store::Store(std::unique_ptr<Connection> connection) : connection_(std::move(connection)) {}
+/// Works off jobs in their order.
+class Store::Thread {
+ public:
+  /// kResourceExhausted when there can be no thread.
+  static Result<std::unique_ptr<Thread>> start(const std::function<void()>& prepare) {
+    Fd done(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (!done) return no_thread("eventfd", errno);
+    std::unique_ptr<Thread> thread(new Thread(std::move(done)));
+    try {
+      const BlockedSignals blocked;
+      thread->thread_ = std::thread([self = thread.get(), prepare] {
+        if (prepare) prepare();
+        self->run();
+      });
+    } catch (const std::system_error& error) {
+      return no_thread("thread", error.code().value());
+    }
+    ::pthread_setname_np(thread->thread_.native_handle(), "store");
+    return thread;
+  }
+  ~Thread() {
+    if (!thread_.joinable()) return;
+    post(nullptr);
+    thread_.join();
+  }
+  Thread(const Thread&) = delete;
+  Thread& operator=(const Thread&) = delete;
+
+  void post(std::function<void()> job) {
+    const std::lock_guard lock(mutex_);
+    jobs_.push_back(std::move(job));
+    more_.notify_one();
+  }
+
+  /// Runs `job` there and returns when it is done; until then does what is due here.
+  void run_and_wait(const std::function<void()>& job, const Meanwhile& meanwhile) {
+    std::atomic<bool> done = false;
+    post([&] {
+      job();
+      done.store(true, std::memory_order_release);
+      (void)::eventfd_write(done_.get(), 1);
+    });
+    while (!done.load(std::memory_order_acquire)) {
+      std::array<pollfd, 2> waiting = {{{.fd = done_.get(), .events = POLLIN, .revents = 0},
+                                        {.fd = meanwhile.descriptor, .events = POLLIN, .revents = 0}}};
+      if (::poll(waiting.data(), waiting.size(), -1) < 0) continue;  // EINTR
+      if (waiting[1].revents != 0) meanwhile.dispatch();
+      eventfd_t count = 0;
+      if (waiting[0].revents != 0) (void)::eventfd_read(done_.get(), &count);
+    }
+  }
+
+ private:
+  explicit Thread(Fd done) : done_(std::move(done)) {}
+
+  static Error no_thread(const char* call, int number) {
+    return {ErrorCode::kResourceExhausted, std::string("The store's thread: ") + call + ": " +
+                                               std::generic_category().message(number) +
+                                               "; raise the daemon's limits (LimitNOFILE=, TasksMax=)."};
+  }
+
+  void run() {
+    for (;;) {
+      std::function<void()> job;
+      {
+        std::unique_lock lock(mutex_);
+        more_.wait(lock, [this] { return !jobs_.empty(); });
+        job = std::move(jobs_.front());
+        jobs_.pop_front();
+      }
+      if (!job) return;
+      job();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable more_;
+  std::deque<std::function<void()>> jobs_;  // under mutex_; an empty one is the end
+  const Fd done_;                           // eventfd(2) for whoever waits
+  std::thread thread_;
+};
+
+Store::Store(std::unique_ptr<Connection> connection, std::unique_ptr<Thread> thread)
+    : connection_(std::move(connection)), thread_(std::move(thread)) {}
 Store::~Store() = default;
 
-Result<std::unique_ptr<Store>> Store::open(const std::string& given_path) {
+template <class Call>
+std::invoke_result_t<Call> Store::on_thread(const Call& call) {
+  assert(!waiting_ && "what runs meanwhile calls the store");
+  waiting_ = true;
+  std::optional<std::invoke_result_t<Call>> result;
+  thread_->run_and_wait([&] { result.emplace(call()); }, meanwhile_);
+  waiting_ = false;
+  return std::move(*result);
+}
+
+template <class Change>
+Result<void> Store::transact(const Change& change) {
+  return on_thread([&] { return connection_->transact(change); });
+}
+
+Result<std::unique_ptr<Store>> Store::open(const std::string& given_path,
+                                           const std::function<void()>& prepare_thread) {
   // One name for one file, or two daemons could hold two locks.
   std::error_code error;
   const std::string path = fs::weakly_canonical(fs::absolute(given_path, error), error).string();
@@ -628,48 +758,65 @@ Result<std::unique_ptr<Store>> Store::open(const std::string& given_path) {
     if (auto ours = check_ownership(database, path); !ours) return ours.error();
     if (auto ready = set_up(database, path); !ready) return ready.error();
     migrate(database);
-    return std::unique_ptr<Store>(
-        new Store(std::make_unique<Connection>(path, std::move(*lock), std::move(database))));
+    auto connection = std::make_unique<Connection>(path, std::move(*lock), std::move(database));
+    auto thread = Thread::start(prepare_thread);
+    if (!thread) return thread.error();
+    return std::unique_ptr<Store>(new Store(std::move(connection), std::move(*thread)));
   } catch (const SQLite::Exception& exception) {
     return failure(path, exception);
   }
 }
 
 Result<std::vector<Instance>> Store::load_instances() {
-  return connection_->load("instances", "SELECT * FROM instances ORDER BY id", read_instance);
+  return on_thread(
+      [&] { return connection_->load("instances", "SELECT * FROM instances ORDER BY id", read_instance); });
 }
 
 Result<std::vector<Forward>> Store::load_forwards() {
-  return connection_->load("forwards",
-                           "SELECT *, EXISTS (SELECT 1 FROM instances WHERE instances.id = instance_id) AS "
-                           "instance_exists FROM forwards ORDER BY id",
-                           read_forward);
+  return on_thread([&] {
+    return connection_->load("forwards",
+                             "SELECT *, EXISTS (SELECT 1 FROM instances WHERE instances.id = instance_id) AS "
+                             "instance_exists FROM forwards ORDER BY id",
+                             read_forward);
+  });
 }
 
 Result<std::vector<ApiKey>> Store::load_api_keys() {
-  return connection_->load("api_keys", "SELECT * FROM api_keys ORDER BY id", read_api_key);
+  return on_thread(
+      [&] { return connection_->load("api_keys", "SELECT * FROM api_keys ORDER BY id", read_api_key); });
 }
 
 Result<void> Store::put_instance(const Instance& instance) {
-  return connection_->transact([&] { connection_->put_instance(instance); });
+  return transact([&] { connection_->put_instance(instance); });
 }
 
 Result<void> Store::start_session(const Instance& instance) {
-  return connection_->transact([&] {
+  return transact([&] {
     connection_->put_instance(instance);
     connection_->delete_other_sessions(instance);
   });
 }
 
 Result<void> Store::end_session(const Instance& stopped) {
-  return connection_->transact([&] {
+  return transact([&] {
     connection_->put_instance(stopped);
     connection_->delete_forwards(stopped.id);
   });
 }
 
+void Store::save_sessions(std::vector<Instance> sessions, std::function<void(Result<void>)> done) {
+  thread_->post([this, sessions = std::move(sessions), done = std::move(done)] {
+    done(connection_->transact([&] {
+      for (const Instance& session : sessions) {
+        connection_->put_instance(session);
+        if (session.state == InstanceState::kStopped) connection_->delete_forwards(session.id);
+      }
+    }));
+  });
+}
+
 Result<void> Store::delete_instance(std::string_view id) {
-  return connection_->transact([&] { connection_->delete_instance(id); });
+  return transact([&] { connection_->delete_instance(id); });
 }
 
 Result<void> Store::add_forward(const Forward& forward) {
@@ -677,19 +824,19 @@ Result<void> Store::add_forward(const Forward& forward) {
 }
 
 Result<void> Store::add_forwards(std::span<const Forward> forwards, const IdempotentAnswer* answer) {
-  return connection_->transact([&] {
+  return transact([&] {
     for (const Forward& forward : forwards) connection_->add_forward(forward);
     if (answer != nullptr) connection_->add_answer(*answer);
   });
 }
 
 Result<std::optional<IdempotentAnswer>> Store::find_answer(std::string_view scope, std::string_view key) {
-  return connection_->find_answer(scope, key);
+  return on_thread([&] { return connection_->find_answer(scope, key); });
 }
 
 Result<void> Store::update_forward(const Forward& forward) {
   bool found = false;
-  auto updated = connection_->transact([&] { found = connection_->update_forward(forward); });
+  auto updated = transact([&] { found = connection_->update_forward(forward); });
   if (updated && !found) {
     return Error{ErrorCode::kNotFound, "There is no port forward " + to_string(forward.id) + "."};
   }
@@ -697,15 +844,15 @@ Result<void> Store::update_forward(const Forward& forward) {
 }
 
 Result<void> Store::delete_forward(const ForwardId& id) {
-  return connection_->transact([&] { connection_->delete_forward(id); });
+  return transact([&] { connection_->delete_forward(id); });
 }
 
 Result<void> Store::add_api_key(const ApiKey& key) {
-  return connection_->transact([&] { connection_->add_api_key(key); });
+  return transact([&] { connection_->add_api_key(key); });
 }
 
 Result<void> Store::delete_api_key(const Uuid& id) {
-  return connection_->transact([&] { connection_->delete_api_key(id); });
+  return transact([&] { connection_->delete_api_key(id); });
 }
 
 }  // namespace portway

@@ -1,10 +1,15 @@
 // The promises that outlive the process: instances, forwards and API keys, in one SQLite file.
 //
-// Belongs to the control thread, which waits for the disk: a call that changes something is one transaction,
-// and is on disk when it returns (WAL with synchronous=FULL: a power loss takes nothing that was
-// acknowledged). A call that fails has changed nothing, and the next one works once the disk does. What only
-// a failed fsync(2) kept from being acknowledged may still turn up when the machine crashes right after it:
-// the disk did not say.
+// Belongs to the control thread. A call that changes something is one transaction, and is on disk when it
+// returns (WAL with synchronous=FULL: a power loss takes nothing that was acknowledged). A call that fails
+// has changed nothing, and the next one works once the disk does. What only a failed fsync(2) kept from being
+// acknowledged may still turn up when the machine crashes right after it: the disk did not say.
+//
+// SQLite, and so the disk, has a thread of its own, which works off one call after the other. The control
+// thread waits for its call to be done, which may take as long as a disk likes, and goes on doing what cannot
+// wait (Meanwhile). The rule that follows for callers: **what was true before a call may not be true after
+// it**. Look again; pointers into the registry do not survive a call. And what runs meanwhile only changes
+// memory: it must not call the store, except for save_sessions(), which does not wait.
 //
 // Unless said otherwise errors are kStoreUnavailable, with the file, SQLite's message and a remedy; a
 // contradiction to what is stored (an id or host port that is there already, an unknown instance) is
@@ -14,11 +19,14 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "config/error.h"
@@ -59,8 +67,19 @@ class Store {
   /// Opens or creates the database, directories (0700) and file (0600) included, and brings its schema up to
   /// date. Refuses a file that another store has open (flock(2) on `path`.lock), one that a newer Portway
   /// wrote, and one that is not Portway's. Other programs may read it meanwhile, as backups do.
-  static Result<std::unique_ptr<Store>> open(const std::string& path);
+  /// `prepare_thread` runs first on the store's thread.
+  static Result<std::unique_ptr<Store>> open(const std::string& path,
+                                             const std::function<void()>& prepare_thread = nullptr);
+  /// After what it was asked for.
   ~Store();
+
+  /// What the calling thread does while it waits for a call: `dispatch` is called whenever `descriptor` is
+  /// readable. It must not block.
+  struct Meanwhile {
+    int descriptor = -1;
+    std::function<void()> dispatch = nullptr;
+  };
+  void set_meanwhile(Meanwhile meanwhile) { meanwhile_ = std::move(meanwhile); }
 
   /// Everything of its kind, by id. A row that does not make sense (somebody edited it) is an error that
   /// names the row.
@@ -74,6 +93,9 @@ class Store {
   Result<void> start_session(const Instance& instance);
   /// As put_instance(), and deletes the instance's forwards. `stopped` has the state kStopped.
   Result<void> end_session(const Instance& stopped);
+  /// As put_instance() and, for those that are stopped, end_session(), all in one transaction. Does not wait:
+  /// `done` is called on the store's thread, after the calls that were made before.
+  void save_sessions(std::vector<Instance> sessions, std::function<void(Result<void>)> done);
   /// Deletes the instance with its forwards; success if there is none.
   Result<void> delete_instance(std::string_view id);
 
@@ -97,9 +119,18 @@ class Store {
 
  private:
   class Connection;
-  explicit Store(std::unique_ptr<Connection> connection);
+  class Thread;
+  Store(std::unique_ptr<Connection> connection, std::unique_ptr<Thread> thread);
 
-  std::unique_ptr<Connection> connection_;
+  template <class Call>
+  std::invoke_result_t<Call> on_thread(const Call& call);
+  template <class Change>
+  Result<void> transact(const Change& change);
+
+  const std::unique_ptr<Connection> connection_;  // the thread's
+  Meanwhile meanwhile_;
+  bool waiting_ = false;
+  const std::unique_ptr<Thread> thread_;  // ends before what it uses
 };
 
 }  // namespace portway

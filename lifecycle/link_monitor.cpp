@@ -19,7 +19,8 @@ namespace {
 
 constexpr int kReceiveBuffer =
     1024 * 1024;  // bursts of a thousand taps; what overflows it is told by ENOBUFS
-constexpr int kFirstDumpTimeoutMs = 5000;
+constexpr int kFirstDumpTimeoutMs = 30'000;  // others may hold the kernel's lock of all links for long
+constexpr int kDumpStuckAfter = 10;          // calls of ask_again()
 
 Error refused(std::string_view what, int error) {
   return {.code = ErrorCode::kResourceExhausted,
@@ -29,32 +30,33 @@ Error refused(std::string_view what, int error) {
 
 }  // namespace
 
-Result<std::unique_ptr<LinkMonitor>> LinkMonitor::start(boost::asio::io_context& context,
-                                                        OnChange on_change) {
-  const int socket = ::socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_ROUTE);
-  if (socket < 0) return refused("socket", errno);
-  ::setsockopt(socket, SOL_SOCKET, SO_RCVBUF, &kReceiveBuffer, sizeof kReceiveBuffer);
-  auto monitor = std::unique_ptr<LinkMonitor>(new LinkMonitor(context, socket, std::move(on_change)));
+Result<std::unique_ptr<LinkMonitor>> LinkMonitor::start(OnChange on_change, Send send) {
+  Fd socket(::socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_ROUTE));
+  if (!socket) return refused("socket", errno);
+  // Beyond net.core.rmem_max where it may be (CAP_NET_ADMIN).
+  if (::setsockopt(socket.get(), SOL_SOCKET, SO_RCVBUFFORCE, &kReceiveBuffer, sizeof kReceiveBuffer) < 0) {
+    ::setsockopt(socket.get(), SOL_SOCKET, SO_RCVBUF, &kReceiveBuffer, sizeof kReceiveBuffer);
+  }
   sockaddr_nl address{};
   address.nl_family = AF_NETLINK;
   address.nl_groups = RTMGRP_LINK;
-  if (::bind(socket, reinterpret_cast<const sockaddr*>(&address), sizeof address) < 0)
+  if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) < 0)
     return refused("bind", errno);
+  socklen_t size = sizeof address;
+  if (::getsockname(socket.get(), reinterpret_cast<sockaddr*>(&address), &size) < 0)
+    return refused("getsockname", errno);
+  auto monitor =
+      std::unique_ptr<LinkMonitor>(new LinkMonitor(std::move(socket), std::move(on_change), std::move(send)));
+  monitor->port_ = address.nl_pid;
   if (auto asked = monitor->request_dump(); !asked) return asked.error();
   if (auto read = monitor->read_first_dump(); !read) return read.error();
   monitor->telling_ = true;
-  monitor->wait();
   return monitor;
 }
 
-LinkMonitor::LinkMonitor(boost::asio::io_context& context, int socket, OnChange on_change)
-    : socket_(context, socket), on_change_(std::move(on_change)) {}
-
 std::optional<Link> LinkMonitor::find(std::string_view name) const {
-  for (const auto& [index, known] : links_) {
-    if (known.link.name == name) return known.link;
-  }
-  return std::nullopt;
+  const auto found = by_name_.find(std::string(name));
+  return found == by_name_.end() ? std::nullopt : find(found->second);
 }
 
 std::optional<Link> LinkMonitor::find(int index) const {
@@ -73,33 +75,58 @@ Result<void> LinkMonitor::request_dump() {
   request.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
   request.header.nlmsg_seq = ++dump_;
   request.body.ifi_family = AF_UNSPEC;
-  if (::send(socket_.native_handle(), &request, sizeof request, 0) < 0) return refused("dump", errno);
+  dumping_ = dump_again_ = false;
+  dump_wanted_ = true;
+  if (send_to_kernel(&request, sizeof request) < 0) return refused("dump", errno);
   dumping_ = true;
+  dump_wanted_ = false;
+  asked_again_ = 0;
   return {};
+}
+
+void LinkMonitor::refresh(std::string_view name) {
+  struct {
+    nlmsghdr header;
+    ifinfomsg body;
+    rtattr attribute;
+    char name[IFNAMSIZ];
+  } request{};
+  if (name.size() >= sizeof request.name) return;
+  request.header.nlmsg_len = sizeof request;
+  request.header.nlmsg_type = RTM_GETLINK;
+  request.header.nlmsg_flags = NLM_F_REQUEST;
+  request.body.ifi_family = AF_UNSPEC;
+  request.attribute.rta_len = static_cast<unsigned short>(RTA_LENGTH(sizeof request.name));
+  request.attribute.rta_type = IFLA_IFNAME;
+  name.copy(request.name, name.size());
+  // The kernel answers before send(2) returns, after all that it has told so far.
+  (void)send_to_kernel(&request, sizeof request);
+  read();
+}
+
+ssize_t LinkMonitor::send_to_kernel(const void* request, std::size_t size) const {
+  return send_ ? send_(socket_.get(), request, size) : ::send(socket_.get(), request, size, 0);
+}
+
+void LinkMonitor::ask_again() {
+  if (dumping_ && ++asked_again_ < kDumpStuckAfter) return;
+  if (unsettled()) (void)request_dump();
 }
 
 Result<void> LinkMonitor::read_first_dump() {
   while (dumping_) {
-    pollfd readable{.fd = socket_.native_handle(), .events = POLLIN, .revents = 0};
+    pollfd readable{.fd = socket_.get(), .events = POLLIN, .revents = 0};
     if (::poll(&readable, 1, kFirstDumpTimeoutMs) == 0) return refused("dump", ETIMEDOUT);
     read();
   }
+  if (dump_wanted_) return refused("dump", EIO);
   return {};
-}
-
-void LinkMonitor::wait() {
-  socket_.async_wait(boost::asio::posix::stream_descriptor::wait_read,
-                     [this](boost::system::error_code error) {
-                       if (error) return;  // destroyed
-                       read();
-                       wait();
-                     });
 }
 
 void LinkMonitor::read() {
   alignas(nlmsghdr) std::array<char, 32 * 1024> buffer;
   for (;;) {
-    const auto got = ::recv(socket_.native_handle(), buffer.data(), buffer.size(), 0);
+    const auto got = ::recv(socket_.get(), buffer.data(), buffer.size(), 0);
     if (got > 0) {
       on_messages(buffer.data(), static_cast<std::size_t>(got));
     } else if (got < 0 && errno == ENOBUFS) {
@@ -122,10 +149,14 @@ void LinkMonitor::on_messages(const char* data, std::size_t size) {
   }
 }
 
+/// Not what somebody else's request with the same number has brought about.
+bool LinkMonitor::is_of_dump(const nlmsghdr& header) const {
+  return dumping_ && header.nlmsg_seq == dump_ && header.nlmsg_pid == port_;
+}
+
 void LinkMonitor::on_message(const nlmsghdr& header) {
-  const bool of_dump = dumping_ && header.nlmsg_seq == dump_;
-  // A dump that links changed under is inconsistent by the kernel's own word; a dump that failed tells
-  // nothing.
+  const bool of_dump = is_of_dump(header);
+  // A dump that links changed under is inconsistent by the kernel's own word.
   if (of_dump && (header.nlmsg_flags & NLM_F_DUMP_INTR) != 0) dump_again_ = true;
   switch (header.nlmsg_type) {
     case RTM_NEWLINK:
@@ -133,10 +164,8 @@ void LinkMonitor::on_message(const nlmsghdr& header) {
       on_link(header);
       break;
     case NLMSG_ERROR:
-      if (of_dump) dump_again_ = true;
-      [[fallthrough]];
     case NLMSG_DONE:
-      if (of_dump) on_dump_done();
+      if (of_dump) on_dump_end(header);
       break;
     default:
       break;
@@ -152,21 +181,45 @@ void LinkMonitor::on_link(const nlmsghdr& header) {
     remove(info.ifi_index);
     return;
   }
-  Link link{.index = info.ifi_index, .name = {}, .carrier = (info.ifi_flags & IFF_LOWER_UP) != 0};
+  Link link{.index = info.ifi_index,
+            .name = {},
+            .up = (info.ifi_flags & IFF_UP) != 0,
+            .carrier = (info.ifi_flags & IFF_LOWER_UP) != 0};
   auto rest = static_cast<int>(IFLA_PAYLOAD(&header));
   for (const rtattr* attribute = IFLA_RTA(&info); RTA_OK(attribute, rest);
        attribute = RTA_NEXT(attribute, rest)) {
     if (attribute->rta_type == IFLA_IFNAME) link.name = static_cast<const char*>(RTA_DATA(attribute));
+    if (attribute->rta_type == IFLA_CARRIER_DOWN_COUNT) {
+      link.carrier_downs = *static_cast<const std::uint32_t*>(RTA_DATA(attribute));
+    }
   }
   const auto [known, is_new] = links_.try_emplace(link.index);
   const bool changed = is_new || known->second.link != link;
-  known->second = {link, dump_};
+  if (!is_new) forget_name(known->second.link);
+  by_name_[link.name] = link.index;
+  known->second.link = link;
+  // Other messages do not count as listed: one of a link that is gone by now may have waited in the socket. A
+  // link that comes while the dump is under way makes it an interrupted one.
+  if (is_of_dump(header)) known->second.dump = dump_;
   if (changed && telling_) on_change_(link, false);
 }
 
-void LinkMonitor::on_dump_done() {
+/// Unless another link has it by now.
+void LinkMonitor::forget_name(const Link& link) {
+  const auto found = by_name_.find(link.name);
+  if (found != by_name_.end() && found->second == link.index) by_name_.erase(found);
+}
+
+void LinkMonitor::on_dump_end(const nlmsghdr& header) {
   dumping_ = false;
-  if (std::exchange(dump_again_, false)) {
+  // Both kinds of message begin with an error number: 0 where there is none.
+  const bool failed =
+      header.nlmsg_len >= NLMSG_LENGTH(sizeof(int)) && *static_cast<const int*>(NLMSG_DATA(&header)) < 0;
+  if (failed || header.nlmsg_type == NLMSG_ERROR) {
+    dump_wanted_ = true;  // not at once, which may be in vain
+    return;
+  }
+  if (dump_again_) {
     (void)request_dump();
     return;
   }
@@ -182,6 +235,7 @@ void LinkMonitor::remove(int index) {
   if (found == links_.end()) return;
   const Link link = found->second.link;
   links_.erase(found);
+  forget_name(link);
   if (telling_) on_change_(link, true);
 }
 

@@ -5,11 +5,15 @@
 // The kernel's link messages arrive within a millisecond of a virtual machine's end. Everything is keyed on
 // the interface index: a device that is made anew under the same name is another device.
 //
-// Runs on one Asio io_context, whose thread makes all calls and gets all callbacks.
+// Messages get lost, and a carrier may come back before the next one: whether it was lost meanwhile is told
+// by the kernel's count of that, which every message has.
+//
+// Belongs to one thread, which calls read() when descriptor() is readable and gets the callbacks from there.
 #pragma once
 
-#include <boost/asio/io_context.hpp>
-#include <boost/asio/posix/stream_descriptor.hpp>
+#include <sys/types.h>
+
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -17,8 +21,10 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 
 #include "config/error.h"
+#include "config/fd.h"
 
 struct nlmsghdr;
 
@@ -27,7 +33,11 @@ namespace portway {
 struct Link {
   int index = 0;
   std::string name;
-  bool carrier = false;  // IFF_LOWER_UP: for a tap, that a process holds it open and it is up
+  bool up = false;       // IFF_UP: somebody has set it up
+  bool carrier = false;  // IFF_LOWER_UP: it is up and, for a tap, a process holds it open
+  // How often it has lost its carrier (IFLA_CARRIER_DOWN_COUNT, Linux 4.16); absent where the kernel does not
+  // tell. A tap's counts also while it is down, when there are no messages.
+  std::optional<std::uint32_t> carrier_downs = std::nullopt;
 
   friend bool operator==(const Link&, const Link&) = default;
 };
@@ -36,12 +46,28 @@ class LinkMonitor {
  public:
   /// Something about the link changed, or (`gone`) it was deleted.
   using OnChange = std::function<void(const Link& link, bool gone)>;
+  using Send = std::function<ssize_t(int socket, const void* bytes, std::size_t size)>;  // send(2)
 
-  /// Reads all links, then tells of changes until destroyed. The links are known when it returns; what exists
-  /// then is not told. kResourceExhausted where the netlink socket is refused.
-  static Result<std::unique_ptr<LinkMonitor>> start(boost::asio::io_context& context, OnChange on_change);
+  /// Reads all links. They are known when it returns, and what exists then is not told. kResourceExhausted
+  /// where the netlink socket is refused. `send` is for tests of a kernel that refuses.
+  static Result<std::unique_ptr<LinkMonitor>> start(OnChange on_change, Send send = nullptr);
   LinkMonitor(const LinkMonitor&) = delete;
   LinkMonitor& operator=(const LinkMonitor&) = delete;
+
+  /// Readable when read() has something to do.
+  int descriptor() const { return socket_.get(); }
+  /// Tells of what has changed since the last call. Never blocks.
+  void read();
+  /// As read(), and what is known of the device with this name is true now: messages of carriers may be up to
+  /// a second late (the kernel's linkwatch).
+  void refresh(std::string_view name);
+
+  /// Messages were lost, and the list of all links that tells what is true is not there yet. Nothing is taken
+  /// for gone meanwhile.
+  bool unsettled() const { return dumping_ || dump_wanted_; }
+  /// To be called every now and then while it is unsettled: asks for the list again where the kernel refused
+  /// it, or began it and went no further.
+  void ask_again();
 
   std::optional<Link> find(std::string_view name) const;
   std::optional<Link> find(int index) const;
@@ -52,27 +78,32 @@ class LinkMonitor {
     std::uint32_t dump = 0;  // the last dump that listed it
   };
 
-  LinkMonitor(boost::asio::io_context& context, int socket, OnChange on_change);
+  LinkMonitor(Fd socket, OnChange on_change, Send send)
+      : socket_(std::move(socket)), on_change_(std::move(on_change)), send_(std::move(send)) {}
 
+  ssize_t send_to_kernel(const void* request, std::size_t size) const;
   Result<void> request_dump();
   Result<void> read_first_dump();
-  void wait();
-  void read();
+  bool is_of_dump(const nlmsghdr& header) const;
   void on_messages(const char* data, std::size_t size);
   void on_message(const nlmsghdr& header);
   void on_link(const nlmsghdr& header);
-  void on_dump_done();
+  void on_dump_end(const nlmsghdr& header);
+  void forget_name(const Link& link);
   void remove(int index);
 
-  boost::asio::posix::stream_descriptor socket_;
-  const std::shared_ptr<void> alive_ =
-      std::make_shared<char>();  // a callback already queued looks here first
+  const Fd socket_;
   const OnChange on_change_;
+  const Send send_;
   std::unordered_map<int, Known> links_;
+  std::unordered_map<std::string, int> by_name_;
+  std::uint32_t port_ = 0;  // the kernel's number of the socket
   std::uint32_t dump_ = 0;  // sequence number of the dump under way or of the last one
   bool dumping_ = false;
-  bool dump_again_ = false;  // messages were lost while one was under way
-  bool telling_ = false;     // the first dump is done
+  bool dump_wanted_ = false;  // one was refused or failed
+  int asked_again_ = 0;       // while one is under way
+  bool dump_again_ = false;   // messages were lost while one was under way
+  bool telling_ = false;      // the first dump is done
 };
 
 }  // namespace portway

@@ -2,64 +2,66 @@
 
 #include <fmt/format.h>
 #include <poll.h>
+#include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
 #include <fstream>
 #include <iterator>
+#include <optional>
 #include <sstream>
 #include <string>
-#include <utility>
 
 namespace portway {
 namespace {
 
-Error no_such_process(std::int32_t pid) {
-  return {.code = ErrorCode::kNotFound,
-          .detail =
-              fmt::format("there is no process {}; give the pid of the running virtual machine monitor", pid),
-          .field = "vmm_pid"};
+struct ProcessStat {
+  char state = 0;
+  std::uint64_t started = 0;
+};
+
+/// Nothing where it cannot be read, whatever the reason: a file that is missing is no proof, since /proc may
+/// not be mounted or may hide other users' processes.
+std::optional<ProcessStat> read_stat(std::int32_t pid) {
+  std::ifstream file(fmt::format("/proc/{}/stat", pid));
+  const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  // The second field, the program's name, may hold anything: count from its closing parenthesis.
+  const auto name_end = text.rfind(')');
+  if (name_end == std::string::npos) return std::nullopt;
+  std::istringstream fields(text.substr(name_end + 1));
+  ProcessStat stat;
+  fields >> stat.state;
+  std::string skipped;
+  for (int field = 4; field < 22; ++field) fields >> skipped;
+  if (!(fields >> stat.started)) return std::nullopt;
+  return stat;
+}
+
+/// Also a zombie: it has ended, and its parent has not asked yet.
+bool is_readable(const Fd& pidfd) {
+  pollfd ended{.fd = pidfd.get(), .events = POLLIN, .revents = 0};
+  return ::poll(&ended, 1, 0) == 1;
 }
 
 }  // namespace
 
-Result<std::uint64_t> process_start_time(std::int32_t pid) {
-  std::ifstream file(fmt::format("/proc/{}/stat", pid));
-  const std::string stat{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  // The second field, the program's name, may hold anything: count from its closing parenthesis.
-  const auto name_end = stat.rfind(')');
-  if (name_end == std::string::npos) return no_such_process(pid);
-  std::istringstream fields(stat.substr(name_end + 1));
-  std::string skipped;
-  for (int field = 3; field < 22; ++field) fields >> skipped;
-  std::uint64_t ticks = 0;
-  if (!(fields >> ticks)) return no_such_process(pid);
-  return ticks;
-}
-
-Result<std::unique_ptr<ProcessWatch>> ProcessWatch::start(boost::asio::io_context& context, std::int32_t pid,
-                                                          std::function<void()> on_end) {
-  const auto pidfd = static_cast<int>(::syscall(SYS_pidfd_open, pid, 0U));
-  if (pidfd < 0) {
-    if (errno == ESRCH || errno == EINVAL) return no_such_process(pid);
-    return Error{.code = ErrorCode::kResourceExhausted,
-                 .detail = fmt::format("pidfd_open({}): {}", pid, std::strerror(errno)),
-                 .field = "vmm_pid"};
+ProcessState ProcessWatch::look() {
+  if (!pidfd_) {
+    pidfd_.reset(static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0U)));
+    if (!pidfd_ && errno == ESRCH) return ProcessState::kEnded;
   }
-  pollfd ended{.fd = pidfd, .events = POLLIN, .revents = 0};
-  if (::poll(&ended, 1, 0) == 1) {  // a zombie: it has ended, and its parent has not asked yet
-    ::close(pidfd);
-    return no_such_process(pid);
-  }
-  auto watch = std::unique_ptr<ProcessWatch>(new ProcessWatch(context, pidfd));
-  watch->pidfd_.async_wait(
-      boost::asio::posix::stream_descriptor::wait_read,
-      [on_end = std::move(on_end), alive = std::weak_ptr(watch->alive_)](boost::system::error_code) {
-        if (!alive.expired()) on_end();
-      });
-  return watch;
+  if (pidfd_ && is_readable(pidfd_)) return ProcessState::kEnded;
+  if (is_the_one_) return ProcessState::kRuns;
+  if (!pidfd_ && ::kill(pid_, 0) != 0 && errno == ESRCH) return ProcessState::kEnded;
+  // Read after the pidfd is open: then it is that very process's, or the descriptor is readable by now.
+  const auto stat = read_stat(pid_);
+  if (!stat) return ProcessState::kUnseen;
+  if (started_ != 0 && stat->started != started_) return ProcessState::kEnded;
+  if (!pidfd_ && (stat->state == 'Z' || stat->state == 'X')) return ProcessState::kEnded;
+  started_ = stat->started;
+  is_the_one_ = static_cast<bool>(pidfd_);
+  return is_the_one_ ? ProcessState::kRuns : ProcessState::kUnseen;
 }
 
 }  // namespace portway

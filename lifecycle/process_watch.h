@@ -1,38 +1,45 @@
 // Tells when another process has ended, by pidfd_open(2) (Linux 5.3): at once, and never fooled by a reused
 // pid.
 //
-// Runs on one Asio io_context, whose thread makes all calls and gets the callback.
+// Not being able to see a process is not its end: descriptors or memory may have run out, a seccomp filter
+// may refuse the call, and /proc may be hidden or not mounted. Only what says that it is gone counts: ESRCH,
+// a zombie, or another process with its pid.
 #pragma once
 
-#include <boost/asio/io_context.hpp>
-#include <boost/asio/posix/stream_descriptor.hpp>
 #include <cstdint>
-#include <functional>
-#include <memory>
 
-#include "config/error.h"
+#include "config/fd.h"
 
 namespace portway {
 
-/// When a process began, in clock ticks since boot (proc(5), field 22 of /proc/PID/stat): with the pid it
-/// names one process for as long as the machine runs. kNotFound when there is no such process.
-Result<std::uint64_t> process_start_time(std::int32_t pid);
+enum class ProcessState : std::uint8_t {
+  kRuns,    // and descriptor() tells of its end
+  kUnseen,  // nothing says that it has ended, and nothing will tell: look() again
+  kEnded,
+};
 
 class ProcessWatch {
  public:
-  /// Calls `on_end` once, when `pid` has ended, unless destroyed before. kNotFound when there is no such
-  /// process now, kResourceExhausted when descriptors ran out.
-  static Result<std::unique_ptr<ProcessWatch>> start(boost::asio::io_context& context, std::int32_t pid,
-                                                     std::function<void()> on_end);
-  ProcessWatch(const ProcessWatch&) = delete;
-  ProcessWatch& operator=(const ProcessWatch&) = delete;
+  /// `started` as started() was when the process was first watched; 0: it is not known, and the process that
+  /// has the pid now is the one.
+  ProcessWatch(std::int32_t pid, std::uint64_t started) : pid_(pid), started_(started) {}
+
+  /// How it stands now. Tries again to get what could not be had before.
+  ProcessState look();
+
+  /// Readable once the process has ended, also before look() has found that it is the one that is meant; -1
+  /// where there is none.
+  int descriptor() const { return pidfd_.get(); }
+
+  /// When the process began, in clock ticks since boot (proc(5), field 22 of /proc/PID/stat): with the pid it
+  /// names one process for as long as the machine runs. 0: not known yet.
+  std::uint64_t started() const { return started_; }
 
  private:
-  ProcessWatch(boost::asio::io_context& context, int pidfd) : pidfd_(context, pidfd) {}
-
-  boost::asio::posix::stream_descriptor pidfd_;
-  const std::shared_ptr<void> alive_ =
-      std::make_shared<char>();  // a callback already queued looks here first
+  std::int32_t pid_;
+  std::uint64_t started_;
+  bool is_the_one_ = false;  // behind pidfd_ is the process that began then
+  Fd pidfd_;
 };
 
 }  // namespace portway

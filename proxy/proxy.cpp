@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <pthread.h>
-#include <signal.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 #include <numeric>
 #include <utility>
 
+#include "config/blocked_signals.h"
 #include "proxy/epoll_io.h"
 #include "proxy/listen_socket.h"
 #include "proxy/uring_io.h"
@@ -53,22 +53,6 @@ Result<std::vector<Answer>> ask(const std::vector<std::unique_ptr<Worker>>& work
   }
   return answers;
 }
-
-/// Signals are the control thread's: a worker never sees one.
-class BlockedSignals {
- public:
-  BlockedSignals() {
-    sigset_t all;
-    ::sigfillset(&all);
-    ::pthread_sigmask(SIG_BLOCK, &all, &old_);
-  }
-  ~BlockedSignals() { ::pthread_sigmask(SIG_SETMASK, &old_, nullptr); }
-  BlockedSignals(const BlockedSignals&) = delete;
-  BlockedSignals& operator=(const BlockedSignals&) = delete;
-
- private:
-  sigset_t old_;
-};
 
 }  // namespace
 

@@ -202,7 +202,7 @@ function showForwards({history}, forwards) {
 function showInstances(instances) {
   $("instances").replaceChildren(...instances.slice(0, 200).map((instance) => row([
     instance.id,
-    instance.state === "running" ? ["running", "good"] : [`stopped: ${instance.reason}`, "bad"],
+    instance.state === "running" ? ["running", "good"] : [`${instance.state}: ${instance.reason}`, "bad"],
     instance.tap_state === "up" ? `${instance.tap}` : [`${instance.tap}: ${instance.tap_state}`, "bad"],
     instance.guest_address, instance.owner, instance.source_mode,
     `${instance.port_forwards.current} of ${instance.port_forwards.limit}`])));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <set>
 #include <utility>
@@ -16,6 +17,10 @@ class FakeDataplane final : public Dataplane {
   Result<BoundPort> bind(std::uint16_t port) override {
     if (binds_left == 0) return Error{ErrorCode::kResourceExhausted, "no descriptor left"};
     if (binds_left > 0) --binds_left;
+    if (const auto held = refusals.find(port); held != refusals.end() && held->second-- > 0) {
+      on_refusal(port);
+      return Error{ErrorCode::kHostPortTaken, "in use for a while", "host_port"};
+    }
     if (taken.contains(port)) return Error{ErrorCode::kHostPortTaken, "in use", "host_port"};
     ++bound;
     return BoundPort(port, {});
@@ -35,6 +40,7 @@ class FakeDataplane final : public Dataplane {
   }
   void end_session(const Uuid& session_id, CloseHow why) override {
     ended_sessions.push_back(session_id);
+    on_end_session();
     std::vector<ForwardId> over;
     for (const auto& [id, route] : opened) {
       if (route.first.session_id == session_id) over.push_back(id);
@@ -76,13 +82,16 @@ class FakeDataplane final : public Dataplane {
     return {.io_backend = "fake", .io_backend_reason = "", .workers = {}};
   }
 
-  std::set<std::uint16_t> taken;  // ports that another program has
-  int binds_left = -1;            // then descriptors run out; negative: never
+  std::set<std::uint16_t> taken;          // ports that another program has
+  std::map<std::uint16_t, int> refusals;  // before the port is free: a process that was killed still holds it
+  std::function<void(std::uint16_t port)> on_refusal = [](std::uint16_t) {};
+  int binds_left = -1;  // then descriptors run out; negative: never
   int bound = 0;
   std::map<ForwardId, std::pair<ForwardRoute, std::uint16_t>> opened;
   std::vector<std::pair<ForwardId, ClosePolicy>> closed;
   std::vector<CloseHow> reasons;  // of `closed`
   std::vector<Uuid> ended_sessions;
+  std::function<void()> on_end_session = [] {};
   std::map<ForwardId, std::vector<LiveConnection>> live;  // in the order of their ids
 };
 

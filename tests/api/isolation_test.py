@@ -185,7 +185,7 @@ class Isolation(unittest.TestCase):
             return int(re.search(r"^portway_log_lines_dropped_total (\d+)$", metrics, re.MULTILINE)[1])
 
         for i in range(100):
-            for owner in ("alice", "bob") * 50:  # each is a new session, and a line
+            for owner in ("alice", "bob") * 50:  # each is a line
                 self.assertIn(node.put_instance("vm-2", owner=owner).status, (200, 201))
             if dropped() > 0:
                 break
@@ -242,7 +242,8 @@ class Isolation(unittest.TestCase):
         ends = {
             "stop": lambda node: node.call("POST", "/instances/vm-1/stop"),
             "delete": lambda node: node.call("DELETE", "/instances/vm-1"),
-            "another tenant's machine": lambda node: node.put_instance("vm-1", tap="tap0", owner="bob"),
+            "another tenant's machine": lambda node: node.put_instance("vm-1", tap="tap0", owner="bob",
+                                                                       guest_address="198.19.0.3"),
             "process gone": lambda node: machine.kill(),
             "carrier lost": lambda node: ip("link", "set", "guest0", "down"),
             "tap deleted": lambda node: ip("link", "del", "tap0"),
@@ -268,6 +269,16 @@ class Isolation(unittest.TestCase):
                     rest = capture.rest()
                 self.assertIsNotNone(rest, "it goes on")
                 self.assertNotIn(b"of the next", rest)
+
+    def test_captures_of_a_former_owner_end_when_the_session_is_handed_on(self):
+        node = self.start()
+        forward = self.put(node, owner="alice")
+        of_alice = self.stack.enter_context(Stream(node, "POST", f"{forward}/capture?seconds=60", node.tenant_key("alice")))
+        of_admin = self.stack.enter_context(Stream(node, "POST", f"{forward}/capture?seconds=60"))
+        self.assertEqual(node.put_instance("vm-1", tap="tap0", owner="bob").status, 200)
+        self.assertIsNotNone(of_alice.rest(), "it goes on")
+        send_from_guest(b"of the next owner")
+        self.assertTrue(wait_until(lambda: b"of the next owner" in of_admin.response.read1()))
 
     def test_a_check_under_way_ends_with_its_session_and_says_so(self):
         ip("address", "add", "198.19.0.1/24", "dev", "tap0")

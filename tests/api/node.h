@@ -3,10 +3,13 @@
 
 #include <SQLiteCpp/Database.h>
 #include <gtest/gtest.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <boost/json.hpp>
+#include <chrono>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -46,7 +49,7 @@ class Node {
     store_ = Store::open(path()).value();
     watch_ = SessionWatch::start(context).value();
     control_ = std::make_unique<Control>(
-        config_, Control::Parts{*store_, dataplane, *watch_, events, stats, return_path_, "", {}});
+        config_, Control::Parts{context, *store_, dataplane, *watch_, events, stats, return_path_, "", {}});
     control_->set_admin_key(kAdminKey);
     control_->restore().value();
     api_ = std::make_unique<Api>(
@@ -63,6 +66,15 @@ class Node {
     stop();
     dataplane.opened.clear();
     start();
+  }
+
+  /// What the disk does not know yet is saved.
+  void settle() {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (control_->sessions_unsaved() > 0 && std::chrono::steady_clock::now() < deadline) {
+      context.run_one_for(std::chrono::milliseconds(100));
+    }
+    ASSERT_EQ(control_->sessions_unsaved(), 0U);
   }
 
   Response call(std::string method, std::string target, std::string body = "",
@@ -117,6 +129,16 @@ class Node {
     return std::string(json(response).at("code").as_string());
   }
 
+  /// Calls `what` once while the next call of the store is waited for, before what has happened is looked at.
+  void while_the_disk_is_waited_for(std::function<void()> what) {
+    once_ = std::move(what);
+    always_.reset(::eventfd(1, EFD_CLOEXEC));
+    store_->set_meanwhile({.descriptor = always_.get(), .dispatch = [this] {
+                             if (once_) std::exchange(once_, nullptr)();
+                             watch_->dispatch();
+                           }});
+  }
+
   /// As a disk that takes nothing: another program has the file locked.
   void lock_store() {
     locker_ = std::make_unique<SQLite::Database>(path(), SQLite::OPEN_READWRITE);
@@ -144,6 +166,8 @@ class Node {
   std::unique_ptr<Control> control_;
   std::unique_ptr<Api> api_;
   std::unique_ptr<SQLite::Database> locker_;
+  std::function<void()> once_;
+  Fd always_;  // readable
 };
 
 }  // namespace portway::test

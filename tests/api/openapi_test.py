@@ -324,7 +324,16 @@ class OpenApi(unittest.TestCase):
         self.ask("GET", "/instances/{id}", id="vm-2", status=200)
         page = self.ask("GET", "/instances", query="?limit=1", status=200).json()
         self.ask("GET", "/instances", query=f"?cursor={page['next_cursor']}", status=200)
-        self.ask("POST", "/instances/{id}/stop", id="vm-2", status=200)
+        session = answer.json()["instance"]["session_id"]
+        another = "?session_id=0190b2c0-5a3e-7c11-9d2f-6f0a4c1b8e59"
+        changed = self.ask("PUT", "/instances/{id}", {**body, "owner": "bob"}, id="vm-2", query=f"?session_id={session}", status=200)
+        self.assertEqual(changed.json()["instance"]["session_id"], session)
+        for method, path, content in (("POST", "/instances/{id}/stop", None), ("DELETE", "/instances/{id}", None),
+                                      ("PUT", "/instances/{id}", body)):
+            self.ask(method, path, content, id="vm-2", query=another, status=412, code="session_mismatch")
+            self.ask(method, path, content, id="vm-2", query="?session_id=1", status=422, code="invalid_request")
+        self.ask("PUT", "/instances/{id}", body, id="vm-new", query=another, status=412, code="session_mismatch")
+        self.ask("POST", "/instances/{id}/stop", id="vm-2", query=f"?session_id={session}", status=200)
         self.ask("GET", "/instances/{id}", id="vm-2", status=200)
         self.ask("POST", "/instances/{id}/port-forwards", {"guest_port": 3000}, id="vm-2", status=409,
                  code="instance_not_running")

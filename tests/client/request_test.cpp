@@ -68,6 +68,18 @@ TEST(Request, KeepsALabelThatLooksLikeANumberAString) {
   EXPECT_THAT(server.requests(), ElementsAre(EndsWith(R"("label":"8080"})")));
 }
 
+TEST(Request, NamesTheSessionThatIsMeant) {
+  OneAnswer server(http_answer(200, R"({"instance":{"id":"vm-1"}})"));
+  server.run({"instances", "stop", "vm-1", "--session-id", "s-1"});
+  server.run({"instances", "delete", "vm-1", "--session-id", "s-1"});
+  server.run({"instances", "put", "vm-1", "--session-id", "s-1", "--guest-address", "198.19.0.2", "--tap",
+              "tap0", "--owner", "alice"});
+  EXPECT_THAT(server.requests(), ElementsAre(StartsWith("POST /instances/vm-1/stop?session_id=s-1 HTTP/1.1"),
+                                             StartsWith("DELETE /instances/vm-1?session_id=s-1 HTTP/1.1"),
+                                             AllOf(StartsWith("PUT /instances/vm-1?session_id=s-1 HTTP/1.1"),
+                                                   Not(HasSubstr(R"("session_id")")))));
+}
+
 TEST(Request, EscapesIdsInThePath) {
   OneAnswer server(http_answer(200, R"({"instance":{"id":"x"}})"));
   server.run({"instances", "get", "../api-keys?x"});

@@ -8,6 +8,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sched.h>
+#include <sys/eventfd.h>
 #include <sys/fsuid.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
@@ -22,9 +23,12 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <future>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "config/fd.h"
 #include "tests/support/requirements.h"
 
 namespace portway {
@@ -36,6 +40,15 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::SizeIs;
+
+// Makes a store what a Portway with four of the scripts had left.
+constexpr const char* kBackToVersion4 = R"sql(
+  ALTER TABLE forwards DROP COLUMN admin_limits;
+  ALTER TABLE instances DROP COLUMN tap_carrier_downs;
+  ALTER TABLE instances DROP COLUMN idle_tap_index;
+  ALTER TABLE instances DROP COLUMN idle_tap_carrier_downs;
+  PRAGMA user_version = 4;
+)sql";
 
 Instance make_instance(const std::string& id) {
   Instance instance;
@@ -81,6 +94,8 @@ void expect_equal(const Instance& a, const Instance& b) {
   EXPECT_EQ(a.created_at, b.created_at);
   EXPECT_EQ(a.ended, b.ended);
   EXPECT_EQ(a.tap_index, b.tap_index);
+  EXPECT_EQ(a.tap_carrier_downs, b.tap_carrier_downs);
+  EXPECT_EQ(a.idle_tap, b.idle_tap);
   EXPECT_EQ(a.vmm_started, b.vmm_started);
   EXPECT_EQ(a.boot_id, b.boot_id);
 }
@@ -185,6 +200,8 @@ TEST_F(StoreTest, GivesBackEveryFieldAfterARestart) {
   forward.admin_limits.set(static_cast<std::size_t>(Limit::kMaxBytesPerSecond));
   stopped.ended = SessionEnd::kTapDeleted;
   full.tap_index = 2'147'483'647;
+  full.tap_carrier_downs = 4'294'967'295;
+  stopped.idle_tap = {.index = 2'147'483'647, .carrier_downs = 0};
   full.vmm_started = 77;
   full.boot_id = "boot";
   const ApiKey key = make_key(Role::kAdmin, 1);
@@ -204,6 +221,19 @@ TEST_F(StoreTest, GivesBackEveryFieldAfterARestart) {
   ASSERT_THAT(forwards, SizeIs(1));
   expect_equal(forwards[0], forward);
   EXPECT_THAT(store->load_api_keys().value(), ElementsAre(key));
+}
+
+// What an earlier version had not written down is absent, not zero: zero is a count like another.
+TEST_F(StoreTest, ARowFromBeforeCarriersWereCountedHasNoCount) {
+  Instance armed = make_instance("vm-1");
+  armed.tap_index = 7;
+  armed.tap_carrier_downs = 1;
+  EXPECT_TRUE(open_store()->put_instance(armed));
+  edit(kBackToVersion4);
+  const auto instances = open_store()->load_instances().value();
+  ASSERT_THAT(instances, SizeIs(1));
+  armed.tap_carrier_downs = std::nullopt;
+  expect_equal(instances[0], armed);
 }
 
 TEST_F(StoreTest, LoadsInOrderOfIds) {
@@ -423,8 +453,7 @@ TEST_F(StoreTest, AForwardFromBeforeHasNoLimitOfAnAdmin) {
     EXPECT_TRUE(store->put_instance(instance));
     EXPECT_TRUE(store->add_forward(forward));
   }
-  edit("ALTER TABLE forwards DROP COLUMN admin_limits");
-  edit("PRAGMA user_version = 4");
+  edit(kBackToVersion4);
   const auto forwards = open_store()->load_forwards().value();
   ASSERT_THAT(forwards, SizeIs(1));
   expect_equal(forwards[0], forward);
@@ -630,6 +659,77 @@ TEST_F(StoreTest, LoadsTenThousandForwards) {
   const auto took = std::chrono::steady_clock::now() - started;
   RecordProperty("milliseconds",
                  std::to_string(std::chrono::duration_cast<std::chrono::milliseconds>(took).count()));
+}
+
+// --- Its thread.
+
+/// Another program that has the file locked.
+class Locked {
+ public:
+  explicit Locked(const std::string& path) : database_(path, SQLite::OPEN_READWRITE) {
+    database_.exec("BEGIN IMMEDIATE");
+  }
+
+ private:
+  SQLite::Database database_;
+};
+
+TEST_F(StoreTest, WhileADiskIsWaitedForWhatIsDueIsDone) {
+  const auto store = open_store();
+  auto locked = std::make_unique<Locked>(path());
+  const Fd due(::eventfd(1, EFD_CLOEXEC));
+  int dispatched = 0;
+  // Only what is done meanwhile lets the call succeed.
+  store->set_meanwhile({.descriptor = due.get(), .dispatch = [&] {
+                          eventfd_t count = 0;
+                          ::eventfd_read(due.get(), &count);
+                          ++dispatched;
+                          locked.reset();
+                        }});
+  EXPECT_TRUE(store->put_instance(make_instance("vm-1")));
+  EXPECT_EQ(dispatched, 1);
+  EXPECT_TRUE(store->put_instance(make_instance("vm-2"))) << "with nothing due";
+}
+
+TEST_F(StoreTest, SavesManySessionsInOneTransactionWithoutMakingAnybodyWait) {
+  const auto store = open_store();
+  Instance running = make_instance("vm-1");
+  Instance stopped = make_instance("vm-2");
+  const Forward kept = make_forward(running, 20001);
+  const Forward gone = make_forward(stopped, 20002);
+  for (const Instance& each : {running, stopped}) EXPECT_TRUE(store->put_instance(each));
+  for (const Forward& each : {kept, gone}) EXPECT_TRUE(store->add_forward(each));
+  running.tap_index = 7;
+  stopped.state = InstanceState::kStopped;
+  stopped.ended = SessionEnd::kCarrierLost;
+
+  std::promise<Result<void>> first;
+  auto locked = std::make_unique<Locked>(path());
+  store->save_sessions({running, stopped}, [&](Result<void> saved) { first.set_value(std::move(saved)); });
+  expect_unavailable(first.get_future().get(), path(), "another program is writing to it");
+  locked.reset();
+  EXPECT_THAT(host_ports(*store), ElementsAre(20001, 20002)) << "all of them or none";
+
+  std::promise<Result<void>> second;
+  store->save_sessions({running, stopped}, [&](Result<void> saved) { second.set_value(std::move(saved)); });
+  EXPECT_THAT(host_ports(*store), ElementsAre(20001)) << "a later call comes later";
+  EXPECT_TRUE(second.get_future().get());
+  const auto instances = store->load_instances().value();
+  expect_equal(instances[0], running);
+  expect_equal(instances[1], stopped);
+}
+
+TEST_F(StoreTest, DoesWhatItWasAskedForBeforeItGoes) {
+  bool saved = false;
+  {
+    const auto store = open_store();
+    for (int i = 0; i < 10; ++i) {
+      store->save_sessions({make_instance("vm-" + std::to_string(i))},
+                           [&](const Result<void>& done) { saved = static_cast<bool>(done); });
+    }
+  }
+  EXPECT_TRUE(saved);
+  EXPECT_THAT(open_store()->load_instances().value(), SizeIs(10));
 }
 
 }  // namespace

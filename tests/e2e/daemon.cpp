@@ -72,12 +72,19 @@ void Daemon::start() {
       SpawnOptions{.command = {PORTWAY_DAEMON, "--config", directory_ / "portway.toml"},
                    .network = &network_.host(),
                    .deny_io_uring = options_.deny_io_uring,
+                   .deny_pidfd = options_.deny_pidfd,
                    .no_capabilities = options_.no_capabilities,
+                   .hide_proc = options_.hide_proc,
                    .tmpfs_path = options_.store_disk_bytes > 0 ? (directory_ / "store").string() : "",
                    .tmpfs_bytes = options_.store_disk_bytes});
   if (!process_->wait_for_output("listens on http://", seconds(30))) {
     throw std::runtime_error("portwayd did not start: " + process_->output());
   }
+}
+
+void Daemon::start(const DaemonOptions& options) {
+  options_ = options;
+  start();
 }
 
 void Daemon::write_config(const std::string& profiles) {

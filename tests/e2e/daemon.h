@@ -18,6 +18,8 @@ struct DaemonOptions {
   std::string io_backend = "auto";
   unsigned connect_timeout_ms = 5000;
   bool deny_io_uring = false;
+  bool deny_pidfd = false;
+  bool hide_proc = false;
   bool no_capabilities = false;
   std::string proxy = {};              // more lines of [proxy]
   bool access_log = false;             // to access.log in its directory
@@ -48,6 +50,8 @@ class Daemon {
   /// Ends it with a signal and returns how it ended; it has not when this returns nothing.
   std::optional<int> stop(int signal);
   void start();
+  /// start() with these from now on.
+  void start(const DaemonOptions& options);
   /// Writes its configuration anew, with these lines in place of [profiles]; SIGHUP makes it read that.
   void write_config(const std::string& profiles);
 
@@ -68,7 +72,7 @@ class Daemon {
 
  private:
   const GuestNetwork& network_;
-  const DaemonOptions options_;
+  DaemonOptions options_;
   std::filesystem::path directory_;
   std::unique_ptr<Process> process_;
 };

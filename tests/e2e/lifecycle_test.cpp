@@ -93,6 +93,18 @@ TEST_P(VethLifecycleTest, AMachineThatIsGoneWhenTheDaemonComesBackIsReportedAndN
   EXPECT_EQ(connect_to(forward).connect_error(), ECONNREFUSED);
 }
 
+// With the tap up again at the daemon's start it passed for the machine that the forwards had been made for.
+TEST_P(VethLifecycleTest, AMachineThatTookAnothersPlaceWhileTheDaemonWasDownHasNoneOfItsForwards) {
+  daemon_->put_instance("vm-1");
+  const CreatedForward forward = daemon_->create_forward("vm-1", kEchoPort);
+  EXPECT_EQ(daemon_->stop(SIGKILL), 128 + SIGKILL);
+  network_->guest()->ip("link set eth0 down");
+  network_->guest()->ip("link set eth0 up");
+  daemon_->start();
+  EXPECT_EQ(stopped_instance().at("reason"), "carrier_lost");
+  EXPECT_EQ(connect_to(forward).connect_error(), ECONNREFUSED);
+}
+
 TEST_P(VethLifecycleTest, ATapThatIsMadeAnewWhileTheDaemonIsDownIsAnotherMachines) {
   daemon_->put_instance("vm-1");
   const CreatedForward forward = daemon_->create_forward("vm-1", kEchoPort);
@@ -104,6 +116,25 @@ TEST_P(VethLifecycleTest, ATapThatIsMadeAnewWhileTheDaemonIsDownIsAnotherMachine
   daemon_->start();
   EXPECT_EQ(stopped_instance().at("reason"), "tap_deleted");
   EXPECT_EQ(connect_to(forward).connect_error(), ECONNREFUSED);
+}
+
+TEST_P(VethLifecycleTest, ATapThatIsRenamedKeepsItsForwardsAndConnections) {
+  daemon_->put_instance("vm-1");
+  const CreatedForward forward = daemon_->create_forward("vm-1", kEchoPort);
+  TcpClient client = connect_to(forward);
+  expect_echo(client);
+  network_->host().ip("link set tap0 name tap9");
+  ASSERT_TRUE(daemon_->process().wait_for_output("its tap tap0 is called tap9 now", seconds(10)));
+  network_->host().ip("link add tap0 type veth peer name other0");
+  network_->host().ip("link set other0 up");
+  network_->host().ip("link set tap0 up");
+  expect_echo(client);
+  TcpClient later = connect_to(forward);
+  expect_echo(later);
+  EXPECT_EQ(daemon_->stop(SIGKILL), 128 + SIGKILL);
+  daemon_->start();
+  TcpClient after_restart = connect_to(forward);
+  expect_echo(after_restart);
 }
 
 TEST_P(VethLifecycleTest, AMachineMayComeLaterThanItsRegistration) {
@@ -137,6 +168,32 @@ TEST_P(VethLifecycleTest, AnInstanceIsStoppedWhenItsMonitorsProcessEnds) {
   const HttpResponse refused = daemon_->api("PUT", "/instances/vm-1", body);
   EXPECT_EQ(refused.status, 422) << refused.body;
   EXPECT_EQ(refused.json().at("field"), "vmm_pid");
+}
+
+// Where /proc could not be read, a restart took that for a reboot and deleted every forward of the node.
+TEST_P(VethLifecycleTest, WhatCannotBeSeenAtAStartIsNotGone) {
+  Process vmm({.command = {"sleep", "1000"}, .network = &network_->host()});
+  const std::string body = R"({"guest_address": "198.19.0.2", "tap": "tap0", "owner": "acme", "vmm_pid": )" +
+                           std::to_string(vmm.pid()) + "}";
+  ASSERT_EQ(daemon_->api("PUT", "/instances/vm-1", body).status, 201);
+  const CreatedForward forward = daemon_->create_forward("vm-1", kEchoPort);
+  for (const bool hide_proc : {true, false}) {
+    EXPECT_EQ(daemon_->stop(SIGKILL), 128 + SIGKILL);
+    daemon_->start({.deny_pidfd = !hide_proc, .hide_proc = hide_proc});
+    TcpClient client = connect_to(forward);
+    expect_echo(client);
+    EXPECT_EQ(daemon_->api("PUT", "/instances/vm-1", body).status, 200) << "the same registration";
+    const HttpResponse other =
+        daemon_->api("PUT", "/instances/vm-2",
+                     R"({"guest_address": "198.19.0.3", "tap": "tap2", "owner": "acme", "vmm_pid": )" +
+                         std::to_string(vmm.pid()) + "}");
+    EXPECT_EQ(other.status, hide_proc ? 503 : 201) << other.body;
+  }
+  TcpClient client = connect_to(forward);
+  expect_echo(client);
+  vmm.signal(SIGKILL);
+  EXPECT_EQ(client.receive_to_end().error, ECONNRESET);
+  EXPECT_EQ(stopped_instance().at("reason"), "vmm_exited");
 }
 
 TEST_P(VethLifecycleTest, AReloadTakesOverProfilesWithoutTouchingAConnection) {

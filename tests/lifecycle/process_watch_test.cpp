@@ -1,7 +1,9 @@
 #include "lifecycle/process_watch.h"
 
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "tests/support/process.h"
@@ -11,45 +13,76 @@ namespace {
 
 using test::Process;
 
-TEST(ProcessWatch, TellsOnceThatAProcessWasKilled) {
-  boost::asio::io_context context;
-  Process process({.command = {"sleep", "1000"}});
-  int told = 0;
-  auto watch = ProcessWatch::start(context, process.pid(), [&told] { ++told; });
-  ASSERT_TRUE(watch);
-  context.poll();
-  EXPECT_EQ(told, 0);
-  process.signal(SIGKILL);
-  context.run_for(std::chrono::seconds(10));  // ends as soon as nothing is waited for any more
-  EXPECT_EQ(told, 1);
+bool has_ended(const ProcessWatch& watch, int timeout_ms) {
+  pollfd ended{.fd = watch.descriptor(), .events = POLLIN, .revents = 0};
+  return ::poll(&ended, 1, timeout_ms) == 1;
 }
 
-TEST(ProcessWatch, DestroyedBeforeTheEndItSaysNothing) {
-  boost::asio::io_context context;
+/// No more descriptors can be had while it lives: 0 to 2 are in use, and poll(2) takes as many as the limit.
+class NoDescriptors {
+ public:
+  NoDescriptors() {
+    ::getrlimit(RLIMIT_NOFILE, &before_);
+    const rlimit none{.rlim_cur = 3, .rlim_max = before_.rlim_max};
+    ::setrlimit(RLIMIT_NOFILE, &none);
+  }
+  ~NoDescriptors() { ::setrlimit(RLIMIT_NOFILE, &before_); }
+  NoDescriptors(const NoDescriptors&) = delete;
+  NoDescriptors& operator=(const NoDescriptors&) = delete;
+
+ private:
+  rlimit before_{};
+};
+
+TEST(ProcessWatch, TellsThatAProcessWasKilled) {
   Process process({.command = {"sleep", "1000"}});
-  bool told = false;
-  auto watch = ProcessWatch::start(context, process.pid(), [&told] { told = true; });
-  ASSERT_TRUE(watch);
+  ProcessWatch watch(process.pid(), 0);
+  EXPECT_EQ(watch.look(), ProcessState::kRuns);
+  EXPECT_FALSE(has_ended(watch, 0));
+  process.signal(SIGKILL);
+  EXPECT_TRUE(has_ended(watch, 10'000));
+  EXPECT_EQ(watch.look(), ProcessState::kEnded) << "a zombie by now";
+  process.wait(std::chrono::seconds(10));
+  EXPECT_EQ(watch.look(), ProcessState::kEnded);
+  EXPECT_EQ(ProcessWatch(process.pid(), watch.started()).look(), ProcessState::kEnded);
+}
+
+TEST(ProcessWatch, AProcessThatDoesNotExistHasEnded) {
+  EXPECT_EQ(ProcessWatch(0x3fffffff, 0).look(), ProcessState::kEnded);
+}
+
+TEST(ProcessWatch, TellsAProcessFromAnotherThatHadItsPidBefore) {
+  ProcessWatch own(::getpid(), 0);
+  EXPECT_EQ(own.look(), ProcessState::kRuns);
+  EXPECT_GT(own.started(), 0U);
+  EXPECT_EQ(ProcessWatch(::getpid(), own.started()).look(), ProcessState::kRuns);
+  EXPECT_EQ(ProcessWatch(::getpid(), own.started() - 1).look(), ProcessState::kEnded);
+}
+
+// Sessions ended, and their forwards were deleted for good, because the daemon was short of descriptors.
+TEST(ProcessWatch, AProcessThatCannotBeSeenHasNotEnded) {
+  Process process({.command = {"sleep", "1000"}});
+  ProcessWatch watch(process.pid(), 0);
+  ProcessWatch known(process.pid(), 1);  // whatever had the pid then: nobody can say that this is another one
+  {
+    const NoDescriptors none;
+    EXPECT_EQ(watch.look(), ProcessState::kUnseen);
+    EXPECT_EQ(known.look(), ProcessState::kUnseen);
+    EXPECT_EQ(watch.started(), 0U);
+    EXPECT_EQ(watch.descriptor(), -1);
+  }
+  EXPECT_EQ(watch.look(), ProcessState::kRuns);
+  EXPECT_EQ(known.look(), ProcessState::kEnded);
+}
+
+TEST(ProcessWatch, AProcessThatIsGoneIsSeenToBeGoneWithoutADescriptor) {
+  Process process({.command = {"sleep", "1000"}});
+  ProcessWatch watch(process.pid(), 0);
+  const NoDescriptors none;
+  EXPECT_EQ(watch.look(), ProcessState::kUnseen);
   process.signal(SIGKILL);
   process.wait(std::chrono::seconds(10));
-  watch->reset();
-  context.run_for(std::chrono::seconds(10));
-  EXPECT_FALSE(told);
-}
-
-TEST(ProcessWatch, RefusesAProcessThatDoesNotExist) {
-  boost::asio::io_context context;
-  const auto watch = ProcessWatch::start(context, 0x3fffffff, [] {});
-  ASSERT_FALSE(watch);
-  EXPECT_EQ(watch.error().code, ErrorCode::kNotFound);
-  EXPECT_EQ(watch.error().field, "vmm_pid");
-}
-
-TEST(ProcessStartTime, TellsTwoProcessesApartWhateverTheyAreCalled) {
-  const auto own = process_start_time(::getpid());
-  ASSERT_TRUE(own);
-  EXPECT_EQ(*own, *process_start_time(::getpid()));
-  EXPECT_FALSE(process_start_time(0x3fffffff));
+  EXPECT_EQ(watch.look(), ProcessState::kEnded);
 }
 
 }  // namespace

@@ -1,15 +1,20 @@
 // Sessions on real links and processes: what ends them, and what does not.
 #include "lifecycle/session_watch.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/resource.h>
 
 #include <algorithm>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "tests/support/network.h"
 #include "tests/support/process.h"
 #include "tests/support/requirements.h"
+#include "tests/support/tap.h"
 
 namespace portway {
 namespace {
@@ -23,7 +28,11 @@ class SessionWatchTest : public testing::Test {
     network_.emplace();
     network_->run([this] { watch_ = SessionWatch::start(context_).value(); });
     watch_->set_callbacks(
-        {.on_armed = [this](const std::string& id, std::int32_t) { told_.push_back(id + " armed"); },
+        {.on_armed = [this](const std::string& id, const TapIdentity&) { told_.push_back(id + " armed"); },
+         .on_idle_tap = [this](const std::string& id,
+                               const TapIdentity& tap) { idle_.insert_or_assign(id, tap); },
+         .on_renamed = [this](const std::string& id,
+                              const std::string& name) { told_.push_back(id + " is behind " + name); },
          .on_end = [this](const std::string& id,
                           SessionEnd why) { told_.push_back(id + " " + std::string(to_string(why))); }});
   }
@@ -33,11 +42,29 @@ class SessionWatchTest : public testing::Test {
     network_->ip("link set tap0 up");
     network_->ip("link set guest0 up");
   }
-  static Instance instance(const std::string& id) {
+  /// One that outlives its machines; there is none yet.
+  void add_persistent_tap(const std::string& name = "tap0") {
+    network_->ip("tuntap add dev " + name + " mode tap");
+    network_->ip("link set " + name + " up");
+    read_all();
+  }
+  static Instance instance(const std::string& id, const std::string& tap = "tap0") {
     Instance made;
     made.id = id;
-    made.tap = "tap0";
+    made.tap = tap;
     return made;
+  }
+  /// What the kernel has told so far is worked off.
+  void read_all() {
+    Instance any = instance("any");
+    EXPECT_TRUE(watch_->identify(any));
+    watch_->dispatch();
+  }
+  /// More messages than the netlink socket holds: what comes next is not told.
+  void flood() {
+    std::string lines;
+    for (int i = 0; i < 600; ++i) lines += fmt::format("link add many{} type veth peer name peer{}\n", i, i);
+    network_->ip_batch(lines);
   }
   void run_until_told(const std::string& what) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
@@ -50,16 +77,17 @@ class SessionWatchTest : public testing::Test {
   /// Reads what the kernel has told so far.
   void run_until_tap_is(TapState state) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
-    while (watch_->tap_state(instance("")) != state && std::chrono::steady_clock::now() < deadline) {
+    while (watch_->tap_state(instance("vm")) != state && std::chrono::steady_clock::now() < deadline) {
       context_.run_one_for(std::chrono::milliseconds(100));
     }
-    EXPECT_EQ(to_string(watch_->tap_state(instance(""))), to_string(state));
+    EXPECT_EQ(to_string(watch_->tap_state(instance("vm"))), to_string(state));
   }
 
   std::optional<NetworkNamespace> network_;
   boost::asio::io_context context_;
   std::unique_ptr<SessionWatch> watch_;
   std::vector<std::string> told_;
+  std::map<std::string, TapIdentity> idle_;
 };
 
 TEST_F(SessionWatchTest, EndsWhenTheCarrierIsLost) {
@@ -140,6 +168,299 @@ TEST_F(SessionWatchTest, APidThatIsUsedAgainIsAnotherMachines) {
   vm.vmm_pid = vmm.pid();
   vm.vmm_started = 1;  // what had this pid before began long ago
   EXPECT_EQ(watch_->watch(vm), SessionEnd::kVmmExited);
+}
+
+// A level is not an edge: the tap looked the same before and after, and passed for the old machine's.
+TEST_F(SessionWatchTest, AMachineThatTookAnothersPlaceWhileNobodyLookedIsAnotherOne) {
+  add_persistent_tap();
+  Fd machine = test::hold_tap(*network_, "tap0");
+  run_until_tap_is(TapState::kUp);
+  Instance vm = instance("vm");
+  ASSERT_FALSE(watch_->watch(vm));
+  ASSERT_TRUE(vm.tap_carrier_downs);
+  watch_->forget("vm");  // as when the daemon was down meanwhile
+  machine.reset();
+  machine = test::hold_tap(*network_, "tap0");
+  read_all();
+  run_until_tap_is(TapState::kUp);
+  EXPECT_EQ(watch_->watch(vm), SessionEnd::kCarrierLost);
+}
+
+TEST_F(SessionWatchTest, ACarrierThatWasLostAmongLostMessagesEndsTheSession) {
+  add_persistent_tap();
+  Fd machine = test::hold_tap(*network_, "tap0");
+  run_until_tap_is(TapState::kUp);
+  Instance vm = instance("vm");
+  ASSERT_FALSE(watch_->watch(vm));
+  flood();
+  machine.reset();
+  machine = test::hold_tap(*network_, "tap0");
+  run_until_told("vm carrier_lost");
+}
+
+// The kernel tells late of a veth's carrier, and then of what is true by that time.
+TEST_F(SessionWatchTest, TwoFlipsInOneBatchOfMessagesEndTheSession) {
+  add_tap();
+  run_until_tap_is(TapState::kUp);
+  Instance vm = instance("vm");
+  ASSERT_FALSE(watch_->watch(vm));
+  network_->ip_batch("link set guest0 down\nlink set guest0 up\nlink set guest0 down\nlink set guest0 up\n");
+  run_until_told("vm carrier_lost");
+}
+
+TEST_F(SessionWatchTest, ASessionFromBeforeCarriersWereCountedIsCountedFromNowOn) {
+  add_tap();
+  run_until_tap_is(TapState::kUp);
+  Instance vm = instance("vm");
+  ASSERT_FALSE(watch_->watch(vm));
+  const auto downs = vm.tap_carrier_downs;
+  vm.tap_carrier_downs = std::nullopt;  // as an earlier version stored it
+  EXPECT_FALSE(watch_->watch(vm));
+  EXPECT_EQ(vm.tap_carrier_downs, downs);
+}
+
+// Its arming never reached the disk: it had a machine, or it never had one?
+TEST_F(SessionWatchTest, AMachineThatCameAndWentUnseenIsToldFromOneThatNeverCame) {
+  add_persistent_tap();
+  Instance vm = instance("vm");
+  ASSERT_FALSE(watch_->watch(vm));
+  EXPECT_GT(vm.idle_tap.index, 0);
+  EXPECT_EQ(vm.tap_index, 0);
+  watch_->forget("vm");
+
+  Instance never = vm;
+  Fd machine = test::hold_tap(*network_, "tap0");
+  read_all();
+  run_until_tap_is(TapState::kUp);
+  EXPECT_FALSE(watch_->watch(never));
+  EXPECT_GT(never.tap_index, 0) << "the machine that it waited for";
+  watch_->forget("vm");
+
+  machine.reset();
+  read_all();
+  Instance gone = vm;
+  EXPECT_EQ(watch_->watch(gone), SessionEnd::kCarrierLost);
+  network_->ip("link set tap0 name tap9 down");  // its name does not matter
+  read_all();
+  EXPECT_EQ(watch_->watch(gone), SessionEnd::kCarrierLost);
+  network_->ip("link set tap9 name tap0 up");
+  machine = test::hold_tap(*network_, "tap0");
+  read_all();
+  run_until_tap_is(TapState::kUp);
+  EXPECT_EQ(watch_->watch(gone), SessionEnd::kCarrierLost);
+}
+
+TEST_F(SessionWatchTest, ATapThatIsStillBeingMadeHasNoMachine) {
+  network_->ip("tuntap add dev tap0 mode tap");
+  read_all();
+  Instance vm = instance("vm");
+  ASSERT_FALSE(watch_->watch(vm));
+  EXPECT_EQ(vm.idle_tap, TapIdentity{});
+  for (int i = 0; i < 3; ++i) test::hold_tap(*network_, "tap0").reset();  // to set its owner, its queues, ...
+  network_->ip("link set tap0 up");
+  read_all();
+  EXPECT_GT(idle_["vm"].index, 0);
+  const Fd machine = test::hold_tap(*network_, "tap0");
+  run_until_told("vm armed");
+  read_all();
+  EXPECT_EQ(told_, std::vector<std::string>{"vm armed"});
+}
+
+TEST_F(SessionWatchTest, ATapThatIsMadeAnewBeforeItsMachineCameIsWaitedForAgain) {
+  add_persistent_tap();
+  Instance vm = instance("vm");
+  ASSERT_FALSE(watch_->watch(vm));
+  network_->ip("link del tap0");
+  read_all();
+  EXPECT_EQ(idle_["vm"], TapIdentity{});
+  add_persistent_tap();
+  EXPECT_GT(idle_["vm"].index, 0);
+  EXPECT_NE(idle_["vm"].index, vm.idle_tap.index);
+  EXPECT_TRUE(told_.empty());
+  EXPECT_EQ(watch_->watch(vm), SessionEnd::kTapDeleted) << "nobody can say that it had no machine meanwhile";
+}
+
+// A rename ended the session with its forwards; the next interface with the old name inherited what was left.
+TEST_F(SessionWatchTest, ATapThatIsRenamedIsTheSameOne) {
+  add_tap();
+  run_until_tap_is(TapState::kUp);
+  Instance vm = instance("vm");
+  ASSERT_FALSE(watch_->watch(vm));
+  network_->ip("link property add dev tap0 altname ignored0");
+  network_->ip("link set tap0 name tap9");
+  run_until_told("vm is behind tap9");
+  EXPECT_EQ(watch_->tap_state(vm), TapState::kUp);
+
+  network_->ip("link add tap0 type veth peer name other0");
+  network_->ip("link set tap0 up");
+  network_->ip("link set other0 up");
+  network_->ip("link set other0 down");
+  network_->ip("link del tap0");
+  read_all();
+  EXPECT_EQ(told_, std::vector<std::string>{"vm is behind tap9"});
+  EXPECT_EQ(watch_->tap_state(vm), TapState::kUp);
+
+  watch_->forget("vm");  // a restart goes by the index as well
+  EXPECT_FALSE(watch_->watch(vm));
+  network_->ip("link set guest0 down");
+  run_until_told("vm carrier_lost");
+}
+
+TEST_F(SessionWatchTest, TwoSessionsAreNeverBehindOneInterface) {
+  add_tap();
+  run_until_tap_is(TapState::kUp);
+  Instance vm = instance("vm");
+  Instance other = instance("other", "tap1");
+  ASSERT_FALSE(watch_->watch(vm));
+  ASSERT_FALSE(watch_->watch(other));
+  network_->ip("link set tap0 name tap1");
+  run_until_told("vm is behind tap1");
+  EXPECT_EQ(watch_->tap_state(other), TapState::kMissing);
+  EXPECT_EQ(watch_->interface_of(vm), watch_->interface_of(other)) << "where a registration would be refused";
+  watch_->forget("other");
+  EXPECT_FALSE(watch_->watch(other));
+  EXPECT_EQ(other.tap_index, 0) << "at a restart, too";
+  network_->ip("link set guest0 down");
+  run_until_told("vm carrier_lost");
+  for (const std::string& line : told_) EXPECT_FALSE(line.starts_with("other")) << line;
+}
+
+// What a crash would undo must not be told before it is on disk.
+TEST_F(SessionWatchTest, KnowsWhichEndsWouldBeFoundAgain) {
+  add_persistent_tap();
+  Instance waiting = instance("vm");
+  ASSERT_TRUE(watch_->identify(waiting));
+  Fd machine = test::hold_tap(*network_, "tap0");
+  run_until_tap_is(TapState::kUp);
+  Instance armed = instance("vm");
+  ASSERT_TRUE(watch_->identify(armed));
+  const Instance unknown = instance("vm");
+  EXPECT_FALSE(watch_->stays_over(waiting));
+  EXPECT_FALSE(watch_->stays_over(armed));
+
+  network_->ip("link set tap0 down");
+  run_until_tap_is(TapState::kNoCarrier);
+  EXPECT_FALSE(watch_->stays_over(armed)) << "it can be set up again, and the machine still holds it";
+  machine.reset();
+  network_->ip("link set tap0 up");
+  read_all();
+  EXPECT_TRUE(watch_->stays_over(armed));
+  EXPECT_TRUE(watch_->stays_over(waiting));
+  EXPECT_FALSE(watch_->stays_over(unknown));
+  machine = test::hold_tap(*network_, "tap0");
+  run_until_tap_is(TapState::kUp);
+  EXPECT_TRUE(watch_->stays_over(armed));
+  network_->ip("link del tap0");
+  add_persistent_tap();
+  EXPECT_TRUE(watch_->stays_over(armed));
+  EXPECT_TRUE(watch_->stays_over(waiting));
+  EXPECT_FALSE(watch_->stays_over(unknown));
+
+  test::Process vmm({.command = {"sleep", "1000"}});
+  Instance with_process = instance("vm");
+  with_process.vmm_pid = vmm.pid();
+  ASSERT_TRUE(watch_->identify(with_process));
+  EXPECT_FALSE(watch_->stays_over(with_process));
+  vmm.signal(SIGKILL);
+  vmm.wait(std::chrono::seconds(10));
+  EXPECT_TRUE(watch_->stays_over(with_process));
+}
+
+TEST_F(SessionWatchTest, DestroyedWithNewsUnreadItSaysNothing) {
+  add_tap();
+  run_until_tap_is(TapState::kUp);
+  Instance vm = instance("vm");
+  ASSERT_FALSE(watch_->watch(vm));
+  network_->ip("link del tap0");
+  watch_.reset();
+  context_.poll();
+  EXPECT_TRUE(told_.empty());
+}
+
+// Whoever waits for something else polls one descriptor and misses nothing.
+TEST_F(SessionWatchTest, EverythingItWaitsForIsBehindOneDescriptor) {
+  add_tap();
+  run_until_tap_is(TapState::kUp);
+  test::Process vmm({.command = {"sleep", "1000"}});
+  Instance vm = instance("vm");
+  Instance other = instance("other");
+  other.tap = "tap1";
+  other.vmm_pid = vmm.pid();
+  ASSERT_FALSE(watch_->watch(vm));
+  ASSERT_FALSE(watch_->watch(other));
+  const auto dispatch_until_told = [this](const std::string& what) {
+    while (std::ranges::find(told_, what) == told_.end()) {
+      pollfd readable{.fd = watch_->descriptor(), .events = POLLIN, .revents = 0};
+      ASSERT_EQ(::poll(&readable, 1, 10'000), 1);
+      watch_->dispatch();
+    }
+  };
+  vmm.signal(SIGKILL);
+  dispatch_until_told("other vmm_exited");
+  network_->ip("link set guest0 down");
+  dispatch_until_told("vm carrier_lost");
+}
+
+TEST_F(SessionWatchTest, ANewSessionsMachineIsToldFromLaterOnes) {
+  add_persistent_tap();
+  test::Process vmm({.command = {"sleep", "1000"}});
+  Instance vm = instance("vm");
+  vm.vmm_pid = vmm.pid();
+  ASSERT_TRUE(watch_->identify(vm));
+  EXPECT_GT(vm.vmm_started, 0U);
+  EXPECT_GT(vm.idle_tap.index, 0);
+  Instance later = vm;
+  const Fd machine = test::hold_tap(*network_, "tap0");
+  vmm.signal(SIGKILL);
+  vmm.wait(std::chrono::seconds(10));
+  EXPECT_EQ(watch_->watch(vm), SessionEnd::kVmmExited);
+  const auto refused = watch_->identify(later);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kInvalidRequest);
+  EXPECT_EQ(refused.error().field, "vmm_pid");
+}
+
+// Sessions ended because the daemon was short of descriptors, and their forwards were deleted for good.
+TEST_F(SessionWatchTest, AProcessThatCannotBeSeenKeepsItsSessionAndIsAskedForUntilItCan) {
+  test::Process vmm({.command = {"sleep", "1000"}});
+  Instance vm = instance("vm");
+  vm.vmm_pid = vmm.pid();
+  ASSERT_TRUE(watch_->identify(vm));
+  rlimit before{};
+  ::getrlimit(RLIMIT_NOFILE, &before);
+  const rlimit none{.rlim_cur = 3, .rlim_max = before.rlim_max};
+  ::setrlimit(RLIMIT_NOFILE, &none);
+  Instance later = vm;
+  const auto refused = watch_->identify(later);
+  EXPECT_FALSE(watch_->watch(vm));
+  const std::size_t unseen = watch_->processes_unseen();
+  ::setrlimit(RLIMIT_NOFILE, &before);
+  EXPECT_EQ(unseen, 1U);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kResourceExhausted) << "a later process could pass for this one";
+
+  while (watch_->processes_unseen() != 0) ASSERT_EQ(context_.run_one_for(std::chrono::seconds(10)), 1U);
+  EXPECT_TRUE(told_.empty());
+  vmm.signal(SIGKILL);
+  run_until_told("vm vmm_exited");
+}
+
+TEST_F(SessionWatchTest, TheEndOfAProcessThatCannotBeSeenIsFoundByAsking) {
+  test::Process vmm({.command = {"sleep", "1000"}});
+  Instance vm = instance("vm");
+  vm.vmm_pid = vmm.pid();
+  ASSERT_TRUE(watch_->identify(vm));
+  rlimit before{};
+  ::getrlimit(RLIMIT_NOFILE, &before);
+  const rlimit none{.rlim_cur = 3, .rlim_max = before.rlim_max};
+  ::setrlimit(RLIMIT_NOFILE, &none);
+  EXPECT_FALSE(watch_->watch(vm));
+  vmm.signal(SIGKILL);
+  vmm.wait(std::chrono::seconds(10));
+  while (told_.empty() && context_.run_one_for(std::chrono::seconds(10)) == 1) {
+  }
+  ::setrlimit(RLIMIT_NOFILE, &before);
+  EXPECT_EQ(told_, std::vector<std::string>{"vm vmm_exited"});
 }
 
 TEST_F(SessionWatchTest, OnlyTheSessionsBehindTheLostTapEnd) {

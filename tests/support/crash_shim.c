@@ -5,7 +5,7 @@
 //   PORTWAY_CRASH_HALF  set: when the N-th call writes, half of its bytes are written first
 //   PORTWAY_CRASH_LOG   a file that gets one byte for each call counted
 //
-// The daemon calls these from its control thread only. A kill between two calls leaves the same files as one at the
+// The daemon calls these from one thread at a time: at its start from the control thread, then from the store's. A kill between two calls leaves the same files as one at the
 // beginning of the second, so killing at each call is killing at every moment.
 #define _GNU_SOURCE
 #include <dlfcn.h>

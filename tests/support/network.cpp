@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -64,6 +65,13 @@ void NetworkNamespace::ip(std::string_view arguments) const {
   std::istringstream words{std::string(arguments)};
   for (std::string word; words >> word;) command.push_back(word);
   run_command(this, std::move(command));
+}
+
+void NetworkNamespace::ip_batch(const std::string& lines) const {
+  const Fd file(memfd_create("ip-batch", 0));
+  check(static_cast<bool>(file), "memfd_create");
+  check(write(file.get(), lines.data(), lines.size()) == static_cast<ssize_t>(lines.size()), "write");
+  ip("-batch /proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(file.get()));
 }
 
 void NetworkNamespace::set(const std::string& name, const std::string& value) const {

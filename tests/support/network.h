@@ -26,6 +26,8 @@ class NetworkNamespace {
 
   /// `ip ARGUMENTS` in this namespace, split at blanks: ip("link set eth0 up").
   void ip(std::string_view arguments) const;
+  /// The same for many lines of arguments, by one process.
+  void ip_batch(const std::string& lines) const;
 
   /// Writes /proc/sys/NAME as this namespace sees it: set("net/ipv4/ip_forward", "0").
   void set(const std::string& name, const std::string& value) const;

@@ -5,6 +5,7 @@ Everything that a test starts ends with it, whatever way it ends.
 """
 import contextlib
 import ctypes
+import fcntl
 import http.client
 import json
 import os
@@ -13,6 +14,7 @@ import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import tempfile
 import time
@@ -20,6 +22,8 @@ import unittest
 
 CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
+TUNSETIFF = 0x400454CA  # linux/if_tun.h
+IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
 START_TIMEOUT_S = 60
 ADMIN = "admin"  # stands for the admin key of the daemon's own file
 
@@ -51,6 +55,13 @@ def isolate():
         subprocess.run(["ip", "link", "add", f"tap{i}", "type", "veth", "peer", "name", f"guest{i}"], check=True)
         for device in (f"tap{i}", f"guest{i}"):
             subprocess.run(["ip", "link", "set", device, "up"], check=True)
+
+
+def hold_tap(name):
+    """A machine's end of a persistent tap: the tap has a carrier while the descriptor is open."""
+    tap = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI))
+    return tap
 
 
 class Answer:

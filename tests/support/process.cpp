@@ -24,10 +24,11 @@ namespace {
   throw std::system_error(errno, std::generic_category(), what);
 }
 
-bool deny_io_uring() {
+/// The call fails with EPERM from now on.
+bool deny(unsigned call) {
   sock_filter filter[] = {
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
   };
@@ -47,11 +48,13 @@ const char* become(const SpawnOptions& options, const char* mount_options, char*
   if (options.network != nullptr && setns(options.network->fd(), CLONE_NEWNET) != 0) return "setns";
   if (!options.tmpfs_path.empty() && !mount_tmpfs(options.tmpfs_path.c_str(), mount_options))
     return "mount tmpfs";
+  if (options.hide_proc && !mount_tmpfs("/proc", nullptr)) return "mount tmpfs on /proc";
   // What is not in the bounding set, exec(2) does not give, to root neither; EINVAL comes after the last
   // capability.
   for (int capability = 0; options.no_capabilities && prctl(PR_CAPBSET_DROP, capability) == 0; ++capability) {
   }
-  if (options.deny_io_uring && !deny_io_uring()) return "seccomp";
+  if (options.deny_io_uring && !deny(SYS_io_uring_setup)) return "seccomp";
+  if (options.deny_pidfd && !deny(SYS_pidfd_open)) return "seccomp";
   execvp(argv[0], argv);
   return argv[0];
 }

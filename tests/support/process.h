@@ -23,7 +23,9 @@ struct SpawnOptions {
   std::vector<std::string> command;           // the program, by path or found in PATH, and its arguments
   const NetworkNamespace* network = nullptr;  // the test's own when null
   bool deny_io_uring = false;    // io_uring_setup(2) fails with EPERM, as under a container's seccomp filter
+  bool deny_pidfd = false;       // and so does pidfd_open(2)
   bool no_capabilities = false;  // root without its powers
+  bool hide_proc = false;        // /proc is an empty directory
   std::string tmpfs_path = "";   // a directory that becomes a small tmpfs, for this process only
   std::uint64_t tmpfs_bytes = 0;
 };
