@@ -30,6 +30,7 @@
 #include "config/store.h"
 #include "lifecycle/session_watch.h"
 #include "metrics/exporter.h"
+#include "network/client_refusals.h"
 #include "network/return_path.h"
 #include "proxy/proxy.h"
 
@@ -120,7 +121,17 @@ void prefer_this_thread() {
   (void)::syscall(SYS_sched_setattr, 0, &attributes, 0U);
 }
 
-ProxyOptions proxy_options(const Config& config) {
+/// Null where the kernel does not let it: then a client that a guest refuses is accepted and reset, each
+/// time.
+std::unique_ptr<ClientRefusals> start_client_refusals_if_possible() {
+  auto refusals = start_client_refusals();
+  if (refusals) return std::move(*refusals);
+  spdlog::info("clients that a guest refuses are accepted and reset, unless all of the forward's are: {}",
+               refusals.error().detail);
+  return nullptr;
+}
+
+ProxyOptions proxy_options(const Config& config, ClientRefusals* refusals) {
   return {.workers = config.proxy.workers,
           .io_backend = config.proxy.io_backend,
           .public_addresses = config.node.public_addresses,
@@ -134,7 +145,8 @@ ProxyOptions proxy_options(const Config& config) {
                           .keepalive = std::chrono::seconds(config.proxy.keepalive_s),
                           .user_timeout = std::chrono::seconds(config.proxy.user_timeout_s),
                           .copy_dscp = config.proxy.copy_dscp,
-                          .refused_probe = std::chrono::milliseconds(config.proxy.refused_probe_ms)}};
+                          .refused_probe = std::chrono::milliseconds(config.proxy.refused_probe_ms),
+                          .client_refusals = refusals}};
 }
 
 struct StartedReturnPath {
@@ -186,14 +198,16 @@ class Daemon {
  public:
   Daemon(const Config& config, const Arguments& arguments, const DaemonLog& log,
          std::unique_ptr<boost::asio::io_context> context, std::unique_ptr<Store> store,
-         std::unique_ptr<Proxy> proxy, std::unique_ptr<SessionWatch> watch,
-         std::unique_ptr<ReturnPath> return_path, const std::string& why_no_return_path)
+         std::unique_ptr<ClientRefusals> client_refusals, std::unique_ptr<Proxy> proxy,
+         std::unique_ptr<SessionWatch> watch, std::unique_ptr<ReturnPath> return_path,
+         const std::string& why_no_return_path)
       : config_(config),
         arguments_(arguments),
         log_(log),
         context_(std::move(context)),
         store_(std::move(store)),
         return_path_(std::move(return_path)),
+        client_refusals_(std::move(client_refusals)),
         proxy_(std::move(proxy)),
         watch_(std::move(watch)),
         control_(config_, {*context_, *store_, *proxy_, *watch_, events_, stats_, return_path_.get(),
@@ -427,7 +441,8 @@ class Daemon {
   std::string untold_state_;                      // empty: systemd knows all
   ApiStats stats_;
   std::unique_ptr<Store> store_;
-  const std::unique_ptr<ReturnPath> return_path_;  // outlives the connections that need it
+  const std::unique_ptr<ReturnPath> return_path_;          // outlives the connections that need it
+  const std::unique_ptr<ClientRefusals> client_refusals_;  // the same; may be null
   std::unique_ptr<Proxy> proxy_;
   std::unique_ptr<SessionWatch> watch_;
   EventHub events_;
@@ -461,15 +476,16 @@ int run(const Arguments& arguments, DaemonLog& log) {
   if (!store) return fail(store.error(), kExitFailed);
   auto return_path = start_return_path(config->proxy.source_mode);
   if (!return_path) return fail(return_path.error(), kExitFailed);
-  auto proxy = Proxy::start(proxy_options(*config));
+  auto client_refusals = start_client_refusals_if_possible();
+  auto proxy = Proxy::start(proxy_options(*config, client_refusals.get()));
   if (!proxy) return fail(proxy.error(), kExitFailed);
   auto context = std::make_unique<boost::asio::io_context>(1);
   auto watch = SessionWatch::start(*context);
   if (!watch) return fail(watch.error(), kExitFailed);
   // The workers run already and are not meant.
   prefer_this_thread();
-  Daemon daemon(*config, arguments, log, std::move(context), std::move(*store), std::move(*proxy),
-                std::move(*watch), std::move(return_path->path), return_path->why_none);
+  Daemon daemon(*config, arguments, log, std::move(context), std::move(*store), std::move(client_refusals),
+                std::move(*proxy), std::move(*watch), std::move(return_path->path), return_path->why_none);
   if (auto started = daemon.start(); !started) {
     return fail(started.error(),
                 started.error().code == ErrorCode::kInvalidConfig ? kExitBadConfig : kExitFailed);

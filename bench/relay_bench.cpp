@@ -40,6 +40,7 @@ class InstantIo final : public Io {
   int socket_error(int) override { return 0; }
   int set_option(int, int, int, int) override { return 0; }
   void close_time_wait(int, const Endpoint&, int) override {}
+  std::unique_ptr<PortProbe> probe(const SynProbeTarget&, int&) override { return nullptr; }
   PortRange local_port_range() override { return {}; }
   int bind_to_device(int, int) override { return 0; }
   int take_client(int, Client&) override { return 0; }

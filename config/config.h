@@ -93,7 +93,7 @@ struct Config {
         900;                // for a guest to acknowledge what was sent; 0: the kernel's; at most 86,400
     bool copy_dscp = true;  // of a client's SYN to what is sent to the guest
     std::uint32_t refused_probe_ms =
-        80;  // between probes of a guest's closed port; 0: not probed; at most 10,000
+        1000;  // between probes of a guest's closed port, at most; 0: not probed; at most 10,000
     std::uint32_t busy_poll_us =
         50;  // that a worker looks for events before it sleeps; 0: none; at most 1,000
     std::uint32_t pipes_max = 16384;  // of the whole node, each of 256 KiB at most; 1-1,000,000

@@ -321,8 +321,13 @@ std::vector<ConfigKey> make_keys() {
           "Whether the DSCP of a client's SYN is that of what its connection sends to the guest."),
       number_key(
           "proxy.refused_probe_ms", 0, 10'000, [](T t) -> auto& { return t.config.proxy.refused_probe_ms; },
-          "After a guest refused a connection its forward refuses clients, as under DNAT, until the guest's "
-          "port is open again: it is probed every so many milliseconds. 0: clients are accepted and reset."),
+          "After a guest refused a client, the node refuses it too, as under DNAT, until the guest's port is "
+          "open to it again. Whether it is, is asked with a SYN that becomes no connection, after an eighth "
+          "of "
+          "the time that the port has been closed, so many milliseconds at most, and only while clients "
+          "come. "
+          "Where guests do not see their clients' addresses, all of the forward's clients are refused. 0: "
+          "clients are accepted and reset."),
       number_key(
           "proxy.busy_poll_us", 0, 1'000, [](T t) -> auto& { return t.config.proxy.busy_poll_us; },
           "Microseconds that a worker looks for further events before it sleeps, while they come at such "

@@ -223,17 +223,17 @@ constexpr WorkerMember kWorkerMembers[] = {
      "Times that a relay had to go on without a pipe, at the bound on pipes or for want of descriptors.",
      &WorkerCounters::pipes_exhausted},
     {MetricType::Gauge, "portway_forwards_refusing",
-     "Forwards that refuse clients now, since their guests' ports are closed.",
+     "Refusals in force: one for each client that a guest refused, or for a forward's clients together "
+     "where the guest sees the node's address.",
      &WorkerCounters::refusal_gates},
     {MetricType::Counter, "portway_forwards_refusing_total",
-     "Times that a forward began to refuse clients, since its guest's port was closed.",
-     &WorkerCounters::refusal_gates_total},
+     "Refusals that began, since a guest had refused a connection.", &WorkerCounters::refusal_gates_total},
     {MetricType::Counter, "portway_forwards_refusing_skipped_total",
-     "Times that a forward went on accepting and resetting clients although its guest's port was closed: as "
-     "many as can be probed refuse already.",
+     "Refusals that did not begin, or ended early, so that clients are accepted and reset: as many as can be "
+     "probed are in force.",
      &WorkerCounters::refusal_gates_skipped},
     {MetricType::Counter, "portway_guest_probes_total",
-     "Connections made to guests to see whether a closed port is open again.",
+     "SYNs sent to guests to see whether a closed port is open again; none becomes a connection.",
      &WorkerCounters::refusal_probes},
     {MetricType::Counter, "portway_close_records_dropped_total",
      "Connections whose end left no record, neither in memory nor in the access log, because the control "

@@ -22,6 +22,7 @@
 #include "proxy/connection_table.h"
 #include "proxy/io.h"
 #include "proxy/pipe_pool.h"
+#include "proxy/refusal_gates.h"
 #include "proxy/relay.h"
 #include "proxy/served_forward.h"
 #include "proxy/spsc_ring.h"
@@ -91,10 +92,10 @@ class ConnectionSet {
   std::size_t kill(const ServedForward& forward, ConnectionId connection);
 
   std::uint32_t in_use() const { return table_.in_use(); }
-  /// Calls take(const ServedForwardPtr&) for each connection that the guest refused since the last call.
+  /// Calls take(const Refusal&) for each connection that the guest refused since the last call.
   template <class Take>
   void take_refused(Take take) {
-    for (const ServedForwardPtr& forward : refused_) take(forward);
+    for (const Refusal& refusal : refused_) take(refusal);
     refused_.clear();
   }
   /// Descriptors were given back since the last call: accepting may work again.
@@ -160,7 +161,7 @@ class ConnectionSet {
   std::vector<std::pair<std::uint32_t, Side>> perhaps_urgent_;  // POLLPRI was told of them in this turn
   std::vector<pollfd> asked_urgent_;                            // of the same index
   std::array<std::byte, 64 * 1024> buffer_;
-  std::vector<ServedForwardPtr> refused_;  // only where somebody takes them
+  std::vector<Refusal> refused_;  // only where somebody takes them
   bool released_ = false;
 };
 

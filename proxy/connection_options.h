@@ -5,6 +5,8 @@
 
 namespace portway {
 
+class ClientRefusals;
+
 /// Zero means "never" for the two timeouts of silence.
 struct ConnectionOptions {
   std::chrono::milliseconds connect_timeout{5000};
@@ -14,7 +16,8 @@ struct ConnectionOptions {
   std::chrono::seconds keepalive{300};            // idle time before the first TCP keepalive probe; 0: none
   std::chrono::seconds user_timeout{900};         // for a guest to acknowledge what was sent; 0: the kernel's
   bool copy_dscp = true;                          // of the client's SYN to what is sent to the guest
-  std::chrono::milliseconds refused_probe{80};    // see proxy/refusal_gates.h; 0: listeners stay open
+  std::chrono::milliseconds refused_probe{1000};  // see proxy/refusal_gates.h; 0: nobody is refused
+  ClientRefusals* client_refusals = nullptr;      // null: single clients cannot be refused
 };
 
 }  // namespace portway

@@ -13,11 +13,14 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 
 #include "config/endpoint.h"
+#include "network/syn_probe.h"
 
 namespace portway {
 
@@ -45,6 +48,18 @@ struct TcpSummary {
   std::uint32_t rtt_us = 0;       // smoothed; 0: not known
   std::uint32_t retransmits = 0;  // segments sent again
   bool closed = false;            // both FINs are acknowledged, or it was reset
+};
+
+/// Asks whether a guest's port is open without making a connection: the guest's SYN-ACK is answered with RST,
+/// so that no service accepts it. Destroying it closes its descriptors.
+class PortProbe {
+ public:
+  virtual ~PortProbe() = default;
+
+  /// As SynProbe has them.
+  virtual int fd() const = 0;
+  virtual int answer() = 0;
+  virtual bool needs_asking() const = 0;
 };
 
 class Io {
@@ -86,6 +101,8 @@ class Io {
   virtual int connect(int fd, const Endpoint& to) = 0;
   /// SO_ERROR as -errno, or 0; reading it clears it.
   virtual int socket_error(int fd) = 0;
+  /// Sends a SYN; null with `error`, as of SynProbe::open(), when it was not sent, or refused at once.
+  virtual std::unique_ptr<PortProbe> probe(const SynProbeTarget& target, int& error) = 0;
   virtual int set_option(int fd, int level, int option, int value) = 0;
   /// SO_BINDTOIFINDEX; `device` is an interface index. -ENODEV when there is no such device.
   virtual int bind_to_device(int fd, int device) = 0;

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <fstream>
 #include <span>
+#include <utility>
 
 #include "proxy/listen_socket.h"
 
@@ -96,6 +97,28 @@ int KernelIo::socket_error(int fd) {
   socklen_t size = sizeof error;
   if (::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0) return -errno;
   return -error;
+}
+
+namespace {
+
+class KernelProbe final : public PortProbe {
+ public:
+  explicit KernelProbe(SynProbe probe) : probe_(std::move(probe)) {}
+
+  int fd() const override { return probe_.fd(); }
+  int answer() override { return probe_.answer(); }
+  bool needs_asking() const override { return probe_.needs_asking(); }
+
+ private:
+  SynProbe probe_;
+};
+
+}  // namespace
+
+std::unique_ptr<PortProbe> KernelIo::probe(const SynProbeTarget& target, int& error) {
+  SynProbe probe;
+  error = SynProbe::open(target, probe);
+  return error == 0 ? std::make_unique<KernelProbe>(std::move(probe)) : nullptr;
 }
 
 int KernelIo::set_option(int fd, int level, int option, int value) {

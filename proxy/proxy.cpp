@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "config/blocked_signals.h"
+#include "network/client_refusals.h"
 #include "proxy/epoll_io.h"
 #include "proxy/listen_socket.h"
 #include "proxy/uring_io.h"
@@ -225,12 +226,12 @@ void Proxy::close(const ServedForwardPtr& forward, ForwardPhase to, CloseHow why
         if (to != ForwardPhase::kEnded) take_waiting(forward, listener);
         ::shutdown(listener, SHUT_RD);
       }
+      for (const auto& [local, client] : forward->refused_clients)
+        options_.connections.client_refusals->allow(local, client);
+      forward->refused_clients.clear();
     }
   }
-  for (std::size_t i = 0; i < workers_.size(); ++i) {
-    if (i == forward->listening_worker || to != ForwardPhase::kKept)
-      workers_[i]->post(Worker::CloseForward{forward});
-  }
+  for (const auto& worker : workers_) worker->post(Worker::CloseForward{forward});
   closing_.insert_or_assign(forward->route.id, forward);
   if (closing_.size() <= closing_max_) return;
   std::erase_if(closing_, [](const auto& entry) {

@@ -1,13 +1,11 @@
 #include "proxy/refusal_gates.h"
 
-#include <sys/socket.h>
-
 #include <algorithm>
 #include <cassert>
 #include <cerrno>
+#include <mutex>
 #include <utility>
 
-#include "network/proxy_header.h"
 #include "proxy/timer_wheel.h"
 
 namespace portway {
@@ -16,57 +14,112 @@ namespace {
 constexpr Nanos kIntervalMin = std::chrono::milliseconds(10);
 // A guest that does not even refuse any more is no reason to refuse clients.
 constexpr Nanos kAnswerMax = std::chrono::seconds(1);
+// Between two questions to a probe whose answer no event reports.
+constexpr Nanos kAskEvery = std::chrono::milliseconds(2);
 
 }  // namespace
 
-RefusalGates::RefusalGates(Io& io, Nanos interval_max, WorkerCounters& counters, Token token_base, Open open)
+RefusalGates::RefusalGates(Io& io, Nanos interval_max, ClientRefusals* refusals, WorkerCounters& counters,
+                           Token token_base, Listeners listeners)
     : io_(io),
       interval_max_(interval_max),
+      refusals_(refusals),
       counters_(counters),
       token_base_(token_base),
-      open_(std::move(open)) {}
+      listeners_(std::move(listeners)) {}
 
 RefusalGates::~RefusalGates() {
   assert(in_use_ == 0 && "forget_all() and turn until empty first");
 }
 
-bool RefusalGates::add(const ServedForwardPtr& forward) {
-  if (interval_max_ == Nanos::zero()) return false;
-  const auto known = [&forward](const Gate& gate) {
-    return gate.forward == forward && gate.verdict != Verdict::kForgotten;
-  };
-  if (std::ranges::any_of(gates_, known)) return false;
-  auto place = std::ranges::find(gates_, State::kFree, &Gate::state);
-  if (place == gates_.end() && gates_.size() < kGatesMax) place = gates_.emplace(gates_.end());
-  Gate* gate = place == gates_.end() ? nullptr : &*place;
+void RefusalGates::add(const Refusal& refusal) {
+  const bool all = refusal.concerns_all();
+  if (interval_max_ == Nanos::zero() || (!all && refusals_ == nullptr) || find(refusal) != nullptr) return;
+  Gate* gate = place_for(refusal);
   if (gate == nullptr) {
-    // A client has just asked for this one; nobody may ask for the other ever again.
-    gate = longest_waiting();
-    if (gate == nullptr || !open_(gate->forward)) {
-      counters_.refusal_gates_skipped.add();
-      return false;
-    }
-    release(*gate);
+    counters_.refusal_gates_skipped.add();
+    return;
   }
   const Nanos now = io_.now();
-  const Nanos interval = std::min(kIntervalMin, interval_max_);
-  *gate = {.forward = forward,
-           .state = State::kWaiting,
-           .since = now,
-           .due = now + interval,
-           .interval = interval};
+  *gate = Gate{};
+  gate->forward = refusal.forward;
+  if (!all) gate->client = refusal;
+  gate->state = State::kWaiting;
+  gate->since = gate->probed = gate->due = now;
   ++in_use_;
+  if (all) return;
+  gate->due = now + kIntervalMin;
+  if (!shut(*gate)) release(*gate);
+}
+
+RefusalGates::Gate* RefusalGates::find(const Refusal& refusal) {
+  const bool all = refusal.concerns_all();
+  const auto same = [&](const Gate& gate) {
+    if (gate.forward != refusal.forward || gate.verdict == Verdict::kForgotten) return false;
+    if (all || !gate.client) return all == !gate.client;
+    return gate.client->client == refusal.client && gate.client->local == refusal.local;
+  };
+  const auto found = std::ranges::find_if(gates_, same);
+  return found == gates_.end() ? nullptr : &*found;
+}
+
+/// A free one, or that of the gate which waits longest, of the same forward if that has its share; null when
+/// none can be had.
+RefusalGates::Gate* RefusalGates::place_for(const Refusal& refusal) {
+  const auto of_forward = [&](const Gate& gate) { return gate.forward == refusal.forward; };
+  const bool has_share =
+      static_cast<std::size_t>(std::ranges::count_if(gates_, of_forward)) >= kGatesPerForward;
+  if (!has_share) {
+    const auto free = std::ranges::find(gates_, State::kFree, &Gate::state);
+    if (free != gates_.end()) return &*free;
+    if (gates_.size() < kGatesMax) return &gates_.emplace_back();
+  }
+  Gate* longest = nullptr;
+  for (Gate& gate : gates_) {
+    if (gate.state != State::kWaiting || (has_share && !of_forward(gate))) continue;
+    if (longest == nullptr || gate.since < longest->since) longest = &gate;
+  }
+  // A client has just asked for this one; nobody may ask for the other ever again.
+  if (longest == nullptr || !open(*longest)) return nullptr;
+  counters_.refusal_gates_skipped.add();
+  release(*longest);
+  return longest;
+}
+
+/// False when it cannot be.
+bool RefusalGates::shut(Gate& gate) {
+  if (gate.client) {
+    const std::lock_guard lock(gate.forward->listeners_mutex);
+    if (gate.forward->phase.load() != ForwardPhase::kOpen) return false;
+    if (!refusals_->refuse(gate.client->local, gate.client->client)) return false;
+    gate.forward->refused_clients.emplace_back(gate.client->local, gate.client->client);
+  } else {
+    listeners_.shut(gate.forward);
+  }
+  gate.shut = true;
   counters_.refusal_gates.add();
   counters_.refusal_gates_total.add();
   return true;
 }
 
-RefusalGates::Gate* RefusalGates::longest_waiting() {
-  Gate* longest = nullptr;
-  for (Gate& gate : gates_) {
-    if (gate.state == State::kWaiting && (longest == nullptr || gate.since < longest->since)) longest = &gate;
+/// False when it is to be tried again.
+bool RefusalGates::open(Gate& gate) {
+  if (!gate.shut) return true;
+  if (gate.client) {
+    const std::lock_guard lock(gate.forward->listeners_mutex);
+    const auto entry =
+        std::ranges::find(gate.forward->refused_clients, std::pair(gate.client->local, gate.client->client));
+    // Not in there: the forward was closed, and its port may be another one's by now.
+    if (entry != gate.forward->refused_clients.end()) {
+      refusals_->allow(gate.client->local, gate.client->client);
+      gate.forward->refused_clients.erase(entry);
+    }
+  } else if (!listeners_.open(gate.forward)) {
+    return false;
   }
-  return longest;
+  gate.shut = false;
+  counters_.refusal_gates.sub();
+  return true;
 }
 
 void RefusalGates::forget(const ServedForwardPtr& forward) {
@@ -95,9 +148,9 @@ void RefusalGates::run() {
   for (std::uint32_t index = 0; index < gates_.size(); ++index) {
     if (gates_[index].due > now) continue;
     if (gates_[index].state == State::kWaiting) {
-      probe(index);
+      on_due(index);
     } else if (gates_[index].state == State::kProbing) {
-      end_probe(index, Verdict::kOpen);
+      ask(index);
     }
   }
 }
@@ -110,24 +163,55 @@ Nanos RefusalGates::until_next() const {
   return next == TimerWheel::kNever ? Nanos(-1) : std::max(Nanos::zero(), next - io_.now());
 }
 
+/// When somebody asked for what it keeps shut, as far as that is known.
+Nanos RefusalGates::last_asked(const Gate& gate) const {
+  if (!gate.client) return gate.since;
+  return std::max(gate.since, Nanos(refusals_->last_asked(gate.client->local, gate.client->client)));
+}
+
+void RefusalGates::on_due(std::uint32_t index) {
+  Gate& gate = gates_[index];
+  const Nanos patience = gate.client ? Nanos(kForgetAfter) : Nanos(kForwardGateMax);
+  if (io_.now() - last_asked(gate) < patience) {
+    probe(index);
+  } else if (open(gate)) {
+    release(gate);
+  } else {
+    wait(gate);
+  }
+}
+
 void RefusalGates::probe(std::uint32_t index) {
   Gate& gate = gates_[index];
-  const ForwardRoute& route = gate.forward->route;
   counters_.refusal_probes.add();
+  gate.probed = io_.now();
+  gate.give_up = gate.probed + kAnswerMax;
   gate.state = State::kProbing;
-  gate.due = io_.now() + kAnswerMax;
-  gate.fd = io_.socket(route.upstream.address().is_v6() ? AF_INET6 : AF_INET);
-  int result = gate.fd;
-  const int device = gate.forward->session->device.load(std::memory_order_relaxed);
-  if (gate.fd >= 0 && device != kAnyDevice) result = io_.bind_to_device(gate.fd, device);
-  if (result >= 0) result = io_.connect(gate.fd, route.upstream);
-  if (result == 0 || result == -EINPROGRESS) {
-    gate.armed = true;
-    io_.poll(token_base_ | index, gate.fd);
-  } else {
+  SynProbeTarget target{.guest = gate.forward->route.upstream,
+                        .device = gate.forward->session->device.load(std::memory_order_relaxed),
+                        .source = std::nullopt};
+  if (gate.client && gate.client->own_address) target.source = gate.client->client;
+  int error = 0;
+  gate.probe = io_.probe(target, error);
+  if (gate.probe == nullptr) {
     // Without a descriptor nothing is known; other errors are for clients to see.
-    const bool try_again = result == -ECONNREFUSED || gate.fd < 0;
-    end_probe(index, try_again ? Verdict::kRefused : Verdict::kOpen);
+    const bool try_again = error == -ECONNREFUSED || error == -EMFILE || error == -ENFILE;
+    return end_probe(index, try_again ? Verdict::kRefused : Verdict::kLetIn);
+  }
+  gate.armed = true;
+  io_.poll(token_base_ | index, gate.probe->fd());
+  gate.due = gate.probe->needs_asking() ? gate.probed + kAskEvery : gate.give_up;
+}
+
+void RefusalGates::ask(std::uint32_t index) {
+  Gate& gate = gates_[index];
+  const int answer = gate.probe->answer();
+  if (answer != -EAGAIN) {
+    end_probe(index, answer == -ECONNREFUSED ? Verdict::kRefused : Verdict::kLetIn);
+  } else if (io_.now() >= gate.give_up) {
+    end_probe(index, Verdict::kLetIn);
+  } else {
+    gate.due = gate.probe->needs_asking() ? io_.now() + kAskEvery : gate.give_up;
   }
 }
 
@@ -136,19 +220,11 @@ void RefusalGates::on_poll(Token token, const Completion& completion) {
   Gate& gate = gates_[index];
   gate.armed = completion.more;
   if (gate.state == State::kProbing) {
-    const auto events = completion.result < 0 ? 0U : static_cast<std::uint32_t>(completion.result);
-    if ((events & (POLLERR | POLLHUP)) != 0) {
-      const bool refused = io_.socket_error(gate.fd) == -ECONNREFUSED;
-      end_probe(index, refused ? Verdict::kRefused : Verdict::kOpen);
-    } else if ((events & POLLOUT) != 0) {
-      if (gate.forward->source.load(std::memory_order_relaxed).plan == SourcePlan::kProxyV2) {
-        const ProxyHeader header = local_proxy_header();
-        io_.send(gate.fd, header.bytes.data(), header.size, MSG_NOSIGNAL);
-      }
-      end_probe(index, Verdict::kOpen);
-    } else if (!gate.armed) {
-      end_probe(index, Verdict::kOpen);  // the poll could not be armed, for want of memory
-    }
+    ask(index);
+    if (gate.state != State::kProbing || gate.armed) return;
+    if (completion.result < 0) return end_probe(index, Verdict::kLetIn);  // for want of memory
+    gate.armed = true;
+    io_.poll(token_base_ | index, gate.probe->fd());
   } else if (!gate.armed) {
     settle(index);
   }
@@ -159,29 +235,42 @@ void RefusalGates::end_probe(std::uint32_t index, Verdict verdict) {
   gate.verdict = verdict;
   gate.state = State::kEnding;
   if (gate.armed) {
-    io_.cancel(token_base_ | index, gate.fd);
+    io_.cancel(token_base_ | index, gate.probe->fd());
   } else {
     settle(index);
   }
 }
 
-/// The probe is over, and its descriptor is nobody's any more.
+/// The probe is over, and its descriptors are nobody's any more.
 void RefusalGates::settle(std::uint32_t index) {
   Gate& gate = gates_[index];
-  if (gate.fd >= 0) io_.close(std::exchange(gate.fd, -1));
-  if (gate.verdict == Verdict::kForgotten || (gate.verdict == Verdict::kOpen && open_(gate.forward))) {
+  gate.probe.reset();
+  const bool over = gate.verdict == Verdict::kForgotten || (gate.verdict == Verdict::kLetIn && open(gate)) ||
+                    (gate.verdict == Verdict::kRefused && !gate.shut && !shut(gate));
+  if (over) {
     release(gate);
-    return;
+  } else {
+    wait(gate);
   }
+}
+
+void RefusalGates::wait(Gate& gate) {
+  const Nanos now = io_.now();
+  // Nobody has come since the last probe: then half as often, until it is forgotten.
+  const bool asked = !gate.client || last_asked(gate) >= gate.probed;
+  const Nanos interval = std::max(kIntervalMin, (now - gate.since) / (asked ? 8 : 2));
   gate.state = State::kWaiting;
-  gate.interval = std::min(2 * gate.interval, interval_max_);
-  gate.due = io_.now() + gate.interval;
+  gate.due = now + std::min(interval, std::max(kIntervalMin, interval_max_));
 }
 
 void RefusalGates::release(Gate& gate) {
+  if (gate.shut) {
+    // Its forward is closed: the listeners stay as they are, and the refused client is in no list any more.
+    gate.shut = false;
+    counters_.refusal_gates.sub();
+  }
   gate = Gate{};
   --in_use_;
-  counters_.refusal_gates.sub();
 }
 
 }  // namespace portway

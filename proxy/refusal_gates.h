@@ -1,42 +1,74 @@
-// Refuses clients while a guest's port is closed, as DNAT does: a forward whose guest refused a connection
-// shuts its listeners, so that the node answers a SYN with RST, and the guest's port is probed until it is
-// open.
+// Refuses clients while a guest's port is closed, as DNAT does: the node answers their SYNs with RST, and the
+// guest's port is probed until it is open.
 //
-// The client whose connection was refused by the guest has been accepted already, and sees a reset. Those
-// after it see "connection refused". A probe is a connection to the guest, and the one that gets through is
-// closed at once. At most kGatesMax forwards of a worker are probed, at intervals of 10 ms up to
-// `interval_max`: with 80 ms, 800 probes a second. A forward more than that takes the place of the one that
-// waits longest, which goes on accepting and resetting.
+// Whom a refusal concerns is whom the guest has refused. If guests see their clients' own addresses, that is
+// one client: the guest's packet filter may refuse it and nobody else (a *client gate*, kept by
+// ClientRefusals). If the guest sees the node whoever the client is, it is everybody (a *forward gate*: the
+// forward's listeners are shut). The client whose connection the guest refused has been accepted already and
+// sees a reset; "connection refused" is what it, or everybody, sees afterwards.
+//
+// A forward gate first asks the guest again, since the refusal may have been a passing one, and shuts the
+// listeners only then. A client gate takes the guest's word. Both probe with the address that was refused,
+// and with a SYN that becomes no connection (Io::probe). The interval grows with the time that the port has
+// been closed: an eighth of it, 10 ms at least and `interval_max` at most. A client gate ends when its client
+// has not come back for kForgetAfter, and asks half as often while it has not; a forward gate, which cannot
+// know, after kForwardGateMax. What is in doubt is let through: silence, an error, a full table.
+//
+// At most kGatesMax gates a worker and kGatesPerForward a forward. One more takes the place of the one that
+// waits longest.
 //
 // Belongs to one worker's thread.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <optional>
 #include <vector>
 
 #include "metrics/stats.h"
+#include "network/client_refusals.h"
 #include "proxy/io.h"
 #include "proxy/served_forward.h"
 
 namespace portway {
 
+/// A guest has refused a connection.
+struct Refusal {
+  ServedForwardPtr forward;
+  IpAddress client;
+  Endpoint local;            // where the client has connected to
+  bool own_address = false;  // the guest has seen the client's address; else the node's
+  /// Every client of the forward is seen as this one was.
+  bool concerns_all() const {
+    return forward->source.load(std::memory_order_relaxed).plan != SourcePlan::kTransparent;
+  }
+};
+
 class RefusalGates {
  public:
   static constexpr std::size_t kGatesMax = 64;
+  static constexpr std::size_t kGatesPerForward = 8;
+  static constexpr std::chrono::seconds kForgetAfter{3};
+  static constexpr std::chrono::seconds kForwardGateMax{60};
 
-  /// Opens the forward's listeners; false when it could not, and is to be asked again.
-  using Open = std::function<bool(const ServedForwardPtr&)>;
+  /// What is done to a forward's listeners. open(): false when it could not, and is to be asked again.
+  struct Listeners {
+    std::function<void(const ServedForwardPtr&)> shut;
+    std::function<bool(const ServedForwardPtr&)> open;
+  };
 
-  /// `token_base` is or'ed into the tokens of its polls. `interval_max` zero: nothing is ever added.
-  RefusalGates(Io& io, Nanos interval_max, WorkerCounters& counters, Token token_base, Open open);
+  /// `token_base` is or'ed into the tokens of its polls. `interval_max` zero: nobody is ever refused.
+  /// `refusals` null: no client gates.
+  RefusalGates(Io& io, Nanos interval_max, ClientRefusals* refusals, WorkerCounters& counters,
+               Token token_base, Listeners listeners);
   ~RefusalGates();
   RefusalGates(const RefusalGates&) = delete;
   RefusalGates& operator=(const RefusalGates&) = delete;
 
-  /// The guest refused: from now on it is probed. False where it is already, or cannot be.
-  bool add(const ServedForwardPtr& forward);
-  /// Without opening it.
+  void add(const Refusal& refusal);
+  /// The forward is closed: its gates go, and its listeners stay as they are.
   void forget(const ServedForwardPtr& forward);
   void forget_all();
 
@@ -47,40 +79,51 @@ class RefusalGates {
   /// Zero when something is due.
   Nanos until_next() const;
 
-  /// No forward is in it, and no descriptor.
+  /// There is no gate, and no descriptor.
   bool empty() const { return in_use_ == 0; }
 
  private:
   enum class State : std::uint8_t {
     kFree,
     kWaiting,  // until due, for the next probe
-    kProbing,  // until due, for the guest's answer
+    kProbing,  // until due, for the guest's answer; or to ask for it
     kEnding,   // for the last completion of the probe's poll
   };
-  enum class Verdict : std::uint8_t { kRefused, kOpen, kForgotten };
+  enum class Verdict : std::uint8_t { kRefused, kLetIn, kForgotten };
 
   struct Gate {
     ServedForwardPtr forward;
+    std::optional<Refusal> client;  // of a client gate
     State state = State::kFree;
     Verdict verdict = Verdict::kRefused;
+    bool shut = false;  // clients are refused
     bool armed = false;
-    int fd = -1;
-    Nanos since{};
+    std::unique_ptr<PortProbe> probe;
+    Nanos since{};    // when it was added
+    Nanos probed{};   // when the last probe began
+    Nanos give_up{};  // while probing: no answer by then is none
     Nanos due{};
-    Nanos interval{};
   };
 
+  Gate* find(const Refusal& refusal);
+  Gate* place_for(const Refusal& refusal);
+  bool shut(Gate& gate);
+  bool open(Gate& gate);
+  Nanos last_asked(const Gate& gate) const;
+  void on_due(std::uint32_t index);
   void probe(std::uint32_t index);
+  void ask(std::uint32_t index);
   void end_probe(std::uint32_t index, Verdict verdict);
   void settle(std::uint32_t index);
+  void wait(Gate& gate);
   void release(Gate& gate);
-  Gate* longest_waiting();
 
   Io& io_;
   const Nanos interval_max_;
+  ClientRefusals* const refusals_;
   WorkerCounters& counters_;
   const Token token_base_;
-  const Open open_;
+  const Listeners listeners_;
   std::vector<Gate> gates_;  // kGatesMax at most
   std::size_t in_use_ = 0;
 };

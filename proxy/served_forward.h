@@ -89,6 +89,9 @@ struct ServedForward {
 
   // Held while listeners are shut or opened, so that none can listen again once `phase` says that it is over.
   std::mutex listeners_mutex;
+  // Whom its listeners refuse; under listeners_mutex. Those that are left when it is closed, the control
+  // thread lets in again: the port may be another forward's next.
+  std::vector<std::pair<Endpoint, IpAddress>> refused_clients;
   std::vector<int> listeners;  // under listeners_mutex; the worker's, until it is told of the end
   std::vector<std::uint32_t> listener_slots;  // the listening worker's
 };

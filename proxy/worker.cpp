@@ -41,8 +41,10 @@ Worker::Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<C
       closes_(kCloseRecords),
       connections_(*io_, options.connections, slots, options.pipes_max, counters_, closes_, options.index,
                    kConnectionToken),
-      gates_(*io_, options.connections.refused_probe, counters_, kProbeToken,
-             [this](const ServedForwardPtr& forward) { return open_listeners(forward); }),
+      gates_(*io_, options.connections.refused_probe, options.connections.client_refusals, counters_,
+             kProbeToken,
+             {.shut = [this](const ServedForwardPtr& forward) { shut_listeners(forward); },
+              .open = [this](const ServedForwardPtr& forward) { return open_listeners(forward); }}),
       busy_poll_(options.busy_poll) {}
 
 Worker::~Worker() {
@@ -84,7 +86,7 @@ void Worker::turn(Nanos max_wait) {
   if (mail_.exchange(false)) read_mailbox();
   connections_.run();
   connections_.expire();
-  connections_.take_refused([this](const ServedForwardPtr& forward) { tell_refused(forward); });
+  connections_.take_refused([this](const Refusal& refusal) { on_refused(refusal); });
   if (!gates_.empty()) gates_.run();
   if (!paused_.empty()) resume_paused();
 }
@@ -167,8 +169,8 @@ void Worker::on(CloseForward& message) {
   if (this == &listening_worker(*message.forward)) {
     const std::vector<std::uint32_t> slots = message.forward->listener_slots;
     for (const std::uint32_t index : slots) close_listener(index);
-    gates_.forget(message.forward);
   }
+  gates_.forget(message.forward);
   connections_.close_forward(*message.forward);
 }
 
@@ -192,10 +194,8 @@ void Worker::on(EndConnections& message) {
 }
 
 void Worker::on(Refused& message) {
-  const ServedForwardPtr& forward = message.forward;
-  if (stopping_ || forward->phase.load() != ForwardPhase::kOpen || !gates_.add(forward)) return;
-  forward->refusing.store(true, std::memory_order_relaxed);
-  shut_listeners(forward);
+  if (stopping_ || message.refusal.forward->phase.load() != ForwardPhase::kOpen) return;
+  gates_.add(message.refusal);
 }
 
 void Worker::on(Stop&) {
@@ -297,14 +297,16 @@ void Worker::resume_paused() {
 
 // --- A guest's closed port.
 
-void Worker::tell_refused(const ServedForwardPtr& forward) {
-  if (forward->refusing.load(std::memory_order_relaxed)) return;
-  Worker& listening = listening_worker(*forward);
-  if (&listening == this) {
-    Refused message{forward};
+/// One client is refused by whichever worker has heard of it, everybody by the one with the listeners.
+void Worker::on_refused(const Refusal& refusal) {
+  const ServedForward& forward = *refusal.forward;
+  if (forward.refusing.load(std::memory_order_relaxed)) return;
+  Worker& worker = refusal.concerns_all() ? listening_worker(forward) : *this;
+  Refused message{refusal};
+  if (&worker == this) {
     on(message);
   } else {
-    listening.post(Refused{forward});
+    worker.post(std::move(message));
   }
 }
 
@@ -317,6 +319,7 @@ Worker& Worker::listening_worker(const ServedForward& forward) {
 void Worker::shut_listeners(const ServedForwardPtr& forward) {
   const std::lock_guard lock(forward->listeners_mutex);
   if (forward->phase.load() != ForwardPhase::kOpen) return;
+  forward->refusing.store(true, std::memory_order_relaxed);
   for (const std::uint32_t index : forward->listener_slots) {
     Listener& listener = listeners_[index];
     if (listener.closing) continue;

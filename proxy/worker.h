@@ -61,7 +61,7 @@ class Worker {
   };
   /// A guest refused a connection of a forward that this worker listens for.
   struct Refused {
-    ServedForwardPtr forward;
+    Refusal refusal;
   };
   struct Stop {};
   using Message =
@@ -134,7 +134,7 @@ class Worker {
   void close_listener(std::uint32_t index);
   void release_listener(std::uint32_t index);
   void resume_paused();
-  void tell_refused(const ServedForwardPtr& forward);
+  void on_refused(const Refusal& refusal);
   void shut_listeners(const ServedForwardPtr& forward);
   bool open_listeners(const ServedForwardPtr& forward);
 

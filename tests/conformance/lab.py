@@ -2,6 +2,7 @@
 
 Words are the same in every run: times are told as classes, and of a random port only whether it is the client's.
 """
+import collections
 import contextlib
 import errno
 import fcntl
@@ -12,6 +13,7 @@ import socket
 import struct
 import termios
 import threading
+import time
 
 from tests.conformance import network as net
 
@@ -123,6 +125,40 @@ class Background:
     def result(self, limit=30):
         self._thread.join(limit)
         return "still running" if self._thread.is_alive() else self._result
+
+
+class Hammer:
+    """A context in which a call is made again and again, whatever comes of it."""
+
+    def __init__(self, call, *arguments):
+        self._call, self._arguments = call, arguments
+        self._over = threading.Event()
+
+    def _run(self):
+        while not self._over.is_set():
+            self._call(*self._arguments)
+
+    def __enter__(self):
+        self._made = Background(self._run)
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._made.result()
+
+
+def each(times, call, *arguments):
+    """What a call has said, and how often."""
+    said = collections.Counter(call(*arguments) for _ in range(times))
+    return "; ".join(f"{words} ({number} of {times})" for words, number in sorted(said.items()))
+
+
+def wait_for(words, call, *arguments):
+    """The first answer that is the wanted one, or the last."""
+    deadline = time.monotonic() + LIMIT_S
+    while (said := call(*arguments)) != words and time.monotonic() < deadline:
+        pass
+    return said
 
 
 def send_all(sock, data):
@@ -283,6 +319,15 @@ class Lab:
             return "connected, and the guest knows nothing of it"
         talk = exchange(sock, guest)
         return peer_seen(guest, sock) + ("" if talk == "question and answer" else "; " + talk)
+
+    def met_from(self, source, service):
+        return self.met(service, self.client(source))
+
+    def say(self, forward, words):
+        """To whoever takes the connection, if anybody does."""
+        with contextlib.suppress(OSError), self.client() as sock:
+            if self.connect(sock, net.PUBLIC, forward.host_port) == "connected":
+                sock.sendall(words)
 
     def read_urgent(self, sock):
         """(the urgent byte as recv(MSG_OOB) gives it, the rest of the stream)."""

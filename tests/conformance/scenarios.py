@@ -14,8 +14,8 @@ import time
 
 from tests.conformance import network as net
 from tests.conformance.lab import (
-    LIMIT_S, SHORT_S, Background, Service, Syn, at_mark, count, end_of, exchange, nobody, pattern, peer_seen,
-    read_to_end, readable, reset, same, send_all, send_until_error, transfer, unacknowledged,
+    LIMIT_S, SHORT_S, Background, Hammer, Service, Syn, at_mark, count, each, end_of, exchange, nobody, pattern,
+    peer_seen, read_to_end, readable, reset, same, send_all, send_until_error, transfer, unacknowledged, wait_for,
     within)
 from tests.conformance.subjects import CONNECT_TIMEOUT_S
 from tests.support.portwayd import wait_until
@@ -234,6 +234,32 @@ def backlog(lab):
     yield "a client while the guest catches up", f"{connecting.result()}; {exchange(late, second)}"
 
 
+@scenario("A guest that does not take connections", "a service that accepts one connection, and starts late",
+          a_client_before_it=ACCEPTED_FIRST)
+def accepts_once(lab):
+    port = lab.closed_port()
+    forward = lab.subject.forward(net.GUEST, port)
+    yield "a client before it", lab.outcome(forward)
+    listener = lab.listen(net.GUEST, port, backlog=0)
+    with Hammer(lab.say, forward, b"hello"):
+        accepted = lab.keep(listener.accept()[0])
+        listener.close()
+        accepted.settimeout(LIMIT_S)
+        words = accepted.recv(5, socket.MSG_WAITALL).decode()
+    yield "the one that it accepts", f"a client that says {words}" if words else "nobody"
+    yield "clients afterwards", wait_for("ECONNREFUSED", lab.outcome, forward)
+
+
+@scenario("A guest that does not take connections", "a guest's closed port, and the other guest's open one",
+          a_client_of_the_closed_one=ACCEPTED_FIRST)
+def two_guests(lab):
+    closed = lab.subject.forward(net.GUEST, lab.closed_port())
+    service = lab.service(net.NEIGHBOUR)
+    yield "a client of the closed one", lab.outcome(closed)
+    with Hammer(lab.outcome, closed):
+        yield "50 clients of the other, meanwhile", each(50, lab.met, service)
+
+
 def _accept_queue(lab, service):
     told = lab.network.guest.run("ss", "-Hltn", f"sport = {service.forward.guest_port}").split()
     return int(told[1])
@@ -266,6 +292,21 @@ def drops(lab):
             yield f"another stranger, {mode}", lab.outcome(service.forward, limit=limit)
             yield f"the office again, {mode}", lab.met(service, lab.client(OFFICE))
             yield f"the guest has let in, {mode}", "nobody else" if nobody(service) else "somebody"
+
+
+@scenario("A guest with a packet filter", "that lets in its gateway and an office, and rejects the rest by RST",
+          **{f"a stranger, {mode}": ACCEPTED_FIRST for mode in MODES})
+def rejects(lab):
+    for mode in MODES:
+        service, accept, others = _filtered(lab, mode)
+        with lab.network.filter(lab.network.guest, accept, f"{others} reject with tcp reset"):
+            yield f"a stranger, {mode}", lab.outcome(service.forward)
+            with Hammer(lab.outcome, service.forward):
+                yield f"50 clients from the office, while the stranger hammers, {mode}", each(50, lab.met_from, OFFICE, service)
+            yield f"the stranger at last, {mode}", wait_for("ECONNREFUSED", lab.outcome, service.forward)
+            yield f"the guest has let in, {mode}", "nobody else" if nobody(service) else "somebody"
+        yield (f"the stranger, once the guest lets it in, {mode}",
+               wait_for("the client's address, its port", lab.met, service))
 
 
 # ---- Ends

@@ -290,6 +290,23 @@ TEST_P(SourceTest, AClosedPortRefusesClientsUntilItIsOpen) {
   }
 }
 
+TEST_P(SourceTest, TheNextForwardOfAPortRefusesNobodyWhomTheOneBeforeRefused) {
+  const CreatedForward before = daemon().create_forward("vm-1", kClosedPort);
+  {
+    TcpClient first(network().client(), kHostAddress, before.host_port);
+    EXPECT_EQ(first.receive_to_end().error, ECONNRESET);
+  }
+  EXPECT_TRUE(daemon().wait_for_metric("portway_forwards_refusing", {}, 1));
+  EXPECT_EQ(daemon().api("DELETE", "/instances/vm-1/port-forwards/" + before.id).status, 204);
+  const HttpResponse next = daemon().api("POST", "/instances/vm-1/port-forwards",
+                                         R"({"guest_port": )" + std::to_string(kDigestPort) +
+                                             R"(, "host_port": )" + std::to_string(before.host_port) + "}");
+  ASSERT_EQ(next.status, 201) << next.body;
+  TcpClient second(network().client(), kHostAddress, before.host_port);
+  EXPECT_EQ(second.connect_error(), 0);
+  EXPECT_TRUE(daemon().wait_for_metric("portway_forwards_refusing", {}, 0));
+}
+
 TEST_P(SourceTest, AGuestThatIsPausedLosesNothing) {
   const CreatedForward forward = daemon().create_forward("vm-1", kDigestPort);
   TcpClient client(network().client(), kHostAddress, forward.host_port);

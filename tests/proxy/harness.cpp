@@ -137,10 +137,9 @@ Rig::Rig(Backend backend, const RigOptions& options)
       ForwardRoute{
           .id = make_uuid(), .upstream = service_, .device = options.device, .source = options.source},
       1);
-  worker_ = std::make_unique<Worker>(
-      std::move(io),
-      WorkerOptions{.index = 0, .pipes_max = options.pipes_max, .connections = options.connections},
-      arena_.slots());
+  WorkerOptions worker{.index = 0, .pipes_max = options.pipes_max, .connections = options.connections};
+  worker.connections.client_refusals = world_->refusals();
+  worker_ = std::make_unique<Worker>(std::move(io), worker, arena_.slots());
   std::vector<Fd> listeners;
   listeners.push_back(world_->listen(options.family, entry_));
   listener_ = listeners.front().get();
@@ -221,8 +220,8 @@ std::uint64_t Rig::closed(CloseSide side, CloseHow how) const {
   return counters().closed[static_cast<std::size_t>(side)][static_cast<std::size_t>(how)].get();
 }
 
-Peer& Rig::connect() {
-  peers_.push_back(std::make_unique<Peer>(world_->connect(entry_)));
+Peer& Rig::connect(const std::optional<IpAddress>& from) {
+  peers_.push_back(std::make_unique<Peer>(world_->connect(entry_, from)));
   return *peers_.back();
 }
 

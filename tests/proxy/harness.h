@@ -129,6 +129,9 @@ class Rig {
   void set_serving(bool serving) { world_->set_serving(service_, serving); }
   int listener() const { return listener_; }
   SimIo* sim() { return world_->sim(); }
+  SimRefusals& refusals() { return *world_->refusals(); }
+  /// From now on the guest refuses, or serves, this client; simulated only.
+  void set_serving(const IpAddress& client, bool serving) { world_->set_serving(service_, client, serving); }
   Worker& worker() { return *worker_; }
   const WorkerCounters& counters() const { return worker_->counters(); }
   ForwardStats stats() const { return forward_->stats(); }
@@ -136,8 +139,8 @@ class Rig {
   /// Bytes that the forward has moved both ways.
   std::uint64_t moved_bytes() const { return stats().received_bytes + stats().sent_bytes; }
 
-  /// A new client, on its way to the forward.
-  Peer& connect();
+  /// A new client, on its way to the forward; from an address of its own in the simulator.
+  Peer& connect(const std::optional<IpAddress>& from = std::nullopt);
   /// The next connection to the guest, if there is one now; and the same after waiting for it.
   Peer* try_accept();
   Peer& accept();

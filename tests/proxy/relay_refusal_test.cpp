@@ -33,11 +33,26 @@ bool is_refused(Rig& rig) {
   return refused;
 }
 
-/// The first client is accepted and reset; the worker has heard why.
-void have_one_refused(Rig& rig) {
-  Peer& client = rig.connect();
+/// The first client is accepted and reset; the worker has heard why, and asked again.
+void have_one_refused(Rig& rig, const std::optional<IpAddress>& from = std::nullopt) {
+  Peer& client = rig.connect(from);
   ASSERT_TRUE(rig.run_until([&] { return client.was_reset() && rig.counters().refusal_gates.get() == 1; }));
   rig.drop(client);
+}
+
+bool is_served(Rig& rig, const std::optional<IpAddress>& from = std::nullopt) {
+  Peer& client = rig.connect(from);
+  Peer* guest = nullptr;
+  EXPECT_TRUE(rig.run_until([&] { return client.ended() || (guest = rig.try_accept()) != nullptr; }));
+  const bool served = guest != nullptr;
+  if (served) rig.drop(*guest);
+  rig.drop(client);
+  return served;
+}
+
+void pass_time(Rig& rig, Nanos span) {
+  const Nanos end = rig.world().now() + span;
+  rig.run_until([&] { return rig.world().now() >= end; }, span + 1s);
 }
 
 TEST_P(RelayRefusal, ClientsAfterTheFirstAreRefused) {
@@ -50,18 +65,14 @@ TEST_P(RelayRefusal, ClientsAfterTheFirstAreRefused) {
 TEST_P(RelayRefusal, TheyGetThroughWithin100MillisecondsOfThePortBeingOpen) {
   Rig rig(GetParam(), {.guest = GuestAnswer::kRefuses});
   have_one_refused(rig);
-  // Long enough for the intervals between probes to grow to their longest.
-  const Nanos grown = rig.world().now() + 400ms;
-  rig.run_until([&] { return rig.world().now() >= grown; });
+  pass_time(rig, 400ms);  // intervals between probes have grown
   rig.set_serving(true);
   const Nanos opened = rig.world().now();
   ASSERT_TRUE(rig.run_until([&] { return rig.counters().refusal_gates.get() == 0; }));
   if (rig.sim() != nullptr) {
     EXPECT_LE(rig.world().now() - opened, 100ms) << "on the simulator's own clock";
   }
-  Peer& probe = rig.accept();  // the connection that found it open
-  EXPECT_TRUE(rig.run_until([&] { return probe.eof(); }));
-  rig.drop(probe);
+  // A service that accepts once gets the client, and not what found it open.
   auto [client, guest] = rig.open();
   client.send("hello");
   EXPECT_TRUE(rig.run_until([&] { return guest.received() == "hello"; }));
@@ -74,7 +85,6 @@ TEST_P(RelayRefusal, ItCanCloseAndOpenAgainAndAgain) {
     EXPECT_TRUE(is_refused(rig));
     rig.set_serving(true);
     ASSERT_TRUE(rig.run_until([&] { return rig.counters().refusal_gates.get() == 0; }));
-    rig.drop(rig.accept());
     rig.drop(rig.open().client);
     rig.set_serving(false);
     rig.settle();
@@ -143,8 +153,120 @@ TEST_P(RelayRefusalSimulated, APortThatCannotBeListenedOnAtOnceIsTriedAgain) {
   rig.sim()->fail(SimIo::Call::kListenAgain, 1, EADDRINUSE, 2);
   rig.set_serving(true);
   ASSERT_TRUE(rig.run_until([&] { return rig.counters().refusal_gates.get() == 0; }));
-  for (int i = 0; i < 3; ++i) rig.drop(rig.accept());  // a probe each
   rig.drop(rig.open().client);
+}
+
+TEST_P(RelayRefusalSimulated, ARefusalThatPassesShutsNothing) {
+  Rig rig(GetParam(), {.guest = GuestAnswer::kRefuses});
+  Peer& client = rig.connect();
+  // The guest's answer is on its way when the service comes up.
+  ASSERT_TRUE(rig.run_until([&] { return rig.counters().connections_active.get() == 1; }));
+  pass_time(rig, 60us);
+  rig.set_serving(true);
+  ASSERT_TRUE(rig.run_until([&] { return client.was_reset() && rig.counters().refusal_probes.get() == 1; }));
+  EXPECT_TRUE(is_served(rig));
+  EXPECT_EQ(rig.counters().refusal_gates_total.get(), 0u);
+}
+
+TEST_P(RelayRefusalSimulated, NobodyKnowsWhetherAnybodyAsksSoRefusingEndsAfterAMinute) {
+  Rig rig(GetParam(), {.guest = GuestAnswer::kRefuses});
+  have_one_refused(rig);
+  pass_time(rig, 61s);
+  EXPECT_EQ(rig.counters().refusal_gates.get(), 0u);
+  EXPECT_LE(rig.counters().refusal_probes.get(), 120u) << "and probing has backed off";
+  const std::uint64_t probes = rig.counters().refusal_probes.get();
+  pass_time(rig, 60s);
+  EXPECT_EQ(rig.counters().refusal_probes.get(), probes) << "nobody asks, so nobody is asked";
+}
+
+// --- Guests that see their clients' addresses.
+
+const IpAddress kStranger = boost::asio::ip::make_address("198.18.10.66");
+const IpAddress kOffice = boost::asio::ip::make_address("198.18.10.7");
+
+bool is_refused(Rig& rig, const IpAddress& from) {
+  Peer& client = rig.connect(from);
+  EXPECT_TRUE(rig.run_until([&] { return client.ended(); }));
+  const bool refused = client.error() == ECONNREFUSED;
+  rig.drop(client);
+  return refused;
+}
+
+TEST_P(RelayRefusalSimulated, WhomTheGuestRefusesIsRefusedAndNobodyElse) {
+  Rig rig(GetParam(), {.source = SourcePlan::kTransparent});
+  rig.set_serving(kStranger, false);
+  have_one_refused(rig, kStranger);
+  for (int i = 0; i < 50; ++i) {
+    EXPECT_TRUE(is_refused(rig, kStranger)) << i;
+    EXPECT_TRUE(is_served(rig, kOffice)) << i;
+  }
+  EXPECT_EQ(rig.stats().connections_accepted, 51u) << "the stranger's SYNs are answered by the node's kernel";
+}
+
+TEST_P(RelayRefusalSimulated, TheNodesOwnStandingWithTheGuestDoesNotMatter) {
+  Rig rig(GetParam(), {.guest = GuestAnswer::kRefuses, .source = SourcePlan::kTransparent});
+  rig.set_serving(kOffice, true);  // and nobody else
+  have_one_refused(rig, kStranger);
+  EXPECT_TRUE(is_served(rig, kOffice));
+  EXPECT_TRUE(is_refused(rig, kStranger));
+  rig.set_serving(kStranger, true);
+  ASSERT_TRUE(rig.run_until([&] { return rig.counters().refusal_gates.get() == 0; }, 200ms));
+  EXPECT_TRUE(is_served(rig, kStranger));
+  rig.set_serving(kStranger, false);
+}
+
+TEST_P(RelayRefusalSimulated, AClosedPortRefusesEachClientThatAsksAgain) {
+  Rig rig(GetParam(), {.guest = GuestAnswer::kRefuses, .source = SourcePlan::kTransparent});
+  for (const IpAddress& client : {kOffice, kStranger}) {
+    EXPECT_FALSE(is_refused(rig, client)) << "the first time it is accepted and reset";
+    EXPECT_TRUE(is_refused(rig, client));
+  }
+  pass_time(rig, 400ms);
+  rig.set_serving(true);
+  ASSERT_TRUE(rig.run_until([&] { return rig.counters().refusal_gates.get() == 0; }, 500ms));
+  EXPECT_EQ(rig.try_accept(), nullptr) << "no probe has become a connection";
+  EXPECT_TRUE(is_served(rig, kOffice));
+  EXPECT_TRUE(is_served(rig, kStranger));
+}
+
+TEST_P(RelayRefusalSimulated, AClientThatDoesNotComeBackIsForgottenAfterAFewProbes) {
+  Rig rig(GetParam(), {.source = SourcePlan::kTransparent});
+  rig.set_serving(kStranger, false);
+  have_one_refused(rig, kStranger);
+  ASSERT_TRUE(rig.run_until([&] { return rig.counters().refusal_gates.get() == 0; }, 5s));
+  EXPECT_EQ(rig.refusals().size(), 0u);
+  EXPECT_LE(rig.counters().refusal_probes.get(), 20u);
+}
+
+TEST_P(RelayRefusalSimulated, AClientThatComesAgainAndAgainIsProbedForLessAndLess) {
+  Rig rig(GetParam(), {.source = SourcePlan::kTransparent});
+  rig.set_serving(kStranger, false);
+  have_one_refused(rig, kStranger);
+  const Nanos end = rig.world().now() + 60s;
+  int refused = 0;
+  for (; rig.world().now() < end; ++refused) {
+    ASSERT_TRUE(is_refused(rig, kStranger));
+    pass_time(rig, 20ms);
+  }
+  EXPECT_GE(refused, 1000);
+  EXPECT_LE(rig.counters().refusal_probes.get(), 110u) << "one a second in the end";
+}
+
+TEST_P(RelayRefusalSimulated, WhatIsInDoubtIsLetThrough) {
+  Rig rig(GetParam(), {.source = SourcePlan::kTransparent});
+  rig.set_serving(kStranger, false);
+  rig.refusals().room = 0;
+  for (int i = 0; i < 3; ++i) EXPECT_FALSE(is_refused(rig, kStranger)) << "accepted and reset";
+  EXPECT_TRUE(is_served(rig, kOffice));
+}
+
+TEST_P(RelayRefusalSimulated, AForwardsClientsHaveTheirShareOfTheGatesAndNoMore) {
+  Rig rig(GetParam(), {.guest = GuestAnswer::kRefuses, .source = SourcePlan::kTransparent});
+  for (std::uint32_t i = 0; i < 30; ++i) {
+    EXPECT_FALSE(is_refused(rig, boost::asio::ip::address_v4(0xc6120b00 + i)));
+  }
+  EXPECT_EQ(rig.counters().refusal_gates.get(), RefusalGates::kGatesPerForward);
+  EXPECT_EQ(rig.refusals().size(), RefusalGates::kGatesPerForward) << "whose gate has gone is let through";
 }
 
 /// Ten thousand forwards of guests that refuse, on the simulator's clock.
@@ -154,26 +276,31 @@ TEST(RefusalGates, TenThousandForwardsAreNoStormOfProbes) {
   WorkerCounters counters;
   const Endpoint service(boost::asio::ip::make_address("198.19.0.2"), 3000);  // where nobody listens
   std::size_t opened = 0;
-  RefusalGates gates(io, 80ms, counters, 0, [&](const ServedForwardPtr&) { return ++opened > 0; });
+  RefusalGates gates(io, 1000ms, nullptr, counters, 0,
+                     {.shut = [](const ServedForwardPtr&) {},
+                      .open = [&](const ServedForwardPtr&) { return ++opened > 0; }});
   std::vector<ServedForwardPtr> forwards;
   for (int i = 0; i < 10'000; ++i) {
     forwards.push_back(
         std::make_shared<ServedForward>(ForwardRoute{.id = make_uuid(), .upstream = service}, 1));
   }
-  for (const ServedForwardPtr& forward : forwards) gates.add(forward);
+  for (const ServedForwardPtr& forward : forwards) gates.add({.forward = forward, .client = {}, .local = {}});
+  EXPECT_EQ(counters.refusal_gates_skipped.get(), forwards.size() - RefusalGates::kGatesMax)
+      << "the others accept, and reset";
+  const auto probes_until = [&](Nanos end) {
+    const std::uint64_t before = counters.refusal_probes.get();
+    while (io.now() < end) {
+      for (const Completion& completion : io.wait(gates.until_next()))
+        gates.on_poll(completion.token, completion);
+      gates.run();
+      EXPECT_LE(io.open_sockets(), RefusalGates::kGatesMax);
+    }
+    return counters.refusal_probes.get() - before;
+  };
+  const Nanos began = io.now();
+  EXPECT_LE(probes_until(began + 10s), 64 * 50u);
   EXPECT_EQ(counters.refusal_gates.get(), RefusalGates::kGatesMax);
-  EXPECT_EQ(opened, forwards.size() - RefusalGates::kGatesMax) << "the others accept, and reset";
-  const Nanos end = io.now() + 10s;
-  std::size_t sockets_most = 0;
-  while (io.now() < end) {
-    for (const Completion& completion : io.wait(gates.until_next()))
-      gates.on_poll(completion.token, completion);
-    gates.run();
-    sockets_most = std::max(sockets_most, io.open_sockets());
-  }
-  EXPECT_LE(sockets_most, RefusalGates::kGatesMax);
-  EXPECT_LE(counters.refusal_probes.get(), 8'300u) << "a few more at first";
-  EXPECT_GE(counters.refusal_probes.get(), 10 * 700u) << "each one every 80 ms";
+  EXPECT_LE(probes_until(began + 50s), 64 * 45u) << "one a second each";
   gates.forget_all();
   while (!gates.empty()) {
     for (const Completion& completion : io.wait(1ms)) gates.on_poll(completion.token, completion);

@@ -154,7 +154,7 @@ class KernelWorld final : public World {
     return fd ? std::make_unique<KernelPeer>(std::move(fd)) : nullptr;
   }
 
-  std::unique_ptr<PeerSocket> connect(const Endpoint& to) override {
+  std::unique_ptr<PeerSocket> connect(const Endpoint& to, const std::optional<IpAddress>&) override {
     Fd fd = stream_socket(to.protocol().family());
     const int result = ::connect(fd.get(), to.data(), static_cast<socklen_t>(to.size()));
     if (result < 0 && errno != EINPROGRESS) check(result, "connect");
@@ -224,24 +224,30 @@ class SimWorld final : public World {
   void set_serving(const Endpoint& service, bool serving) override {
     network_.set_answer(service, serving ? SimNetwork::kAnswer : ECONNREFUSED);
   }
+  void set_serving(const Endpoint& service, const IpAddress& client, bool serving) override {
+    network_.set_answer_to(service, client, serving ? SimNetwork::kAnswer : ECONNREFUSED);
+  }
   void set_silent(const Endpoint& service) override { network_.set_answer(service, SimNetwork::kSilent); }
   std::unique_ptr<PeerSocket> accept(const Endpoint& service) override {
     SimSocket* socket = services_.at(service)->accept();
     return socket != nullptr ? std::make_unique<SimPeer>(*socket) : nullptr;
   }
-  std::unique_ptr<PeerSocket> connect(const Endpoint& to) override {
+  std::unique_ptr<PeerSocket> connect(const Endpoint& to, const std::optional<IpAddress>& from) override {
     SimSocket& socket = network_.socket();
+    if (from) socket.set_source({*from, next_client_port_++});
     socket.connect(to);
     return std::make_unique<SimPeer>(socket);
   }
   std::size_t open_descriptors() override { return io_->open_sockets() + io_->open_pipe_ends(); }
   SimIo* sim() override { return io_; }
+  SimRefusals* refusals() override { return &network_.refusals(); }
 
  private:
   SimNetwork network_;
   SimIo* io_ = nullptr;
   std::map<Endpoint, SimListener*> services_;
   std::uint16_t next_port_ = 20000;
+  std::uint16_t next_client_port_ = 30000;
 };
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <ostream>
 #include <span>
 #include <string>
@@ -71,14 +72,19 @@ class World {
   virtual void set_serving(const Endpoint& service, bool serving) = 0;
   /// From now on a service answers nothing; simulated only.
   virtual void set_silent(const Endpoint&) {}
+  /// From now on a service refuses, or serves, one client; simulated only.
+  virtual void set_serving(const Endpoint&, const IpAddress&, bool) {}
   /// The next connection that arrived at a guest's service; null when there is none.
   virtual std::unique_ptr<PeerSocket> accept(const Endpoint& service) = 0;
-  virtual std::unique_ptr<PeerSocket> connect(const Endpoint& to) = 0;
+  /// From an address of the caller's choice; simulated only, but for none.
+  virtual std::unique_ptr<PeerSocket> connect(const Endpoint& to,
+                                              const std::optional<IpAddress>& from = std::nullopt) = 0;
 
   /// Open descriptors: of the process, or of the simulated Io.
   virtual std::size_t open_descriptors() = 0;
   /// Null in the kernel's worlds.
   virtual SimIo* sim() { return nullptr; }
+  virtual SimRefusals* refusals() { return nullptr; }
 };
 
 std::unique_ptr<World> make_world(Backend backend, const SimNetworkOptions& options = {});

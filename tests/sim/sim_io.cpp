@@ -256,6 +256,41 @@ int SimIo::socket_error(int fd) {
   return socket_of(fd).take_error();
 }
 
+class SimIo::Probe final : public PortProbe {
+ public:
+  Probe(SimIo& io, int fd) : io_(io), fd_(fd) {}
+  ~Probe() override { io_.close(fd_); }
+
+  int fd() const override { return fd_; }
+  int answer() override {
+    SimSocket& socket = io_.socket_of(fd_);
+    if (!socket.complete()) return -EAGAIN;
+    const int error = socket.take_error();
+    if (error != 0) error_ = error;
+    return error_;
+  }
+  bool needs_asking() const override { return false; }
+
+ private:
+  SimIo& io_;
+  const int fd_;
+  int error_ = 0;
+};
+
+std::unique_ptr<PortProbe> SimIo::probe(const SynProbeTarget& target, int& error) {
+  const int fd = socket(0);
+  if (fd < 0) {
+    error = fd;
+    return nullptr;
+  }
+  socket_of(fd).set_half_open();
+  if (target.source) socket_of(fd).set_source({*target.source, 0});
+  auto made = std::make_unique<Probe>(*this, fd);
+  error = connect(fd, target.guest);
+  if (error != 0 && error != -EINPROGRESS) return nullptr;
+  return made;
+}
+
 int SimIo::set_option(int fd, int, int, int) {
   get(fd);
   return 0;
@@ -281,8 +316,7 @@ int SimIo::bind_transparent(int fd, const Endpoint& source) {
 }
 
 int SimIo::local_endpoint(int fd, Endpoint& out) {
-  socket_of(fd);
-  out = Endpoint(boost::asio::ip::address_v4(0xc6120001), 20000);
+  out = socket_of(fd).local();
   return 0;
 }
 

@@ -100,6 +100,7 @@ class SimIo final : public Io {
   int socket(int family) override;
   int connect(int fd, const Endpoint& to) override;
   int socket_error(int fd) override;
+  std::unique_ptr<PortProbe> probe(const SynProbeTarget& target, int& error) override;
   int set_option(int fd, int level, int option, int value) override;
   int bind_to_device(int fd, int device) override;
   int bind_transparent(int fd, const Endpoint& source) override;
@@ -123,6 +124,8 @@ class SimIo final : public Io {
 
  private:
   enum class Kind : std::uint8_t { kSocket, kListener, kPipeReader, kPipeWriter };
+
+  class Probe;
 
   /// A pipe is full when its slots are, however little is in them.
   struct Pipe {

@@ -376,10 +376,23 @@ void SimNetwork::unlisten(const Endpoint& endpoint) {
   old_listeners_.push_back(std::move(listener.mapped()));  // a handshake may be under way
 }
 
+bool SimRefusals::asks(const Endpoint& local, const IpAddress& client) {
+  const auto found = refused_.find({local, client});
+  if (found == refused_.end()) return false;
+  found->second = network_.now();
+  return true;
+}
+
 void SimNetwork::on_syn(SimSocket& client) {
   if (client.closed_) return;
+  const auto number = static_cast<std::uint32_t>(client.serial());
+  const Endpoint from = client.source_.value_or(
+      Endpoint(boost::asio::ip::address_v4(0xc6120a01), static_cast<std::uint16_t>(10000 + number % 50000)));
   const auto answer = answers_.find(client.remote_);
   int outcome = answer == answers_.end() ? kAnswer : answer->second;
+  const auto answer_to = answers_to_.find({client.remote_, from.address()});
+  if (answer_to != answers_to_.end()) outcome = answer_to->second;
+  if (refusals_.asks(client.remote_, from.address())) outcome = ECONNREFUSED;
   if (outcome == kSilent || (outcome == kSilentToOthers && client.source_)) return;
   if (outcome == kSilentToOthers) outcome = kAnswer;
   const auto found = listeners_.find(client.remote_);
@@ -388,13 +401,20 @@ void SimNetwork::on_syn(SimSocket& client) {
     client.put_on_wire([&client, outcome] { client.on_refused(outcome); });
     return;
   }
+  if (client.half_open_) {
+    client.put_on_wire([&client] {
+      if (client.closed_) return;
+      client.die(0);
+      client.wake(0);
+    });
+    return;
+  }
   SimSocket& server = socket();
   server.connected_ = true;
+  server.local_ = client.remote_;
   server.peer_ = &client;
   client.peer_ = &server;
-  const auto number = static_cast<std::uint32_t>(client.serial());
-  server.remote_ = client.source_.value_or(
-      Endpoint(boost::asio::ip::address_v4(0xc6120a01), static_cast<std::uint16_t>(10000 + number % 50000)));
+  server.remote_ = from;
   server.put_on_wire([&client, &server, listener = found->second.get()] {
     client.on_connected();
     if (!client.connected_) return;

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "config/endpoint.h"
+#include "network/client_refusals.h"
 #include "proxy/io.h"
 
 namespace portway::test {
@@ -72,12 +73,16 @@ class SimSocket {
   /// Connected, and not reset since.
   bool sound() const { return connected_ && !dead_; }
   const Endpoint& remote() const { return remote_; }
+  /// Of an accepted one: where its peer connected to.
+  const Endpoint& local() const { return local_; }
   std::uint64_t serial() const { return serial_; }
 
   void set_receive_buffer(std::size_t bytes) { receive_buffer_ = bytes; }
   void set_send_buffer(std::size_t bytes) { send_buffer_ = bytes; }
   /// SO_OOBINLINE: urgent bytes are read in their place.
   void set_urgent_inline(bool on) { urgent_inline_ = on; }
+  /// It asks only: a service that answers never learns of it.
+  void set_half_open() { half_open_ = true; }
   /// The address to connect from; the network's choice without it.
   void set_source(const Endpoint& source) { source_ = source; }
   /// Called with the bits that changed at each edge of readiness, 0 meaning "anything may have".
@@ -125,7 +130,9 @@ class SimSocket {
   const std::uint64_t serial_;
   SimSocket* peer_ = nullptr;
   Endpoint remote_;
+  Endpoint local_;
   std::optional<Endpoint> source_;
+  bool half_open_ = false;
   std::function<void(short)> wake_;
   bool connecting_ = false;
   bool connected_ = false;
@@ -154,6 +161,33 @@ class SimSocket {
   bool fin_acked_ = false;
   bool no_space_ = false;  // a sender was told to wait
   Nanos last_arrival_ = Nanos::zero();
+};
+
+/// Single clients of a listener that are refused.
+class SimRefusals final : public ClientRefusals {
+ public:
+  explicit SimRefusals(const SimNetwork& network) : network_(network) {}
+
+  bool refuse(const Endpoint& local, const IpAddress& client) override {
+    if (refused_.size() >= room) return false;
+    refused_[{local, client}] = {};
+    return true;
+  }
+  void allow(const Endpoint& local, const IpAddress& client) override { refused_.erase({local, client}); }
+  Nanos last_asked(const Endpoint& local, const IpAddress& client) override {
+    const auto found = refused_.find({local, client});
+    return found == refused_.end() ? Nanos::zero() : found->second;
+  }
+
+  /// A SYN has come.
+  bool asks(const Endpoint& local, const IpAddress& client);
+  std::size_t size() const { return refused_.size(); }
+
+  std::size_t room = SIZE_MAX;
+
+ private:
+  const SimNetwork& network_;
+  std::map<std::pair<Endpoint, IpAddress>, Nanos> refused_;
 };
 
 class SimListener {
@@ -195,6 +229,11 @@ class SimNetwork {
   SimListener& listen(const Endpoint& endpoint);
   void unlisten(const Endpoint& endpoint);
   void set_answer(const Endpoint& endpoint, int answer) { answers_[endpoint] = answer; }
+  /// To one client, whatever the others are answered.
+  void set_answer_to(const Endpoint& endpoint, const IpAddress& client, int answer) {
+    answers_to_[{endpoint, client}] = answer;
+  }
+  SimRefusals& refusals() { return refusals_; }
 
   std::mt19937_64& random() { return random_; }
   const SimNetworkOptions& options() const { return options_; }
@@ -224,6 +263,8 @@ class SimNetwork {
   std::map<Endpoint, std::unique_ptr<SimListener>> listeners_;
   std::vector<std::unique_ptr<SimListener>> old_listeners_;
   std::map<Endpoint, int> answers_;
+  std::map<std::pair<Endpoint, IpAddress>, int> answers_to_;
+  SimRefusals refusals_{*this};
 };
 
 }  // namespace portway::test
