@@ -68,30 +68,33 @@ std::vector<std::string> warnings(const Config& config) {
   return all;
 }
 
+constexpr std::uint64_t kRestDescriptors = 1024;  // for all that is no connection, pipe or listener
+constexpr std::uint32_t kAllListeners = UINT32_MAX;
+
 /// Descriptors beside those of connections and pipes: one for each forward and address, and some for the
 /// rest.
 std::uint64_t other_descriptors(const Config& config) {
-  return std::uint64_t{config.ports.range.size()} * config.node.public_addresses.size() + 1024;
+  return std::uint64_t{config.ports.range.size()} * config.node.public_addresses.size() + kRestDescriptors;
 }
 
 /// Raises RLIMIT_NOFILE as far as it may; where that is not enough, fewer connections are allowed instead of
-/// failing later.
-void raise_descriptor_limit(Config& config) {
+/// failing later. Returns how many descriptors are kept for listeners.
+std::uint32_t raise_descriptor_limit(Config& config) {
   rlimit limit{};
   ::getrlimit(RLIMIT_NOFILE, &limit);
   const std::uint64_t wanted =
       2ULL * config.proxy.connections_max + 2ULL * config.proxy.pipes_max + other_descriptors(config);
   if (limit.rlim_max < wanted) {
     const rlimit higher{.rlim_cur = wanted, .rlim_max = wanted};  // needs CAP_SYS_RESOURCE
-    if (::setrlimit(RLIMIT_NOFILE, &higher) == 0) return;
+    if (::setrlimit(RLIMIT_NOFILE, &higher) == 0) return kAllListeners;
   }
   limit.rlim_cur = std::min<std::uint64_t>(limit.rlim_max, std::max<std::uint64_t>(limit.rlim_cur, wanted));
   ::setrlimit(RLIMIT_NOFILE, &limit);
-  if (limit.rlim_cur >= wanted) return;
+  if (limit.rlim_cur >= wanted) return kAllListeners;
   // Few nodes forward every port, so an eighth is kept for listeners and the rest. Pipes are used while there
   // are some and done without when not, so connections get most of what is left.
-  const std::uint64_t left =
-      limit.rlim_cur - std::min<std::uint64_t>(other_descriptors(config), limit.rlim_cur / 8);
+  const std::uint64_t kept = std::min<std::uint64_t>(other_descriptors(config), limit.rlim_cur / 8);
+  const std::uint64_t left = limit.rlim_cur - kept;
   config.proxy.connections_max =
       static_cast<std::uint32_t>(std::clamp<std::uint64_t>(left * 7 / 16, 1, config.proxy.connections_max));
   config.proxy.pipes_max =
@@ -100,6 +103,7 @@ void raise_descriptor_limit(Config& config) {
       "RLIMIT_NOFILE is {} and {} are wanted: connections are limited to {} and pipes to {}; raise the limit "
       "(systemd: LimitNOFILE=)",
       limit.rlim_cur, wanted, config.proxy.connections_max, config.proxy.pipes_max);
+  return static_cast<std::uint32_t>(kept - std::min(kept, kRestDescriptors));
 }
 
 /// Lets the API answer while the workers keep every core busy. Short slices (Linux 6.12, sched_setattr(2))
@@ -131,12 +135,14 @@ std::unique_ptr<ClientRefusals> start_client_refusals_if_possible() {
   return nullptr;
 }
 
-ProxyOptions proxy_options(const Config& config, ClientRefusals* refusals) {
+ProxyOptions proxy_options(const Config& config, ClientRefusals* refusals, std::uint32_t listeners_reserved) {
   return {.workers = config.proxy.workers,
           .io_backend = config.proxy.io_backend,
           .public_addresses = config.node.public_addresses,
           .connections_max = config.proxy.connections_max,
           .pipes_max = config.proxy.pipes_max,
+          .instance_share_percent = config.proxy.instance_share_percent,
+          .listeners_reserved = listeners_reserved,
           .busy_poll = std::chrono::microseconds(config.proxy.busy_poll_us),
           .connections = {.connect_timeout = std::chrono::milliseconds(config.proxy.connect_timeout_ms),
                           .half_close_timeout = std::chrono::seconds(config.proxy.half_close_timeout_s),
@@ -393,7 +399,7 @@ class Daemon {
       spdlog::error("SIGHUP: the configuration stays as it was: {}", wanted.error().detail);
       return;
     }
-    raise_descriptor_limit(*wanted);  // as at start, or what was lowered then would look like a change
+    (void)raise_descriptor_limit(*wanted);  // as at start, or what was lowered then would look like a change
     const auto admin_key = load_or_make_admin_key(config_.api.admin_key_file);
     if (admin_key) {
       control_.set_admin_key(*admin_key);
@@ -471,13 +477,13 @@ int run(const Arguments& arguments, DaemonLog& log) {
   }
   ::signal(SIGPIPE, SIG_IGN);  // splice(2) has no MSG_NOSIGNAL
   ::signal(SIGXFSZ, SIG_IGN);  // under a limit on file size the store's writes fail, and forwarding goes on
-  raise_descriptor_limit(*config);
+  const std::uint32_t listeners_reserved = raise_descriptor_limit(*config);
   auto store = Store::open(config->store.path, prefer_this_thread);  // calls of the API wait for it
   if (!store) return fail(store.error(), kExitFailed);
   auto return_path = start_return_path(config->proxy.source_mode);
   if (!return_path) return fail(return_path.error(), kExitFailed);
   auto client_refusals = start_client_refusals_if_possible();
-  auto proxy = Proxy::start(proxy_options(*config, client_refusals.get()));
+  auto proxy = Proxy::start(proxy_options(*config, client_refusals.get(), listeners_reserved));
   if (!proxy) return fail(proxy.error(), kExitFailed);
   auto context = std::make_unique<boost::asio::io_context>(1);
   auto watch = SessionWatch::start(*context);

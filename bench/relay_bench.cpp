@@ -46,6 +46,7 @@ class InstantIo final : public Io {
   int take_client(int, Client&) override { return 0; }
   int bind_transparent(int, const Endpoint&) override { return 0; }
   int local_endpoint(int, Endpoint&) override { return 0; }
+  int remote_endpoint(int, Endpoint&) override { return 0; }
   int listen_again(int) override { return 0; }
   int unacknowledged(int) override { return 0; }
   TcpSummary tcp_summary(int) override { return {}; }

@@ -84,6 +84,7 @@ struct Config {
     IoBackend io_backend = IoBackend::kAuto;
     SourceMode source_mode = SourceMode::kAuto;
     std::uint32_t connections_max = 65536;      // of the whole node; 1-1,000,000
+    std::uint32_t instance_share_percent = 75;  // of them, for one instance; 100: no share; 1-100
     std::uint32_t connect_timeout_ms = 5000;    // for a guest to answer the SYN; 1-600,000
     std::uint32_t half_close_timeout_s = 3600;  // of silence after one side's FIN; 0: never; at most 604,800
     std::uint32_t keepalive_s = 300;     // of silence before TCP keepalive asks; 0: off; at most 32,767

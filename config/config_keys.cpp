@@ -304,6 +304,12 @@ std::vector<ConfigKey> make_keys() {
           "proxy.connections_max", 1, 1'000'000, [](T t) -> auto& { return t.config.proxy.connections_max; },
           "Connections of the whole node at a time; more are reset and counted."),
       number_key(
+          "proxy.instance_share_percent", 1, 100,
+          [](T t) -> auto& { return t.config.proxy.instance_share_percent; },
+          "Percentage of proxy.connections_max that one instance can have; the rest is kept for others. A "
+          "forward can have the same percentage of its instance's, and a client address of its forward's. "
+          "Where connections run short, half-closed ones end sooner, the oldest first. 100: no shares."),
+      number_key(
           "proxy.connect_timeout_ms", 1, 600'000,
           [](T t) -> auto& { return t.config.proxy.connect_timeout_ms; },
           "Milliseconds a guest has to answer a connection."),
@@ -322,12 +328,11 @@ std::vector<ConfigKey> make_keys() {
       number_key(
           "proxy.refused_probe_ms", 0, 10'000, [](T t) -> auto& { return t.config.proxy.refused_probe_ms; },
           "After a guest refused a client, the node refuses it too, as under DNAT, until the guest's port is "
-          "open to it again. Whether it is, is asked with a SYN that becomes no connection, after an eighth "
-          "of "
-          "the time that the port has been closed, so many milliseconds at most, and only while clients "
-          "come. "
-          "Where guests do not see their clients' addresses, all of the forward's clients are refused. 0: "
-          "clients are accepted and reset."),
+          "open to it again. Whether it is, is asked with a SYN that becomes no connection, at intervals "
+          "that "
+          "grow with the time that it has been closed, so many milliseconds at most, and only while clients "
+          "come. Where guests do not see their clients' addresses, all of a forward's clients are refused. "
+          "0: clients are accepted and reset."),
       number_key(
           "proxy.busy_poll_us", 0, 1'000, [](T t) -> auto& { return t.config.proxy.busy_poll_us; },
           "Microseconds that a worker looks for further events before it sleeps, while they come at such "

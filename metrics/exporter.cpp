@@ -252,7 +252,8 @@ void emit_closes(Sink& sink, const std::vector<const WorkerCounters*>& workers) 
   Family closed(sink, MetricType::Counter, "portway_connections_closed_total",
                 "Connections that ended, by who ended them (client, guest, node) and how: fin (both "
                 "directions ended cleanly; the side sent FIN first), reset, refused, a time-out, "
-                "forward_deleted, instance_stopped, tap_gone, killed (by the API), shutdown. The access log "
+                "forward_deleted, instance_stopped, tap_gone, killed (by the API), shutdown, evicted "
+                "(half-closed, where connections were short). The access log "
                 "has the same words.",
                 {"side", "how"});
   for (std::size_t side = 0; side < kCloseSides; ++side) {
@@ -268,7 +269,9 @@ void emit_closes(Sink& sink, const std::vector<const WorkerCounters*>& workers) 
       sink, MetricType::Counter, "portway_connections_rejected_total",
       "Clients that were reset as soon as they were accepted: connections_max (every slot is in "
       "use), forward_gone (its session has ended meanwhile), draining (the daemon is going down), "
-      "source_not_allowed and the other limits of a forward, source_address (the guest cannot be "
+      "source_not_allowed and the other limits of a forward, instance_share, forward_share and "
+      "source_share (connections are short, and it has its part of them), source_address (the guest cannot "
+      "be "
       "shown the client's address, and must not be shown the node's instead), client_gone (it had "
       "reset the connection already).",
       {"reason"});
@@ -291,6 +294,10 @@ void emit_node(Sink& sink, const NodeStats& node) {
        static_cast<double>(sum_over(
            node.workers, [](const WorkerCounters& w) -> auto& { return w.busy_poll_ns; })) /
            1e9);
+  emit(sink, MetricType::Gauge, "portway_connections_max",
+       "Connections that the node can have now: proxy.connections_max, or fewer where descriptors are short; "
+       "each listener beyond those that descriptors are kept for takes half of one.",
+       node.connections_max);
   emit_closes(sink, node.workers);
   emit_histogram(
       sink, "portway_connect_duration_seconds",

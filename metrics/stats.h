@@ -52,9 +52,10 @@ enum class CloseHow : std::uint8_t {
   kInstanceStopped,   // the forward went with its instance's session
   kTapGone,           // the guest's tap went away
   kKilled,            // somebody asked for it by the API
+  kEvicted,           // half-closed, and ended for another one where connections were short
   kLimit,             // turned away as soon as it was accepted: in records only, the counts have RejectReason
 };
-inline constexpr std::size_t kCloseHows = 15;
+inline constexpr std::size_t kCloseHows = static_cast<std::size_t>(CloseHow::kLimit) + 1;
 std::string_view to_string(CloseHow how);
 
 /// Why a connection to the guest could not be opened.
@@ -80,6 +81,9 @@ enum class RejectReason : std::uint8_t {
   kSourceConnectionsMax,   // its max_connections_per_source
   kNewConnectionRate,      // its max_new_connections_per_second
   kSourceAddress,  // the guest cannot be shown the client's address, and must not be shown the node's instead
+  kInstanceShare,  // its instance has its share of the node's connections, and they are short
+  kForwardShare,   // the same, for its forward within the instance
+  kSourceShare,    // the same, for its source address within the forward
   kClientGone,     // it had reset the connection before it was looked at
 };
 inline constexpr std::size_t kRejectReasons = static_cast<std::size_t>(RejectReason::kClientGone) + 1;
@@ -175,6 +179,7 @@ struct NodeStats {
   std::string io_backend;                      // "uring" or "epoll"
   std::string io_backend_reason;               // why not the preferred one; empty when it is
   std::vector<const WorkerCounters*> workers;  // live as long as the data plane
+  std::uint64_t connections_max = 0;           // as many as the node can have now
 };
 
 }  // namespace portway

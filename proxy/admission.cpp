@@ -3,17 +3,13 @@
 #include <algorithm>
 
 namespace portway {
-namespace {
 
-/// Whom a limit for each source counts as one: an IPv6 client has a whole /64 (RFC 6177).
 IpAddress source_of(const IpAddress& client) {
   if (client.is_v4()) return client;
   auto bytes = client.to_v6().to_bytes();
   std::fill(bytes.begin() + 8, bytes.end(), std::uint8_t{0});
   return boost::asio::ip::address_v6(bytes);
 }
-
-}  // namespace
 
 void Admission::set_limits(const TrafficLimits& limits) {
   const std::lock_guard lock(mutex_);
@@ -44,6 +40,12 @@ std::optional<RejectReason> Admission::ask(const IpAddress& client, Time now) {
   ++connections_;
   ++by_source_[source];
   return std::nullopt;
+}
+
+void Admission::enter(const IpAddress& client) {
+  const std::lock_guard lock(mutex_);
+  ++connections_;
+  ++by_source_[source_of(client)];
 }
 
 bool Admission::spend_new_connection(Time now) {

@@ -17,6 +17,9 @@
 
 namespace portway {
 
+/// Whom a limit for each source counts as one: an IPv6 client has a whole /64 (RFC 6177).
+IpAddress source_of(const IpAddress& client);
+
 /// Decides about new connections. Any thread; a short lock, taken only while a limit is set.
 class Admission {
  public:
@@ -29,7 +32,9 @@ class Admission {
 
   /// Why this client is turned away, or nothing and it is counted until leave().
   std::optional<RejectReason> ask(const IpAddress& client, Time now);
-  /// A connection that ask() counted has ended.
+  /// Counts a connection that is there already, until leave().
+  void enter(const IpAddress& client);
+  /// A connection that ask() or enter() counted has ended.
   void leave(const IpAddress& client);
 
  private:

@@ -19,6 +19,13 @@ namespace {
 constexpr Nanos kResetPoll = std::chrono::milliseconds(4);
 constexpr Nanos kResetDeliveryMax = std::chrono::seconds(10);
 
+// Half-closed connections are looked at once a second; so many of them in a turn.
+constexpr Nanos kHalfClosedEvery = std::chrono::seconds(1);
+constexpr std::size_t kHalfClosedAtOnce = 256;
+
+// Of a forward's latest connections, to find out who has most of them.
+constexpr std::size_t kSourcesSeen = 1024;
+
 CloseSide close_side(Side side) {
   return side == kDownstream ? CloseSide::kClient : CloseSide::kGuest;
 }
@@ -66,6 +73,9 @@ CloseHow close_how(RejectReason reason) {
       return CloseHow::kShutdown;
     case RejectReason::kClientGone:
       return CloseHow::kReset;
+    case RejectReason::kInstanceShare:
+    case RejectReason::kForwardShare:
+    case RejectReason::kSourceShare:
     case RejectReason::kSourceAddress:
     case RejectReason::kConnectionsMax:
     case RejectReason::kSourceNotAllowed:
@@ -169,8 +179,9 @@ bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
   slot.client = to_plain(client.endpoint);
   connections_[*index].admitted = admitted;
   connections_[*index].forward = std::move(forward);
-  link(*index);
   const ServedForward& served = *connections_[*index].forward;
+  append(of(served).all, &Connection::in_forward, *index);
+  served.session->connections.fetch_add(1, std::memory_order_relaxed);
   if (phase == ForwardPhase::kDraining) drain(*index);
   counters_.connections_active.add();
   served.counters[worker_].connections_active.add();
@@ -448,6 +459,7 @@ void ConnectionSet::relay_from(std::uint32_t index, Side from) {
         if (!slot.relay[other(from)].ended) slot.first_ended = from;
         io_.shutdown(sink.fd, SHUT_WR);
         sink.write_ended = true;
+        set_half_closed(index, true);
         schedule(index);
       }
       break;
@@ -483,6 +495,7 @@ void ConnectionSet::on_reset(std::uint32_t index, Side side) {
   connection.cause = {close_side(side), is_silence(error) ? CloseHow::kKeepaliveTimeout : CloseHow::kReset};
   connection.error = static_cast<std::int16_t>(error);
   for (const Side from : kSides) slot.relay[from].ended = true;
+  set_half_closed(index, false);
   connection.reset_deadline = std::min(connection.reset_deadline, io_.now() + kResetDeliveryMax);
   slot.first_ended = side;
   set_state(index, ConnectionState::kResetting);
@@ -507,6 +520,7 @@ void ConnectionSet::terminate(std::uint32_t index, CloseSide side, CloseHow how,
   ConnectionSlot& slot = table_[index];
   Connection& connection = connections_[index];
   connection.cause = {side, how};
+  set_half_closed(index, false);
   if (how == CloseHow::kFin) connection.error = 0;  // told after everything was delivered
   connection.reset[kDownstream] = reset_downstream;
   connection.reset[kUpstream] = reset_upstream;
@@ -527,7 +541,8 @@ void ConnectionSet::join(std::uint32_t index) {
 void ConnectionSet::release(std::uint32_t index) {
   ConnectionSlot& slot = table_[index];
   Connection& connection = connections_[index];
-  unlink(index);
+  remove(of(*connection.forward).all, &Connection::in_forward, index);
+  connection.forward->session->connections.fetch_sub(1, std::memory_order_relaxed);
   count_close(slot, connection);
   const ServedForwardPtr forward = connection.forward;
   const bool time_wait = record_close(slot, connection);
@@ -617,6 +632,100 @@ void ConnectionSet::reset_all(CloseHow how) {
   }
 }
 
+// --- Where connections are short.
+
+void ConnectionSet::set_half_closed(std::uint32_t index, bool half_closed) {
+  Connection& connection = connections_[index];
+  if (connection.half_closed == half_closed) return;
+  connection.half_closed = half_closed;
+  ConnectionList& list = of(*connection.forward).half_closed;
+  if (half_closed) {
+    if (list.first == ConnectionList::kNone) with_half_closed_.push_back(connection.forward);
+    append(list, &Connection::in_half_closed, index);
+    if (half_closed_due_ == TimerWheel::kNever) half_closed_due_ = io_.now() + kHalfClosedEvery;
+  } else {
+    remove(list, &Connection::in_half_closed, index);
+    if (list.first == ConnectionList::kNone) std::erase(with_half_closed_, connection.forward);
+  }
+}
+
+void ConnectionSet::expire_half_closed(const std::function<Nanos(std::size_t)>& limit) {
+  const Nanos now = io_.now();
+  half_closed_due_ = with_half_closed_.empty() ? TimerWheel::kNever : now + kHalfClosedEvery;
+  std::size_t ended = 0;
+  std::size_t seen = 0;
+  for (std::size_t i = with_half_closed_.size(); i-- > 0;) {
+    const ServedForwardPtr forward = with_half_closed_[i];
+    ConnectionList& list = of(*forward).half_closed;
+    while (list.first != ConnectionList::kNone) {
+      if (++seen > kHalfClosedAtOnce) {
+        half_closed_due_ = now;  // the rest in the next turn
+        return;
+      }
+      const std::uint32_t oldest = list.first;
+      const Nanos silent = now - Nanos(table_[oldest].active_ns);
+      const Nanos most = limit(ended);
+      if (most != Nanos::zero() && silent >= most) {
+        terminate(oldest, CloseSide::kNode, CloseHow::kHalfCloseTimeout, true, true);
+        ++ended;
+      } else if (silent < kHalfClosedEvery && list.first != list.last) {
+        // It still moves bytes: others may have been silent for longer.
+        remove(list, &Connection::in_half_closed, oldest);
+        append(list, &Connection::in_half_closed, oldest);
+      } else {
+        break;
+      }
+    }
+  }
+}
+
+bool ConnectionSet::replace_own(const ServedForward& forward) {
+  const ServedForward* from = &forward;
+  if (of(forward).half_closed.first == ConnectionList::kNone) {
+    const auto same = [&](const ServedForwardPtr& each) { return each->session == forward.session; };
+    const auto sibling = std::ranges::find_if(with_half_closed_, same);
+    if (sibling == with_half_closed_.end()) return false;
+    from = sibling->get();
+  }
+  terminate(of(*from).half_closed.first, CloseSide::kNode, CloseHow::kEvicted, true, true);
+  return true;
+}
+
+bool ConnectionSet::replace_of_heaviest(const ServedForward& forward) {
+  const ServedForward* heaviest = &forward;
+  const auto load = [](const ServedForward& each) {
+    return each.session->connections.load(std::memory_order_relaxed);
+  };
+  for (const ServedForwardPtr& each : with_half_closed_) {
+    if (load(*each) > load(*heaviest)) heaviest = each.get();
+  }
+  if (heaviest == &forward) return false;
+  terminate(of(*heaviest).half_closed.first, CloseSide::kNode, CloseHow::kEvicted, true, true);
+  return true;
+}
+
+bool ConnectionSet::has_most(const ServedForward& forward, int downstream) {
+  Endpoint client;
+  if (io_.remote_endpoint(downstream, client) < 0) return false;
+  const IpAddress wanted = source_of(client.address());
+  std::size_t seen = 0;
+  std::size_t own = 0;
+  for (std::uint32_t index = forward.connections[worker_].all.last;
+       index != ConnectionList::kNone && seen < kSourcesSeen;
+       index = connections_[index].in_forward.previous) {
+    ++seen;
+    own += source_of(to_endpoint(table_[index].client).address()) == wanted ? 1U : 0U;
+  }
+  return 2 * own > seen;
+}
+
+void ConnectionSet::count_for_limits(ServedForward& forward) {
+  for_each_live(forward, [&](std::uint32_t index) {
+    if (std::exchange(connections_[index].admitted, true)) return;
+    forward.admission.enter(to_endpoint(table_[index].client).address());
+  });
+}
+
 // --- What the control plane asks.
 
 std::vector<LiveConnection> ConnectionSet::list(const ServedForward& forward, ConnectionId after,
@@ -665,6 +774,13 @@ std::size_t ConnectionSet::kill(const ServedForward& forward, ConnectionId conne
 }
 
 // --- Time.
+
+Nanos ConnectionSet::until_next_deadline() const {
+  const Nanos now = io_.now();
+  const Nanos next = timers_.until_next(now);
+  if (half_closed_due_ == TimerWheel::kNever) return next;
+  return std::min(next, std::max(Nanos::zero(), half_closed_due_ - now));
+}
 
 void ConnectionSet::expire() {
   timers_.expire(io_.now(), [this](std::uint32_t index) { on_deadline(index); });
@@ -736,30 +852,24 @@ bool ConnectionSet::is_live(std::uint32_t index) const {
   return state != ConnectionState::kFree && state != ConnectionState::kClosing;
 }
 
-/// Into the list of its forward.
-void ConnectionSet::link(std::uint32_t index) {
-  Connection& connection = connections_[index];
-  ConnectionList& list = connection.forward->connections[worker_];
-  connection.next = list.first;
-  if (list.first != ConnectionList::kNone) connections_[list.first].previous = index;
-  list.first = index;
+void ConnectionSet::append(ConnectionList& list, ListLinks Connection::*links, std::uint32_t index) {
+  ListLinks& own = connections_[index].*links;
+  own = {.next = ConnectionList::kNone, .previous = list.last};
+  (list.last != ConnectionList::kNone ? (connections_[list.last].*links).next : list.first) = index;
+  list.last = index;
 }
 
-void ConnectionSet::unlink(std::uint32_t index) {
-  const Connection& connection = connections_[index];
-  if (connection.previous != ConnectionList::kNone) {
-    connections_[connection.previous].next = connection.next;
-  } else {
-    connection.forward->connections[worker_].first = connection.next;
-  }
-  if (connection.next != ConnectionList::kNone) connections_[connection.next].previous = connection.previous;
+void ConnectionSet::remove(ConnectionList& list, ListLinks Connection::*links, std::uint32_t index) {
+  const ListLinks own = connections_[index].*links;
+  (own.previous != ConnectionList::kNone ? (connections_[own.previous].*links).next : list.first) = own.next;
+  (own.next != ConnectionList::kNone ? (connections_[own.next].*links).previous : list.last) = own.previous;
 }
 
 /// Calls visit(index) for each live connection of the forward; `visit` may end the one that it is given.
 template <class Visit>
 void ConnectionSet::for_each_live(const ServedForward& forward, Visit visit) {
-  for (std::uint32_t index = forward.connections[worker_].first; index != ConnectionList::kNone;) {
-    const std::uint32_t next = connections_[index].next;
+  for (std::uint32_t index = of(forward).all.first; index != ConnectionList::kNone;) {
+    const std::uint32_t next = connections_[index].in_forward.next;
     if (is_live(index)) visit(index);
     index = next;
   }

@@ -11,6 +11,7 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <utility>
@@ -34,8 +35,9 @@ namespace portway {
 /// What a slot needs beside it in this process.
 struct Connection {
   ServedForwardPtr forward;
-  std::uint32_t next = ConnectionList::kNone;  // of the same forward
-  std::uint32_t previous = ConnectionList::kNone;
+  ListLinks in_forward;
+  ListLinks in_half_closed;
+  bool half_closed = false;  // in the forward's list of these
   Nanos drain_deadline = TimerWheel::kNever;
   Nanos throttled_until = TimerWheel::kNever;  // the forward's byte rate is spent: look again then
   Nanos reset_deadline = TimerWheel::kNever;   // an error was told: deliver what came before it until then
@@ -76,10 +78,28 @@ class ConnectionSet {
   void run();
   /// Ends what has timed out.
   void expire();
+  /// expire_half_closed() is due. While there are half-closed connections, it is once a second.
+  bool half_closed_due() const { return io_.now() >= half_closed_due_; }
+  /// Ends half-closed connections that have been silent for longer than limit(N), N being how many it has
+  /// ended; zero: no limit.
+  void expire_half_closed(const std::function<Nanos(std::size_t)>& limit);
 
   /// True when run() has work left; then nothing may wait.
   bool runnable() const { return !run_queue_.empty(); }
-  Nanos until_next_deadline() const { return timers_.until_next(io_.now()); }
+  Nanos until_next_deadline() const;
+
+  // --- Where connections are short (proxy/fair_share.h). Each ends one that is half-closed; false when there
+  // is none.
+
+  /// The one of the forward's session that has been so for longest, of the forward itself if possible.
+  bool replace_own(const ServedForward& forward);
+  /// One of the session that has most connections, and more than the forward's.
+  bool replace_of_heaviest(const ServedForward& forward);
+  /// Whether most of the forward's latest connections are from the address (IPv6: the /64) of this client.
+  bool has_most(const ServedForward& forward, int downstream);
+
+  /// Counts those of the forward's connections for its limits that were made while it had none.
+  void count_for_limits(ServedForward& forward);
 
   /// The forward's phase has moved on: does to its connections what that means.
   void close_forward(const ServedForward& forward);
@@ -135,10 +155,12 @@ class ConnectionSet {
   bool record_close(const ConnectionSlot& slot, Connection& connection);
   void push_record(CloseRecord record);
   bool is_live(std::uint32_t index) const;
-  void link(std::uint32_t index);
-  void unlink(std::uint32_t index);
+  ForwardConnections& of(const ServedForward& forward) { return forward.connections[worker_]; }
+  void append(ConnectionList& list, ListLinks Connection::*links, std::uint32_t index);
+  void remove(ConnectionList& list, ListLinks Connection::*links, std::uint32_t index);
   template <class Visit>
   void for_each_live(const ServedForward& forward, Visit visit);
+  void set_half_closed(std::uint32_t index, bool half_closed);
   ConnectionId id_of(const ConnectionSlot& slot) const;
   LiveConnection live_connection(const ConnectionSlot& slot);
 
@@ -161,6 +183,8 @@ class ConnectionSet {
   std::vector<std::pair<std::uint32_t, Side>> perhaps_urgent_;  // POLLPRI was told of them in this turn
   std::vector<pollfd> asked_urgent_;                            // of the same index
   std::array<std::byte, 64 * 1024> buffer_;
+  std::vector<ServedForwardPtr> with_half_closed_;  // forwards that have some here
+  Nanos half_closed_due_ = TimerWheel::kNever;
   std::vector<Refusal> refused_;  // only where somebody takes them
   bool released_ = false;
 };

@@ -113,6 +113,7 @@ class Io {
   /// DSCP any more. -ENOTCONN where the client has reset the connection and its SYN was not kept.
   virtual int take_client(int fd, Client& out) = 0;
   virtual int local_endpoint(int fd, Endpoint& out) = 0;
+  virtual int remote_endpoint(int fd, Endpoint& out) = 0;
   /// The ports that the kernel gives to outgoing connections (net.ipv4.ip_local_port_range); {0, 0} where
   /// that cannot be read. Reads a file.
   virtual PortRange local_port_range() = 0;

@@ -148,6 +148,10 @@ int KernelIo::local_endpoint(int fd, Endpoint& out) {
   return endpoint_of(fd, ::getsockname, out);
 }
 
+int KernelIo::remote_endpoint(int fd, Endpoint& out) {
+  return endpoint_of(fd, ::getpeername, out);
+}
+
 PortRange KernelIo::local_port_range() {
   PortRange range;
   std::ifstream file("/proc/sys/net/ipv4/ip_local_port_range");  // of this thread's network namespace

@@ -73,12 +73,19 @@ ForwardStats ServedForward::stats() const {
   return stats;
 }
 
+std::uint64_t ServedForward::connections_now() const {
+  std::uint64_t count = 0;
+  for (std::size_t worker = 0; worker < worker_count; ++worker)
+    count += counters[worker].connections_active.get();
+  return count;
+}
+
 bool ServedForward::idle() const {
   // In this order: a connection is on its way before it is no longer to be accepted, and active before it is
   // no longer on its way.
   if (accepting.load(std::memory_order_acquire)) return false;
   if (handed_over.load(std::memory_order_acquire) != 0) return false;
-  return stats().connections_active == 0;
+  return connections_now() == 0;
 }
 
 bool ServedForward::advance(ForwardPhase to, CloseHow reason) {
@@ -108,7 +115,8 @@ Proxy::Proxy(const ProxyOptions& options, std::string backend, std::string backe
     : options_(options),
       backend_(std::move(backend)),
       backend_reason_(std::move(backend_reason)),
-      arena_(std::max<std::size_t>(options.connections_max, ios.size())) {
+      arena_(std::max<std::size_t>(options.connections_max, ios.size())),
+      share_(options.connections_max, options.instance_share_percent) {
   const std::size_t count = ios.size();
   const std::size_t share = arena_.slots().size() / count;
   for (std::size_t i = 0; i < count; ++i) {
@@ -116,6 +124,7 @@ Proxy::Proxy(const ProxyOptions& options, std::string backend, std::string backe
         .index = i,
         .pipes_max = std::max<std::uint32_t>(1, options.pipes_max / static_cast<std::uint32_t>(count)),
         .busy_poll = options.busy_poll,
+        .share = &share_,
         .connections = options.connections};
     const std::size_t size = i + 1 == count ? arena_.slots().size() - i * share : share;
     workers_.push_back(
@@ -160,6 +169,7 @@ void Proxy::open(ForwardRoute route, BoundPort port) {
   std::vector<Fd> listeners = port.take_listeners();
   for (const Fd& listener : listeners) forward->listeners.push_back(listener.get());
   session.forwards.push_back(forward);
+  count_listeners(*session.served, true, listeners.size());
   forward->accepting.store(true);
   workers_[worker]->post(Worker::OpenForward{forward, std::move(listeners)});
   forwards_.insert_or_assign(id, std::move(forward));
@@ -220,6 +230,7 @@ void Proxy::close(const ServedForwardPtr& forward, ForwardPhase to, CloseHow why
     const std::lock_guard lock(forward->listeners_mutex);
     if (!forward->advance(to, why)) return;
     if (before == ForwardPhase::kOpen) {
+      count_listeners(*forward->session, false, forward->listeners.size());
       // At once, not when the worker gets to it: from here on a client is refused, and the port can be bound
       // again.
       for (const int listener : forward->listeners) {
@@ -251,9 +262,25 @@ void Proxy::take_waiting(const ServedForwardPtr& forward, int listener) {
   }
 }
 
+/// A forward is opened or closed: what that means for everybody's share.
+void Proxy::count_listeners(ServedSession& session, bool open, std::size_t listeners) {
+  const std::uint32_t forwards = session.forwards.load() + (open ? 1 : -1);
+  session.forwards.store(forwards);
+  if (forwards == (open ? 1 : 0)) busy_sessions_ += open ? 1 : -1;
+  share_.set_sessions(busy_sessions_);
+  listeners_ += open ? listeners : -listeners;
+  const std::size_t beyond = listeners_ - std::min<std::size_t>(listeners_, options_.listeners_reserved);
+  const std::size_t lost = std::min<std::size_t>(options_.connections_max - 1, (beyond + 1) / 2);
+  share_.set_capacity(options_.connections_max - static_cast<std::uint32_t>(lost));
+}
+
 void Proxy::set_limits(const ForwardId& id, const TrafficLimits& limits) {
   const auto found = forwards_.find(id);
-  if (found != forwards_.end()) found->second->set_limits(limits);
+  if (found == forwards_.end()) return;
+  const ServedForwardPtr& forward = found->second;
+  forward->set_limits(limits);
+  if (!forward->admission.limited()) return;
+  for (const auto& worker : workers_) worker->post(Worker::CountConnections{forward});
 }
 
 void Proxy::set_source(const ForwardId& id, ForwardSource source) {
@@ -302,7 +329,10 @@ std::vector<ForwardStats> Proxy::forward_stats() const {
 }
 
 NodeStats Proxy::node_stats() const {
-  NodeStats stats{.io_backend = backend_, .io_backend_reason = backend_reason_, .workers = {}};
+  NodeStats stats{.io_backend = backend_,
+                  .io_backend_reason = backend_reason_,
+                  .workers = {},
+                  .connections_max = share_.capacity()};
   for (const auto& worker : workers_) stats.workers.push_back(&worker->counters());
   return stats;
 }

@@ -14,6 +14,7 @@
 #include "proxy/connection.h"
 #include "proxy/connection_table.h"
 #include "proxy/dataplane.h"
+#include "proxy/fair_share.h"
 #include "proxy/served_forward.h"
 #include "proxy/worker.h"
 
@@ -23,8 +24,11 @@ struct ProxyOptions {
   unsigned workers = 0;  // 0: one a core
   IoBackend io_backend = IoBackend::kAuto;
   std::vector<IpAddress> public_addresses;
-  std::uint32_t connections_max = 65536;   // over all workers
-  std::uint32_t pipes_max = 16384;         // over all workers
+  std::uint32_t connections_max = 65536;  // over all workers
+  std::uint32_t pipes_max = 16384;        // over all workers
+  unsigned instance_share_percent = 100;  // see proxy/fair_share.h
+  // Descriptors that are there for listeners; those beyond take the place of connections, two each.
+  std::uint32_t listeners_reserved = UINT32_MAX;
   std::chrono::microseconds busy_poll{0};  // that a worker looks for events before it sleeps, at most
   ConnectionOptions connections;
 };
@@ -78,6 +82,7 @@ class Proxy final : public Dataplane {
   Proxy(const ProxyOptions& options, std::string backend, std::string backend_reason,
         std::vector<std::unique_ptr<Io>> ios);
   void close(const ServedForwardPtr& forward, ForwardPhase to, CloseHow why);
+  void count_listeners(ServedSession& session, bool open, std::size_t listeners);
   void take_waiting(const ServedForwardPtr& forward, int listener);
   void prune(const Uuid& session_id);
 
@@ -85,6 +90,9 @@ class Proxy final : public Dataplane {
   const std::string backend_;
   const std::string backend_reason_;
   SlotArena arena_;
+  FairShare share_;
+  std::size_t listeners_ = 0;        // of open forwards
+  std::uint32_t busy_sessions_ = 0;  // that have open forwards
   std::vector<std::unique_ptr<Worker>> workers_;
   std::vector<std::thread> threads_;
   std::unordered_map<ForwardId, ServedForwardPtr, boost::hash<ForwardId>> forwards_;  // those that are open

@@ -26,7 +26,9 @@ struct ServedSession {
   ServedSession(const Uuid& session_id, int session_device) : id(session_id), device(session_device) {}
 
   const Uuid id;
-  std::atomic<int> device;  // see ForwardRoute::device; set by the control thread
+  std::atomic<int> device;                    // see ForwardRoute::device; set by the control thread
+  std::atomic<std::uint32_t> connections{0};  // of all its forwards
+  std::atomic<std::uint32_t> forwards{0};     // open ones; set by the control thread
 };
 using ServedSessionPtr = std::shared_ptr<ServedSession>;
 
@@ -38,10 +40,21 @@ enum class ForwardPhase : std::uint8_t {
   kEnded,     // closed: its connections are reset
 };
 
-/// A worker's connections of one forward: a doubly linked list through Connection::next and ::previous.
+/// A doubly linked list of connections, through a ListLinks of each.
 struct ConnectionList {
   static constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
   std::uint32_t first = kNone;
+  std::uint32_t last = kNone;
+};
+struct ListLinks {
+  std::uint32_t next = ConnectionList::kNone;
+  std::uint32_t previous = ConnectionList::kNone;
+};
+
+/// A worker's connections of one forward.
+struct ForwardConnections {
+  ConnectionList all;
+  ConnectionList half_closed;  // those that have been so longest come first
 };
 
 struct ServedForward {
@@ -52,7 +65,7 @@ struct ServedForward {
         session(of_session ? std::move(of_session)
                            : std::make_shared<ServedSession>(route.session_id, route.device)),
         counters(std::make_unique<ForwardCounters[]>(workers)),
-        connections(std::make_unique<ConnectionList[]>(workers)),
+        connections(std::make_unique<ForwardConnections[]>(workers)),
         worker_count(workers),
         listening_worker(listening),
         source(route.source) {
@@ -60,6 +73,7 @@ struct ServedForward {
   }
 
   ForwardStats stats() const;
+  std::uint64_t connections_now() const;
   /// It is closed, and no connection is left: none is waiting to be accepted or on its way between workers.
   bool idle() const;
   /// From the control thread; holds for what comes afterwards.
@@ -73,8 +87,8 @@ struct ServedForward {
 
   const ForwardRoute route;
   const ServedSessionPtr session;
-  const std::unique_ptr<ForwardCounters[]> counters;    // [w] is written by worker w only
-  const std::unique_ptr<ConnectionList[]> connections;  // [w] belongs to worker w
+  const std::unique_ptr<ForwardCounters[]> counters;        // [w] is written by worker w only
+  const std::unique_ptr<ForwardConnections[]> connections;  // [w] belongs to worker w
   const std::size_t worker_count;
   const std::size_t listening_worker;
   Admission admission;

@@ -38,6 +38,8 @@ Nanos earlier(Nanos a, Nanos b) {
 Worker::Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<ConnectionSlot> slots)
     : io_(std::move(io)),
       connections_max_(slots.size()),
+      share_(options.share),
+      half_close_timeout_(options.connections.half_close_timeout),
       closes_(kCloseRecords),
       connections_(*io_, options.connections, slots, options.pipes_max, counters_, closes_, options.index,
                    kConnectionToken),
@@ -86,6 +88,12 @@ void Worker::turn(Nanos max_wait) {
   if (mail_.exchange(false)) read_mailbox();
   connections_.run();
   connections_.expire();
+  if (connections_.half_closed_due()) {
+    connections_.expire_half_closed([this, total = total_load()](std::size_t ended) {
+      if (share_ == nullptr) return Nanos::zero();
+      return share_->half_close_limit(total - std::min<std::uint64_t>(total, ended), half_close_timeout_);
+    });
+  }
   connections_.take_refused([this](const Refusal& refusal) { on_refused(refusal); });
   if (!gates_.empty()) gates_.run();
   if (!paused_.empty()) resume_paused();
@@ -193,6 +201,10 @@ void Worker::on(EndConnections& message) {
   message.answer.set_value(connections_.kill(*message.forward, message.connection));
 }
 
+void Worker::on(CountConnections& message) {
+  connections_.count_for_limits(*message.forward);
+}
+
 void Worker::on(Refused& message) {
   if (stopping_ || message.refusal.forward->phase.load() != ForwardPhase::kOpen) return;
   gates_.add(message.refusal);
@@ -220,6 +232,8 @@ void Worker::on_accepted(int downstream, const ServedForwardPtr& forward) {
     connections_.reject(downstream, forward, RejectReason::kDraining);
   } else if (Worker& worker = least_loaded(); worker.load() >= worker.connections_max()) {
     connections_.reject(downstream, forward, RejectReason::kConnectionsMax);
+  } else if (!has_share(downstream, forward)) {
+    // It was told.
   } else if (&worker == this) {
     connections_.start(downstream, forward);
   } else {
@@ -244,6 +258,39 @@ void Worker::on_accept_ended(std::uint32_t index, int result) {
     paused_.push_back(index);
     resume_at_ = io_->now() + kAcceptPause;
   }
+}
+
+std::uint64_t Worker::total_load() const {
+  if (peers_.empty()) return load();
+  std::uint64_t total = 0;
+  for (const std::unique_ptr<Worker>& peer : peers_) total += peer->load();
+  return total;
+}
+
+/// False when the client was turned away.
+bool Worker::has_share(int downstream, const ServedForwardPtr& forward) {
+  if (share_ == nullptr) return true;
+  using Verdict = FairShare::Verdict;
+  const auto has_most = [&] { return connections_.has_most(*forward, downstream); };
+  switch (share_->ask(total_load(), *forward, has_most)) {
+    case Verdict::kAdmit:
+      return true;
+    case Verdict::kMakeRoom:
+      connections_.replace_of_heaviest(*forward);
+      return true;
+    case Verdict::kInstanceShare:
+      if (connections_.replace_own(*forward)) return true;
+      connections_.reject(downstream, forward, RejectReason::kInstanceShare);
+      return false;
+    case Verdict::kForwardShare:
+      if (connections_.replace_own(*forward)) return true;
+      connections_.reject(downstream, forward, RejectReason::kForwardShare);
+      return false;
+    case Verdict::kSourceShare:
+      connections_.reject(downstream, forward, RejectReason::kSourceShare);
+      return false;
+  }
+  return true;
 }
 
 Worker& Worker::least_loaded() {

@@ -20,6 +20,7 @@
 #include "proxy/busy_poll.h"
 #include "proxy/connection.h"
 #include "proxy/dataplane.h"
+#include "proxy/fair_share.h"
 #include "proxy/io.h"
 #include "proxy/refusal_gates.h"
 #include "proxy/served_forward.h"
@@ -30,6 +31,7 @@ struct WorkerOptions {
   std::size_t index = 0;  // into the forwards' counters
   std::uint32_t pipes_max = 16384;
   std::chrono::microseconds busy_poll{0};  // see proxy/busy_poll.h; 0: sleep at once
+  const FairShare* share = nullptr;        // null: whoever comes first has the connections
   ConnectionOptions connections;
 };
 
@@ -59,13 +61,17 @@ class Worker {
     ServedForwardPtr forward;
     int downstream;
   };
+  /// The forward has limits that it did not have before.
+  struct CountConnections {
+    ServedForwardPtr forward;
+  };
   /// A guest refused a connection of a forward that this worker listens for.
   struct Refused {
     Refusal refusal;
   };
   struct Stop {};
-  using Message =
-      std::variant<OpenForward, CloseForward, TakeConnection, ListConnections, EndConnections, Refused, Stop>;
+  using Message = std::variant<OpenForward, CloseForward, TakeConnection, ListConnections, EndConnections,
+                               CountConnections, Refused, Stop>;
 
   Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<ConnectionSlot> slots);
   ~Worker();
@@ -122,12 +128,15 @@ class Worker {
   void on(TakeConnection& message);
   void on(ListConnections& message);
   void on(EndConnections& message);
+  void on(CountConnections& message);
   void on(Refused& message);
   void on(Stop& message);
 
   void on_accept(std::uint32_t index, const Completion& completion);
   void on_accepted(int downstream, const ServedForwardPtr& forward);
   void on_accept_ended(std::uint32_t index, int result);
+  std::uint64_t total_load() const;
+  bool has_share(int downstream, const ServedForwardPtr& forward);
   Worker& least_loaded();
   Worker& listening_worker(const ServedForward& forward);
   void arm(std::uint32_t index);
@@ -140,6 +149,8 @@ class Worker {
 
   std::unique_ptr<Io> io_;
   const std::uint64_t connections_max_;
+  const FairShare* const share_;
+  const Nanos half_close_timeout_;
   WorkerCounters counters_;
   CloseRecordRing closes_;  // written by the worker's thread, read by the control thread
   ConnectionSet connections_;

@@ -99,9 +99,10 @@ class Process(Subject):
             file.write(text)
         return self.path(name)
 
-    def launch(self, *command):
+    def launch(self, *command, **environment):
         with open(self.path("log"), "w", encoding="utf-8") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                            env={**os.environ, **environment})
 
     def wait_until(self, ready, what):
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -203,7 +204,8 @@ connections_max = {connections_max}
 [profiles.default]
 max_forwarded_ports = 20000
 """)
-        self.launch(self.program, "--config", config)
+        # One guest has all the load. By the environment, since an older build to compare with does not know the key.
+        self.launch(self.program, "--config", config, PORTWAY_PROXY_INSTANCE_SHARE_PERCENT="100")
         self.wait_until(self._healthy, "does not answer /healthz")
         with open(self.path("admin.key"), encoding="ascii") as file:
             self.key = file.read().strip()

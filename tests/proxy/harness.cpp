@@ -139,6 +139,7 @@ Rig::Rig(Backend backend, const RigOptions& options)
       1);
   WorkerOptions worker{.index = 0, .pipes_max = options.pipes_max, .connections = options.connections};
   worker.connections.client_refusals = world_->refusals();
+  worker.share = options.share;
   worker_ = std::make_unique<Worker>(std::move(io), worker, arena_.slots());
   std::vector<Fd> listeners;
   listeners.push_back(world_->listen(options.family, entry_));

@@ -110,6 +110,7 @@ struct RigOptions {
   int family = AF_INET;
   int device = kAnyDevice;
   ForwardSource source = {};
+  const FairShare* share = nullptr;
   SimNetworkOptions network = {};  // of the simulated world
   SimFaults faults = {};           // there
 };

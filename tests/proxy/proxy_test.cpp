@@ -51,15 +51,21 @@ class Guest {
     return Fd(::accept(listener_.get(), nullptr, nullptr));
   }
 
+  /// To be polled: a connection waits.
+  int descriptor() const { return listener_.get(); }
+
   Endpoint endpoint;
 
  private:
   Fd listener_;
 };
 
-/// Connected, or not: then errno says why.
-Fd connect_to(std::uint16_t port) {
+/// Connected, or not: then errno says why. From 127.0.0.`host`.
+Fd connect_to(std::uint16_t port, std::uint32_t host = 1) {
   Fd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in from = loopback(0);
+  from.sin_addr.s_addr = htonl(INADDR_LOOPBACK - 1 + host);
+  EXPECT_EQ(::bind(fd.get(), reinterpret_cast<const sockaddr*>(&from), sizeof from), 0);
   const sockaddr_in address = loopback(port);
   if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) < 0) return Fd();
   return fd;
@@ -75,13 +81,12 @@ std::string receive(const Fd& fd) {
 
 class ProxyTest : public testing::TestWithParam<IoBackend> {
  protected:
-  void start(unsigned workers, std::chrono::microseconds busy_poll = {}) {
-    ProxyOptions options;
+  void start(unsigned workers, std::chrono::microseconds busy_poll = {}, ProxyOptions options = {}) {
     options.workers = workers;
     options.busy_poll = busy_poll;
     options.io_backend = GetParam();
     options.public_addresses = {boost::asio::ip::address_v4::loopback()};
-    options.connections_max = 4096;
+    if (options.connections_max == ProxyOptions{}.connections_max) options.connections_max = 4096;
     proxy_ = Proxy::start(options).value();
   }
 
@@ -329,6 +334,122 @@ TEST_P(ProxyTest, StoppingEndsWhatIsConnectedWithAReset) {
   EXPECT_EQ(receive(client), "error");
   EXPECT_EQ(receive(served), "error");
 }
+
+TEST_P(ProxyTest, LimitsThatAreSetLaterCountTheConnectionsThatAreThere) {
+  start(2);
+  const Guest guest;
+  const auto [id, port] = open(guest.endpoint);
+  const auto rejected = [&, id = id](RejectReason reason) {
+    return proxy_->forward_stats(id)->rejected[static_cast<std::size_t>(reason)];
+  };
+  std::vector<std::pair<Fd, Fd>> ends;
+  for (int i = 0; i < 6; ++i) {
+    Fd client = connect_to(port, i < 4 ? 1 : 2);
+    ends.emplace_back(std::move(client), guest.accept());
+  }
+  proxy_->set_limits(id, {.allowed_cidrs = {}, .max_connections_per_source = 4});
+  EXPECT_TRUE(proxy_->connections(id, 0, 1)) << "answered after the workers have counted";
+  EXPECT_EQ(receive(connect_to(port, 1)), "error");
+  EXPECT_EQ(rejected(RejectReason::kSourceConnectionsMax), 1u);
+  Fd other = connect_to(port, 2);
+  ends.emplace_back(std::move(other), guest.accept());
+
+  proxy_->set_limits(id, {.allowed_cidrs = {}, .max_connections = 7});
+  EXPECT_EQ(receive(connect_to(port, 3)), "error");
+  EXPECT_EQ(rejected(RejectReason::kForwardConnectionsMax), 1u);
+  ends.clear();
+  EXPECT_TRUE(await([&, id = id] { return proxy_->forward_stats(id)->connections_active == 0; }));
+  for (int i = 0; i < 7; ++i) {  // none was counted twice, and none is counted still
+    Fd client = connect_to(port);
+    ends.emplace_back(std::move(client), guest.accept());
+  }
+}
+
+// --- Connections that are short: 64 of them, 48 for one instance.
+
+class ShortProxyTest : public ProxyTest {
+ protected:
+  void start() {
+    ProxyOptions options;
+    options.connections_max = 64;
+    options.instance_share_percent = 75;
+    ProxyTest::start(1, {}, options);
+  }
+  /// Both ends of a connection, if the client gets one. From another address each time.
+  bool connect(std::uint16_t port, const Guest& guest, std::uint32_t host = 0) {
+    Fd client = connect_to(port, host == 0 ? 1 + next_host_++ % 200 : host);
+    pollfd ends[] = {{.fd = client.get(), .events = POLLIN, .revents = 0},
+                     {.fd = guest.descriptor(), .events = POLLIN, .revents = 0}};
+    EXPECT_GE(::poll(ends, 2, kPatienceMs), 1);
+    if (ends[1].revents == 0) return false;
+    ends_.emplace_back(std::move(client), guest.accept());
+    return true;
+  }
+  std::uint64_t rejected(const ForwardId& id, RejectReason reason) {
+    return proxy_->forward_stats(id)->rejected[static_cast<std::size_t>(reason)];
+  }
+
+  std::uint32_t next_host_ = 0;
+  std::vector<std::pair<Fd, Fd>> ends_;
+};
+
+TEST_P(ShortProxyTest, OneInstanceCannotTakeEveryConnectionOfTheNode) {
+  start();
+  const Guest guest;
+  const auto [attacked, attacked_port] = open(guest.endpoint, make_uuid());
+  const auto [other, other_port] = open(guest.endpoint, make_uuid());
+  for (int i = 0; i < 48; ++i) ASSERT_TRUE(connect(attacked_port, guest)) << i;
+  for (int i = 0; i < 10; ++i) EXPECT_FALSE(connect(attacked_port, guest));
+  EXPECT_EQ(rejected(attacked, RejectReason::kInstanceShare), 10u);
+  for (int i = 0; i < 8; ++i) EXPECT_TRUE(connect(other_port, guest)) << "half of the 16 that are kept";
+  EXPECT_FALSE(connect(other_port, guest));
+}
+
+TEST_P(ShortProxyTest, HalfClosedConnectionsGiveWayTheOldestFirst) {
+  start();
+  const Guest guest;
+  const auto [attacked, attacked_port] = open(guest.endpoint, make_uuid());
+  const auto [other, other_port] = open(guest.endpoint, make_uuid());
+  for (int i = 0; i < 500; ++i) {
+    ASSERT_TRUE(connect(attacked_port, guest)) << i;
+    // The service never closes.
+    ::shutdown(ends_.back().first.get(), SHUT_WR);
+    ASSERT_EQ(receive(ends_.back().second), "");
+  }
+  EXPECT_EQ(proxy_->forward_stats(attacked)->connections_active, 48u);
+  EXPECT_EQ(receive(ends_.front().first), "error") << "it was given to another";
+  ASSERT_EQ(::send(ends_.back().second.get(), "late", 4, 0), 4);
+  EXPECT_EQ(receive(ends_.back().first), "late");
+  for (int i = 0; i < 8; ++i) EXPECT_TRUE(connect(other_port, guest));
+  EXPECT_TRUE(await([&, id = attacked] { return proxy_->forward_stats(id)->connections_active == 40; }))
+      << "room was made for each of them";
+  EXPECT_EQ(rejected(attacked, RejectReason::kInstanceShare), 0u);
+}
+
+TEST_P(ShortProxyTest, OneForwardCannotTakeItsInstancesConnections) {
+  start();
+  const Guest guest;
+  const Uuid session = make_uuid();
+  const auto [attacked, attacked_port] = open(guest.endpoint, session);
+  const auto [sibling, sibling_port] = open(guest.endpoint, session);
+  for (int i = 0; i < 36; ++i) ASSERT_TRUE(connect(attacked_port, guest)) << i;
+  EXPECT_FALSE(connect(attacked_port, guest));
+  EXPECT_EQ(rejected(attacked, RejectReason::kForwardShare), 1u);
+  for (int i = 0; i < 6; ++i) EXPECT_TRUE(connect(sibling_port, guest));
+}
+
+TEST_P(ShortProxyTest, OneClientCannotTakeItsForwardsConnections) {
+  start();
+  const Guest guest;
+  const auto [attacked, port] = open(guest.endpoint, make_uuid());
+  for (int i = 0; i < 36; ++i) ASSERT_TRUE(connect(port, guest, 66)) << i;
+  EXPECT_FALSE(connect(port, guest, 66));
+  EXPECT_EQ(rejected(attacked, RejectReason::kSourceShare), 1u);
+  for (int i = 0; i < 12; ++i) EXPECT_TRUE(connect(port, guest, 7));
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, ShortProxyTest, testing::Values(IoBackend::kUring, IoBackend::kEpoll),
+                         [](const auto& backend) { return std::string(to_string(backend.param)); });
 
 // --- A session's end.
 

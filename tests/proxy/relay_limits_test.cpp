@@ -31,6 +31,9 @@ class RelayLimits : public RelaySuite {
 };
 INSTANTIATE_TEST_SUITE_P(Relay, RelayLimits, testing::ValuesIn(kBackends), backend_name);
 
+class RelayLimitsSimulated : public RelayLimits {};
+INSTANTIATE_TEST_SUITE_P(Relay, RelayLimitsSimulated, testing::Values(Backend::kSim), backend_name);
+
 /// As long as it lives, no more than `spare` further descriptors can be opened.
 class FewDescriptors {
  public:
@@ -120,6 +123,32 @@ TEST_P(RelayLimits, ConnectionsBeyondTheLimitAreResetAndCounted) {
   const auto [client, guest] = rig.open();
   client.send("room again");
   EXPECT_TRUE(rig.run_until([&] { return guest.received() == "room again"; }));
+}
+
+TEST_P(RelayLimitsSimulated, HalfClosedConnectionsGetTwoMinutesWhereConnectionsAreShort) {
+  const FairShare share(16, 75);
+  Rig rig(GetParam(), {.share = &share});
+  std::vector<Rig::Pair> pairs;
+  for (int i = 0; i < 8; ++i) {
+    pairs.push_back(rig.open());
+    if (i > 0) pairs.back().client.shutdown_write();
+  }
+  const auto pass_time = [&](Nanos span) {
+    const Nanos end = rig.world().now() + span;
+    rig.run_until([&] { return rig.world().now() >= end; }, span + 1s);
+  };
+  pass_time(110s);
+  EXPECT_EQ(rig.stats().connections_active, 8u);
+  pairs[1].guest.send("still busy");
+  ASSERT_TRUE(rig.run_until([&] { return pairs[1].client.received() == "still busy"; }));
+  pass_time(20s);
+  EXPECT_LT(rig.stats().connections_active, 8u);
+  EXPECT_FALSE(pairs[0].client.ended()) << "it is not half-closed";
+  EXPECT_FALSE(pairs[1].client.ended()) << "bytes have moved";
+  // The fewer are left, the longer they may stay.
+  pass_time(300s);
+  EXPECT_GT(rig.stats().connections_active, 2u);
+  EXPECT_GT(rig.closed(CloseSide::kNode, CloseHow::kHalfCloseTimeout), 0u);
 }
 
 TEST_P(RelayLimits, AThousandConnectionsOneAfterAnotherLeaveNothing) {

@@ -320,6 +320,11 @@ int SimIo::local_endpoint(int fd, Endpoint& out) {
   return 0;
 }
 
+int SimIo::remote_endpoint(int fd, Endpoint& out) {
+  out = socket_of(fd).remote();
+  return 0;
+}
+
 int SimIo::listen_again(int fd) {
   const Descriptor& descriptor = get(fd);
   if (descriptor.kind != Kind::kListener) die("%d is not a listener", fd);

@@ -106,6 +106,7 @@ class SimIo final : public Io {
   int bind_transparent(int fd, const Endpoint& source) override;
   int take_client(int fd, Client& out) override;
   int local_endpoint(int fd, Endpoint& out) override;
+  int remote_endpoint(int fd, Endpoint& out) override;
   PortRange local_port_range() override { return local_ports_; }
   int listen_again(int fd) override;
   int unacknowledged(int fd) override;

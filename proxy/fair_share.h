@@ -1,0 +1,97 @@
+// Who may have one of the node's connections when they run short: every instance, and every forward of an
+// instance, has a share that nobody else can take.
+//
+// One instance may have `instance_percent` of the node's connections (75 by default), and all instances
+// together as many without asking. The rest is kept: an instance that has fewer connections than an equal
+// part of the rest still gets one. The same holds for the forwards of an instance within what it may have,
+// and for clients within a forward, where one source address gets no more once it has most of the
+// connections.
+//
+// Who is over its share gets a connection in place of one of its own that is half-closed (one side has sent
+// FIN, the other has not), the oldest first; otherwise it is turned away. And where connections are short,
+// half-closed ones are given less time: conntrack's, at half of the node's connections.
+//
+// Shared by the workers and the control thread; relaxed atomics, since a few connections more or less do not
+// matter.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+
+#include "proxy/served_forward.h"
+
+namespace portway {
+
+class FairShare {
+ public:
+  /// `instance_percent` of 100: nobody is held back.
+  FairShare(std::uint32_t capacity, unsigned instance_percent)
+      : percent_(instance_percent), capacity_(capacity) {}
+
+  /// How many connections the node can have now: fewer where listeners take the descriptors. Control thread.
+  void set_capacity(std::uint32_t capacity) { capacity_.store(capacity, std::memory_order_relaxed); }
+  std::uint32_t capacity() const { return capacity_.load(std::memory_order_relaxed); }
+  /// The sessions that have open forwards. Control thread.
+  void set_sessions(std::uint32_t sessions) { sessions_.store(sessions, std::memory_order_relaxed); }
+
+  enum class Verdict : std::uint8_t {
+    kAdmit,
+    kMakeRoom,       // admit, and end a half-closed connection of whoever has most
+    kInstanceShare,  // its instance is over its share
+    kForwardShare,   // its forward is, of what its instance may have
+    kSourceShare,    // its source address is, of what its forward may have
+  };
+  /// For a new connection of `forward`; `total` is how many the node has. `has_most()` says whether the
+  /// client's address has most of the forward's connections; it is asked only where that matters.
+  template <class HasMost>
+  Verdict ask(std::uint64_t total, const ServedForward& forward, HasMost has_most) const {
+    const ServedSession& session = *forward.session;
+    const std::uint64_t of_instance = session.connections.load(std::memory_order_relaxed);
+    const std::uint64_t all = capacity();
+    const std::uint64_t node_max = part(all);
+    if (total >= node_max && of_instance >= kept(all, sessions_.load(std::memory_order_relaxed)))
+      return Verdict::kInstanceShare;
+    if (of_instance >= part(node_max)) {
+      const std::uint32_t forwards = session.forwards.load(std::memory_order_relaxed);
+      if (forwards > 1 && forward.connections_now() >= kept(node_max, forwards))
+        return Verdict::kForwardShare;
+      if (has_most()) return Verdict::kSourceShare;
+    }
+    return total >= node_max ? Verdict::kMakeRoom : Verdict::kAdmit;
+  }
+
+  /// How long a half-closed connection may stay silent; `configured` (0: for ever) while fewer than an eighth
+  /// of the connections are in use, then less, down to 120 s (nf_conntrack_tcp_timeout_fin_wait) from half
+  /// on.
+  std::chrono::nanoseconds half_close_limit(std::uint64_t total, std::chrono::nanoseconds configured) const {
+    constexpr std::chrono::nanoseconds kLeast = std::chrono::seconds(120);
+    const double used = static_cast<double>(total) / std::max<double>(1, capacity());
+    if (percent_ >= 100 || used < kFew || (configured != configured.zero() && configured <= kLeast))
+      return configured;
+    const double from =
+        std::chrono::duration<double>(configured == configured.zero() ? std::chrono::hours(1) : configured)
+            .count();
+    const double way = std::min(1.0, (used - kFew) / (kMany - kFew));
+    const std::chrono::duration<double> limit(from +
+                                              way * (std::chrono::duration<double>(kLeast).count() - from));
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(limit);
+  }
+
+ private:
+  static constexpr double kFew = 0.125;
+  static constexpr double kMany = 0.5;
+
+  std::uint64_t part(std::uint64_t whole) const { return whole * percent_ / 100; }
+  /// An equal part, for each of `heads`, of what is kept.
+  std::uint64_t kept(std::uint64_t whole, std::uint32_t heads) const {
+    return std::max<std::uint64_t>(1, (whole - part(whole)) / std::max<std::uint32_t>(1, heads));
+  }
+
+  const unsigned percent_;
+  std::atomic<std::uint32_t> capacity_;
+  std::atomic<std::uint32_t> sessions_{1};
+};
+
+}  // namespace portway
