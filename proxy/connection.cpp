@@ -544,8 +544,11 @@ void ConnectionSet::release(std::uint32_t index) {
   remove(of(*connection.forward).all, &Connection::in_forward, index);
   connection.forward->session->connections.fetch_sub(1, std::memory_order_relaxed);
   count_close(slot, connection);
-  const ServedForwardPtr forward = connection.forward;
-  const bool time_wait = record_close(slot, connection);
+  CloseRecord record = record_of(slot, connection);
+  // Its TIME_WAIT holds one of the node's own ports: with the client's address it is the client's, which does
+  // not come back with it any sooner.
+  const bool time_wait = record.cause == CloseCause{CloseSide::kClient, CloseHow::kFin} &&
+                         record.tcp[kUpstream].closed && !is_transparent(slot.source);
   for (const Side side : kSides) {
     release_pipe(pipes_, slot.relay[side]);
     const int fd = slot.socket[side].fd;
@@ -553,11 +556,12 @@ void ConnectionSet::release(std::uint32_t index) {
     if (connection.reset[side]) {
       io_.close_with_reset(fd);
     } else if (side == kUpstream && time_wait) {
-      io_.close_time_wait(fd, forward->route.upstream, forward->session->device.load());
+      io_.close_time_wait(fd, record.forward->route.upstream, record.forward->session->device.load());
     } else {
       io_.close(fd);
     }
   }
+  push_record(std::move(record));
   const bool queued =
       connection.queued;  // the run queue may still name this index: advance() then finds it free or new
   connection = Connection{};
@@ -577,9 +581,8 @@ void ConnectionSet::count_close(const ConnectionSlot& slot, const Connection& co
                                            kConnectionBoundsS);
 }
 
-/// True when the upstream socket's TIME_WAIT holds one of the node's own ports: with the client's address it
-/// is the client's, which does not come back with it any sooner.
-bool ConnectionSet::record_close(const ConnectionSlot& slot, Connection& connection) {
+/// Takes the connection's forward with it.
+CloseRecord ConnectionSet::record_of(const ConnectionSlot& slot, Connection& connection) {
   CloseRecord record{.forward = std::move(connection.forward), .id = id_of(slot), .client = slot.client};
   record.accepted_at = Nanos(slot.accepted_ns);
   record.connected_at = Nanos(slot.connected_ns);
@@ -592,13 +595,10 @@ bool ConnectionSet::record_close(const ConnectionSlot& slot, Connection& connect
   record.cause = connection.cause;
   record.source = slot.source;
   record.error = connection.error;
-  const bool time_wait = record.cause == CloseCause{CloseSide::kClient, CloseHow::kFin} &&
-                         record.tcp[kUpstream].closed && !is_transparent(slot.source);
-  push_record(std::move(record));
-  return time_wait;
+  return record;
 }
 
-void ConnectionSet::push_record(CloseRecord record) {
+void ConnectionSet::push_record(CloseRecord&& record) {
   record.worker = static_cast<std::uint16_t>(worker_);
   if (!closes_.push(std::move(record))) counters_.close_records_dropped.add();
 }
@@ -640,12 +640,21 @@ void ConnectionSet::set_half_closed(std::uint32_t index, bool half_closed) {
   connection.half_closed = half_closed;
   ConnectionList& list = of(*connection.forward).half_closed;
   if (half_closed) {
-    if (list.first == ConnectionList::kNone) with_half_closed_.push_back(connection.forward);
+    if (list.first == ConnectionList::kNone) {
+      of(*connection.forward).half_closed_place = static_cast<std::uint32_t>(with_half_closed_.size());
+      with_half_closed_.push_back(connection.forward.get());
+    }
     append(list, &Connection::in_half_closed, index);
     if (half_closed_due_ == TimerWheel::kNever) half_closed_due_ = io_.now() + kHalfClosedEvery;
   } else {
     remove(list, &Connection::in_half_closed, index);
-    if (list.first == ConnectionList::kNone) std::erase(with_half_closed_, connection.forward);
+    if (list.first != ConnectionList::kNone) return;
+    ServedForward* const last = with_half_closed_.back();
+    const std::uint32_t place = of(*connection.forward).half_closed_place;
+    of(*last).half_closed_place = place;
+    with_half_closed_[place] = last;
+    with_half_closed_.pop_back();
+    if (with_half_closed_.empty()) half_closed_due_ = TimerWheel::kNever;
   }
 }
 
@@ -655,7 +664,7 @@ void ConnectionSet::expire_half_closed(const std::function<Nanos(std::size_t)>& 
   std::size_t ended = 0;
   std::size_t seen = 0;
   for (std::size_t i = with_half_closed_.size(); i-- > 0;) {
-    const ServedForwardPtr forward = with_half_closed_[i];
+    const ServedForwardPtr forward = with_half_closed_[i]->shared_from_this();  // its last connection may end
     ConnectionList& list = of(*forward).half_closed;
     while (list.first != ConnectionList::kNone) {
       if (++seen > kHalfClosedAtOnce) {
@@ -682,10 +691,10 @@ void ConnectionSet::expire_half_closed(const std::function<Nanos(std::size_t)>& 
 bool ConnectionSet::replace_own(const ServedForward& forward) {
   const ServedForward* from = &forward;
   if (of(forward).half_closed.first == ConnectionList::kNone) {
-    const auto same = [&](const ServedForwardPtr& each) { return each->session == forward.session; };
+    const auto same = [&](const ServedForward* each) { return each->session == forward.session; };
     const auto sibling = std::ranges::find_if(with_half_closed_, same);
     if (sibling == with_half_closed_.end()) return false;
-    from = sibling->get();
+    from = *sibling;
   }
   terminate(of(*from).half_closed.first, CloseSide::kNode, CloseHow::kEvicted, true, true);
   return true;
@@ -696,8 +705,8 @@ bool ConnectionSet::replace_of_heaviest(const ServedForward& forward) {
   const auto load = [](const ServedForward& each) {
     return each.session->connections.load(std::memory_order_relaxed);
   };
-  for (const ServedForwardPtr& each : with_half_closed_) {
-    if (load(*each) > load(*heaviest)) heaviest = each.get();
+  for (const ServedForward* each : with_half_closed_) {
+    if (load(*each) > load(*heaviest)) heaviest = each;
   }
   if (heaviest == &forward) return false;
   terminate(of(*heaviest).half_closed.first, CloseSide::kNode, CloseHow::kEvicted, true, true);
@@ -774,13 +783,6 @@ std::size_t ConnectionSet::kill(const ServedForward& forward, ConnectionId conne
 }
 
 // --- Time.
-
-Nanos ConnectionSet::until_next_deadline() const {
-  const Nanos now = io_.now();
-  const Nanos next = timers_.until_next(now);
-  if (half_closed_due_ == TimerWheel::kNever) return next;
-  return std::min(next, std::max(Nanos::zero(), half_closed_due_ - now));
-}
 
 void ConnectionSet::expire() {
   timers_.expire(io_.now(), [this](std::uint32_t index) { on_deadline(index); });

@@ -8,6 +8,7 @@
 // All calls on the worker's thread.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstdint>
@@ -79,14 +80,20 @@ class ConnectionSet {
   /// Ends what has timed out.
   void expire();
   /// expire_half_closed() is due. While there are half-closed connections, it is once a second.
-  bool half_closed_due() const { return io_.now() >= half_closed_due_; }
+  bool half_closed_due() const {
+    return half_closed_due_ != TimerWheel::kNever && io_.now() >= half_closed_due_;
+  }
   /// Ends half-closed connections that have been silent for longer than limit(N), N being how many it has
   /// ended; zero: no limit.
   void expire_half_closed(const std::function<Nanos(std::size_t)>& limit);
 
   /// True when run() has work left; then nothing may wait.
   bool runnable() const { return !run_queue_.empty(); }
-  Nanos until_next_deadline() const;
+  Nanos until_next_deadline() const {
+    const Nanos next = timers_.until_next(io_.now());
+    if (half_closed_due_ == TimerWheel::kNever) return next;
+    return std::min(next, std::max(Nanos::zero(), half_closed_due_ - io_.now()));
+  }
 
   // --- Where connections are short (proxy/fair_share.h). Each ends one that is half-closed; false when there
   // is none.
@@ -152,8 +159,8 @@ class ConnectionSet {
   void join(std::uint32_t index);
   void release(std::uint32_t index);
   void count_close(const ConnectionSlot& slot, const Connection& connection);
-  bool record_close(const ConnectionSlot& slot, Connection& connection);
-  void push_record(CloseRecord record);
+  CloseRecord record_of(const ConnectionSlot& slot, Connection& connection);
+  void push_record(CloseRecord&& record);
   bool is_live(std::uint32_t index) const;
   ForwardConnections& of(const ServedForward& forward) { return forward.connections[worker_]; }
   void append(ConnectionList& list, ListLinks Connection::*links, std::uint32_t index);
@@ -183,7 +190,7 @@ class ConnectionSet {
   std::vector<std::pair<std::uint32_t, Side>> perhaps_urgent_;  // POLLPRI was told of them in this turn
   std::vector<pollfd> asked_urgent_;                            // of the same index
   std::array<std::byte, 64 * 1024> buffer_;
-  std::vector<ServedForwardPtr> with_half_closed_;  // forwards that have some here
+  std::vector<ServedForward*> with_half_closed_;  // forwards that have some here
   Nanos half_closed_due_ = TimerWheel::kNever;
   std::vector<Refusal> refused_;  // only where somebody takes them
   bool released_ = false;

@@ -54,10 +54,11 @@ struct ListLinks {
 /// A worker's connections of one forward.
 struct ForwardConnections {
   ConnectionList all;
-  ConnectionList half_closed;  // those that have been so longest come first
+  ConnectionList half_closed;           // those that have been so longest come first
+  std::uint32_t half_closed_place = 0;  // of the forward among those that have some
 };
 
-struct ServedForward {
+struct ServedForward : std::enable_shared_from_this<ServedForward> {
   /// `listening` is the index of the worker that has its listeners. Without a session it has one of its own.
   ServedForward(ForwardRoute forward_route, std::size_t workers, std::size_t listening = 0,
                 ServedSessionPtr of_session = nullptr)

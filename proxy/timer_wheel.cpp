@@ -19,20 +19,24 @@ void TimerWheel::set(std::uint32_t index, Nanos deadline) {
 }
 
 Nanos TimerWheel::until_next(Nanos now) const {
-  // Walk the bits from the next bucket on, a word at a time.
-  for (std::uint64_t distance = 1; distance <= kBuckets;) {
-    const std::uint64_t bucket = (tick_ + distance) % kBuckets;
-    const std::uint64_t word = occupied_[bucket / 64] >> (bucket % 64);
-    if (word == 0) {
-      distance += 64 - bucket % 64;
-      continue;
-    }
-    distance += static_cast<std::uint64_t>(std::countr_zero(word));
-    if (distance > kBuckets) break;
-    const Nanos due = kTick * static_cast<std::int64_t>(tick_ + distance);
-    return due > now ? due - now : Nanos::zero();
+  if (occupied_words_ == 0) return kNever;
+  const std::uint64_t from = (tick_ + 1) % kBuckets;
+  const std::uint64_t distance = (next_occupied(from) - from) % kBuckets + 1;
+  const Nanos due = kTick * static_cast<std::int64_t>(tick_ + distance);
+  return due > now ? due - now : Nanos::zero();
+}
+
+/// The first bucket from this one on, round the wheel, that holds something; one does.
+std::uint64_t TimerWheel::next_occupied(std::uint64_t from) const {
+  const std::uint64_t word = from / 64;
+  if (const std::uint64_t rest = occupied_[word] >> (from % 64); rest != 0) {
+    return from + static_cast<std::uint64_t>(std::countr_zero(rest));
   }
-  return kNever;
+  const std::uint64_t after = word + 1;  // and at last this word's beginning
+  const auto words =
+      static_cast<std::uint64_t>(std::countr_zero(std::rotr(occupied_words_, static_cast<int>(after % 64))));
+  const std::uint64_t next = (after + words) % 64;
+  return next * 64 + static_cast<std::uint64_t>(std::countr_zero(occupied_[next]));
 }
 
 void TimerWheel::unlink(std::uint32_t index) {
@@ -43,7 +47,11 @@ void TimerWheel::unlink(std::uint32_t index) {
     entries_[entry.previous].next = entry.next;
   } else {
     heads_[bucket] = entry.next;
-    if (entry.next == kNone) occupied_[bucket / 64] &= ~(std::uint64_t{1} << (bucket % 64));
+    if (entry.next == kNone) {
+      std::uint64_t& word = occupied_[bucket / 64];
+      word &= ~(std::uint64_t{1} << (bucket % 64));
+      if (word == 0) occupied_words_ &= ~(std::uint64_t{1} << (bucket / 64));
+    }
   }
 }
 
@@ -55,6 +63,7 @@ void TimerWheel::link(std::uint32_t index) {
   if (entry.next != kNone) entries_[entry.next].previous = index;
   heads_[bucket] = index;
   occupied_[bucket / 64] |= std::uint64_t{1} << (bucket % 64);
+  occupied_words_ |= std::uint64_t{1} << (bucket / 64);
 }
 
 }  // namespace portway

@@ -34,7 +34,7 @@ class TimerWheel {
 
  private:
   static constexpr std::uint32_t kNone = UINT32_MAX;
-  static constexpr std::uint64_t kBuckets = 4096;
+  static constexpr std::uint64_t kBuckets = 4096;  // 64 words of 64 bits
 
   struct Entry {
     Nanos deadline = kNever;
@@ -46,10 +46,12 @@ class TimerWheel {
   static std::uint64_t bucket_of(Nanos deadline) { return (tick_of(deadline) + 1) % kBuckets; }
   void unlink(std::uint32_t index);
   void link(std::uint32_t index);
+  std::uint64_t next_occupied(std::uint64_t from) const;
 
   std::vector<Entry> entries_;
   std::array<std::uint32_t, kBuckets> heads_;
   std::array<std::uint64_t, kBuckets / 64> occupied_{};  // a bit a bucket
+  std::uint64_t occupied_words_ = 0;                     // a bit a word of it
   std::uint64_t tick_;                                   // buckets up to this tick have been looked at
 };
 
