@@ -150,6 +150,9 @@ ProxyOptions proxy_options(const Config& config, ClientRefusals* refusals, std::
                           .drain_timeout = std::chrono::seconds(config.proxy.drain_timeout_s),
                           .keepalive = std::chrono::seconds(config.proxy.keepalive_s),
                           .user_timeout = std::chrono::seconds(config.proxy.user_timeout_s),
+                          .client_receive_buffer = config.proxy.client_receive_buffer_kib * 1024,
+                          .guest_receive_buffer = config.proxy.guest_receive_buffer_kib * 1024,
+                          .unsent_max = config.proxy.unsent_max_kib * 1024,
                           .copy_dscp = config.proxy.copy_dscp,
                           .refused_probe = std::chrono::milliseconds(config.proxy.refused_probe_ms),
                           .client_refusals = refusals}};

@@ -248,6 +248,8 @@ boost::json::object to_json(const LiveConnection& connection) {
       {"idle_s", seconds(connection.idle)},
       {"received_bytes", connection.received_bytes},
       {"sent_bytes", connection.sent_bytes},
+      {"received_queued_bytes", connection.received_queued_bytes},
+      {"sent_queued_bytes", connection.sent_queued_bytes},
       {"received_bytes_per_second", static_cast<double>(connection.received_bytes) / age_s},
       {"sent_bytes_per_second", static_cast<double>(connection.sent_bytes) / age_s},
       {"worker", connection.worker},

@@ -41,10 +41,11 @@ class InstantIo final : public Io {
   int set_option(int, int, int, int) override { return 0; }
   void close_time_wait(int, const Endpoint&, int) override {}
   std::unique_ptr<PortProbe> probe(const SynProbeTarget&, int&) override { return nullptr; }
-  PortRange local_port_range() override { return {}; }
+  std::vector<PortRange> local_ports() override { return {}; }
   int bind_to_device(int, int) override { return 0; }
   int take_client(int, Client&) override { return 0; }
   int bind_transparent(int, const Endpoint&) override { return 0; }
+  int unread(int) override { return 0; }
   int local_endpoint(int, Endpoint&) override { return 0; }
   int remote_endpoint(int, Endpoint&) override { return 0; }
   int listen_again(int) override { return 0; }

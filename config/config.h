@@ -91,8 +91,11 @@ struct Config {
     std::uint32_t idle_timeout_s = 0;    // of silence both ways; 0: never, as under DNAT; at most 2,592,000
     std::uint32_t drain_timeout_s = 30;  // for connections to end by themselves; 0: none; at most 86,400
     std::uint32_t user_timeout_s =
-        900;                // for a guest to acknowledge what was sent; 0: the kernel's; at most 86,400
-    bool copy_dscp = true;  // of a client's SYN to what is sent to the guest
+        900;  // for a guest to acknowledge what was sent; 0: the kernel's; at most 86,400
+    std::uint32_t guest_receive_buffer_kib = 96;  // SO_RCVBUF towards guests; 0: the kernel's; at most 65,536
+    std::uint32_t client_receive_buffer_kib = 256;  // the same towards clients
+    std::uint32_t unsent_max_kib = 64;              // TCP_NOTSENT_LOWAT; 0: no limit; at most 65,536
+    bool copy_dscp = true;                          // of a client's SYN to what is sent to the guest
     std::uint32_t refused_probe_ms =
         1000;  // between probes of a guest's closed port, at most; 0: not probed; at most 10,000
     std::uint32_t busy_poll_us =

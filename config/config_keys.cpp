@@ -322,6 +322,24 @@ std::vector<ConfigKey> make_keys() {
           "proxy.user_timeout_s", 0, 86'400, [](T t) -> auto& { return t.config.proxy.user_timeout_s; },
           "Seconds after which a guest that acknowledges nothing of what was sent to it is given up "
           "(TCP_USER_TIMEOUT). 0: the kernel's net.ipv4.tcp_retries2, about 15 minutes."),
+      number_key(
+          "proxy.guest_receive_buffer_kib", 0, 65'536,
+          [](T t) -> auto& { return t.config.proxy.guest_receive_buffer_kib; },
+          "Receive buffer of a connection's socket towards its guest, KiB; larger for clients that are fast. "
+          "What a "
+          "client is slow to take waits here and in the guest: the less here, the fresher it is. 0: the "
+          "kernel's choice (net.ipv4.tcp_rmem)."),
+      number_key(
+          "proxy.client_receive_buffer_kib", 0, 65'536,
+          [](T t) -> auto& { return t.config.proxy.client_receive_buffer_kib; },
+          "The same of the socket towards the client; larger for guests that are fast and for paths that are "
+          "long. "
+          "Needs CAP_NET_ADMIN. 0, or without it: the kernel's choice."),
+      number_key(
+          "proxy.unsent_max_kib", 0, 65'536, [](T t) -> auto& { return t.config.proxy.unsent_max_kib; },
+          "How much of a connection may wait unsent in a socket, KiB (TCP_NOTSENT_LOWAT). What is on its way "
+          "does "
+          "not count, so that long paths are filled. 0: as much as net.ipv4.tcp_wmem allows."),
       bool_key(
           "proxy.copy_dscp", [](T t) -> auto& { return t.config.proxy.copy_dscp; },
           "Whether the DSCP of a client's SYN is that of what its connection sends to the guest."),

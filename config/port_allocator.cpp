@@ -80,10 +80,14 @@ constexpr std::size_t kListMax = 400;  // characters of a list that is still sho
 
 /// The kernel gives a list out to one read(2) only: what does not fit that is cut.
 std::string read_whole(const std::string& path) {
-  const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  std::string text(1 << 20, '\0');
-  const ssize_t size = ::read(file.get(), text.data(), text.size());
-  text.resize(size > 0 ? static_cast<std::size_t>(size) : 0);
+  std::string text;
+  for (const std::size_t room : {4096U, 1U << 20}) {
+    const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    text.resize(room);
+    const ssize_t size = ::read(file.get(), text.data(), text.size());
+    text.resize(size > 0 ? static_cast<std::size_t>(size) : 0);
+    if (text.size() < room) break;
+  }
   return text;
 }
 
@@ -130,6 +134,13 @@ std::optional<PortRange> longest_run(const Ports& ports, std::uint32_t lowest) {
   const auto longest = std::max_element(
       all.begin(), all.end(), [](const PortRange& a, const PortRange& b) { return a.size() < b.size(); });
   return longest == all.end() ? std::nullopt : std::optional(*longest);
+}
+
+std::optional<PortRange> read_range(const EphemeralPortFiles& files) {
+  PortRange range;
+  std::istringstream bounds(read_whole(files.range));
+  if (!(bounds >> range.first >> range.last) || range.first > range.last) return std::nullopt;
+  return range;
 }
 
 /// What the kernel gives to outgoing connections, and what must not be.
@@ -221,12 +232,19 @@ std::string other_remedy(const Conflict& conflict) {
 
 }  // namespace
 
+std::vector<PortRange> ephemeral_ports(const EphemeralPortFiles& files) {
+  const auto range = read_range(files);
+  if (!range) return {};
+  Ports ports;
+  add(ports, *range);
+  return runs(ports & ~parse_list(read_whole(files.reserved)));
+}
+
 std::optional<EphemeralOverlap> ephemeral_overlap(const PortRange& range, const EphemeralPortFiles& files) {
-  PortRange ephemeral;
-  std::istringstream bounds(read_whole(files.range));
-  if (!(bounds >> ephemeral.first >> ephemeral.last) || ephemeral.first > ephemeral.last) return std::nullopt;
+  const auto ephemeral = read_range(files);
+  if (!ephemeral) return std::nullopt;
   Conflict conflict{.range = range, .reserved = parse_list(read_whole(files.reserved)), .handed_out = {}};
-  add(conflict.handed_out, ephemeral);
+  add(conflict.handed_out, *ephemeral);
   conflict.handed_out &= ~conflict.reserved;
 
   const std::size_t left = left_without(conflict, range);
@@ -236,7 +254,7 @@ std::optional<EphemeralOverlap> ephemeral_overlap(const PortRange& range, const 
   overlap.problem = std::to_string(exposed) + " ports of ports.range " + to_string(range) +
                     " are also handed out by the kernel to outgoing connections "
                     "(net.ipv4.ip_local_port_range " +
-                    to_string(ephemeral) + "); a forward cannot have such a port while one uses it.";
+                    to_string(*ephemeral) + "); a forward cannot have such a port while one uses it.";
   if (left >= kEphemeralPortsMin) {
     overlap.remedy = "Change ports.range, or reserve them, which leaves " + std::to_string(left) +
                      " ports for the node's own outgoing connections: " + reserve_command(conflict, range);

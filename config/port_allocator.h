@@ -97,6 +97,10 @@ struct EphemeralPortFiles {
   std::string reserved = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 };
 
+/// The ports that it hands out, in the calling thread's network namespace, ascending; empty when the files
+/// cannot be read.
+std::vector<PortRange> ephemeral_ports(const EphemeralPortFiles& files = {});
+
 /// How many ports a remedy leaves at least to the node's own outgoing connections (to guests included, where
 /// they do not keep their clients' ports). Linux begins with 28,232; one destination takes a port for a
 /// minute.

@@ -263,6 +263,8 @@ void ConnectionSet::advance_connecting(std::uint32_t index) {
   }
   counters_.sources[static_cast<std::size_t>(slot.source)].add();
   slot.connected_ns = slot.active_ns = io_.now().count();
+  connections_[index].receive_buffer[kUpstream].begin(options_.guest_receive_buffer,
+                                                      Nanos(slot.connected_ns));
   counters_.connect_duration.observe_us(elapsed_us(slot.accepted_ns, slot.connected_ns), kConnectBoundsS);
   forward.counters[worker_].connections_established.add();
   downstream.writable = true;
@@ -444,6 +446,7 @@ void ConnectionSet::relay_from(std::uint32_t index, Side from) {
     turn_bytes_ += moved;
     slot.active_ns = turn_began_.count();
     if (rate.limited()) rate.spend(moved, io_.now());
+    if (connections_[index].receive_buffer[from].due(state.bytes)) fit_receive_buffer(index, from);
   }
   switch (status) {
     case RelayStatus::kWaiting:
@@ -474,6 +477,28 @@ void ConnectionSet::relay_from(std::uint32_t index, Side from) {
         enqueue(index);
       }
       break;
+  }
+}
+
+void ConnectionSet::fit_receive_buffer(std::uint32_t index, Side side) {
+  const std::uint32_t least =
+      side == kUpstream ? options_.guest_receive_buffer : options_.client_receive_buffer;
+  if (least == 0) return;
+  const ConnectionSlot& slot = table_[index];
+  const int fd = slot.socket[side].fd;
+  const Nanos round_trip =
+      side == kUpstream ? Nanos::zero() : std::chrono::microseconds(io_.tcp_summary(fd).rtt_us);
+  const auto fit =
+      connections_[index].receive_buffer[side].fit(slot.relay[side].bytes, turn_began_, least, round_trip);
+  if (!fit) return;
+  const auto size = static_cast<int>(*fit);
+  // Beyond net.core.rmem_max with CAP_NET_ADMIN only. A client's socket is then left to the kernel, or a long
+  // path could not be filled.
+  const bool forced = io_.set_option(fd, SOL_SOCKET, SO_RCVBUFFORCE, size) == 0;
+  if (side == kUpstream) {
+    if (!forced) io_.set_option(fd, SOL_SOCKET, SO_RCVBUF, size);
+  } else if (forced) {
+    io_.set_option(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, size);  // the window does not follow by itself
   }
 }
 
@@ -767,9 +792,21 @@ LiveConnection ConnectionSet::live_connection(const ConnectionSlot& slot) {
   for (const Side side : kSides) {
     if (slot.socket[side].fd >= 0) live.tcp[side] = io_.tcp_summary(slot.socket[side].fd);
   }
+  live.received_queued_bytes = queued(slot, kDownstream);
+  live.sent_queued_bytes = queued(slot, kUpstream);
   live.worker = static_cast<std::uint16_t>(worker_);
   live.source = slot.source;
   return live;
+}
+
+/// Bytes from one side that are in the node.
+std::uint64_t ConnectionSet::queued(const ConnectionSlot& slot, Side from) {
+  const int source = slot.socket[from].fd;
+  const int sink = slot.socket[other(from)].fd;
+  const int unread = source < 0 ? 0 : std::max(0, io_.unread(source));
+  const int unacknowledged = sink < 0 ? 0 : std::max(0, io_.unacknowledged(sink));
+  return std::uint64_t{slot.relay[from].pipe_bytes} + static_cast<std::uint64_t>(unread) +
+         static_cast<std::uint64_t>(unacknowledged);
 }
 
 std::size_t ConnectionSet::kill(const ServedForward& forward, ConnectionId connection) {

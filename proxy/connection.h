@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "metrics/stats.h"
+#include "proxy/buffer_fit.h"
 #include "proxy/close_record.h"
 #include "proxy/connection_options.h"
 #include "proxy/connection_table.h"
@@ -47,6 +48,7 @@ struct Connection {
   bool queued = false;                         // in the run queue
   std::uint8_t dscp = 0;  // of the client's SYN, shifted left by two; 0: none, or not copied
   bool admitted = false;  // the forward's admission counts it
+  BufferFit receive_buffer[2];
   CloseCause cause;
   CloseHow drained = CloseHow::kForwardDeleted;  // how it ends at drain_deadline
   std::int16_t error = 0;                        // the errno that ends it
@@ -147,6 +149,7 @@ class ConnectionSet {
   void advance_relaying(std::uint32_t index);
   void advance_resetting(std::uint32_t index);
   void relay_from(std::uint32_t index, Side from);
+  void fit_receive_buffer(std::uint32_t index, Side side);
   void throttle(std::uint32_t index, Nanos wait);
   void drain(std::uint32_t index);
   void doom(std::uint32_t index, Side side);
@@ -169,6 +172,7 @@ class ConnectionSet {
   void for_each_live(const ServedForward& forward, Visit visit);
   void set_half_closed(std::uint32_t index, bool half_closed);
   ConnectionId id_of(const ConnectionSlot& slot) const;
+  std::uint64_t queued(const ConnectionSlot& slot, Side from);
   LiveConnection live_connection(const ConnectionSlot& slot);
 
   Io& io_;

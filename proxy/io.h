@@ -18,6 +18,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "config/endpoint.h"
 #include "network/syn_probe.h"
@@ -114,14 +115,16 @@ class Io {
   virtual int take_client(int fd, Client& out) = 0;
   virtual int local_endpoint(int fd, Endpoint& out) = 0;
   virtual int remote_endpoint(int fd, Endpoint& out) = 0;
-  /// The ports that the kernel gives to outgoing connections (net.ipv4.ip_local_port_range); {0, 0} where
-  /// that cannot be read. Reads a file.
-  virtual PortRange local_port_range() = 0;
+  /// The ports that the kernel gives to outgoing connections, ascending: net.ipv4.ip_local_port_range without
+  /// net.ipv4.ip_local_reserved_ports. Empty when that cannot be read. Reads files.
+  virtual std::vector<PortRange> local_ports() = 0;
   /// A listener that shutdown(SHUT_RD) has stopped accepts again. -EADDRINUSE when another socket took the
   /// port meanwhile.
   virtual int listen_again(int fd) = 0;
   /// Bytes the peer has not acknowledged yet, FIN included (SIOCOUTQ).
   virtual int unacknowledged(int fd) = 0;
+  /// Bytes that have arrived and were not read yet (SIOCINQ).
+  virtual int unread(int fd) = 0;
   /// All zero when it cannot be read.
   virtual TcpSummary tcp_summary(int fd) = 0;
   /// For `events` POLLPRI: sets `revents` to it where a socket has an urgent byte that was not read yet, else

@@ -19,6 +19,7 @@
 #include <span>
 #include <utility>
 
+#include "config/port_allocator.h"
 #include "proxy/listen_socket.h"
 
 namespace portway {
@@ -152,11 +153,8 @@ int KernelIo::remote_endpoint(int fd, Endpoint& out) {
   return endpoint_of(fd, ::getpeername, out);
 }
 
-PortRange KernelIo::local_port_range() {
-  PortRange range;
-  std::ifstream file("/proc/sys/net/ipv4/ip_local_port_range");  // of this thread's network namespace
-  if (!(file >> range.first >> range.last) || range.first > range.last) return {};
-  return range;
+std::vector<PortRange> KernelIo::local_ports() {
+  return ephemeral_ports();  // of this thread's network namespace
 }
 
 int KernelIo::take_client(int fd, Client& out) {
@@ -176,6 +174,11 @@ int KernelIo::listen_again(int fd) {
 int KernelIo::unacknowledged(int fd) {
   int bytes = 0;
   return ::ioctl(fd, SIOCOUTQ, &bytes) < 0 ? -errno : bytes;
+}
+
+int KernelIo::unread(int fd) {
+  int bytes = 0;
+  return ::ioctl(fd, SIOCINQ, &bytes) < 0 ? -errno : bytes;
 }
 
 TcpSummary KernelIo::tcp_summary(int fd) {

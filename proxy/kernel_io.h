@@ -20,9 +20,10 @@ class KernelIo : public Io {
   int take_client(int fd, Client& out) override;
   int local_endpoint(int fd, Endpoint& out) override;
   int remote_endpoint(int fd, Endpoint& out) override;
-  PortRange local_port_range() override;
+  std::vector<PortRange> local_ports() override;
   int listen_again(int fd) override;
   int unacknowledged(int fd) override;
+  int unread(int fd) override;
   TcpSummary tcp_summary(int fd) override;
   void find_urgent(std::span<pollfd> sockets) override;
   bool at_urgent_mark(int fd) override;

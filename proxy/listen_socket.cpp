@@ -44,7 +44,7 @@ Error refused(const Endpoint& endpoint, int error) {
 
 }  // namespace
 
-Result<Fd> open_listen_socket(const Endpoint& endpoint, std::chrono::seconds keepalive) {
+Result<Fd> open_listen_socket(const Endpoint& endpoint, const ConnectionOptions& options) {
   const bool v6 = endpoint.address().is_v6();
   Fd fd(::socket(v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP));
   if (!fd) return refused(endpoint, errno);
@@ -54,9 +54,12 @@ Result<Fd> open_listen_socket(const Endpoint& endpoint, std::chrono::seconds kee
   if (v6) enable(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY);
   enable(fd.get(), IPPROTO_TCP, TCP_NODELAY);
   enable(fd.get(), IPPROTO_TCP, TCP_SAVE_SYN);
-  if (keepalive.count() > 0) {
+  if (options.keepalive.count() > 0) {
     enable(fd.get(), SOL_SOCKET, SO_KEEPALIVE);
-    enable(fd.get(), IPPROTO_TCP, TCP_KEEPIDLE, static_cast<int>(keepalive.count()));
+    enable(fd.get(), IPPROTO_TCP, TCP_KEEPIDLE, static_cast<int>(options.keepalive.count()));
+  }
+  if (options.unsent_max > 0) {
+    enable(fd.get(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, static_cast<int>(options.unsent_max));
   }
   if (::bind(fd.get(), endpoint.data(), static_cast<socklen_t>(endpoint.size())) < 0)
     return refused(endpoint, errno);

@@ -1,22 +1,21 @@
 // Opens the sockets that forwards listen on.
 #pragma once
 
-#include <chrono>
-
 #include "config/endpoint.h"
 #include "config/error.h"
 #include "config/fd.h"
+#include "proxy/connection_options.h"
 
 namespace portway {
 
 /// Clients that wait to be accepted; the kernel bounds it by net.core.somaxconn (4,096 by default).
 inline constexpr int kListenBacklog = 4096;
 
-/// A non-blocking socket, bound and listening. Accepted sockets inherit what is set here: TCP_NODELAY, and
-/// keepalive probes after `keepalive` of silence (0: none). Their clients' SYNs are kept for
+/// A non-blocking socket, bound and listening. Accepted sockets inherit what is set here: TCP_NODELAY, the
+/// options' keepalive and TCP_NOTSENT_LOWAT. Their clients' SYNs are kept for
 /// Io::take_client(). Errors: kHostPortTaken (EADDRINUSE),
 /// kPrivilegedPort (EACCES), kInvalidConfig (EADDRNOTAVAIL: not an address of this host), kResourceExhausted
 /// (descriptors, memory).
-Result<Fd> open_listen_socket(const Endpoint& endpoint, std::chrono::seconds keepalive);
+Result<Fd> open_listen_socket(const Endpoint& endpoint, const ConnectionOptions& options);
 
 }  // namespace portway

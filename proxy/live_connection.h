@@ -35,6 +35,9 @@ struct LiveConnection {
   Nanos idle{};  // since bytes last moved
   std::uint64_t received_bytes = 0;
   std::uint64_t sent_bytes = 0;
+  // On their way through the node: unread, in a pipe, or not acknowledged by whom they are for.
+  std::uint64_t received_queued_bytes = 0;
+  std::uint64_t sent_queued_bytes = 0;
   TcpSummary tcp[2] = {};
   std::uint16_t worker = 0;
   SourcePlan source = SourcePlan::kPlain;

@@ -153,7 +153,7 @@ void Proxy::stop() {
 Result<BoundPort> Proxy::bind(std::uint16_t port) {
   std::vector<Fd> listeners;
   for (const IpAddress& address : options_.public_addresses) {
-    auto listener = open_listen_socket({address, port}, options_.connections.keepalive);
+    auto listener = open_listen_socket({address, port}, options_.connections);
     if (!listener) return listener.error();
     listeners.push_back(std::move(*listener));
   }

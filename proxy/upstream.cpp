@@ -14,14 +14,14 @@ namespace portway {
 namespace {
 
 constexpr int kLocalPortRange = 51;  // IP_LOCAL_PORT_RANGE, linux/in.h; also for IPv6 sockets
-constexpr Nanos kEphemeralReadEvery = std::chrono::seconds(2);  // its setting can change any time
+constexpr Nanos kLocalPortsReadEvery = std::chrono::seconds(2);  // settings can change any time
 
 }  // namespace
 
 UpstreamOpener::UpstreamOpener(Io& io, const ConnectionOptions& options)
     : io_(io),
       options_(options),
-      ephemeral_read_at_(io.now() - kEphemeralReadEvery),
+      local_ports_read_at_(io.now() - kLocalPortsReadEvery),
       random_(random_below(UINT32_MAX)) {}
 
 int UpstreamOpener::open(const Target& target, SourcePlan& plan, int& fd) {
@@ -66,6 +66,12 @@ void UpstreamOpener::set_options(const Target& target, int fd) {
     const std::chrono::milliseconds timeout = options_.user_timeout;
     io_.set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(timeout.count()));
   }
+  if (options_.guest_receive_buffer > 0) {
+    io_.set_option(fd, SOL_SOCKET, SO_RCVBUF, static_cast<int>(options_.guest_receive_buffer));
+  }
+  if (options_.unsent_max > 0) {
+    io_.set_option(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, static_cast<int>(options_.unsent_max));
+  }
   if (target.dscp != 0) {
     const bool v6 = target.forward.route.upstream.address().is_v6();
     io_.set_option(fd, v6 ? IPPROTO_IPV6 : IPPROTO_IP, v6 ? IPV6_TCLASS : IP_TOS, target.dscp);
@@ -75,7 +81,8 @@ void UpstreamOpener::set_options(const Target& target, int fd) {
 /// The client's address, and its port unless that is 0.
 int UpstreamOpener::bind_to_client(int fd, const Endpoint& source) {
   const std::uint16_t port = source.port();
-  if (port != 0 && ephemeral_ports().contains(port) && ask_for_ports(fd, port, port) == 0) {
+  const auto has_port = [port](const PortRange& range) { return range.contains(port); };
+  if (port != 0 && std::ranges::any_of(local_ports(), has_port) && ask_for_ports(fd, port, port) == 0) {
     return io_.bind_transparent(fd, {source.address(), 0});
   }
   return io_.bind_transparent(fd, source);
@@ -83,19 +90,25 @@ int UpstreamOpener::bind_to_client(int fd, const Endpoint& source) {
 
 /// With a source port of the kernel's choice.
 int UpstreamOpener::connect(int fd, const Endpoint& guest) {
-  const PortRange& range = ephemeral_ports();
-  if (range.size() <= kPortsAtOnce) return io_.connect(fd, guest);
+  if (local_ports(); local_ports_count_ <= kPortsAtOnce) return io_.connect(fd, guest);
   int result = -EADDRNOTAVAIL;
   for (int tries = 0; tries < kTries && result == -EADDRNOTAVAIL; ++tries) {
-    std::uniform_int_distribution<unsigned> starts(range.first, range.last - kPortsAtOnce + 1U);
-    const unsigned first = starts(random_);
-    const unsigned last = first + kPortsAtOnce - 1;
-    const bool bounded =
-        ask_for_ports(fd, static_cast<std::uint16_t>(first), static_cast<std::uint16_t>(last)) == 0;
+    const PortRange ports = window();
+    const bool bounded = ask_for_ports(fd, ports.first, ports.last) == 0;
     result = io_.connect(fd, guest);
     if (!bounded) break;  // an older kernel, which has looked at all of them
   }
   return result;
+}
+
+/// At most kPortsAtOnce ports in a row, from anywhere.
+PortRange UpstreamOpener::window() {
+  std::uint32_t offset = std::uniform_int_distribution<std::uint32_t>(0, local_ports_count_ - 1)(random_);
+  auto range = local_ports_.begin();
+  for (; offset >= range->size(); ++range) offset -= range->size();
+  const auto first = static_cast<std::uint16_t>(range->first + offset);
+  const std::uint32_t size = std::min<std::uint32_t>(kPortsAtOnce, range->last - first + 1U);
+  return {first, static_cast<std::uint16_t>(first + size - 1)};
 }
 
 int UpstreamOpener::ask_for_ports(int fd, std::uint16_t first, std::uint16_t last) {
@@ -103,13 +116,15 @@ int UpstreamOpener::ask_for_ports(int fd, std::uint16_t first, std::uint16_t las
   return io_.set_option(fd, IPPROTO_IP, kLocalPortRange, static_cast<int>(range));
 }
 
-const PortRange& UpstreamOpener::ephemeral_ports() {
+const std::vector<PortRange>& UpstreamOpener::local_ports() {
   const Nanos now = io_.now();
-  if (now - ephemeral_read_at_ >= kEphemeralReadEvery) {
-    ephemeral_read_at_ = now;
-    ephemeral_ = io_.local_port_range();
+  if (now - local_ports_read_at_ >= kLocalPortsReadEvery) {
+    local_ports_read_at_ = now;
+    local_ports_ = io_.local_ports();
+    local_ports_count_ = 0;
+    for (const PortRange& range : local_ports_) local_ports_count_ += range.size();
   }
-  return ephemeral_;
+  return local_ports_;
 }
 
 }  // namespace portway

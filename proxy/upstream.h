@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <random>
+#include <vector>
 
 #include "config/endpoint.h"
 #include "metrics/stats.h"
@@ -47,12 +48,14 @@ class UpstreamOpener {
   int bind_to_client(int fd, const Endpoint& source);
   int connect(int fd, const Endpoint& guest);
   int ask_for_ports(int fd, std::uint16_t first, std::uint16_t last);
-  const PortRange& ephemeral_ports();
+  const std::vector<PortRange>& local_ports();
+  PortRange window();
 
   Io& io_;
   const ConnectionOptions& options_;
-  PortRange ephemeral_{};  // as the kernel's setting was a moment ago
-  Nanos ephemeral_read_at_;
+  std::vector<PortRange> local_ports_;  // as the kernel's settings were a moment ago
+  std::uint32_t local_ports_count_ = 0;
+  Nanos local_ports_read_at_;
   std::mt19937 random_;
 };
 

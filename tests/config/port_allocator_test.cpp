@@ -231,6 +231,23 @@ TEST_F(EphemeralOverlapTest, ReservedPortsDoNotCount) {
   EXPECT_TRUE(found->remedy.ends_with("=32768-40000")) << "not a longer list each time: " << found->remedy;
 }
 
+TEST_F(EphemeralOverlapTest, TheKernelHandsOutWhatIsNotReserved) {
+  const auto ports = [&](const PortRange& range, const std::string& reserved) {
+    (void)overlap({1, 1}, range, reserved);
+    std::string text;
+    for (const PortRange& run : ephemeral_ports(files_)) text += to_string(run) + " ";
+    return text;
+  };
+  EXPECT_EQ(ports({32768, 60999}, ""), "32768-60999 ");
+  EXPECT_EQ(ports({32768, 60999}, "80,32768-35000,35002,60999,61000-65535"), "35001-35001 35003-60998 ");
+  EXPECT_EQ(ports({1024, 65535}, "1-1030,65535"), "1031-65534 ");
+  EXPECT_EQ(ports({40000, 40001}, "30000-50000"), "");
+  std::string many = "1025";
+  for (int port = 1027; port < 65535; port += 2) many += "," + std::to_string(port);
+  EXPECT_EQ(ports({1024, 1030}, many), "1024-1024 1026-1026 1028-1028 1030-1030 ");
+  EXPECT_TRUE(ephemeral_ports({"/nonexistent/range", "/nonexistent/reserved"}).empty());
+}
+
 TEST_F(EphemeralOverlapTest, WithoutTheFilesNothingIsSaid) {
   EXPECT_FALSE(ephemeral_overlap({30000, 40000}, {"/nonexistent/range", "/nonexistent/reserved"}));
 }

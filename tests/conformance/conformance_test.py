@@ -31,7 +31,8 @@ The rule is `ip daddr PUBLIC tcp dport PORT dnat ip to GUEST:PORT` in prerouting
 TAIL = """
 ## Not measured here
 - conntrack forgets a half-closed connection after 60-120 s and an idle one after 5 days; Portway after an hour without a byte (`proxy.half_close_timeout_s`), and never
-  (`proxy.idle_timeout_s`).
+  (`proxy.idle_timeout_s`). Where connections run short, half-closed ones get conntrack's time, and the oldest give way to new ones of the same instance. A full conntrack table drops
+  everybody's SYNs; Portway resets the clients of those who have more than their share (`proxy.instance_share_percent`).
 - A later change of a connection's DSCP, and the guest's own, stay on their side of the node. So do TCP options of the SYN and ICMP errors: each side has a connection of its own.
 - Connections end with the process that carries them; conntrack's are the kernel's.
 - Virtual machines instead of namespaces, paused ones among them: `tests/e2e`.

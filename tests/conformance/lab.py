@@ -168,6 +168,31 @@ def send_all(sock, data):
     sock.shutdown(socket.SHUT_WR)
 
 
+def fill(sock):
+    """Bytes that a socket takes until it has taken none for half a second."""
+    sock.setblocking(False)
+    taken = 0
+    while select.select([], [sock], [], 0.5)[1]:
+        with contextlib.suppress(BlockingIOError):
+            taken += sock.send(b"x" * 65536)
+    sock.setblocking(True)
+    return taken
+
+
+def drain(receiver, sender):
+    """Whether everything that was sent arrives, and then FIN."""
+    sender.shutdown(socket.SHUT_WR)
+    return read_to_end(receiver)[1] == "FIN"
+
+
+def up_to(size, *classes):
+    """The first class that is not exceeded, e.g. "up to 512 KiB"."""
+    for limit in classes:
+        if size <= limit:
+            return f"up to {limit >> 10} KiB" if limit < 1 << 20 else f"up to {limit >> 20} MiB"
+    return f"more than {classes[-1] >> 20} MiB"
+
+
 def transfer(sender, receiver, data):
     sending = Background(send_all, sender, data)
     got, end = read_to_end(receiver)

@@ -14,9 +14,9 @@ import time
 
 from tests.conformance import network as net
 from tests.conformance.lab import (
-    LIMIT_S, SHORT_S, Background, Hammer, Service, Syn, at_mark, count, each, end_of, exchange, nobody, pattern,
-    peer_seen, read_to_end, readable, reset, same, send_all, send_until_error, transfer, unacknowledged, wait_for,
-    within)
+    LIMIT_S, SHORT_S, Background, Hammer, Service, Syn, at_mark, count, drain, each, end_of, exchange, fill, nobody,
+    pattern, peer_seen, read_to_end, readable, reset, same, send_all, send_until_error, transfer, unacknowledged, up_to,
+    wait_for, within)
 from tests.conformance.subjects import CONNECT_TIMEOUT_S
 from tests.support.portwayd import wait_until
 
@@ -414,6 +414,23 @@ def zero_window(lab):
         got, end = read_to_end(ends[receiver])
         sending.result()
         yield f"{which}, when it reads", f"{same(data, got)}, then {end}"
+
+
+HELD = ("The node has a socket on each side (proxy.guest_receive_buffer_kib, proxy.client_receive_buffer_kib, "
+        "proxy.unsent_max_kib) and a pipe of 256 KiB between them, where DNAT only forwards: a sender notices later that its "
+        "receiver does not read.")
+
+
+@scenario("Bytes", "the receiver reads nothing, both ends with buffers of 64 KiB", all=HELD)
+def held(lab):
+    for which, sender, receiver in (("client", 1, 0), ("guest", 0, 1)):
+        service = lab.service(**{"SO_SNDBUF": 65536, "SO_RCVBUF": 65536})
+        client = lab.client()
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            client.setsockopt(socket.SOL_SOCKET, option, 65536)
+        ends = lab.pair(service, client)
+        yield f"sent to the {which} before the sender must wait", up_to(fill(ends[sender]), 512 * 1024, MIB, 4 * MIB)
+        yield f"{which}, when it reads", "all of it" if drain(ends[receiver], ends[sender]) else "NOT ALL"
 
 
 @scenario("Bytes", "guest's process stopped for 2 s (SIGSTOP)")

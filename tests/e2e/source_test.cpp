@@ -170,15 +170,21 @@ TEST_P(SourceTest, TheDscpOfTheClientsSynReachesTheGuest) {
 /// The node has so few ports for outgoing connections that a test can use them up.
 class ScarcePorts {
  public:
-  explicit ScarcePorts(const NetworkNamespace& node, const std::string& range) : node_(node) {
-    node_.set(kName, range);
+  ScarcePorts(const NetworkNamespace& node, const std::string& range, const std::string& reserved = "")
+      : node_(node) {
+    node_.set(kRange, range);
+    node_.set(kReserved, reserved + "\n");
   }
-  ~ScarcePorts() { node_.set(kName, "32768 60999"); }
+  ~ScarcePorts() {
+    node_.set(kRange, "32768 60999");
+    node_.set(kReserved, "\n");
+  }
   ScarcePorts(const ScarcePorts&) = delete;
   ScarcePorts& operator=(const ScarcePorts&) = delete;
 
  private:
-  static constexpr const char* kName = "net/ipv4/ip_local_port_range";
+  static constexpr const char* kRange = "net/ipv4/ip_local_port_range";
+  static constexpr const char* kReserved = "net/ipv4/ip_local_reserved_ports";
   const NetworkNamespace& node_;
 };
 
@@ -203,7 +209,7 @@ TEST_P(SourceInNamespacesTest, ClientsPortsAreNotTakenFromTheNodesOwnConnections
 }
 
 TEST_P(SourceInNamespacesTest, ShortConnectionsFromTheNodesAddressDoNotUseUpItsPorts) {
-  const ScarcePorts ports(network().host(), "43000 43199");
+  const ScarcePorts ports(network().host(), "43000 43999", "43000-43299,43400-43799");
   const CreatedForward forward = daemon().create_forward("vm-1", kEchoPort, "plain");
   for (int i = 0; i < 500; ++i) {
     TcpClient client(network().client(), kHostAddress, forward.host_port);

@@ -15,7 +15,7 @@ class TakeClient : public testing::TestWithParam<const char*> {
  protected:
   TakeClient() {
     const IpAddress address = boost::asio::ip::make_address(GetParam());
-    auto listener = open_listen_socket(Endpoint(address, 0), std::chrono::seconds(0));
+    auto listener = open_listen_socket(Endpoint(address, 0), {});
     if (!listener) throw std::runtime_error(listener.error().detail);
     listener_ = std::move(*listener);
     connecting_ = Fd(::socket(address.is_v6() ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));

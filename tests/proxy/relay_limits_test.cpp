@@ -125,6 +125,44 @@ TEST_P(RelayLimits, ConnectionsBeyondTheLimitAreResetAndCounted) {
   EXPECT_TRUE(rig.run_until([&] { return guest.received() == "room again"; }));
 }
 
+TEST_P(RelayLimitsSimulated, TheBufferTowardsTheGuestGrowsForAFastClientOnly) {
+  Rig rig(GetParam(), {});
+  auto [client, guest] = rig.open();
+  EXPECT_EQ(rig.sim()->last_receive_buffer(), 96 * 1024);
+  guest.send_pattern(1, 256 * kMiB);
+  ASSERT_TRUE(rig.run_until([&, &client = client] { return client.received_bytes() >= 16 * kMiB; }));
+  EXPECT_EQ(rig.sim()->last_receive_buffer(), 1024 * 1024);
+  // From now on 16 KiB a millisecond: 160 KiB in the 10 ms that may wait.
+  client.set_read_size(16 * kKiB);
+  const std::uint64_t target = client.received_bytes() + 8 * kMiB;
+  while (client.received_bytes() < target) {
+    client.pause();
+    const Nanos next = rig.world().now() + 1ms;
+    rig.run_until([&] { return rig.world().now() >= next; });
+    client.resume();
+    rig.turn();
+  }
+  EXPECT_LT(rig.sim()->last_receive_buffer(), 400 * 1024);
+  client.reset();
+}
+
+TEST_P(RelayLimitsSimulated, TheBufferTowardsTheClientGrowsForAGuestThatTakesMuch) {
+  Rig rig(GetParam(), {});
+  auto [client, guest] = rig.open();
+  client.send_pattern(1, 256 * kMiB);
+  ASSERT_TRUE(rig.run_until([&, &guest = guest] { return guest.received_bytes() >= 64 * kKiB; }));
+  EXPECT_EQ(rig.sim()->last_receive_buffer(), 256 * 1024);
+  ASSERT_TRUE(rig.run_until([&, &guest = guest] { return guest.received_bytes() >= 16 * kMiB; }));
+  EXPECT_GT(rig.sim()->last_receive_buffer(), 900 * 1024);
+  guest.pause();
+  const std::uint64_t taken = rig.moved_bytes();
+  const Nanos later = rig.world().now() + 1s;
+  rig.run_until([&] { return rig.world().now() >= later; });
+  EXPECT_LT(rig.moved_bytes() - taken, kMiB);
+  EXPECT_GT(rig.sim()->last_receive_buffer(), 900 * 1024);
+  client.reset();
+}
+
 TEST_P(RelayLimitsSimulated, HalfClosedConnectionsGetTwoMinutesWhereConnectionsAreShort) {
   const FairShare share(16, 75);
   Rig rig(GetParam(), {.share = &share});

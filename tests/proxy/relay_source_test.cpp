@@ -111,7 +111,7 @@ TEST_P(RelaySourceSimulated, NothingThatTheKernelSaysMakesAClientLookLikeTheNode
 
 TEST_P(RelaySourceSimulated, AClientThatHasUsedUpItsPortsIsToldSoAndNotSeenAsTheNode) {
   Rig rig(GetParam(), {.source = SourcePlan::kTransparent});
-  rig.sim()->set_local_ports({32768, 60999});
+  rig.sim()->set_local_ports({{32768, 60999}});
   rig.sim()->fail(SimIo::Call::kConnect, 1, EADDRNOTAVAIL, 100);
   Peer& client = rig.connect();
   ASSERT_TRUE(rig.run_until([&] { return client.was_reset(); }));
@@ -150,7 +150,7 @@ TEST_P(RelaySourceSimulated, WithoutAReturnPathAnotherForwardsClientsAreSeenAsTh
 
 TEST_P(RelaySourceSimulated, AFewPortsAreTriedForAConnectionFromTheNodesAddress) {
   Rig rig(GetParam());
-  rig.sim()->set_local_ports({32768, 60999});
+  rig.sim()->set_local_ports({{32768, 60999}});
   rig.sim()->fail(SimIo::Call::kConnect, 1, EADDRNOTAVAIL, UpstreamOpener::kTries - 1);
   rig.open();
   rig.sim()->fail(SimIo::Call::kConnect, 1, EADDRNOTAVAIL, UpstreamOpener::kTries);

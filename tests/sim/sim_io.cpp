@@ -291,8 +291,9 @@ std::unique_ptr<PortProbe> SimIo::probe(const SynProbeTarget& target, int& error
   return made;
 }
 
-int SimIo::set_option(int fd, int, int, int) {
+int SimIo::set_option(int fd, int level, int option, int value) {
   get(fd);
+  if (level == SOL_SOCKET && (option == SO_RCVBUF || option == SO_RCVBUFFORCE)) last_receive_buffer_ = value;
   return 0;
 }
 
@@ -335,6 +336,10 @@ int SimIo::listen_again(int fd) {
 
 int SimIo::unacknowledged(int fd) {
   return socket_of(fd).unacknowledged();
+}
+
+int SimIo::unread(int fd) {
+  return static_cast<int>(socket_of(fd).readable_bytes());
 }
 
 TcpSummary SimIo::tcp_summary(int fd) {

@@ -77,11 +77,13 @@ class SimIo final : public Io {
   /// limit.
   void set_pipe_slots_max(std::size_t slots) { pipe_slots_max_ = slots; }
 
-  /// The kernel's choice of ports for outgoing connections; {0, 0}: not known.
-  void set_local_ports(const PortRange& range) { local_ports_ = range; }
+  /// The kernel's choice of ports for outgoing connections; not known without it.
+  void set_local_ports(std::vector<PortRange> ranges) { local_ports_ = std::move(ranges); }
 
   std::size_t open_sockets() const { return count(Kind::kSocket) + count(Kind::kListener); }
   std::size_t open_pipe_ends() const { return count(Kind::kPipeReader) + count(Kind::kPipeWriter); }
+  /// What SO_RCVBUF was set to last, of all sockets; 0: never.
+  int last_receive_buffer() const { return last_receive_buffer_; }
   /// Bytes in pipes.
   std::size_t piped_bytes() const;
   /// How often wait() was called, and how often it had nothing to tell.
@@ -107,9 +109,10 @@ class SimIo final : public Io {
   int take_client(int fd, Client& out) override;
   int local_endpoint(int fd, Endpoint& out) override;
   int remote_endpoint(int fd, Endpoint& out) override;
-  PortRange local_port_range() override { return local_ports_; }
+  std::vector<PortRange> local_ports() override { return local_ports_; }
   int listen_again(int fd) override;
   int unacknowledged(int fd) override;
+  int unread(int fd) override;
   TcpSummary tcp_summary(int fd) override;
   void find_urgent(std::span<pollfd> sockets) override;
   bool at_urgent_mark(int fd) override;
@@ -191,7 +194,8 @@ class SimIo final : public Io {
   std::array<PlannedFailure, kCalls> planned_;
   std::size_t descriptors_max_ = SIZE_MAX;
   std::size_t pipe_slots_max_ = SIZE_MAX;
-  PortRange local_ports_;
+  std::vector<PortRange> local_ports_;
+  int last_receive_buffer_ = 0;
   // No number is given twice, and none is one of the kernel's: a stale one is found out, and a close(2) of
   // one does no harm.
   int next_fd_ = 1 << 20;
