@@ -4,20 +4,23 @@
 #include <linux/netlink.h>
 #include <linux/sock_diag.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdint>
+#include <cstring>
 
 namespace portway {
-namespace {
 
-struct Request {
+struct TimeWaitEnder::Request {
   nlmsghdr header;
   inet_diag_req_v2 body;
 };
+
+namespace {
 
 void set_address(__be32 (&out)[4], const IpAddress& address) {
   auto* bytes = reinterpret_cast<std::uint8_t*>(out);
@@ -37,8 +40,8 @@ void TimeWaitEnder::end(const Endpoint& local, const Endpoint& remote, int devic
   if (!socket_) return;
   Request request{};
   request.header.nlmsg_len = sizeof request;
-  request.header.nlmsg_type = SOCK_DESTROY;  // Linux 4.9; of a TIME_WAIT: 5.19
-  request.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
+  request.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
+  request.header.nlmsg_flags = NLM_F_REQUEST;
   request.body.sdiag_family = static_cast<__u8>(local.address().is_v6() ? AF_INET6 : AF_INET);
   request.body.sdiag_protocol = IPPROTO_TCP;
   request.body.id.idiag_sport = htons(local.port());
@@ -47,18 +50,37 @@ void TimeWaitEnder::end(const Endpoint& local, const Endpoint& remote, int devic
   set_address(request.body.id.idiag_dst, remote.address());
   request.body.id.idiag_if = static_cast<__u32>(device);
   request.body.id.idiag_cookie[0] = request.body.id.idiag_cookie[1] = INET_DIAG_NOCOOKIE;
-  if (::send(socket_.get(), &request, sizeof request, MSG_DONTWAIT) < 0) return;
-  // The kernel has done it and answered when send(2) returns.
-  bool refused = false;
-  alignas(nlmsghdr) std::array<char, 512> answer;
-  while (::recv(socket_.get(), answer.data(), answer.size(), MSG_DONTWAIT) >=
-         static_cast<ssize_t>(NLMSG_LENGTH(sizeof(nlmsgerr)))) {
-    const auto* header = reinterpret_cast<const nlmsghdr*>(answer.data());
-    if (header->nlmsg_type != NLMSG_ERROR) continue;
-    const int error = -static_cast<const nlmsgerr*>(NLMSG_DATA(header))->error;
-    if (error == EPERM || error == EACCES || error == EOPNOTSUPP || error == EINVAL) refused = true;
+  if (!send(request)) return;
+  inet_diag_msg found{};
+  if (!receive(request.header.nlmsg_seq, found)) return;
+  // Another connection has these addresses and ports already, or none: the guest had ended first.
+  if (found.idiag_state != TCP_TIME_WAIT) return;
+  request.header.nlmsg_type = SOCK_DESTROY;  // Linux 4.9; of a TIME_WAIT: 5.19
+  std::ranges::copy(found.id.idiag_cookie, request.body.id.idiag_cookie);
+  send(request);  // an error, if any, is read with the next answer
+}
+
+bool TimeWaitEnder::send(Request& request) {
+  request.header.nlmsg_seq = ++sequence_;
+  return ::send(socket_.get(), &request, sizeof request, MSG_DONTWAIT) > 0;
+}
+
+/// The answer is there when send(2) returns.
+bool TimeWaitEnder::receive(std::uint32_t sequence, inet_diag_msg& found) {
+  alignas(nlmsghdr) std::array<char, 1024> message;
+  while (true) {
+    const ssize_t got = ::recv(socket_.get(), message.data(), message.size(), MSG_DONTWAIT);
+    const auto* header = reinterpret_cast<const nlmsghdr*>(message.data());
+    if (got < static_cast<ssize_t>(NLMSG_LENGTH(sizeof(nlmsgerr)))) return false;
+    if (header->nlmsg_type == NLMSG_ERROR) {
+      const int error = -static_cast<const nlmsgerr*>(NLMSG_DATA(header))->error;
+      if (error == EPERM || error == EACCES || error == EOPNOTSUPP || error == EINVAL) socket_.reset();
+      if (!socket_ || header->nlmsg_seq == sequence) return false;
+    } else if (header->nlmsg_seq == sequence && got >= static_cast<ssize_t>(NLMSG_LENGTH(sizeof found))) {
+      std::memcpy(&found, NLMSG_DATA(header), sizeof found);
+      return true;
+    }
   }
-  if (refused) socket_.reset();
 }
 
 }  // namespace portway

@@ -11,8 +11,12 @@
 // happens.
 #pragma once
 
+#include <cstdint>
+
 #include "config/endpoint.h"
 #include "config/fd.h"
+
+struct inet_diag_msg;  // linux/inet_diag.h
 
 namespace portway {
 
@@ -21,11 +25,16 @@ class TimeWaitEnder {
  public:
   TimeWaitEnder();
 
-  /// The socket from `local` to `remote` is closed, and was in TIME_WAIT. `device`: the interface index that
-  /// it was bound to; 0: none.
+  /// The socket from `local` to `remote` is closed. Nothing but a TIME_WAIT is ended: the ports may be
+  /// another connection's by now. `device`: the interface index that it was bound to; 0: none.
   void end(const Endpoint& local, const Endpoint& remote, int device);
 
  private:
+  struct Request;
+  bool send(Request& request);
+  bool receive(std::uint32_t sequence, inet_diag_msg& found);
+
+  std::uint32_t sequence_ = 0;
   Fd socket_;  // NETLINK_SOCK_DIAG; none where the kernel does not do it, or not for us
 };
 

@@ -1,0 +1,86 @@
+// A closed connection's TIME_WAIT goes, and nothing else does.
+#include "proxy/time_wait.h"
+
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "tests/support/requirements.h"
+
+namespace portway {
+namespace {
+
+class TimeWaitTest : public testing::TestWithParam<bool> {
+ protected:
+  void SetUp() override {
+    PORTWAY_NEEDS(test::why_no_namespaces());  // the same rights
+    const IpAddress loopback = GetParam() ? IpAddress(boost::asio::ip::address_v6::loopback())
+                                          : boost::asio::ip::address_v4::loopback();
+    Fd listener = bound({loopback, 0});
+    ASSERT_TRUE(listener);
+    ASSERT_EQ(::listen(listener.get(), 1), 0);
+    remote_ = name(listener, ::getsockname);
+    connection_.reset(::socket(family(), SOCK_STREAM | SOCK_CLOEXEC, 0));
+    ASSERT_EQ(::connect(connection_.get(), remote_.data(), static_cast<socklen_t>(remote_.size())), 0);
+    local_ = name(connection_, ::getsockname);
+    accepted_.reset(::accept(listener.get(), nullptr, nullptr));
+    ASSERT_TRUE(accepted_);
+  }
+
+  int family() const { return GetParam() ? AF_INET6 : AF_INET; }
+  Fd bound(const Endpoint& to) const {
+    Fd fd(::socket(family(), SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (::bind(fd.get(), to.data(), static_cast<socklen_t>(to.size())) != 0) fd.reset();
+    return fd;
+  }
+  template <class Call>
+  static Endpoint name(const Fd& fd, Call call) {
+    Endpoint endpoint;
+    auto size = static_cast<socklen_t>(endpoint.capacity());
+    call(fd.get(), endpoint.data(), &size);
+    endpoint.resize(size);
+    return endpoint;
+  }
+  static void end(Fd& fd) {
+    char byte = 0;
+    ::shutdown(fd.get(), SHUT_WR);
+    ASSERT_EQ(::recv(fd.get(), &byte, 1, 0), 0);
+    fd.reset();
+  }
+
+  Fd connection_;
+  Fd accepted_;
+  Endpoint local_;
+  Endpoint remote_;
+  TimeWaitEnder ender_;
+};
+
+TEST_P(TimeWaitTest, IsOver) {
+  ::shutdown(connection_.get(), SHUT_WR);  // first
+  end(accepted_);
+  end(connection_);
+  EXPECT_FALSE(bound(local_)) << "it is in TIME_WAIT";
+  ender_.end(local_, remote_, 0);
+  EXPECT_TRUE(bound(local_));
+}
+
+TEST_P(TimeWaitTest, AConnectionThatHasThePortsByNowRunsOn) {
+  ender_.end(local_, remote_, 0);
+  EXPECT_EQ(::send(connection_.get(), "x", 1, MSG_NOSIGNAL), 1);
+  char byte = 0;
+  EXPECT_EQ(::recv(accepted_.get(), &byte, 1, 0), 1) << errno;
+  ::shutdown(connection_.get(), SHUT_WR);  // half-closed: FIN_WAIT2
+  ender_.end(local_, remote_, 0);
+  EXPECT_EQ(::send(accepted_.get(), "y", 1, MSG_NOSIGNAL), 1);
+  EXPECT_EQ(::recv(connection_.get(), &byte, 1, 0), 1) << errno;
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, TimeWaitTest, testing::Bool(),
+                         [](const auto& v6) { return v6.param ? "V6" : "V4"; });
+
+}  // namespace
+}  // namespace portway
