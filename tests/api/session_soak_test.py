@@ -1,5 +1,5 @@
-"""Sessions that end in every way, at random and again and again: descriptors, ports, connections, rules and programs are
-where they were before.
+"""Sessions that end in every way, at random and again and again: descriptors, ports, connections, rules, programs and
+kernel memory are where they were before.
 """
 import collections
 import contextlib
@@ -87,6 +87,8 @@ ENDS = ("lose_carrier", "delete_tap", "kill_vmm", "stop", "delete", "keep_and_st
 
 
 class SessionSoak(unittest.TestCase):
+    MADE_ONCE = {"descriptors": None, "bytes of programs and maps": None}
+
     def resources(self, node):
         metrics = node.call("GET", "/metrics?scope=node").body.decode()
         active = next(line for line in metrics.splitlines() if line.startswith("portway_connections_active"))
@@ -97,7 +99,26 @@ class SessionSoak(unittest.TestCase):
             "rules": subprocess.run(["ip", "rule"], check=True, capture_output=True).stdout,
             "filters": [subprocess.run(["tc", "filter", "show", "dev", f"vm{i}", "ingress"], check=True,
                                        capture_output=True).stdout for i in range(INSTANCES)],
+            "sockets": self.sockets(),
+            "bytes of programs and maps": self.locked_bytes(node),
         }
+
+    @staticmethod
+    def sockets():
+        """TCP sockets of this namespace, those too that no process has any more."""
+        with open("/proc/net/sockstat", encoding="ascii") as file:
+            line = next(line for line in file if line.startswith("TCP:")).split()
+        return {name: line[line.index(name) + 1] for name in ("inuse", "orphan", "tw")}
+
+    @staticmethod
+    def locked_bytes(node):
+        """What the kernel holds for the daemon's BPF programs and maps."""
+        directory = f"/proc/{node.process.pid}/fdinfo"
+        total = 0
+        for name in os.listdir(directory):
+            with contextlib.suppress(FileNotFoundError), open(f"{directory}/{name}", encoding="ascii") as file:
+                total += sum(int(line.split()[1]) for line in file if line.startswith("memlock:"))
+        return total
 
     @staticmethod
     def descriptors(node):
@@ -129,7 +150,7 @@ class SessionSoak(unittest.TestCase):
                 if machine.vmm is not None:
                     machine.clean_up()
                 if round_number == ROUNDS // 5:  # with the descriptors that are made once
-                    before = self.settled(node, {**at_first, "descriptors": None})
+                    before = self.settled(node, {**at_first, **self.MADE_ONCE})
             self.settled(node, before)
 
     def settled(self, node, wanted):
