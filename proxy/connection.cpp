@@ -725,6 +725,21 @@ bool ConnectionSet::replace_own(const ServedForward& forward) {
   return true;
 }
 
+bool ConnectionSet::replace_of_source(const ServedForward& forward, int downstream) {
+  Endpoint client;
+  if (io_.remote_endpoint(downstream, client) < 0) return false;
+  const IpAddress wanted = source_of(client.address());
+  std::size_t seen = 0;
+  for (std::uint32_t index = of(forward).half_closed.first;
+       index != ConnectionList::kNone && seen < kSourcesSeen;
+       index = connections_[index].in_half_closed.next, ++seen) {
+    if (source_of(to_endpoint(table_[index].client).address()) != wanted) continue;
+    terminate(index, CloseSide::kNode, CloseHow::kEvicted, true, true);
+    return true;
+  }
+  return false;
+}
+
 bool ConnectionSet::replace_of_heaviest(const ServedForward& forward) {
   const ServedForward* heaviest = &forward;
   const auto load = [](const ServedForward& each) {

@@ -102,6 +102,9 @@ class ConnectionSet {
 
   /// The one of the forward's session that has been so for longest, of the forward itself if possible.
   bool replace_own(const ServedForward& forward);
+  /// The one of the forward that has been so for longest among those of this client's address; some of them
+  /// are looked at.
+  bool replace_of_source(const ServedForward& forward, int downstream);
   /// One of the session that has most connections, and more than the forward's.
   bool replace_of_heaviest(const ServedForward& forward);
   /// Whether most of the forward's latest connections are from the address (IPv6: the /64) of this client.

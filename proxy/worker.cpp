@@ -287,6 +287,7 @@ bool Worker::has_share(int downstream, const ServedForwardPtr& forward) {
       connections_.reject(downstream, forward, RejectReason::kForwardShare);
       return false;
     case Verdict::kSourceShare:
+      if (connections_.replace_of_source(*forward, downstream)) return true;
       connections_.reject(downstream, forward, RejectReason::kSourceShare);
       return false;
   }

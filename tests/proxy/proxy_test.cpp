@@ -448,6 +448,24 @@ TEST_P(ShortProxyTest, OneClientCannotTakeItsForwardsConnections) {
   for (int i = 0; i < 12; ++i) EXPECT_TRUE(connect(port, guest, 7));
 }
 
+TEST_P(ShortProxyTest, AClientThatHasMostOfAForwardGivesUpItsOwnHalfClosedConnections) {
+  start();
+  const Guest guest;
+  const auto [attacked, port] = open(guest.endpoint, make_uuid());
+  ASSERT_TRUE(connect(port, guest, 7));
+  ::shutdown(ends_.front().first.get(), SHUT_WR);  // of all the one that has been half-closed for longest
+  ASSERT_EQ(receive(ends_.front().second), "");
+  for (int i = 0; i < 300; ++i) {
+    ASSERT_TRUE(connect(port, guest, 66)) << i;
+    ::shutdown(ends_.back().first.get(), SHUT_WR);
+    ASSERT_EQ(receive(ends_.back().second), "");
+  }
+  EXPECT_EQ(rejected(attacked, RejectReason::kSourceShare), 0u);
+  EXPECT_EQ(proxy_->forward_stats(attacked)->connections_active, 36u);
+  ASSERT_EQ(::send(ends_.front().second.get(), "late", 4, 0), 4);
+  EXPECT_EQ(receive(ends_.front().first), "late");
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends, ShortProxyTest, testing::Values(IoBackend::kUring, IoBackend::kEpoll),
                          [](const auto& backend) { return std::string(to_string(backend.param)); });
 
