@@ -22,6 +22,7 @@ constexpr Nanos kResetDeliveryMax = std::chrono::seconds(10);
 // Half-closed connections are looked at once a second; so many of them in a turn.
 constexpr Nanos kHalfClosedEvery = std::chrono::seconds(1);
 constexpr std::size_t kHalfClosedAtOnce = 256;
+constexpr std::size_t kHalfClosedOfForward = 64;
 
 // Of a forward's latest connections, to find out who has most of them.
 constexpr std::size_t kSourcesSeen = 1024;
@@ -685,32 +686,38 @@ void ConnectionSet::set_half_closed(std::uint32_t index, bool half_closed) {
 
 void ConnectionSet::expire_half_closed(const std::function<Nanos(std::size_t)>& limit) {
   const Nanos now = io_.now();
-  half_closed_due_ = with_half_closed_.empty() ? TimerWheel::kNever : now + kHalfClosedEvery;
   std::size_t ended = 0;
   std::size_t seen = 0;
-  for (std::size_t i = with_half_closed_.size(); i-- > 0;) {
-    const ServedForwardPtr forward = with_half_closed_[i]->shared_from_this();  // its last connection may end
+  // Goes on behind the forward that it has stopped at, so that each gets its turn.
+  for (std::size_t left = with_half_closed_.size();
+       left > 0 && seen < kHalfClosedAtOnce && !with_half_closed_.empty(); --left) {
+    half_closed_next_ = std::min(half_closed_next_ - 1, with_half_closed_.size() - 1);  // 0 - 1: the last
+    const ServedForwardPtr forward =
+        with_half_closed_[half_closed_next_]->shared_from_this();  // or it may end
     ConnectionList& list = of(*forward).half_closed;
-    while (list.first != ConnectionList::kNone) {
-      if (++seen > kHalfClosedAtOnce) {
-        half_closed_due_ = now;  // the rest in the next turn
-        return;
-      }
+    const std::uint32_t last = list.last;
+    const std::size_t seen_max = seen + kHalfClosedOfForward;
+    for (bool more = true; more && list.first != ConnectionList::kNone && seen < seen_max; ++seen) {
       const std::uint32_t oldest = list.first;
       const Nanos silent = now - Nanos(table_[oldest].active_ns);
       const Nanos most = limit(ended);
+      more = oldest != last;
       if (most != Nanos::zero() && silent >= most) {
         terminate(oldest, CloseSide::kNode, CloseHow::kHalfCloseTimeout, true, true);
         ++ended;
-      } else if (silent < kHalfClosedEvery && list.first != list.last) {
+      } else if (silent < kHalfClosedEvery) {
         // It still moves bytes: others may have been silent for longer.
         remove(list, &Connection::in_half_closed, oldest);
         append(list, &Connection::in_half_closed, oldest);
       } else {
-        break;
+        more = false;
       }
     }
   }
+  // The rest in the next turn, while there is something to end.
+  half_closed_due_ = with_half_closed_.empty() ? TimerWheel::kNever
+                     : ended > 0               ? now
+                                               : now + kHalfClosedEvery;
 }
 
 bool ConnectionSet::replace_own(const ServedForward& forward) {

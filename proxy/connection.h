@@ -198,6 +198,7 @@ class ConnectionSet {
   std::vector<pollfd> asked_urgent_;                            // of the same index
   std::array<std::byte, 64 * 1024> buffer_;
   std::vector<ServedForward*> with_half_closed_;  // forwards that have some here
+  std::size_t half_closed_next_ = 0;              // behind the forward to be looked at next
   Nanos half_closed_due_ = TimerWheel::kNever;
   std::vector<Refusal> refused_;  // only where somebody takes them
   bool released_ = false;

@@ -189,6 +189,27 @@ TEST_P(RelayLimitsSimulated, HalfClosedConnectionsGetTwoMinutesWhereConnectionsA
   EXPECT_GT(rig.closed(CloseSide::kNode, CloseHow::kHalfCloseTimeout), 0u);
 }
 
+TEST_P(RelayLimitsSimulated, HalfClosedConnectionsThatMoveBytesCostNoTurnsOfTheirOwn) {
+  const FairShare share(1024, 75);
+  Rig rig(GetParam(), {.connections_max = 400, .share = &share});
+  std::vector<Rig::Pair> pairs;
+  for (int i = 0; i < 300; ++i) {
+    pairs.push_back(rig.open());
+    pairs.back().client.shutdown_write();
+  }
+  const Nanos end = rig.world().now() + 5s;
+  int turns = 0;
+  for (Nanos next = rig.world().now(); rig.world().now() < end && turns < 100'000; ++turns) {
+    if (rig.world().now() >= next) {
+      for (const Rig::Pair& pair : pairs) pair.guest.send("x");
+      next = rig.world().now() + 500ms;
+    }
+    rig.turn();
+  }
+  EXPECT_LT(turns, 20'000);
+  EXPECT_EQ(rig.stats().connections_active, 300u);
+}
+
 TEST_P(RelayLimits, AThousandConnectionsOneAfterAnotherLeaveNothing) {
   Rig rig(GetParam(), {.connections_max = 2});
   for (int i = 0; i < 1000; ++i) {
