@@ -337,6 +337,7 @@ class Lab:
         sock = sock or self.client(v6=":" in address)
         result = self.connect(sock, address, service.forward.host_port, limit)
         if result != "connected":
+            sock.close()
             return result
         try:
             guest = self.keep(service.accept())
