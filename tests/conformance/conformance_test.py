@@ -33,6 +33,8 @@ TAIL = """
 - conntrack forgets a half-closed connection after 60-120 s and an idle one after 5 days; Portway after an hour without a byte (`proxy.half_close_timeout_s`), and never
   (`proxy.idle_timeout_s`). Where connections run short, half-closed ones get conntrack's time, and the oldest give way to new ones of the same instance. A full conntrack table drops
   everybody's SYNs; Portway resets the clients of those who have more than their share (`proxy.instance_share_percent`).
+- A client that the guest refuses is refused by the node for as long as it tries again within 3 s; later it is accepted and reset once more. A refusal is nobody else's, where guests see
+  their clients' addresses: each client is accepted and reset once.
 - A later change of a connection's DSCP, and the guest's own, stay on their side of the node. So do TCP options of the SYN and ICMP errors: each side has a connection of its own.
 - Connections end with the process that carries them; conntrack's are the kernel's.
 - Virtual machines instead of namespaces, paused ones among them: `tests/e2e`.
