@@ -35,6 +35,8 @@ TAIL = """
   everybody's SYNs; Portway resets the clients of those who have more than their share (`proxy.instance_share_percent`).
 - A client that the guest refuses is refused by the node for as long as it tries again within 3 s; later it is accepted and reset once more. A refusal is nobody else's, where guests see
   their clients' addresses: each client is accepted and reset once.
+- The node has a socket on each side (`proxy.guest_receive_buffer_kib`, `proxy.client_receive_buffer_kib`, `proxy.unsent_max_kib`) and a pipe of 256 KiB between them, where DNAT only
+  forwards: a sender notices some 100 KiB later that its receiver does not read.
 - A later change of a connection's DSCP, and the guest's own, stay on their side of the node. So do TCP options of the SYN and ICMP errors: each side has a connection of its own.
 - Connections end with the process that carries them; conntrack's are the kernel's.
 - Virtual machines instead of namespaces, paused ones among them: `tests/e2e`.

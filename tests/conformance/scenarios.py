@@ -416,12 +416,7 @@ def zero_window(lab):
         yield f"{which}, when it reads", f"{same(data, got)}, then {end}"
 
 
-HELD = ("The node has a socket on each side (proxy.guest_receive_buffer_kib, proxy.client_receive_buffer_kib, "
-        "proxy.unsent_max_kib) and a pipe of 256 KiB between them, where DNAT only forwards: a sender notices later that its "
-        "receiver does not read.")
-
-
-@scenario("Bytes", "the receiver reads nothing, both ends with buffers of 64 KiB", all=HELD)
+@scenario("Bytes", "the receiver reads nothing, both ends with buffers of 64 KiB")
 def held(lab):
     for which, sender, receiver in (("client", 1, 0), ("guest", 0, 1)):
         service = lab.service(**{"SO_SNDBUF": 65536, "SO_RCVBUF": 65536})
@@ -429,7 +424,7 @@ def held(lab):
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             client.setsockopt(socket.SOL_SOCKET, option, 65536)
         ends = lab.pair(service, client)
-        yield f"sent to the {which} before the sender must wait", up_to(fill(ends[sender]), 512 * 1024, MIB, 4 * MIB)
+        yield f"sent to the {which} before the sender must wait", up_to(fill(ends[sender]), 2 * MIB)
         yield f"{which}, when it reads", "all of it" if drain(ends[receiver], ends[sender]) else "NOT ALL"
 
 
