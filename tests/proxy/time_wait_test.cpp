@@ -8,7 +8,9 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <optional>
 
+#include "tests/support/network.h"
 #include "tests/support/requirements.h"
 
 namespace portway {
@@ -17,10 +19,16 @@ namespace {
 class TimeWaitTest : public testing::TestWithParam<bool> {
  protected:
   void SetUp() override {
-    PORTWAY_NEEDS(test::why_no_namespaces());  // the same rights
+    PORTWAY_NEEDS(test::why_no_namespaces());
+    network_.emplace();  // where nobody else takes a port
+    network_->run([&] { connect(); });
+  }
+
+  void connect() {
+    ender_.emplace();
     const IpAddress loopback = GetParam() ? IpAddress(boost::asio::ip::address_v6::loopback())
                                           : boost::asio::ip::address_v4::loopback();
-    Fd listener = bound({loopback, 0});
+    Fd listener = bind({loopback, 0});
     ASSERT_TRUE(listener);
     ASSERT_EQ(::listen(listener.get(), 1), 0);
     remote_ = name(listener, ::getsockname);
@@ -33,6 +41,11 @@ class TimeWaitTest : public testing::TestWithParam<bool> {
 
   int family() const { return GetParam() ? AF_INET6 : AF_INET; }
   Fd bound(const Endpoint& to) const {
+    Fd fd;
+    network_->run([&] { fd = bind(to); });
+    return fd;
+  }
+  Fd bind(const Endpoint& to) const {
     Fd fd(::socket(family(), SOCK_STREAM | SOCK_CLOEXEC, 0));
     if (::bind(fd.get(), to.data(), static_cast<socklen_t>(to.size())) != 0) fd.reset();
     return fd;
@@ -56,7 +69,8 @@ class TimeWaitTest : public testing::TestWithParam<bool> {
   Fd accepted_;
   Endpoint local_;
   Endpoint remote_;
-  TimeWaitEnder ender_;
+  std::optional<test::NetworkNamespace> network_;
+  std::optional<TimeWaitEnder> ender_;
 };
 
 TEST_P(TimeWaitTest, IsOver) {
@@ -64,17 +78,17 @@ TEST_P(TimeWaitTest, IsOver) {
   end(accepted_);
   end(connection_);
   EXPECT_FALSE(bound(local_)) << "it is in TIME_WAIT";
-  ender_.end(local_, remote_, 0);
+  ender_->end(local_, remote_, 0);
   EXPECT_TRUE(bound(local_));
 }
 
 TEST_P(TimeWaitTest, AConnectionThatHasThePortsByNowRunsOn) {
-  ender_.end(local_, remote_, 0);
+  ender_->end(local_, remote_, 0);
   EXPECT_EQ(::send(connection_.get(), "x", 1, MSG_NOSIGNAL), 1);
   char byte = 0;
   EXPECT_EQ(::recv(accepted_.get(), &byte, 1, 0), 1) << errno;
   ::shutdown(connection_.get(), SHUT_WR);  // half-closed: FIN_WAIT2
-  ender_.end(local_, remote_, 0);
+  ender_->end(local_, remote_, 0);
   EXPECT_EQ(::send(accepted_.get(), "y", 1, MSG_NOSIGNAL), 1);
   EXPECT_EQ(::recv(connection_.get(), &byte, 1, 0), 1) << errno;
 }
