@@ -51,14 +51,15 @@ class FairShare {
     const std::uint64_t of_instance = session.connections.load(std::memory_order_relaxed);
     const std::uint64_t all = capacity();
     const std::uint64_t node_max = part(all);
+    const std::uint32_t forwards = session.forwards.load(std::memory_order_relaxed);
     if (total >= node_max && of_instance >= kept(all, sessions_.load(std::memory_order_relaxed)))
       return Verdict::kInstanceShare;
-    if (of_instance >= part(node_max)) {
-      const std::uint32_t forwards = session.forwards.load(std::memory_order_relaxed);
-      if (forwards > 1 && forward.connections_now() >= kept(node_max, forwards))
-        return Verdict::kForwardShare;
-      if (has_most()) return Verdict::kSourceShare;
-    }
+    // A forward without siblings may have all of its instance's.
+    if (forwards > 1 && of_instance >= part(node_max) &&
+        forward.connections_now() >= kept(node_max, forwards))
+      return Verdict::kForwardShare;
+    const std::uint64_t forward_max = forwards > 1 ? part(node_max) : node_max;
+    if (forward.connections_now() >= part(forward_max) && has_most()) return Verdict::kSourceShare;
     return total >= node_max ? Verdict::kMakeRoom : Verdict::kAdmit;
   }
 

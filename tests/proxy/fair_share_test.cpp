@@ -32,7 +32,7 @@ class FairShares : public testing::Test {
 };
 
 TEST_F(FairShares, NobodyIsHeldBackWhileThereIsRoom) {
-  have(249, 249);
+  have(249, 124);
   EXPECT_EQ(ask(499, true), Verdict::kAdmit);
 }
 
@@ -59,6 +59,12 @@ TEST_F(FairShares, ASourceAddressDoesNotTakeWhatItsForwardMayHave) {
   have(250, 250);
   EXPECT_EQ(ask(400, true), Verdict::kSourceShare);
   EXPECT_EQ(ask(400, false), Verdict::kAdmit);
+}
+
+TEST_F(FairShares, ASourceAddressLeavesSomeOfAForwardThatHasSiblings) {
+  have(125, 125);
+  EXPECT_EQ(ask(200, true), Verdict::kSourceShare) << "half of the 250 that the forward may have";
+  EXPECT_EQ(ask(200, false), Verdict::kAdmit);
 }
 
 TEST_F(FairShares, EverybodyGetsAtLeastOne) {
