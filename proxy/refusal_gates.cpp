@@ -47,9 +47,6 @@ void RefusalGates::add(const Refusal& refusal) {
   gate->state = State::kWaiting;
   gate->since = gate->probed = gate->due = now;
   ++in_use_;
-  if (all) return;
-  gate->due = now + kIntervalMin;
-  if (!shut(*gate)) release(*gate);
 }
 
 RefusalGates::Gate* RefusalGates::find(const Refusal& refusal) {

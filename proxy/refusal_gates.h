@@ -7,9 +7,9 @@
 // forward's listeners are shut). The client whose connection the guest refused has been accepted already and
 // sees a reset; "connection refused" is what it, or everybody, sees afterwards.
 //
-// A forward gate first asks the guest again, since the refusal may have been a passing one, and shuts the
-// listeners only then. A client gate takes the guest's word. Both probe with the address that was refused,
-// and with a SYN that becomes no connection (Io::probe). The interval grows with the time that the port has
+// The guest is asked again before anybody is refused: its refusal may have been a passing one, or that of one
+// connection. It is asked with the address that was refused, and with a SYN that becomes no connection
+// (Io::probe). The interval grows with the time that the port has
 // been closed: an eighth of it, 10 ms at least and `interval_max` at most. A client gate ends when its client
 // has not come back for kForgetAfter, and asks half as often while it has not; a forward gate, which cannot
 // know, after kForwardGateMax. What is in doubt is let through: silence, an error, a full table.
