@@ -49,16 +49,16 @@ Fd stream_socket(int family) {
 /// A socket bound to a free loopback port, which `endpoint` becomes. Bound to it by number: a port that the
 /// kernel chose is lost with shutdown(2).
 Fd bound_socket(int family, Endpoint& endpoint) {
-  const Fd finder = stream_socket(family);
+  // With SO_REUSEADDR the kernel would give it a port that another test has, and does not listen on just now.
+  Fd finder = stream_socket(family);
   Fd fd = stream_socket(family);
   const int on = 1;
-  for (const int each : {finder.get(), fd.get()}) {
-    check(::setsockopt(each, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on), "SO_REUSEADDR");
-  }
+  check(::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on), "SO_REUSEADDR");
   endpoint = Endpoint(loopback(family), 0);
   check(::bind(finder.get(), endpoint.data(), static_cast<socklen_t>(endpoint.size())), "bind");
   socklen_t size = static_cast<socklen_t>(endpoint.capacity());
   check(::getsockname(finder.get(), endpoint.data(), &size), "getsockname");
+  finder.reset();
   check(::bind(fd.get(), endpoint.data(), static_cast<socklen_t>(endpoint.size())), "bind");
   return fd;
 }
