@@ -23,6 +23,7 @@ constexpr Nanos kResetDeliveryMax = std::chrono::seconds(10);
 constexpr Nanos kHalfClosedEvery = std::chrono::seconds(1);
 constexpr std::size_t kHalfClosedAtOnce = 256;
 constexpr std::size_t kHalfClosedOfForward = 64;
+constexpr std::size_t kEvictionsSeen = 64;
 
 // Of a forward's latest connections, to find out who has most of them.
 constexpr std::size_t kSourcesSeen = 1024;
@@ -728,8 +729,20 @@ bool ConnectionSet::replace_own(const ServedForward& forward) {
     if (sibling == with_half_closed_.end()) return false;
     from = *sibling;
   }
-  terminate(of(*from).half_closed.first, CloseSide::kNode, CloseHow::kEvicted, true, true);
+  evict_from(of(*from).half_closed);
   return true;
+}
+
+/// Of those that have been half-closed for longest, the one that has been silent for longest: a download goes
+/// on long after its client's FIN.
+void ConnectionSet::evict_from(const ConnectionList& list) {
+  std::uint32_t most_silent = list.first;
+  std::size_t seen = 0;
+  for (std::uint32_t index = list.first; index != ConnectionList::kNone && seen < kEvictionsSeen;
+       index = connections_[index].in_half_closed.next, ++seen) {
+    if (table_[index].active_ns < table_[most_silent].active_ns) most_silent = index;
+  }
+  terminate(most_silent, CloseSide::kNode, CloseHow::kEvicted, true, true);
 }
 
 bool ConnectionSet::replace_of_source(const ServedForward& forward, int downstream) {
@@ -756,7 +769,7 @@ bool ConnectionSet::replace_of_heaviest(const ServedForward& forward) {
     if (load(*each) > load(*heaviest)) heaviest = each;
   }
   if (heaviest == &forward) return false;
-  terminate(of(*heaviest).half_closed.first, CloseSide::kNode, CloseHow::kEvicted, true, true);
+  evict_from(of(*heaviest).half_closed);
   return true;
 }
 

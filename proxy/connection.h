@@ -174,6 +174,7 @@ class ConnectionSet {
   template <class Visit>
   void for_each_live(const ServedForward& forward, Visit visit);
   void set_half_closed(std::uint32_t index, bool half_closed);
+  void evict_from(const ConnectionList& list);
   ConnectionId id_of(const ConnectionSlot& slot) const;
   std::uint64_t queued(const ConnectionSlot& slot, Side from);
   LiveConnection live_connection(const ConnectionSlot& slot);

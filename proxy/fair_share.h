@@ -63,6 +63,13 @@ class FairShare {
     return total >= node_max ? Verdict::kMakeRoom : Verdict::kAdmit;
   }
 
+  /// Whether one more may be admitted in another's place, which keeps its slot until it is closed; otherwise
+  /// many at once would use up what is kept.
+  bool may_replace(std::uint64_t total) const {
+    const std::uint64_t all = capacity();
+    return percent_ >= 100 || total < part(all) + (all - part(all)) / 4;
+  }
+
   /// How long a half-closed connection may stay silent; `configured` (0: for ever) while fewer than an eighth
   /// of the connections are in use, then less, down to 120 s (nf_conntrack_tcp_timeout_fin_wait) from half
   /// on.

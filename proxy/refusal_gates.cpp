@@ -181,6 +181,8 @@ void RefusalGates::on_due(std::uint32_t index) {
 void RefusalGates::probe(std::uint32_t index) {
   Gate& gate = gates_[index];
   counters_.refusal_probes.add();
+  // Nobody has come since the last probe: then half as often, until it is forgotten.
+  gate.asked = !gate.client || last_asked(gate) >= gate.probed;
   gate.probed = io_.now();
   gate.give_up = gate.probed + kAnswerMax;
   gate.state = State::kProbing;
@@ -253,9 +255,7 @@ void RefusalGates::settle(std::uint32_t index) {
 
 void RefusalGates::wait(Gate& gate) {
   const Nanos now = io_.now();
-  // Nobody has come since the last probe: then half as often, until it is forgotten.
-  const bool asked = !gate.client || last_asked(gate) >= gate.probed;
-  const Nanos interval = std::max(kIntervalMin, (now - gate.since) / (asked ? 8 : 2));
+  const Nanos interval = std::max(kIntervalMin, (now - gate.since) / (gate.asked ? 8 : 2));
   gate.state = State::kWaiting;
   gate.due = now + std::min(interval, std::max(kIntervalMin, interval_max_));
 }

@@ -98,6 +98,7 @@ class RefusalGates {
     Verdict verdict = Verdict::kRefused;
     bool shut = false;  // clients are refused
     bool armed = false;
+    bool asked = true;  // somebody has come between the last two probes
     std::unique_ptr<PortProbe> probe;
     Nanos since{};    // when it was added
     Nanos probed{};   // when the last probe began

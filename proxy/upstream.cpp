@@ -16,6 +16,8 @@ namespace {
 constexpr int kLocalPortRange = 51;  // IP_LOCAL_PORT_RANGE, linux/in.h; also for IPv6 sockets
 constexpr Nanos kLocalPortsReadEvery = std::chrono::seconds(2);  // settings can change any time
 
+constexpr std::uint32_t kSearchAll = 1024;  // so few ports take the kernel no time
+
 }  // namespace
 
 UpstreamOpener::UpstreamOpener(Io& io, const ConnectionOptions& options)
@@ -90,7 +92,7 @@ int UpstreamOpener::bind_to_client(int fd, const Endpoint& source) {
 
 /// With a source port of the kernel's choice.
 int UpstreamOpener::connect(int fd, const Endpoint& guest) {
-  if (local_ports(); local_ports_count_ <= kPortsAtOnce) return io_.connect(fd, guest);
+  if (local_ports(); local_ports_count_ <= kSearchAll) return io_.connect(fd, guest);
   int result = -EADDRNOTAVAIL;
   for (int tries = 0; tries < kTries && result == -EADDRNOTAVAIL; ++tries) {
     const PortRange ports = window();

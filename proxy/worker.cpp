@@ -272,22 +272,24 @@ bool Worker::has_share(int downstream, const ServedForwardPtr& forward) {
   if (share_ == nullptr) return true;
   using Verdict = FairShare::Verdict;
   const auto has_most = [&] { return connections_.has_most(*forward, downstream); };
-  switch (share_->ask(total_load(), *forward, has_most)) {
+  const std::uint64_t total = total_load();
+  const bool may_replace = share_->may_replace(total);
+  switch (share_->ask(total, *forward, has_most)) {
     case Verdict::kAdmit:
       return true;
     case Verdict::kMakeRoom:
       connections_.replace_of_heaviest(*forward);
       return true;
     case Verdict::kInstanceShare:
-      if (connections_.replace_own(*forward)) return true;
+      if (may_replace && connections_.replace_own(*forward)) return true;
       connections_.reject(downstream, forward, RejectReason::kInstanceShare);
       return false;
     case Verdict::kForwardShare:
-      if (connections_.replace_own(*forward)) return true;
+      if (may_replace && connections_.replace_own(*forward)) return true;
       connections_.reject(downstream, forward, RejectReason::kForwardShare);
       return false;
     case Verdict::kSourceShare:
-      if (connections_.replace_of_source(*forward, downstream)) return true;
+      if (may_replace && connections_.replace_of_source(*forward, downstream)) return true;
       connections_.reject(downstream, forward, RejectReason::kSourceShare);
       return false;
   }

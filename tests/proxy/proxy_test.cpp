@@ -426,6 +426,42 @@ TEST_P(ShortProxyTest, HalfClosedConnectionsGiveWayTheOldestFirst) {
   EXPECT_EQ(rejected(attacked, RejectReason::kInstanceShare), 0u);
 }
 
+TEST_P(ShortProxyTest, ADownloadThatGoesOnIsNotGivenToAnother) {
+  start();
+  const Guest guest;
+  const Uuid session = make_uuid();
+  const auto [attacked, port] = open(guest.endpoint, session);
+  open(guest.endpoint, session);  // it has a sibling
+  ASSERT_TRUE(connect(port, guest, 7));
+  ::shutdown(ends_.front().first.get(), SHUT_WR);
+  ASSERT_EQ(receive(ends_.front().second), "");
+  for (int i = 0; i < 200; ++i) {
+    ASSERT_TRUE(connect(port, guest, 66)) << i;
+    ::shutdown(ends_.back().first.get(), SHUT_WR);
+    ASSERT_EQ(receive(ends_.back().second), "");
+    ASSERT_EQ(::send(ends_.front().second.get(), "more", 4, MSG_NOSIGNAL), 4);
+    ASSERT_EQ(receive(ends_.front().first), "more") << i;
+  }
+}
+
+TEST_P(ShortProxyTest, WhoComesInMassesDoesNotUseUpWhatIsKept) {
+  start();
+  const Guest guest;
+  const auto [attacked, attacked_port] = open(guest.endpoint, make_uuid());
+  open(guest.endpoint, make_uuid());  // another instance
+  for (int i = 0; i < 48; ++i) {
+    ASSERT_TRUE(connect(attacked_port, guest)) << i;
+    ::shutdown(ends_.back().first.get(), SHUT_WR);
+    ASSERT_EQ(receive(ends_.back().second), "");
+  }
+  for (int i = 0; i < 500; ++i) {
+    const Fd client = connect_to(attacked_port, 66);
+    ::shutdown(client.get(), SHUT_WR);
+  }
+  EXPECT_TRUE(await([&, id = attacked] { return proxy_->forward_stats(id)->connections_active <= 48; }));
+  EXPECT_EQ(rejected(attacked, RejectReason::kConnectionsMax), 0u);
+}
+
 TEST_P(ShortProxyTest, OneForwardCannotTakeItsInstancesConnections) {
   start();
   const Guest guest;
