@@ -47,10 +47,11 @@ Result<std::string> read_key(const std::string& path, const Fd& file) {
   std::string key(buffer.data(), static_cast<std::size_t>(got));
   key.erase(key.find_last_not_of(" \t\r\n") + 1);
   if (!key.starts_with(kPrefix) || key.size() < kPrefix.size() + kSecretBytes) {
-    return Error{
-        ErrorCode::kInvalidConfig,
-        fmt::format("{}: this is no key; delete the file to have a new one made at the next start", path),
-        "api.admin_key_file"};
+    return Error{ErrorCode::kInvalidConfig,
+                 fmt::format("{}: this is no key; put one there, or delete the file: then the next start or "
+                             "SIGHUP makes a new one",
+                             path),
+                 "api.admin_key_file"};
   }
   return key;
 }

@@ -252,7 +252,7 @@ std::vector<ConfigKey> make_keys() {
       bool_key(
           "api.allow_guests", [](T t) -> auto& { return t.config.api.allow_guests; },
           "Whether guests may connect to api.listen and metrics.listen: clients from guests.networks, with a "
-          "link-local address, or over the tap of a running instance. They are closed at once unless this is "
+          "link-local address, or over the tap of an instance. They are closed at once unless this is "
           "true: a guest has no business there."),
       number_key(
           "api.rate_limit_per_second", 0, 1'000'000,

@@ -62,19 +62,17 @@ bool Registry::has_tap(std::int32_t link, std::string_view name) const {
 }
 
 void Registry::note_tap(const Instance& instance) {
-  if (instance.state != InstanceState::kRunning) return;
   if (instance.tap_index != 0) {
     armed_links_.insert(instance.tap_index);
-  } else {
+  } else if (instance.state == InstanceState::kRunning) {
     unarmed_taps_.insert(instance.tap);
   }
 }
 
 void Registry::forget_tap(const Instance& instance) {
-  if (instance.state != InstanceState::kRunning) return;
   if (instance.tap_index != 0) {
     armed_links_.erase(armed_links_.find(instance.tap_index));
-  } else {
+  } else if (instance.state == InstanceState::kRunning) {
     unarmed_taps_.erase(unarmed_taps_.find(instance.tap));
   }
 }

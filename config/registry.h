@@ -45,7 +45,8 @@ class Registry {
   /// Visits every forward with its instance, by instance; `visit` must not change the registry.
   void for_each_forward(const std::function<void(const Instance&, const Forward&)>& visit) const;
 
-  /// Is a running instance behind this network device: by index where its session is armed, else by name?
+  /// Is an instance behind this network device: by index where its session is armed, or was when it ended
+  /// (the machine may run on), else by name?
   bool has_tap(std::int32_t link, std::string_view name) const;
 
   std::size_t instance_count() const { return instances_.size(); }

@@ -174,7 +174,7 @@ TEST(Registry, TensOfThousandsOfForwardsAreNoTrouble) {
   EXPECT_EQ(registry.forward_count(), 0U);
 }
 
-TEST(Registry, KnowsTheTapsOfRunningInstancesByWhatTheirSessionsAreArmedWith) {
+TEST(Registry, KnowsTheTapsOfInstancesByWhatTheirSessionsAreArmedWith) {
   Registry registry;
   registry.put_instance(running_behind("vm-1", "tap1"));
   EXPECT_TRUE(registry.has_tap(7, "tap1"));
@@ -192,6 +192,12 @@ TEST(Registry, KnowsTheTapsOfRunningInstancesByWhatTheirSessionsAreArmedWith) {
   registry.remove_instance("vm-1");
   EXPECT_TRUE(registry.has_tap(7, "tap1"));
   registry.remove_instance("vm-2");
+  EXPECT_FALSE(registry.has_tap(7, "tap1"));
+  // The machine of a session that has ended may run on.
+  stopped.id = "vm-3";
+  registry.put_instance(stopped);
+  EXPECT_TRUE(registry.has_tap(7, "tap1"));
+  registry.remove_instance("vm-3");
   EXPECT_FALSE(registry.has_tap(7, "tap1"));
 }
 

@@ -36,7 +36,9 @@ bool is_refused(Rig& rig) {
 /// The first client is accepted and reset; the worker has heard why, and asked again.
 void have_one_refused(Rig& rig, const std::optional<IpAddress>& from = std::nullopt) {
   Peer& client = rig.connect(from);
-  ASSERT_TRUE(rig.run_until([&] { return client.was_reset() && rig.counters().refusal_gates.get() == 1; }));
+  ASSERT_TRUE(rig.run_until([&] { return client.was_reset() && rig.counters().refusal_gates.get() == 1; }))
+      << "reset: " << client.was_reset() << ", error: " << client.error()
+      << ", probes: " << rig.counters().refusal_probes.get();
   rig.drop(client);
 }
 
