@@ -55,7 +55,11 @@ int UpstreamOpener::open_once(const Target& target, SourcePlan plan, int& fd) {
   if (!is_transparent(plan)) return connect(fd, guest);
   const Endpoint source = source_endpoint(target.client, plan);
   if (const int result = bind_to_client(fd, source); result < 0) return result;
-  return source.port() == 0 ? connect(fd, guest) : io_.connect(fd, guest);
+  if (source.port() == 0) return connect(fd, guest);
+  const int result = io_.connect(fd, guest);
+  // Somebody is bound to this port, at whatever address: then bind(2) to it takes it from nobody.
+  if (result == -EADDRNOTAVAIL && io_.bind_transparent(fd, source) == 0) return io_.connect(fd, guest);
+  return result;
 }
 
 void UpstreamOpener::set_options(const Target& target, int fd) {

@@ -42,8 +42,8 @@ class SourceTest : public GuestSuite {
   }
 
   /// A listener of the node on all addresses; its port.
-  std::uint16_t listen_on_the_node(Fd& listener) {
-    Endpoint any(boost::asio::ip::address_v4::any(), 0);
+  std::uint16_t listen_on_the_node(Fd& listener, const IpAddress& at = boost::asio::ip::address_v4::any()) {
+    Endpoint any(at, 0);
     network().host().run([&] {
       listener.reset(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
       ASSERT_EQ(::bind(listener.get(), any.data(), static_cast<socklen_t>(any.size())), 0);
@@ -118,6 +118,15 @@ TEST_P(SourceTest, AClientsPortThatIsTakenOnTheNodeIsReplaced) {
   EXPECT_THAT(who, StartsWith("198.18.0.2 "));
   EXPECT_NE(who, line(client.local()));
   expect_counted("transparent", "port_in_use");
+}
+
+TEST_P(SourceTest, AClientsPortThatIsTakenAtAnotherAddressOfTheNodeIsKept) {
+  const CreatedForward forward = daemon().create_forward("vm-1", kWhoPort);
+  Fd listener;
+  const std::uint16_t port = listen_on_the_node(listener, boost::asio::ip::address_v4::loopback());
+  TcpClient client(network().client(), kHostAddress, forward.host_port, {.source_port = port});
+  EXPECT_EQ(seen(client), line(client.local()));
+  expect_counted("transparent", "");
 }
 
 TEST_P(SourceTest, AClientOnTheNodeGetsThrough) {

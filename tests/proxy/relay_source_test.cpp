@@ -83,9 +83,17 @@ TEST_P(RelaySourceSimulated, APortThatIsTakenIsReplaced) {
 
 TEST_P(RelaySourceSimulated, APortThatIsTakenIsFoundOutByConnectToo) {
   Rig rig(GetParam(), {.source = SourcePlan::kTransparent});
-  rig.sim()->fail(SimIo::Call::kConnect, 1, EADDRNOTAVAIL);
+  rig.sim()->fail(SimIo::Call::kConnect, 1, EADDRNOTAVAIL, 2);
   rig.open();
   EXPECT_TRUE(counts_one(rig, SourcePlan::kPortInUse));
+}
+
+TEST_P(RelaySourceSimulated, APortThatIsBoundAtAnotherAddressIsKept) {
+  Rig rig(GetParam(), {.source = SourcePlan::kTransparent});
+  rig.sim()->set_local_ports({{1, 65535}});
+  rig.sim()->fail(SimIo::Call::kConnect, 1, EADDRNOTAVAIL);
+  rig.open();
+  EXPECT_TRUE(counts_one(rig, SourcePlan::kTransparent));
 }
 
 TEST_P(RelaySourceSimulated, APrivilegedPortIsReplacedAndTheAddressKept) {
