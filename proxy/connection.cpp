@@ -283,9 +283,12 @@ void ConnectionSet::on_connect_failed(std::uint32_t index, int error) {
   connections_[index].forward->counters[worker_].connect_errors[static_cast<std::size_t>(reason)].add();
   if (reason == ConnectError::kRefused && options_.refused_probe.count() > 0) {
     const ConnectionSlot& slot = table_[index];
-    Refusal& refusal = refused_.emplace_back(connections_[index].forward, to_endpoint(slot.client).address());
-    refusal.own_address = is_transparent(slot.source);
-    if (io_.local_endpoint(slot.socket[kDownstream].fd, refusal.local) < 0) refused_.pop_back();
+    Refusal refusal{.forward = connections_[index].forward,
+                    .client = to_endpoint(slot.client).address(),
+                    .local = {},
+                    .own_address = is_transparent(slot.source)};
+    if (io_.local_endpoint(slot.socket[kDownstream].fd, refusal.local) == 0)
+      refused_.push_back(std::move(refusal));
   }
   const bool by_guest = reason == ConnectError::kRefused || reason == ConnectError::kTimeout;
   // RST, never FIN: a clean end would say that a service was there and had nothing to say.

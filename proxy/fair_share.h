@@ -76,10 +76,12 @@ class FairShare {
   std::chrono::nanoseconds half_close_limit(std::uint64_t total, std::chrono::nanoseconds configured) const {
     constexpr std::chrono::nanoseconds kLeast = std::chrono::seconds(120);
     const double used = static_cast<double>(total) / std::max<double>(1, capacity());
-    if (percent_ >= 100 || used < kFew || (configured != configured.zero() && configured <= kLeast))
+    if (percent_ >= 100 || used < kFew ||
+        (configured != std::chrono::nanoseconds::zero() && configured <= kLeast))
       return configured;
     const double from =
-        std::chrono::duration<double>(configured == configured.zero() ? std::chrono::hours(1) : configured)
+        std::chrono::duration<double>(configured == std::chrono::nanoseconds::zero() ? std::chrono::hours(1)
+                                                                                     : configured)
             .count();
     const double way = std::min(1.0, (used - kFew) / (kMany - kFew));
     const std::chrono::duration<double> limit(from +
