@@ -118,7 +118,7 @@ class Control {
   /// Sessions that are otherwise in memory than on disk.
   std::size_t sessions_unsaved() const { return unsaved_.size(); }
   /// Asks once more for what is not on disk. At the end, before the store goes.
-  void save_sessions() { unsaved_.save(); }
+  void save_sessions() { unsaved_.save_at_end(); }
   /// kNotFound, in the same words, for one that is unknown and for one that the caller must not see.
   Result<const Instance*> find_instance(const Principal& caller, std::string_view id) const;
 

@@ -43,6 +43,11 @@ void UnsavedSessions::save_soon() {
   });
 }
 
+void UnsavedSessions::save_at_end() {
+  saving_ = false;  // nobody waits for what is under way any more; the store does one after the other
+  save();
+}
+
 void UnsavedSessions::save() {
   for (auto& [id, entry] : entries_) callbacks_.before_save(id, entry);
   if (saving_ || entries_.empty()) return;

@@ -51,6 +51,8 @@ class UnsavedSessions {
   /// Saves what there is, unless it is being saved. Done already for each change; to be called again for what
   /// the disk did not take.
   void save();
+  /// The same, at the end: whatever is being saved.
+  void save_at_end();
 
   std::size_t size() const { return entries_.size(); }
 

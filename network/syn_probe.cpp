@@ -190,7 +190,8 @@ int SynProbe::answer() {
     if (error != 0) answered = -error;
   }
   if (answered == -EAGAIN && !raw_ && dropped_by(tcp_) != 0) answered = 0;
-  if (answered != -EAGAIN) tcp_.reset();
+  // Not what is polled: that is closed with the probe.
+  if (answered != -EAGAIN && raw_) tcp_.reset();
   return answered;
 }
 

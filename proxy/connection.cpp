@@ -283,10 +283,13 @@ void ConnectionSet::on_connect_failed(std::uint32_t index, int error) {
   connections_[index].forward->counters[worker_].connect_errors[static_cast<std::size_t>(reason)].add();
   if (reason == ConnectError::kRefused && options_.refused_probe.count() > 0) {
     const ConnectionSlot& slot = table_[index];
-    Refusal refusal{.forward = connections_[index].forward,
-                    .client = to_endpoint(slot.client).address(),
-                    .local = {},
-                    .own_address = is_transparent(slot.source)};
+    Refusal refusal{
+        .forward = connections_[index].forward,
+        .client = to_endpoint(slot.client).address(),
+        .local = {},
+        .own_address = is_transparent(slot.source),
+        .concerns_all = connections_[index].forward->source.load(std::memory_order_relaxed).plan !=
+                        SourcePlan::kTransparent};
     if (io_.local_endpoint(slot.socket[kDownstream].fd, refusal.local) == 0)
       refused_.push_back(std::move(refusal));
   }

@@ -33,7 +33,7 @@ RefusalGates::~RefusalGates() {
 }
 
 void RefusalGates::add(const Refusal& refusal) {
-  const bool all = refusal.concerns_all();
+  const bool all = refusal.concerns_all;
   if (interval_max_ == Nanos::zero() || (!all && refusals_ == nullptr) || find(refusal) != nullptr) return;
   Gate* gate = place_for(refusal);
   if (gate == nullptr) {
@@ -50,7 +50,7 @@ void RefusalGates::add(const Refusal& refusal) {
 }
 
 RefusalGates::Gate* RefusalGates::find(const Refusal& refusal) {
-  const bool all = refusal.concerns_all();
+  const bool all = refusal.concerns_all;
   const auto same = [&](const Gate& gate) {
     if (gate.forward != refusal.forward || gate.verdict == Verdict::kForgotten) return false;
     if (all || !gate.client) return all == !gate.client;
@@ -88,8 +88,12 @@ bool RefusalGates::shut(Gate& gate) {
   if (gate.client) {
     const std::lock_guard lock(gate.forward->listeners_mutex);
     if (gate.forward->phase.load() != ForwardPhase::kOpen) return false;
-    if (!refusals_->refuse(gate.client->local, gate.client->client)) return false;
-    gate.forward->refused_clients.emplace_back(gate.client->local, gate.client->client);
+    // Another worker may have this client refused already.
+    auto& refused = gate.forward->refused_clients;
+    const std::pair entry(gate.client->local, gate.client->client);
+    if (std::ranges::find(refused, entry) == refused.end() && !refusals_->refuse(entry.first, entry.second))
+      return false;
+    refused.push_back(entry);
   } else {
     listeners_.shut(gate.forward);
   }
@@ -104,12 +108,13 @@ bool RefusalGates::open(Gate& gate) {
   if (!gate.shut) return true;
   if (gate.client) {
     const std::lock_guard lock(gate.forward->listeners_mutex);
-    const auto entry =
-        std::ranges::find(gate.forward->refused_clients, std::pair(gate.client->local, gate.client->client));
+    auto& refused = gate.forward->refused_clients;
+    const std::pair entry(gate.client->local, gate.client->client);
+    const auto found = std::ranges::find(refused, entry);
     // Not in there: the forward was closed, and its port may be another one's by now.
-    if (entry != gate.forward->refused_clients.end()) {
-      refusals_->allow(gate.client->local, gate.client->client);
-      gate.forward->refused_clients.erase(entry);
+    if (found != refused.end()) {
+      refused.erase(found);
+      if (std::ranges::find(refused, entry) == refused.end()) refusals_->allow(entry.first, entry.second);
     }
   } else if (!listeners_.open(gate.forward)) {
     return false;

@@ -38,12 +38,9 @@ namespace portway {
 struct Refusal {
   ServedForwardPtr forward;
   IpAddress client;
-  Endpoint local;            // where the client has connected to
-  bool own_address = false;  // the guest has seen the client's address; else the node's
-  /// Every client of the forward is seen as this one was.
-  bool concerns_all() const {
-    return forward->source.load(std::memory_order_relaxed).plan != SourcePlan::kTransparent;
-  }
+  Endpoint local;             // where the client has connected to
+  bool own_address = false;   // the guest has seen the client's address; else the node's
+  bool concerns_all = false;  // every client of the forward is seen as this one was
 };
 
 class RefusalGates {

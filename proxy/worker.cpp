@@ -351,7 +351,7 @@ void Worker::resume_paused() {
 void Worker::on_refused(const Refusal& refusal) {
   const ServedForward& forward = *refusal.forward;
   if (forward.refusing.load(std::memory_order_relaxed)) return;
-  Worker& worker = refusal.concerns_all() ? listening_worker(forward) : *this;
+  Worker& worker = refusal.concerns_all ? listening_worker(forward) : *this;
   Refused message{refusal};
   if (&worker == this) {
     on(message);

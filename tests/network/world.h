@@ -30,6 +30,7 @@
 
 #include "config/fd.h"
 #include "network/return_path.h"
+#include "tests/support/capabilities.h"
 #include "tests/support/network.h"
 
 namespace portway::test {
@@ -440,17 +441,6 @@ struct World {
 
 inline IpAddress address(std::string_view text) {
   return parse_address(text).value();
-}
-
-/// Takes a capability from the calling thread alone.
-inline void drop_capabilities(std::initializer_list<int> dropped) {
-  __user_cap_header_struct header{.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
-  std::array<__user_cap_data_struct, 2> data{};
-  ASSERT_EQ(::syscall(SYS_capget, &header, data.data()), 0);
-  for (const int capability : dropped) {
-    data.at(CAP_TO_INDEX(capability)).effective &= ~CAP_TO_MASK(capability);
-  }
-  ASSERT_EQ(::syscall(SYS_capset, &header, data.data()), 0);
 }
 
 }  // namespace portway::test

@@ -1,15 +1,18 @@
 // A guest's closed port: clients are refused, as under DNAT, until it is open.
 
+#include <linux/capability.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "config/fd.h"
 #include "proxy/refusal_gates.h"
 #include "tests/proxy/relay_suite.h"
+#include "tests/support/capabilities.h"
 
 namespace portway::test {
 namespace {
@@ -133,6 +136,20 @@ TEST_P(RelayRefusal, TheWorkerStopsMeanwhile) {
   Rig rig(GetParam(), {.guest = GuestAnswer::kRefuses});
   have_one_refused(rig);
   rig.stop();
+}
+
+TEST_P(RelayRefusalInTheKernel, WithoutRawSocketsThePortIsProbedAllTheSame) {
+  // On a thread of its own, whose capabilities go with it.
+  std::thread([&] {
+    drop_capabilities({CAP_NET_RAW});
+    Rig rig(GetParam(), {.guest = GuestAnswer::kRefuses});
+    have_one_refused(rig);
+    pass_time(rig, 100ms);  // a few probes, which are refused
+    EXPECT_TRUE(is_refused(rig));
+    rig.set_serving(true);
+    ASSERT_TRUE(rig.run_until([&] { return rig.counters().refusal_gates.get() == 0; }));
+    EXPECT_TRUE(is_served(rig));
+  }).join();
 }
 
 TEST_P(RelayRefusalInTheKernel, AnotherProgramCannotTakeThePort) {
@@ -298,7 +315,8 @@ TEST(RefusalGates, TenThousandForwardsAreNoStormOfProbes) {
     forwards.push_back(
         std::make_shared<ServedForward>(ForwardRoute{.id = make_uuid(), .upstream = service}, 1));
   }
-  for (const ServedForwardPtr& forward : forwards) gates.add({.forward = forward, .client = {}, .local = {}});
+  for (const ServedForwardPtr& forward : forwards)
+    gates.add({.forward = forward, .client = {}, .local = {}, .concerns_all = true});
   EXPECT_EQ(counters.refusal_gates_skipped.get(), forwards.size() - RefusalGates::kGatesMax)
       << "the others accept, and reset";
   const auto probes_until = [&](Nanos end) {
