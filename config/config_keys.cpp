@@ -308,7 +308,7 @@ std::vector<ConfigKey> make_keys() {
           [](T t) -> auto& { return t.config.proxy.instance_share_percent; },
           "Percentage of proxy.connections_max that one instance can have; the rest is kept for others. A "
           "forward can have the same percentage of its instance's, and a client address of its forward's. "
-          "Where connections run short, half-closed ones end sooner, the oldest first. 100: no shares."),
+          "Where connections run short, half-closed ones end sooner, silent ones first. 100: no shares."),
       number_key(
           "proxy.connect_timeout_ms", 1, 600'000,
           [](T t) -> auto& { return t.config.proxy.connect_timeout_ms; },

@@ -8,8 +8,9 @@
 // connections.
 //
 // Who is over its share gets a connection in place of one of its own that is half-closed (one side has sent
-// FIN, the other has not), the oldest first; otherwise it is turned away. And where connections are short,
-// half-closed ones are given less time: conntrack's, at half of the node's connections.
+// FIN, the other has not), of the 64 oldest the most silent one; otherwise it is turned away. And where
+// connections are short, half-closed ones are given less time: conntrack's, at half of the node's
+// connections.
 //
 // Shared by the workers and the control thread; relaxed atomics, since a few connections more or less do not
 // matter.

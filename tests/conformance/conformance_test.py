@@ -31,7 +31,7 @@ The rule is `ip daddr PUBLIC tcp dport PORT dnat ip to GUEST:PORT` in prerouting
 TAIL = """
 ## Not measured here
 - conntrack forgets a half-closed connection after 60-120 s and an idle one after 5 days; Portway after an hour without a byte (`proxy.half_close_timeout_s`), and never
-  (`proxy.idle_timeout_s`). Where connections run short, half-closed ones get conntrack's time, and the oldest give way to new ones of the same instance. A full conntrack table drops
+  (`proxy.idle_timeout_s`). Where connections run short, half-closed ones get conntrack's time, and silent ones give way to new ones, first of all to those of the same instance. A full conntrack table drops
   everybody's SYNs; Portway resets the clients of those who have more than their share (`proxy.instance_share_percent`).
 - A client that the guest refuses is refused by the node for as long as it tries again within 3 s; later it is accepted and reset once more. A refusal is nobody else's, where guests see
   their clients' addresses: each client is accepted and reset once.
