@@ -24,9 +24,12 @@ constexpr Nanos kHalfClosedEvery = std::chrono::seconds(1);
 constexpr std::size_t kHalfClosedAtOnce = 256;
 constexpr std::size_t kHalfClosedOfForward = 64;
 constexpr std::size_t kEvictionsSeen = 64;
+constexpr std::size_t kForwardsSeen = 256;
 
-// Of a forward's latest connections, to find out who has most of them.
-constexpr std::size_t kSourcesSeen = 1024;
+// Of a forward's latest connections, to find out who has most of them: at least, at most, and how often.
+constexpr std::size_t kSourcesSeenMin = 16;
+constexpr std::size_t kSourcesSeenMax = 1024;
+constexpr Nanos kSourcesEvery = std::chrono::milliseconds(100);
 
 CloseSide close_side(Side side) {
   return side == kDownstream ? CloseSide::kClient : CloseSide::kGuest;
@@ -677,6 +680,7 @@ void ConnectionSet::set_half_closed(std::uint32_t index, bool half_closed) {
       of(*connection.forward).half_closed_place = static_cast<std::uint32_t>(with_half_closed_.size());
       with_half_closed_.push_back(connection.forward.get());
     }
+    connection.half_closed_seen = io_.now();
     append(list, &Connection::in_half_closed, index);
     if (half_closed_due_ == TimerWheel::kNever) half_closed_due_ = io_.now() + kHalfClosedEvery;
   } else {
@@ -694,6 +698,7 @@ void ConnectionSet::set_half_closed(std::uint32_t index, bool half_closed) {
 void ConnectionSet::expire_half_closed(const std::function<Nanos(std::size_t)>& limit) {
   const Nanos now = io_.now();
   std::size_t ended = 0;
+  std::size_t moved = 0;
   std::size_t seen = 0;
   // Goes on behind the forward that it has stopped at, so that each gets its turn.
   for (std::size_t left = with_half_closed_.size();
@@ -702,96 +707,140 @@ void ConnectionSet::expire_half_closed(const std::function<Nanos(std::size_t)>& 
     const ServedForwardPtr forward =
         with_half_closed_[half_closed_next_]->shared_from_this();  // or it may end
     ConnectionList& list = of(*forward).half_closed;
-    const std::uint32_t last = list.last;
     const std::size_t seen_max = seen + kHalfClosedOfForward;
     for (bool more = true; more && list.first != ConnectionList::kNone && seen < seen_max; ++seen) {
       const std::uint32_t oldest = list.first;
-      const Nanos silent = now - Nanos(table_[oldest].active_ns);
+      const Nanos active(table_[oldest].active_ns);
       const Nanos most = limit(ended);
-      more = oldest != last;
-      if (most != Nanos::zero() && silent >= most) {
+      if (most != Nanos::zero() && now - active >= most) {
         terminate(oldest, CloseSide::kNode, CloseHow::kHalfCloseTimeout, true, true);
         ++ended;
-      } else if (silent < kHalfClosedEvery) {
-        // It still moves bytes: others may have been silent for longer.
+      } else if (active > connections_[oldest].half_closed_seen) {
+        // It has moved bytes since it came into the list: others may have been silent for longer.
+        connections_[oldest].half_closed_seen = now;
         remove(list, &Connection::in_half_closed, oldest);
         append(list, &Connection::in_half_closed, oldest);
+        ++moved;
       } else {
         more = false;
       }
     }
   }
-  // The rest in the next turn, while there is something to end.
+  // The rest in the next turn, while there is something to do.
   half_closed_due_ = with_half_closed_.empty() ? TimerWheel::kNever
-                     : ended > 0               ? now
+                     : ended + moved > 0       ? now
                                                : now + kHalfClosedEvery;
 }
 
-bool ConnectionSet::replace_own(const ServedForward& forward) {
-  const ServedForward* from = &forward;
-  if (of(forward).half_closed.first == ConnectionList::kNone) {
-    const auto same = [&](const ServedForward* each) { return each->session == forward.session; };
-    const auto sibling = std::ranges::find_if(with_half_closed_, same);
-    if (sibling == with_half_closed_.end()) return false;
-    from = *sibling;
-  }
-  evict_from(of(*from).half_closed);
-  return true;
+bool ConnectionSet::replace_of_forward(const ServedForward& forward) {
+  return evict_from(of(forward).half_closed, Nanos::zero());
 }
 
-/// Of those that have been half-closed for longest, the one that has been silent for longest: a download goes
-/// on long after its client's FIN.
-void ConnectionSet::evict_from(const ConnectionList& list) {
+bool ConnectionSet::replace_of_session(const ServedForward& forward) {
+  const ServedForward* most = heaviest([&](const ServedForward& each) {
+    return each.session == forward.session ? 1 + each.connections_now() : 0;
+  });
+  return most != nullptr && evict_from(of(*most).half_closed, Nanos::zero());
+}
+
+bool ConnectionSet::replace_of_heaviest(std::uint64_t kept) {
+  const ServedForward* most = heaviest([&](const ServedForward& each) {
+    const std::uint64_t connections = each.session->connections.load(std::memory_order_relaxed);
+    return connections > kept ? connections : 0;
+  });
+  return most != nullptr && evict_from(of(*most).half_closed, kHalfClosedEvery);
+}
+
+/// Of the forwards that have half-closed connections here, the one that weighs most; null where none weighs
+/// anything. Looks at some of them, and goes on behind these the next time.
+template <class Weigh>
+const ServedForward* ConnectionSet::heaviest(Weigh weigh) {
+  const ServedForward* found = nullptr;
+  std::uint64_t most = 0;
+  for (std::size_t left = std::min(kForwardsSeen, with_half_closed_.size()); left > 0; --left) {
+    if (++weighed_ >= with_half_closed_.size()) weighed_ = 0;
+    const ServedForward& each = *with_half_closed_[weighed_];
+    if (const std::uint64_t weight = weigh(each); weight > most) {
+      most = weight;
+      found = &each;
+    }
+  }
+  return found;
+}
+
+/// Of those that have been half-closed for longest, the one that has been silent for longest, and for `least`
+/// at least: a download goes on long after its client's FIN.
+bool ConnectionSet::evict_from(const ConnectionList& list, Nanos least) {
   std::uint32_t most_silent = list.first;
   std::size_t seen = 0;
   for (std::uint32_t index = list.first; index != ConnectionList::kNone && seen < kEvictionsSeen;
        index = connections_[index].in_half_closed.next, ++seen) {
     if (table_[index].active_ns < table_[most_silent].active_ns) most_silent = index;
   }
+  if (most_silent == ConnectionList::kNone || io_.now() - Nanos(table_[most_silent].active_ns) < least)
+    return false;
   terminate(most_silent, CloseSide::kNode, CloseHow::kEvicted, true, true);
+  return true;
 }
 
 bool ConnectionSet::replace_of_source(const ServedForward& forward, int downstream) {
-  Endpoint client;
-  if (io_.remote_endpoint(downstream, client) < 0) return false;
-  const IpAddress wanted = source_of(client.address());
+  const auto wanted = source_of_client(downstream);
+  if (!wanted) return false;
+  std::uint32_t most_silent = ConnectionList::kNone;
   std::size_t seen = 0;
   for (std::uint32_t index = of(forward).half_closed.first;
-       index != ConnectionList::kNone && seen < kSourcesSeen;
+       index != ConnectionList::kNone && seen < kEvictionsSeen;
        index = connections_[index].in_half_closed.next, ++seen) {
-    if (source_of(to_endpoint(table_[index].client).address()) != wanted) continue;
-    terminate(index, CloseSide::kNode, CloseHow::kEvicted, true, true);
-    return true;
+    if (source_of_slot(index) != *wanted) continue;
+    if (most_silent == ConnectionList::kNone || table_[index].active_ns < table_[most_silent].active_ns)
+      most_silent = index;
   }
-  return false;
-}
-
-bool ConnectionSet::replace_of_heaviest(const ServedForward& forward) {
-  const ServedForward* heaviest = &forward;
-  const auto load = [](const ServedForward& each) {
-    return each.session->connections.load(std::memory_order_relaxed);
-  };
-  for (const ServedForward* each : with_half_closed_) {
-    if (load(*each) > load(*heaviest)) heaviest = each;
-  }
-  if (heaviest == &forward) return false;
-  evict_from(of(*heaviest).half_closed);
+  if (most_silent == ConnectionList::kNone) return false;
+  terminate(most_silent, CloseSide::kNode, CloseHow::kEvicted, true, true);
   return true;
 }
 
 bool ConnectionSet::has_most(const ServedForward& forward, int downstream) {
-  Endpoint client;
-  if (io_.remote_endpoint(downstream, client) < 0) return false;
-  const IpAddress wanted = source_of(client.address());
-  std::size_t seen = 0;
-  std::size_t own = 0;
-  for (std::uint32_t index = forward.connections[worker_].all.last;
-       index != ConnectionList::kNone && seen < kSourcesSeen;
-       index = connections_[index].in_forward.previous) {
-    ++seen;
-    own += source_of(to_endpoint(table_[index].client).address()) == wanted ? 1U : 0U;
+  ForwardConnections& own = of(forward);
+  if (io_.now() >= own.sources_due) {
+    own.sources_due = io_.now() + kSourcesEvery;
+    own.main_source = main_source(forward);
   }
-  return 2 * own > seen;
+  return own.main_source && own.main_source == source_of_client(downstream);
+}
+
+/// The source that has more than half of the forward's latest connections, if they are enough to tell.
+std::optional<IpAddress> ConnectionSet::main_source(const ServedForward& forward) {
+  const auto for_each_latest = [&](auto visit) {
+    std::size_t seen = 0;
+    for (std::uint32_t index = of(forward).all.last; index != ConnectionList::kNone && seen < kSourcesSeenMax;
+         index = connections_[index].in_forward.previous, ++seen) {
+      visit(source_of_slot(index));
+    }
+    return seen;
+  };
+  // Boyer and Moore's majority vote: if one has more than half, it is the candidate that is left.
+  IpAddress candidate;
+  std::size_t votes = 0;
+  const std::size_t seen = for_each_latest([&](const IpAddress& source) {
+    if (votes == 0) candidate = source;
+    votes = source == candidate ? votes + 1 : votes - 1;
+  });
+  std::size_t have = 0;
+  for_each_latest([&](const IpAddress& source) { have += source == candidate ? 1U : 0U; });
+  if (seen < std::min<std::uint64_t>(kSourcesSeenMin, forward.connections_now()) || 2 * have <= seen)
+    return std::nullopt;
+  return candidate;
+}
+
+IpAddress ConnectionSet::source_of_slot(std::uint32_t index) const {
+  return source_of(to_endpoint(table_[index].client).address());
+}
+
+std::optional<IpAddress> ConnectionSet::source_of_client(int downstream) {
+  Endpoint client;
+  if (io_.remote_endpoint(downstream, client) < 0) return std::nullopt;
+  return source_of(client.address());
 }
 
 void ConnectionSet::count_for_limits(ServedForward& forward) {

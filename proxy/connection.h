@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -39,7 +40,8 @@ struct Connection {
   ServedForwardPtr forward;
   ListLinks in_forward;
   ListLinks in_half_closed;
-  bool half_closed = false;  // in the forward's list of these
+  bool half_closed = false;   // in the forward's list of these
+  Nanos half_closed_seen{0};  // when it came there, or to its end
   Nanos drain_deadline = TimerWheel::kNever;
   Nanos throttled_until = TimerWheel::kNever;  // the forward's byte rate is spent: look again then
   Nanos reset_deadline = TimerWheel::kNever;   // an error was told: deliver what came before it until then
@@ -100,14 +102,19 @@ class ConnectionSet {
   // --- Where connections are short (proxy/fair_share.h). Each ends one that is half-closed; false when there
   // is none.
 
-  /// The one of the forward's session that has been so for longest, of the forward itself if possible.
-  bool replace_own(const ServedForward& forward);
-  /// The one of the forward that has been so for longest among those of this client's address; some of them
-  /// are looked at.
+  // Of those that have been so for longest, it is the one that has been silent for longest.
+
+  /// One of the forward.
+  bool replace_of_forward(const ServedForward& forward);
+  /// One of the forward's session: of that forward which has most connections.
+  bool replace_of_session(const ServedForward& forward);
+  /// One of the forward and this client's source address.
   bool replace_of_source(const ServedForward& forward, int downstream);
-  /// One of the session that has most connections, and more than the forward's.
-  bool replace_of_heaviest(const ServedForward& forward);
-  /// Whether most of the forward's latest connections are from the address (IPv6: the /64) of this client.
+  /// One of the session that has most connections, more than `kept`. It has been silent for a second or more:
+  /// nobody loses a running transfer to a newcomer.
+  bool replace_of_heaviest(std::uint64_t kept);
+  /// Whether most of the forward's latest connections are from the address (IPv6: the /64) of this client, as
+  /// it was within the last 100 ms.
   bool has_most(const ServedForward& forward, int downstream);
 
   /// Counts those of the forward's connections for its limits that were made while it had none.
@@ -174,7 +181,12 @@ class ConnectionSet {
   template <class Visit>
   void for_each_live(const ServedForward& forward, Visit visit);
   void set_half_closed(std::uint32_t index, bool half_closed);
-  void evict_from(const ConnectionList& list);
+  bool evict_from(const ConnectionList& list, Nanos least);
+  template <class Weigh>
+  const ServedForward* heaviest(Weigh weigh);
+  std::optional<IpAddress> main_source(const ServedForward& forward);
+  IpAddress source_of_slot(std::uint32_t index) const;
+  std::optional<IpAddress> source_of_client(int downstream);
   ConnectionId id_of(const ConnectionSlot& slot) const;
   std::uint64_t queued(const ConnectionSlot& slot, Side from);
   LiveConnection live_connection(const ConnectionSlot& slot);
@@ -200,6 +212,7 @@ class ConnectionSet {
   std::array<std::byte, 64 * 1024> buffer_;
   std::vector<ServedForward*> with_half_closed_;  // forwards that have some here
   std::size_t half_closed_next_ = 0;              // behind the forward to be looked at next
+  std::size_t weighed_ = 0;                       // the last one that heaviest() has looked at
   Nanos half_closed_due_ = TimerWheel::kNever;
   std::vector<Refusal> refused_;  // only where somebody takes them
   bool released_ = false;

@@ -8,8 +8,10 @@
 // connections.
 //
 // Who is over its share gets a connection in place of one of its own that is half-closed (one side has sent
-// FIN, the other has not), of the 64 oldest the most silent one; otherwise it is turned away. And where
-// connections are short, half-closed ones are given less time: conntrack's, at half of the node's
+// FIN, the other has not), of the 64 oldest the most silent one; otherwise it is turned away. What is an
+// instance's own is that of its forward with most connections. An instance that gets one of what is kept
+// takes the place of a half-closed one that has been silent for a second, of the instance with most. And
+// where connections are short, half-closed ones are given less time: conntrack's, at half of the node's
 // connections.
 //
 // Shared by the workers and the control thread; relaxed atomics, since a few connections more or less do not
@@ -39,7 +41,7 @@ class FairShare {
 
   enum class Verdict : std::uint8_t {
     kAdmit,
-    kMakeRoom,       // admit, and end a half-closed connection of whoever has most
+    kMakeRoom,       // admit, and end a silent half-closed connection of whoever has most
     kInstanceShare,  // its instance is over its share
     kForwardShare,   // its forward is, of what its instance may have
     kSourceShare,    // its source address is, of what its forward may have
@@ -53,8 +55,7 @@ class FairShare {
     const std::uint64_t all = capacity();
     const std::uint64_t node_max = part(all);
     const std::uint32_t forwards = session.forwards.load(std::memory_order_relaxed);
-    if (total >= node_max && of_instance >= kept(all, sessions_.load(std::memory_order_relaxed)))
-      return Verdict::kInstanceShare;
+    if (total >= node_max && of_instance >= kept_for_instance()) return Verdict::kInstanceShare;
     // A forward without siblings may have all of its instance's.
     if (forwards > 1 && of_instance >= part(node_max) &&
         forward.connections_now() >= kept(node_max, forwards))
@@ -62,6 +63,11 @@ class FairShare {
     const std::uint64_t forward_max = forwards > 1 ? part(node_max) : node_max;
     if (forward.connections_now() >= part(forward_max) && has_most()) return Verdict::kSourceShare;
     return total >= node_max ? Verdict::kMakeRoom : Verdict::kAdmit;
+  }
+
+  /// So many connections an instance gets whatever the others have.
+  std::uint64_t kept_for_instance() const {
+    return kept(capacity(), sessions_.load(std::memory_order_relaxed));
   }
 
   /// Whether one more may be admitted in another's place, which keeps its slot until it is closed; otherwise

@@ -199,7 +199,7 @@ void Proxy::end_session(const Uuid& session_id, CloseHow why) {
 
 void Proxy::set_device(const Uuid& session_id, int device) {
   const auto session = sessions_.find(session_id);
-  if (session != sessions_.end()) session->second.served->device.store(device, std::memory_order_relaxed);
+  if (session != sessions_.end()) session->second.served->device.store(device);
 }
 
 /// Forgets a session's closed forwards that have no connection left, once there are many.
@@ -225,21 +225,21 @@ bool Proxy::ended(const ForwardId& id) {
 }
 
 void Proxy::close(const ServedForwardPtr& forward, ForwardPhase to, CloseHow why) {
-  const ForwardPhase before = forward->phase.load();
+  const bool was_open = forward->phase.load() == ForwardPhase::kOpen;
   {
     const std::lock_guard lock(forward->listeners_mutex);
     if (!forward->advance(to, why)) return;
-    if (before == ForwardPhase::kOpen) {
-      count_listeners(*forward->session, false, forward->listeners.size());
-      // At once, not when the worker gets to it: from here on a client is refused, and the port can be bound
-      // again.
-      for (const int listener : forward->listeners) {
-        if (to != ForwardPhase::kEnded) take_waiting(forward, listener);
-        ::shutdown(listener, SHUT_RD);
-      }
-      for (const auto& [local, client] : forward->refused_clients)
-        options_.connections.client_refusals->allow(local, client);
-      forward->refused_clients.clear();
+    for (const auto& [local, client] : forward->refused_clients)
+      options_.connections.client_refusals->allow(local, client);
+    forward->refused_clients.clear();
+  }
+  if (was_open) {
+    count_listeners(*forward->session, false, forward->listeners.size());
+    // At once, not when the worker gets to it: from here on a client is refused, and the port can be bound
+    // again.
+    for (const int listener : forward->listeners) {
+      if (to != ForwardPhase::kEnded) take_waiting(forward, listener);
+      ::shutdown(listener, SHUT_RD);
     }
   }
   for (const auto& worker : workers_) worker->post(Worker::CloseForward{forward});
@@ -258,7 +258,7 @@ void Proxy::take_waiting(const ServedForwardPtr& forward, int listener) {
   for (int i = 0; i < kListenBacklog; ++i) {
     const int client = ::accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (client < 0) return;
-    workers_[forward->listening_worker]->post(Worker::TakeConnection{forward, client});
+    workers_[forward->listening_worker]->post(Worker::TakeConnection{forward, client, true});
   }
 }
 

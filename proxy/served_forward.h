@@ -7,11 +7,13 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -54,8 +56,10 @@ struct ListLinks {
 /// A worker's connections of one forward.
 struct ForwardConnections {
   ConnectionList all;
-  ConnectionList half_closed;           // those that have been so longest come first
-  std::uint32_t half_closed_place = 0;  // of the forward among those that have some
+  ConnectionList half_closed;               // those that have been so and silent longest come first
+  std::uint32_t half_closed_place = 0;      // of the forward among those that have some
+  std::optional<IpAddress> main_source;     // has most of the latest connections
+  std::chrono::nanoseconds sources_due{0};  // main_source is to be found out again then
 };
 
 struct ServedForward : std::enable_shared_from_this<ServedForward> {
@@ -107,7 +111,7 @@ struct ServedForward : std::enable_shared_from_this<ServedForward> {
   // Whom its listeners refuse; under listeners_mutex. Those that are left when it is closed, the control
   // thread lets in again: the port may be another forward's next.
   std::vector<std::pair<Endpoint, IpAddress>> refused_clients;
-  std::vector<int> listeners;  // under listeners_mutex; the worker's, until it is told of the end
+  std::vector<int> listeners;  // the control thread's; open until the worker is told of the end
   std::vector<std::uint32_t> listener_slots;  // the listening worker's
 };
 

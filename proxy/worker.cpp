@@ -184,7 +184,9 @@ void Worker::on(CloseForward& message) {
 
 void Worker::on(TakeConnection& message) {
   handed_over_.fetch_sub(1, std::memory_order_relaxed);
-  if (stopping_) {
+  if (message.is_new) {
+    on_accepted(message.downstream, message.forward);
+  } else if (stopping_) {
     connections_.reject(message.downstream, message.forward, RejectReason::kDraining);
   } else {
     connections_.start(message.downstream, message.forward);
@@ -278,14 +280,14 @@ bool Worker::has_share(int downstream, const ServedForwardPtr& forward) {
     case Verdict::kAdmit:
       return true;
     case Verdict::kMakeRoom:
-      connections_.replace_of_heaviest(*forward);
+      connections_.replace_of_heaviest(share_->kept_for_instance());
       return true;
     case Verdict::kInstanceShare:
-      if (may_replace && connections_.replace_own(*forward)) return true;
+      if (may_replace && connections_.replace_of_session(*forward)) return true;
       connections_.reject(downstream, forward, RejectReason::kInstanceShare);
       return false;
     case Verdict::kForwardShare:
-      if (may_replace && connections_.replace_own(*forward)) return true;
+      if (may_replace && connections_.replace_of_forward(*forward)) return true;
       connections_.reject(downstream, forward, RejectReason::kForwardShare);
       return false;
     case Verdict::kSourceShare:

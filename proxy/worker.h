@@ -60,6 +60,7 @@ class Worker {
   struct TakeConnection {
     ServedForwardPtr forward;
     int downstream;
+    bool is_new = false;  // just accepted: nobody has looked yet whether it can be had, and where
   };
   /// The forward has limits that it did not have before.
   struct CountConnections {

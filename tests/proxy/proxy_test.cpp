@@ -421,9 +421,63 @@ TEST_P(ShortProxyTest, HalfClosedConnectionsGiveWayTheOldestFirst) {
   ASSERT_EQ(::send(ends_.back().second.get(), "late", 4, 0), 4);
   EXPECT_EQ(receive(ends_.back().first), "late");
   for (int i = 0; i < 8; ++i) EXPECT_TRUE(connect(other_port, guest));
-  EXPECT_TRUE(await([&, id = attacked] { return proxy_->forward_stats(id)->connections_active == 40; }))
-      << "room was made for each of them";
   EXPECT_EQ(rejected(attacked, RejectReason::kInstanceShare), 0u);
+}
+
+TEST_P(ShortProxyTest, RoomForNewcomersComesFromWhoHasMoreThanWhatIsKeptAndOnlyFromTheSilent) {
+  start();
+  const Guest guest;
+  const auto [attacked, attacked_port] = open(guest.endpoint, make_uuid());
+  const auto [light, light_port] = open(guest.endpoint, make_uuid());
+  const auto [third, third_port] = open(guest.endpoint, make_uuid());
+  ASSERT_TRUE(connect(light_port, guest));  // half-closed, as a download may be, and silent for longest
+  ::shutdown(ends_.front().first.get(), SHUT_WR);
+  ASSERT_EQ(receive(ends_.front().second), "");
+  for (int i = 0; i < 47; ++i) ASSERT_TRUE(connect(attacked_port, guest)) << i;
+  for (int i = 0; i < 5; ++i) EXPECT_TRUE(connect(third_port, guest)) << "none of the attacker's gives way";
+  for (std::size_t i = 1; i < 48; ++i) {
+    ::shutdown(ends_[i].first.get(), SHUT_WR);
+    ASSERT_EQ(receive(ends_[i].second), "");
+  }
+  const auto active = [&](const ForwardId& id) { return proxy_->forward_stats(id)->connections_active; };
+  EXPECT_TRUE(await([&, attacked = attacked, third = third, port = third_port] {
+    ends_.pop_back();
+    EXPECT_TRUE(await([&] { return active(third) == 4; }));
+    EXPECT_TRUE(connect(port, guest));
+    return active(attacked) < 47;
+  })) << "they have been silent for a second";
+  EXPECT_EQ(active(light), 1u);
+  ASSERT_EQ(::send(ends_.front().second.get(), "late", 4, 0), 4);
+  EXPECT_EQ(receive(ends_.front().first), "late");
+}
+
+TEST_P(ShortProxyTest, AForwardsConnectionsGiveWayToItsOwnAndTheHeaviestOnesToThoseOfItsInstance) {
+  start();
+  const Guest guest;
+  const Uuid session = make_uuid();
+  const auto [heavy, heavy_port] = open(guest.endpoint, session);
+  const auto [light, light_port] = open(guest.endpoint, session);
+  const auto half_close = [&](std::size_t i) {
+    ::shutdown(ends_[i].first.get(), SHUT_WR);
+    ASSERT_EQ(receive(ends_[i].second), "");
+  };
+  ASSERT_TRUE(connect(light_port, guest));
+  half_close(0);
+  for (std::size_t i = 1; i < 36; ++i) ASSERT_TRUE(connect(heavy_port, guest)) << i;
+  EXPECT_FALSE(connect(heavy_port, guest)) << "a sibling's does not give way";
+  EXPECT_EQ(rejected(heavy, RejectReason::kForwardShare), 1u);
+  for (std::size_t i = 1; i < 36; ++i) half_close(i);
+  ASSERT_TRUE(connect(heavy_port, guest));
+  EXPECT_EQ(receive(ends_[1].first), "error");
+
+  // The node has as many as all instances may have: this one's forward with most of them gives one.
+  const auto [other, other_port] = open(guest.endpoint, make_uuid());
+  for (std::size_t i = 0; i < 12; ++i) ASSERT_TRUE(connect(other_port, guest)) << i;
+  const auto active = [&](const ForwardId& id) { return proxy_->forward_stats(id)->connections_active; };
+  ASSERT_TRUE(connect(light_port, guest));
+  EXPECT_TRUE(await([&, heavy = heavy] { return active(heavy) == 34; }));
+  ASSERT_EQ(::send(ends_.front().second.get(), "late", 4, 0), 4);
+  EXPECT_EQ(receive(ends_.front().first), "late");
 }
 
 TEST_P(ShortProxyTest, ADownloadThatGoesOnIsNotGivenToAnother) {

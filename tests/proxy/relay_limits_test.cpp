@@ -210,6 +210,30 @@ TEST_P(RelayLimitsSimulated, HalfClosedConnectionsThatMoveBytesCostNoTurnsOfThei
   EXPECT_EQ(rig.stats().connections_active, 300u);
 }
 
+TEST_P(RelayLimitsSimulated, OneThatTricklesDoesNotShieldThoseBehindIt) {
+  const FairShare share(16, 75);
+  Rig rig(GetParam(), {.share = &share});
+  std::vector<Rig::Pair> pairs;
+  for (int i = 0; i < 8; ++i) {
+    pairs.push_back(rig.open());
+    pairs.back().client.shutdown_write();
+  }
+  // The one that has been half-closed for longest sends a byte every 90 s.
+  const Nanos end = rig.world().now() + 250s;
+  Nanos next = rig.world().now();
+  rig.run_until(
+      [&] {
+        if (rig.world().now() >= next) {
+          pairs[0].guest.send("x");
+          next = rig.world().now() + 90s;
+        }
+        return rig.world().now() >= end;
+      },
+      251s);
+  EXPECT_FALSE(pairs[0].client.ended());
+  EXPECT_GT(rig.closed(CloseSide::kNode, CloseHow::kHalfCloseTimeout), 0u);
+}
+
 TEST_P(RelayLimits, AThousandConnectionsOneAfterAnotherLeaveNothing) {
   Rig rig(GetParam(), {.connections_max = 2});
   for (int i = 0; i < 1000; ++i) {
