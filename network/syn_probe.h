@@ -31,6 +31,9 @@ struct SynProbeTarget {
   /// A client's address to ask with: it needs a return path, and CAP_NET_ADMIN or CAP_NET_RAW. None: the
   /// node's. Of the same family as the guest's.
   std::optional<IpAddress> source = std::nullopt;
+  /// The kernel looks for a free source port among these only (-EADDRNOTAVAIL when there is none), if it is
+  /// Linux 6.3 or later; {0, 0}: among all, which takes it long when few are left.
+  PortRange source_ports = {};
 };
 
 /// One question. Destroying it ends it: nothing more is sent.

@@ -131,6 +131,8 @@ class ConnectionSet {
   std::size_t kill(const ServedForward& forward, ConnectionId connection);
 
   std::uint32_t in_use() const { return table_.in_use(); }
+  /// See UpstreamOpener::source_ports().
+  PortRange source_ports() { return upstream_.source_ports(); }
   /// Calls take(const Refusal&) for each connection that the guest refused since the last call.
   template <class Take>
   void take_refused(Take take) {

@@ -20,13 +20,13 @@ constexpr Nanos kAskEvery = std::chrono::milliseconds(2);
 }  // namespace
 
 RefusalGates::RefusalGates(Io& io, Nanos interval_max, ClientRefusals* refusals, WorkerCounters& counters,
-                           Token token_base, Listeners listeners)
+                           Token token_base, Hooks hooks)
     : io_(io),
       interval_max_(interval_max),
       refusals_(refusals),
       counters_(counters),
       token_base_(token_base),
-      listeners_(std::move(listeners)) {}
+      hooks_(std::move(hooks)) {}
 
 RefusalGates::~RefusalGates() {
   assert(in_use_ == 0 && "forget_all() and turn until empty first");
@@ -34,8 +34,13 @@ RefusalGates::~RefusalGates() {
 
 void RefusalGates::add(const Refusal& refusal) {
   const bool all = refusal.concerns_all;
-  if (interval_max_ == Nanos::zero() || (!all && refusals_ == nullptr) || find(refusal) != nullptr) return;
-  Gate* gate = place_for(refusal);
+  if (interval_max_ == Nanos::zero() || (!all && refusals_ == nullptr)) return;
+  Gate* gate = find(refusal);
+  if (gate != nullptr) {
+    if (gate->state == State::kOpen) refused_again(*gate);
+    return;
+  }
+  gate = place_for(refusal);
   if (gate == nullptr) {
     counters_.refusal_gates_skipped.add();
     return;
@@ -73,12 +78,15 @@ RefusalGates::Gate* RefusalGates::place_for(const Refusal& refusal) {
   }
   Gate* longest = nullptr;
   for (Gate& gate : gates_) {
-    if (gate.state != State::kWaiting || (has_share && !of_forward(gate))) continue;
-    if (longest == nullptr || gate.since < longest->since) longest = &gate;
+    if ((gate.state != State::kWaiting && gate.state != State::kOpen) || (has_share && !of_forward(gate)))
+      continue;
+    // One that keeps nobody out is missed least.
+    const auto rank = [](const Gate& each) { return std::pair(each.shut, each.since); };
+    if (longest == nullptr || rank(gate) < rank(*longest)) longest = &gate;
   }
   // A client has just asked for this one; nobody may ask for the other ever again.
   if (longest == nullptr || !open(*longest)) return nullptr;
-  counters_.refusal_gates_skipped.add();
+  if (longest->state == State::kWaiting) counters_.refusal_gates_skipped.add();
   release(*longest);
   return longest;
 }
@@ -95,7 +103,7 @@ bool RefusalGates::shut(Gate& gate) {
       return false;
     refused.push_back(entry);
   } else {
-    listeners_.shut(gate.forward);
+    hooks_.shut(gate.forward);
   }
   gate.shut = true;
   counters_.refusal_gates.add();
@@ -116,7 +124,7 @@ bool RefusalGates::open(Gate& gate) {
       refused.erase(found);
       if (std::ranges::find(refused, entry) == refused.end()) refusals_->allow(entry.first, entry.second);
     }
-  } else if (!listeners_.open(gate.forward)) {
+  } else if (!hooks_.open(gate.forward)) {
     return false;
   }
   gate.shut = false;
@@ -132,7 +140,7 @@ void RefusalGates::forget(const ServedForwardPtr& forward) {
       end_probe(index, Verdict::kForgotten);
     } else if (gate.state == State::kEnding) {
       gate.verdict = Verdict::kForgotten;
-    } else if (gate.state == State::kWaiting) {
+    } else if (gate.state != State::kFree) {
       release(gate);
     }
   }
@@ -153,6 +161,8 @@ void RefusalGates::run() {
       on_due(index);
     } else if (gates_[index].state == State::kProbing) {
       ask(index);
+    } else if (gates_[index].state == State::kOpen) {
+      release(gates_[index]);
     }
   }
 }
@@ -160,7 +170,7 @@ void RefusalGates::run() {
 Nanos RefusalGates::until_next() const {
   Nanos next = TimerWheel::kNever;
   for (const Gate& gate : gates_) {
-    if (gate.state == State::kWaiting || gate.state == State::kProbing) next = std::min(next, gate.due);
+    if (gate.state != State::kFree && gate.state != State::kEnding) next = std::min(next, gate.due);
   }
   return next == TimerWheel::kNever ? Nanos(-1) : std::max(Nanos::zero(), next - io_.now());
 }
@@ -194,13 +204,19 @@ void RefusalGates::probe(std::uint32_t index) {
   SynProbeTarget target{.guest = gate.forward->route.upstream,
                         .device = gate.forward->session->device.load(std::memory_order_relaxed),
                         .source = std::nullopt};
-  if (gate.client && gate.client->own_address) target.source = gate.client->client;
+  if (gate.client && gate.client->own_address) {
+    target.source = gate.client->client;
+  } else {
+    target.source_ports = hooks_.source_ports();
+  }
   int error = 0;
   gate.probe = io_.probe(target, error);
   if (gate.probe == nullptr) {
-    // Without a descriptor nothing is known; other errors are for clients to see.
-    const bool try_again = error == -ECONNREFUSED || error == -EMFILE || error == -ENFILE;
-    return end_probe(index, try_again ? Verdict::kRefused : Verdict::kLetIn);
+    // Without a descriptor nothing is known: what is shut stays shut, and nothing else is. Other errors are
+    // for clients to see.
+    const bool unknown = error == -EMFILE || error == -ENFILE;
+    const bool refused = error == -ECONNREFUSED || (unknown && gate.shut);
+    return end_probe(index, refused ? Verdict::kRefused : Verdict::kLetIn);
   }
   gate.armed = true;
   io_.poll(token_base_ | index, gate.probe->fd());
@@ -249,13 +265,38 @@ void RefusalGates::end_probe(std::uint32_t index, Verdict verdict) {
 void RefusalGates::settle(std::uint32_t index) {
   Gate& gate = gates_[index];
   gate.probe.reset();
-  const bool over = gate.verdict == Verdict::kForgotten || (gate.verdict == Verdict::kLetIn && open(gate)) ||
-                    (gate.verdict == Verdict::kRefused && !gate.shut && !shut(gate));
-  if (over) {
+  if (gate.verdict == Verdict::kForgotten ||
+      (gate.verdict == Verdict::kRefused && !gate.shut && !shut(gate))) {
     release(gate);
+  } else if (gate.verdict == Verdict::kLetIn && open(gate)) {
+    let_in(gate);
   } else {
     wait(gate);
   }
+}
+
+void RefusalGates::let_in(Gate& gate) {
+  gate.state = State::kOpen;
+  gate.served = gate.forward->stats().connections_established;
+  gate.told = false;
+  gate.open_until = io_.now();
+  gate.due = gate.open_until + kForgetAfter;
+}
+
+/// The guest has refused one that was let in.
+void RefusalGates::refused_again(Gate& gate) {
+  const Nanos now = io_.now();
+  if (!std::exchange(gate.told, true)) {
+    const bool in_vain = gate.forward->stats().connections_established == gate.served;
+    gate.in_vain = in_vain ? gate.in_vain + 1 : gate.in_vain / 2;
+    if (gate.in_vain > 0) {
+      gate.open_until = now + std::min<Nanos>(kLetInMax, kLetInMin * (1 << std::min(gate.in_vain - 1, 10U)));
+      gate.due = gate.open_until + kForgetAfter;
+    }
+  }
+  if (now < gate.open_until) return;
+  gate.state = State::kWaiting;
+  gate.since = gate.probed = gate.due = now;
 }
 
 void RefusalGates::wait(Gate& gate) {

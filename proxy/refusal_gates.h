@@ -14,6 +14,10 @@
 // has not come back for kForgetAfter, and asks half as often while it has not; a forward gate, which cannot
 // know, after kForwardGateMax. What is in doubt is let through: silence, an error, a full table.
 //
+// A guest that limits the rate of connections refuses some of them, and a probe takes the place of a client.
+// So when clients were let in and the next one is refused before any was served, they are let in for a while:
+// kLetInMin, and twice as long each time. That is forgotten kForgetAfter later.
+//
 // At most kGatesMax gates a worker and kGatesPerForward a forward. One more takes the place of the one that
 // waits longest.
 //
@@ -49,17 +53,21 @@ class RefusalGates {
   static constexpr std::size_t kGatesPerForward = 8;
   static constexpr std::chrono::seconds kForgetAfter{3};
   static constexpr std::chrono::seconds kForwardGateMax{60};
+  static constexpr std::chrono::milliseconds kLetInMin{100};
+  static constexpr std::chrono::milliseconds kLetInMax{12'800};
 
-  /// What is done to a forward's listeners. open(): false when it could not, and is to be asked again.
-  struct Listeners {
+  /// What the worker does for it.
+  struct Hooks {
+    /// To a forward's listeners. open(): false when it could not, and is to be asked again.
     std::function<void(const ServedForwardPtr&)> shut;
     std::function<bool(const ServedForwardPtr&)> open;
+    std::function<PortRange()> source_ports;  // of a probe; see SynProbeTarget
   };
 
   /// `token_base` is or'ed into the tokens of its polls. `interval_max` zero: nobody is ever refused.
   /// `refusals` null: no client gates.
   RefusalGates(Io& io, Nanos interval_max, ClientRefusals* refusals, WorkerCounters& counters,
-               Token token_base, Listeners listeners);
+               Token token_base, Hooks hooks);
   ~RefusalGates();
   RefusalGates(const RefusalGates&) = delete;
   RefusalGates& operator=(const RefusalGates&) = delete;
@@ -85,6 +93,7 @@ class RefusalGates {
     kWaiting,  // until due, for the next probe
     kProbing,  // until due, for the guest's answer; or to ask for it
     kEnding,   // for the last completion of the probe's poll
+    kOpen,     // clients are let in, and until due it is known how that went
   };
   enum class Verdict : std::uint8_t { kRefused, kLetIn, kForgotten };
 
@@ -101,6 +110,10 @@ class RefusalGates {
     Nanos probed{};   // when the last probe began
     Nanos give_up{};  // while probing: no answer by then is none
     Nanos due{};
+    std::uint64_t served = 0;  // how many connections the forward had served when it was opened
+    unsigned in_vain = 0;      // so often it was opened, and the next client was refused
+    bool told = false;         // whether it was in vain this time is known
+    Nanos open_until{};
   };
 
   Gate* find(const Refusal& refusal);
@@ -114,6 +127,8 @@ class RefusalGates {
   void end_probe(std::uint32_t index, Verdict verdict);
   void settle(std::uint32_t index);
   void wait(Gate& gate);
+  void let_in(Gate& gate);
+  void refused_again(Gate& gate);
   void release(Gate& gate);
 
   Io& io_;
@@ -121,7 +136,7 @@ class RefusalGates {
   ClientRefusals* const refusals_;
   WorkerCounters& counters_;
   const Token token_base_;
-  const Listeners listeners_;
+  const Hooks hooks_;
   std::vector<Gate> gates_;  // kGatesMax at most
   std::size_t in_use_ = 0;
 };

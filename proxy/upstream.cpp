@@ -96,19 +96,18 @@ int UpstreamOpener::bind_to_client(int fd, const Endpoint& source) {
 
 /// With a source port of the kernel's choice.
 int UpstreamOpener::connect(int fd, const Endpoint& guest) {
-  if (local_ports(); local_ports_count_ <= kSearchAll) return io_.connect(fd, guest);
   int result = -EADDRNOTAVAIL;
   for (int tries = 0; tries < kTries && result == -EADDRNOTAVAIL; ++tries) {
-    const PortRange ports = window();
-    const bool bounded = ask_for_ports(fd, ports.first, ports.last) == 0;
+    const PortRange ports = source_ports();
+    const bool bounded = ports.first != 0 && ask_for_ports(fd, ports.first, ports.last) == 0;
     result = io_.connect(fd, guest);
-    if (!bounded) break;  // an older kernel, which has looked at all of them
+    if (!bounded) break;  // it has looked at all of them; also an older kernel
   }
   return result;
 }
 
-/// At most kPortsAtOnce ports in a row, from anywhere.
-PortRange UpstreamOpener::window() {
+PortRange UpstreamOpener::source_ports() {
+  if (local_ports(); local_ports_count_ <= kSearchAll) return {};
   std::uint32_t offset = std::uniform_int_distribution<std::uint32_t>(0, local_ports_count_ - 1)(random_);
   auto range = local_ports_.begin();
   for (; offset >= range->size(); ++range) offset -= range->size();

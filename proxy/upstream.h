@@ -41,6 +41,9 @@ class UpstreamOpener {
   /// `plan` becomes the one that was used; `fd` the socket, also on an error unless there is none (-1).
   /// -EADDRNOTAVAIL: no source port was to be had.
   int open(const Target& target, SourcePlan& plan, int& fd);
+  /// For a connect(2) that chooses a port: at most kPortsAtOnce in a row, from anywhere; {0, 0} where the
+  /// kernel may look at all.
+  PortRange source_ports();
 
  private:
   int open_once(const Target& target, SourcePlan plan, int& fd);
@@ -49,7 +52,6 @@ class UpstreamOpener {
   int connect(int fd, const Endpoint& guest);
   int ask_for_ports(int fd, std::uint16_t first, std::uint16_t last);
   const std::vector<PortRange>& local_ports();
-  PortRange window();
 
   Io& io_;
   const ConnectionOptions& options_;

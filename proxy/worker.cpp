@@ -46,7 +46,8 @@ Worker::Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<C
       gates_(*io_, options.connections.refused_probe, options.connections.client_refusals, counters_,
              kProbeToken,
              {.shut = [this](const ServedForwardPtr& forward) { shut_listeners(forward); },
-              .open = [this](const ServedForwardPtr& forward) { return open_listeners(forward); }}),
+              .open = [this](const ServedForwardPtr& forward) { return open_listeners(forward); },
+              .source_ports = [this] { return connections_.source_ports(); }}),
       busy_poll_(options.busy_poll) {}
 
 Worker::~Worker() {

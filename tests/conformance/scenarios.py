@@ -309,6 +309,26 @@ def rejects(lab):
                wait_for("the client's address, its port", lab.met, service))
 
 
+@scenario("A guest with a packet filter", "that takes 20 connections a second, and rejects the rest by RST")
+def limits_the_rate(lab):
+    seconds, rate, burst = 4, 20, 5
+    service = lab.service(backlog=1000)
+    new = f"tcp dport {service.forward.guest_port} ct state new"
+    with lab.network.filter(lab.network.guest,
+                            f"{new} limit rate over {rate}/second burst {burst} packets reject with tcp reset"):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with lab.client() as sock:
+                if lab.connect(sock, net.PUBLIC, service.forward.host_port) == "connected":
+                    end_of(sock, 0.01)  # a reset, or nothing
+    served = 0
+    while not nobody(service):
+        served += 1
+    most = seconds * rate + burst
+    yield f"a client that always tries again, for {seconds} s", (
+        "gets nearly all that the guest gives" if served >= 0.7 * most else f"gets {served} of {most}")
+
+
 # ---- Ends
 
 @scenario("How connections end", "the guest ends first")

@@ -300,6 +300,69 @@ TEST_P(RelayRefusalSimulated, AForwardsClientsHaveTheirShareOfTheGatesAndNoMore)
   EXPECT_EQ(rig.refusals().size(), RefusalGates::kGatesPerForward) << "whose gate has gone is let through";
 }
 
+TEST_P(RelayRefusalSimulated, WithoutADescriptorForTheProbeNothingIsShut) {
+  Rig rig(GetParam(), {.guest = GuestAnswer::kRefuses});
+  rig.sim()->set_descriptors_max(3);  // the listener's and the first connection's
+  Peer& client = rig.connect();
+  ASSERT_TRUE(rig.run_until([&] { return rig.counters().connections_active.get() == 1; }));
+  rig.sim()->set_descriptors_max(1);
+  ASSERT_TRUE(rig.run_until([&] { return client.ended() && rig.counters().refusal_probes.get() == 1; }));
+  rig.drop(client);
+  rig.settle();
+  rig.sim()->set_descriptors_max(SIZE_MAX);
+  rig.set_serving(true);
+  EXPECT_TRUE(is_served(rig));
+  EXPECT_EQ(rig.counters().refusal_gates_total.get(), 0u);
+}
+
+TEST_P(RelayRefusalSimulated, WithoutADescriptorForTheProbeWhatIsShutStaysShut) {
+  Rig rig(GetParam(), {.guest = GuestAnswer::kRefuses});
+  have_one_refused(rig);
+  rig.sim()->set_descriptors_max(1);
+  pass_time(rig, 200ms);
+  EXPECT_TRUE(is_refused(rig));
+  rig.sim()->set_descriptors_max(SIZE_MAX);
+  rig.set_serving(true);
+  ASSERT_TRUE(rig.run_until([&] { return rig.counters().refusal_gates.get() == 0; }));
+}
+
+/// As with a guest that limits the rate of connections: the probe gets through, and the client does not.
+TEST_P(RelayRefusalSimulated, ClientsWhoWereLetInInVainAreLetInForLongerEachTime) {
+  Rig rig(GetParam(), {.source = SourcePlan::kTransparent});
+  rig.set_serving(kStranger, false);
+  have_one_refused(rig, kStranger);
+  const auto let_in = [&] {
+    rig.set_serving(kStranger, true);
+    ASSERT_TRUE(rig.run_until([&] { return rig.counters().refusal_gates.get() == 0; }));
+    rig.set_serving(kStranger, false);
+  };
+  const auto stays_open = [&] {
+    const std::uint64_t probes = rig.counters().refusal_probes.get();
+    const Nanos began = rig.world().now();
+    while (rig.counters().refusal_gates.get() == 0) {
+      if (rig.world().now() - began < 90ms) {
+        EXPECT_EQ(rig.counters().refusal_probes.get(), probes);
+      }
+      if (!is_refused(rig, kStranger)) pass_time(rig, 5ms);
+    }
+    return rig.world().now() - began;
+  };
+  for (const Nanos expected : {100ms, 200ms, 400ms, 800ms}) {
+    let_in();
+    EXPECT_GE(stays_open(), expected);
+  }
+  // Served in between: it is half as bad. And after some time everything is forgotten.
+  let_in();
+  rig.set_serving(kStranger, true);
+  EXPECT_TRUE(is_served(rig, kStranger));
+  rig.set_serving(kStranger, false);
+  EXPECT_LT(stays_open(), 300ms);
+  let_in();
+  pass_time(rig, 4s);
+  rig.settle();
+  have_one_refused(rig, kStranger);
+}
+
 /// Ten thousand forwards of guests that refuse, on the simulator's clock.
 TEST(RefusalGates, TenThousandForwardsAreNoStormOfProbes) {
   SimNetwork network;
@@ -309,7 +372,8 @@ TEST(RefusalGates, TenThousandForwardsAreNoStormOfProbes) {
   std::size_t opened = 0;
   RefusalGates gates(io, 1000ms, nullptr, counters, 0,
                      {.shut = [](const ServedForwardPtr&) {},
-                      .open = [&](const ServedForwardPtr&) { return ++opened > 0; }});
+                      .open = [&](const ServedForwardPtr&) { return ++opened > 0; },
+                      .source_ports = [] { return PortRange{}; }});
   std::vector<ServedForwardPtr> forwards;
   for (int i = 0; i < 10'000; ++i) {
     forwards.push_back(
