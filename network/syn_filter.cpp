@@ -61,6 +61,11 @@ class Code {
   std::vector<std::pair<std::string_view, std::size_t>> labels_;
 };
 
+void check_size(Code& code, std::uint32_t size) {
+  code.add(BPF_LD | BPF_W | BPF_LEN, 0);
+  code.jump(BPF_JGE, size, "", "pass");
+}
+
 }  // namespace
 
 std::vector<sock_filter> make_syn_filter(std::span<const std::uint16_t> ports) {
@@ -72,13 +77,18 @@ std::vector<sock_filter> make_syn_filter(std::span<const std::uint16_t> ports) {
   code.jump(BPF_JEQ, ETH_P_8021Q, "tag");
   code.jump(BPF_JEQ, ETH_P_8021AD, "tag", "pass");
 
+  // What is cut off in the middle of a header is passed on: loading beyond the end would be TC_ACT_OK, and
+  // skip the filters of others.
+
   // A second tag. The kernel takes off all that only say a priority (id 0), and nobody means two of them.
   code.label("tag");
+  check_size(code, kIpAt + sizeof(std::uint16_t));
   code.add(BPF_LD | BPF_H | BPF_ABS, kIpAt);
   code.jump(BPF_JSET, kVlanIdMask, "pass", "drop");
 
   // Rules find the ports behind extension headers, where no TCP of anybody's has its SYN.
   code.label("ipv6");
+  check_size(code, kIp6PayloadAt + 1);
   code.add(BPF_LDX | BPF_W | BPF_IMM, sizeof(ip6_hdr));
   code.add(BPF_LD | BPF_B | BPF_ABS, kIpAt + offsetof(ip6_hdr, ip6_nxt));
   code.jump(BPF_JEQ, IPPROTO_TCP, "tcp");
@@ -93,6 +103,7 @@ std::vector<sock_filter> make_syn_filter(std::span<const std::uint16_t> ports) {
   code.jump(BPF_JEQ, IPPROTO_DSTOPTS, "drop", "pass");
 
   code.label("ipv4");
+  check_size(code, kIpAt + sizeof(iphdr));
   code.add(BPF_LDX | BPF_B | BPF_MSH, kIpAt);  // the header's size
   code.add(BPF_LD | BPF_B | BPF_ABS, kIpAt + offsetof(iphdr, protocol));
   code.jump(BPF_JEQ, IPPROTO_TCP, "", "pass");
@@ -100,6 +111,9 @@ std::vector<sock_filter> make_syn_filter(std::span<const std::uint16_t> ports) {
   code.jump(BPF_JSET, IP_MF | IP_OFFMASK, "pass");  // rules do not look into fragments
 
   code.label("tcp");
+  code.add(BPF_LD | BPF_W | BPF_LEN, 0);
+  code.add(BPF_ALU | BPF_SUB | BPF_X, 0);
+  code.jump(BPF_JGE, kIpAt + sizeof(tcphdr), "", "pass");
   code.add(BPF_LD | BPF_B | BPF_IND, kIpAt + kFlagsAt);
   code.add(BPF_ALU | BPF_AND | BPF_K, TH_SYN | TH_ACK);
   code.jump(BPF_JEQ, TH_SYN, "", "pass");
