@@ -13,8 +13,10 @@ IpAddress source_of(const IpAddress& client) {
 
 void Admission::set_limits(const TrafficLimits& limits) {
   const std::lock_guard lock(mutex_);
+  // A change is no refill, or whoever may change another limit could have as many as it likes.
+  const double rate = limits.max_new_connections_per_second;
+  new_connections_ = limits_.max_new_connections_per_second == 0 ? rate : std::min(new_connections_, rate);
   limits_ = limits;
-  new_connections_ = limits.max_new_connections_per_second;
   TrafficLimits without_rate = limits;
   without_rate.max_bytes_per_second = 0;
   limited_.store(without_rate != TrafficLimits{}, std::memory_order_relaxed);
@@ -66,13 +68,12 @@ void Admission::leave(const IpAddress& client) {
   if (--known->second == 0) by_source_.erase(known);
 }
 
-std::uint64_t ByteRate::allowance(Time now) const {
-  const std::uint64_t rate = bytes_per_second_.load(std::memory_order_relaxed);
+std::uint64_t ByteRate::allowance(std::uint64_t limit, Time now) const {
   const std::int64_t ahead_ns =
       std::max<std::int64_t>(0, paid_until_ns_.load(std::memory_order_relaxed) - now.count());
   const std::int64_t left_ns = kBurst.count() - ahead_ns;
   if (left_ns <= 0) return 0;
-  const double bytes = static_cast<double>(rate) * static_cast<double>(left_ns) / 1e9;
+  const double bytes = static_cast<double>(limit) * static_cast<double>(left_ns) / 1e9;
   return std::max<std::uint64_t>(1, static_cast<std::uint64_t>(bytes));
 }
 
@@ -82,11 +83,9 @@ ByteRate::Time ByteRate::wait(Time now) const {
   return Time(std::max<std::int64_t>(1'000'000, ahead_ns - kBurst.count() / 2));
 }
 
-void ByteRate::spend(std::uint64_t bytes, Time now) {
-  const std::uint64_t rate = bytes_per_second_.load(std::memory_order_relaxed);
-  if (rate == 0) return;
+void ByteRate::spend(std::uint64_t limit, std::uint64_t bytes, Time now) {
   const auto cost_ns =
-      static_cast<std::int64_t>(static_cast<double>(bytes) * 1e9 / static_cast<double>(rate));
+      static_cast<std::int64_t>(static_cast<double>(bytes) * 1e9 / static_cast<double>(limit));
   std::int64_t paid = paid_until_ns_.load(std::memory_order_relaxed);
   while (!paid_until_ns_.compare_exchange_weak(paid, std::max(paid, now.count()) + cost_ns,
                                                std::memory_order_relaxed)) {

@@ -25,6 +25,7 @@ class Admission {
  public:
   using Time = std::chrono::nanoseconds;  // on the monotonic clock
 
+  /// New connections that were left over stay so: only a first limit of them begins with a full second's.
   void set_limits(const TrafficLimits& limits);
 
   /// True when ask() may say no: else a connection needs neither ask() nor leave().
@@ -62,12 +63,14 @@ class ByteRate {
   void set_limit(std::uint64_t bytes_per_second) {
     bytes_per_second_.store(bytes_per_second, std::memory_order_relaxed);
   }
-  bool limited() const { return bytes_per_second_.load(std::memory_order_relaxed) != 0; }
+  std::uint64_t limit() const { return bytes_per_second_.load(std::memory_order_relaxed); }
 
-  /// How many bytes may be moved in one go now; 0: none before wait() has passed.
-  std::uint64_t allowance(Time now) const;
+  /// How many bytes may be moved in one go now; 0: none before wait() has passed. `limit`: what limit() says,
+  /// but not 0. The same for this and for spend(): a move is paid for at the price that it was granted at, so
+  /// a lower limit never makes anybody wait for what was moved before.
+  std::uint64_t allowance(std::uint64_t limit, Time now) const;
   Time wait(Time now) const;
-  void spend(std::uint64_t bytes, Time now);
+  void spend(std::uint64_t limit, std::uint64_t bytes, Time now);
 
  private:
   std::atomic<std::uint64_t> bytes_per_second_{0};

@@ -445,8 +445,9 @@ void ConnectionSet::relay_from(std::uint32_t index, Side from) {
   RelayContext context{
       .io = io_, .pipes = pipes_, .counters = counters_, .buffer = buffer_, .budget = budget_};
   ByteRate& rate = connections_[index].forward->rate[from];
-  if (rate.limited()) {
-    const std::uint64_t allowance = rate.allowance(io_.now());
+  const std::uint64_t limit = rate.limit();
+  if (limit != 0) {
+    const std::uint64_t allowance = rate.allowance(limit, io_.now());
     if (allowance == 0) return throttle(index, rate.wait(io_.now()));
     context.bytes_max = allowance;
   }
@@ -456,7 +457,7 @@ void ConnectionSet::relay_from(std::uint32_t index, Side from) {
     (from == kDownstream ? counts.received_bytes : counts.sent_bytes).add(moved);
     turn_bytes_ += moved;
     slot.active_ns = turn_began_.count();
-    if (rate.limited()) rate.spend(moved, io_.now());
+    if (limit != 0) rate.spend(limit, moved, io_.now());
     if (connections_[index].receive_buffer[from].due(state.bytes)) fit_receive_buffer(index, from);
   }
   switch (status) {

@@ -339,7 +339,6 @@ NodeStats Proxy::node_stats() const {
 
 void Proxy::stop_accepting() {
   for (const auto& [id, forward] : forwards_) close(forward, ForwardPhase::kKept, CloseHow::kShutdown);
-  forwards_.clear();  // sessions_ still has them: a session that ends meanwhile takes its connections with it
 }
 
 bool Proxy::idle() const {

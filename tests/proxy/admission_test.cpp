@@ -73,19 +73,36 @@ TEST(Admission, LimitsThatChangeHoldForThoseWhoComeAfterwards) {
   EXPECT_EQ(admission.ask(client, seconds(1)), RejectReason::kForwardConnectionsMax);
 }
 
+TEST(Admission, AChangeIsNoRefill) {
+  Admission admission;
+  admission.set_limits({.allowed_cidrs = {}, .max_new_connections_per_second = 2});
+  const IpAddress client = address("198.18.0.7");
+  EXPECT_EQ(admission.ask(client, seconds(1)), std::nullopt);
+  EXPECT_EQ(admission.ask(client, seconds(1)), std::nullopt);
+  for (std::uint32_t other = 10; other < 20; ++other) {
+    admission.set_limits(
+        {.allowed_cidrs = {}, .max_connections = other, .max_new_connections_per_second = 2});
+    EXPECT_EQ(admission.ask(client, seconds(1)), RejectReason::kNewConnectionRate);
+  }
+  EXPECT_EQ(admission.ask(client, seconds(2)), std::nullopt);
+  admission.set_limits({.allowed_cidrs = {}, .max_new_connections_per_second = 100});
+  EXPECT_EQ(admission.ask(client, seconds(2)), std::nullopt) << "one was left";
+  EXPECT_EQ(admission.ask(client, seconds(2)), RejectReason::kNewConnectionRate);
+}
+
 TEST(ByteRate, LetsBytesThroughAtItsRate) {
   ByteRate rate;
-  EXPECT_FALSE(rate.limited());
+  EXPECT_EQ(rate.limit(), 0U);
   rate.set_limit(1'000'000);
   std::uint64_t moved = 0;
   ByteRate::Time now = seconds(1);
   for (const ByteRate::Time end = now + seconds(10); now < end;) {
-    const std::uint64_t allowed = rate.allowance(now);
+    const std::uint64_t allowed = rate.allowance(rate.limit(), now);
     if (allowed == 0) {
       now += rate.wait(now);
       continue;
     }
-    rate.spend(allowed, now);
+    rate.spend(rate.limit(), allowed, now);
     moved += allowed;
   }
   EXPECT_GE(moved, 9'900'000U);
@@ -95,18 +112,29 @@ TEST(ByteRate, LetsBytesThroughAtItsRate) {
 TEST(ByteRate, TheSlowestRateStillMoves) {
   ByteRate rate;
   rate.set_limit(1);
-  EXPECT_EQ(rate.allowance(seconds(1)), 1U);
-  rate.spend(1, seconds(1));
-  EXPECT_EQ(rate.allowance(seconds(1)), 0U);
+  EXPECT_EQ(rate.allowance(rate.limit(), seconds(1)), 1U);
+  rate.spend(1, 1, seconds(1));
+  EXPECT_EQ(rate.allowance(rate.limit(), seconds(1)), 0U);
   EXPECT_LE(rate.wait(seconds(1)), seconds(1));
-  EXPECT_EQ(rate.allowance(seconds(2)), 1U);
+  EXPECT_EQ(rate.allowance(rate.limit(), seconds(2)), 1U);
+}
+
+TEST(ByteRate, ALowerLimitMakesNobodyWaitForWhatWasMovedBefore) {
+  ByteRate rate;
+  rate.set_limit(1'000'000'000);
+  const std::uint64_t before = rate.limit();
+  const std::uint64_t allowed = rate.allowance(before, seconds(1));
+  rate.set_limit(1'000);  // while they are on their way
+  rate.spend(before, allowed, seconds(1));
+  EXPECT_LE(rate.wait(seconds(1)), ByteRate::kBurst);
+  EXPECT_GE(rate.allowance(rate.limit(), seconds(1) + ByteRate::kBurst), 1U);
 }
 
 TEST(ByteRate, WhatWasNotUsedIsNotSavedUp) {
   ByteRate rate;
   rate.set_limit(1'000'000);
-  rate.spend(1000, seconds(1));
-  EXPECT_LE(rate.allowance(seconds(100)), 50'001U);
+  rate.spend(rate.limit(), 1000, seconds(1));
+  EXPECT_LE(rate.allowance(rate.limit(), seconds(100)), 50'001U);
 }
 
 }  // namespace

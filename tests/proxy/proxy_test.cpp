@@ -616,6 +616,25 @@ TEST_P(ProxyTest, ASessionCanEndWhileTheDaemonDrains) {
   EXPECT_TRUE(await([&] { return proxy_->idle(); }));
 }
 
+TEST_P(ProxyTest, WhileTheDaemonDrainsConnectionsAreListedAndEndedAsBefore) {
+  start(2);
+  const Guest guest;
+  const auto [id, port] = open(guest.endpoint);
+  const auto [other_id, other_port] = open(guest.endpoint);
+  const Fd one = connect_to(port);
+  const Fd one_served = guest.accept();
+  const Fd two = connect_to(other_port);
+  const Fd two_served = guest.accept();
+  proxy_->stop_accepting();
+  EXPECT_FALSE(connect_to(port));
+  EXPECT_EQ(proxy_->connections(id, 0, 10)->connections.size(), 1u);
+  EXPECT_EQ(proxy_->end_connections(id, 0).value(), 1u);
+  EXPECT_EQ(receive(one), "error");
+  proxy_->close(other_id, ClosePolicy::kReset, CloseHow::kForwardDeleted);
+  EXPECT_EQ(receive(two), "error");
+  EXPECT_TRUE(await([&] { return proxy_->idle(); }));
+}
+
 /// Clients come all the time, most of them by way of another worker: none may be left when the session ended.
 TEST_P(ProxyTest, NoConnectionOutlivesItsSessionHoweverItIsUnderWay) {
   for (int round = 0; round < 30; ++round) {
