@@ -155,13 +155,20 @@ std::optional<SessionEnd> Control::take_up(const Instance& stored) {
   Instance instance = stored;
   const bool watched = instance.state == InstanceState::kRunning;
   // What could not be read then, or cannot be read now, tells nothing.
-  const bool rebooted =
-      watched && !stored.boot_id.empty() && !boot_id().empty() && stored.boot_id != boot_id();
+  const bool other_boot = !stored.boot_id.empty() && !boot_id().empty() && stored.boot_id != boot_id();
+  const bool rebooted = watched && other_boot;
+  if (other_boot) {
+    // The number is another interface's by now, perhaps the one that this API's callers come by.
+    instance.tap_index = 0;
+    instance.tap_carrier_downs = {};
+    instance.idle_tap = {};
+  }
   if (watched && stored.boot_id.empty()) instance.boot_id = boot_id();
   const auto over = rebooted ? SessionEnd::kNodeRebooted : watched ? watch_.watch(instance) : std::nullopt;
   const Instance& known = registry_.put_instance(std::move(instance));
   if (!watched || over) return over;
   if (known.tap_index != stored.tap_index) {
+    unsaved_.change(stored);  // the registry has it as it is now already
     on_armed(known.id, {known.tap_index, known.tap_carrier_downs});
     return std::nullopt;
   }
@@ -315,7 +322,7 @@ Result<Control::PutInstance> Control::put_instance(Instance asked, const std::op
   const InstanceLimits limits{config_.guests.networks, *host_addresses, config_.profiles};
   if (auto checked = check_instance(asked, limits); !checked) return checked.error();
 
-  watch_.dispatch();  // a session whose end has not been noticed yet is not there any more
+  watch_.refresh(asked.id);  // a session whose end has not been noticed yet is not there any more
   if (const Instance* known = registry_.find_instance(asked.id); auto meant = check_session(session, known)) {
     const bool running = known != nullptr && known->state == InstanceState::kRunning;
     if (running && same_machine(*known, asked)) return change_in_place(asked);
@@ -641,6 +648,7 @@ Result<ForwardStatus> Control::update_forward(const Principal& caller, std::stri
   auto found = find_forward(caller, instance_id, forward_id);
   if (!found) return found.error();
   Forward forward = std::move(found->forward);
+  const TrafficLimits limits_before = forward.limits;
   if (change.label) {
     if (auto checked = check_label(*change.label); !checked) return checked.error();
     forward.label = *change.label;
@@ -666,7 +674,7 @@ Result<ForwardStatus> Control::update_forward(const Principal& caller, std::stri
   const Forward& updated = registry_.update_forward(std::move(forward));
   const Instance& instance = *registry_.find_instance(instance_id);
   if (!failures_.contains(updated.id)) {
-    dataplane_.set_limits(updated.id, updated.limits);
+    if (updated.limits != limits_before) dataplane_.set_limits(updated.id, updated.limits);
     dataplane_.set_source(updated.id, take_source(instance, updated));
   }
   publish("forward.updated", instance, updated);

@@ -110,6 +110,13 @@ void SessionWatch::dispatch_within(std::chrono::milliseconds timeout) {
   dispatch();
 }
 
+void SessionWatch::refresh(const std::string& instance_id) {
+  dispatch();
+  const auto session = sessions_.find(instance_id);
+  if (session == sessions_.end()) return;
+  links_->refresh(std::string(session->second.name));  // a copy: the session may end
+}
+
 void SessionWatch::set_timer() {
   const bool wanted = !unseen_.empty() || links_->unsettled();
   if (std::exchange(timer_runs_, wanted) == wanted) return;

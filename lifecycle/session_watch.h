@@ -72,6 +72,9 @@ class SessionWatch {
   /// The same once there is something, or the time is over.
   void dispatch_within(std::chrono::milliseconds timeout);
 
+  /// As dispatch(), and what is known of this instance's tap is true now (LinkMonitor::refresh()).
+  void refresh(const std::string& instance_id);
+
   /// Finds out what tells the machine of a new session from a later one (Instance says what that is), as it
   /// is now: what has happened so far is worked off. Errors are identify_process()'s.
   Result<void> identify(Instance& instance);

@@ -366,6 +366,26 @@ TEST(Control, ASessionOfAnEarlierBootIsEndedAtStart) {
   EXPECT_EQ(node.control().ports().used(), 0U);
 }
 
+// docker0 had the number of a tap of the boot before: the orchestrator, which comes by way of it, was
+// refused.
+TEST(Control, InterfacesOfAnEarlierBootAreNoGuests) {
+  Node node;
+  for (const std::string& id : {std::string("runs"), std::string("stopped"), std::string("this-boot")}) {
+    node.put(id);
+    if (id != "runs") node.call("POST", "/instances/" + id + "/stop");
+    Instance before = *node.control().registry().find_instance(id);
+    before.tap_index = 1;
+    if (id != "this-boot") before.boot_id = "4fd4c8d0-0000-0000-0000-000000000000";
+    node.store().put_instance(before).value();
+  }
+  node.restart();
+  const Registry& registry = node.control().registry();
+  EXPECT_TRUE(registry.has_tap(1, "")) << "its machine may be there still";
+  ASSERT_EQ(node.call("DELETE", "/instances/this-boot").status, 204U);
+  EXPECT_FALSE(registry.has_tap(1, ""));
+  EXPECT_EQ(registry.find_instance("runs")->ended, SessionEnd::kNodeRebooted);
+}
+
 TEST(Control, AProcessThatIsGoneAtStartEndsItsSession) {
   Node node;
   node.put("vm-1");

@@ -246,6 +246,43 @@ TEST_F(SessionsTest, TheEndOfAMachineThatTheDiskNeverHeardOfIsToldOnceItIsOnDisk
   EXPECT_EQ(instance("vm-1").at("state"), "running") << "and nobody was told otherwise";
 }
 
+TEST_F(SessionsTest, TheEndOfAMachineThatCameBeforeTheDaemonDidIsToldOnceItIsOnDisk) {
+  ASSERT_EQ(put("vm-1", "tap0").status, 201U);  // before there is a tap
+  node_->settle();
+  node_->stop();
+  add_tap("tap0");
+  machine = test::hold_tap(*network_, "tap0");
+  network_->run([this] { node_->start(); });
+  node_->lock_store();
+  EXPECT_EQ(instance("vm-1").at("tap_state"), "up");
+  network_->ip("link del tap0");
+  run_until_tap_is("missing");
+  node_->control().retry();
+  EXPECT_EQ(instance("vm-1").at("state"), "ending");
+  machine.reset();
+  crash();
+  EXPECT_EQ(instance("vm-1").at("state"), "running") << "and nobody was told otherwise";
+}
+
+// However late the kernel tells of the lost carrier.
+TEST_F(SessionsTest, TheNextMachineOfATapHasASessionOfItsOwnAtOnce) {
+  network_->ip("link add tap0 type veth peer name guest0");
+  network_->ip("link set tap0 up");
+  network_->ip("link set guest0 up");
+  ASSERT_EQ(put("vm-1", "tap0").status, 201U);
+  run_until_tap_is("up");
+  for (int round = 0; round < 5; ++round) {
+    const auto before = instance("vm-1").at("session_id");
+    network_->ip("link set guest0 down");
+    network_->ip("link set guest0 up");
+    ASSERT_EQ(put("vm-1", "tap0").status, 200U);
+    const auto session = instance("vm-1").at("session_id");
+    EXPECT_NE(session, before);
+    run_until_tap_is("up");
+    EXPECT_EQ(instance("vm-1").at("session_id"), session);
+  }
+}
+
 // --- Machines that are gone while a change waits for the disk: their end is noticed and cut meanwhile.
 
 class WhileTheDiskTest : public SessionsTest {
