@@ -172,7 +172,7 @@ Result<StartedReturnPath> start_return_path(SourceMode mode) {
     if (path) {
       started.path = std::move(*path);
       if (started.path->kind() == ReturnPath::Kind::kRules) {
-        spdlog::warn("the return path is rules, at most {}, and there is no source guard: {}",
+        spdlog::warn("using routing rules for the return path (at most {}); no source guard: {}",
                      ReturnPath::kPortsMax, started.path->why_rules());
       }
       return started;

@@ -287,8 +287,8 @@ CheckStep one_answer(const Endpoint& guest, int error, const std::string& whence
 CheckStep two_answers(const Endpoint& guest, int node, int client, const std::string& from,
                       milliseconds after) {
   constexpr std::string_view kFilterOrRoute =
-      "Has it a default route that leads to the node, and does its own firewall let clients in? Those of a "
-      "forward with source_mode plain come from the node's address.";
+      "Does it have a default route that leads to the node, and does its own firewall let clients in? With "
+      "source_mode plain, clients come from the node's address.";
   const std::string where = to_string(guest);
   if (client == 0) {
     return {"guest", true,
@@ -312,7 +312,7 @@ CheckStep two_answers(const Endpoint& guest, int node, int client, const std::st
                 ? fmt::format(
                       "A service on {} answers the node, but the guest does not answer{} within {} ms. {}",
                       where, from, after.count(), kFilterOrRoute)
-                : fmt::format("Nothing listens on {}, by what the guest tells the node; it does not answer{} "
+                : fmt::format("The guest refuses the node on {}: nothing listens there. It does not answer{} "
                               "within {} ms. Start the service. {}",
                               where, from, after.count(), kFilterOrRoute)};
   }

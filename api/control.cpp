@@ -49,8 +49,8 @@ Result<void> check_session(const std::optional<Uuid>& meant, const Instance* kno
   return Error{ErrorCode::kSessionMismatch,
                known == nullptr
                    ? fmt::format("There is no instance with session {}.", to_string(*meant))
-                   : fmt::format("Instance {} has session {} by now; the one that was meant is over.",
-                                 known->id, to_string(known->session_id)),
+                   : fmt::format("Instance {} has session {} now; the one in session_id is over.", known->id,
+                                 to_string(known->session_id)),
                "session_id"};
 }
 
@@ -231,8 +231,8 @@ void Control::retry() {
   const std::size_t unseen = watch_.processes_unseen();
   if (std::exchange(processes_unseen_, unseen) == 0 && unseen != 0) {
     spdlog::warn(
-        "the end of {} VMM processes is not told by the kernel, and is asked for every 100 ms: raise "
-        "the limit of descriptors, allow pidfd_open(2), and let the daemon see /proc",
+        "the kernel cannot report the exit of {} VMM processes; polling every 100 ms: raise the limit of "
+        "descriptors, allow pidfd_open(2), and let the daemon see /proc",
         unseen);
   }
   tend_ways();

@@ -71,12 +71,12 @@ void UnsavedSessions::on_done(const std::vector<std::pair<std::string, std::uint
   saving_ = false;
   if (!saved) {
     if (!std::exchange(refused_, true)) {
-      spdlog::error("{} sessions have changed or ended, and the disk does not know; it is tried again: {}",
-                    changes.size(), saved.error().detail);
+      spdlog::error("{} session changes could not be saved; retrying: {}", changes.size(),
+                    saved.error().detail);
     }
     return;
   }
-  if (std::exchange(refused_, false)) spdlog::info("the disk knows of all sessions again");
+  if (std::exchange(refused_, false)) spdlog::info("all sessions are saved again");
   for (const auto& [id, change] : changes) {
     const auto found = entries_.find(id);
     if (found == entries_.end() || found->second.change != change) continue;

@@ -19,8 +19,8 @@ namespace {
 const Parameter kInstance{.name = "INSTANCE", .help = "The instance's id.", .place = Place::kPath};
 const Parameter kSession{.name = "--session-id",
                          .help =
-                             "Only if this is the instance's session: makes it safe to repeat the command, "
-                             "which would else reach the next machine's session.",
+                             "Act on this session only: makes it safe to repeat the command, which could "
+                             "otherwise reach the next machine's session.",
                          .value = "UUID",
                          .place = Place::kQuery,
                          .field = "session_id"};
@@ -115,7 +115,7 @@ std::vector<Command> instance_commands() {
       {.noun = "instances",
        .verb = "put",
        .summary =
-           "Tell that the instance's VM runs; another address or tap begins a new session and ends the "
+           "Report that the instance's VM runs; another address or tap begins a new session and ends the "
            "forwards of the old one (admin).",
        .parameters = {kInstance,
                       {.name = "--guest-address",
@@ -281,7 +281,7 @@ std::vector<Command> forward_commands() {
        .parameters = {kInstance,
                       kForward,
                       {.name = "--client",
-                       .help = "Would this address be let in, and answered?",
+                       .help = "Check whether this address would be let in and answered.",
                        .value = "ADDRESS",
                        .place = Place::kQuery,
                        .field = "client"}},

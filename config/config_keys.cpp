@@ -307,8 +307,10 @@ std::vector<ConfigKey> make_keys() {
           "proxy.instance_share_percent", 1, 100,
           [](T t) -> auto& { return t.config.proxy.instance_share_percent; },
           "Percentage of proxy.connections_max that one instance can have; the rest is kept for others. A "
-          "forward can have the same percentage of its instance's, and a client address of its forward's. "
-          "Where connections run short, half-closed ones end sooner, silent ones first. 100: no shares."),
+          "forward can have the same percentage of its instance's, and a client address (IPv6: a /64) of its "
+          "forward's. All clients behind a NAT gateway or load balancer in front of the node are one "
+          "address: when the node runs short of connections, that share caps them together. Where "
+          "connections run short, half-closed ones end sooner, silent ones first. 100: no shares."),
       number_key(
           "proxy.connect_timeout_ms", 1, 600'000,
           [](T t) -> auto& { return t.config.proxy.connect_timeout_ms; },
@@ -325,32 +327,28 @@ std::vector<ConfigKey> make_keys() {
       number_key(
           "proxy.guest_receive_buffer_kib", 0, 65'536,
           [](T t) -> auto& { return t.config.proxy.guest_receive_buffer_kib; },
-          "Receive buffer of a connection's socket towards its guest, KiB; larger for clients that are fast. "
-          "What a "
-          "client is slow to take waits here and in the guest: the less here, the fresher it is. 0: the "
-          "kernel's choice (net.ipv4.tcp_rmem)."),
+          "Receive buffer of a connection's socket towards its guest, KiB; it grows for clients that are "
+          "fast. Data that a slow client has not taken yet waits here and in the guest: a small buffer "
+          "keeps it fresh. 0: the kernel's choice (net.ipv4.tcp_rmem)."),
       number_key(
           "proxy.client_receive_buffer_kib", 0, 65'536,
           [](T t) -> auto& { return t.config.proxy.client_receive_buffer_kib; },
-          "The same of the socket towards the client; larger for guests that are fast and for paths that are "
-          "long. "
-          "Needs CAP_NET_ADMIN. 0, or without it: the kernel's choice."),
+          "The same for the socket towards the client; it grows for guests that are fast and for paths that "
+          "are long. Needs CAP_NET_ADMIN. 0, or without it: the kernel's choice."),
       number_key(
           "proxy.unsent_max_kib", 0, 65'536, [](T t) -> auto& { return t.config.proxy.unsent_max_kib; },
-          "How much of a connection may wait unsent in a socket, KiB (TCP_NOTSENT_LOWAT). What is on its way "
-          "does "
-          "not count, so that long paths are filled. 0: as much as net.ipv4.tcp_wmem allows."),
+          "How much of a connection may wait unsent in a socket, KiB (TCP_NOTSENT_LOWAT). What is in "
+          "flight does not count, so that long paths are filled. 0: as much as net.ipv4.tcp_wmem allows."),
       bool_key(
           "proxy.copy_dscp", [](T t) -> auto& { return t.config.proxy.copy_dscp; },
           "Whether the DSCP of a client's SYN is that of what its connection sends to the guest."),
       number_key(
           "proxy.refused_probe_ms", 0, 10'000, [](T t) -> auto& { return t.config.proxy.refused_probe_ms; },
           "After a guest refused a client, the node refuses it too, as under DNAT, until the guest's port is "
-          "open to it again. Whether it is, is asked with a SYN that becomes no connection, at intervals "
-          "that "
-          "grow with the time that it has been closed, so many milliseconds at most, and only while clients "
-          "come. Where guests do not see their clients' addresses, all of a forward's clients are refused. "
-          "0: clients are accepted and reset."),
+          "open to it again. Portway probes the port while clients come, with SYNs that become no "
+          "connection, at intervals that grow with the time that it has been closed. This is the longest "
+          "interval, in milliseconds. Where guests do not see their clients' addresses, all of a forward's "
+          "clients are refused. 0: clients are accepted and reset."),
       number_key(
           "proxy.busy_poll_us", 0, 1'000, [](T t) -> auto& { return t.config.proxy.busy_poll_us; },
           "Microseconds that a worker looks for further events before it sleeps, while they come at such "

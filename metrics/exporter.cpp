@@ -227,10 +227,10 @@ constexpr WorkerMember kWorkerMembers[] = {
      "where the guest sees the node's address.",
      &WorkerCounters::refusal_gates},
     {MetricType::Counter, "portway_forwards_refusing_total",
-     "Refusals that began, since a guest had refused a connection.", &WorkerCounters::refusal_gates_total},
+     "Refusals that began because a guest refused a connection.", &WorkerCounters::refusal_gates_total},
     {MetricType::Counter, "portway_forwards_refusing_skipped_total",
-     "Refusals that did not begin, or ended early, so that clients are accepted and reset: as many as can be "
-     "probed are in force.",
+     "Refusals that did not begin, or ended early, because a worker, or a forward on it, had as many as are "
+     "probed at a time; their clients are accepted and reset.",
      &WorkerCounters::refusal_gates_skipped},
     {MetricType::Counter, "portway_guest_probes_total",
      "SYNs sent to guests to see whether a closed port is open again; none becomes a connection.",
@@ -270,10 +270,9 @@ void emit_closes(Sink& sink, const std::vector<const WorkerCounters*>& workers) 
       "Clients that were reset as soon as they were accepted: connections_max (every slot is in "
       "use), forward_gone (its session has ended meanwhile), draining (the daemon is going down), "
       "source_not_allowed and the other limits of a forward, instance_share, forward_share and "
-      "source_share (connections are short, and it has its part of them), source_address (the guest cannot "
-      "be "
-      "shown the client's address, and must not be shown the node's instead), client_gone (it had "
-      "reset the connection already).",
+      "source_share (connections are short, and it has used up its share), source_address (the guest cannot "
+      "be shown the client's address, and must not be shown the node's instead), client_gone (the client "
+      "had already reset the connection).",
       {"reason"});
   for (std::size_t i = 0; i < kRejectReasons; ++i) {
     rejected.label(0, to_string(static_cast<RejectReason>(i)));
@@ -296,7 +295,7 @@ void emit_node(Sink& sink, const NodeStats& node) {
            1e9);
   emit(sink, MetricType::Gauge, "portway_connections_max",
        "Connections that the node can have now: proxy.connections_max, or fewer where descriptors are short; "
-       "each listener beyond those that descriptors are kept for takes half of one.",
+       "each listener beyond those that descriptors are reserved for takes half of one.",
        node.connections_max);
   emit_closes(sink, node.workers);
   emit_histogram(
@@ -429,12 +428,13 @@ void emit_all(Sink& sink, const ExporterSources& sources, MetricsScope scope) {
        "allowed any more; should be 0.",
        sources.forwards_failed());
   emit(sink, MetricType::Gauge, "portway_instances_without_return_path",
-       "Running instances whose guests see the node's address instead of their clients' since something of "
-       "the "
-       "node stands in the way of their answers; should be 0.",
+       "Running instances whose guests see the node's address instead of their clients', because something "
+       "on the node stands in the way of their answers; should be 0. Where source_mode transparent was asked "
+       "for by name, clients are turned away instead.",
        sources.instances_without_return_path());
   emit(sink, MetricType::Counter, "portway_forged_packets_dropped_total",
-       "Packets of guests that were dropped since their source is the address of another guest of the node.",
+       "Packets of guests that were dropped because their source is the address of another guest of the "
+       "node.",
        sources.forged_packets());
   emit_ports(sink, sources.port_pool(), *sources.api);
   emit_api(sink, *sources.api);

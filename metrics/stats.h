@@ -153,7 +153,7 @@ struct alignas(64) WorkerCounters {
   Counter pipes_exhausted;      // times a relay had to go on without one
   Counter refusal_gates;        // forwards that refuse clients now, since their guest ports do
   Counter refusal_gates_total;  // times that one began to
-  Counter refusal_gates_skipped;  // times that one did not, since as many as can did
+  Counter refusal_gates_skipped;  // times that one did not, or ended early, since as many as can did
   Counter refusal_probes;         // connections to guests that asked whether the port is open again
   Counter busy_poll_ns;           // spent looking for events instead of sleeping
   Counter close_records_dropped;  // the control thread did not keep up

@@ -31,10 +31,10 @@ The rule is `ip daddr PUBLIC tcp dport PORT dnat ip to GUEST:PORT` in prerouting
 TAIL = """
 ## Not measured here
 - conntrack forgets a half-closed connection after 60-120 s and an idle one after 5 days; Portway after an hour without a byte (`proxy.half_close_timeout_s`), and never
-  (`proxy.idle_timeout_s`). Where connections run short, half-closed ones get conntrack's time, and silent ones give way to new ones, first of all to those of the same instance. A full conntrack table drops
-  everybody's SYNs; Portway resets the clients of those who have more than their share (`proxy.instance_share_percent`).
-- A client that the guest refuses is refused by the node for as long as it tries again within 3 s; later it is accepted and reset once more. A refusal is nobody else's, where guests see
-  their clients' addresses: each client is accepted and reset once.
+  (`proxy.idle_timeout_s`). Where connections run short, half-closed ones get conntrack's time, and the silent ones among them give way to new ones, first of all to those of the same instance.
+  A full conntrack table drops everybody's SYNs; Portway resets the clients of those who have more than their share (`proxy.instance_share_percent`).
+- A client that the guest refuses is refused by the node for as long as it tries again within 3 s; later it is accepted and reset once more. Where guests see
+  their clients' addresses, a refusal affects no other client: each one is accepted and reset once.
 - The node has a socket on each side (`proxy.guest_receive_buffer_kib`, `proxy.client_receive_buffer_kib`, `proxy.unsent_max_kib`) and a pipe of 256 KiB between them, where DNAT only
   forwards: a sender notices some 100 KiB later that its receiver does not read.
 - A later change of a connection's DSCP, and the guest's own, stay on their side of the node. So do TCP options of the SYN and ICMP errors: each side has a connection of its own.

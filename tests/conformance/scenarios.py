@@ -24,8 +24,8 @@ MIB = 1 << 20
 SHORT_CONNECTIONS = 1000
 SCENARIOS = []
 
-ACCEPTED_FIRST = ("The client is accepted before the guest is asked: Portway learns of the guest's answer from a "
-                  "connection for which a client is there.")
+ACCEPTED_FIRST = ("The client is accepted before the guest is asked: Portway connects to the guest only when a client "
+                  "is there.")
 DNAT_HAS_NONE = "DNAT has nothing like it."
 
 
@@ -135,7 +135,7 @@ def rp_filter(lab):
 
 
 @scenario("Who the guest sees", "a forward with `source_mode`",
-          all="DNAT has one way only. These are for guests that shall not see clients' addresses, or want them in "
+          all="DNAT has one mode only. These are for guests that must not see clients' addresses, or want them in "
               "the stream.")
 def source_modes(lab):
     for mode in ("transparent", "plain", "proxy_v2"):
@@ -504,8 +504,8 @@ def _urgent(lab, sock, inline):
           when_the_guest_vanishes="The node answers the client's keepalive, being the other end of its connection. "
                                   "Portway asks the guest by itself (proxy.keepalive_s, 300 s) and resets the client "
                                   "when there is no answer.",
-          what_is_sent_then="The node acknowledges what it has taken to carry on. That the guest has it, only the guest's "
-                            "own answer tells; where it is lost, the client is reset.")
+          what_is_sent_then="The node acknowledges what it has accepted for forwarding. Only the guest's own answer shows "
+                            "that the guest has it; where it is lost, the client is reset.")
 def keepalive(lab):
     service = lab.service(net.NEIGHBOUR)
     client, guest = lab.pair(service)
