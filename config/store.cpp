@@ -25,6 +25,7 @@
 #include <optional>
 #include <system_error>
 #include <thread>
+#include <unordered_map>
 #include <utility>
 
 #include "config/blocked_signals.h"
@@ -593,6 +594,12 @@ class Store::Connection {
     execute(add_answer_, answer.scope, answer.key, answer.request_sha256, answer.location, answer.body,
             answer.created_at);
     execute(forget_surplus_answers_, answer.scope, answer.scope);
+    // Not each time: that reads them all.
+    std::size_t& added = answer_bytes_added_[answer.scope];
+    added += answer.body.size();
+    if (added <= Store::kAnswerBytesMax / 4) return;
+    added = 0;
+    execute(forget_large_answers_, answer.scope, answer.scope);
   }
 
  private:
@@ -642,6 +649,15 @@ class Store::Connection {
       "DELETE FROM idempotent_answers WHERE scope = ? AND created_at <= (SELECT created_at FROM "
       "idempotent_answers WHERE scope = ? ORDER BY created_at DESC LIMIT 1 OFFSET " +
           std::to_string(Store::kAnswersMax) + ")"};
+  // The first from the newest that has too many bytes after it, and what is older.
+  SQLite::Statement forget_large_answers_{
+      database_,
+      "DELETE FROM idempotent_answers WHERE scope = ? AND created_at <= (SELECT max(created_at) FROM "
+      "(SELECT created_at, sum(length(body)) OVER (ORDER BY created_at DESC, key "
+      "ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS newer FROM idempotent_answers WHERE scope = ?) "
+      "WHERE newer > " +
+          std::to_string(Store::kAnswerBytesMax) + ")"};
+  std::unordered_map<std::string, std::size_t> answer_bytes_added_;  // by scope, since they were last counted
 };
 
 /// Works off jobs in their order.

@@ -60,9 +60,11 @@ struct IdempotentAnswer {
 
 class Store {
  public:
-  /// How long an answer is remembered, and how many of one scope.
+  /// How long an answer is remembered; how many of one scope, and about how many bytes of bodies: the last
+  /// one always, and up to a quarter more.
   static constexpr std::chrono::hours kAnswerKept{24};
   static constexpr std::size_t kAnswersMax = 10'000;
+  static constexpr std::size_t kAnswerBytesMax = std::size_t{4} << 20;
 
   /// Opens or creates the database, directories (0700) and file (0600) included, and brings its schema up to
   /// date. Refuses a file that another store has open (flock(2) on `path`.lock), one that a newer Portway

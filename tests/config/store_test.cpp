@@ -383,6 +383,33 @@ TEST_F(StoreTest, ForgetsAnswersAfterADay) {
   EXPECT_EQ(store->find_answer("tenant:acme", "old").value(), std::nullopt);
 }
 
+// A tenant that makes and deletes batches, each with another key, filled the disk.
+TEST_F(StoreTest, RemembersSoManyBytesOfAnswersAndNoMore) {
+  const auto store = open_store();
+  const Instance instance = make_instance("vm-1");
+  EXPECT_TRUE(store->put_instance(instance));
+  const Timestamp began = now();
+  const std::string body(Store::kAnswerBytesMax / 20, 'x');
+  constexpr int kAnswers = 60;
+  for (int i = 0; i < kAnswers; ++i) {
+    const IdempotentAnswer answer{.scope = "tenant:acme",
+                                  .key = std::to_string(i),
+                                  .location = "",
+                                  .body = body,
+                                  .created_at = began + std::chrono::milliseconds(i)};
+    const Forward forward = make_forward(instance, 20000);
+    ASSERT_TRUE(store->add_forwards(std::array{forward}, &answer));
+    ASSERT_TRUE(store->delete_forward(forward.id));
+  }
+  int remembered = 0;
+  for (int i = 0; i < kAnswers; ++i) {
+    const bool found = store->find_answer("tenant:acme", std::to_string(i)).value().has_value();
+    EXPECT_TRUE(found || i < kAnswers - 20) << i;
+    remembered += found ? 1 : 0;
+  }
+  EXPECT_LE(remembered, 27);
+}
+
 TEST_F(StoreTest, AddsAllForwardsOrNone) {
   const auto store = open_store();
   const Instance instance = make_instance("vm-1");
