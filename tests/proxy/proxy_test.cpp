@@ -16,6 +16,9 @@
 #include <thread>
 #include <vector>
 
+#include "tests/support/network.h"
+#include "tests/support/requirements.h"
+
 namespace portway {
 namespace {
 
@@ -226,15 +229,20 @@ TEST_P(ProxyTest, BytesComeNoFasterThanTheForwardsRate) {
 }
 
 TEST_P(ProxyTest, AClosedForwardRefusesAtOnceAndItsPortCanBeTakenAtOnce) {
-  start(2);
-  const Guest guest;
-  for (int round = 0; round < 20; ++round) {
-    const auto [id, port] = open(guest.endpoint);
-    proxy_->close(id, ClosePolicy::kKeep, CloseHow::kForwardDeleted);
-    EXPECT_FALSE(connect_to(port));
-    EXPECT_EQ(errno, ECONNREFUSED);
-    EXPECT_TRUE(proxy_->bind(port));
-  }
+  PORTWAY_NEEDS(test::why_no_namespaces());
+  const test::NetworkNamespace alone;  // nobody else takes the port
+  alone.run([&] {
+    start(2);
+    const Guest guest;
+    for (int round = 0; round < 20; ++round) {
+      const auto [id, port] = open(guest.endpoint);
+      proxy_->close(id, ClosePolicy::kKeep, CloseHow::kForwardDeleted);
+      EXPECT_FALSE(connect_to(port));
+      EXPECT_EQ(errno, ECONNREFUSED);
+      EXPECT_TRUE(proxy_->bind(port));
+    }
+    proxy_.reset();
+  });
 }
 
 TEST_P(ProxyTest, APortThatIsListenedOnIsTaken) {
