@@ -54,11 +54,6 @@ Result<void> check_session(const std::optional<Uuid>& meant, const Instance* kno
                "session_id"};
 }
 
-/// The same machine at the same place: what else there is to a registration changes in place.
-bool same_machine(const Instance& a, const Instance& b) {
-  return a.guest_address == b.guest_address && a.tap == b.tap;
-}
-
 }  // namespace
 
 class Control::Lease {
@@ -325,7 +320,7 @@ Result<Control::PutInstance> Control::put_instance(Instance asked, const std::op
   watch_.refresh(asked.id);  // a session whose end has not been noticed yet is not there any more
   if (const Instance* known = registry_.find_instance(asked.id); auto meant = check_session(session, known)) {
     const bool running = known != nullptr && known->state == InstanceState::kRunning;
-    if (running && same_machine(*known, asked)) return change_in_place(asked);
+    if (running && is_machine_of(*known, asked)) return change_in_place(asked);
   } else {
     return meant.error();
   }
@@ -348,12 +343,21 @@ Result<Control::PutInstance> Control::put_instance(Instance asked, const std::op
   return PutInstance{instance, created};
 }
 
-/// Another owner, profile or process of a session that goes on, with its forwards and connections: those
-/// beyond a smaller profile's quota stay.
+/// The same machine at the same place: what else there is to a registration changes in place. Its tap may
+/// have another name by now, and the name that it had may be another one's.
+bool Control::is_machine_of(const Instance& known, const Instance& asked) const {
+  if (known.guest_address != asked.guest_address) return false;
+  const std::int32_t named = watch_.interface_of(asked);
+  return known.tap_index != 0 && named != 0 ? named == known.tap_index : known.tap == asked.tap;
+}
+
+/// Another owner, profile, process or name of the tap of a session that goes on, with its forwards and
+/// connections: those beyond a smaller profile's quota stay.
 Result<Control::PutInstance> Control::change_in_place(const Instance& asked) {
   const auto change = [&asked](Instance instance, std::uint64_t vmm_started) {
     instance.owner = asked.owner;
     instance.profile = asked.profile;
+    instance.tap = asked.tap;
     instance.vmm_pid = asked.vmm_pid;
     instance.vmm_started = vmm_started;
     return instance;
@@ -363,6 +367,7 @@ Result<Control::PutInstance> Control::change_in_place(const Instance& asked) {
   if (before.owner != asked.owner) changed.push_back("owner");
   if (before.profile != asked.profile) changed.push_back("profile");
   if (before.vmm_pid != asked.vmm_pid) changed.push_back("vmm_pid");
+  if (before.tap != asked.tap) changed.push_back("tap");
   if (changed.empty()) return PutInstance{*registry_.find_instance(asked.id), false};
   Instance wanted = change(before, before.vmm_started);
   if (before.vmm_pid != asked.vmm_pid) {
@@ -377,8 +382,10 @@ Result<Control::PutInstance> Control::change_in_place(const Instance& asked) {
   spdlog::info("instance {}: session {} goes on with another {}", instance.id, to_string(instance.session_id),
                fmt::join(changed, ", "));
   // The owner before does not see the instance any more, and learns from this why.
-  if (before.owner != instance.owner)
+  if (before.owner != instance.owner) {
+    dataplane_.change_owner(instance.session_id);
     publish("instance.updated", before, {{"changed", boost::json::array{"owner"}}});
+  }
   publish("instance.updated", instance, {{"changed", boost::json::array(changed.begin(), changed.end())}});
   if (before.vmm_pid != instance.vmm_pid) {
     if (const auto over = watch_.set_process(instance)) end_session(asked.id, *over);

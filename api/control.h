@@ -209,6 +209,7 @@ class Control {
   void on_idle_tap(const std::string& instance_id, const TapIdentity& tap);
   void on_tap_renamed(const std::string& instance_id, const std::string& name);
   Result<void> check_running() const;
+  bool is_machine_of(const Instance& known, const Instance& asked) const;
   Result<PutInstance> change_in_place(const Instance& asked);
   Result<void> check_tap_is_free(const Instance& asked) const;
   ForwardSource wanted_source(const Instance& instance, const Forward& forward) const;

@@ -21,10 +21,11 @@ bool notify(std::string_view state) {
   std::ranges::copy(name, address.sun_path);
   if (address.sun_path[0] == '@') address.sun_path[0] = '\0';  // the abstract namespace
   const Fd socket(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  if (!socket) return false;
   const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size());
   return ::sendto(socket.get(), state.data(), state.size(), MSG_NOSIGNAL | MSG_DONTWAIT,
                   reinterpret_cast<const sockaddr*>(&address), size) >= 0 ||
-         errno != EAGAIN;
+         (errno != EAGAIN && errno != ENOBUFS && errno != ENOMEM);
 }
 
 }  // namespace portway

@@ -91,6 +91,11 @@ class Dataplane {
   /// were closed before and those that are still on their way between two workers. Unknown ids are ignored.
   virtual void end_session(const Uuid& session_id, CloseHow why) = 0;
 
+  /// The session, with its open forwards and their connections, is another owner's from now on. What that one
+  /// could not see, nor end, ends: the connections of forwards that were closed before. Unknown ids are
+  /// ignored.
+  virtual void change_owner(const Uuid& session_id) = 0;
+
   /// The device of the session's connections to come. Unknown ids are ignored.
   virtual void set_device(const Uuid& session_id, int device) = 0;
 

@@ -197,6 +197,16 @@ void Proxy::end_session(const Uuid& session_id, CloseHow why) {
   }
 }
 
+void Proxy::change_owner(const Uuid& session_id) {
+  const auto session = sessions_.find(session_id);
+  if (session == sessions_.end()) return;
+  session->second.served->owned_since = std::chrono::steady_clock::now().time_since_epoch();
+  for (const ServedForwardPtr& forward : session->second.forwards) {
+    if (!forwards_.contains(forward->route.id))
+      close(forward, ForwardPhase::kEnded, CloseHow::kForwardDeleted);
+  }
+}
+
 void Proxy::set_device(const Uuid& session_id, int device) {
   const auto session = sessions_.find(session_id);
   if (session != sessions_.end()) session->second.served->device.store(device);

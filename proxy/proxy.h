@@ -45,6 +45,7 @@ class Proxy final : public Dataplane {
   void open(ForwardRoute route, BoundPort port) override;
   void close(const ForwardId& id, ClosePolicy policy, CloseHow why) override;
   void end_session(const Uuid& session_id, CloseHow why) override;
+  void change_owner(const Uuid& session_id) override;
   void set_device(const Uuid& session_id, int device) override;
   bool ended(const ForwardId& id) override;
   void set_limits(const ForwardId& id, const TrafficLimits& limits) override;

@@ -31,6 +31,7 @@ struct ServedSession {
   std::atomic<int> device;                    // see ForwardRoute::device; set by the control thread
   std::atomic<std::uint32_t> connections{0};  // of all its forwards
   std::atomic<std::uint32_t> forwards{0};     // open ones; set by the control thread
+  std::chrono::nanoseconds owned_since{0};    // by its owner, on the monotonic clock; the control thread's
 };
 using ServedSessionPtr = std::shared_ptr<ServedSession>;
 

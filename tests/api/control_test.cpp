@@ -176,6 +176,7 @@ TEST(Control, AnotherOwnerOrProfileChangesTheSessionInPlace) {
   EXPECT_EQ(now.at("port_forwards").at("available"), 0);
   EXPECT_EQ(node.dataplane.opened.size(), 2U);
   EXPECT_TRUE(node.dataplane.ended_sessions.empty());
+  EXPECT_EQ(node.dataplane.passed_on, std::vector<Uuid>{session});
   EXPECT_EQ(types(*events), (std::vector<std::string>{"instance.updated", "instance.updated"}));
   EXPECT_EQ(types(*alices), std::vector<std::string>{"instance.updated"});
   const std::string bobs_news = bobs->read().value();
@@ -187,6 +188,11 @@ TEST(Control, AnotherOwnerOrProfileChangesTheSessionInPlace) {
   EXPECT_EQ(node.control().registry().find_instance("vm-1")->session_id, session);
   EXPECT_EQ(node.control().registry().find_instance("vm-1")->owner, "bob");
   EXPECT_EQ(node.dataplane.opened.size(), 2U);
+  EXPECT_EQ(node.call("PUT", "/instances/vm-1",
+                      R"({"guest_address": "198.19.0.2", "tap": "tap-vm-1", "owner": "bob"})")
+                .status,
+            200U);
+  EXPECT_EQ(node.dataplane.passed_on.size(), 1U) << "another profile is no other owner";
 }
 
 TEST(Control, AnotherProcessIsWatchedInPlaceOfTheOneBefore) {

@@ -47,6 +47,7 @@ class FakeDataplane final : public Dataplane {
     }
     for (const ForwardId& id : over) close(id, ClosePolicy::kReset, why);
   }
+  void change_owner(const Uuid& session_id) override { passed_on.push_back(session_id); }
   void set_device(const Uuid& session_id, int device) override {
     for (auto& [id, route] : opened) {
       if (route.first.session_id == session_id) route.first.device = device;
@@ -91,6 +92,7 @@ class FakeDataplane final : public Dataplane {
   std::vector<std::pair<ForwardId, ClosePolicy>> closed;
   std::vector<CloseHow> reasons;  // of `closed`
   std::vector<Uuid> ended_sessions;
+  std::vector<Uuid> passed_on;  // to another owner
   std::function<void()> on_end_session = [] {};
   std::map<ForwardId, std::vector<LiveConnection>> live;  // in the order of their ids
 };

@@ -394,6 +394,23 @@ TEST_F(ConnectionsApi, TellsWhyTheLastOnesClosedTheLatestFirst) {
   EXPECT_EQ(closed[1].at("connection"), 1);
 }
 
+TEST_F(ConnectionsApi, WhatEndedInTheFormerOwnersTimeIsNotTheNextOnes) {
+  const auto served =
+      std::make_shared<ServedForward>(ForwardRoute{.id = forward, .upstream = {}, .instance_id = "vm-1"}, 1);
+  served->session->owned_since = std::chrono::seconds(20);
+  for (ConnectionId id = 1; id <= 3; ++id) {
+    CloseRecord record{.forward = served, .id = id};
+    record.ended_at = std::chrono::seconds(10 * id);
+    node.closes.add(std::move(record));
+  }
+  const auto seen = [&](std::string_view key) {
+    const Response answer = node.call("GET", path + "?state=closed", "", key);
+    return Node::json(answer).at("connections").as_array().size();
+  };
+  EXPECT_EQ(seen(node.tenant_key("alice")), 2U);
+  EXPECT_EQ(seen(Node::kAdminKey), 3U);
+}
+
 TEST_F(ConnectionsApi, EndsOneOrAll) {
   EXPECT_EQ(node.call("DELETE", path + "/4097").status, 204U);
   EXPECT_EQ(ids(""), (std::vector<std::int64_t>{4096, 8192}));

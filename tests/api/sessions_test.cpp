@@ -95,6 +95,12 @@ TEST_F(SessionsTest, ASessionFollowsItsTapToAnotherName) {
   ASSERT_EQ(node_->dataplane.opened.size(), 1U);
   EXPECT_EQ(node_->dataplane.opened.begin()->second.first.device, device);
 
+  // The orchestrator has heard of it.
+  EXPECT_EQ(put("vm-1", "tap9").status, 200U);
+  EXPECT_EQ(instance("vm-1").at("session_id"), session);
+  EXPECT_EQ(instance("vm-1").at("tap"), "tap9");
+  ASSERT_EQ(node_->dataplane.opened.size(), 1U);
+
   // What is called tap0 now is another machine's.
   add_tap("tap0");
   test::hold_tap(*network_, "tap0").reset();
@@ -105,6 +111,11 @@ TEST_F(SessionsTest, ASessionFollowsItsTapToAnotherName) {
   restart();
   EXPECT_EQ(instance("vm-1").at("session_id"), session);
   EXPECT_EQ(instance("vm-1").at("tap_state"), "up");
+  add_tap("tap0");
+  const Fd other = test::hold_tap(*network_, "tap0");
+  EXPECT_EQ(put("vm-1", "tap0").status, 200U);
+  EXPECT_NE(instance("vm-1").at("session_id"), session)
+      << "another machine, whatever the one before was called";
 }
 
 TEST_F(SessionsTest, ARenamedTapIsNobodyElses) {

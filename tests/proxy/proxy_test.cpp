@@ -608,6 +608,24 @@ TEST_P(ProxyTest, ASessionsEndTakesTheConnectionsOfForwardsThatWereDeletedBefore
   }
 }
 
+TEST_P(ProxyTest, ANewOwnerGetsTheOpenForwardsAndNobodyKeepsWhatNobodySees) {
+  start(2);
+  const Guest guest;
+  const Uuid session = make_uuid();
+  const auto [deleted, deleted_port] = open(guest.endpoint, session);
+  const auto [open_id, open_port] = open(guest.endpoint, session);
+  const Fd unseen = connect_to(deleted_port);
+  const Fd unseen_served = guest.accept();
+  const Fd client = connect_to(open_port);
+  const Fd served = guest.accept();
+  proxy_->close(deleted, ClosePolicy::kKeep, CloseHow::kForwardDeleted);
+  proxy_->change_owner(session);
+  EXPECT_EQ(receive(unseen), "error");
+  ASSERT_EQ(::send(client.get(), "hello", 5, 0), 5);
+  EXPECT_EQ(receive(served), "hello");
+  proxy_->change_owner(make_uuid());
+}
+
 TEST_P(ProxyTest, ASessionCanEndWhileTheDaemonDrains) {
   start(2);
   const Guest guest;
