@@ -17,7 +17,8 @@ namespace portway {
 namespace {
 
 constexpr int kOn = 1;
-constexpr int kLocalPortRange = 51;  // IP_LOCAL_PORT_RANGE, linux/in.h; also for IPv6 sockets
+constexpr std::uint32_t kSynSequence = 1;  // of a SYN that is not the kernel's: there will be no connection
+constexpr int kLocalPortRange = 51;        // IP_LOCAL_PORT_RANGE, linux/in.h; also for IPv6 sockets
 constexpr int kChecksumAt = offsetof(tcphdr, check);
 // A guest may send whatever it likes to the probe's port: so much is read in one call.
 constexpr int kReadsMax = 32;
@@ -51,8 +52,8 @@ bool drop_all_but_resets(const Fd& tcp) {
 }
 
 /// Of all TCP that the guest sends to the source address, what comes from the port that is asked, and goes to
-/// the port that asks; while that one is not known yet (0), what may be an answer. An IPv4 raw socket's
-/// filter begins at the IP header.
+/// the port that asks; while that one is not known yet (0), what may be an answer: no data. An IPv4 raw
+/// socket's filter begins at the IP header.
 bool receive_from(const Fd& raw, const Endpoint& guest, std::uint16_t to) {
   const sock_filter skip_ip = guest.address().is_v4() ? sock_filter BPF_STMT(BPF_LDX | BPF_B | BPF_MSH, 0)
                                                       : sock_filter BPF_STMT(BPF_LDX | BPF_W | BPF_IMM, 0);
@@ -60,11 +61,17 @@ bool receive_from(const Fd& raw, const Endpoint& guest, std::uint16_t to) {
   const std::array code = {
       skip_ip,
       sock_filter BPF_STMT(BPF_LD | BPF_H | BPF_IND, 0),
-      sock_filter BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, guest.port(), 0, 5),
+      sock_filter BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, guest.port(), 0, 10),
       sock_filter BPF_STMT(BPF_LD | BPF_H | BPF_IND, 2),
-      sock_filter BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, to, 2, static_cast<__u8>(any_port ? 0 : 3)),
-      sock_filter BPF_STMT(BPF_LD | BPF_B | BPF_IND, 13),
-      sock_filter BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, TH_SYN | TH_RST, 0, 1),
+      sock_filter BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, to, 7, static_cast<__u8>(any_port ? 0 : 8)),
+      // The headers' size, in X: the packet ends there.
+      sock_filter BPF_STMT(BPF_LD | BPF_B | BPF_IND, 12),
+      sock_filter BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 0xf0),
+      sock_filter BPF_STMT(BPF_ALU | BPF_RSH | BPF_K, 2),
+      sock_filter BPF_STMT(BPF_ALU | BPF_ADD | BPF_X, 0),
+      sock_filter BPF_STMT(BPF_MISC | BPF_TAX, 0),
+      sock_filter BPF_STMT(BPF_LD | BPF_W | BPF_LEN, 0),
+      sock_filter BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_X, 0, 0, 1),
       sock_filter BPF_STMT(BPF_RET | BPF_K, 0xffff),
       sock_filter BPF_STMT(BPF_RET | BPF_K, 0),
   };
@@ -166,7 +173,8 @@ int SynProbe::send_syn() {
   if (!find_local(raw_, address)) return -errno;
   address.port(0);
   if (::bind(tcp_.get(), address.data(), static_cast<socklen_t>(address.size())) != 0 ||
-      !find_local(tcp_, local_) || !receive_from(raw_, guest_, local_.port()) || !send(TH_SYN, 1)) {
+      !find_local(tcp_, local_) || !receive_from(raw_, guest_, local_.port()) ||
+      !send(TH_SYN, kSynSequence)) {
     return -errno;
   }
   return 0;
@@ -201,7 +209,7 @@ int SynProbe::answer() {
 }
 
 int SynProbe::read_raw() {
-  for (int i = 0; i < kReadsMax; ++i) {
+  for (int own = 0; own < kReadsMax; ++own) {
     std::array<char, 128> packet;
     const auto got = ::recv(raw_.get(), packet.data(), packet.size(), MSG_DONTWAIT);
     if (got < 0) return -EAGAIN;
@@ -210,13 +218,22 @@ int SynProbe::read_raw() {
     tcphdr tcp{};
     if (static_cast<std::size_t>(got) < skip + sizeof tcp) continue;
     std::memcpy(&tcp, packet.data() + skip, sizeof tcp);
-    if (ntohs(tcp.dest) != local_.port()) continue;
+    if (ntohs(tcp.dest) != local_.port()) {
+      --own;  // it came before the port was known: no more will
+      continue;
+    }
     if (tcp.rst != 0) return -ECONNREFUSED;
     if (tcp.ack == 0) continue;
-    // Once also where the guest still has an earlier connection of this port: it answers no SYN until then.
-    // When it is lost, the kernel sends it for the guest's next segment.
-    if (tcp.syn != 0 || !reset_sent_) reset_sent_ = send(TH_RST, ntohl(tcp.ack_seq));
-    if (tcp.syn != 0) return 0;
+    if (tcp.syn != 0) {
+      reset_sent_ = send(TH_RST, ntohl(tcp.ack_seq));
+      return 0;
+    }
+    // The guest still has an earlier connection of this port, perhaps in TIME_WAIT, and answers no SYN until
+    // that is reset. Then it is asked again at once; the kernel does so only after a second. When the RST is
+    // lost, the kernel sends another for the guest's next segment.
+    if (reset_sent_) continue;
+    reset_sent_ = send(TH_RST, ntohl(tcp.ack_seq));
+    if (reset_sent_) send(TH_SYN, kSynSequence);
   }
   return -EAGAIN;
 }

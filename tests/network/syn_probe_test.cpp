@@ -100,6 +100,13 @@ class SynProbeTest : public testing::TestWithParam<Setting> {
     return error != 0 ? error : answer_within(probe, std::chrono::seconds(10));
   }
 
+  /// Within less than the second after which the kernel repeats a SYN.
+  int ask_before_the_kernel_does(const Endpoint& guest) const {
+    SynProbe probe;
+    const int error = open(target(guest), probe);
+    return error != 0 ? error : answer_within(probe, milliseconds(900));
+  }
+
   std::string half_open() const { return run_command(&world_->guest, {"ss", "-Htn", "state", "syn-recv"}); }
 
   std::optional<World> world_;
@@ -243,8 +250,32 @@ TEST_P(SynProbeTest, AConnectionThatOnlyTheGuestRemembersIsNotTakenForTheService
   set_option(old.fd, SOL_SOCKET, SO_LINGER, reset);
   old.fd.reset();
   set_option(remembered, SOL_SOCKET, SO_DETACH_FILTER, kOn);
-  EXPECT_EQ(ask(local_of(listener)), 0);
+  EXPECT_EQ(ask_before_the_kernel_does(local_of(listener)), 0);
   EXPECT_TRUE(nobody_waits(listener));
+}
+
+// A busy service that ended its connections first has gone: the guest answers a SYN of one of their ports
+// with an acknowledgement, although nobody listens.
+TEST_P(SynProbeTest, APortThatTheGuestHasInTimeWaitIsNoDoubt) {
+  if (GetParam().rights != Rights::kAll) return;
+  world_->node.set("net/ipv4/ip_local_port_range", "40000 40000");
+  Fd listener = listen(world_->guest, guest(0));
+  const Endpoint service = local_of(listener);
+  const char* node = GetParam().v6 ? "fd00:2::1" : "198.18.2.1";
+  auto client = world_->connect_as({address(GetParam().as_client ? network().client : node), 40000}, service);
+  ASSERT_EQ(client.error, 0);
+  accept(listener).reset();  // the guest ends first
+  char byte = 0;
+  ASSERT_EQ(::recv(client.fd.get(), &byte, 1, 0), 0);
+  client.fd.reset();
+  const auto in_time_wait = [&] {
+    return !run_command(&world_->guest, {"ss", "-Htn", "state", "time-wait"}).empty();
+  };
+  const auto deadline = steady_clock::now() + std::chrono::seconds(10);
+  while (!in_time_wait() && steady_clock::now() < deadline) std::this_thread::yield();
+  ASSERT_TRUE(in_time_wait());
+  listener.reset();
+  EXPECT_EQ(ask_before_the_kernel_does(service), -ECONNREFUSED);
 }
 
 }  // namespace
