@@ -972,7 +972,8 @@ bool Control::is_guest(const IpAddress& address, std::int32_t link) const {
 void Control::tell_refused(const CloseRecord& record) {
   explain(record);
   const Forward* forward = registry_.find_forward(record.forward->route.id);
-  if (forward == nullptr) return;
+  // Records come a little late: it may be another owner's by now.
+  if (forward == nullptr || record.ended_at < record.forward->session->owned_since) return;
   publish("connection.refused", *registry_.find_instance(forward->instance_id), *forward,
           {{"client", to_string(to_endpoint(record.client))},
            {"side", to_string(record.cause.side)},

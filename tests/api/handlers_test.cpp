@@ -409,6 +409,16 @@ TEST_F(ConnectionsApi, WhatEndedInTheFormerOwnersTimeIsNotTheNextOnes) {
   };
   EXPECT_EQ(seen(node.tenant_key("alice")), 2U);
   EXPECT_EQ(seen(Node::kAdminKey), 3U);
+
+  const auto events = node.events.subscribe({.key_id = {}, .role = Role::kTenant, .owner = "alice"}, "");
+  (void)events->read();
+  CloseRecord refused{.forward = served};
+  refused.ended_at = std::chrono::seconds(19);
+  node.control().tell_refused(refused);
+  EXPECT_EQ(events->read().value(), "");
+  refused.ended_at = std::chrono::seconds(21);
+  node.control().tell_refused(refused);
+  EXPECT_NE(events->read().value().find("connection.refused"), std::string::npos);
 }
 
 TEST_F(ConnectionsApi, EndsOneOrAll) {
