@@ -13,7 +13,6 @@
 #include <boost/asio/signal_set.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <cstdio>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -40,8 +39,6 @@ namespace {
 
 constexpr int kExitFailed = 1;
 constexpr int kExitBadConfig = 2;
-constexpr int kRefusedEventsMax = 10;           // of clients that did not get through, each 100 ms
-constexpr int kRefusedEventsOfInstance = 2;     // of these
 constexpr int kControlNice = -10;               // of the control thread, beside workers at 0
 constexpr std::chrono::seconds kRetryEvery(2);  // of what a full disk or a taken port prevented
 
@@ -352,16 +349,8 @@ class Daemon {
 
   /// Takes the records of connections that have ended from the workers.
   void drain_closes() {
-    int refused = 0;
-    std::map<const ServedSession*, int> of_instance;
-    proxy_->drain_closes([&](CloseRecord&& record) {
-      // A flood of clients must not push everything else out of the events that are kept, nor other
-      // instances' clients.
-      if (!got_through(record.cause.how) && refused < kRefusedEventsMax &&
-          of_instance[record.forward->session.get()]++ < kRefusedEventsOfInstance) {
-        ++refused;
-        control_.tell_refused(record);
-      }
+    proxy_->drain_closes([this](CloseRecord&& record) {
+      if (!got_through(record.cause.how)) control_.tell_refused(record);
       if (access_log_) access_log_->write(record);
       recent_closes_.add(std::move(record));
     });

@@ -974,10 +974,27 @@ void Control::tell_refused(const CloseRecord& record) {
   const Forward* forward = registry_.find_forward(record.forward->route.id);
   // Records come a little late: it may be another owner's by now.
   if (forward == nullptr || record.ended_at < record.forward->session->owned_since) return;
+  if (!may_tell_refused(forward->instance_id)) return;
   publish("connection.refused", *registry_.find_instance(forward->instance_id), *forward,
           {{"client", to_string(to_endpoint(record.client))},
            {"side", to_string(record.cause.side)},
            {"how", to_string(record.cause.how)}});
+}
+
+/// A flood of clients must not push everything else out of the events that are kept, nor other instances'
+/// clients.
+bool Control::may_tell_refused(const std::string& instance_id) {
+  const auto now = std::chrono::steady_clock::now();
+  if (now >= refused_told_until_) {
+    refused_told_until_ = now + std::chrono::milliseconds(100);
+    refused_told_all_ = 0;
+    refused_told_.clear();
+  }
+  int& told = refused_told_[instance_id];
+  if (told >= kRefusedEventsOfInstance || refused_told_all_ >= kRefusedEventsMax) return false;
+  ++told;
+  ++refused_told_all_;
+  return true;
 }
 
 /// What only the operator can do something about, once a minute.

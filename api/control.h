@@ -161,7 +161,10 @@ class Control {
   /// the way.
   std::size_t instances_without_return_path() const;
 
-  /// Tells those who follow the events of a client that did not get through.
+  /// Tells those who follow the events of a client that did not get through: at most two of an instance
+  /// within 100 ms, and kRefusedEventsMax of the node.
+  static constexpr int kRefusedEventsOfInstance = 2;
+  static constexpr int kRefusedEventsMax = 50;
   void tell_refused(const CloseRecord& record);
 
   // --- What others read.
@@ -222,6 +225,7 @@ class Control {
   void end_way(const std::string& instance_id);
   void take_sources(const Instance& instance);
   void tend_ways();
+  bool may_tell_refused(const std::string& instance_id);
   void explain(const CloseRecord& record);
   void retry_port_ways();
   void publish(std::string_view type, const Instance& instance, const boost::json::object& more = {});
@@ -269,6 +273,9 @@ class Control {
   std::string boot_id_;               // empty until it could be read
   std::size_t processes_unseen_ = 0;  // at the last retry()
   std::chrono::steady_clock::time_point explain_again_{};
+  std::chrono::steady_clock::time_point refused_told_until_{};  // of the counts that follow
+  int refused_told_all_ = 0;
+  std::unordered_map<std::string, int> refused_told_;  // by instance
   bool draining_ = false;
 };
 

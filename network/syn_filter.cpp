@@ -112,8 +112,8 @@ std::vector<sock_filter> make_syn_filter(std::span<const std::uint16_t> ports) {
 
   code.label("tcp");
   code.add(BPF_LD | BPF_W | BPF_LEN, 0);
-  code.add(BPF_ALU | BPF_SUB | BPF_X, 0);
-  code.jump(BPF_JGE, kIpAt + sizeof(tcphdr), "", "pass");
+  code.add(BPF_ALU | BPF_SUB | BPF_K, kIpAt + sizeof(tcphdr));  // no less: the IP header has been there
+  code.jump(BPF_JGE | BPF_X, 0, "", "pass");
   code.add(BPF_LD | BPF_B | BPF_IND, kIpAt + kFlagsAt);
   code.add(BPF_ALU | BPF_AND | BPF_K, TH_SYN | TH_ACK);
   code.jump(BPF_JEQ, TH_SYN, "", "pass");

@@ -24,6 +24,22 @@ void Admission::set_limits(const TrafficLimits& limits) {
 
 std::optional<RejectReason> Admission::ask(const IpAddress& client, Time now) {
   const std::lock_guard lock(mutex_);
+  refill(now);
+  const auto refused = why_not(client);
+  if (refused) return refused;
+  if (limits_.max_new_connections_per_second != 0) new_connections_ -= 1;
+  ++connections_;
+  ++by_source_[source_of(client)];
+  return std::nullopt;
+}
+
+bool Admission::refuses(const IpAddress& client, Time now) {
+  const std::lock_guard lock(mutex_);
+  refill(now);
+  return why_not(client).has_value();
+}
+
+std::optional<RejectReason> Admission::why_not(const IpAddress& client) const {
   const auto contains = [&client](const Cidr& network) { return network.contains(client); };
   if (!limits_.allowed_cidrs.empty() && std::ranges::none_of(limits_.allowed_cidrs, contains)) {
     return RejectReason::kSourceNotAllowed;
@@ -31,16 +47,14 @@ std::optional<RejectReason> Admission::ask(const IpAddress& client, Time now) {
   if (limits_.max_connections != 0 && connections_ >= limits_.max_connections) {
     return RejectReason::kForwardConnectionsMax;
   }
-  const IpAddress source = source_of(client);
   if (limits_.max_connections_per_source != 0) {
-    const auto known = by_source_.find(source);
+    const auto known = by_source_.find(source_of(client));
     if (known != by_source_.end() && known->second >= limits_.max_connections_per_source) {
       return RejectReason::kSourceConnectionsMax;
     }
   }
-  if (!spend_new_connection(now)) return RejectReason::kNewConnectionRate;
-  ++connections_;
-  ++by_source_[source];
+  if (limits_.max_new_connections_per_second != 0 && new_connections_ < 1)
+    return RejectReason::kNewConnectionRate;
   return std::nullopt;
 }
 
@@ -50,15 +64,11 @@ void Admission::enter(const IpAddress& client) {
   ++by_source_[source_of(client)];
 }
 
-bool Admission::spend_new_connection(Time now) {
+void Admission::refill(Time now) {
   const double rate = limits_.max_new_connections_per_second;
-  if (rate == 0) return true;
   const std::chrono::duration<double> elapsed = now - refilled_;
   refilled_ = now;
   new_connections_ = std::min(rate, new_connections_ + elapsed.count() * rate);
-  if (new_connections_ < 1) return false;
-  new_connections_ -= 1;
-  return true;
 }
 
 void Admission::leave(const IpAddress& client) {

@@ -33,13 +33,16 @@ class Admission {
 
   /// Why this client is turned away, or nothing and it is counted until leave().
   std::optional<RejectReason> ask(const IpAddress& client, Time now);
+  /// Whether ask() would say why not, now; nothing is counted.
+  bool refuses(const IpAddress& client, Time now);
   /// Counts a connection that is there already, until leave().
   void enter(const IpAddress& client);
   /// A connection that ask() or enter() counted has ended.
   void leave(const IpAddress& client);
 
  private:
-  bool spend_new_connection(Time now);
+  void refill(Time now);
+  std::optional<RejectReason> why_not(const IpAddress& client) const;
 
   std::atomic<bool> limited_{false};
   std::mutex mutex_;  // protects what follows

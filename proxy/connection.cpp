@@ -474,6 +474,7 @@ void ConnectionSet::relay_from(std::uint32_t index, Side from) {
         if (!slot.relay[other(from)].ended) slot.first_ended = from;
         io_.shutdown(sink.fd, SHUT_WR);
         sink.write_ended = true;
+        slot.active_ns = turn_began_.count();  // the other side has its time from now on
         set_half_closed(index, true);
         schedule(index);
       }
@@ -699,8 +700,8 @@ void ConnectionSet::set_half_closed(std::uint32_t index, bool half_closed) {
 void ConnectionSet::expire_half_closed(const std::function<Nanos(std::size_t)>& limit) {
   const Nanos now = io_.now();
   std::size_t ended = 0;
-  std::size_t moved = 0;
   std::size_t seen = 0;
+  bool unseen = false;
   // Goes on behind the forward that it has stopped at, so that each gets its turn.
   for (std::size_t left = with_half_closed_.size();
        left > 0 && seen < kHalfClosedAtOnce && !with_half_closed_.empty(); --left) {
@@ -721,16 +722,22 @@ void ConnectionSet::expire_half_closed(const std::function<Nanos(std::size_t)>& 
         connections_[oldest].half_closed_seen = now;
         remove(list, &Connection::in_half_closed, oldest);
         append(list, &Connection::in_half_closed, oldest);
-        ++moved;
       } else {
         more = false;
       }
     }
+    unseen = unseen || seen == seen_max;
   }
-  // The rest in the next turn, while there is something to do.
+  // The rest in the next turn.
   half_closed_due_ = with_half_closed_.empty() ? TimerWheel::kNever
-                     : ended + moved > 0       ? now
+                     : ended > 0 || unseen     ? now
                                                : now + kHalfClosedEvery;
+}
+
+bool ConnectionSet::refuses(ServedForward& forward, int downstream) {
+  Endpoint client;
+  if (io_.remote_endpoint(downstream, client) < 0 || !first_plan(forward, client)) return true;
+  return forward.admission.limited() && forward.admission.refuses(client.address(), io_.now());
 }
 
 bool ConnectionSet::replace_of_forward(const ServedForward& forward) {
@@ -738,10 +745,14 @@ bool ConnectionSet::replace_of_forward(const ServedForward& forward) {
 }
 
 bool ConnectionSet::replace_of_session(const ServedForward& forward) {
+  const std::uint64_t own = forward.connections_now();
   const ServedForward* most = heaviest([&](const ServedForward& each) {
-    return each.session == forward.session ? 1 + each.connections_now() : 0;
+    if (each.session != forward.session) return std::uint64_t{0};
+    const std::uint64_t connections = each.connections_now();
+    return connections > own ? connections : 0;
   });
-  return most != nullptr && evict_from(of(*most).half_closed, Nanos::zero());
+  return (most != nullptr && evict_from(of(*most).half_closed, kHalfClosedEvery)) ||
+         replace_of_forward(forward);
 }
 
 bool ConnectionSet::replace_of_heaviest(std::uint64_t kept) {
@@ -829,8 +840,8 @@ std::optional<IpAddress> ConnectionSet::main_source(const ServedForward& forward
   });
   std::size_t have = 0;
   for_each_latest([&](const IpAddress& source) { have += source == candidate ? 1U : 0U; });
-  if (seen < std::min<std::uint64_t>(kSourcesSeenMin, forward.connections_now()) || 2 * have <= seen)
-    return std::nullopt;
+  const std::uint64_t of_worker = forward.connections_now() / forward.worker_count;
+  if (seen < std::min<std::uint64_t>(kSourcesSeenMin, of_worker) || 2 * have <= seen) return std::nullopt;
   return candidate;
 }
 

@@ -104,9 +104,12 @@ class ConnectionSet {
 
   // Of those that have been so for longest, it is the one that has been silent for longest.
 
+  /// start() would turn this client away, as it is now: nobody is to give way to it.
+  bool refuses(ServedForward& forward, int downstream);
   /// One of the forward.
   bool replace_of_forward(const ServedForward& forward);
-  /// One of the forward's session: of that forward which has most connections.
+  /// One of the forward's session: of that forward which has most connections, if it has been silent for a
+  /// second; else of the forward itself.
   bool replace_of_session(const ServedForward& forward);
   /// One of the forward and this client's source address.
   bool replace_of_source(const ServedForward& forward, int downstream);

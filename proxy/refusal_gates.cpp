@@ -288,9 +288,9 @@ void RefusalGates::refused_again(Gate& gate) {
   const Nanos now = io_.now();
   if (!std::exchange(gate.told, true)) {
     const bool in_vain = gate.forward->stats().connections_established == gate.served;
-    gate.in_vain = in_vain ? gate.in_vain + 1 : gate.in_vain / 2;
-    if (gate.in_vain > 0) {
-      gate.open_until = now + std::min<Nanos>(kLetInMax, kLetInMin * (1 << std::min(gate.in_vain - 1, 10U)));
+    gate.in_vain = in_vain ? std::min(gate.in_vain + 1, kInVainMax) : gate.in_vain / 2;
+    if (in_vain) {
+      gate.open_until = now + kLetInMin * (1 << (gate.in_vain - 1));
       gate.due = gate.open_until + kForgetAfter;
     }
   }

@@ -54,7 +54,7 @@ class RefusalGates {
   static constexpr std::chrono::seconds kForgetAfter{3};
   static constexpr std::chrono::seconds kForwardGateMax{60};
   static constexpr std::chrono::milliseconds kLetInMin{100};
-  static constexpr std::chrono::milliseconds kLetInMax{12'800};
+  static constexpr unsigned kInVainMax = 8;  // times that they double: 12.8 s
 
   /// What the worker does for it.
   struct Hooks {

@@ -277,7 +277,10 @@ bool Worker::has_share(int downstream, const ServedForwardPtr& forward) {
   const auto has_most = [&] { return connections_.has_most(*forward, downstream); };
   const std::uint64_t total = total_load();
   const bool may_replace = share_->may_replace(total);
-  switch (share_->ask(total, *forward, has_most)) {
+  const Verdict verdict = share_->ask(total, *forward, has_most);
+  if (verdict != Verdict::kAdmit && connections_.refuses(*forward, downstream))
+    return true;  // it will be told
+  switch (verdict) {
     case Verdict::kAdmit:
       return true;
     case Verdict::kMakeRoom:

@@ -421,6 +421,31 @@ TEST_F(ConnectionsApi, WhatEndedInTheFormerOwnersTimeIsNotTheNextOnes) {
   EXPECT_NE(events->read().value().find("connection.refused"), std::string::npos);
 }
 
+TEST_F(ConnectionsApi, RefusedClientsOfOneInstanceCrowdOutNoOthers) {
+  node.put("vm-2", "bob");
+  const Response other = node.call("POST", "/instances/vm-2/port-forwards", R"({"guest_port": 3000})");
+  const ForwardId others =
+      parse_uuid(std::string(Node::json(other).at("port_forward").at("id").as_string())).value();
+  const auto alices = node.events.subscribe({.key_id = {}, .role = Role::kTenant, .owner = "alice"}, "");
+  const auto bobs = node.events.subscribe({.key_id = {}, .role = Role::kTenant, .owner = "bob"}, "");
+  (void)alices->read();
+  (void)bobs->read();
+  const auto refuse = [&](const ForwardId& id, const std::string& instance) {
+    CloseRecord record{.forward = std::make_shared<ServedForward>(
+                           ForwardRoute{.id = id, .upstream = {}, .instance_id = instance}, 1)};
+    node.control().tell_refused(record);
+  };
+  for (int i = 0; i < 1000; ++i) refuse(forward, "vm-1");
+  refuse(others, "vm-2");
+  EXPECT_NE(bobs->read().value().find("connection.refused"), std::string::npos);
+  std::size_t told = 0;
+  const std::string text = alices->read().value();
+  for (std::size_t at = 0; (at = text.find("event: connection.refused", at)) != std::string::npos; ++at)
+    ++told;
+  EXPECT_GE(told, 1U);
+  EXPECT_LT(told, 100U);
+}
+
 TEST_F(ConnectionsApi, EndsOneOrAll) {
   EXPECT_EQ(node.call("DELETE", path + "/4097").status, 204U);
   EXPECT_EQ(ids(""), (std::vector<std::int64_t>{4096, 8192}));

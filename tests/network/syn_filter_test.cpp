@@ -85,8 +85,8 @@ TEST_F(SynFilter, DropsASynFromAForwardedPortAndNothingElse) {
 }
 
 TEST_F(SynFilter, AFrameThatIsCutOffAnywhereIsLeftToOthers) {
-  for (const std::string& frame :
-       {ipv4(tcp(kPort, TH_SYN), 8), ipv6(tcp(kPort, TH_SYN)), ethernet(0x8100) + std::string("\0\5", 2)}) {
+  for (const std::string& frame : {ipv4(tcp(kPort, TH_SYN), 8), ipv4(tcp(kPort, TH_SYN), 40),
+                                   ipv6(tcp(kPort, TH_SYN)), ethernet(0x8100) + std::string("\0\5", 2)}) {
     for (std::size_t size = 14; size < frame.size(); ++size) {
       EXPECT_EQ(verdict(std::string_view(frame).substr(0, size)), "pass") << size << " of " << frame.size();
     }

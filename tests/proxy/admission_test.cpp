@@ -90,6 +90,17 @@ TEST(Admission, AChangeIsNoRefill) {
   EXPECT_EQ(admission.ask(client, seconds(2)), RejectReason::kNewConnectionRate);
 }
 
+TEST(Admission, ToBeAskedBeforehandCountsNothing) {
+  Admission admission;
+  admission.set_limits({.allowed_cidrs = {}, .max_connections = 2, .max_new_connections_per_second = 1});
+  const IpAddress client = address("198.18.0.7");
+  for (int i = 0; i < 5; ++i) EXPECT_FALSE(admission.refuses(client, seconds(1)));
+  EXPECT_EQ(admission.ask(client, seconds(1)), std::nullopt);
+  EXPECT_TRUE(admission.refuses(client, seconds(1)));
+  EXPECT_EQ(admission.ask(client, seconds(2)), std::nullopt);
+  EXPECT_TRUE(admission.refuses(client, seconds(10)));
+}
+
 TEST(ByteRate, LetsBytesThroughAtItsRate) {
   ByteRate rate;
   EXPECT_EQ(rate.limit(), 0U);

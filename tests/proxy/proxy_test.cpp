@@ -478,14 +478,50 @@ TEST_P(ShortProxyTest, AForwardsConnectionsGiveWayToItsOwnAndTheHeaviestOnesToTh
   ASSERT_TRUE(connect(heavy_port, guest));
   EXPECT_EQ(receive(ends_[1].first), "error");
 
-  // The node has as many as all instances may have: this one's forward with most of them gives one.
-  const auto [other, other_port] = open(guest.endpoint, make_uuid());
-  for (std::size_t i = 0; i < 12; ++i) ASSERT_TRUE(connect(other_port, guest)) << i;
+  // The node has as many as all instances may have: this one's forward with most of them gives one, if that
+  // is silent.
   const auto active = [&](const ForwardId& id) { return proxy_->forward_stats(id)->connections_active; };
-  ASSERT_TRUE(connect(light_port, guest));
+  ends_.erase(ends_.begin());
+  EXPECT_TRUE(await([&, light = light] { return active(light) == 0; }));
+  const auto [other, other_port] = open(guest.endpoint, make_uuid());
+  for (std::size_t i = 0; i < 13; ++i) ASSERT_TRUE(connect(other_port, guest)) << i;
+  EXPECT_TRUE(await([&, port = light_port] { return connect(port, guest); }))
+      << "they have been silent for 1 s";
   EXPECT_TRUE(await([&, heavy = heavy] { return active(heavy) == 34; }));
-  ASSERT_EQ(::send(ends_.front().second.get(), "late", 4, 0), 4);
-  EXPECT_EQ(receive(ends_.front().first), "late");
+}
+
+TEST_P(ShortProxyTest, AFloodOfOneForwardEndsNoDownloadOfItsSibling) {
+  start();
+  const Guest guest;
+  const Uuid session = make_uuid();
+  const auto [heavy, heavy_port] = open(guest.endpoint, session);
+  const auto [light, light_port] = open(guest.endpoint, session);
+  const auto [other, other_port] = open(guest.endpoint, make_uuid());
+  ASSERT_TRUE(connect(light_port, guest));
+  ::shutdown(ends_.front().first.get(), SHUT_WR);
+  ASSERT_EQ(receive(ends_.front().second), "");
+  for (int i = 0; i < 35; ++i) ASSERT_TRUE(connect(heavy_port, guest)) << i;
+  for (int i = 0; i < 12; ++i) ASSERT_TRUE(connect(other_port, guest)) << i;
+  for (int i = 0; i < 20; ++i) EXPECT_FALSE(connect(heavy_port, guest)) << i;
+  EXPECT_EQ(rejected(heavy, RejectReason::kInstanceShare), 20u);
+  ASSERT_EQ(::send(ends_.front().second.get(), "more", 4, MSG_NOSIGNAL), 4);
+  EXPECT_EQ(receive(ends_.front().first), "more");
+}
+
+TEST_P(ShortProxyTest, NobodyGivesWayToAClientThatIsTurnedAwayAnyway) {
+  start();
+  const Guest guest;
+  const auto [id, port] = open(guest.endpoint, make_uuid());
+  open(guest.endpoint, make_uuid());
+  for (int i = 0; i < 48; ++i) {
+    ASSERT_TRUE(connect(port, guest)) << i;
+    ::shutdown(ends_.back().first.get(), SHUT_WR);
+    ASSERT_EQ(receive(ends_.back().second), "");
+  }
+  proxy_->set_limits(id, {.allowed_cidrs = {*Cidr::parse("198.18.0.0/15")}});
+  for (int i = 0; i < 10; ++i) EXPECT_FALSE(connect(port, guest));
+  EXPECT_EQ(rejected(id, RejectReason::kSourceNotAllowed), 10u);
+  EXPECT_EQ(proxy_->forward_stats(id)->connections_active, 48u);
 }
 
 TEST_P(ShortProxyTest, ADownloadThatGoesOnIsNotGivenToAnother) {

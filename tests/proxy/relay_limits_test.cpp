@@ -210,6 +210,25 @@ TEST_P(RelayLimitsSimulated, HalfClosedConnectionsThatMoveBytesCostNoTurnsOfThei
   EXPECT_EQ(rig.stats().connections_active, 300u);
 }
 
+// It was ended a few milliseconds after its FIN, which came after an hour of silence.
+TEST_P(RelayLimitsSimulated, TheTimeOfAHalfClosedConnectionBeginsWithItsFin) {
+  Rig rig(GetParam(), {.connections = {.half_close_timeout = 3600s, .idle_timeout = 0s}});
+  auto [client, guest] = rig.open();
+  client.send("question");
+  ASSERT_TRUE(rig.run_until([&, &guest = guest] { return guest.received() == "question"; }));
+  const auto pass_time = [&](Nanos span) {
+    const Nanos end = rig.world().now() + span;
+    rig.run_until([&] { return rig.world().now() >= end; }, span + 1s);
+  };
+  pass_time(7200s);
+  client.shutdown_write();
+  pass_time(10s);
+  guest.send("answer");
+  EXPECT_TRUE(rig.run_until([&, &client = client] { return client.received() == "answer"; }));
+  pass_time(3605s);
+  EXPECT_TRUE(client.ended());
+}
+
 TEST_P(RelayLimitsSimulated, OneThatTricklesDoesNotShieldThoseBehindIt) {
   const FairShare share(16, 75);
   Rig rig(GetParam(), {.share = &share});
