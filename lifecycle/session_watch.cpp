@@ -117,8 +117,32 @@ void SessionWatch::refresh(const std::string& instance_id) {
   links_->refresh(std::string(session->second.name));  // a copy: the session may end
 }
 
+/// Nothing tells of it but ourselves. Not at once: who ends a session may be about to begin the next one
+/// behind the same interface, or in the middle of other changes.
+void SessionWatch::free_interface(const Session& session) {
+  if (session.index() == 0) return;
+  freed_.insert(session.index());
+  timer_runs_ = true;
+  const itimerspec soon{.it_interval = {.tv_sec = 0, .tv_nsec = kAskAgainNs},
+                        .it_value = {.tv_sec = 0, .tv_nsec = 1}};
+  ::timerfd_settime(timer_.get(), 0, &soon, nullptr);
+}
+
+void SessionWatch::look_at_waiting() {
+  std::vector<std::string> instances;  // what is told may change the sessions
+  for (const int index : std::exchange(freed_, {})) {
+    const auto link = links_->find(index);
+    if (!link || !by_name_.contains(link->name)) continue;
+    // The machine that has gone may have taken the carrier with it, and the message of that be late.
+    links_->refresh(link->name);
+    const auto [first, last] = by_name_.equal_range(link->name);
+    for (auto waiting = first; waiting != last; ++waiting) instances.push_back(waiting->second);
+  }
+  for (const std::string& id : instances) look_again(id);
+}
+
 void SessionWatch::set_timer() {
-  const bool wanted = !unseen_.empty() || links_->unsettled();
+  const bool wanted = !unseen_.empty() || !freed_.empty() || links_->unsettled();
   if (std::exchange(timer_runs_, wanted) == wanted) return;
   const timespec every{.tv_sec = 0, .tv_nsec = wanted ? kAskAgainNs : 0};
   const itimerspec timer{.it_interval = every, .it_value = every};
@@ -128,6 +152,7 @@ void SessionWatch::set_timer() {
 void SessionWatch::on_tick() {
   std::uint64_t ticks = 0;
   (void)::read(timer_.get(), &ticks, sizeof ticks);
+  look_at_waiting();
   if (links_->unsettled()) links_->ask_again();
   for (std::size_t i = std::min(unseen_.size(), kAskedInATick); i > 0 && !unseen_.empty(); --i) {
     auto next = unseen_.upper_bound(last_asked_);
@@ -233,7 +258,9 @@ std::optional<SessionEnd> SessionWatch::set_process(const Instance& instance) {
 
 void SessionWatch::forget(std::string_view instance_id) {
   const auto session = sessions_.extract(std::string(instance_id));
-  if (!session.empty()) remove_from_indices(session.key(), session.mapped());
+  if (session.empty()) return;
+  remove_from_indices(session.key(), session.mapped());
+  free_interface(session.mapped());
 }
 
 void SessionWatch::end(const std::string& instance_id, SessionEnd why) {
@@ -241,6 +268,7 @@ void SessionWatch::end(const std::string& instance_id, SessionEnd why) {
   const auto session = sessions_.extract(instance_id);
   if (session.empty()) return;
   remove_from_indices(session.key(), session.mapped());
+  free_interface(session.mapped());
   callbacks_.on_end(session.key(), why);
 }
 

@@ -9,7 +9,8 @@
 //
 // A session that is not armed goes by its tap's name. It remembers the tap as it was first seen up and
 // without a carrier: a carrier that was lost since then is a machine that has come and gone unseen. What
-// happens to a tap while it is down (`ip link set down`) is its being made, not a machine.
+// happens to a tap while it is down (`ip link set down`) is its being made, not a machine. Where another
+// session has the interface of that name, it waits for that one's end as well.
 //
 // What cannot be seen is not gone: where the kernel refuses to tell of a process or of the links, the
 // sessions stay, and it is asked again, every 100 ms, until it tells.
@@ -133,6 +134,8 @@ class SessionWatch {
   ProcessState start_process(Session& session, const Instance& instance);
   void wait_for_process(const std::string& instance_id, ProcessState state);
   void on_link(const Link& link, bool gone);
+  void free_interface(const Session& session);
+  void look_at_waiting();
   TapLook look_at_tap(const std::string& instance_id, std::string_view tap_name, const TapIdentity& tap,
                       const TapIdentity& idle_tap) const;
   void look_again(const std::string& instance_id);
@@ -142,7 +145,7 @@ class SessionWatch {
   void end(const std::string& instance_id, SessionEnd why);
 
   Fd events_;  // epoll(7)
-  Fd timer_;   // runs while something has to be asked again
+  Fd timer_;   // runs while something has to be asked or looked at again
   bool timer_runs_ = false;
   boost::asio::posix::stream_descriptor loop_descriptor_;  // of the same epoll(7)
   Callbacks callbacks_;
@@ -155,6 +158,7 @@ class SessionWatch {
   std::uint64_t last_key_ = 1;                             // smaller ones are the watch's own
   std::set<std::string> unseen_;                           // instances whose process has to be asked for
   std::string last_asked_;                                 // of those
+  std::set<int> freed_;  // interfaces that a session let go of: others may wait for their names
 };
 
 }  // namespace portway

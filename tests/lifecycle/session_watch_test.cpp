@@ -326,6 +326,45 @@ TEST_F(SessionWatchTest, TwoSessionsAreNeverBehindOneInterface) {
 }
 
 // What a crash would undo must not be told before it is on disk.
+// It stayed without its machine until something else happened to the tap.
+TEST_F(SessionWatchTest, WhoWaitsForATapGetsItWhenTheSessionBehindItEnds) {
+  test::Process vmm({.command = {"sleep", "1000"}});
+  for (const bool by_itself : {true, false}) {
+    told_.clear();
+    add_persistent_tap();
+    const Fd machine = test::hold_tap(*network_, "tap0");
+    run_until_tap_is(TapState::kUp);
+    Instance first = instance("first");
+    if (by_itself) {
+      first.vmm_pid = vmm.pid();
+      ASSERT_TRUE(watch_->identify(first));
+    }
+    ASSERT_FALSE(watch_->watch(first));
+    ASSERT_GT(first.tap_index, 0);
+    Instance next = instance("next");
+    ASSERT_FALSE(watch_->watch(next));
+    EXPECT_EQ(next.tap_index, 0);
+    EXPECT_EQ(watch_->tap_state(next), TapState::kMissing);
+    read_all();
+    EXPECT_TRUE(told_.empty());
+
+    if (by_itself) {
+      vmm.signal(SIGKILL);
+      run_until_told("first vmm_exited");
+    } else {
+      watch_->forget("first");
+      ASSERT_FALSE(watch_->watch(first)) << "its next session comes first";
+      read_all();
+      EXPECT_TRUE(told_.empty());
+      watch_->forget("first");
+    }
+    run_until_told("next armed");
+    watch_->forget("next");
+    network_->ip("link del tap0");
+    read_all();
+  }
+}
+
 TEST_F(SessionWatchTest, KnowsWhichEndsWouldBeFoundAgain) {
   add_persistent_tap();
   Instance waiting = instance("vm");
