@@ -337,11 +337,13 @@ class Daemon {
     reopen_signals_.async_wait([this](boost::system::error_code error, int) {
       if (error) return;
       if (access_log_) {
-        if (auto reopened = access_log_->reopen(); !reopened) {
-          spdlog::error("{}; going on in the old file", reopened.error().detail);
-        } else {
-          spdlog::info("access log reopened");
-        }
+        access_log_->reopen([](const Result<void>& reopened) {
+          if (!reopened) {
+            spdlog::error("{}; going on in the old file", reopened.error().detail);
+          } else {
+            spdlog::info("access log reopened");
+          }
+        });
       }
       wait_for_reopen();
     });

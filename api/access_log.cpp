@@ -109,11 +109,8 @@ void AccessLog::write(const CloseRecord& record) {
   writer_->write(to_json_line(record) + '\n');
 }
 
-Result<void> AccessLog::reopen() {
-  auto file = open_file(path_);
-  if (!file) return file.error();
-  writer_->redirect(std::move(*file));
-  return {};
+void AccessLog::reopen(std::function<void(const Result<void>&)> done) {
+  writer_->reopen([path = path_] { return open_file(path); }, std::move(done));
 }
 
 std::uint64_t AccessLog::dropped() const {

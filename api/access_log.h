@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -35,8 +36,10 @@ class AccessLog {
 
   void write(const CloseRecord& record);
   /// Goes on in a new file of the same path, for who has moved the old one away (logrotate). What is queued
-  /// still goes to the old one, and so does the rest where the new one cannot be opened.
-  Result<void> reopen();
+  /// still goes to the old one, and so does the rest where the new one cannot be opened. The writer's thread
+  /// opens it, since a disk may take its time, and calls `done` then, which must not wait; never once this
+  /// object is destroyed.
+  void reopen(std::function<void(const Result<void>&)> done);
 
   /// Lines lost: the queue was full, or the disk.
   std::uint64_t dropped() const;

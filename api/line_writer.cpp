@@ -42,7 +42,7 @@ bool write_all(int fd, std::string_view bytes) {
 class LineWriter::Core {
  public:
   Core(Fd target, LineWriterOptions options)
-      : options_(std::move(options)), target_(std::make_shared<const Fd>(std::move(target))) {}
+      : options_(std::move(options)), target_(std::make_shared<Target>(std::move(target))) {}
 
   void write(std::string line) {
     const std::lock_guard lock(mutex_);
@@ -58,12 +58,23 @@ class LineWriter::Core {
 
   void redirect(Fd target) {
     const std::lock_guard lock(mutex_);
-    target_ = std::make_shared<const Fd>(std::move(target));
+    target_ = std::make_shared<Target>(std::move(target));
+  }
+
+  void reopen(Open open, Opened done) {
+    const std::lock_guard lock(mutex_);
+    if (target_->open && !target_->opening) return;
+    auto next = std::make_shared<Target>(Fd());
+    next->open = std::move(open);
+    next->done = std::move(done);
+    next->before = target_;
+    target_ = std::move(next);
+    changed_.notify_one();
   }
 
   bool drain(milliseconds timeout) {
     std::unique_lock lock(mutex_);
-    return written_.wait_for(lock, timeout, [this] { return queue_.empty() && !writing_; });
+    return written_.wait_for(lock, timeout, [this] { return is_done(); });
   }
 
   std::uint64_t dropped() const {
@@ -74,9 +85,15 @@ class LineWriter::Core {
   void run() {
     std::unique_lock lock(mutex_);
     for (;;) {
-      changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
-      if (queue_.empty()) break;
-      write_some(lock);
+      changed_.wait(lock, [this] { return stopping_ || !queue_.empty() || target_->open; });
+      if (!queue_.empty()) {
+        write_some(lock);
+      } else if (stopping_) {
+        break;
+      } else {
+        const std::shared_ptr<Target> target = target_;  // it may be another one meanwhile
+        open(*target, lock);
+      }
     }
     ended_ = true;
     written_.notify_all();
@@ -93,10 +110,37 @@ class LineWriter::Core {
   }
 
  private:
+  /// Where lines go. The descriptor is the thread's once it is open.
+  struct Target {
+    explicit Target(Fd target) : file(std::make_shared<const Fd>(std::move(target))) {}
+
+    std::shared_ptr<const Fd> file;
+    Open open = nullptr;  // until it has been called
+    Opened done = nullptr;
+    std::shared_ptr<Target> before = nullptr;  // which is open by the time that this one is opened
+    bool opening = false;
+  };
   struct Line {
     std::string text;
-    std::shared_ptr<const Fd> target;
+    std::shared_ptr<Target> target;
   };
+
+  bool is_done() const { return queue_.empty() && !writing_ && !target_->open; }
+
+  /// `lock` is let go of meanwhile, but for telling what came of it: nobody is told after stop().
+  void open(Target& target, std::unique_lock<std::mutex>& lock) {
+    writing_ = true;
+    target.opening = true;
+    lock.unlock();
+    Result<Fd> opened = target.open();
+    lock.lock();
+    writing_ = false;
+    target.file = opened ? std::make_shared<const Fd>(std::move(*opened)) : target.before->file;
+    target.open = nullptr;
+    target.before.reset();
+    if (!stopping_) target.done(opened ? Result<void>() : Result<void>(opened.error()));
+    if (is_done()) written_.notify_all();
+  }
 
   void pop() {
     bytes_ -= queue_.front().text.size();
@@ -105,7 +149,8 @@ class LineWriter::Core {
 
   /// As many lines as one write(2) of a pipe takes as a whole, at least one. `lock` is let go of meanwhile.
   void write_some(std::unique_lock<std::mutex>& lock) {
-    const std::shared_ptr<const Fd> target = queue_.front().target;
+    const std::shared_ptr<Target> target = queue_.front().target;
+    if (target->open) return open(*target, lock);
     const std::uint64_t told = options_.lost_note ? untold_ : 0;
     std::string text = told > 0 ? options_.lost_note(told) : std::string();
     std::uint64_t lines = 0;
@@ -117,7 +162,7 @@ class LineWriter::Core {
     }
     writing_ = true;
     lock.unlock();
-    const bool done = write_all(target->get(), text);
+    const bool done = write_all(target->file->get(), text);
     lock.lock();
     writing_ = false;
     if (done) {
@@ -126,7 +171,7 @@ class LineWriter::Core {
       dropped_ += lines;
       untold_ += lines;
     }
-    if (queue_.empty()) written_.notify_all();
+    if (is_done()) written_.notify_all();
   }
 
   const LineWriterOptions options_;
@@ -134,11 +179,11 @@ class LineWriter::Core {
   std::condition_variable changed_;
   std::condition_variable written_;  // or ended
   std::deque<Line> queue_;
-  std::size_t bytes_ = 0;             // in it
-  std::shared_ptr<const Fd> target_;  // of the next line
+  std::size_t bytes_ = 0;           // in it
+  std::shared_ptr<Target> target_;  // of the next line
   std::uint64_t dropped_ = 0;
   std::uint64_t untold_ = 0;  // of those: no note has been written yet
-  bool writing_ = false;
+  bool writing_ = false;      // or opening
   bool stopping_ = false;
   bool ended_ = false;
 };
@@ -179,6 +224,10 @@ void LineWriter::write(std::string line) {
 
 void LineWriter::redirect(Fd target) {
   core_->redirect(std::move(target));
+}
+
+void LineWriter::reopen(Open open, Opened done) {
+  core_->reopen(std::move(open), std::move(done));
 }
 
 bool LineWriter::drain(milliseconds timeout) {

@@ -43,6 +43,13 @@ class LineWriter {
 
   /// The lines from now on go there; those in the queue still go where they were meant to.
   void redirect(Fd target);
+  /// The same to what `open` returns, which the writer's thread calls, since it may wait: once what was
+  /// queued before is written. Where it fails the lines go where they went before. `done` is told what came
+  /// of it, on that thread; it must not wait nor call this writer. A repeated call that finds the first one
+  /// waiting is the same one. Neither is called any more once the writer is destroyed.
+  using Open = std::function<Result<Fd>()>;
+  using Opened = std::function<void(const Result<void>&)>;
+  void reopen(Open open, Opened done);
 
   /// Waits until everything is written; false when `timeout` has passed before.
   bool drain(std::chrono::milliseconds timeout);

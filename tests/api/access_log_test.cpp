@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -72,6 +73,11 @@ class AccessLogTest : public testing::Test {
   ~AccessLogTest() override { std::filesystem::remove_all(directory_); }
 
   std::string path() const { return directory_ + "/access.log"; }
+  static Result<void> reopen(AccessLog& log) {
+    std::promise<Result<void>> reopened;
+    log.reopen([&reopened](const Result<void>& result) { reopened.set_value(result); });
+    return reopened.get_future().get();
+  }
   static std::vector<std::string> lines(const std::string& path) {
     std::vector<std::string> all;
     std::ifstream file(path);
@@ -104,7 +110,7 @@ TEST_F(AccessLogTest, GoesOnInANewFileWhenReopened) {
     log->write(record(1));
     std::filesystem::rename(path(), moved);
     log->write(record(2));
-    ASSERT_TRUE(log->reopen());
+    log->reopen([](const Result<void>&) {});
     log->write(record(3));
   }
   EXPECT_EQ(lines(moved).size(), 2u);
@@ -116,8 +122,11 @@ TEST_F(AccessLogTest, GoesOnInTheOldFileWhereANewOneCannotBeOpened) {
   const auto log = AccessLog::open(path()).value();
   std::filesystem::rename(path(), path() + ".1");
   std::filesystem::create_directory(path());
-  EXPECT_FALSE(log->reopen());
+  EXPECT_FALSE(reopen(*log));
   log->write(record(1));
+  EXPECT_FALSE(reopen(*log));
+  EXPECT_EQ(lines(path() + ".1").size(), 1u);
+  EXPECT_EQ(log->dropped(), 0u);
 }
 
 TEST_F(AccessLogTest, RefusesAPathThatCannotBeWritten) {
@@ -137,7 +146,7 @@ TEST_F(AccessLogTest, DoesNotWaitForTheReaderOfAFifo) {
   for (int i = 0; i < 20'000; ++i) log->write(record());
   EXPECT_GT(log->dropped(), 0U);
   reader.reset();
-  EXPECT_FALSE(log->reopen());
+  EXPECT_FALSE(reopen(*log));
 }
 
 TEST_F(AccessLogTest, CountsWhatTheDiskRefuses) {

@@ -10,6 +10,7 @@
 #include <array>
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <map>
 #include <sstream>
 #include <string>
@@ -187,6 +188,39 @@ TEST(LineWriter, WritesWhatIsQueuedToWhereItWasMeantToGo) {
   writer.reset();
   reader.join();
   EXPECT_THAT(lines, ElementsAre("one", "two"));
+  EXPECT_THAT(read_lines(second.read), ElementsAre("three"));
+}
+
+// A disk that hangs at open(2) held up whoever asked for it.
+TEST(LineWriter, NobodyWaitsForATargetThatTakesItsTimeToOpen) {
+  Ends first = make_pipe();
+  Ends second = make_pipe();
+  auto writer = LineWriter::start(std::move(first.write), {.end_wait = 20s}).value();
+  std::promise<void> asked;
+  std::promise<void> goes_on;
+  int told = 0;
+  const auto done = [&](const Result<void>& opened) { told += opened ? 1 : 100; };
+  writer->write("one\n");
+  writer->reopen(
+      [&]() -> Result<Fd> {
+        asked.set_value();
+        goes_on.get_future().wait();
+        return Error{.code = ErrorCode::kInvalidConfig, .detail = "not today"};
+      },
+      done);
+  writer->write("two\n");
+  asked.get_future().wait();
+  // Again while it hangs, twice: of those the last one's is the same as the first one's.
+  writer->reopen([&]() -> Result<Fd> { return std::move(second.write); }, done);
+  writer->reopen([&]() -> Result<Fd> { return Fd(); }, done);
+  writer->write("three\n");
+  EXPECT_FALSE(writer->drain(0s));
+  goes_on.set_value();
+  EXPECT_TRUE(writer->drain(20s));
+  EXPECT_EQ(told, 101);
+  EXPECT_EQ(writer->dropped(), 0U);
+  writer.reset();
+  EXPECT_THAT(read_lines(first.read), ElementsAre("one", "two"));
   EXPECT_THAT(read_lines(second.read), ElementsAre("three"));
 }
 
