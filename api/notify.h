@@ -5,7 +5,8 @@
 
 namespace portway {
 
-/// "READY=1", "STOPPING=1", ... False when systemd does not take it now: say it again later. Does not wait.
+/// "READY=1", "STOPPING=1", ... False when systemd does not take it now, or no socket can be had: say it
+/// again later. Does not wait.
 bool notify(std::string_view state);
 
 }  // namespace portway
