@@ -366,26 +366,26 @@ void ConnectionSet::find_urgent() {
 
 void ConnectionSet::run() {
   if (!perhaps_urgent_.empty()) find_urgent();
-  running_.swap(run_queue_);
-  if (running_.empty()) return;
+  if (run_queue_.empty()) return;
   turn_began_ = io_.now();
-  // Messages first; and where there are any, bulk streams get only a little between two of them.
-  const auto bulk = std::partition(running_.begin(), running_.end(),
-                                   [this](std::uint32_t index) { return !is_bulk(index); });
-  const auto streams = static_cast<std::size_t>(running_.end() - bulk);
-  budget_ = bulk != running_.begin()
+  // Messages first, and streams in their order: those that had to wait are in front.
+  for (const std::uint32_t index : run_queue_) (is_bulk(index) ? streams_ : messages_).push_back(index);
+  run_queue_.clear();
+  // Where there are messages, a stream gets only a little between two of them.
+  budget_ = !messages_.empty()
                 ? kRelayShareBesideMessages
-                : std::max<std::size_t>(kRelayBudgetBytes / streams, PipePool::kPipeSize);
+                : std::max<std::size_t>(kRelayBudgetBytes / streams_.size(), PipePool::kPipeSize);
   const auto advance_queued = [this](std::uint32_t index) {
     connections_[index].queued = false;
     advance(index);
   };
-  std::for_each(running_.begin(), bulk, advance_queued);
+  for (const std::uint32_t index : messages_) advance_queued(index);
   turn_bytes_ = 0;  // messages, however large, take nothing from the streams' budget
-  auto next = bulk;
-  for (; next != running_.end() && turn_bytes_ < kRelayBudgetBytes; ++next) advance_queued(*next);
-  run_queue_.insert(run_queue_.begin(), next, running_.end());  // the first of the next turn's streams
-  running_.clear();
+  auto next = streams_.begin();
+  for (; next != streams_.end() && turn_bytes_ < kRelayBudgetBytes; ++next) advance_queued(*next);
+  run_queue_.insert(run_queue_.begin(), next, streams_.end());  // the first of the next turn's streams
+  messages_.clear();
+  streams_.clear();
 }
 
 /// Has nothing to move but what is spliced.

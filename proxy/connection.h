@@ -208,7 +208,8 @@ class ConnectionSet {
   UpstreamOpener upstream_;
   TimerWheel timers_;
   std::vector<std::uint32_t> run_queue_;
-  std::vector<std::uint32_t> running_;                          // the queue being worked off
+  std::vector<std::uint32_t> messages_;                         // of the queue being worked off: not bulk
+  std::vector<std::uint32_t> streams_;                          // of it: bulk
   Nanos turn_began_{0};                                         // run() was called
   std::size_t budget_ = kRelayBudgetBytes;                      // of each direction in this turn
   std::uint64_t turn_bytes_ = 0;                                // moved in this turn by streams

@@ -374,6 +374,44 @@ TEST_P(RelayLimits, BulkStreamsGoOnBesideMessagesThatFillATurn) {
   bulk.client.reset();
 }
 
+// Those that had to wait were promised the front of the next turn, and were shuffled there.
+TEST_P(RelayLimitsSimulated, StreamsBesideMessagesTakeTheirTurnsInOrder) {
+  Rig rig(GetParam(),
+          {.network = {
+               .latency = 1us, .receive_buffer = 16 * kMiB, .send_buffer = 16 * kMiB, .segment = 64 * kKiB}});
+  const std::vector<Rig::Pair> streams = open_bulk(rig, 64);
+  std::vector<Rig::Pair> pingers;
+  for (int i = 0; i < 64; ++i) {
+    pingers.push_back(rig.open());
+    pingers.back().guest.echo();
+  }
+  const auto spliced = [](const Rig::Pair& stream) { return stream.guest.received_bytes() > kMiB; };
+  ASSERT_TRUE(rig.run_until([&] { return std::ranges::all_of(streams, spliced); }));
+  std::vector<std::uint64_t> moved(streams.size());
+  std::vector<int> moved_at(streams.size());
+  int longest = 0;
+  for (int turn = 0; turn < 500; ++turn) {
+    for (const Rig::Pair& pinger : pingers) pinger.client.send("x");
+    for (const Rig::Pair& stream : streams) stream.client.pump();
+    rig.turn();
+    for (std::size_t i = 0; i < streams.size(); ++i) {
+      streams[i].guest.pump();
+      if (const std::uint64_t now = streams[i].guest.received_bytes(); now != moved[i]) {
+        moved[i] = now;
+        moved_at[i] = turn;
+      }
+      longest = std::max(longest, turn - moved_at[i]);
+    }
+  }
+  EXPECT_LE(longest, 4) << "turns that a stream had to wait";
+  const auto [least, most] = std::ranges::minmax(moved);
+  EXPECT_LT(most, 2 * least);
+  for (const Rig::Pair& stream : streams) {
+    EXPECT_TRUE(stream.guest.intact());
+    stream.client.reset();
+  }
+}
+
 TEST_P(RelayLimits, BulkStreamsShareAlike) {
   Rig rig(GetParam(), {.network = {.latency = 1us, .receive_buffer = 16 * kMiB, .send_buffer = 16 * kMiB}});
   const std::vector<Rig::Pair> pairs = open_bulk(rig, 4);
