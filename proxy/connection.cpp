@@ -16,7 +16,8 @@ namespace {
 
 // How often a side that is to be reset is asked whether it has acknowledged everything, and for how long at
 // most: a client that reads nothing must not hold a slot for ever.
-constexpr Nanos kResetPoll = std::chrono::milliseconds(4);
+constexpr Nanos kResetPollMin = std::chrono::milliseconds(4);
+constexpr Nanos kResetPollMax = std::chrono::milliseconds(250);
 constexpr Nanos kResetDeliveryMax = std::chrono::seconds(10);
 
 // Half-closed connections are looked at once a second; so many of them in a turn.
@@ -549,7 +550,9 @@ void ConnectionSet::advance_resetting(std::uint32_t index) {
   if (delivered || now >= connection.reset_deadline) {
     terminate(index, connection.cause.side, connection.cause.how, true, true);
   } else {
-    timers_.set(index, now + kResetPoll);  // no event tells of an acknowledgement
+    // No event tells of an acknowledgement. The longer nothing has moved, the less often it is asked for.
+    const Nanos still = now - Nanos(slot.active_ns);
+    timers_.set(index, now + std::clamp<Nanos>(still / 8, kResetPollMin, kResetPollMax));
   }
 }
 

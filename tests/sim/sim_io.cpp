@@ -335,6 +335,7 @@ int SimIo::listen_again(int fd) {
 }
 
 int SimIo::unacknowledged(int fd) {
+  ++asked_unacknowledged_;
   return socket_of(fd).unacknowledged();
 }
 

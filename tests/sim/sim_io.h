@@ -69,6 +69,8 @@ class SimIo final : public Io {
   /// The `nth` call of this kind from now on, the first being 1, fails with `error`, as do the `times` - 1
   /// after it.
   void fail(Call call, std::uint64_t nth, int error, std::uint64_t times = 1);
+  /// How often unacknowledged() was asked.
+  std::uint64_t asked_unacknowledged() const { return asked_unacknowledged_; }
   /// True when fail() has had its effect, at least once.
   bool failed(Call call) const { return planned(call).hit; }
   /// At most this many descriptors: -EMFILE beyond.
@@ -192,6 +194,7 @@ class SimIo final : public Io {
   SimNetwork& network_;
   SimFaults faults_;
   std::array<PlannedFailure, kCalls> planned_;
+  std::uint64_t asked_unacknowledged_ = 0;
   std::size_t descriptors_max_ = SIZE_MAX;
   std::size_t pipe_slots_max_ = SIZE_MAX;
   std::vector<PortRange> local_ports_;
