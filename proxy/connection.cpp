@@ -114,6 +114,13 @@ bool is_reset(int error) {
   return error == ECONNRESET || error == EPIPE;
 }
 
+/// What ended an established connection, by the error that this side's socket told.
+CloseCause cause_of(Side side, int error) {
+  if (is_silence(error)) return {close_side(side), CloseHow::kKeepaliveTimeout};
+  if (error == ENOMEM || error == ENOBUFS) return {CloseSide::kNode, CloseHow::kResources};
+  return {close_side(side), CloseHow::kReset};
+}
+
 std::uint64_t elapsed_us(std::int64_t from_ns, std::int64_t to_ns) {
   return static_cast<std::uint64_t>(std::max<std::int64_t>(0, to_ns - from_ns) / 1000);
 }
@@ -239,13 +246,16 @@ void ConnectionSet::reject(int downstream, const ServedForwardPtr& forward, Reje
   io_.close_with_reset(downstream);
 }
 
-/// False where the socket, which is new and empty, does not take it.
-bool ConnectionSet::send_proxy_header(const ConnectionSlot& slot) {
+/// 0, or the errno with which the socket, which is new and empty, does not take it as a whole.
+int ConnectionSet::send_proxy_header(const ConnectionSlot& slot) {
   Endpoint destination;
-  if (io_.local_endpoint(slot.socket[kDownstream].fd, destination) < 0) return false;
+  if (const int result = io_.local_endpoint(slot.socket[kDownstream].fd, destination); result < 0)
+    return -result;
   const ProxyHeader header = proxy_header(to_endpoint(slot.client), destination);
-  return io_.send(slot.socket[kUpstream].fd, header.bytes.data(), header.size, MSG_NOSIGNAL) ==
-         static_cast<std::ptrdiff_t>(header.size);
+  const std::ptrdiff_t sent =
+      io_.send(slot.socket[kUpstream].fd, header.bytes.data(), header.size, MSG_NOSIGNAL);
+  if (sent < 0) return static_cast<int>(-sent);
+  return sent == static_cast<std::ptrdiff_t>(header.size) ? 0 : ENOBUFS;
 }
 
 void ConnectionSet::advance_connecting(std::uint32_t index) {
@@ -263,9 +273,14 @@ void ConnectionSet::advance_connecting(std::uint32_t index) {
   }
   if (!upstream.writable) return;
   ServedForward& forward = *connections_[index].forward;
-  if (slot.source == SourcePlan::kProxyV2 && !send_proxy_header(slot)) {
-    terminate(index, CloseSide::kNode, CloseHow::kResources, true, true);
-    return;
+  if (slot.source == SourcePlan::kProxyV2) {
+    if (const int error = send_proxy_header(slot); error != 0) {
+      const CloseCause cause =
+          is_reset(error) ? cause_of(kUpstream, error) : CloseCause{CloseSide::kNode, CloseHow::kResources};
+      connections_[index].error = static_cast<std::int16_t>(error);
+      terminate(index, cause.side, cause.how, true, true);
+      return;
+    }
   }
   counters_.sources[static_cast<std::size_t>(slot.source)].add();
   slot.connected_ns = slot.active_ns = io_.now().count();
@@ -531,7 +546,7 @@ void ConnectionSet::on_reset(std::uint32_t index, Side side) {
   ConnectionSlot& slot = table_[index];
   Connection& connection = connections_[index];
   const int error = slot.socket[side].error;
-  connection.cause = {close_side(side), is_silence(error) ? CloseHow::kKeepaliveTimeout : CloseHow::kReset};
+  connection.cause = cause_of(side, error);
   connection.error = static_cast<std::int16_t>(error);
   for (const Side from : kSides) slot.relay[from].ended = true;
   set_half_closed(index, false);

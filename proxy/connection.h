@@ -155,7 +155,7 @@ class ConnectionSet {
   Client client_of(int downstream);
   void reject(int downstream, const ServedForwardPtr& forward, RejectReason reason, const Client& client);
   void connect(std::uint32_t index, int device);
-  bool send_proxy_header(const ConnectionSlot& slot);
+  int send_proxy_header(const ConnectionSlot& slot);
   void on_events(std::uint32_t index, Side side, std::uint32_t events);
   void find_urgent();
   bool is_bulk(std::uint32_t index) const;

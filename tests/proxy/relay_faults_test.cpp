@@ -115,6 +115,27 @@ TEST_P(RelayFaults, WhicheverCallFailsNothingLeaksAndNoEndIsALie) {
   EXPECT_GT(unharmed, 0u);
 }
 
+TEST(RelayFaultCauses, WantOfMemoryIsTheNodesAndNoPeersReset) {
+  for (const int error : {ENOMEM, ENOBUFS}) {
+    Rig rig(Backend::kSim);
+    const auto [client, guest] = rig.open();
+    rig.sim()->fail(Call::kRecv, 1, error);
+    client.send("hello");
+    EXPECT_TRUE(rig.run_until([&] { return rig.stats().connections_active == 0; }));
+    EXPECT_EQ(rig.closed(CloseSide::kNode, CloseHow::kResources), 1u);
+  }
+}
+
+TEST(RelayFaultCauses, AGuestThatResetsBeforeItsProxyHeaderIsTheOneThatDid) {
+  for (const int error : {ECONNRESET, EPIPE}) {
+    Rig rig(Backend::kSim, {.source = SourcePlan::kProxyV2});
+    rig.sim()->fail(Call::kSend, 1, error);
+    Peer& client = rig.connect();
+    EXPECT_TRUE(rig.run_until([&] { return client.was_reset(); }));
+    EXPECT_EQ(rig.closed(CloseSide::kGuest, CloseHow::kReset), 1u);
+  }
+}
+
 TEST(RelayRoughDay, EverythingArrivesHoweverTheKernelUsesItsFreedom) {
   for (std::uint64_t seed = 1; seed <= 50 && !testing::Test::HasFailure(); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
