@@ -516,6 +516,11 @@ int main(int argc, char** argv) {
   app.add_flag("--check", arguments.check,
                "Only read the configuration: exits with 0 when it is good, else with 2");
   app.set_version_flag("--version", "portwayd " PORTWAY_VERSION);
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0
+                                : portway::kExitBadConfig;  // help or version; else what was not understood
+  }
   return portway::run(arguments, log);
 }

@@ -1,5 +1,7 @@
 #include "client/command_line.h"
 
+#include <fmt/ranges.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <limits>
@@ -116,12 +118,34 @@ class CommandLine {
       app_.exit(error, console.out, console.err);  // help or version
       return Exit::kDone;
     }
+    const CLI::App& inner = innermost();
     std::string path;
-    for (const CLI::App* app = &innermost(); app != nullptr; app = app->get_parent()) {
+    for (const CLI::App* app = &inner; app != nullptr; app = app->get_parent()) {
       path.insert(0, app->get_name() + " ");
     }
-    console.err << "portway: " << error.what() << "\nSee " << path << "--help.\n";
+    console.err << "portway: "
+                << (lacks_command(inner) ? what_command(inner, path) : std::string(error.what())) << "\nSee "
+                << path << "--help.\n";
     return Exit::kUsage;
+  }
+
+  static bool lacks_command(const CLI::App& app) {
+    return app.get_require_subcommand_min() > 0 && app.get_subcommands().empty();
+  }
+
+  /// CLI11 only says that a subcommand is required.
+  std::string what_command(const CLI::App& app, const std::string& path) const {
+    std::vector<std::string> names;
+    for (const CLI::App* each : app.get_subcommands(nullptr)) {
+      if (!each->get_group().empty()) names.push_back(each->get_name());
+    }
+    const std::vector<std::string> unknown = app_.remaining(true);
+    if (!unknown.empty() && unknown.front().starts_with('-'))
+      return fmt::format("There is no option {}.", unknown.front());
+    const std::string problem = unknown.empty()
+                                    ? "Give a command"
+                                    : fmt::format("There is no command \"{}{}\"", path, unknown.front());
+    return fmt::format("{}: {}.", problem, fmt::join(names, ", "));
   }
 
   CLI::App app_{std::string(kDescription)};

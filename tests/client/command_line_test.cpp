@@ -71,6 +71,17 @@ TEST(CommandLine, RefusesWhatItDoesNotKnowAndNamesTheHelp) {
               HasSubstr("See portway forwards create --help."));
 }
 
+TEST(CommandLine, NamesTheCommandsThatThereAre) {
+  EXPECT_THAT(run_portway({"dance"}).err, HasSubstr("There is no command \"portway dance\": "));
+  EXPECT_THAT(run_portway({"--output", "json", "dance"}).err, HasSubstr("\"portway dance\""));
+  EXPECT_THAT(run_portway({"--tempo", "fast", "dance"}).err, HasSubstr("There is no option --tempo."));
+  const std::string instances = run_portway({"instances", "dance"}).err;
+  EXPECT_THAT(instances, HasSubstr("There is no command \"portway instances dance\": "));
+  EXPECT_THAT(instances, HasSubstr("list"));
+  EXPECT_THAT(run_portway({"instances"}).err, HasSubstr("Give a command: "));
+  EXPECT_THAT(run_portway({}).err, HasSubstr("instances"));
+}
+
 TEST(CommandLine, HasHelpForEveryCommandAndItsParameters) {
   for (const Command& command : commands()) {
     std::vector<std::string> words = {std::string(command.noun)};

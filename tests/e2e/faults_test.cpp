@@ -50,6 +50,19 @@ class FaultsTest : public testing::Test {
   std::unique_ptr<GuestNetwork> network_;
 };
 
+// It exited with what its parser calls the error, 109.
+TEST(CommandLineOfTheDaemon, AnUnknownFlagIsAConfigurationThatIsWrong) {
+  const auto run = [](std::vector<std::string> words) {
+    words.insert(words.begin(), PORTWAY_DAEMON);
+    Process daemon({.command = std::move(words)});
+    return daemon.wait(std::chrono::seconds(10));
+  };
+  EXPECT_EQ(run({"--nonsense"}), 2);
+  EXPECT_EQ(run({"--config"}), 2);
+  EXPECT_EQ(run({"--version"}), 0);
+  EXPECT_EQ(run({"--help"}), 0);
+}
+
 TEST_F(FaultsTest, FallsBackToEpollAndSaysWhyWhereIoUringIsRefused) {
   Daemon daemon(*network_, {.deny_io_uring = true});
   daemon.put_instance("vm-1");
