@@ -19,8 +19,9 @@ namespace portway {
 struct Invocation;
 struct Console;
 
-/// Where an argument goes in the request.
-enum class Place : std::uint8_t { kLocal, kPath, kBody, kQuery, kHeader };
+/// Where an argument goes in the request. kBodyNull: each value, "max-connections", is the name of a body
+/// parameter without its dashes, whose field becomes null.
+enum class Place : std::uint8_t { kLocal, kPath, kBody, kBodyNull, kQuery, kHeader };
 
 enum class Kind : std::uint8_t {
   kText,

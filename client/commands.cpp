@@ -74,6 +74,14 @@ const std::array<Parameter, 6> kTraffic = {
               .place = Place::kBody,
               .field = "source_mode"}};
 
+const Parameter kNoLimit{.name = "--no-limit",
+                         .help = "Take this limit away; repeatable.",
+                         .value = "LIMIT",
+                         .place = Place::kBodyNull,
+                         .repeatable = true,
+                         .choices = {"allowed-cidr", "max-connections", "max-per-source",
+                                     "max-new-per-second", "max-bytes-per-second"}};
+
 const Parameter kUpdates{.name = "--count",
                          .help = "End after this many; without it, runs until interrupted.",
                          .kind = Kind::kCount,
@@ -228,7 +236,7 @@ std::vector<Command> forward_commands() {
            "Change a forward in place; its ports stay. Limits that an admin has set (admin_limits) are "
            "the admin's to change.",
        .parameters = {kInstance, kForward, kLabel, kTraffic[0], kTraffic[1], kTraffic[2], kTraffic[3],
-                      kTraffic[4], kTraffic[5]},
+                      kTraffic[4], kTraffic[5], kNoLimit},
        .method = "PATCH",
        .path = "/instances/{INSTANCE}/port-forwards/{FORWARD}",
        .envelope = "port_forward",

@@ -1,10 +1,13 @@
 #include "client/request.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <boost/json/array.hpp>
 #include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
 #include <cassert>
+#include <optional>
 #include <ostream>
 #include <utility>
 
@@ -29,6 +32,33 @@ json::value body_value(const Parameter& parameter, const Arguments& arguments) {
     return *number;
   }
   return json::string(arguments.text(parameter.name));
+}
+
+/// The parameter that a value of Place::kBodyNull names.
+const Parameter& parameter_of(const Command& command, std::string_view name) {
+  const auto found = std::ranges::find_if(command.parameters, [&](const Parameter& each) {
+    return each.name.starts_with("--") && each.name.substr(2) == name;
+  });
+  assert(found != command.parameters.end());
+  return *found;
+}
+
+/// What the arguments say together makes no sense.
+std::optional<Failure> why_not(const Command& command, const Arguments& arguments) {
+  bool changes = false;
+  for (const Parameter& parameter : command.parameters) {
+    if (!arguments.has(parameter.name)) continue;
+    changes = changes || parameter.place == Place::kBody || parameter.place == Place::kBodyNull;
+    if (parameter.place != Place::kBodyNull) continue;
+    for (const std::string& name : arguments.all(parameter.name)) {
+      if (!arguments.has(parameter_of(command, name).name)) continue;
+      return Failure{Exit::kUsage, fmt::format("--{0} sets what {1} {0} takes away.", name, parameter.name),
+                     "Give one of them."};
+    }
+  }
+  if (changes || command.method != "PATCH") return std::nullopt;
+  return Failure{Exit::kUsage, "There is nothing to change.",
+                 fmt::format("See portway {} --help for what can be changed.", command.full_name())};
 }
 
 /// The command's path with the arguments in place of "{NAME}".
@@ -116,6 +146,10 @@ HttpRequest make_request(const Command& command, const Arguments& arguments, std
     if (!arguments.has(parameter.name)) continue;
     if (parameter.place == Place::kQuery) add_query(parameter.field, arguments.text(parameter.name));
     if (parameter.place == Place::kBody) body[parameter.field] = body_value(parameter, arguments);
+    if (parameter.place == Place::kBodyNull) {
+      for (const std::string& name : arguments.all(parameter.name))
+        body[parameter_of(command, name).field] = nullptr;
+    }
     if (parameter.place == Place::kHeader) {
       request.headers.emplace_back(parameter.field, arguments.text(parameter.name));
     }
@@ -173,6 +207,7 @@ Failure refusal(const HttpAnswer& answer, const HttpOptions& options) {
 
 Outcome<void> run_request(const Invocation& invocation, Console& console) {
   const Command& command = *invocation.command;
+  if (auto mistake = why_not(command, invocation.arguments)) return *mistake;
   const auto client = make_client(invocation, console);
   if (!client) return client.error();
   const auto answer = fetch(*client, command, invocation.arguments);

@@ -68,6 +68,29 @@ TEST(Request, KeepsALabelThatLooksLikeANumberAString) {
   EXPECT_THAT(server.requests(), ElementsAre(EndsWith(R"("label":"8080"})")));
 }
 
+TEST(Request, TakesLimitsAway) {
+  OneAnswer server(http_answer(200, R"({"port_forward":{"id":"f-1"}})"));
+  const ClientRun run = server.run({"forwards", "update", "vm-1", "f-1", "--max-connections", "5",
+                                    "--no-limit", "allowed-cidr", "--no-limit", "max-per-source"});
+  EXPECT_EQ(run.exit, 0) << run.err;
+  EXPECT_THAT(server.requests(),
+              ElementsAre(EndsWith(
+                  R"({"max_connections":5,"allowed_cidrs":null,"max_connections_per_source":null})")));
+}
+
+TEST(Request, AnUpdateThatMakesNoSenseIsNotSent) {
+  OneAnswer server(http_answer(200, R"({"port_forward":{"id":"f-1"}})"));
+  const ClientRun nothing = server.run({"forwards", "update", "vm-1", "f-1"});
+  EXPECT_EQ(nothing.exit, 2);
+  EXPECT_THAT(nothing.err, HasSubstr("nothing to change"));
+  const ClientRun both = server.run(
+      {"forwards", "update", "vm-1", "f-1", "--max-connections", "5", "--no-limit", "max-connections"});
+  EXPECT_EQ(both.exit, 2);
+  EXPECT_THAT(both.err, HasSubstr("--max-connections sets what --no-limit max-connections takes away"));
+  EXPECT_EQ(server.run({"forwards", "update", "vm-1", "f-1", "--no-limit", "speed"}).exit, 2);
+  EXPECT_THAT(server.requests(), IsEmpty());
+}
+
 TEST(Request, NamesTheSessionThatIsMeant) {
   OneAnswer server(http_answer(200, R"({"instance":{"id":"vm-1"}})"));
   server.run({"instances", "stop", "vm-1", "--session-id", "s-1"});
