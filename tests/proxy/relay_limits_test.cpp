@@ -404,7 +404,7 @@ TEST_P(RelayLimits, BulkStreamsGoOnBesideMessagesThatFillATurn) {
 TEST_P(RelayLimitsSimulated, StreamsBesideMessagesTakeTheirTurnsInOrder) {
   Rig rig(GetParam(),
           {.network = {
-               .latency = 1us, .receive_buffer = 16 * kMiB, .send_buffer = 16 * kMiB, .segment = 64 * kKiB}});
+               .latency = 1us, .receive_buffer = 1 * kMiB, .send_buffer = 1 * kMiB, .segment = 64 * kKiB}});
   const std::vector<Rig::Pair> streams = open_bulk(rig, 64);
   std::vector<Rig::Pair> pingers;
   for (int i = 0; i < 64; ++i) {
