@@ -973,7 +973,7 @@ void Control::tell_refused(const CloseRecord& record) {
   explain(record);
   const Forward* forward = registry_.find_forward(record.forward->route.id);
   // Records come a little late: it may be another owner's by now.
-  if (forward == nullptr || record.ended_at < record.forward->session->owned_since) return;
+  if (forward == nullptr || record.is_former_owners()) return;
   if (!may_tell_refused(forward->instance_id)) return;
   publish("connection.refused", *registry_.find_instance(forward->instance_id), *forward,
           {{"client", to_string(to_endpoint(record.client))},

@@ -161,10 +161,10 @@ class Control {
   /// the way.
   std::size_t instances_without_return_path() const;
 
-  /// Tells those who follow the events of a client that did not get through: at most two of an instance
-  /// within 100 ms, and kRefusedEventsMax of the node.
+  /// Within 100 ms.
   static constexpr int kRefusedEventsOfInstance = 2;
   static constexpr int kRefusedEventsMax = 50;
+  /// Tells those who follow the events of a client that did not get through, within these limits.
   void tell_refused(const CloseRecord& record);
 
   // --- What others read.

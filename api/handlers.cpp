@@ -577,9 +577,7 @@ Result<Response> Api::list_connections(const Call& call) {
     // Only the last ones of the node are remembered: no pages.
     const bool all = call.caller.role == Role::kAdmin;
     const auto wanted = [&](const CloseRecord& record) {
-      // What ended before the instance was its owner's is the former one's.
-      return record.forward->route.id == id &&
-             (all || record.ended_at >= record.forward->session->owned_since);
+      return record.forward->route.id == id && (all || !record.is_former_owners());
     };
     for (const CloseRecord* record : closes_.latest(page->limit, wanted))
       list.push_back(boost::json::parse(to_json_line(*record)));

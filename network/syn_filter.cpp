@@ -61,6 +61,8 @@ class Code {
   std::vector<std::pair<std::string_view, std::size_t>> labels_;
 };
 
+/// What is cut off in the middle of a header is passed on: loading beyond the end would be TC_ACT_OK, and
+/// skip the filters of others.
 void check_size(Code& code, std::uint32_t size) {
   code.add(BPF_LD | BPF_W | BPF_LEN, 0);
   code.jump(BPF_JGE, size, "", "pass");
@@ -76,9 +78,6 @@ std::vector<sock_filter> make_syn_filter(std::span<const std::uint16_t> ports) {
   code.jump(BPF_JEQ, ETH_P_IPV6, "ipv6");
   code.jump(BPF_JEQ, ETH_P_8021Q, "tag");
   code.jump(BPF_JEQ, ETH_P_8021AD, "tag", "pass");
-
-  // What is cut off in the middle of a header is passed on: loading beyond the end would be TC_ACT_OK, and
-  // skip the filters of others.
 
   // A second tag. The kernel takes off all that only say a priority (id 0), and nobody means two of them.
   code.label("tag");

@@ -13,12 +13,13 @@
 #include <span>
 #include <utility>
 
+#include "network/local_port_range.h"
+
 namespace portway {
 namespace {
 
 constexpr int kOn = 1;
 constexpr std::uint32_t kSynSequence = 1;  // of a SYN that is not the kernel's: there will be no connection
-constexpr int kLocalPortRange = 51;        // IP_LOCAL_PORT_RANGE, linux/in.h; also for IPv6 sockets
 constexpr int kChecksumAt = offsetof(tcphdr, check);
 // A guest may send whatever it likes to the probe's port: so much is read in one call.
 constexpr int kReadsMax = 32;
@@ -146,8 +147,7 @@ int SynProbe::open(const SynProbeTarget& target, SynProbe& out) {
   const bool filtered = probe.raw_ ? drop_all(probe.tcp_) : drop_all_but_resets(probe.tcp_);
   if (!filtered && (errno != EPERM || !probe.raw_ || target.source)) return -errno;
   if (const PortRange& ports = target.source_ports; ports.first != 0) {
-    set_option(probe.tcp_, SOL_IP, kLocalPortRange,
-               std::uint32_t{ports.first} | std::uint32_t{ports.last} << 16);
+    set_option(probe.tcp_, SOL_IP, kLocalPortRange, local_port_range(ports));
   }
   // The port is chosen by connect(2): one that is free for this guest, not for the whole node.
   if (filtered && !set_option(probe.tcp_, SOL_IP, IP_BIND_ADDRESS_NO_PORT, kOn)) return -errno;

@@ -37,6 +37,9 @@ struct CloseRecord {
   std::int16_t error = 0;    // the errno that ended it; 0: none did
   std::uint16_t worker = 0;  // index
   SourcePlan source = SourcePlan::kPlain;
+
+  /// It ended before its instance came to the owner that it has: none of that one's business. Control thread.
+  bool is_former_owners() const { return ended_at < forward->session->owned_since; }
 };
 
 }  // namespace portway

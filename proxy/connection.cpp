@@ -798,14 +798,17 @@ const ServedForward* ConnectionSet::heaviest(Weigh weigh) {
   return found;
 }
 
-/// Of those that have been half-closed for longest, the one that has been silent for longest, and for `least`
-/// at least: a download goes on long after its client's FIN.
-bool ConnectionSet::evict_from(const ConnectionList& list, Nanos least) {
-  std::uint32_t most_silent = list.first;
+/// Of those that have been half-closed for longest and are `wanted`, the one that has been silent for
+/// longest, and for `least` at least: a download goes on long after its client's FIN.
+template <class Wanted>
+bool ConnectionSet::evict_from(const ConnectionList& list, Nanos least, Wanted wanted) {
+  std::uint32_t most_silent = ConnectionList::kNone;
   std::size_t seen = 0;
   for (std::uint32_t index = list.first; index != ConnectionList::kNone && seen < kEvictionsSeen;
        index = connections_[index].in_half_closed.next, ++seen) {
-    if (table_[index].active_ns < table_[most_silent].active_ns) most_silent = index;
+    if (!wanted(index)) continue;
+    if (most_silent == ConnectionList::kNone || table_[index].active_ns < table_[most_silent].active_ns)
+      most_silent = index;
   }
   if (most_silent == ConnectionList::kNone || io_.now() - Nanos(table_[most_silent].active_ns) < least)
     return false;
@@ -813,21 +816,14 @@ bool ConnectionSet::evict_from(const ConnectionList& list, Nanos least) {
   return true;
 }
 
+bool ConnectionSet::evict_from(const ConnectionList& list, Nanos least) {
+  return evict_from(list, least, [](std::uint32_t) { return true; });
+}
+
 bool ConnectionSet::replace_of_source(const ServedForward& forward, int downstream) {
   const auto wanted = source_of_client(downstream);
-  if (!wanted) return false;
-  std::uint32_t most_silent = ConnectionList::kNone;
-  std::size_t seen = 0;
-  for (std::uint32_t index = of(forward).half_closed.first;
-       index != ConnectionList::kNone && seen < kEvictionsSeen;
-       index = connections_[index].in_half_closed.next, ++seen) {
-    if (source_of_slot(index) != *wanted) continue;
-    if (most_silent == ConnectionList::kNone || table_[index].active_ns < table_[most_silent].active_ns)
-      most_silent = index;
-  }
-  if (most_silent == ConnectionList::kNone) return false;
-  terminate(most_silent, CloseSide::kNode, CloseHow::kEvicted, true, true);
-  return true;
+  return wanted && evict_from(of(forward).half_closed, Nanos::zero(),
+                              [&](std::uint32_t index) { return source_of_slot(index) == *wanted; });
 }
 
 bool ConnectionSet::has_most(const ServedForward& forward, int downstream) {

@@ -186,6 +186,8 @@ class ConnectionSet {
   template <class Visit>
   void for_each_live(const ServedForward& forward, Visit visit);
   void set_half_closed(std::uint32_t index, bool half_closed);
+  template <class Wanted>
+  bool evict_from(const ConnectionList& list, Nanos least, Wanted wanted);
   bool evict_from(const ConnectionList& list, Nanos least);
   template <class Weigh>
   const ServedForward* heaviest(Weigh weigh);

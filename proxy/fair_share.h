@@ -8,11 +8,11 @@
 // connections.
 //
 // Who is over its share gets a connection in place of one of its own that is half-closed (one side has sent
-// FIN, the other has not), of the 64 oldest the most silent one; otherwise it is turned away. What is an
-// instance's own is that of its forward with most connections. An instance that gets one of what is kept
-// takes the place of a half-closed one that has been silent for a second, of the instance with most. And
-// where connections are short, half-closed ones are given less time: conntrack's, at half of the node's
-// connections.
+// FIN, the other has not), of the 64 oldest the most silent one; otherwise it is turned away. An instance
+// gives up one of its forward with most connections if that has been silent for a second, else one of the
+// newcomer's forward. An instance that gets one of what is kept takes the place of a half-closed one that has
+// been silent for a second, of the instance with most. And where connections are short, half-closed ones are
+// given less time: conntrack's, at half of the node's connections.
 //
 // Shared by the workers and the control thread; relaxed atomics, since a few connections more or less do not
 // matter.

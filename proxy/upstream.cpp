@@ -8,12 +8,12 @@
 #include <cerrno>
 
 #include "config/random.h"
+#include "network/local_port_range.h"
 #include "network/source_plan.h"
 
 namespace portway {
 namespace {
 
-constexpr int kLocalPortRange = 51;  // IP_LOCAL_PORT_RANGE, linux/in.h; also for IPv6 sockets
 constexpr Nanos kLocalPortsReadEvery = std::chrono::seconds(2);  // settings can change any time
 
 constexpr std::uint32_t kSearchAll = 1024;  // so few ports take the kernel no time
@@ -117,8 +117,7 @@ PortRange UpstreamOpener::source_ports() {
 }
 
 int UpstreamOpener::ask_for_ports(int fd, std::uint16_t first, std::uint16_t last) {
-  const std::uint32_t range = std::uint32_t{first} | std::uint32_t{last} << 16;
-  return io_.set_option(fd, IPPROTO_IP, kLocalPortRange, static_cast<int>(range));
+  return io_.set_option(fd, IPPROTO_IP, kLocalPortRange, static_cast<int>(local_port_range({first, last})));
 }
 
 const std::vector<PortRange>& UpstreamOpener::local_ports() {

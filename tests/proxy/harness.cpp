@@ -302,6 +302,11 @@ bool Rig::run_until(const std::function<bool()>& condition, Nanos limit) {
   return true;
 }
 
+void Rig::pass_time(Nanos span) {
+  const Nanos end = world_->now() + span;
+  run_until([&] { return world_->now() >= end; }, span + std::chrono::seconds(1));
+}
+
 void Rig::settle() {
   for (int quiet = 0; quiet < 20; ++quiet) {
     const std::uint64_t before = moved_bytes();

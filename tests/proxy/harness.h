@@ -170,6 +170,8 @@ class Rig {
   bool turn();
   /// False when it did not come true within `limit` on the world's clock.
   bool run_until(const std::function<bool()>& condition, Nanos limit = std::chrono::seconds(30));
+  /// On the world's clock.
+  void pass_time(Nanos span);
   /// Until nothing has moved for twenty turns in a row; for what must not happen afterwards.
   void settle();
   /// The worker has nothing to do, and waits rather than spins.

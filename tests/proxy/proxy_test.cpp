@@ -393,6 +393,13 @@ class ShortProxyTest : public ProxyTest {
     ends_.emplace_back(std::move(client), guest.accept());
     return true;
   }
+  /// The client of a connection ends, and its service never does.
+  void half_close(std::size_t i) {
+    ::shutdown(ends_[i].first.get(), SHUT_WR);
+    ASSERT_EQ(receive(ends_[i].second), "");
+  }
+  void half_close_last() { half_close(ends_.size() - 1); }
+  std::uint64_t active(const ForwardId& id) { return proxy_->forward_stats(id)->connections_active; }
   std::uint64_t rejected(const ForwardId& id, RejectReason reason) {
     return proxy_->forward_stats(id)->rejected[static_cast<std::size_t>(reason)];
   }
@@ -420,9 +427,7 @@ TEST_P(ShortProxyTest, HalfClosedConnectionsGiveWayTheOldestFirst) {
   const auto [other, other_port] = open(guest.endpoint, make_uuid());
   for (int i = 0; i < 500; ++i) {
     ASSERT_TRUE(connect(attacked_port, guest)) << i;
-    // The service never closes.
-    ::shutdown(ends_.back().first.get(), SHUT_WR);
-    ASSERT_EQ(receive(ends_.back().second), "");
+    half_close_last();
   }
   EXPECT_EQ(proxy_->forward_stats(attacked)->connections_active, 48u);
   EXPECT_EQ(receive(ends_.front().first), "error") << "it was given to another";
@@ -439,15 +444,10 @@ TEST_P(ShortProxyTest, RoomForNewcomersComesFromWhoHasMoreThanWhatIsKeptAndOnlyF
   const auto [light, light_port] = open(guest.endpoint, make_uuid());
   const auto [third, third_port] = open(guest.endpoint, make_uuid());
   ASSERT_TRUE(connect(light_port, guest));  // half-closed, as a download may be, and silent for longest
-  ::shutdown(ends_.front().first.get(), SHUT_WR);
-  ASSERT_EQ(receive(ends_.front().second), "");
+  half_close(0);
   for (int i = 0; i < 47; ++i) ASSERT_TRUE(connect(attacked_port, guest)) << i;
   for (int i = 0; i < 5; ++i) EXPECT_TRUE(connect(third_port, guest)) << "none of the attacker's gives way";
-  for (std::size_t i = 1; i < 48; ++i) {
-    ::shutdown(ends_[i].first.get(), SHUT_WR);
-    ASSERT_EQ(receive(ends_[i].second), "");
-  }
-  const auto active = [&](const ForwardId& id) { return proxy_->forward_stats(id)->connections_active; };
+  for (std::size_t i = 1; i < 48; ++i) half_close(i);
   EXPECT_TRUE(await([&, attacked = attacked, third = third, port = third_port] {
     ends_.pop_back();
     EXPECT_TRUE(await([&] { return active(third) == 4; }));
@@ -465,10 +465,6 @@ TEST_P(ShortProxyTest, AForwardsConnectionsGiveWayToItsOwnAndTheHeaviestOnesToTh
   const Uuid session = make_uuid();
   const auto [heavy, heavy_port] = open(guest.endpoint, session);
   const auto [light, light_port] = open(guest.endpoint, session);
-  const auto half_close = [&](std::size_t i) {
-    ::shutdown(ends_[i].first.get(), SHUT_WR);
-    ASSERT_EQ(receive(ends_[i].second), "");
-  };
   ASSERT_TRUE(connect(light_port, guest));
   half_close(0);
   for (std::size_t i = 1; i < 36; ++i) ASSERT_TRUE(connect(heavy_port, guest)) << i;
@@ -480,7 +476,6 @@ TEST_P(ShortProxyTest, AForwardsConnectionsGiveWayToItsOwnAndTheHeaviestOnesToTh
 
   // The node has as many as all instances may have: this one's forward with most of them gives one, if that
   // is silent.
-  const auto active = [&](const ForwardId& id) { return proxy_->forward_stats(id)->connections_active; };
   ends_.erase(ends_.begin());
   EXPECT_TRUE(await([&, light = light] { return active(light) == 0; }));
   const auto [other, other_port] = open(guest.endpoint, make_uuid());
@@ -498,8 +493,7 @@ TEST_P(ShortProxyTest, AFloodOfOneForwardEndsNoDownloadOfItsSibling) {
   const auto [light, light_port] = open(guest.endpoint, session);
   const auto [other, other_port] = open(guest.endpoint, make_uuid());
   ASSERT_TRUE(connect(light_port, guest));
-  ::shutdown(ends_.front().first.get(), SHUT_WR);
-  ASSERT_EQ(receive(ends_.front().second), "");
+  half_close(0);
   for (int i = 0; i < 35; ++i) ASSERT_TRUE(connect(heavy_port, guest)) << i;
   for (int i = 0; i < 12; ++i) ASSERT_TRUE(connect(other_port, guest)) << i;
   for (int i = 0; i < 20; ++i) EXPECT_FALSE(connect(heavy_port, guest)) << i;
@@ -515,8 +509,7 @@ TEST_P(ShortProxyTest, NobodyGivesWayToAClientThatIsTurnedAwayAnyway) {
   open(guest.endpoint, make_uuid());
   for (int i = 0; i < 48; ++i) {
     ASSERT_TRUE(connect(port, guest)) << i;
-    ::shutdown(ends_.back().first.get(), SHUT_WR);
-    ASSERT_EQ(receive(ends_.back().second), "");
+    half_close_last();
   }
   proxy_->set_limits(id, {.allowed_cidrs = {*Cidr::parse("198.18.0.0/15")}});
   for (int i = 0; i < 10; ++i) EXPECT_FALSE(connect(port, guest));
@@ -531,12 +524,10 @@ TEST_P(ShortProxyTest, ADownloadThatGoesOnIsNotGivenToAnother) {
   const auto [attacked, port] = open(guest.endpoint, session);
   open(guest.endpoint, session);  // it has a sibling
   ASSERT_TRUE(connect(port, guest, 7));
-  ::shutdown(ends_.front().first.get(), SHUT_WR);
-  ASSERT_EQ(receive(ends_.front().second), "");
+  half_close(0);
   for (int i = 0; i < 200; ++i) {
     ASSERT_TRUE(connect(port, guest, 66)) << i;
-    ::shutdown(ends_.back().first.get(), SHUT_WR);
-    ASSERT_EQ(receive(ends_.back().second), "");
+    half_close_last();
     ASSERT_EQ(::send(ends_.front().second.get(), "more", 4, MSG_NOSIGNAL), 4);
     ASSERT_EQ(receive(ends_.front().first), "more") << i;
   }
@@ -549,8 +540,7 @@ TEST_P(ShortProxyTest, WhoComesInMassesDoesNotUseUpWhatIsKept) {
   open(guest.endpoint, make_uuid());  // another instance
   for (int i = 0; i < 48; ++i) {
     ASSERT_TRUE(connect(attacked_port, guest)) << i;
-    ::shutdown(ends_.back().first.get(), SHUT_WR);
-    ASSERT_EQ(receive(ends_.back().second), "");
+    half_close_last();
   }
   for (int i = 0; i < 500; ++i) {
     const Fd client = connect_to(attacked_port, 66);
@@ -587,12 +577,10 @@ TEST_P(ShortProxyTest, AClientThatHasMostOfAForwardGivesUpItsOwnHalfClosedConnec
   const Guest guest;
   const auto [attacked, port] = open(guest.endpoint, make_uuid());
   ASSERT_TRUE(connect(port, guest, 7));
-  ::shutdown(ends_.front().first.get(), SHUT_WR);  // of all the one that has been half-closed for longest
-  ASSERT_EQ(receive(ends_.front().second), "");
+  half_close(0);  // of all the one that has been half-closed for longest
   for (int i = 0; i < 300; ++i) {
     ASSERT_TRUE(connect(port, guest, 66)) << i;
-    ::shutdown(ends_.back().first.get(), SHUT_WR);
-    ASSERT_EQ(receive(ends_.back().second), "");
+    half_close_last();
   }
   EXPECT_EQ(rejected(attacked, RejectReason::kSourceShare), 0u);
   EXPECT_EQ(proxy_->forward_stats(attacked)->connections_active, 36u);

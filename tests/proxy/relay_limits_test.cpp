@@ -171,20 +171,16 @@ TEST_P(RelayLimitsSimulated, HalfClosedConnectionsGetTwoMinutesWhereConnectionsA
     pairs.push_back(rig.open());
     if (i > 0) pairs.back().client.shutdown_write();
   }
-  const auto pass_time = [&](Nanos span) {
-    const Nanos end = rig.world().now() + span;
-    rig.run_until([&] { return rig.world().now() >= end; }, span + 1s);
-  };
-  pass_time(110s);
+  rig.pass_time(110s);
   EXPECT_EQ(rig.stats().connections_active, 8u);
   pairs[1].guest.send("still busy");
   ASSERT_TRUE(rig.run_until([&] { return pairs[1].client.received() == "still busy"; }));
-  pass_time(20s);
+  rig.pass_time(20s);
   EXPECT_LT(rig.stats().connections_active, 8u);
   EXPECT_FALSE(pairs[0].client.ended()) << "it is not half-closed";
   EXPECT_FALSE(pairs[1].client.ended()) << "bytes have moved";
   // The fewer are left, the longer they may stay.
-  pass_time(300s);
+  rig.pass_time(300s);
   EXPECT_GT(rig.stats().connections_active, 2u);
   EXPECT_GT(rig.closed(CloseSide::kNode, CloseHow::kHalfCloseTimeout), 0u);
 }
@@ -216,16 +212,12 @@ TEST_P(RelayLimitsSimulated, TheTimeOfAHalfClosedConnectionBeginsWithItsFin) {
   auto [client, guest] = rig.open();
   client.send("question");
   ASSERT_TRUE(rig.run_until([&, &guest = guest] { return guest.received() == "question"; }));
-  const auto pass_time = [&](Nanos span) {
-    const Nanos end = rig.world().now() + span;
-    rig.run_until([&] { return rig.world().now() >= end; }, span + 1s);
-  };
-  pass_time(7200s);
+  rig.pass_time(7200s);
   client.shutdown_write();
-  pass_time(10s);
+  rig.pass_time(10s);
   guest.send("answer");
   EXPECT_TRUE(rig.run_until([&, &client = client] { return client.received() == "answer"; }));
-  pass_time(3605s);
+  rig.pass_time(3605s);
   EXPECT_TRUE(client.ended());
 }
 

@@ -55,11 +55,6 @@ bool is_served(Rig& rig, const std::optional<IpAddress>& from = std::nullopt) {
   return served;
 }
 
-void pass_time(Rig& rig, Nanos span) {
-  const Nanos end = rig.world().now() + span;
-  rig.run_until([&] { return rig.world().now() >= end; }, span + 1s);
-}
-
 TEST_P(RelayRefusal, ClientsAfterTheFirstAreRefused) {
   Rig rig(GetParam(), {.guest = GuestAnswer::kRefuses});
   have_one_refused(rig);
@@ -70,7 +65,7 @@ TEST_P(RelayRefusal, ClientsAfterTheFirstAreRefused) {
 TEST_P(RelayRefusal, TheyGetThroughWithin100MillisecondsOfThePortBeingOpen) {
   Rig rig(GetParam(), {.guest = GuestAnswer::kRefuses});
   have_one_refused(rig);
-  pass_time(rig, 400ms);  // intervals between probes have grown
+  rig.pass_time(400ms);  // intervals between probes have grown
   rig.set_serving(true);
   const Nanos opened = rig.world().now();
   ASSERT_TRUE(rig.run_until([&] { return rig.counters().refusal_gates.get() == 0; }));
@@ -144,7 +139,7 @@ TEST_P(RelayRefusalInTheKernel, WithoutRawSocketsThePortIsProbedAllTheSame) {
     drop_capabilities({CAP_NET_RAW});
     Rig rig(GetParam(), {.guest = GuestAnswer::kRefuses});
     have_one_refused(rig);
-    pass_time(rig, 100ms);  // a few probes, which are refused
+    rig.pass_time(100ms);  // a few probes, which are refused
     EXPECT_TRUE(is_refused(rig));
     rig.set_serving(true);
     ASSERT_TRUE(rig.run_until([&] { return rig.counters().refusal_gates.get() == 0; }));
@@ -180,7 +175,7 @@ TEST_P(RelayRefusalSimulated, ARefusalThatPassesShutsNothing) {
   Peer& client = rig.connect();
   // The guest's answer is on its way when the service comes up.
   ASSERT_TRUE(rig.run_until([&] { return rig.counters().connections_active.get() == 1; }));
-  pass_time(rig, 60us);
+  rig.pass_time(60us);
   rig.set_serving(true);
   ASSERT_TRUE(rig.run_until([&] { return client.was_reset() && rig.counters().refusal_probes.get() == 1; }));
   EXPECT_TRUE(is_served(rig));
@@ -190,11 +185,11 @@ TEST_P(RelayRefusalSimulated, ARefusalThatPassesShutsNothing) {
 TEST_P(RelayRefusalSimulated, NobodyKnowsWhetherAnybodyAsksSoRefusingEndsAfterAMinute) {
   Rig rig(GetParam(), {.guest = GuestAnswer::kRefuses});
   have_one_refused(rig);
-  pass_time(rig, 61s);
+  rig.pass_time(61s);
   EXPECT_EQ(rig.counters().refusal_gates.get(), 0u);
   EXPECT_LE(rig.counters().refusal_probes.get(), 120u) << "and probing has backed off";
   const std::uint64_t probes = rig.counters().refusal_probes.get();
-  pass_time(rig, 60s);
+  rig.pass_time(60s);
   EXPECT_EQ(rig.counters().refusal_probes.get(), probes) << "nobody asks, so nobody is asked";
 }
 
@@ -240,7 +235,7 @@ TEST_P(RelayRefusalSimulated, AClosedPortRefusesEachClientThatAsksAgain) {
     EXPECT_FALSE(is_refused(rig, client)) << "the first time it is accepted and reset";
     EXPECT_TRUE(is_refused(rig, client));
   }
-  pass_time(rig, 400ms);
+  rig.pass_time(400ms);
   rig.set_serving(true);
   ASSERT_TRUE(rig.run_until([&] { return rig.counters().refusal_gates.get() == 0; }, 500ms));
   EXPECT_EQ(rig.try_accept(), nullptr) << "no probe has become a connection";
@@ -265,7 +260,7 @@ TEST_P(RelayRefusalSimulated, AClientThatComesAgainAndAgainIsProbedForLessAndLes
   int refused = 0;
   for (; rig.world().now() < end; ++refused) {
     ASSERT_TRUE(is_refused(rig, kStranger));
-    pass_time(rig, 20ms);
+    rig.pass_time(20ms);
   }
   EXPECT_GE(refused, 1000);
   EXPECT_LE(rig.counters().refusal_probes.get(), 110u) << "one a second in the end";
@@ -319,7 +314,7 @@ TEST_P(RelayRefusalSimulated, WithoutADescriptorForTheProbeWhatIsShutStaysShut) 
   Rig rig(GetParam(), {.guest = GuestAnswer::kRefuses});
   have_one_refused(rig);
   rig.sim()->set_descriptors_max(1);
-  pass_time(rig, 200ms);
+  rig.pass_time(200ms);
   EXPECT_TRUE(is_refused(rig));
   rig.sim()->set_descriptors_max(SIZE_MAX);
   rig.set_serving(true);
@@ -343,7 +338,7 @@ TEST_P(RelayRefusalSimulated, ClientsWhoWereLetInInVainAreLetInForLongerEachTime
       if (rig.world().now() - began < 90ms) {
         EXPECT_EQ(rig.counters().refusal_probes.get(), probes);
       }
-      if (!is_refused(rig, kStranger)) pass_time(rig, 5ms);
+      if (!is_refused(rig, kStranger)) rig.pass_time(5ms);
     }
     return rig.world().now() - began;
   };
@@ -358,7 +353,7 @@ TEST_P(RelayRefusalSimulated, ClientsWhoWereLetInInVainAreLetInForLongerEachTime
   rig.set_serving(kStranger, false);
   EXPECT_LT(stays_open(), 300ms);
   let_in();
-  pass_time(rig, 4s);
+  rig.pass_time(4s);
   rig.settle();
   have_one_refused(rig, kStranger);
 }
