@@ -222,6 +222,11 @@ constexpr WorkerMember kWorkerMembers[] = {
     {MetricType::Counter, "portway_pipes_exhausted_total",
      "Times that a relay had to go on without a pipe, at the bound on pipes or for want of descriptors.",
      &WorkerCounters::pipes_exhausted},
+    {MetricType::Counter, "portway_pipe_writes_short_total",
+     "Times that a pipe did not take all it has room for, since the kernel had no memory for it: bulk is "
+     "slower "
+     "for a second or more.",
+     &WorkerCounters::pipe_writes_short},
     {MetricType::Gauge, "portway_forwards_refusing",
      "Refusals in force: one for each client that a guest refused, or for a forward's clients together "
      "where the guest sees the node's address.",

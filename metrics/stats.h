@@ -151,6 +151,7 @@ struct alignas(64) WorkerCounters {
   Counter pipes_in_use;         // held by a connection
   Counter pipes_clamped;        // open ones that were made smaller than asked by the kernel's per-user limit
   Counter pipes_exhausted;      // times a relay had to go on without one
+  Counter pipe_writes_short;    // times one did not take all it has room for, for want of memory
   Counter refusal_gates;        // forwards that refuse clients now, since their guest ports do
   Counter refusal_gates_total;  // times that one began to
   Counter refusal_gates_skipped;  // times that one did not, or ended early, since as many as can did

@@ -114,10 +114,15 @@ bool is_reset(int error) {
   return error == ECONNRESET || error == EPIPE;
 }
 
+/// Of the node's memory: the peer has nothing to do with it.
+bool is_shortage(int error) {
+  return error == ENOMEM || error == ENOBUFS;
+}
+
 /// What ended an established connection, by the error that this side's socket told.
 CloseCause cause_of(Side side, int error) {
   if (is_silence(error)) return {close_side(side), CloseHow::kKeepaliveTimeout};
-  if (error == ENOMEM || error == ENOBUFS) return {CloseSide::kNode, CloseHow::kResources};
+  if (is_shortage(error)) return {CloseSide::kNode, CloseHow::kResources};
   return {close_side(side), CloseHow::kReset};
 }
 
@@ -497,6 +502,12 @@ void ConnectionSet::relay_from(std::uint32_t index, Side from) {
       break;
     case RelayStatus::kSinkBroken:
       state.ended = true;
+      if (is_shortage(sink.error)) {
+        // Nothing tells when there is memory, and the sink would wait for the rest for ever.
+        connections_[index].error = sink.error;
+        terminate(index, CloseSide::kNode, CloseHow::kResources, true, true);
+        return;
+      }
       // What the broken side sent before it broke is still to be delivered: read on, to its error or its end.
       sink.readable = true;
       sink.peer_closed = true;
@@ -606,7 +617,7 @@ void ConnectionSet::release(std::uint32_t index) {
   const bool time_wait = record.cause == CloseCause{CloseSide::kClient, CloseHow::kFin} &&
                          record.tcp[kUpstream].closed && !is_transparent(slot.source);
   for (const Side side : kSides) {
-    release_pipe(pipes_, slot.relay[side]);
+    discard_kept(pipes_, slot.relay[side]);
     const int fd = slot.socket[side].fd;
     if (fd < 0) continue;
     if (connection.reset[side]) {
@@ -921,8 +932,9 @@ std::uint64_t ConnectionSet::queued(const ConnectionSlot& slot, Side from) {
   const int sink = slot.socket[other(from)].fd;
   const int unread = source < 0 ? 0 : std::max(0, io_.unread(source));
   const int unacknowledged = sink < 0 ? 0 : std::max(0, io_.unacknowledged(sink));
-  return std::uint64_t{slot.relay[from].pipe_bytes} + static_cast<std::uint64_t>(unread) +
-         static_cast<std::uint64_t>(unacknowledged);
+  const std::uint64_t kept =
+      slot.relay[from].pipe_bytes + (slot.relay[from].in_spare ? pipes_.spare().size() : 0);
+  return kept + static_cast<std::uint64_t>(unread) + static_cast<std::uint64_t>(unacknowledged);
 }
 
 std::size_t ConnectionSet::kill(const ServedForward& forward, ConnectionId connection) {

@@ -217,7 +217,7 @@ class ConnectionSet {
   std::uint64_t turn_bytes_ = 0;                                // moved in this turn by streams
   std::vector<std::pair<std::uint32_t, Side>> perhaps_urgent_;  // POLLPRI was told of them in this turn
   std::vector<pollfd> asked_urgent_;                            // of the same index
-  std::array<std::byte, 64 * 1024> buffer_;
+  std::array<std::byte, PipePool::kSpareSize> buffer_;
   std::vector<ServedForward*> with_half_closed_;  // forwards that have some here
   std::size_t half_closed_next_ = 0;              // behind the forward to be looked at next
   std::size_t weighed_ = 0;                       // the last one that heaviest() has looked at

@@ -57,7 +57,8 @@ struct RelayState {
   std::uint32_t pipe_capacity = 0;  //
   std::uint32_t streak = 0;         // copying: bytes in large reads in a row; splicing: small moves in a row
   RelayMode mode = RelayMode::kCopy;
-  bool ended = false;  // all was delivered that will be, and the end was passed on
+  bool in_spare = false;  // its latest bytes are in the pool's spare buffer
+  bool ended = false;     // all was delivered that will be, and the end was passed on
 };
 
 enum class ConnectionState : std::uint8_t {

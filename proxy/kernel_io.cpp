@@ -228,7 +228,11 @@ int KernelIo::pipe(int (&fds)[2], std::size_t size) {
   // Refused (EPERM) beyond the user's limit: then the default size has to do.
   int got = ::fcntl(fds[1], F_SETPIPE_SZ, static_cast<int>(size));
   if (got < 0) got = ::fcntl(fds[1], F_GETPIPE_SZ);
-  return got;
+  if (got >= 0) return got;
+  const int error = errno;
+  ::close(fds[0]);
+  ::close(fds[1]);
+  return -error;
 }
 
 int KernelIo::shutdown(int fd, int how) {

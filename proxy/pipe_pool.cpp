@@ -1,6 +1,16 @@
 #include "proxy/pipe_pool.h"
 
+#include <algorithm>
+#include <cassert>
+#include <utility>
+
 namespace portway {
+namespace {
+
+// For so long after a pipe has not taken everything, none is asked to.
+constexpr Nanos kKeepPause = std::chrono::seconds(1);
+
+}  // namespace
 
 PipePool::~PipePool() {
   for (const Pipe& pipe : idle_) close(pipe);
@@ -30,6 +40,16 @@ std::optional<Pipe> PipePool::take() {
   return pipe;
 }
 
+bool PipePool::lend(RelayState& to) {
+  if (to.pipe[0] >= 0) return true;
+  const auto pipe = take();
+  if (!pipe) return false;
+  to.pipe[0] = pipe->read_end;
+  to.pipe[1] = pipe->write_end;
+  to.pipe_capacity = pipe->capacity;
+  return true;
+}
+
 void PipePool::give_back(const Pipe& pipe, bool drained) {
   counters_.pipes_in_use.sub();
   if (drained && idle_.size() < kIdleMax) {
@@ -37,6 +57,43 @@ void PipePool::give_back(const Pipe& pipe, bool drained) {
   } else {
     close(pipe);
   }
+}
+
+bool PipePool::may_keep() {
+  if (keep_again_at_ == Nanos::zero()) return true;
+  if (io_.now() < keep_again_at_) return false;
+  if (spare_owner_ != nullptr) move_spare_to_pipe();
+  if (spare_owner_ != nullptr) return false;
+  keep_again_at_ = Nanos::zero();
+  return true;
+}
+
+void PipePool::put_in_spare(RelayState& owner, std::span<const std::byte> bytes) {
+  assert(spare_owner_ == nullptr);
+  spare_owner_ = &owner;
+  owner.in_spare = true;
+  std::ranges::copy(bytes, spare_.begin());
+  spare_begin_ = 0;
+  spare_size_ = bytes.size();
+  keep_again_at_ = io_.now() + kKeepPause;
+  counters_.pipe_writes_short.add();
+}
+
+void PipePool::take_from_spare(std::size_t size) {
+  spare_begin_ += size;
+  spare_size_ -= size;
+  if (spare_size_ == 0) std::exchange(spare_owner_, nullptr)->in_spare = false;
+}
+
+/// Its owner's sink may not read for hours, and the others need it.
+void PipePool::move_spare_to_pipe() {
+  RelayState& owner = *spare_owner_;
+  const auto written = lend(owner) ? io_.write(owner.pipe[1], spare().data(), spare_size_) : 0;
+  if (written > 0) {
+    owner.pipe_bytes += static_cast<std::uint32_t>(written);
+    take_from_spare(static_cast<std::size_t>(written));
+  }
+  if (spare_owner_ != nullptr) keep_again_at_ = io_.now() + kKeepPause;
 }
 
 void PipePool::close(const Pipe& pipe) {

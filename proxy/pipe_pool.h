@@ -1,13 +1,22 @@
 // Pipes for relays: opened when first needed, kept for the next relay, bounded.
 //
-// A relay holds a pipe only while bytes are in it. Belongs to one worker's thread.
+// A relay holds a pipe only while bytes are in it. An empty pipe takes what fits into it, unless the kernel
+// has no page for it (the memory cgroup is full). What is left then waits in the pool's one spare buffer.
+// Until that is empty again, by way of the sink or of a pipe, relays read nothing that they might have to
+// keep.
+//
+// Belongs to one worker's thread.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "metrics/stats.h"
+#include "proxy/connection_table.h"
 #include "proxy/io.h"
 
 namespace portway {
@@ -22,6 +31,7 @@ class PipePool {
  public:
   /// 256 KiB: 64 KiB costs 18 % of the bulk throughput, 1 MiB adds nothing (measured on Linux 6.18).
   static constexpr std::uint32_t kPipeSize = 256 * 1024;
+  static constexpr std::size_t kSpareSize = 64 * 1024;
 
   PipePool(Io& io, std::uint32_t pipes_max, WorkerCounters& counters)
       : io_(io), pipes_max_(pipes_max), counters_(counters) {}
@@ -33,22 +43,38 @@ class PipePool {
   /// another pipe.
   bool reserve();
   std::optional<Pipe> take();
+  /// The same for a relay that has none yet.
+  bool lend(RelayState& to);
   /// `drained`: the pipe is empty. One that is not must not be used again: its bytes belong to somebody else.
   void give_back(const Pipe& pipe, bool drained);
 
   /// The capacity of the pipe that take() would give after reserve().
   std::uint32_t next_capacity() const { return idle_.empty() ? 0 : idle_.back().capacity; }
 
+  /// What a pipe does not take has a place: then bytes may be read that the sink has not taken yet.
+  bool may_keep();
+  /// Bytes that come after those in the relay's pipe, at most kSpareSize; only after may_keep().
+  void put_in_spare(RelayState& owner, std::span<const std::byte> bytes);
+  std::span<const std::byte> spare() const { return std::span(spare_).subspan(spare_begin_, spare_size_); }
+  void take_from_spare(std::size_t size);
+
  private:
   static constexpr std::size_t kIdleMax = 256;
 
   void close(const Pipe& pipe);
+  void move_spare_to_pipe();
 
   Io& io_;
   const std::uint32_t pipes_max_;
   WorkerCounters& counters_;
   std::vector<Pipe> idle_;
   std::uint32_t open_ = 0;
+  std::array<std::byte, kSpareSize>
+      spare_{};  // written to now: when it is needed there is no memory to be had
+  std::size_t spare_begin_ = 0;
+  std::size_t spare_size_ = 0;
+  RelayState* spare_owner_ = nullptr;  // has in_spare set; null: it is empty
+  Nanos keep_again_at_{0};             // a pipe has not taken everything a moment ago; 0: none has
 };
 
 }  // namespace portway

@@ -3,12 +3,20 @@
 #include <sys/socket.h>
 
 #include <algorithm>
-#include <cassert>
 #include <cerrno>
 #include <optional>
+#include <utility>
 
 namespace portway {
 namespace {
+
+/// Empty or not.
+void release_pipe(PipePool& pipes, RelayState& state) {
+  if (state.pipe[0] < 0) return;
+  pipes.give_back({state.pipe[0], state.pipe[1], state.pipe_capacity}, state.pipe_bytes == 0);
+  state.pipe[0] = state.pipe[1] = -1;
+  state.pipe_capacity = 0;
+}
 
 /// One call's work on one direction. A step returns a status to stop with, or nothing to go on.
 class Mover {
@@ -34,11 +42,15 @@ class Mover {
       if (!sink_.writable) return RelayStatus::kWaiting;
       return flush();
     }
+    if (state_.in_spare) {
+      if (!sink_.writable) return RelayStatus::kWaiting;
+      return flush_spare();
+    }
     if (source_.read_ended) return RelayStatus::kSourceEnded;
     if (!source_.readable || !sink_.writable) return RelayStatus::kWaiting;
     // splice(2) cannot cross the urgent mark: it would answer EAGAIN for ever while poll says "readable".
     if (source_.urgent) return copy_urgent();
-    if (state_.mode == RelayMode::kSplice && ensure_pipe()) return fill();
+    if (state_.mode == RelayMode::kSplice && context_.pipes.lend(state_)) return fill();
     return copy();
   }
 
@@ -48,24 +60,43 @@ class Mover {
         std::max(context_.budget - moved_, kSmallSplice);  // so that a small move is one
     const std::size_t size = std::min<std::size_t>({state_.pipe_capacity, share, left()});
     const auto got = io_.splice(source_.fd, state_.pipe[1], size);
-    if (got <= 0) return on_read_end(got);
+    if (got <= 0) return on_nothing_spliced(got);
     state_.pipe_bytes = static_cast<std::uint32_t>(got);
     state_.streak = static_cast<std::size_t>(got) < kSmallSplice ? state_.streak + 1 : 0;
     if (state_.streak >= kSmallSplices) set_mode(RelayMode::kCopy);
     return std::nullopt;
   }
 
+  /// Where the kernel finds no page to splice with, it says EAGAIN although there are bytes, and no event
+  /// would follow; or, after FIN, that this is the end, which would cut the stream off.
+  std::optional<RelayStatus> on_nothing_spliced(std::ptrdiff_t result) {
+    if ((result != 0 && result != -EAGAIN) || io_.unread(source_.fd) <= 0) return on_read_end(result);
+    if (!std::exchange(spliced_in_vain_, true)) return std::nullopt;  // perhaps they have come only now
+    return copy();
+  }
+
   /// Bytes from the pipe to the sink.
   std::optional<RelayStatus> flush() {
     const auto sent = io_.splice(state_.pipe[0], sink_.fd, state_.pipe_bytes);
-    if (sent <= 0) return on_write_failed(sent == 0 ? -EPIPE : sent);
+    if (sent <= 0) return on_write_failed(sent);
     state_.pipe_bytes -= static_cast<std::uint32_t>(sent);
     context_.counters.spliced_bytes.add(static_cast<std::uint64_t>(sent));
     delivered(sent);
     return std::nullopt;
   }
 
+  std::optional<RelayStatus> flush_spare() {
+    const std::span<const std::byte> spare = context_.pipes.spare();
+    const auto sent = io_.send(sink_.fd, spare.data(), spare.size(), 0);
+    if (sent <= 0) return on_write_failed(sent);
+    context_.pipes.take_from_spare(static_cast<std::size_t>(sent));
+    context_.counters.copied_bytes.add(static_cast<std::uint64_t>(sent));
+    delivered(sent);
+    return std::nullopt;
+  }
+
   std::optional<RelayStatus> copy() {
+    if (!context_.pipes.may_keep()) return copy_without_pipe();
     // What the sink does not take must find room in an empty pipe: have one at hand before reading.
     if (state_.pipe[0] < 0 && !context_.pipes.reserve()) return copy_without_pipe();
     const std::uint32_t room = state_.pipe[0] < 0 ? context_.pipes.next_capacity() : state_.pipe_capacity;
@@ -91,13 +122,15 @@ class Mover {
     return std::nullopt;
   }
 
-  /// The rest of a copied read waits in the pipe that copy() reserved; it was empty, so it has room.
+  /// The rest of a copied read waits in the pipe that copy() reserved. It was empty, so it has room; but the
+  /// kernel may have no pages for it.
   void keep(std::span<const std::byte> rest) {
-    [[maybe_unused]] const bool had_pipe = ensure_pipe();
-    assert(had_pipe);
-    const auto written = io_.write(state_.pipe[1], rest.data(), rest.size());
-    assert(written == static_cast<std::ptrdiff_t>(rest.size()));
+    std::ptrdiff_t written =
+        context_.pipes.lend(state_) ? io_.write(state_.pipe[1], rest.data(), rest.size()) : 0;
+    written = std::max<std::ptrdiff_t>(written, 0);
     state_.pipe_bytes = static_cast<std::uint32_t>(written);
+    const auto left = rest.subspan(static_cast<std::size_t>(written));
+    if (!left.empty()) context_.pipes.put_in_spare(state_, left);
   }
 
   /// No pipe to be had: look at the bytes, send them, and only then take as many as were sent out of the
@@ -108,11 +141,19 @@ class Mover {
     if (seen <= 0) return on_read_end(seen);
     const auto sent = io_.send(sink_.fd, context_.buffer.data(), static_cast<std::size_t>(seen), 0);
     if (sent <= 0) return on_write_failed(sent);
-    [[maybe_unused]] const auto taken =
-        io_.recv(source_.fd, context_.buffer.data(), static_cast<std::size_t>(sent), 0);
-    assert(taken == sent);
     context_.counters.copied_bytes.add(static_cast<std::uint64_t>(sent));
     delivered(sent);
+    return take_out(static_cast<std::size_t>(sent));
+  }
+
+  /// Bytes out of the source that were seen there and sent: what stays would be sent again. A read ends early
+  /// at an urgent mark that was set meanwhile.
+  std::optional<RelayStatus> take_out(std::size_t size) {
+    while (size > 0) {
+      const auto got = io_.recv(source_.fd, context_.buffer.data(), size, 0);
+      if (got <= 0) return on_read_end(got == -EAGAIN ? -ENOBUFS : got);
+      size -= static_cast<std::size_t>(got);
+    }
     return std::nullopt;
   }
 
@@ -134,16 +175,6 @@ class Mover {
 
   /// Of what may be moved at all.
   std::size_t left() const { return context_.bytes_max - moved_; }
-
-  bool ensure_pipe() {
-    if (state_.pipe[0] >= 0) return true;
-    const auto pipe = context_.pipes.take();
-    if (!pipe) return false;
-    state_.pipe[0] = pipe->read_end;
-    state_.pipe[1] = pipe->write_end;
-    state_.pipe_capacity = pipe->capacity;
-    return true;
-  }
 
   void note_read(std::size_t size) {
     if (state_.mode != RelayMode::kCopy) return;
@@ -175,6 +206,7 @@ class Mover {
   }
 
   std::optional<RelayStatus> on_write_failed(std::ptrdiff_t result) {
+    if (result == 0) result = -EPIPE;
     if (result == -EAGAIN) {
       sink_.writable = false;
       return RelayStatus::kWaiting;
@@ -182,8 +214,7 @@ class Mover {
     sink_.writable = false;
     sink_.write_ended = true;
     if (sink_.error == 0) sink_.error = static_cast<std::int16_t>(-result);
-    release_pipe(context_.pipes, state_);
-    state_.pipe_bytes = 0;
+    discard_kept(context_.pipes, state_);
     return RelayStatus::kSinkBroken;
   }
 
@@ -193,6 +224,7 @@ class Mover {
   SocketState& source_;
   SocketState& sink_;
   std::size_t moved_ = 0;
+  bool spliced_in_vain_ = false;
 };
 
 }  // namespace
@@ -201,11 +233,10 @@ RelayStatus relay(const RelayContext& context, RelayState& state, SocketState& s
   return Mover(context, state, source, sink).run();
 }
 
-void release_pipe(PipePool& pipes, RelayState& state) {
-  if (state.pipe[0] < 0) return;
-  pipes.give_back({state.pipe[0], state.pipe[1], state.pipe_capacity}, state.pipe_bytes == 0);
-  state.pipe[0] = state.pipe[1] = -1;
-  state.pipe_capacity = 0;
+void discard_kept(PipePool& pipes, RelayState& state) {
+  if (state.in_spare) pipes.take_from_spare(pipes.spare().size());
+  release_pipe(pipes, state);
+  state.pipe_bytes = 0;
 }
 
 }  // namespace portway

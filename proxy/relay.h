@@ -2,7 +2,8 @@
 //
 // Small messages are copied: recv(2) into the worker's buffer, send(2), and what the sink does not take waits
 // in a pipe. Bulk is spliced, socket to pipe to socket, and never enters user space. Between two calls no
-// byte is in our memory: so back-pressure is TCP's own and an idle direction holds nothing.
+// byte is in our memory, but for what a pipe did not take (PipePool): so back-pressure is TCP's own and an
+// idle direction holds nothing.
 //
 // Whether a byte may be moved is remembered in the sockets' `readable` and `writable`; the caller sets them
 // from what poll tells, the relay clears them on EAGAIN.
@@ -31,7 +32,7 @@ struct RelayContext {
   Io& io;
   PipePool& pipes;
   WorkerCounters& counters;
-  std::span<std::byte> buffer;             // scratch for copying: holds nothing between two calls
+  std::span<std::byte> buffer;  // scratch for copying, PipePool::kSpareSize at most: empty between two calls
   std::size_t budget = kRelayBudgetBytes;  // of this call; the last move may go beyond it
   std::size_t bytes_max = SIZE_MAX;        // of this call; nothing goes beyond it
 };
@@ -41,7 +42,8 @@ enum class RelayStatus : std::uint8_t {
   kBudgetSpent,  // more could be moved: call again after the other connections had their turn
   kSourceEnded,  // the source's FIN or error was read (source.error says which) and the sink's socket has all
                  // that came before
-  kSinkBroken,   // the sink takes nothing any more: sink.error says why; what was in the pipe is discarded
+  kSinkBroken,   // the sink takes nothing any more: sink.error says why; what was in the pipe is discarded.
+                 // Where it is ENOMEM or ENOBUFS the sink is sound, and the relay cannot go on
 };
 
 /// Copying turns into splicing after this many bytes in reads of at least kLargeRead in a row; splicing turns
@@ -55,7 +57,7 @@ inline constexpr std::uint32_t kSmallSplices = 8;
 /// Moves what can be moved now. Not to be called again after kSourceEnded or kSinkBroken.
 RelayStatus relay(const RelayContext& context, RelayState& state, SocketState& source, SocketState& sink);
 
-/// Gives the pipe back, with or without bytes in it.
-void release_pipe(PipePool& pipes, RelayState& state);
+/// Gives back what the direction holds, with the bytes in it.
+void discard_kept(PipePool& pipes, RelayState& state);
 
 }  // namespace portway

@@ -42,7 +42,9 @@ INSTANTIATE_TEST_SUITE_P(Relay, RelayFaults,
                                          Failure{"SendEnobufs", Call::kSend, ENOBUFS},
                                          Failure{"SpliceEnomem", Call::kSplice, ENOMEM},
                                          Failure{"PipeEnfile", Call::kPipe, ENFILE},
-                                         Failure{"PipeEnfileForLong", Call::kPipe, ENFILE, 1000}),
+                                         Failure{"PipeEnfileForLong", Call::kPipe, ENFILE, 1000},
+                                         Failure{"PipeWriteEnomem", Call::kWrite, ENOMEM},
+                                         Failure{"PipeWriteEnomemForLong", Call::kWrite, ENOMEM, 1000}),
                          [](const auto& failure) { return failure.param.name; });
 
 /// A client and, where the connection gets that far, a guest, which send each other so much and end.
@@ -107,7 +109,7 @@ TEST_P(RelayFaults, WhicheverCallFailsNothingLeaksAndNoEndIsALie) {
       EXPECT_TRUE(small.succeeded() && bulk.succeeded());
     }
     // These are no reason to give a connection up.
-    if (failure.call == Call::kAccept || failure.call == Call::kPipe) {
+    if (failure.call == Call::kAccept || failure.call == Call::kPipe || failure.call == Call::kWrite) {
       EXPECT_TRUE(small.succeeded() && bulk.succeeded());
     }
   }
@@ -124,6 +126,62 @@ TEST(RelayFaultCauses, WantOfMemoryIsTheNodesAndNoPeersReset) {
     EXPECT_TRUE(rig.run_until([&] { return rig.stats().connections_active == 0; }));
     EXPECT_EQ(rig.closed(CloseSide::kNode, CloseHow::kResources), 1u);
   }
+}
+
+// The direction to the guest was over, the one to the client went on, and neither was told anything.
+TEST(RelayFaultCauses, WantOfMemoryForASendEndsTheConnection) {
+  for (const Call call : {Call::kSend, Call::kSplice}) {
+    Rig rig(Backend::kSim);
+    const auto [client, guest] = rig.open();
+    client.send_pattern(1, 1 * kMiB);
+    ASSERT_TRUE(rig.run_until([&, &guest = guest] { return guest.received_bytes() == 1 * kMiB; }));
+    // A bulk stream's first splice is into the pipe, the second one out of it.
+    rig.sim()->fail(call, call == Call::kSend ? 1 : 2, ENOBUFS);
+    if (call == Call::kSend) {
+      guest.send("hello");
+    } else {
+      client.send_pattern(1, 1 * kMiB);
+    }
+    EXPECT_TRUE(rig.run_until(
+        [&, &client = client, &guest = guest] { return client.was_reset() && guest.was_reset(); }));
+    EXPECT_EQ(rig.closed(CloseSide::kNode, CloseHow::kResources), 1u);
+  }
+}
+
+// Bytes that were seen, sent, and could then not be read would have been sent twice.
+TEST(RelayFaultCauses, BytesThatWereSentAndCannotBeTakenOutEndTheConnection) {
+  Rig rig(Backend::kSim, {.pipes_max = 0});
+  const auto [client, guest] = rig.open();
+  client.send("first");
+  ASSERT_TRUE(rig.run_until([&, &guest = guest] { return guest.received() == "first"; }));
+  rig.sim()->fail_taking_out(ENOMEM);
+  client.send("second");
+  EXPECT_TRUE(rig.run_until(
+      [&, &client = client, &guest = guest] { return client.was_reset() && guest.was_reset(); }));
+  EXPECT_EQ(guest.received(), "firstsecond");
+  EXPECT_EQ(rig.closed(CloseSide::kNode, CloseHow::kResources), 1u);
+}
+
+// Its reader does not read: the spare buffer would be its alone for ever.
+TEST(RelayFaultCauses, WhatAPipeDidNotTakeGoesThereWhenThereIsMemoryAgain) {
+  Rig rig(Backend::kSim, {.network = {.receive_buffer = 8 * kKiB, .send_buffer = 8 * kKiB}});
+  const auto [client, guest] = rig.open();
+  const auto [other_client, other_guest] = rig.open();
+  guest.pause();
+  rig.sim()->fail(Call::kWrite, 1, ENOMEM, 2);
+  client.send_pattern(1, 256 * kKiB);
+  guest.expect_pattern(1);
+  ASSERT_TRUE(rig.run_until([&] { return rig.counters().pipe_writes_short.get() == 1; }));
+  EXPECT_EQ(rig.sim()->piped_bytes(), 0u);
+  for (int i = 0; i < 4 && rig.sim()->piped_bytes() == 0; ++i) {
+    rig.pass_time(500ms);
+    other_client.send("x");
+    rig.settle();
+  }
+  EXPECT_GT(rig.sim()->piped_bytes(), 0u);
+  guest.resume();
+  EXPECT_TRUE(rig.run_until([&, &guest = guest] { return guest.received_bytes() == 256 * kKiB; }));
+  EXPECT_TRUE(guest.intact());
 }
 
 TEST(RelayFaultCauses, AGuestThatResetsBeforeItsProxyHeaderIsTheOneThatDid) {

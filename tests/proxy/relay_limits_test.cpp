@@ -1,4 +1,5 @@
 // The relay suite: what happens where something runs out, and that nobody takes more than a share.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -6,7 +7,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
+#include <filesystem>
+#include <set>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "tests/proxy/relay_suite.h"
@@ -30,6 +34,10 @@ class RelayLimits : public RelaySuite {
   rlimit before_{};
 };
 INSTANTIATE_TEST_SUITE_P(Relay, RelayLimits, testing::ValuesIn(kBackends), backend_name);
+
+using RelayLimitsOfKernel = RelayLimits;
+INSTANTIATE_TEST_SUITE_P(Relay, RelayLimitsOfKernel, testing::Values(Backend::kUring, Backend::kEpoll),
+                         backend_name);
 
 class RelayLimitsSimulated : public RelayLimits {};
 INSTANTIATE_TEST_SUITE_P(Relay, RelayLimitsSimulated, testing::Values(Backend::kSim), backend_name);
@@ -55,6 +63,17 @@ class FewDescriptors {
   Rig& rig_;
   std::vector<Fd> hoard_;
 };
+
+/// This process's ends of pipes.
+std::set<int> pipe_ends() {
+  std::set<int> ends;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    if (std::filesystem::read_symlink(entry, gone).string().starts_with("pipe:"))
+      ends.insert(std::stoi(entry.path().filename()));
+  }
+  return ends;
+}
 
 /// Connections whose clients send without end.
 std::vector<Rig::Pair> open_bulk(Rig& rig, int count) {
@@ -90,6 +109,43 @@ TEST_P(RelayLimits, AcceptingGoesOnAsSoonAsAConnectionHasEnded) {
   EXPECT_TRUE(rig.run_until([&] { return rig.stats().connections_accepted == 2; }));
   rig.settle();
   EXPECT_FALSE(second.ended());
+}
+
+// In a memory cgroup that is full, a pipe takes less than it has room for: what was left was lost. Here its
+// room is taken away behind the relay's back.
+TEST_P(RelayLimitsOfKernel, APipeThatTakesLessThanItHasRoomForLosesNothing) {
+  const std::set<int> others = pipe_ends();
+  Rig rig(GetParam());
+  const auto [client, guest] = rig.open();
+  const auto [other_client, other_guest] = rig.open();
+  std::string sent = "this needs a pipe at hand";
+  client.send(sent);
+  ASSERT_TRUE(rig.run_until([&, &guest = guest] { return guest.received() == sent; }));
+  for (const int fd : pipe_ends()) {
+    if (!others.contains(fd)) {
+      ASSERT_EQ(::fcntl(fd, F_SETPIPE_SZ, 4096), 4096);
+    }
+  }
+  guest.socket().set_buffers(16 * kKiB);
+  guest.pause();
+  Pattern pattern(1);
+  std::string message(32 * kKiB, '\0');  // not enough of them at once for splicing
+  while (rig.counters().pipe_writes_short.get() == 0) {
+    pattern.fill(message);
+    client.send(message);
+    sent += message;
+    rig.turn();
+    ASSERT_LT(sent.size(), 64 * kMiB);
+  }
+  // The others get on meanwhile.
+  other_client.send_pattern(2, 4 * kMiB);
+  other_guest.expect_pattern(2);
+  EXPECT_TRUE(
+      rig.run_until([&, &other_guest = other_guest] { return other_guest.received_bytes() == 4 * kMiB; }));
+  EXPECT_TRUE(other_guest.intact());
+  guest.resume();
+  EXPECT_TRUE(rig.run_until([&, &guest = guest] { return guest.received_bytes() >= sent.size(); }));
+  EXPECT_TRUE(guest.received() == sent);
 }
 
 TEST_P(RelayLimits, AClientIsResetWhereNoDescriptorIsLeftForItsGuest) {

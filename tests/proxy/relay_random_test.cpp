@@ -96,7 +96,8 @@ class RandomRun {
                       .delayed_event = p,
                       .early_end = p / 4,
                       .spurious_event = p / 4,
-                      .bare_event = p * 2};
+                      .bare_event = p * 2,
+                      .no_pages = p / 2};
     return options;
   }
 

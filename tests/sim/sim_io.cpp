@@ -363,7 +363,9 @@ std::ptrdiff_t SimIo::recv(int fd, void* buffer, std::size_t size, int flags) {
   const std::span<char> out(static_cast<char*>(buffer), size);
   if ((flags & MSG_OOB) != 0) return socket.recv(out, flags);
   Descriptor& descriptor = get(fd);
-  // A read of what a peek has shown does not fail.
+  if (descriptor.seen != 0 && (flags & MSG_PEEK) == 0 && taking_out_error_ != 0)
+    return -std::exchange(taking_out_error_, 0);
+  // Otherwise a read of what a peek has shown does not fail.
   if (const int error = descriptor.seen == 0 ? failure(Call::kRecv) : 0; error != 0) return error;
   std::size_t limit = size;
   // "The rest has not arrived yet" is told only where the caller cannot know better.
@@ -442,13 +444,20 @@ int SimIo::pipe(int (&fds)[2], std::size_t size) {
 std::ptrdiff_t SimIo::write(int fd, const void* data, std::size_t size) {
   const Descriptor& descriptor = get(fd);
   if (descriptor.kind != Kind::kPipeWriter) die("%d is not the writing end of a pipe", fd);
+  if (const int error = failure(Call::kWrite); error != 0) return error;
   Pipe& pipe = *descriptor.pipe;
   std::string_view rest(static_cast<const char*>(data), size);
+  if (chance(faults_.no_pages)) {
+    if (size <= kPage || chance(0.5)) return -ENOMEM;
+    rest = rest.substr(0, part_of((size - 1) / kPage) * kPage);
+  }
+  std::ptrdiff_t written = 0;
   while (!rest.empty() && pipe.slots.size() < pipe.slots_max) {
     pipe.slots.emplace_back(rest.substr(0, kPage));
     rest.remove_prefix(pipe.slots.back().size());
+    written += static_cast<std::ptrdiff_t>(pipe.slots.back().size());
   }
-  return rest.size() == size ? -EAGAIN : static_cast<std::ptrdiff_t>(size - rest.size());
+  return written == 0 ? -EAGAIN : written;
 }
 
 std::ptrdiff_t SimIo::splice(int from, int to, std::size_t size) {
@@ -470,6 +479,9 @@ std::ptrdiff_t SimIo::splice_in(Descriptor& from, Pipe& pipe, std::size_t size) 
     socket.wake_later(POLLIN, soon());
     return -EAGAIN;
   }
+  // What the kernel says where it finds no page for bytes that are there.
+  if (socket.sound() && socket.readable_bytes() > 0 && chance(faults_.no_pages))
+    return socket.complete() ? 0 : -EAGAIN;
   // A short splice proves nothing, so nobody tells of the rest.
   if (chance(faults_.partial_read)) size = part_of(size);
   from.seen = 0;

@@ -34,9 +34,10 @@ struct SimFaults {
   double spurious_event = 0;  // poll tells what it has told before
   double bare_event =
       0;  // poll tells what the waker said and no more, as io_uring does: POLLPRI with every arrival
+  double no_pages = 0;  // a pipe takes nothing, or a part of what it has room for, and nobody tells
 
   /// A rough day.
-  static SimFaults all() { return {0.2, 0.2, 0.1, 0.2, 0.05, 0.05, 0.5}; }
+  static SimFaults all() { return {0.2, 0.2, 0.1, 0.2, 0.05, 0.05, 0.5, 0.1}; }
 };
 
 class SimIo final : public Io {
@@ -54,8 +55,9 @@ class SimIo final : public Io {
     kSend,
     kSplice,
     kPipe,
+    kWrite,
   };
-  static constexpr std::size_t kCalls = 11;
+  static constexpr std::size_t kCalls = 12;
   static constexpr std::uint32_t kRttUs = 321;  // what every socket tells
 
   explicit SimIo(SimNetwork& network) : network_(network) {}
@@ -69,6 +71,8 @@ class SimIo final : public Io {
   /// The `nth` call of this kind from now on, the first being 1, fails with `error`, as do the `times` - 1
   /// after it.
   void fail(Call call, std::uint64_t nth, int error, std::uint64_t times = 1);
+  /// The next read of what a peek has shown fails with `error`.
+  void fail_taking_out(int error) { taking_out_error_ = error; }
   /// How often unacknowledged() was asked.
   std::uint64_t asked_unacknowledged() const { return asked_unacknowledged_; }
   /// True when fail() has had its effect, at least once.
@@ -194,6 +198,7 @@ class SimIo final : public Io {
   SimNetwork& network_;
   SimFaults faults_;
   std::array<PlannedFailure, kCalls> planned_;
+  int taking_out_error_ = 0;
   std::uint64_t asked_unacknowledged_ = 0;
   std::size_t descriptors_max_ = SIZE_MAX;
   std::size_t pipe_slots_max_ = SIZE_MAX;
