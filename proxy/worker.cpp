@@ -257,9 +257,10 @@ void Worker::on_accept_ended(std::uint32_t index, int result) {
   } else {
     // EMFILE, ENFILE, ENOMEM, ...: clients wait in the backlog until there is room again.
     counters_.accept_pauses.add();
+    if (paused_.empty())
+      resume_at_ = io_->now() + kAcceptPause;  // or others would put it off again and again
     listener.paused = true;
     paused_.push_back(index);
-    resume_at_ = io_->now() + kAcceptPause;
   }
 }
 

@@ -226,6 +226,20 @@ Peer& Rig::connect(const std::optional<IpAddress>& from) {
   return *peers_.back();
 }
 
+Endpoint Rig::add_listener() {
+  Endpoint entry;
+  std::vector<Fd> listeners;
+  listeners.push_back(world_->listen(forward_->route.upstream.protocol().family(), entry));
+  worker_->post(Worker::OpenForward{forward_, std::move(listeners)});
+  turn();
+  return entry;
+}
+
+Peer& Rig::connect_to(const Endpoint& entry) {
+  peers_.push_back(std::make_unique<Peer>(world_->connect(entry)));
+  return *peers_.back();
+}
+
 Peer* Rig::try_accept() {
   auto socket = world_->accept(service_);
   if (!socket) return nullptr;

@@ -142,6 +142,9 @@ class Rig {
 
   /// A new client, on its way to the forward; from an address of its own in the simulator.
   Peer& connect(const std::optional<IpAddress>& from = std::nullopt);
+  /// Another listener of the forward, with clients of its own.
+  Endpoint add_listener();
+  Peer& connect_to(const Endpoint& entry);
   /// The next connection to the guest, if there is one now; and the same after waiting for it.
   Peer* try_accept();
   Peer& accept();
