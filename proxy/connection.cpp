@@ -269,7 +269,8 @@ void ConnectionSet::advance_connecting(std::uint32_t index) {
   SocketState& upstream = slot.socket[kUpstream];
   if (downstream.error != 0) {
     connections_[index].error = downstream.error;
-    terminate(index, CloseSide::kClient, CloseHow::kReset, true, true);
+    const CloseCause cause = cause_of(kDownstream, downstream.error);
+    terminate(index, cause.side, cause.how, true, true);
     return;
   }
   if (upstream.error != 0 && !is_reset(upstream.error)) {
@@ -334,6 +335,7 @@ void ConnectionSet::on_poll(Token token, const Completion& completion) {
   }
   if (completion.result < 0) {
     // The poll could not be armed, for want of memory: without it the connection is blind.
+    connections_[index].error = static_cast<std::int16_t>(-completion.result);
     terminate(index, CloseSide::kNode, CloseHow::kResources, true, true);
     return;
   }
@@ -363,9 +365,19 @@ void ConnectionSet::doom(std::uint32_t index, Side side) {
   if (table_[index].state != ConnectionState::kRelaying || connection.reset_deadline != TimerWheel::kNever)
     return;
   connection.reset_deadline = io_.now() + kResetDeliveryMax;
-  connection.cause = {close_side(side), CloseHow::kReset};
-  connection.error = ECONNRESET;
+  connection.doomed = side;
   schedule(index);
+}
+
+/// The error was not read in time: nothing is read any more, so that it can be asked for.
+void ConnectionSet::on_doom(std::uint32_t index) {
+  Connection& connection = connections_[index];
+  SocketState& socket = table_[index].socket[connection.doomed];
+  if (socket.error == 0) socket.error = static_cast<std::int16_t>(-io_.socket_error(socket.fd));
+  if (socket.error == 0) socket.error = ECONNRESET;  // told, and gone since
+  connection.error = socket.error;
+  const CloseCause cause = cause_of(connection.doomed, socket.error);
+  terminate(index, cause.side, cause.how, true, true);
 }
 
 /// Before anything is read: a plain read would step over an urgent byte that is next.
@@ -986,7 +998,7 @@ void ConnectionSet::on_deadline(std::uint32_t index) {
       schedule(index);
     }
   } else if (now >= connections_[index].reset_deadline) {
-    terminate(index, connections_[index].cause.side, connections_[index].cause.how, true, true);
+    on_doom(index);
   } else if (now >= connections_[index].throttled_until) {
     connections_[index].throttled_until = TimerWheel::kNever;
     enqueue(index);

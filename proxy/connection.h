@@ -45,6 +45,7 @@ struct Connection {
   Nanos drain_deadline = TimerWheel::kNever;
   Nanos throttled_until = TimerWheel::kNever;  // the forward's byte rate is spent: look again then
   Nanos reset_deadline = TimerWheel::kNever;   // an error was told: deliver what came before it until then
+  Side doomed = kDownstream;                   // whose error it is
   bool armed[2] = {false, false};              // a poll of that side's socket has not had its last completion
   bool reset[2] = {false, false};              // close that side with RST
   bool queued = false;                         // in the run queue
@@ -168,6 +169,7 @@ class ConnectionSet {
   void throttle(std::uint32_t index, Nanos wait);
   void drain(std::uint32_t index);
   void doom(std::uint32_t index, Side side);
+  void on_doom(std::uint32_t index);
   void on_reset(std::uint32_t index, Side side);
   void on_connect_failed(std::uint32_t index, int error);
   void on_deadline(std::uint32_t index);

@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/proxy/relay_suite.h"
@@ -54,6 +56,9 @@ class RelayRecords : public RelaySuite {
 };
 INSTANTIATE_TEST_SUITE_P(Relay, RelayRecords, testing::ValuesIn(kBackends), backend_name);
 
+using RelayRecordsSimulated = RelayRecords;
+INSTANTIATE_TEST_SUITE_P(Relay, RelayRecordsSimulated, testing::Values(Backend::kSim), backend_name);
+
 TEST_P(RelayRecords, AFinNamesTheSideThatSentItFirst) {
   for (const bool by_client : {true, false}) {
     Rig rig(GetParam());
@@ -99,6 +104,50 @@ TEST_P(RelayRecords, AGuestThatRefusesIsTheGuestsEnd) {
   EXPECT_EQ(record.error, ECONNREFUSED);
   EXPECT_EQ(record.connected_at, Nanos::zero());
   EXPECT_EQ(record.received_bytes + record.sent_bytes, 0u);
+}
+
+// Where the other side reads nothing, the error is never met by a read: each was recorded as a reset.
+TEST_P(RelayRecordsSimulated, AnErrorThatCannotBeReadIsRecordedAsWhatItWas) {
+  const auto of = [](CloseHow how) { return [how](CloseSide side) { return CloseCause{side, how}; }; };
+  const auto of_node = [](CloseSide) { return CloseCause{CloseSide::kNode, CloseHow::kResources}; };
+  const std::vector<std::pair<int, std::function<CloseCause(CloseSide)>>> cases = {
+      {ETIMEDOUT, of(CloseHow::kKeepaliveTimeout)},
+      {EHOSTUNREACH, of(CloseHow::kKeepaliveTimeout)},
+      {ECONNRESET, of(CloseHow::kReset)},
+      {ENOMEM, of_node}};
+  for (const auto& [error, cause] : cases) {
+    for (const CloseSide side : {CloseSide::kClient, CloseSide::kGuest}) {
+      Rig rig(GetParam(), {.network = {.receive_buffer = 16 * kKiB, .send_buffer = 16 * kKiB}});
+      const auto [client, guest] = rig.open();
+      Peer& lost = side == CloseSide::kClient ? client : guest;
+      (side == CloseSide::kClient ? guest : client).pause();
+      lost.send_pattern(1, 1 * kMiB);
+      rig.settle();
+      lost.socket().be_given_up(error);
+      const CloseRecord record = record_of(rig);
+      EXPECT_EQ(record.cause, cause(side)) << error;
+      EXPECT_EQ(record.error, error);
+    }
+  }
+}
+
+TEST_P(RelayRecordsSimulated, AClientThatFallsSilentWhileItsGuestIsCalledHasNotResetAnything) {
+  Rig rig(GetParam(), {.guest = GuestAnswer::kSilent});
+  Peer& client = rig.connect();
+  ASSERT_TRUE(rig.run_until([&] { return rig.stats().connections_active == 1; }));
+  client.socket().be_given_up(ETIMEDOUT);
+  const CloseRecord record = record_of(rig);
+  EXPECT_EQ(record.cause, (CloseCause{CloseSide::kClient, CloseHow::kKeepaliveTimeout}));
+  EXPECT_EQ(record.error, ETIMEDOUT);
+}
+
+TEST_P(RelayRecordsSimulated, APollThatCannotBeArmedIsRecordedWithItsError) {
+  Rig rig(GetParam());
+  rig.sim()->fail(SimIo::Call::kPoll, 1, ENOMEM);
+  rig.connect();
+  const CloseRecord record = record_of(rig);
+  EXPECT_EQ(record.cause, (CloseCause{CloseSide::kNode, CloseHow::kResources}));
+  EXPECT_EQ(record.error, ENOMEM);
 }
 
 TEST_P(RelayRecords, AGuestThatIsSilentTookTooLong) {

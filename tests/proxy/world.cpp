@@ -193,6 +193,7 @@ class SimPeer final : public PeerSocket {
     socket_->set_send_buffer(bytes);
   }
   void set_urgent_inline() override { socket_->set_urgent_inline(true); }
+  void be_given_up(int error) override { socket_->peer()->give_up(error); }
 
  private:
   SimSocket* socket_;

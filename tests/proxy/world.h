@@ -45,6 +45,8 @@ class PeerSocket {
   virtual void set_buffers(std::size_t bytes) = 0;
   /// SO_OOBINLINE.
   virtual void set_urgent_inline() = 0;
+  /// The other end's TCP gives this one up with an error; simulated only.
+  virtual void be_given_up(int) {}
 };
 
 /// What a guest does with a connection to it.

@@ -57,6 +57,12 @@ class SimSocket {
   int shutdown(int how);
   void close();
   void close_with_reset();
+  /// Its TCP gives the peer, which is not told, up with this error.
+  void give_up(int error) {
+    die(error);
+    wake(0);
+  }
+  SimSocket* peer() { return peer_; }
 
   int take_error();
   int unacknowledged() const { return static_cast<int>(unacked_); }
