@@ -91,7 +91,7 @@ struct Config {
     std::uint32_t idle_timeout_s = 0;    // of silence both ways; 0: never, as under DNAT; at most 2,592,000
     std::uint32_t drain_timeout_s = 30;  // for connections to end by themselves; 0: none; at most 86,400
     std::uint32_t user_timeout_s =
-        900;  // for a guest to acknowledge what was sent; 0: the kernel's; at most 86,400
+        900;  // for a guest to answer what was sent; 0: the kernel's; at most 86,400
     std::uint32_t guest_receive_buffer_kib = 96;  // SO_RCVBUF towards guests; 0: the kernel's; at most 65,536
     std::uint32_t client_receive_buffer_kib = 256;  // the same towards clients
     std::uint32_t unsent_max_kib = 64;              // TCP_NOTSENT_LOWAT; 0: no limit; at most 65,536

@@ -322,8 +322,9 @@ std::vector<ConfigKey> make_keys() {
           "never."),
       number_key(
           "proxy.user_timeout_s", 0, 86'400, [](T t) -> auto& { return t.config.proxy.user_timeout_s; },
-          "Seconds after which a guest that acknowledges nothing of what was sent to it is given up "
-          "(TCP_USER_TIMEOUT). 0: the kernel's net.ipv4.tcp_retries2, about 15 minutes."),
+          "Seconds after which a guest that was sent something and answers nothing at all is given up. One "
+          "that keeps its window closed, and answers when it is asked, is not. 0: the kernel's "
+          "net.ipv4.tcp_retries2, about 15 minutes."),
       number_key(
           "proxy.guest_receive_buffer_kib", 0, 65'536,
           [](T t) -> auto& { return t.config.proxy.guest_receive_buffer_kib; },
@@ -356,7 +357,9 @@ std::vector<ConfigKey> make_keys() {
           "workers sleep at once."),
       number_key(
           "proxy.keepalive_s", 0, 32'767, [](T t) -> auto& { return t.config.proxy.keepalive_s; },
-          "Seconds of silence after which TCP asks whether a side is still there. 0: never."),
+          "Seconds of silence after which TCP asks whether a side is still there. A client that does not "
+          "answer is given up; a guest is only where it says that it does not know the connection, since a "
+          "paused machine answers nothing. 0: never."),
       number_key(
           "proxy.idle_timeout_s", 0, 2'592'000, [](T t) -> auto& { return t.config.proxy.idle_timeout_s; },
           "Seconds of silence both ways after which a connection is ended. 0: never."),

@@ -32,6 +32,18 @@ constexpr std::size_t kSourcesSeenMin = 16;
 constexpr std::size_t kSourcesSeenMax = 1024;
 constexpr Nanos kSourcesEvery = std::chrono::milliseconds(100);
 
+// A connection is looked at when it has lasted for so long, then at intervals in which little is missed of
+// options.user_timeout. Many that are due together are looked at together, so that a worker may sleep.
+constexpr Nanos kFirstLook = std::chrono::seconds(10);
+constexpr Nanos kLooksMin = std::chrono::milliseconds(250);
+constexpr int kLooksInTimeout = 16;
+constexpr int kGrainsInLooks = 64;
+
+Nanos look_after(Nanos now, Nanos wait) {
+  const Nanos grain = std::max(wait / kGrainsInLooks, TimerWheel::kTick);
+  return (now + wait) / grain * grain + grain;
+}
+
 CloseSide close_side(Side side) {
   return side == kDownstream ? CloseSide::kClient : CloseSide::kGuest;
 }
@@ -295,6 +307,10 @@ void ConnectionSet::advance_connecting(std::uint32_t index) {
   counters_.connect_duration.observe_us(elapsed_us(slot.accepted_ns, slot.connected_ns), kConnectBoundsS);
   forward.counters[worker_].connections_established.add();
   downstream.writable = true;
+  if (options_.user_timeout.count() > 0 || options_.keepalive.count() > 0) {
+    const Nanos wait = options_.user_timeout.count() > 0 ? std::min(looks_every(), kFirstLook) : kFirstLook;
+    connections_[index].look_at = look_after(io_.now(), wait);
+  }
   set_state(index, ConnectionState::kRelaying);
   // The guest may have answered, said something and reset since: that is told in one event.
   if (upstream.error != 0) doom(index, kUpstream);
@@ -634,7 +650,10 @@ void ConnectionSet::release(std::uint32_t index) {
     if (fd < 0) continue;
     if (connection.reset[side]) {
       io_.close_with_reset(fd);
-    } else if (side == kUpstream && time_wait) {
+      continue;
+    }
+    if (side == kUpstream && connection.lasting && !record.tcp[kUpstream].closed) upstream_.end_lasting(fd);
+    if (side == kUpstream && time_wait) {
       io_.close_time_wait(fd, record.forward->route.upstream, record.forward->session->device.load());
     } else {
       io_.close(fd);
@@ -974,7 +993,7 @@ void ConnectionSet::schedule(std::uint32_t index) {
     deadline = std::min(deadline, deadline_after(slot.accepted_ns, options_.connect_timeout));
   } else if (slot.state == ConnectionState::kRelaying) {
     deadline = std::min({deadline, connections_[index].reset_deadline, connections_[index].throttled_until,
-                         deadline_after(slot.active_ns, options_.idle_timeout)});
+                         connections_[index].look_at, deadline_after(slot.active_ns, options_.idle_timeout)});
     if (slot.relay[kDownstream].ended || slot.relay[kUpstream].ended) {
       deadline = std::min(deadline, deadline_after(slot.active_ns, options_.half_close_timeout));
     }
@@ -1008,9 +1027,47 @@ void ConnectionSet::on_deadline(std::uint32_t index) {
   } else if ((slot.relay[kDownstream].ended || slot.relay[kUpstream].ended) &&
              now >= deadline_after(slot.active_ns, options_.half_close_timeout)) {
     terminate(index, CloseSide::kNode, CloseHow::kHalfCloseTimeout, true, true);
+  } else if (now >= connections_[index].look_at) {
+    look_at_guest(index);
+    schedule(index);
   } else {
     schedule(index);  // bytes have moved since it was set
   }
+}
+
+/// The guest's silence counts from when it has something to answer, and only where it was asked: one whose
+/// window is closed answers each probe, which come up to two minutes apart, and a paused one need not answer
+/// keepalive.
+void ConnectionSet::look_at_guest(std::uint32_t index) {
+  ConnectionSlot& slot = table_[index];
+  Connection& connection = connections_[index];
+  const int fd = slot.socket[kUpstream].fd;
+  if (!std::exchange(connection.lasting, true)) upstream_.set_lasting(fd);
+  if (options_.user_timeout.count() == 0) {
+    connection.look_at = TimerWheel::kNever;
+    return;
+  }
+  const Nanos now = io_.now();
+  Nanos wait = looks_every();
+  if (io_.unacknowledged(fd) <= 0) {
+    connection.guest_owes_since = TimerWheel::kNever;
+  } else {
+    const TcpSummary tcp = io_.tcp_summary(fd);
+    connection.guest_owes_since = std::min(connection.guest_owes_since, now);
+    const Nanos silence = std::min<Nanos>(now - connection.guest_owes_since, tcp.answered_ago);
+    const Nanos left = options_.user_timeout - silence;
+    if (left <= Nanos::zero() && tcp.unanswered > 0) {
+      slot.socket[kUpstream].error = ETIMEDOUT;
+      on_reset(index, kUpstream);
+      return;
+    }
+    if (left > Nanos::zero()) wait = std::min(wait, left);
+  }
+  connection.look_at = look_after(now, wait);
+}
+
+Nanos ConnectionSet::looks_every() const {
+  return std::max<Nanos>(Nanos(options_.user_timeout) / kLooksInTimeout, kLooksMin);
 }
 
 // --- Small parts.

@@ -43,14 +43,17 @@ struct Connection {
   bool half_closed = false;   // in the forward's list of these
   Nanos half_closed_seen{0};  // when it came there, or to its end
   Nanos drain_deadline = TimerWheel::kNever;
-  Nanos throttled_until = TimerWheel::kNever;  // the forward's byte rate is spent: look again then
-  Nanos reset_deadline = TimerWheel::kNever;   // an error was told: deliver what came before it until then
-  Side doomed = kDownstream;                   // whose error it is
-  bool armed[2] = {false, false};              // a poll of that side's socket has not had its last completion
-  bool reset[2] = {false, false};              // close that side with RST
-  bool queued = false;                         // in the run queue
-  std::uint8_t dscp = 0;  // of the client's SYN, shifted left by two; 0: none, or not copied
-  bool admitted = false;  // the forward's admission counts it
+  Nanos throttled_until = TimerWheel::kNever;   // the forward's byte rate is spent: look again then
+  Nanos reset_deadline = TimerWheel::kNever;    // an error was told: deliver what came before it until then
+  Side doomed = kDownstream;                    // whose error it is
+  Nanos look_at = TimerWheel::kNever;           // whether the guest still answers
+  Nanos guest_owes_since = TimerWheel::kNever;  // an acknowledgement, as far as looks tell
+  bool lasting = false;                         // UpstreamOpener::set_lasting()
+  bool armed[2] = {false, false};  // a poll of that side's socket has not had its last completion
+  bool reset[2] = {false, false};  // close that side with RST
+  bool queued = false;             // in the run queue
+  std::uint8_t dscp = 0;           // of the client's SYN, shifted left by two; 0: none, or not copied
+  bool admitted = false;           // the forward's admission counts it
   BufferFit receive_buffer[2];
   CloseCause cause;
   CloseHow drained = CloseHow::kForwardDeleted;  // how it ends at drain_deadline
@@ -173,6 +176,8 @@ class ConnectionSet {
   void on_reset(std::uint32_t index, Side side);
   void on_connect_failed(std::uint32_t index, int error);
   void on_deadline(std::uint32_t index);
+  void look_at_guest(std::uint32_t index);
+  Nanos looks_every() const;
 
   void terminate(std::uint32_t index, CloseSide side, CloseHow how, bool reset_downstream,
                  bool reset_upstream);

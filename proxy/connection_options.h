@@ -15,7 +15,7 @@ struct ConnectionOptions {
   std::chrono::seconds idle_timeout{0};           // without a byte moved
   std::chrono::seconds drain_timeout{30};         // for connections of a forward closed with kDrain
   std::chrono::seconds keepalive{300};            // idle time before the first TCP keepalive probe; 0: none
-  std::chrono::seconds user_timeout{900};         // for a guest to acknowledge what was sent; 0: the kernel's
+  std::chrono::seconds user_timeout{900};         // for a guest to answer what was sent; 0: the kernel's
   // What waits in a connection's sockets: a relay has two queues where a router has none.
   std::uint32_t client_receive_buffer = 256 * 1024;  // bytes, see proxy/buffer_fit.h; 0: the kernel's
   std::uint32_t guest_receive_buffer = 96 * 1024;    // the same

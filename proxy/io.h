@@ -49,6 +49,9 @@ struct TcpSummary {
   std::uint32_t rtt_us = 0;       // smoothed; 0: not known
   std::uint32_t retransmits = 0;  // segments sent again
   bool closed = false;            // both FINs are acknowledged, or it was reset
+  std::uint32_t unanswered =
+      0;  // times that the peer was asked (retransmissions, probes) since it last answered
+  std::chrono::milliseconds answered_ago{0};  // it last acknowledged anything
 };
 
 /// Asks whether a guest's port is open without making a connection: the guest's SYN-ACK is answered with RST,

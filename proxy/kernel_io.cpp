@@ -185,9 +185,15 @@ TcpSummary KernelIo::tcp_summary(int fd) {
   tcp_info info{};
   socklen_t size = sizeof info;
   if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) < 0) return {};
+  // Where a window has shrunk below what is in flight, retransmissions probe it that are counted nowhere:
+  // then the time-out tells, if it has passed since the last answer.
+  const bool timed_out = info.tcpi_unacked > 0 && info.tcpi_backoff > 0 &&
+                         std::uint64_t{1000} * info.tcpi_last_ack_recv > info.tcpi_rto;
   return {.rtt_us = info.tcpi_rtt,
           .retransmits = info.tcpi_total_retrans,
-          .closed = info.tcpi_state == TCP_CLOSE};
+          .closed = info.tcpi_state == TCP_CLOSE,
+          .unanswered = std::uint32_t{info.tcpi_retransmits} + info.tcpi_probes + (timed_out ? 1 : 0),
+          .answered_ago = std::chrono::milliseconds(info.tcpi_last_ack_recv)};
 }
 
 void KernelIo::find_urgent(std::span<pollfd> sockets) {

@@ -18,6 +18,10 @@ constexpr Nanos kLocalPortsReadEvery = std::chrono::seconds(2);  // settings can
 
 constexpr std::uint32_t kSearchAll = 1024;  // so few ports take the kernel no time
 
+// As long as conntrack keeps an established connection (nf_conntrack_tcp_timeout_established).
+constexpr std::chrono::milliseconds kLasting = std::chrono::hours(5 * 24);
+constexpr int kKeepaliveProbes = 127;  // the most that TCP_KEEPCNT takes
+
 }  // namespace
 
 UpstreamOpener::UpstreamOpener(Io& io, const ConnectionOptions& options)
@@ -64,14 +68,6 @@ int UpstreamOpener::open_once(const Target& target, SourcePlan plan, int& fd) {
 
 void UpstreamOpener::set_options(const Target& target, int fd) {
   io_.set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-  if (options_.keepalive.count() > 0) {
-    io_.set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
-    io_.set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, static_cast<int>(options_.keepalive.count()));
-  }
-  if (options_.user_timeout.count() > 0) {
-    const std::chrono::milliseconds timeout = options_.user_timeout;
-    io_.set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(timeout.count()));
-  }
   if (options_.guest_receive_buffer > 0) {
     io_.set_option(fd, SOL_SOCKET, SO_RCVBUF, static_cast<int>(options_.guest_receive_buffer));
   }
@@ -82,6 +78,26 @@ void UpstreamOpener::set_options(const Target& target, int fd) {
     const bool v6 = target.forward.route.upstream.address().is_v6();
     io_.set_option(fd, v6 ? IPPROTO_IPV6 : IPPROTO_IP, v6 ? IPV6_TCLASS : IP_TOS, target.dscp);
   }
+}
+
+void UpstreamOpener::set_lasting(int fd) {
+  if (options_.keepalive.count() > 0) {
+    io_.set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+    io_.set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, static_cast<int>(options_.keepalive.count()));
+  }
+  if (options_.user_timeout.count() > 0) {
+    io_.set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(kLasting.count()));
+  } else if (options_.keepalive.count() > 0) {
+    // Without TCP_USER_TIMEOUT the kernel counts unanswered probes.
+    const auto between = std::chrono::duration_cast<std::chrono::seconds>(kLasting) / kKeepaliveProbes;
+    io_.set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, static_cast<int>(between.count()));
+    io_.set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, kKeepaliveProbes);
+  }
+}
+
+void UpstreamOpener::end_lasting(int fd) {
+  const std::chrono::milliseconds timeout = options_.user_timeout;
+  io_.set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(timeout.count()));
 }
 
 /// The client's address, and its port unless that is 0.

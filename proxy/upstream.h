@@ -45,6 +45,14 @@ class UpstreamOpener {
   /// kernel may look at all.
   PortRange source_ports();
 
+  /// What only a connection that lasts needs: it is never ended for the guest's silence by the kernel, which
+  /// takes an answered probe of a closed window for silence too, nor by unanswered keepalive probes, since a
+  /// paused machine answers none. Their RST, where a guest has forgotten the connection, is what they are
+  /// for.
+  void set_lasting(int fd);
+  /// Before it is closed with bytes that the guest has not acknowledged: nobody else would end it.
+  void end_lasting(int fd);
+
  private:
   int open_once(const Target& target, SourcePlan plan, int& fd);
   void set_options(const Target& target, int fd);

@@ -346,8 +346,11 @@ class ConnectionsApi : public testing::Test {
     forward = parse_uuid(id).value();
     path = "/instances/vm-1/port-forwards/" + id + "/connections";
     for (const ConnectionId each : {4096U, 4097U, 8192U}) {
-      node.dataplane.live[forward].push_back(
-          {.id = each, .client = {parse_address("203.0.113.9").value(), 40000}, .received_bytes = each});
+      LiveConnection live;
+      live.id = each;
+      live.client = {parse_address("203.0.113.9").value(), 40000};
+      live.received_bytes = each;
+      node.dataplane.live[forward].push_back(live);
     }
   }
 

@@ -502,8 +502,9 @@ def _urgent(lab, sock, inline):
 
 @scenario("Bytes", "a guest that vanishes, its link still up; the client asks by keepalive each second",
           when_the_guest_vanishes="The node answers the client's keepalive, being the other end of its connection. "
-                                  "Portway asks the guest by itself (proxy.keepalive_s, 300 s) and resets the client "
-                                  "when there is no answer.",
+                                  "Portway asks the guest by itself (proxy.keepalive_s, 300 s). A guest that has forgotten "
+                                  "the connection answers with RST, which the client gets; one that answers nothing may be "
+                                  "paused.",
           what_is_sent_then="The node acknowledges what it has accepted for forwarding. Only the guest's own answer shows "
                             "that the guest has it; where it is lost, the client is reset.")
 def keepalive(lab):

@@ -42,6 +42,11 @@ void Peer::close() {
   socket_->close();
 }
 
+void Peer::forget() {
+  closed_ = true;
+  socket_->forget();
+}
+
 bool Peer::pump() {
   if (closed_) return false;
   const bool sent = pump_out();

@@ -40,6 +40,8 @@ class Peer {
   void shutdown_write() { fin_wanted_ = true; }
   void reset();
   void close();
+  /// PeerSocket::forget().
+  void forget();
   /// From now on it sends back what it gets, and FIN after FIN.
   void echo() { echo_ = true; }
   void pause() { paused_ = true; }

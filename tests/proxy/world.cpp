@@ -104,6 +104,12 @@ class KernelPeer final : public PeerSocket {
     enable(fd_.get(), SOL_SOCKET, SO_SNDBUF, static_cast<int>(bytes));
   }
   void set_urgent_inline() override { enable(fd_.get(), SOL_SOCKET, SO_OOBINLINE); }
+  void fall_silent() override { make_silent(fd_.get()); }
+  void forget() override {
+    enable(fd_.get(), IPPROTO_TCP, TCP_REPAIR);
+    fd_.reset();
+  }
+  void answer_again() override { enable(fd_.get(), SOL_SOCKET, SO_DETACH_FILTER); }
 
  private:
   Fd fd_;

@@ -45,6 +45,11 @@ class PeerSocket {
   virtual void set_buffers(std::size_t bytes) = 0;
   /// SO_OOBINLINE.
   virtual void set_urgent_inline() = 0;
+  /// It answers nothing, as if its machine were paused or gone, until it does again; the kernel's only.
+  virtual void fall_silent() {}
+  virtual void answer_again() {}
+  /// Closes it without telling the other end, which gets a reset when it asks; the kernel's only. Needs root.
+  virtual void forget() {}
   /// The other end's TCP gives this one up with an error; simulated only.
   virtual void be_given_up(int) {}
 };

@@ -345,7 +345,12 @@ int SimIo::unread(int fd) {
 
 TcpSummary SimIo::tcp_summary(int fd) {
   socket_of(fd);
-  return {.rtt_us = kRttUs, .retransmits = 0};
+  TcpSummary summary{.rtt_us = kRttUs};
+  if (silent_since_ && now() > *silent_since_) {
+    summary.unanswered = 1;
+    summary.answered_ago = std::chrono::duration_cast<std::chrono::milliseconds>(now() - *silent_since_);
+  }
+  return summary;
 }
 
 void SimIo::find_urgent(std::span<pollfd> sockets) {

@@ -14,6 +14,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -73,6 +74,8 @@ class SimIo final : public Io {
   void fail(Call call, std::uint64_t nth, int error, std::uint64_t times = 1);
   /// The next read of what a peek has shown fails with `error`.
   void fail_taking_out(int error) { taking_out_error_ = error; }
+  /// What every socket tells: that it was asked at this moment and since, and nobody has answered.
+  void set_silent_since(Nanos moment) { silent_since_ = moment; }
   /// How often unacknowledged() was asked.
   std::uint64_t asked_unacknowledged() const { return asked_unacknowledged_; }
   /// True when fail() has had its effect, at least once.
@@ -199,6 +202,7 @@ class SimIo final : public Io {
   SimFaults faults_;
   std::array<PlannedFailure, kCalls> planned_;
   int taking_out_error_ = 0;
+  std::optional<Nanos> silent_since_;
   std::uint64_t asked_unacknowledged_ = 0;
   std::size_t descriptors_max_ = SIZE_MAX;
   std::size_t pipe_slots_max_ = SIZE_MAX;
