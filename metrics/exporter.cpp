@@ -219,6 +219,16 @@ constexpr WorkerMember kWorkerMembers[] = {
      "Pipes that the kernel made smaller than asked, for fs.pipe-user-pages-soft: raise it, bulk transfers "
      "are slower.",
      &WorkerCounters::pipes_clamped},
+    {MetricType::Counter, "portway_io_refusals_total",
+     "Submissions to io_uring that the kernel refused for want of memory: they are made again, and events "
+     "come "
+     "late meanwhile.",
+     &WorkerCounters::io_refusals},
+    {MetricType::Counter, "portway_io_losses_total",
+     "Times that the kernel had no memory for completions of io_uring: everything was armed again, but a "
+     "client "
+     "that had just been accepted may be lost.",
+     &WorkerCounters::io_losses},
     {MetricType::Counter, "portway_pipes_exhausted_total",
      "Times that a relay had to go on without a pipe, at the bound on pipes or for want of descriptors.",
      &WorkerCounters::pipes_exhausted},

@@ -144,6 +144,8 @@ struct alignas(64) WorkerCounters {
   Counter connections_active;
   std::array<std::array<Counter, kCloseHows>, kCloseSides> closed;
   std::array<Counter, kRejectReasons> rejected;
+  Counter io_refusals;  // submissions to the ring that the kernel did not take; they are made again
+  Counter io_losses;    // times that the kernel had no memory for completions; what was armed is armed again
   Counter accept_pauses;  // accepting stopped for want of descriptors, and resumed later
   Counter spliced_bytes;
   Counter copied_bytes;

@@ -21,10 +21,7 @@ constexpr int kAccepts = 64;   // from one listener at a time, so that a storm o
 
 class EpollIo final : public KernelIo {
  public:
-  EpollIo(Fd epoll, Fd event) : epoll_(std::move(epoll)), event_(std::move(event)) {
-    epoll_event wake{.events = EPOLLIN, .data = {.fd = event_.get()}};
-    ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, event_.get(), &wake);
-  }
+  EpollIo(Fd epoll, Fd event) : epoll_(std::move(epoll)), event_(std::move(event)) {}
 
   std::string_view name() const override { return "epoll"; }
 
@@ -124,7 +121,8 @@ class EpollIo final : public KernelIo {
 Result<std::unique_ptr<Io>> make_epoll_io() {
   Fd epoll(::epoll_create1(EPOLL_CLOEXEC));
   Fd event(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
-  if (!epoll || !event) {
+  epoll_event wake{.events = EPOLLIN, .data = {.fd = event.get()}};
+  if (!epoll || !event || ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, event.get(), &wake) < 0) {
     return Error{.code = ErrorCode::kResourceExhausted,
                  .detail = fmt::format("epoll: {}: raise RLIMIT_NOFILE", std::strerror(errno)),
                  .field = "proxy.io_backend"};

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "config/endpoint.h"
+#include "metrics/stats.h"
 #include "network/syn_probe.h"
 
 namespace portway {
@@ -71,6 +72,8 @@ class Io {
   virtual ~Io() = default;
 
   virtual std::string_view name() const = 0;  // "uring", "epoll", "sim"
+  /// Where it counts what the kernel refuses it. Before the first wait().
+  virtual void count_in(WorkerCounters&) {}
   virtual Nanos now() const = 0;
 
   // --- Armed operations. One accept or one poll at a time on a descriptor; the descriptor must stay open

@@ -6,9 +6,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cassert>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "config/fd.h"
@@ -22,9 +24,19 @@ namespace {
 constexpr unsigned kSubmissions = 2048;
 constexpr unsigned kCompletions = 16384;
 
-// Our own operations carry this bit; a cancellation has the token below it.
-constexpr std::uint64_t kOwn = std::uint64_t{1} << 63;
-constexpr std::uint64_t kWake = kOwn | (std::uint64_t{1} << 62);
+// What an operation is known by to the kernel: its descriptor, and above it a number that no earlier
+// operation on that descriptor has had. A cancellation carries this bit and is known by what it cancels.
+constexpr std::uint64_t kCancellation = std::uint64_t{1} << 63;
+constexpr unsigned kNumberShift = 32;
+
+// For so long nothing is submitted after the kernel has refused, twice as long each time.
+constexpr Nanos kRefusedMin = std::chrono::milliseconds(1);
+constexpr Nanos kRefusedMax = std::chrono::milliseconds(100);
+
+// Between two times that everything is armed anew: twice as long each time while completions are being lost,
+// since what was armed before has one more completion each.
+constexpr Nanos kRecoveryMin = std::chrono::milliseconds(20);
+constexpr Nanos kRecoveryMax = std::chrono::seconds(1);
 
 /// A ring with the best flags that this kernel knows. Disabled: it belongs to the thread that enables it.
 int set_up(io_uring& ring, unsigned submissions, unsigned completions) {
@@ -102,54 +114,41 @@ Error refused(int result) {
           .field = "proxy.io_backend"};
 }
 
+/// Everything that is armed is remembered by its descriptor. So where completions are lost, which the kernel
+/// tells without saying which, all of it can be armed again: arming tells the present state.
 class UringIo final : public KernelIo {
  public:
-  UringIo(const io_uring& ring, Fd event) : ring_(ring), event_(std::move(event)) {
+  UringIo(const io_uring& ring, Fd event, UringEnter enter)
+      : ring_(ring), event_(std::move(event)), enter_(std::move(enter)) {
     completions_.reserve(kCompletions);
   }
   ~UringIo() override { io_uring_queue_exit(&ring_); }
 
   std::string_view name() const override { return "uring"; }
+  void count_in(WorkerCounters& counters) override { counters_ = &counters; }
 
-  void accept(Token token, int listener) override {
-    io_uring_sqe* sqe = next_sqe(token);
-    io_uring_prep_multishot_accept(sqe, listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    io_uring_sqe_set_data64(sqe, token);
-  }
-
-  void poll(Token token, int fd) override {
-    io_uring_sqe* sqe = next_sqe(token);
-    io_uring_prep_poll_multishot(sqe, fd, POLLIN | POLLOUT | POLLRDHUP | POLLPRI);
-    io_uring_sqe_set_data64(sqe, token);
-  }
-
-  void cancel(Token token, int) override {
-    // Not POLL_REMOVE: it can answer -EALREADY just after a shutdown(2) and then leaves the poll, and the
-    // file, behind. Not by descriptor: the kernel would look at every armed operation, ten thousand listeners
-    // among them.
-    io_uring_sqe* sqe = next_sqe(0);
-    io_uring_prep_cancel64(sqe, token, 0);
-    io_uring_sqe_set_flags(sqe, IOSQE_CQE_SKIP_SUCCESS);
-    io_uring_sqe_set_data64(sqe, kOwn | token);
+  void accept(Token token, int listener) override { arm(Kind::kAccept, token, listener); }
+  void poll(Token token, int fd) override { arm(Kind::kPoll, token, fd); }
+  void cancel(Token, int fd) override {
+    Operation& operation = operation_of(fd);
+    if (operation.kind == Kind::kNone) return;
+    operation.cancelled = true;
+    request({Kind::kNone, fd, operation.id | kCancellation});
   }
 
   std::span<const Completion> wait(Nanos timeout) override {
     if (!enabled_) enable();
-    enter(timeout);
     completions_.clear();
-    unsigned head;
-    unsigned seen = 0;
-    io_uring_cqe* cqe;
-    io_uring_for_each_cqe(&ring_, head, cqe) {
-      ++seen;
-      if ((cqe->user_data & kOwn) != 0) {
-        on_own(*cqe);
-      } else {
-        completions_.push_back({cqe->user_data, cqe->res, (cqe->flags & IORING_CQE_F_MORE) != 0});
-      }
-      if (seen == kCompletions) break;
+    if (operation_of(event_.get()).kind == Kind::kNone) {
+      // Until it is armed a wake-up is only noticed by looking.
+      if (now() >= watch_again_at_) arm(Kind::kWake, 0, event_.get());
+      timeout = earlier(timeout, kRefusedMax);
     }
-    io_uring_cq_advance(&ring_, seen);
+    if (must_recover_) timeout = earlier(timeout, std::max(Nanos::zero(), recover_again_at_ - now()));
+    enter(timeout);
+    collect();
+    must_recover_ = must_recover_ || *ring_.cq.koverflow != lost_;
+    if (must_recover_ && now() >= recover_again_at_) recover();
     return completions_;
   }
 
@@ -160,16 +159,69 @@ class UringIo final : public KernelIo {
   }
 
  private:
-  io_uring_sqe* next_sqe(Token token) {
-    assert((token & (kOwn | kWake)) == 0);
-    (void)token;
+  enum class Kind : std::uint8_t { kNone, kAccept, kPoll, kWake };
+  /// What is armed on a descriptor.
+  struct Operation {
+    std::uint64_t id = 0;
+    Token token = 0;
+    Kind kind = Kind::kNone;
+    bool cancelled = false;
+  };
+  struct Request {
+    Kind kind;  // kNone: to cancel what `id` says
+    int fd;
+    std::uint64_t id;
+  };
+
+  static Nanos earlier(Nanos timeout, Nanos limit) {
+    return timeout < Nanos::zero() ? limit : std::min(timeout, limit);
+  }
+
+  Operation& operation_of(int fd) {
+    const auto index = static_cast<std::size_t>(fd);
+    if (index >= operations_.size()) operations_.resize(index + 1);
+    return operations_[index];
+  }
+
+  void arm(Kind kind, Token token, int fd) {
     if (!enabled_) enable();
+    Operation& operation = operation_of(fd);
+    assert(operation.kind == Kind::kNone);
+    number_ = (number_ + 1) & (UINT32_MAX >> 1);
+    operation = {std::uint64_t{number_} << kNumberShift | static_cast<std::uint32_t>(fd), token, kind};
+    request({kind, fd, operation.id});
+  }
+
+  void request(const Request& request) {
+    if (waiting_.empty() && put(request)) return;
+    // The queue is full.
+    if (waiting_.empty() && submit(Nanos::zero()) && put(request)) return;
+    waiting_.push_back(request);
+  }
+
+  bool put(const Request& request) {
     io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
-    while (sqe == nullptr) {
-      io_uring_submit(&ring_);
-      sqe = io_uring_get_sqe(&ring_);
+    if (sqe == nullptr) return false;
+    switch (request.kind) {
+      case Kind::kAccept:
+        io_uring_prep_multishot_accept(sqe, request.fd, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        break;
+      case Kind::kPoll:
+        io_uring_prep_poll_multishot(sqe, request.fd, POLLIN | POLLOUT | POLLRDHUP | POLLPRI);
+        break;
+      case Kind::kWake:
+        io_uring_prep_poll_multishot(sqe, request.fd, POLLIN);
+        break;
+      case Kind::kNone:
+        // Not POLL_REMOVE: it can answer -EALREADY just after a shutdown(2) and then leaves the poll, and the
+        // file, behind. Not by descriptor: the kernel would look at every armed operation, ten thousand
+        // listeners among them.
+        io_uring_prep_cancel64(sqe, request.id & ~kCancellation, 0);
+        io_uring_sqe_set_flags(sqe, IOSQE_CQE_SKIP_SUCCESS);
+        break;
     }
-    return sqe;
+    io_uring_sqe_set_data64(sqe, request.id);
+    return true;
   }
 
   /// The ring becomes this thread's.
@@ -177,54 +229,161 @@ class UringIo final : public KernelIo {
     enabled_ = true;
     enable_ring(ring_);
     io_uring_register_ring_fd(&ring_);  // saves the look-up of the ring's descriptor; harmless where it fails
-    watch_event();
-  }
-
-  void watch_event() {
-    io_uring_sqe* sqe = next_sqe(0);
-    io_uring_prep_poll_multishot(sqe, event_.get(), POLLIN);
-    io_uring_sqe_set_data64(sqe, kWake);
+    arm(Kind::kWake, 0, event_.get());
   }
 
   void enter(Nanos timeout) {
-    if (timeout == Nanos::zero()) {
-      io_uring_submit_and_get_events(&ring_);
-    } else if (timeout < Nanos::zero()) {
-      io_uring_submit_and_wait(&ring_, 1);
+    std::size_t put_in = 0;
+    while (put_in < waiting_.size() && put(waiting_[put_in])) ++put_in;
+    waiting_.erase(waiting_.begin(), waiting_.begin() + static_cast<std::ptrdiff_t>(put_in));
+    if (submit(waiting_.empty() ? timeout : Nanos::zero())) return;
+    // What is armed already goes on.
+    const Nanos limit = earlier(timeout, std::max(Nanos::zero(), submit_again_at_ - now()));
+    __kernel_timespec time{.tv_sec = 0, .tv_nsec = limit.count()};
+    io_uring_cqe* cqe = nullptr;
+    if (limit == Nanos::zero()) {
+      io_uring_get_events(&ring_);
     } else {
-      const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(timeout);
-      __kernel_timespec limit{.tv_sec = seconds.count(), .tv_nsec = (timeout - seconds).count()};
-      io_uring_cqe* cqe = nullptr;
-      io_uring_submit_and_wait_timeout(&ring_, &cqe, 1, &limit, nullptr);
+      io_uring_wait_cqe_timeout(&ring_, &cqe, &time);
     }
   }
 
-  void on_own(const io_uring_cqe& cqe) {
-    if (cqe.user_data == kWake) {
-      std::uint64_t count;
-      [[maybe_unused]] const auto got = ::read(event_.get(), &count, sizeof count);
-      if ((cqe.flags & IORING_CQE_F_MORE) == 0) watch_event();
-    } else if (cqe.res == -EALREADY) {
-      cancel(cqe.user_data & ~kOwn, -1);  // it was running just then: try again
+  /// False where the kernel refuses, now or a moment ago.
+  bool submit(Nanos timeout) {
+    if (submit_again_at_ != Nanos::zero() && now() < submit_again_at_) return false;
+    const int result = enter_(ring_, timeout);
+    if (result >= 0 || result == -EINTR || result == -ETIME) {
+      submit_again_at_ = refused_for_ = Nanos::zero();
+      return true;
     }
+    if (result == -EBADR) {  // said once
+      must_recover_ = true;
+      return true;
+    }
+    on_refused();  // EAGAIN, ENOMEM: no memory for what is to be armed; EBUSY: completions are to be taken
+                   // first
+    return false;
+  }
+
+  void on_refused() {
+    refused_for_ = std::clamp(2 * refused_for_, kRefusedMin, kRefusedMax);
+    submit_again_at_ = now() + refused_for_;
+    if (counters_ != nullptr) counters_->io_refusals.add();
+  }
+
+  void collect() {
+    unsigned head;
+    unsigned seen = 0;
+    io_uring_cqe* cqe;
+    io_uring_for_each_cqe(&ring_, head, cqe) {
+      ++seen;
+      if ((cqe->user_data & kCancellation) != 0) {
+        on_cancellation(*cqe);
+      } else {
+        on_completion(*cqe);
+      }
+      if (seen == kCompletions) break;
+    }
+    io_uring_cq_advance(&ring_, seen);
+  }
+
+  void on_completion(const io_uring_cqe& cqe) {
+    const int fd = static_cast<int>(static_cast<std::uint32_t>(cqe.user_data));
+    Operation& operation = operation_of(fd);
+    const bool more = (cqe.flags & IORING_CQE_F_MORE) != 0;
+    if (operation.id != cqe.user_data || operation.kind == Kind::kNone) {
+      on_former(operation, cqe.res);
+    } else if (operation.kind == Kind::kWake) {
+      if (!more) operation.kind = Kind::kNone;
+      on_wake(cqe.res);
+    } else {
+      completions_.push_back({operation.token, cqe.res, more});
+      if (!more) operation.kind = Kind::kNone;
+    }
+  }
+
+  /// Of an operation that was armed anew since. Only an accepted client matters.
+  void on_former(const Operation& successor, int result) {
+    if (successor.kind == Kind::kAccept && result >= 0)
+      completions_.push_back({successor.token, result, true});
+  }
+
+  void on_wake(int result) {
+    std::uint64_t count;
+    [[maybe_unused]] const auto got = ::read(event_.get(), &count, sizeof count);
+    watch_again_at_ = result < 0 ? now() + kRefusedMax : Nanos::zero();
+  }
+
+  void on_cancellation(const io_uring_cqe& cqe) {
     // -ENOENT: the operation had ended by itself; its last completion has been or will be seen.
+    if (cqe.res == -ENOENT) return;
+    // -EALREADY: it was running just then.
+    if (cqe.res != -EALREADY) on_refused();
+    const int fd = static_cast<int>(static_cast<std::uint32_t>(cqe.user_data));
+    request({Kind::kNone, fd, cqe.user_data});
+  }
+
+  /// Completions were lost: everything is armed anew. What was to be cancelled is over for the caller.
+  void recover() {
+    must_recover_ = false;
+    lost_ = *ring_.cq.koverflow;
+    const bool again = now() - recover_again_at_ < kRecoveryMax;
+    recovered_for_ = again ? std::min(2 * recovered_for_, kRecoveryMax) : kRecoveryMin;
+    recover_again_at_ = now() + recovered_for_;
+    if (counters_ != nullptr) counters_->io_losses.add();
+    for (std::size_t fd = 0; fd < operations_.size(); ++fd) {
+      const Operation before = operations_[fd];
+      if (before.kind == Kind::kNone) continue;
+      request({Kind::kNone, static_cast<int>(fd), before.id | kCancellation});
+      operations_[fd].kind = Kind::kNone;
+      if (before.cancelled) {
+        completions_.push_back({before.token, -ECANCELED, false});
+      } else {
+        arm(before.kind, before.token, static_cast<int>(fd));
+      }
+    }
   }
 
   io_uring ring_;
   Fd event_;
+  const UringEnter enter_;
+  WorkerCounters* counters_ = nullptr;
   bool enabled_ = false;
+  std::vector<Operation> operations_;  // by descriptor
+  std::uint32_t number_ = 0;           // of the operation armed last
+  std::vector<Request> waiting_;       // in order, for room in the ring's queue
+  Nanos submit_again_at_{0};           // the kernel has refused; 0: it has not
+  Nanos refused_for_{0};               // the last time
+  Nanos watch_again_at_{0};            // event_
+  std::uint32_t lost_ = 0;             // completions ever
+  bool must_recover_ = false;          // some were lost since everything was armed
+  Nanos recover_again_at_{0};
+  Nanos recovered_for_{0};
   std::vector<Completion> completions_;
 };
 
 }  // namespace
 
+int enter_uring(io_uring& ring, Nanos timeout) {
+  if (timeout == Nanos::zero()) return io_uring_submit_and_get_events(&ring);
+  if (timeout < Nanos::zero()) return io_uring_submit_and_wait(&ring, 1);
+  const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(timeout);
+  __kernel_timespec limit{.tv_sec = seconds.count(), .tv_nsec = (timeout - seconds).count()};
+  io_uring_cqe* cqe = nullptr;
+  return io_uring_submit_and_wait_timeout(&ring, &cqe, 1, &limit, nullptr);
+}
+
 Result<std::unique_ptr<Io>> make_uring_io() {
+  return make_uring_io(enter_uring);
+}
+
+Result<std::unique_ptr<Io>> make_uring_io(UringEnter enter) {
   if (const int result = try_out(); result < 0) return refused(result);
   Fd event(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   if (!event) return refused(-errno);
   io_uring ring;
   if (const int result = set_up(ring, kSubmissions, kCompletions); result < 0) return refused(result);
-  return std::unique_ptr<Io>(std::make_unique<UringIo>(ring, std::move(event)));
+  return std::unique_ptr<Io>(std::make_unique<UringIo>(ring, std::move(event), std::move(enter)));
 }
 
 }  // namespace portway

@@ -48,7 +48,9 @@ Worker::Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<C
              {.shut = [this](const ServedForwardPtr& forward) { shut_listeners(forward); },
               .open = [this](const ServedForwardPtr& forward) { return open_listeners(forward); },
               .source_ports = [this] { return connections_.source_ports(); }}),
-      busy_poll_(options.busy_poll) {}
+      busy_poll_(options.busy_poll) {
+  io_->count_in(counters_);
+}
 
 Worker::~Worker() {
   // Handed over after the last turn: nobody will take them.

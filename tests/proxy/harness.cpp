@@ -136,6 +136,7 @@ Rig::Rig(Backend backend, const RigOptions& options)
     : world_(make_world(backend, options.network)), arena_(options.connections_max) {
   service_ = world_->serve(options.family, options.guest);
   descriptors_before_ = backend == Backend::kSim ? 0 : world_->open_descriptors();
+  if (options.uring_enter) world_->set_enter(options.uring_enter);
   auto io = world_->make_io(why_not_);
   if (!io) return;
   forward_ = std::make_shared<ServedForward>(

@@ -115,6 +115,7 @@ struct RigOptions {
   const FairShare* share = nullptr;
   SimNetworkOptions network = {};  // of the simulated world
   SimFaults faults = {};           // there
+  UringEnter uring_enter = nullptr;
 };
 
 class Rig {

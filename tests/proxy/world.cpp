@@ -128,8 +128,9 @@ class KernelWorld final : public World {
     return std::chrono::seconds(time.tv_sec) + Nanos(time.tv_nsec);
   }
 
+  void set_enter(UringEnter enter) override { enter_ = std::move(enter); }
   std::unique_ptr<Io> make_io(std::string& why_not) override {
-    auto io = backend_ == Backend::kUring ? make_uring_io() : make_epoll_io();
+    auto io = backend_ == Backend::kUring ? make_uring_io(enter_) : make_epoll_io();
     if (io) return std::move(*io);
     why_not = io.error().detail;
     return nullptr;
@@ -175,6 +176,7 @@ class KernelWorld final : public World {
 
  private:
   const Backend backend_;
+  UringEnter enter_ = enter_uring;
   std::map<Endpoint, Fd> services_;
 };
 

@@ -17,6 +17,7 @@
 #include "config/endpoint.h"
 #include "config/fd.h"
 #include "proxy/io.h"
+#include "proxy/uring_io.h"
 #include "tests/sim/sim_io.h"
 #include "tests/sim/sim_network.h"
 
@@ -68,6 +69,8 @@ class World {
   virtual ~World() = default;
 
   virtual Nanos now() = 0;
+  /// What io_uring_enter(2) is to be done by; before make_io(). For io_uring's world.
+  virtual void set_enter(UringEnter) {}
   /// Once. Null, with the reason, where this machine cannot.
   virtual std::unique_ptr<Io> make_io(std::string& why_not) = 0;
   /// A listener for the Io, on a free port of `family`'s loopback address, which `endpoint` becomes.
