@@ -32,6 +32,7 @@
 #include "metrics/exporter.h"
 #include "network/client_refusals.h"
 #include "network/return_path.h"
+#include "proxy/device_requests.h"
 #include "proxy/proxy.h"
 
 namespace portway {
@@ -134,7 +135,8 @@ std::unique_ptr<ClientRefusals> start_client_refusals_if_possible() {
   return nullptr;
 }
 
-ProxyOptions proxy_options(const Config& config, ClientRefusals* refusals, std::uint32_t listeners_reserved) {
+ProxyOptions proxy_options(const Config& config, ClientRefusals* refusals, DeviceRequests* device_requests,
+                           std::uint32_t listeners_reserved) {
   return {.workers = config.proxy.workers,
           .io_backend = config.proxy.io_backend,
           .public_addresses = config.node.public_addresses,
@@ -154,7 +156,8 @@ ProxyOptions proxy_options(const Config& config, ClientRefusals* refusals, std::
                           .unsent_max = config.proxy.unsent_max_kib * 1024,
                           .copy_dscp = config.proxy.copy_dscp,
                           .refused_probe = std::chrono::milliseconds(config.proxy.refused_probe_ms),
-                          .client_refusals = refusals}};
+                          .client_refusals = refusals,
+                          .device_requests = device_requests}};
 }
 
 struct StartedReturnPath {
@@ -206,9 +209,9 @@ class Daemon {
  public:
   Daemon(const Config& config, const Arguments& arguments, const DaemonLog& log,
          std::unique_ptr<boost::asio::io_context> context, std::unique_ptr<Store> store,
-         std::unique_ptr<ClientRefusals> client_refusals, std::unique_ptr<Proxy> proxy,
-         std::unique_ptr<SessionWatch> watch, std::unique_ptr<ReturnPath> return_path,
-         const std::string& why_no_return_path)
+         std::unique_ptr<ClientRefusals> client_refusals, std::unique_ptr<DeviceRequests> device_requests,
+         std::unique_ptr<Proxy> proxy, std::unique_ptr<SessionWatch> watch,
+         std::unique_ptr<ReturnPath> return_path, const std::string& why_no_return_path)
       : config_(config),
         arguments_(arguments),
         log_(log),
@@ -216,6 +219,7 @@ class Daemon {
         store_(std::move(store)),
         return_path_(std::move(return_path)),
         client_refusals_(std::move(client_refusals)),
+        device_requests_(std::move(device_requests)),
         proxy_(std::move(proxy)),
         watch_(std::move(watch)),
         control_(config_, {*context_, *store_, *proxy_, *watch_, events_, stats_, return_path_.get(),
@@ -363,6 +367,7 @@ class Daemon {
     closes_timer_.async_wait([this](boost::system::error_code error) {
       if (error) return;
       drain_closes();
+      for (const std::string& id : device_requests_->take()) watch_->refresh(id);
       drain_closes_later();
     });
   }
@@ -451,6 +456,7 @@ class Daemon {
   std::unique_ptr<Store> store_;
   const std::unique_ptr<ReturnPath> return_path_;          // outlives the connections that need it
   const std::unique_ptr<ClientRefusals> client_refusals_;  // the same; may be null
+  const std::unique_ptr<DeviceRequests> device_requests_;  // the same
   std::unique_ptr<Proxy> proxy_;
   std::unique_ptr<SessionWatch> watch_;
   EventHub events_;
@@ -485,7 +491,9 @@ int run(const Arguments& arguments, DaemonLog& log) {
   auto return_path = start_return_path(config->proxy.source_mode);
   if (!return_path) return fail(return_path.error(), kExitFailed);
   auto client_refusals = start_client_refusals_if_possible();
-  auto proxy = Proxy::start(proxy_options(*config, client_refusals.get(), listeners_reserved));
+  auto device_requests = std::make_unique<DeviceRequests>();
+  auto proxy =
+      Proxy::start(proxy_options(*config, client_refusals.get(), device_requests.get(), listeners_reserved));
   if (!proxy) return fail(proxy.error(), kExitFailed);
   auto context = std::make_unique<boost::asio::io_context>(1);
   auto watch = SessionWatch::start(*context);
@@ -493,7 +501,8 @@ int run(const Arguments& arguments, DaemonLog& log) {
   // The workers run already and are not meant.
   prefer_this_thread();
   Daemon daemon(*config, arguments, log, std::move(context), std::move(*store), std::move(client_refusals),
-                std::move(*proxy), std::move(*watch), std::move(return_path->path), return_path->why_none);
+                std::move(device_requests), std::move(*proxy), std::move(*watch),
+                std::move(return_path->path), return_path->why_none);
   if (auto started = daemon.start(); !started) {
     return fail(started.error(),
                 started.error().code == ErrorCode::kInvalidConfig ? kExitBadConfig : kExitFailed);

@@ -10,6 +10,7 @@
 
 #include "network/proxy_header.h"
 #include "network/source_plan.h"
+#include "proxy/device_requests.h"
 
 namespace portway {
 namespace {
@@ -31,6 +32,10 @@ constexpr std::size_t kForwardsSeen = 256;
 constexpr std::size_t kSourcesSeenMin = 16;
 constexpr std::size_t kSourcesSeenMax = 1024;
 constexpr Nanos kSourcesEvery = std::chrono::milliseconds(100);
+
+// How long a client waits for its session's device, and how often that is looked for.
+constexpr Nanos kDeviceWait = std::chrono::milliseconds(300);
+constexpr Nanos kDeviceLooks = std::chrono::milliseconds(10);
 
 // A connection is looked at when it has lasted for so long, then at intervals in which little is missed of
 // options.user_timeout. Many that are due together are looked at together, so that a worker may sleep.
@@ -183,7 +188,9 @@ bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
     return false;
   }
   const int device = forward->session->device.load();  // before the source, which is set first
-  const auto plan = first_plan(*forward, client.endpoint);
+  // What the guest is to see is not known before there is a device.
+  const bool must_wait = device == kNoDevice && options_.device_requests != nullptr;
+  const auto plan = must_wait ? SourcePlan::kPlain : first_plan(*forward, client.endpoint);
   if (!plan) {
     reject(downstream, forward, RejectReason::kSourceAddress, client);
     return false;
@@ -222,8 +229,41 @@ bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
 
   set_state(*index, ConnectionState::kConnecting);
   arm(*index, kDownstream);
-  connect(*index, device);
+  if (must_wait) {
+    wait_for_device(*index);
+  } else {
+    connect(*index, device);
+  }
   return true;
+}
+
+/// The machine may have come, and the kernel not have told: somebody looks, within the control thread's tick.
+void ConnectionSet::wait_for_device(std::uint32_t index) {
+  const ServedForward& forward = *connections_[index].forward;
+  connections_[index].device_due = io_.now() + kDeviceWait;
+  if (!forward.session->device_asked_for.exchange(true))
+    options_.device_requests->ask(forward.route.instance_id);
+  timers_.set(index, io_.now() + kDeviceLooks);
+}
+
+void ConnectionSet::look_for_device(std::uint32_t index) {
+  ConnectionSlot& slot = table_[index];
+  Connection& connection = connections_[index];
+  ServedForward& forward = *connection.forward;
+  const int device = forward.session->device.load();  // before the source, which is set first
+  if (device == kNoDevice && io_.now() < connection.device_due) {
+    timers_.set(index, std::min(io_.now() + kDeviceLooks, connection.drain_deadline));
+    return;
+  }
+  connection.device_due = TimerWheel::kNever;
+  forward.session->device_asked_for.store(false);
+  const auto plan = device == kNoDevice ? SourcePlan::kPlain : first_plan(forward, to_endpoint(slot.client));
+  if (!plan) {
+    terminate(index, CloseSide::kNode, CloseHow::kLimit, true, true);
+    return;
+  }
+  slot.source = *plan;
+  connect(index, device);
 }
 
 void ConnectionSet::connect(std::uint32_t index, int device) {
@@ -615,6 +655,7 @@ void ConnectionSet::terminate(std::uint32_t index, CloseSide side, CloseHow how,
   ConnectionSlot& slot = table_[index];
   Connection& connection = connections_[index];
   connection.cause = {side, how};
+  if (connection.device_due != TimerWheel::kNever) connection.forward->session->device_asked_for.store(false);
   set_half_closed(index, false);
   if (how == CloseHow::kFin) connection.error = 0;  // told after everything was delivered
   connection.reset[kDownstream] = reset_downstream;
@@ -990,7 +1031,9 @@ void ConnectionSet::schedule(std::uint32_t index) {
   const ConnectionSlot& slot = table_[index];
   Nanos deadline = connections_[index].drain_deadline;
   if (slot.state == ConnectionState::kConnecting) {
-    deadline = std::min(deadline, deadline_after(slot.accepted_ns, options_.connect_timeout));
+    const bool waits = connections_[index].device_due != TimerWheel::kNever;
+    deadline = std::min(deadline, waits ? io_.now() + kDeviceLooks
+                                        : deadline_after(slot.accepted_ns, options_.connect_timeout));
   } else if (slot.state == ConnectionState::kRelaying) {
     deadline = std::min({deadline, connections_[index].reset_deadline, connections_[index].throttled_until,
                          connections_[index].look_at, deadline_after(slot.active_ns, options_.idle_timeout)});
@@ -1010,6 +1053,8 @@ void ConnectionSet::on_deadline(std::uint32_t index) {
     advance_resetting(index);
   } else if (now >= connections_[index].drain_deadline) {
     terminate(index, CloseSide::kNode, connections_[index].drained, true, true);
+  } else if (connections_[index].device_due != TimerWheel::kNever) {
+    look_for_device(index);
   } else if (slot.state == ConnectionState::kConnecting) {
     if (now >= deadline_after(slot.accepted_ns, options_.connect_timeout)) {
       on_connect_failed(index, ETIMEDOUT);

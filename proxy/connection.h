@@ -48,6 +48,7 @@ struct Connection {
   Side doomed = kDownstream;                    // whose error it is
   Nanos look_at = TimerWheel::kNever;           // whether the guest still answers
   Nanos guest_owes_since = TimerWheel::kNever;  // an acknowledgement, as far as looks tell
+  Nanos device_due = TimerWheel::kNever;        // the session has no device: it is waited for until then
   bool lasting = false;                         // UpstreamOpener::set_lasting()
   bool armed[2] = {false, false};  // a poll of that side's socket has not had its last completion
   bool reset[2] = {false, false};  // close that side with RST
@@ -159,6 +160,8 @@ class ConnectionSet {
   Client client_of(int downstream);
   void reject(int downstream, const ServedForwardPtr& forward, RejectReason reason, const Client& client);
   void connect(std::uint32_t index, int device);
+  void wait_for_device(std::uint32_t index);
+  void look_for_device(std::uint32_t index);
   int send_proxy_header(const ConnectionSlot& slot);
   void on_events(std::uint32_t index, Side side, std::uint32_t events);
   void find_urgent();

@@ -29,6 +29,7 @@ struct ServedSession {
 
   const Uuid id;
   std::atomic<int> device;                    // see ForwardRoute::device; set by the control thread
+  std::atomic<bool> device_asked_for{false};  // by a client that waits; see DeviceRequests
   std::atomic<std::uint32_t> connections{0};  // of all its forwards
   std::atomic<std::uint32_t> forwards{0};     // open ones; set by the control thread
   std::chrono::nanoseconds owned_since{0};    // by its owner, on the monotonic clock; the control thread's

@@ -125,6 +125,22 @@ TEST_F(SessionWatchTest, AGuestMayComeLaterThanItsRegistration) {
   run_until_told("vm carrier_lost");
 }
 
+// While other links change the kernel tells of a carrier up to a second late.
+TEST_F(SessionWatchTest, ATapThatIsAskedForHasItsSessionArmedAtOnce) {
+  add_tap();
+  network_->ip("link set guest0 down");
+  network_->ip("link add other0 type veth peer name otherpeer0");
+  network_->ip("link set other0 up");
+  run_until_tap_is(TapState::kNoCarrier);
+  Instance vm = instance("vm");
+  ASSERT_FALSE(watch_->watch(vm));
+  ASSERT_EQ(vm.tap_index, 0);
+  for (const char* state : {"up", "down", "up"}) network_->ip("link set otherpeer0 " + std::string(state));
+  network_->ip("link set guest0 up");
+  watch_->refresh("vm");
+  EXPECT_EQ(told_, std::vector<std::string>{"vm armed"});
+}
+
 TEST_F(SessionWatchTest, ATapMadeAnewUnderTheSameNameIsAnotherMachines) {
   add_tap();
   run_until_tap_is(TapState::kUp);

@@ -6,10 +6,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <functional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "proxy/device_requests.h"
 #include "tests/proxy/relay_suite.h"
 
 namespace portway::test {
@@ -157,6 +159,45 @@ TEST_P(RelayRecords, AGuestThatIsSilentTookTooLong) {
   EXPECT_EQ(record.cause, (CloseCause{CloseSide::kGuest, CloseHow::kConnectTimeout}));
   EXPECT_EQ(record.error, ETIMEDOUT);
   EXPECT_GE(record.ended_at - record.accepted_at, 50ms);
+}
+
+// The kernel tells of a tap's carrier up to a second late: the first client was reset meanwhile.
+TEST_P(RelayRecords, AClientOfASessionWithoutADeviceHasItLookedForAndWaits) {
+  DeviceRequests requests;
+  Rig rig(GetParam(), {.connections = {.device_requests = &requests}, .device = kNoDevice});
+  Peer& client = rig.connect();
+  Peer& second = rig.connect();
+  client.send("first");
+  std::set<std::string> asked;
+  ASSERT_TRUE(rig.run_until([&] { return !(asked = requests.take()).empty(); }));
+  EXPECT_EQ(asked, std::set<std::string>{rig.forward().route.instance_id});
+  EXPECT_FALSE(client.ended());
+  rig.forward().session->device.store(kAnyDevice);
+  Peer& guest = rig.accept();
+  EXPECT_TRUE(rig.run_until([&] { return rig.stats().connections_established == 2; }));
+  EXPECT_FALSE(second.ended());
+  EXPECT_TRUE(requests.take().empty()) << "it was asked for once";
+  EXPECT_TRUE(rig.run_until([&] { return guest.received() == "first" || rig.try_accept() != nullptr; }));
+}
+
+TEST_P(RelayRecords, AClientOfASessionWithoutADeviceDoesNotWaitForLong) {
+  DeviceRequests requests;
+  Rig rig(GetParam(), {.connections = {.device_requests = &requests}, .device = kNoDevice});
+  rig.connect();
+  const CloseRecord record = record_of(rig);
+  EXPECT_EQ(record.cause, (CloseCause{CloseSide::kNode, CloseHow::kConnectError}));
+  EXPECT_EQ(record.error, ENODEV);
+  EXPECT_FALSE(requests.take().empty());
+  // The next one asks again; it may leave while it waits, or its forward may go.
+  Peer& second = rig.connect();
+  ASSERT_TRUE(rig.run_until([&] { return !requests.take().empty(); }));
+  second.reset();
+  ASSERT_TRUE(rig.run_until([&] { return rig.records().size() == 2; }));
+  rig.connect();
+  ASSERT_TRUE(rig.run_until([&] { return !requests.take().empty(); }));
+  rig.close_forward(ClosePolicy::kReset);
+  EXPECT_TRUE(rig.run_until([&] { return rig.records().size() == 3; }));
+  EXPECT_EQ(rig.records().back().cause.how, CloseHow::kForwardDeleted);
 }
 
 TEST_P(RelayRecords, ADeviceThatDoesNotExistIsTheNodesError) {
