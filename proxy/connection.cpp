@@ -173,68 +173,84 @@ ConnectionSet::~ConnectionSet() {
 
 // --- From accept to connect.
 
-bool ConnectionSet::start(int downstream, ServedForwardPtr forward) {
+std::optional<OpenedConnection> ConnectionSet::open(int downstream, const ServedForwardPtr& forward) {
   const Client client = client_of(downstream);
-  // The end of a forward is told to the workers after its phase has moved on: what is started before that
-  // message comes, close_forward() finds.
-  const ForwardPhase phase = forward->phase.load();
-  if (phase == ForwardPhase::kEnded) {
-    reject(downstream, forward, RejectReason::kForwardGone, client);
-    return false;
-  }
-  if (client.endpoint.port() == 0) {
-    // Whoever it was, the guest is not to see the node in its place.
-    reject(downstream, forward, RejectReason::kClientGone, client);
-    return false;
-  }
+  const auto turn_away = [&](RejectReason reason) {
+    reject(downstream, forward, reason, client);
+    return std::nullopt;
+  };
+  if (forward->phase.load() == ForwardPhase::kEnded) return turn_away(RejectReason::kForwardGone);
+  // Whoever it was, the guest is not to see the node in its place.
+  if (client.endpoint.port() == 0) return turn_away(RejectReason::kClientGone);
   const int device = forward->session->device.load();  // before the source, which is set first
   // What the guest is to see is not known before there is a device.
-  const bool must_wait = device == kNoDevice && options_.device_requests != nullptr;
-  const auto plan = must_wait ? SourcePlan::kPlain : first_plan(*forward, client.endpoint);
-  if (!plan) {
-    reject(downstream, forward, RejectReason::kSourceAddress, client);
-    return false;
+  const bool waits = device == kNoDevice && options_.device_requests != nullptr;
+  const auto plan = waits ? SourcePlan::kPlain : first_plan(*forward, client.endpoint);
+  if (!plan) return turn_away(RejectReason::kSourceAddress);
+  OpenedConnection opened{.forward = forward,
+                          .downstream = downstream,
+                          .client = client.endpoint,
+                          .dscp = options_.copy_dscp ? client.dscp : std::uint8_t{0},
+                          .source = *plan,
+                          .waits_for_device = waits,
+                          .admitted = forward->admission.limited(),
+                          .accepted_at = io_.now()};
+  if (opened.admitted) {
+    if (const auto refused = forward->admission.ask(client.endpoint.address(), opened.accepted_at))
+      return turn_away(*refused);
   }
-  const bool admitted = forward->admission.limited();
-  if (admitted) {
-    if (const auto refused = forward->admission.ask(client.endpoint.address(), io_.now())) {
-      reject(downstream, forward, *refused, client);
-      return false;
-    }
-  }
-  const auto index = table_.take();
-  if (!index) {
-    if (admitted) forward->admission.leave(client.endpoint.address());
-    reject(downstream, forward, RejectReason::kConnectionsMax, client);
-    return false;
-  }
-  if (*index >= connections_.size()) connections_.resize(*index + 1);
-  ConnectionSlot& slot = table_[*index];
-  slot.forward = forward->route.id;
-  slot.socket[kDownstream].fd = downstream;
-  slot.accepted_ns = slot.active_ns = io_.now().count();
-  slot.client = to_plain(client.endpoint);
-  connections_[*index].admitted = admitted;
-  connections_[*index].forward = std::move(forward);
-  const ServedForward& served = *connections_[*index].forward;
-  append(of(served).all, &Connection::in_forward, *index);
+  if (!waits) connect(opened, device);
+  return opened;
+}
+
+void ConnectionSet::connect(OpenedConnection& opened, int device) {
+  const int result = upstream_.open(
+      {.forward = *opened.forward, .device = device, .client = opened.client, .dscp = opened.dscp},
+      opened.source, opened.upstream);
+  if (result != 0 && result != -EINPROGRESS) opened.error = -result;
+}
+
+void ConnectionSet::start(OpenedConnection opened) {
+  // The end of a forward is told to the workers after its phase has moved on: what is started before that
+  // message comes, close_forward() finds.
+  const ForwardPhase phase = opened.forward->phase.load();
+  if (phase == ForwardPhase::kEnded) return reject(opened, RejectReason::kForwardGone);
+  const auto taken = table_.take();
+  if (!taken) return reject(opened, RejectReason::kConnectionsMax);
+  const std::uint32_t index = *taken;
+  if (index >= connections_.size()) connections_.resize(index + 1);
+  ConnectionSlot& slot = table_[index];
+  slot.forward = opened.forward->route.id;
+  slot.socket[kDownstream].fd = opened.downstream;
+  slot.socket[kUpstream].fd = opened.upstream;
+  slot.accepted_ns = slot.active_ns = opened.accepted_at.count();
+  slot.client = to_plain(opened.client);
+  slot.source = opened.source;
+  connections_[index].admitted = opened.admitted;
+  connections_[index].forward = std::move(opened.forward);
+  const ServedForward& served = *connections_[index].forward;
+  append(of(served).all, &Connection::in_forward, index);
   served.session->connections.fetch_add(1, std::memory_order_relaxed);
-  if (phase == ForwardPhase::kDraining) drain(*index);
+  if (phase == ForwardPhase::kDraining) drain(index);
   counters_.connections_active.add();
   served.counters[worker_].connections_active.add();
   served.counters[worker_].connections_accepted.add();
 
-  slot.source = *plan;
-  if (options_.copy_dscp) connections_[*index].dscp = client.dscp;
-
-  set_state(*index, ConnectionState::kConnecting);
-  arm(*index, kDownstream);
-  if (must_wait) {
-    wait_for_device(*index);
+  set_state(index, ConnectionState::kConnecting);
+  arm(index, kDownstream);
+  if (opened.waits_for_device) {
+    connections_[index].dscp = opened.dscp;
+    wait_for_device(index);
   } else {
-    connect(*index, device);
+    go_on(index, opened.error);
   }
-  return true;
+}
+
+/// The connection to the guest is under way, or failed at once.
+void ConnectionSet::go_on(std::uint32_t index, int error) {
+  if (error != 0) return on_connect_failed(index, error);
+  arm(index, kUpstream);
+  schedule(index);
 }
 
 /// The machine may have come, and the kernel not have told: somebody looks, within the control thread's tick.
@@ -257,31 +273,24 @@ void ConnectionSet::look_for_device(std::uint32_t index) {
   }
   connection.device_due = TimerWheel::kNever;
   forward.session->device_asked_for.store(false);
-  const auto plan = device == kNoDevice ? SourcePlan::kPlain : first_plan(forward, to_endpoint(slot.client));
+  const Endpoint client = to_endpoint(slot.client);
+  const auto plan = device == kNoDevice ? SourcePlan::kPlain : first_plan(forward, client);
   if (!plan) {
     terminate(index, CloseSide::kNode, CloseHow::kLimit, true, true);
     return;
   }
-  slot.source = *plan;
-  connect(index, device);
+  OpenedConnection opened{
+      .forward = connection.forward, .client = client, .dscp = connection.dscp, .source = *plan};
+  connect(opened, device);
+  slot.source = opened.source;
+  slot.socket[kUpstream].fd = opened.upstream;
+  go_on(index, opened.error);
 }
 
-void ConnectionSet::connect(std::uint32_t index, int device) {
-  ConnectionSlot& slot = table_[index];
-  const Connection& connection = connections_[index];
-  int fd = -1;
-  const int result = upstream_.open({.forward = *connection.forward,
-                                     .device = device,
-                                     .client = to_endpoint(slot.client),
-                                     .dscp = connection.dscp},
-                                    slot.source, fd);
-  slot.socket[kUpstream].fd = fd;
-  if (result != 0 && result != -EINPROGRESS) {
-    on_connect_failed(index, -result);
-    return;
-  }
-  arm(index, kUpstream);
-  schedule(index);
+void ConnectionSet::reject(const OpenedConnection& opened, RejectReason reason) {
+  if (opened.admitted) opened.forward->admission.leave(opened.client.address());
+  if (opened.upstream >= 0) io_.close_with_reset(opened.upstream);
+  reject(opened.downstream, opened.forward, reason, {.endpoint = opened.client});
 }
 
 /// Without address and port where it is not known.

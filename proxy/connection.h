@@ -49,16 +49,30 @@ struct Connection {
   Nanos look_at = TimerWheel::kNever;           // whether the guest still answers
   Nanos guest_owes_since = TimerWheel::kNever;  // an acknowledgement, as far as looks tell
   Nanos device_due = TimerWheel::kNever;        // the session has no device: it is waited for until then
+  std::uint8_t dscp = 0;                        // for when there is one
   bool lasting = false;                         // UpstreamOpener::set_lasting()
   bool armed[2] = {false, false};  // a poll of that side's socket has not had its last completion
   bool reset[2] = {false, false};  // close that side with RST
   bool queued = false;             // in the run queue
-  std::uint8_t dscp = 0;           // of the client's SYN, shifted left by two; 0: none, or not copied
   bool admitted = false;           // the forward's admission counts it
   BufferFit receive_buffer[2];
   CloseCause cause;
   CloseHow drained = CloseHow::kForwardDeleted;  // how it ends at drain_deadline
   std::int16_t error = 0;                        // the errno that ends it
+};
+
+/// An accepted client and its connection to the guest, which may still be under way.
+struct OpenedConnection {
+  ServedForwardPtr forward;
+  int downstream = -1;
+  int upstream = -1;  // not valid where there was no socket to be had
+  int error = 0;      // the errno with which the connection failed at once; 0: it is under way, or made
+  Endpoint client;
+  std::uint8_t dscp = 0;  // of the client's SYN, shifted left by two; 0: none, or not copied
+  SourcePlan source = SourcePlan::kPlain;
+  bool waits_for_device = false;  // it is connected once its session has one
+  bool admitted = false;          // the forward's admission counts it
+  Nanos accepted_at{0};
 };
 
 using CloseRecordRing = SpscRing<CloseRecord>;
@@ -74,9 +88,14 @@ class ConnectionSet {
   ConnectionSet(const ConnectionSet&) = delete;
   ConnectionSet& operator=(const ConnectionSet&) = delete;
 
-  /// Carries an accepted socket on to the guest; owns it from now on. False when every slot is in use: the
-  /// client was reset.
-  bool start(int downstream, ServedForwardPtr forward);
+  /// Opens the connection to the guest for an accepted socket, and owns that from now on. Guests see
+  /// connections in the order of these calls. nullopt when the client was turned away: it was reset.
+  std::optional<OpenedConnection> open(int downstream, const ServedForwardPtr& forward);
+  /// Takes it over; another worker may have opened it. Where every slot is in use, or its forward has ended
+  /// meanwhile, both sides are reset.
+  void start(OpenedConnection opened);
+  /// Resets both sides, without a connection.
+  void reject(const OpenedConnection& opened, RejectReason reason);
   /// Resets the client at once, without a connection.
   void reject(int downstream, const ServedForwardPtr& forward, RejectReason reason) {
     reject(downstream, forward, reason, client_of(downstream));
@@ -159,7 +178,8 @@ class ConnectionSet {
 
   Client client_of(int downstream);
   void reject(int downstream, const ServedForwardPtr& forward, RejectReason reason, const Client& client);
-  void connect(std::uint32_t index, int device);
+  void connect(OpenedConnection& opened, int device);
+  void go_on(std::uint32_t index, int error);
   void wait_for_device(std::uint32_t index);
   void look_for_device(std::uint32_t index);
   int send_proxy_header(const ConnectionSlot& slot);

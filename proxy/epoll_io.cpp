@@ -17,7 +17,6 @@ namespace portway {
 namespace {
 
 constexpr int kEvents = 1024;  // taken from the kernel at a time
-constexpr int kAccepts = 64;   // from one listener at a time, so that a storm on one leaves room for others
 
 class EpollIo final : public KernelIo {
  public:
@@ -25,13 +24,20 @@ class EpollIo final : public KernelIo {
 
   std::string_view name() const override { return "epoll"; }
 
-  void accept(Token token, int listener) override { arm(token, listener, Kind::kAccept, EPOLLIN); }
   void poll(Token token, int fd) override {
-    arm(token, fd, Kind::kPoll, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET);
+    operation(fd) = {token, true};
+    epoll_event event{.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET, .data = {.fd = fd}};
+    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) < 0) {
+      operation(fd) = {};
+      pending_.push_back({token, -errno, false});
+    }
   }
 
   void cancel(Token, int fd) override {
-    if (operation(fd).kind != Kind::kNone) end(fd, -ECANCELED);
+    if (!operation(fd).armed) return;
+    ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+    pending_.push_back({operation(fd).token, -ECANCELED, false});
+    operation(fd) = {};
   }
 
   std::span<const Completion> wait(Nanos timeout) override {
@@ -44,9 +50,7 @@ class EpollIo final : public KernelIo {
       if (fd == event_.get()) {
         std::uint64_t wakes;
         [[maybe_unused]] const auto got = ::read(fd, &wakes, sizeof wakes);
-      } else if (operation(fd).kind == Kind::kAccept) {
-        accept_some(fd);
-      } else if (operation(fd).kind == Kind::kPoll) {
+      } else if (operation(fd).armed) {
         // The bits of epoll and poll are the same ones.
         completions_.push_back({operation(fd).token, static_cast<std::int32_t>(events_[i].events), true});
       }
@@ -62,45 +66,15 @@ class EpollIo final : public KernelIo {
   }
 
  private:
-  enum class Kind : std::uint8_t { kNone, kAccept, kPoll };
   struct Operation {
     Token token = 0;
-    Kind kind = Kind::kNone;
+    bool armed = false;
   };
 
   Operation& operation(int fd) {
     const auto index = static_cast<std::size_t>(fd);
     if (index >= operations_.size()) operations_.resize(index + 1);
     return operations_[index];
-  }
-
-  void arm(Token token, int fd, Kind kind, std::uint32_t events) {
-    operation(fd) = {token, kind};
-    epoll_event event{.events = events, .data = {.fd = fd}};
-    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) < 0) {
-      operation(fd) = {};
-      pending_.push_back({token, -errno, false});
-    }
-  }
-
-  void end(int fd, int result) {
-    ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
-    pending_.push_back({operation(fd).token, result, false});
-    operation(fd) = {};
-  }
-
-  void accept_some(int listener) {
-    for (int i = 0; i < kAccepts; ++i) {
-      const int fd = ::accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
-      if (fd >= 0) {
-        completions_.push_back({operation(listener).token, fd, true});
-      } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
-        return;
-      } else if (errno != EINTR && errno != ECONNABORTED) {
-        end(listener, -errno);
-        return;
-      }
-    }
   }
 
   static int milliseconds(Nanos timeout) {

@@ -1,6 +1,6 @@
 // The one door to the kernel for the data plane.
 //
-// Two kinds of calls. *Armed* operations (accept, poll) are answered later by completions that wait()
+// Two kinds of calls. *Armed* operations (poll) are answered later by completions that wait()
 // returns: the ring, or epoll, only tells. *Direct* calls move bytes and change sockets at once and never
 // block. Both kinds return -errno on failure; errno itself is not used.
 //
@@ -31,9 +31,8 @@ using Token = std::uint64_t;
 
 struct Completion {
   Token token = 0;
-  std::int32_t result =
-      0;  // accept: the new descriptor; poll: the ready mask (poll(2) bits); failed or ended: -errno
-  bool more = false;  // the operation stays armed; otherwise this is its last completion
+  std::int32_t result = 0;  // the ready mask (poll(2) bits); failed or ended: -errno
+  bool more = false;        // the operation stays armed; otherwise this is its last completion
 };
 
 /// Who opened an accepted connection.
@@ -76,17 +75,14 @@ class Io {
   virtual void count_in(WorkerCounters&) {}
   virtual Nanos now() const = 0;
 
-  // --- Armed operations. One accept or one poll at a time on a descriptor; the descriptor must stay open
-  // until the last completion (more == false) was seen.
-
-  /// Accepts again and again; results are non-blocking, close-on-exec descriptors. Ends by itself with
-  /// -EMFILE, -ENFILE, -ENOMEM, ... (arm it again later) and with -EINVAL after shutdown(SHUT_RD).
-  virtual void accept(Token token, int listener) = 0;
+  // --- Armed operations. One poll at a time on a descriptor; the descriptor must stay open until the last
+  // completion (more == false) was seen.
 
   /// Tells of readiness again and again: POLLIN, POLLOUT, POLLRDHUP, POLLPRI, POLLERR, POLLHUP, as they come.
   /// POLLPRI alone proves nothing, see find_urgent().
   /// Edge-like: what was told once is not repeated, so the caller keeps its own readable/writable flags.
-  /// Tells the state at the time of arming too. May end by itself: arm it again.
+  /// Tells the state at the time of arming too. May end by itself: arm it again. A listener is readable when
+  /// a client waits at it, and tells POLLHUP after shutdown(SHUT_RD).
   virtual void poll(Token token, int fd) = 0;
 
   /// Ends the armed operation of `fd`, which has this token: its last completion, -ECANCELED or an event that
@@ -102,6 +98,9 @@ class Io {
 
   // --- Direct calls.
 
+  /// The client that has waited longest at a listener: a non-blocking, close-on-exec socket. -EAGAIN when
+  /// none waits, -EINVAL after shutdown(SHUT_RD). -EMFILE, -ENFILE, -ENOMEM, ...: the client goes on waiting.
+  virtual int accept(int listener) = 0;
   /// A non-blocking TCP socket; AF_INET or AF_INET6.
   virtual int socket(int family) = 0;
   /// 0 when connected at once; -EINPROGRESS: poll tells POLLOUT, or POLLERR and socket_error() why not.

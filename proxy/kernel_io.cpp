@@ -85,6 +85,10 @@ Nanos KernelIo::now() const {
   return std::chrono::seconds(time.tv_sec) + Nanos(time.tv_nsec);
 }
 
+int KernelIo::accept(int listener) {
+  return static_cast<int>(call(SYS_accept4, listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+}
+
 int KernelIo::socket(int family) {
   return result_of(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP));
 }

@@ -10,6 +10,7 @@ class KernelIo : public Io {
  public:
   Nanos now() const override;
 
+  int accept(int listener) override;
   int socket(int family) override;
   int connect(int fd, const Endpoint& to) override;
   int socket_error(int fd) override;

@@ -268,7 +268,7 @@ void Proxy::take_waiting(const ServedForwardPtr& forward, int listener) {
   for (int i = 0; i < kListenBacklog; ++i) {
     const int client = ::accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (client < 0) return;
-    workers_[forward->listening_worker]->post(Worker::TakeConnection{forward, client, true});
+    workers_[forward->listening_worker]->post(Worker::TakeClient{forward, client});
   }
 }
 

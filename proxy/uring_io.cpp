@@ -127,7 +127,6 @@ class UringIo final : public KernelIo {
   std::string_view name() const override { return "uring"; }
   void count_in(WorkerCounters& counters) override { counters_ = &counters; }
 
-  void accept(Token token, int listener) override { arm(Kind::kAccept, token, listener); }
   void poll(Token token, int fd) override { arm(Kind::kPoll, token, fd); }
   void cancel(Token, int fd) override {
     Operation& operation = operation_of(fd);
@@ -159,7 +158,7 @@ class UringIo final : public KernelIo {
   }
 
  private:
-  enum class Kind : std::uint8_t { kNone, kAccept, kPoll, kWake };
+  enum class Kind : std::uint8_t { kNone, kPoll, kWake };
   /// What is armed on a descriptor.
   struct Operation {
     std::uint64_t id = 0;
@@ -203,9 +202,6 @@ class UringIo final : public KernelIo {
     io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
     if (sqe == nullptr) return false;
     switch (request.kind) {
-      case Kind::kAccept:
-        io_uring_prep_multishot_accept(sqe, request.fd, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        break;
       case Kind::kPoll:
         io_uring_prep_poll_multishot(sqe, request.fd, POLLIN | POLLOUT | POLLRDHUP | POLLPRI);
         break;
@@ -291,21 +287,14 @@ class UringIo final : public KernelIo {
     const int fd = static_cast<int>(static_cast<std::uint32_t>(cqe.user_data));
     Operation& operation = operation_of(fd);
     const bool more = (cqe.flags & IORING_CQE_F_MORE) != 0;
-    if (operation.id != cqe.user_data || operation.kind == Kind::kNone) {
-      on_former(operation, cqe.res);
-    } else if (operation.kind == Kind::kWake) {
+    if (operation.id != cqe.user_data || operation.kind == Kind::kNone) return;  // it was armed anew since
+    if (operation.kind == Kind::kWake) {
       if (!more) operation.kind = Kind::kNone;
       on_wake(cqe.res);
     } else {
       completions_.push_back({operation.token, cqe.res, more});
       if (!more) operation.kind = Kind::kNone;
     }
-  }
-
-  /// Of an operation that was armed anew since. Only an accepted client matters.
-  void on_former(const Operation& successor, int result) {
-    if (successor.kind == Kind::kAccept && result >= 0)
-      completions_.push_back({successor.token, result, true});
   }
 
   void on_wake(int result) {

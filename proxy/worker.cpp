@@ -18,7 +18,11 @@ constexpr Token kConnectionToken = Token{2} << kKindShift;
 constexpr Token kProbeToken = Token{4} << kKindShift;
 constexpr Token kIndexMask = kListenerToken - 1;
 
-/// Descriptors may be freed by others than us, so a paused listener tries again by itself.
+/// In a turn. The others wait in their backlog: who comes to one forward in a crowd keeps nobody else
+/// waiting.
+constexpr int kAcceptsAtOnce = 16;
+
+/// Descriptors may be freed by others than us, so accepting is tried again by itself.
 constexpr Nanos kAcceptPause = std::chrono::milliseconds(100);
 
 /// Records that wait for the control thread: with 100 ms between two of its looks, 40,000 ends a second.
@@ -55,15 +59,19 @@ Worker::Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<C
 Worker::~Worker() {
   // Handed over after the last turn: nobody will take them.
   for (const Message& message : mailbox_) {
-    if (const auto* late = std::get_if<TakeConnection>(&message)) io_->close_with_reset(late->downstream);
+    if (const auto* late = std::get_if<TakeClient>(&message)) io_->close_with_reset(late->downstream);
+    if (const auto* late = std::get_if<TakeConnection>(&message))
+      connections_.reject(late->opened, RejectReason::kDraining);
   }
 }
 
 void Worker::post(Message message) {
-  if (const auto* take = std::get_if<TakeConnection>(&message)) {
+  const auto hand_over = [this](ServedForward& forward) {
     handed_over_.fetch_add(1, std::memory_order_relaxed);
-    take->forward->handed_over.fetch_add(1, std::memory_order_relaxed);
-  }
+    forward.handed_over.fetch_add(1, std::memory_order_relaxed);
+  };
+  if (const auto* connection = std::get_if<TakeConnection>(&message)) hand_over(*connection->opened.forward);
+  if (const auto* client = std::get_if<TakeClient>(&message)) hand_over(*client->forward);
   {
     const std::lock_guard lock(mailbox_mutex_);
     mailbox_.push_back(std::move(message));
@@ -85,10 +93,11 @@ void Worker::turn(Nanos max_wait) {
     } else if ((completion.token & kProbeToken) != 0) {
       gates_.on_poll(token, completion);
     } else {
-      on_accept(static_cast<std::uint32_t>(token), completion);
+      on_listener(static_cast<std::uint32_t>(token), completion);
     }
   }
   if (mail_.exchange(false)) read_mailbox();
+  accept_waiting();
   connections_.run();
   connections_.expire();
   if (connections_.half_closed_due()) {
@@ -99,7 +108,7 @@ void Worker::turn(Nanos max_wait) {
   }
   connections_.take_refused([this](const Refusal& refusal) { on_refused(refusal); });
   if (!gates_.empty()) gates_.run();
-  if (!paused_.empty()) resume_paused();
+  if (connections_.take_released()) accept_again_at_ = Nanos::zero();
 }
 
 std::span<const Completion> Worker::wait(Nanos max_wait) {
@@ -134,10 +143,10 @@ bool Worker::latency_bound() {
 Nanos Worker::wait_time(Nanos max_wait) const {
   if (connections_.runnable()) return Nanos::zero();
   Nanos wait = max_wait;
+  if (!waiting_.empty()) wait = earlier(wait, std::max(Nanos::zero(), accept_again_at_ - io_->now()));
   const Nanos next = connections_.until_next_deadline();
   if (next != TimerWheel::kNever) wait = earlier(wait, next);
   if (!gates_.empty()) wait = earlier(wait, gates_.until_next());
-  if (!paused_.empty()) wait = earlier(wait, std::max(Nanos::zero(), resume_at_ - io_->now()));
   return wait;
 }
 
@@ -187,14 +196,19 @@ void Worker::on(CloseForward& message) {
 
 void Worker::on(TakeConnection& message) {
   handed_over_.fetch_sub(1, std::memory_order_relaxed);
-  if (message.is_new) {
-    on_accepted(message.downstream, message.forward);
-  } else if (stopping_) {
-    connections_.reject(message.downstream, message.forward, RejectReason::kDraining);
+  const ServedForwardPtr forward = message.opened.forward;
+  if (stopping_) {
+    connections_.reject(message.opened, RejectReason::kDraining);
   } else {
-    connections_.start(message.downstream, message.forward);
+    connections_.start(std::move(message.opened));
   }
   // It is among the active ones first: ServedForward::idle() never misses it.
+  forward->handed_over.fetch_sub(1, std::memory_order_release);
+}
+
+void Worker::on(TakeClient& message) {
+  handed_over_.fetch_sub(1, std::memory_order_relaxed);
+  on_accepted(message.downstream, message.forward);
   message.forward->handed_over.fetch_sub(1, std::memory_order_release);
 }
 
@@ -226,43 +240,64 @@ void Worker::on(Stop&) {
 
 // --- Listeners.
 
-void Worker::on_accept(std::uint32_t index, const Completion& completion) {
+void Worker::on_listener(std::uint32_t index, const Completion& completion) {
   Listener& listener = listeners_[index];
-  if (completion.result >= 0) on_accepted(completion.result, listener.forward);
-  if (!completion.more) on_accept_ended(index, completion.result);
+  listener.armed = completion.more;
+  if (listener.closing) {
+    if (!listener.armed) release_listener(index);
+    return;
+  }
+  if (completion.result < 0) {
+    pause_accepting();  // it could not be armed, for want of memory
+  } else if (!listener.armed) {
+    arm(index);
+  }
+  if (std::exchange(listener.waiting, true)) return;
+  waiting_.push_back(index);
 }
 
-void Worker::on_accepted(int downstream, const ServedForwardPtr& forward) {
-  if (stopping_) {
-    connections_.reject(downstream, forward, RejectReason::kDraining);
-  } else if (Worker& worker = least_loaded(); worker.load() >= worker.connections_max()) {
-    connections_.reject(downstream, forward, RejectReason::kConnectionsMax);
-  } else if (!has_share(downstream, forward)) {
-    // It was told.
-  } else if (&worker == this) {
-    connections_.start(downstream, forward);
-  } else {
-    worker.post(TakeConnection{forward, downstream});
+/// One of each listener in turn, so that a crowd at one of them does not keep the clients of the others
+/// waiting.
+void Worker::accept_waiting() {
+  if (waiting_.empty() || (accept_again_at_ != Nanos::zero() && io_->now() < accept_again_at_)) return;
+  accept_again_at_ = Nanos::zero();
+  for (int left = kAcceptsAtOnce; left > 0 && !waiting_.empty(); --left) {
+    const std::uint32_t index = waiting_.front();
+    waiting_.pop_front();
+    Listener& listener = listeners_[index];
+    if (!listener.armed) arm(index);
+    const int downstream = io_->accept(listener.fd);
+    if (downstream == -EAGAIN || downstream == -EINVAL) {
+      listener.waiting = false;  // none is left; or it was shut down, by us
+      continue;
+    }
+    waiting_.push_back(index);
+    if (downstream >= 0) {
+      on_accepted(downstream, listener.forward);
+    } else if (downstream != -ECONNABORTED && downstream != -EINTR) {
+      return pause_accepting();  // EMFILE, ENFILE, ENOMEM, ...
+    }
   }
 }
 
-void Worker::on_accept_ended(std::uint32_t index, int result) {
-  Listener& listener = listeners_[index];
-  listener.armed = false;
-  const bool shut = result == -EINVAL;  // shutdown(2), by us
-  if (listener.closing) {
-    release_listener(index);
-  } else if (shut && (listener.gated || listener.forward->phase.load() != ForwardPhase::kOpen)) {
-    // Armed again when the guest's port is open; or CloseForward is on its way.
-  } else if (shut || result >= 0 || result == -ECONNABORTED || result == -EINTR) {
-    arm(index);  // nothing is wrong; or the guest's port was open again before this was told
+void Worker::pause_accepting() {
+  counters_.accept_pauses.add();
+  if (accept_again_at_ == Nanos::zero()) accept_again_at_ = io_->now() + kAcceptPause;
+}
+
+void Worker::on_accepted(int downstream, const ServedForwardPtr& forward) {
+  if (stopping_) return connections_.reject(downstream, forward, RejectReason::kDraining);
+  Worker& worker = least_loaded();
+  if (worker.load() >= worker.connections_max())
+    return connections_.reject(downstream, forward, RejectReason::kConnectionsMax);
+  if (!has_share(downstream, forward)) return;  // it was told
+  // Here, whoever is to have it: the guest sees a forward's clients in the order in which they came.
+  auto opened = connections_.open(downstream, forward);
+  if (!opened) return;
+  if (&worker == this || opened->upstream < 0 || opened->error != 0) {
+    connections_.start(std::move(*opened));
   } else {
-    // EMFILE, ENFILE, ENOMEM, ...: clients wait in the backlog until there is room again.
-    counters_.accept_pauses.add();
-    if (paused_.empty())
-      resume_at_ = io_->now() + kAcceptPause;  // or others would put it off again and again
-    listener.paused = true;
-    paused_.push_back(index);
+    worker.post(TakeConnection{std::move(*opened)});
   }
 }
 
@@ -319,14 +354,14 @@ Worker& Worker::least_loaded() {
 
 void Worker::arm(std::uint32_t index) {
   listeners_[index].armed = true;
-  io_->accept(kListenerToken | index, listeners_[index].fd);
+  io_->poll(kListenerToken | index, listeners_[index].fd);
 }
 
 void Worker::close_listener(std::uint32_t index) {
   Listener& listener = listeners_[index];
   if (listener.closing) return;
   listener.closing = true;
-  if (listener.paused) std::erase(paused_, index);
+  if (std::exchange(listener.waiting, false)) std::erase(waiting_, index);
   if (listener.armed) {
     io_->cancel(kListenerToken | index, listener.fd);  // released with its last completion
   } else {
@@ -342,16 +377,6 @@ void Worker::release_listener(std::uint32_t index) {
   listeners_[index] = Listener{};
   free_listeners_.push_back(index);
   --listeners_open_;
-}
-
-void Worker::resume_paused() {
-  if (!connections_.take_released() && io_->now() < resume_at_) return;
-  std::vector<std::uint32_t> resumed;
-  resumed.swap(paused_);
-  for (const std::uint32_t index : resumed) {
-    listeners_[index].paused = false;
-    arm(index);
-  }
 }
 
 // --- A guest's closed port.
@@ -402,7 +427,6 @@ bool Worker::open_listeners(const ServedForwardPtr& forward) {
       continue;
     }
     listener.gated = false;
-    if (!listener.armed && !listener.paused) arm(index);
   }
   if (open) forward->refusing.store(false, std::memory_order_relaxed);
   return open;

@@ -1,13 +1,14 @@
 // A worker: one thread with its own ring, its own listeners and its own connections.
 //
-// A listener belongs to one worker, which hands each connection it accepts to the least loaded worker.
-// Everything else stays where it is; what crosses threads comes through the mailbox, and the counters are
-// read by anybody.
+// A listener belongs to one worker, which accepts a few of its clients in a turn, opens their connections to
+// the guest in that order, and hands each to the least loaded worker. Everything else stays where it is; what
+// crosses threads comes through the mailbox, and the counters are read by anybody.
 #pragma once
 
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <future>
 #include <memory>
 #include <mutex>
@@ -57,10 +58,14 @@ class Worker {
     ConnectionId connection;  // 0: all
     std::promise<std::size_t> answer;
   };
+  /// Another worker has accepted it.
   struct TakeConnection {
+    OpenedConnection opened;
+  };
+  /// The control thread has accepted it, for the worker that has the forward's listeners.
+  struct TakeClient {
     ServedForwardPtr forward;
     int downstream;
-    bool is_new = false;  // just accepted: nobody has looked yet whether it can be had, and where
   };
   /// The forward has limits that it did not have before.
   struct CountConnections {
@@ -71,8 +76,8 @@ class Worker {
     Refusal refusal;
   };
   struct Stop {};
-  using Message = std::variant<OpenForward, CloseForward, TakeConnection, ListConnections, EndConnections,
-                               CountConnections, Refused, Stop>;
+  using Message = std::variant<OpenForward, CloseForward, TakeConnection, TakeClient, ListConnections,
+                               EndConnections, CountConnections, Refused, Stop>;
 
   Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<ConnectionSlot> slots);
   ~Worker();
@@ -114,9 +119,9 @@ class Worker {
   struct Listener {
     ServedForwardPtr forward;  // null: the entry is free
     int fd = -1;
-    bool armed = false;   // the last completion of its accept is still to come
-    bool paused = false;  // descriptors ran out; in paused_
-    bool gated = false;   // shut, until its guest port is open again
+    bool armed = false;    // the last completion of its poll is still to come
+    bool waiting = false;  // in waiting_
+    bool gated = false;    // shut, until its guest port is open again
     bool closing = false;
   };
 
@@ -127,15 +132,17 @@ class Worker {
   void on(OpenForward& message);
   void on(CloseForward& message);
   void on(TakeConnection& message);
+  void on(TakeClient& message);
   void on(ListConnections& message);
   void on(EndConnections& message);
   void on(CountConnections& message);
   void on(Refused& message);
   void on(Stop& message);
 
-  void on_accept(std::uint32_t index, const Completion& completion);
+  void on_listener(std::uint32_t index, const Completion& completion);
+  void accept_waiting();
+  void pause_accepting();
   void on_accepted(int downstream, const ServedForwardPtr& forward);
-  void on_accept_ended(std::uint32_t index, int result);
   std::uint64_t total_load() const;
   bool has_share(int downstream, const ServedForwardPtr& forward);
   Worker& least_loaded();
@@ -143,7 +150,6 @@ class Worker {
   void arm(std::uint32_t index);
   void close_listener(std::uint32_t index);
   void release_listener(std::uint32_t index);
-  void resume_paused();
   void on_refused(const Refusal& refusal);
   void shut_listeners(const ServedForwardPtr& forward);
   bool open_listeners(const ServedForwardPtr& forward);
@@ -163,8 +169,9 @@ class Worker {
 
   std::vector<Listener> listeners_;
   std::vector<std::uint32_t> free_listeners_;
-  std::vector<std::uint32_t> paused_;
-  Nanos resume_at_ = TimerWheel::kNever;
+  std::deque<std::uint32_t>
+      waiting_;               // listeners that clients may wait at, the next one to be asked in front
+  Nanos accept_again_at_{0};  // descriptors ran out: clients wait in the backlog until then
   std::size_t listeners_open_ = 0;
   bool stopping_ = false;
 
@@ -172,7 +179,7 @@ class Worker {
   std::vector<Message> mailbox_;  // under mailbox_mutex_
   std::vector<Message> reading_;
   std::atomic<bool> mail_{false};              // something may be in mailbox_ and a wake-up is on its way
-  std::atomic<std::uint64_t> handed_over_{0};  // TakeConnection messages in mailbox_
+  std::atomic<std::uint64_t> handed_over_{0};  // TakeConnection and TakeClient messages in mailbox_
 };
 
 }  // namespace portway

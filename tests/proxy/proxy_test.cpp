@@ -267,6 +267,31 @@ TEST_P(ProxyTest, ConnectionsOfOneForwardAreSpreadOverTheWorkers) {
   for (const WorkerCounters* worker : workers) EXPECT_EQ(worker->connections_active.get(), 20U);
 }
 
+/// Under DNAT nothing can change their order. (Several connections on loopback: each SYN is answered before
+/// connect(2) returns, so they reach the node in the order of these calls.)
+TEST_P(ProxyTest, AGuestSeesConnectionsInTheOrderInWhichTheyCame) {
+  start(3);
+  const Guest guest;
+  const auto [id, port] = open(guest.endpoint);
+  for (int round = 0; round < 50; ++round) {
+    std::vector<Fd> clients;
+    for (char name = 'a'; name < 'f'; ++name) {
+      clients.push_back(connect_to(port));
+      ASSERT_EQ(::send(clients.back().get(), &name, 1, 0), 1);
+    }
+    std::string order;
+    for (std::size_t i = 0; i < clients.size(); ++i) {
+      const Fd served = guest.accept();
+      char name = 0;
+      ASSERT_EQ(::recv(served.get(), &name, 1, 0), 1);
+      order.push_back(name);
+    }
+    ASSERT_EQ(order, "abcde") << "round " << round;
+  }
+  for (const WorkerCounters* worker : proxy_->node_stats().workers)
+    EXPECT_GT(worker->sources[static_cast<std::size_t>(SourcePlan::kPlain)].get(), 0U) << "they are spread";
+}
+
 TEST_P(ProxyTest, ConnectionsOfEveryWorkerAreListedInPagesAndEnded) {
   start(2);
   const Guest guest;

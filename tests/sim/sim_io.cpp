@@ -113,26 +113,26 @@ SimIo::Descriptor SimIo::remove(int fd) {
 
 // --- Armed operations.
 
-void SimIo::arm(Token token, int fd, Kind kind) {
+short SimIo::Descriptor::poll_mask() const {
+  return kind == Kind::kListener ? listener->poll_mask() : socket->poll_mask();
+}
+
+void SimIo::poll(Token token, int fd) {
   Descriptor& descriptor = get(fd);
-  if (descriptor.kind != kind) die("%d is of the wrong kind to be armed so", fd);
+  if (descriptor.kind != Kind::kSocket && descriptor.kind != Kind::kListener) die("%d is a pipe", fd);
   if (descriptor.armed) die("%d is armed twice", fd);
   descriptor.armed = true;
   descriptor.cancelled = false;
   descriptor.token = token;
-}
-
-void SimIo::accept(Token token, int listener) {
-  arm(token, listener, Kind::kListener);
-}
-
-void SimIo::poll(Token token, int fd) {
-  arm(token, fd, Kind::kSocket);
-  Descriptor& descriptor = get(fd);
   descriptor.arming_error = failure(Call::kPoll);
   descriptor.woken = false;
   on_wake(fd, 0);
-  descriptor.socket->set_wake([this, fd](short bits) { on_wake(fd, bits); });
+  const auto wake = [this, fd](short bits) { on_wake(fd, bits); };
+  if (descriptor.kind == Kind::kListener) {
+    descriptor.listener->set_wake(wake);
+  } else {
+    descriptor.socket->set_wake(wake);
+  }
 }
 
 void SimIo::cancel(Token token, int fd) {
@@ -177,43 +177,14 @@ std::span<const Completion> SimIo::wait(Nanos timeout) {
 }
 
 void SimIo::collect() {
-  // Accepting adds descriptors: look at those that are there now.
-  std::vector<int> armed;
-  for (const auto& [fd, descriptor] : descriptors_) {
-    if (descriptor.armed) armed.push_back(fd);
-  }
-  for (const int fd : armed) {
-    Descriptor& descriptor = get(fd);
-    if (descriptor.kind == Kind::kListener) {
-      collect_accepts(descriptor);
-    } else {
-      collect_poll(descriptor);
-    }
+  for (auto& [fd, descriptor] : descriptors_) {
+    if (descriptor.armed) collect_poll(descriptor);
   }
 }
 
 void SimIo::complete(Descriptor& descriptor, std::int32_t result, bool more) {
   completions_.push_back({descriptor.token, result, more});
   descriptor.armed = more;
-}
-
-void SimIo::collect_accepts(Descriptor& listener) {
-  while (listener.armed) {
-    // A cancellation may come too late for a connection, which may then be the last completion.
-    if (listener.cancelled && !(listener.listener->pending() && chance(0.5))) {
-      complete(listener, -ECANCELED, false);
-    } else if (listener.listener->shut()) {
-      complete(listener, -EINVAL, false);
-    } else if (!listener.listener->pending()) {
-      return;
-    } else if (const int error = full() ? -EMFILE : failure(Call::kAccept); error != 0) {
-      complete(listener, error, false);
-    } else {
-      SimSocket* accepted = listener.listener->accept();
-      complete(listener, add({.kind = Kind::kSocket, .socket = accepted}),
-               listener.cancelled ? chance(0.5) : !chance(faults_.early_end));
-    }
-  }
 }
 
 void SimIo::collect_poll(Descriptor& descriptor) {
@@ -228,7 +199,7 @@ void SimIo::collect_poll(Descriptor& descriptor) {
   }
   if (descriptor.woken && descriptor.told_at <= now() && !(descriptor.cancelled && chance(0.5))) {
     descriptor.woken = false;
-    const short mask = descriptor.bits != 0 ? descriptor.bits : descriptor.socket->poll_mask();
+    const short mask = descriptor.bits != 0 ? descriptor.bits : descriptor.poll_mask();
     if (mask != 0) {
       // An event may be faster than the cancellation, and may then be the last completion.
       complete(descriptor, mask, descriptor.cancelled ? chance(0.5) : !chance(faults_.early_end));
@@ -239,6 +210,16 @@ void SimIo::collect_poll(Descriptor& descriptor) {
 }
 
 // --- Sockets.
+
+int SimIo::accept(int listener) {
+  const Descriptor& descriptor = get(listener);
+  if (descriptor.kind != Kind::kListener) die("%d is not a listener", listener);
+  if (descriptor.listener->shut()) return -EINVAL;
+  if (!descriptor.listener->pending()) return -EAGAIN;
+  if (full()) return -EMFILE;
+  if (const int error = failure(Call::kAccept); error != 0) return error;
+  return add({.kind = Kind::kSocket, .socket = descriptor.listener->accept()});
+}
 
 int SimIo::socket(int) {
   if (const int error = failure(Call::kSocket); error != 0) return error;
@@ -425,6 +406,7 @@ void SimIo::close(int fd) {
   if (descriptor.kind == Kind::kSocket) {
     descriptor.socket->close();
   } else if (descriptor.kind == Kind::kListener) {
+    descriptor.listener->set_wake(nullptr);
     network_.unlisten(descriptor.endpoint);
   }
 }

@@ -43,7 +43,7 @@ struct SimFaults {
 
 class SimIo final : public Io {
  public:
-  /// The calls that fail() knows. An accept's and a poll's failure is its completion.
+  /// The calls that fail() knows. A poll's failure is its completion.
   enum class Call : std::uint8_t {
     kAccept,
     kPoll,
@@ -102,12 +102,12 @@ class SimIo final : public Io {
 
   std::string_view name() const override { return "sim"; }
   Nanos now() const override { return network_.now(); }
-  void accept(Token token, int listener) override;
   void poll(Token token, int fd) override;
   void cancel(Token token, int fd) override;
   std::span<const Completion> wait(Nanos timeout) override;
   void wake() override { woken_ = true; }
 
+  int accept(int listener) override;
   int socket(int family) override;
   int connect(int fd, const Endpoint& to) override;
   int socket_error(int fd) override;
@@ -158,6 +158,7 @@ class SimIo final : public Io {
     bool armed = false;
     bool cancelled = false;
     Token token = 0;
+    short poll_mask() const;
     int arming_error = 0;  // what poll() is to fail with
     bool woken = false;    // poll has something to tell
     short bits = 0;        // what the wakers said, if all of them said something
@@ -185,12 +186,10 @@ class SimIo final : public Io {
   Descriptor& get(int fd);
   SimSocket& socket_of(int fd);
   Descriptor remove(int fd);
-  void arm(Token token, int fd, Kind kind);
 
   void on_wake(int fd, short bits);
   Nanos next_telling() const;
   void collect();
-  void collect_accepts(Descriptor& listener);
   void collect_poll(Descriptor& descriptor);
   void complete(Descriptor& descriptor, std::int32_t result, bool more);
 

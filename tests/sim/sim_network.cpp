@@ -337,6 +337,7 @@ SimSocket* SimListener::accept() {
 void SimListener::shut_down() {
   shut_ = true;
   while (SimSocket* socket = accept()) socket->close_with_reset();
+  if (wake_) wake_(POLLHUP);
 }
 
 // --- The network.
@@ -423,6 +424,7 @@ void SimNetwork::on_syn(SimSocket& client) {
         server.close_with_reset();
       } else {
         listener->backlog_.push_back(&server);
+        if (listener->wake_) listener->wake_(POLLIN);
       }
     });
   });

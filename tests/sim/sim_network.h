@@ -202,6 +202,9 @@ class SimListener {
   SimSocket* accept();
   bool shut() const { return shut_; }
   bool pending() const { return !backlog_.empty(); }
+  short poll_mask() const { return static_cast<short>(shut_ ? POLLHUP : pending() ? POLLIN : 0); }
+  /// Called when a client has come, and at shut_down().
+  void set_wake(std::function<void(short)> wake) { wake_ = std::move(wake); }
   /// No more connections: those that wait are reset.
   void shut_down();
   void open_again() { shut_ = false; }
@@ -210,6 +213,7 @@ class SimListener {
   friend class SimNetwork;
 
   std::deque<SimSocket*> backlog_;
+  std::function<void(short)> wake_;
   bool shut_ = false;
 };
 
