@@ -21,6 +21,10 @@ constexpr Nanos kResetPollMin = std::chrono::milliseconds(4);
 constexpr Nanos kResetPollMax = std::chrono::milliseconds(250);
 constexpr Nanos kResetDeliveryMax = std::chrono::seconds(10);
 
+// Steps of connections in a turn, each of 5 to 40 us: so long does a neighbour wait for its turn. As many
+// bulk streams at most.
+constexpr std::size_t kStepsAtOnce = 64;
+
 // Half-closed connections are looked at once a second; so many of them in a turn.
 constexpr Nanos kHalfClosedEvery = std::chrono::seconds(1);
 constexpr std::size_t kHalfClosedAtOnce = 256;
@@ -213,8 +217,9 @@ void ConnectionSet::connect(OpenedConnection& opened, int device) {
 void ConnectionSet::start(OpenedConnection opened) {
   // The end of a forward is told to the workers after its phase has moved on: what is started before that
   // message comes, close_forward() finds.
-  const ForwardPhase phase = opened.forward->phase.load();
-  if (phase == ForwardPhase::kEnded) return reject(opened, RejectReason::kForwardGone);
+  if (opened.forward->phase.load() == ForwardPhase::kEnded ||
+      of(*opened.forward).end_until == ForwardConnections::kAll)
+    return reject(opened, RejectReason::kForwardGone);
   const auto taken = table_.take();
   if (!taken) return reject(opened, RejectReason::kConnectionsMax);
   const std::uint32_t index = *taken;
@@ -226,12 +231,16 @@ void ConnectionSet::start(OpenedConnection opened) {
   slot.accepted_ns = slot.active_ns = opened.accepted_at.count();
   slot.client = to_plain(opened.client);
   slot.source = opened.source;
+  // The forward may have got limits since it was opened.
+  if (!opened.admitted && opened.forward->admission.limited()) {
+    opened.forward->admission.enter(opened.client.address());
+    opened.admitted = true;
+  }
   connections_[index].admitted = opened.admitted;
   connections_[index].forward = std::move(opened.forward);
   const ServedForward& served = *connections_[index].forward;
   append(of(served).all, &Connection::in_forward, index);
   served.session->connections.fetch_add(1, std::memory_order_relaxed);
-  if (phase == ForwardPhase::kDraining) drain(index);
   counters_.connections_active.add();
   served.counters[worker_].connections_active.add();
   served.counters[worker_].connections_accepted.add();
@@ -268,7 +277,7 @@ void ConnectionSet::look_for_device(std::uint32_t index) {
   ServedForward& forward = *connection.forward;
   const int device = forward.session->device.load();  // before the source, which is set first
   if (device == kNoDevice && io_.now() < connection.device_due) {
-    timers_.set(index, std::min(io_.now() + kDeviceLooks, connection.drain_deadline));
+    timers_.set(index, io_.now() + kDeviceLooks);
     return;
   }
   connection.device_due = TimerWheel::kNever;
@@ -464,26 +473,31 @@ void ConnectionSet::find_urgent() {
 
 void ConnectionSet::run() {
   if (!perhaps_urgent_.empty()) find_urgent();
-  if (run_queue_.empty()) return;
+  if (!runnable()) return;
   turn_began_ = io_.now();
-  // Messages first, and streams in their order: those that had to wait are in front.
-  for (const std::uint32_t index : run_queue_) (is_bulk(index) ? streams_ : messages_).push_back(index);
-  run_queue_.clear();
+  if (!ending_.empty()) end_some();
   // Where there are messages, a stream gets only a little between two of them.
-  budget_ = !messages_.empty()
+  budget_ = ready_ != 0
                 ? kRelayShareBesideMessages
-                : std::max<std::size_t>(kRelayBudgetBytes / streams_.size(), PipePool::kPipeSize);
-  const auto advance_queued = [this](std::uint32_t index) {
-    connections_[index].queued = false;
+                : std::max<std::size_t>(kRelayBudgetBytes / std::max(1U, streams_.size), PipePool::kPipeSize);
+  // Messages first, one of each forward in turn: a forward that much happens to does not keep the others
+  // waiting. What is left has its turn after what happens meanwhile was looked at.
+  for (std::size_t left = std::min(ready_, kStepsAtOnce); left > 0; --left) {
+    ServedForward* const forward = ready_forwards_.front();
+    ready_forwards_.pop_front();
+    ConnectionList& ready = of(*forward).ready;
+    const std::uint32_t index = ready.first;
+    dequeue(ready, index);
+    if (!ready.empty()) ready_forwards_.push_back(forward);
     advance(index);
-  };
-  for (const std::uint32_t index : messages_) advance_queued(index);
+  }
   turn_bytes_ = 0;  // messages, however large, take nothing from the streams' budget
-  auto next = streams_.begin();
-  for (; next != streams_.end() && turn_bytes_ < kRelayBudgetBytes; ++next) advance_queued(*next);
-  run_queue_.insert(run_queue_.begin(), next, streams_.end());  // the first of the next turn's streams
-  messages_.clear();
-  streams_.clear();
+  for (std::size_t left = std::min<std::size_t>(streams_.size, kStepsAtOnce);
+       left > 0 && turn_bytes_ < kRelayBudgetBytes; --left) {
+    const std::uint32_t index = streams_.first;
+    dequeue(streams_, index);
+    advance(index);
+  }
 }
 
 /// Has nothing to move but what is spliced.
@@ -496,6 +510,10 @@ bool ConnectionSet::is_bulk(std::uint32_t index) const {
 }
 
 void ConnectionSet::advance(std::uint32_t index) {
+  if (std::exchange(connections_[index].due, false)) {
+    on_deadline(index);
+    if (!is_live(index)) return;
+  }
   switch (table_[index].state) {
     case ConnectionState::kConnecting:
       advance_connecting(index);
@@ -507,8 +525,11 @@ void ConnectionSet::advance(std::uint32_t index) {
       advance_resetting(index);
       break;
     case ConnectionState::kClosing:
+      if (is_joined(index)) release(index);
+      break;
     case ConnectionState::kFree:
-      break;  // ended while it was queued
+      assert(false && "it has left the queue");
+      break;
   }
 }
 
@@ -667,9 +688,11 @@ void ConnectionSet::terminate(std::uint32_t index, CloseSide side, CloseHow how,
   if (connection.device_due != TimerWheel::kNever) connection.forward->session->device_asked_for.store(false);
   set_half_closed(index, false);
   if (how == CloseHow::kFin) connection.error = 0;  // told after everything was delivered
+  remove(of(*connection.forward).all, &Connection::in_forward, index);
   connection.reset[kDownstream] = reset_downstream;
   connection.reset[kUpstream] = reset_upstream;
   timers_.clear(index);
+  connection.due = false;
   set_state(index, ConnectionState::kClosing);
   for (const Side each : kSides) {
     // close(2) would neither send FIN nor RST while the ring holds the file.
@@ -679,14 +702,16 @@ void ConnectionSet::terminate(std::uint32_t index, CloseSide side, CloseHow how,
 }
 
 void ConnectionSet::join(std::uint32_t index) {
-  const Connection& connection = connections_[index];
-  if (!connection.armed[kDownstream] && !connection.armed[kUpstream]) release(index);
+  if (is_joined(index)) enqueue(index);
+}
+
+bool ConnectionSet::is_joined(std::uint32_t index) const {
+  return !connections_[index].armed[kDownstream] && !connections_[index].armed[kUpstream];
 }
 
 void ConnectionSet::release(std::uint32_t index) {
   ConnectionSlot& slot = table_[index];
   Connection& connection = connections_[index];
-  remove(of(*connection.forward).all, &Connection::in_forward, index);
   connection.forward->session->connections.fetch_sub(1, std::memory_order_relaxed);
   count_close(slot, connection);
   CloseRecord record = record_of(slot, connection);
@@ -710,10 +735,7 @@ void ConnectionSet::release(std::uint32_t index) {
     }
   }
   push_record(std::move(record));
-  const bool queued =
-      connection.queued;  // the run queue may still name this index: advance() then finds it free or new
   connection = Connection{};
-  connection.queued = queued;
   table_.give_back(index);
   released_ = true;
 }
@@ -751,26 +773,35 @@ void ConnectionSet::push_record(CloseRecord&& record) {
   if (!closes_.push(std::move(record))) counters_.close_records_dropped.add();
 }
 
-void ConnectionSet::close_forward(const ServedForward& forward) {
-  const ForwardPhase phase = forward.phase.load();
+void ConnectionSet::close_forward(const ServedForwardPtr& forward) {
+  const ForwardPhase phase = forward->phase.load();
   if (phase == ForwardPhase::kEnded) {
-    for_each_live(forward, [&](std::uint32_t index) {
-      terminate(index, CloseSide::kNode, forward.why.load(), true, true);
-    });
+    end(forward, ForwardConnections::kAll, forward->why.load());
   } else if (phase == ForwardPhase::kDraining) {
-    for_each_live(forward, [this](std::uint32_t index) {
-      drain(index);
-      schedule(index);
-    });
+    draining_.push_back({io_.now() + options_.drain_timeout, forward, forward->why.load()});
   }
 }
 
-/// It gets the drain time from now on, once.
-void ConnectionSet::drain(std::uint32_t index) {
-  Connection& connection = connections_[index];
-  if (connection.drain_deadline == TimerWheel::kNever) {
-    connection.drain_deadline = io_.now() + options_.drain_timeout;
-    connection.drained = connection.forward->why.load();
+void ConnectionSet::end(const ServedForwardPtr& forward, std::uint64_t until, CloseHow how) {
+  ForwardConnections& own = of(*forward);
+  if (own.end_until == 0) ending_.push_back(forward);
+  own.end_until = std::max(own.end_until, until);
+  own.end_how = how;
+}
+
+/// A few of each forward in turn: tens of thousands that end at once keep nobody else waiting.
+void ConnectionSet::end_some() {
+  for (std::size_t left = kStepsAtOnce; left > 0 && !ending_.empty(); --left) {
+    ServedForwardPtr forward = std::move(ending_.front());
+    ending_.pop_front();
+    ForwardConnections& own = of(*forward);
+    const std::uint32_t index = own.all.first;
+    if (!own.all.empty() && table_[index].serial <= own.end_until) {
+      terminate(index, CloseSide::kNode, own.end_how, true, true);
+      ending_.push_back(std::move(forward));
+    } else if (own.end_until != ForwardConnections::kAll) {
+      own.end_until = 0;
+    }
   }
 }
 
@@ -1018,27 +1049,50 @@ std::uint64_t ConnectionSet::queued(const ConnectionSlot& slot, Side from) {
   return kept + static_cast<std::uint64_t>(unread) + static_cast<std::uint64_t>(unacknowledged);
 }
 
-std::size_t ConnectionSet::kill(const ServedForward& forward, ConnectionId connection) {
+std::size_t ConnectionSet::kill(const ServedForwardPtr& forward, ConnectionId connection) {
   std::size_t count = 0;
-  for_each_live(forward, [&](std::uint32_t index) {
-    if (connection != 0 && id_of(table_[index]) != connection) return;
-    terminate(index, CloseSide::kNode, CloseHow::kKilled, true, true);
-    ++count;
+  std::uint64_t last = 0;
+  for_each_live(*forward, [&](std::uint32_t index) {
+    last = table_[index].serial;
+    if (connection == 0) {
+      ++count;
+    } else if (id_of(table_[index]) == connection) {
+      terminate(index, CloseSide::kNode, CloseHow::kKilled, true, true);
+      ++count;
+    }
   });
+  if (connection == 0 && count != 0) end(forward, last, CloseHow::kKilled);
   return count;
 }
 
 // --- Time.
 
+Nanos ConnectionSet::until_next_deadline() const {
+  const Nanos now = io_.now();
+  Nanos next = half_closed_due_;
+  if (!draining_.empty()) next = std::min(next, draining_.front().deadline);
+  if (next != TimerWheel::kNever) next = std::max(Nanos::zero(), next - now);
+  return std::min(next, timers_.until_next(now));
+}
+
+/// Many may be due at once: run() deals with them.
 void ConnectionSet::expire() {
-  timers_.expire(io_.now(), [this](std::uint32_t index) { on_deadline(index); });
+  const Nanos now = io_.now();
+  timers_.expire(now, [this](std::uint32_t index) {
+    connections_[index].due = true;
+    enqueue(index);
+  });
+  while (!draining_.empty() && draining_.front().deadline <= now) {
+    end(draining_.front().forward, ForwardConnections::kAll, draining_.front().how);
+    draining_.pop_front();
+  }
 }
 
 /// Sets the earliest deadline that the connection's state has. Bytes moved do not move it: on_deadline()
 /// looks again.
 void ConnectionSet::schedule(std::uint32_t index) {
   const ConnectionSlot& slot = table_[index];
-  Nanos deadline = connections_[index].drain_deadline;
+  Nanos deadline = TimerWheel::kNever;
   if (slot.state == ConnectionState::kConnecting) {
     const bool waits = connections_[index].device_due != TimerWheel::kNever;
     deadline = std::min(deadline, waits ? io_.now() + kDeviceLooks
@@ -1060,8 +1114,6 @@ void ConnectionSet::on_deadline(std::uint32_t index) {
   const Nanos now = io_.now();
   if (slot.state == ConnectionState::kResetting) {
     advance_resetting(index);
-  } else if (now >= connections_[index].drain_deadline) {
-    terminate(index, CloseSide::kNode, connections_[index].drained, true, true);
   } else if (connections_[index].device_due != TimerWheel::kNever) {
     look_for_device(index);
   } else if (slot.state == ConnectionState::kConnecting) {
@@ -1147,12 +1199,14 @@ void ConnectionSet::append(ConnectionList& list, ListLinks Connection::*links, s
   own = {.next = ConnectionList::kNone, .previous = list.last};
   (list.last != ConnectionList::kNone ? (connections_[list.last].*links).next : list.first) = index;
   list.last = index;
+  ++list.size;
 }
 
 void ConnectionSet::remove(ConnectionList& list, ListLinks Connection::*links, std::uint32_t index) {
   const ListLinks own = connections_[index].*links;
   (own.previous != ConnectionList::kNone ? (connections_[own.previous].*links).next : list.first) = own.next;
   (own.next != ConnectionList::kNone ? (connections_[own.next].*links).previous : list.last) = own.previous;
+  --list.size;
 }
 
 /// Calls visit(index) for each live connection of the forward; `visit` may end the one that it is given.
@@ -1160,7 +1214,7 @@ template <class Visit>
 void ConnectionSet::for_each_live(const ServedForward& forward, Visit visit) {
   for (std::uint32_t index = of(forward).all.first; index != ConnectionList::kNone;) {
     const std::uint32_t next = connections_[index].in_forward.next;
-    if (is_live(index)) visit(index);
+    if (table_[index].serial > of(forward).end_until) visit(index);
     index = next;
   }
 }
@@ -1170,9 +1224,28 @@ ConnectionId ConnectionSet::id_of(const ConnectionSlot& slot) const {
 }
 
 void ConnectionSet::enqueue(std::uint32_t index) {
-  if (connections_[index].queued) return;
-  connections_[index].queued = true;
-  run_queue_.push_back(index);
+  Connection& connection = connections_[index];
+  if (connection.queue == Queue::kReady) return;
+  const bool bulk = is_bulk(index) && !connection.due;
+  if (connection.queue == Queue::kStreams) {
+    if (bulk) return;
+    dequeue(streams_, index);  // a message is not to wait with the streams
+  }
+  if (bulk) {
+    connection.queue = Queue::kStreams;
+    append(streams_, &Connection::in_queue, index);
+    return;
+  }
+  connection.queue = Queue::kReady;
+  ConnectionList& ready = of(*connection.forward).ready;
+  if (ready.empty()) ready_forwards_.push_back(connection.forward.get());
+  append(ready, &Connection::in_queue, index);
+  ++ready_;
+}
+
+void ConnectionSet::dequeue(ConnectionList& list, std::uint32_t index) {
+  if (std::exchange(connections_[index].queue, Queue::kNone) == Queue::kReady) --ready_;
+  remove(list, &Connection::in_queue, index);
 }
 
 void ConnectionSet::arm(std::uint32_t index, Side side) {

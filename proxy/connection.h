@@ -12,6 +12,7 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -35,14 +36,20 @@
 
 namespace portway {
 
+/// Where a connection waits for run().
+enum class Queue : std::uint8_t {
+  kNone,
+  kReady,    // among its forward's
+  kStreams,  // among all bulk streams
+};
+
 /// What a slot needs beside it in this process.
 struct Connection {
   ServedForwardPtr forward;
   ListLinks in_forward;
   ListLinks in_half_closed;
-  bool half_closed = false;   // in the forward's list of these
-  Nanos half_closed_seen{0};  // when it came there, or to its end
-  Nanos drain_deadline = TimerWheel::kNever;
+  bool half_closed = false;                     // in the forward's list of these
+  Nanos half_closed_seen{0};                    // when it came there, or to its end
   Nanos throttled_until = TimerWheel::kNever;   // the forward's byte rate is spent: look again then
   Nanos reset_deadline = TimerWheel::kNever;    // an error was told: deliver what came before it until then
   Side doomed = kDownstream;                    // whose error it is
@@ -53,12 +60,13 @@ struct Connection {
   bool lasting = false;                         // UpstreamOpener::set_lasting()
   bool armed[2] = {false, false};  // a poll of that side's socket has not had its last completion
   bool reset[2] = {false, false};  // close that side with RST
-  bool queued = false;             // in the run queue
-  bool admitted = false;           // the forward's admission counts it
+  Queue queue = Queue::kNone;
+  bool due = false;  // its deadline has passed
+  ListLinks in_queue;
+  bool admitted = false;  // the forward's admission counts it
   BufferFit receive_buffer[2];
   CloseCause cause;
-  CloseHow drained = CloseHow::kForwardDeleted;  // how it ends at drain_deadline
-  std::int16_t error = 0;                        // the errno that ends it
+  std::int16_t error = 0;  // the errno that ends it
 };
 
 /// An accepted client and its connection to the guest, which may still be under way.
@@ -116,12 +124,8 @@ class ConnectionSet {
   void expire_half_closed(const std::function<Nanos(std::size_t)>& limit);
 
   /// True when run() has work left; then nothing may wait.
-  bool runnable() const { return !run_queue_.empty(); }
-  Nanos until_next_deadline() const {
-    const Nanos next = timers_.until_next(io_.now());
-    if (half_closed_due_ == TimerWheel::kNever) return next;
-    return std::min(next, std::max(Nanos::zero(), half_closed_due_ - io_.now()));
-  }
+  bool runnable() const { return ready_ != 0 || !streams_.empty() || !ending_.empty(); }
+  Nanos until_next_deadline() const;
 
   // --- Where connections are short (proxy/fair_share.h). Each ends one that is half-closed; false when there
   // is none.
@@ -147,15 +151,17 @@ class ConnectionSet {
   /// Counts those of the forward's connections for its limits that were made while it had none.
   void count_for_limits(ServedForward& forward);
 
-  /// The forward's phase has moved on: does to its connections what that means.
-  void close_forward(const ServedForward& forward);
+  /// The forward's phase has moved on: does to its connections what that means, in this turn and the next
+  /// ones.
+  void close_forward(const ServedForwardPtr& forward);
   void reset_all(CloseHow how);
 
   /// The connections of a forward with ids above `after`, at most `limit`, those with the lowest ids. A
   /// microsecond or two for each one that it lists.
   std::vector<LiveConnection> list(const ServedForward& forward, ConnectionId after, std::size_t limit);
-  /// Resets one connection of a forward, or all of them (0); returns how many.
-  std::size_t kill(const ServedForward& forward, ConnectionId connection);
+  /// Resets one connection of a forward, or all of them (0), in this turn and the next ones; returns how
+  /// many.
+  std::size_t kill(const ServedForwardPtr& forward, ConnectionId connection);
 
   std::uint32_t in_use() const { return table_.in_use(); }
   /// See UpstreamOpener::source_ports().
@@ -186,6 +192,7 @@ class ConnectionSet {
   void on_events(std::uint32_t index, Side side, std::uint32_t events);
   void find_urgent();
   bool is_bulk(std::uint32_t index) const;
+  void dequeue(ConnectionList& list, std::uint32_t index);
   void advance(std::uint32_t index);
   void advance_connecting(std::uint32_t index);
   void advance_relaying(std::uint32_t index);
@@ -193,7 +200,8 @@ class ConnectionSet {
   void relay_from(std::uint32_t index, Side from);
   void fit_receive_buffer(std::uint32_t index, Side side);
   void throttle(std::uint32_t index, Nanos wait);
-  void drain(std::uint32_t index);
+  void end(const ServedForwardPtr& forward, std::uint64_t until, CloseHow how);
+  void end_some();
   void doom(std::uint32_t index, Side side);
   void on_doom(std::uint32_t index);
   void on_reset(std::uint32_t index, Side side);
@@ -205,6 +213,7 @@ class ConnectionSet {
   void terminate(std::uint32_t index, CloseSide side, CloseHow how, bool reset_downstream,
                  bool reset_upstream);
   void join(std::uint32_t index);
+  bool is_joined(std::uint32_t index) const;
   void release(std::uint32_t index);
   void count_close(const ConnectionSlot& slot, const Connection& connection);
   CloseRecord record_of(const ConnectionSlot& slot, Connection& connection);
@@ -239,9 +248,16 @@ class ConnectionSet {
   PipePool pipes_;
   UpstreamOpener upstream_;
   TimerWheel timers_;
-  std::vector<std::uint32_t> run_queue_;
-  std::vector<std::uint32_t> messages_;                         // of the queue being worked off: not bulk
-  std::vector<std::uint32_t> streams_;                          // of it: bulk
+  std::deque<ServedForward*> ready_forwards_;  // those with a `ready` connection, the next one in front
+  std::size_t ready_ = 0;                      // connections that are `ready`
+  ConnectionList streams_;                     // bulk streams that can move something, the next one in front
+  std::deque<ServedForwardPtr> ending_;        // those with an end_until
+  struct Draining {
+    Nanos deadline;
+    ServedForwardPtr forward;
+    CloseHow how;
+  };
+  std::deque<Draining> draining_;                               // in the order of their deadlines
   Nanos turn_began_{0};                                         // run() was called
   std::size_t budget_ = kRelayBudgetBytes;                      // of each direction in this turn
   std::uint64_t turn_bytes_ = 0;                                // moved in this turn by streams

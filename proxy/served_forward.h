@@ -47,8 +47,10 @@ enum class ForwardPhase : std::uint8_t {
 /// A doubly linked list of connections, through a ListLinks of each.
 struct ConnectionList {
   static constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
+  bool empty() const { return first == kNone; }
   std::uint32_t first = kNone;
   std::uint32_t last = kNone;
+  std::uint32_t size = 0;
 };
 struct ListLinks {
   std::uint32_t next = ConnectionList::kNone;
@@ -57,11 +59,16 @@ struct ListLinks {
 
 /// A worker's connections of one forward.
 struct ForwardConnections {
-  ConnectionList all;
-  ConnectionList half_closed;               // those that have been so and silent longest come first
-  std::uint32_t half_closed_place = 0;      // of the forward among those that have some
-  std::optional<IpAddress> main_source;     // has most of the latest connections
-  std::chrono::nanoseconds sources_due{0};  // main_source is to be found out again then
+  static constexpr std::uint64_t kAll = std::numeric_limits<std::uint64_t>::max();
+
+  ConnectionList all;                            // that live, the oldest first
+  ConnectionList ready;                          // that something has happened to, but for bulk streams
+  std::uint64_t end_until = 0;                   // those with serials up to this one are being ended
+  CloseHow end_how = CloseHow::kForwardDeleted;  // what their records say
+  ConnectionList half_closed;                    // those that have been so and silent longest come first
+  std::uint32_t half_closed_place = 0;           // of the forward among those that have some
+  std::optional<IpAddress> main_source;          // has most of the latest connections
+  std::chrono::nanoseconds sources_due{0};       // main_source is to be found out again then
 };
 
 struct ServedForward : std::enable_shared_from_this<ServedForward> {

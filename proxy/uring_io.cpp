@@ -65,7 +65,7 @@ int enable_ring(const io_uring& ring) {
   return result < 0 ? -errno : 0;
 }
 
-/// Arms a multishot poll and cancels it by descriptor, which came with Linux 5.19 as multishot accept did.
+/// Arms a multishot poll and cancels it by descriptor, which came with Linux 5.19 as much else that is used here did.
 int try_out() {
   io_uring ring;
   if (const int result = set_up(ring, 8, 16); result < 0) return result;

@@ -1,4 +1,4 @@
-// Readiness from io_uring (Linux 5.19 or newer: multishot accept and poll, cancel by descriptor).
+// Readiness from io_uring (Linux 5.19 or newer: multishot poll, cancel by descriptor).
 #pragma once
 
 #include <functional>

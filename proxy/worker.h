@@ -176,8 +176,9 @@ class Worker {
   bool stopping_ = false;
 
   std::mutex mailbox_mutex_;
-  std::vector<Message> mailbox_;  // under mailbox_mutex_
-  std::vector<Message> reading_;
+  std::vector<Message> mailbox_;               // under mailbox_mutex_
+  std::vector<Message> reading_;               // out of the mailbox
+  std::size_t read_ = 0;                       // so many of them have been dealt with
   std::atomic<bool> mail_{false};              // something may be in mailbox_ and a wake-up is on its way
   std::atomic<std::uint64_t> handed_over_{0};  // TakeConnection and TakeClient messages in mailbox_
 };

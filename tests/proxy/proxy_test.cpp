@@ -474,6 +474,7 @@ TEST_P(ShortProxyTest, RoomForNewcomersComesFromWhoHasMoreThanWhatIsKeptAndOnlyF
   for (int i = 0; i < 5; ++i) EXPECT_TRUE(connect(third_port, guest)) << "none of the attacker's gives way";
   for (std::size_t i = 1; i < 48; ++i) half_close(i);
   EXPECT_TRUE(await([&, attacked = attacked, third = third, port = third_port] {
+    EXPECT_TRUE(await([&] { return active(third) == 5; })) << "its guest sees it before it is counted";
     ends_.pop_back();
     EXPECT_TRUE(await([&] { return active(third) == 4; }));
     EXPECT_TRUE(connect(port, guest));
