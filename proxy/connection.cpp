@@ -23,7 +23,7 @@ constexpr Nanos kResetDeliveryMax = std::chrono::seconds(10);
 
 // Steps of connections in a turn, each of 5 to 40 us: so long does a neighbour wait for its turn. As many
 // bulk streams at most.
-constexpr std::size_t kStepsAtOnce = 64;
+constexpr std::size_t kStepsAtOnce = 32;
 
 // Half-closed connections are looked at once a second; so many of them in a turn.
 constexpr Nanos kHalfClosedEvery = std::chrono::seconds(1);

@@ -20,7 +20,7 @@ constexpr Token kIndexMask = kListenerToken - 1;
 
 /// In a turn. The others wait in their backlog: who comes to one forward in a crowd keeps nobody else
 /// waiting.
-constexpr int kAcceptsAtOnce = 16;
+constexpr int kAcceptsAtOnce = 8;
 
 /// Messages in a turn: closing a forward's listeners takes 10 us.
 constexpr std::size_t kMessagesAtOnce = 32;

@@ -157,8 +157,8 @@ TEST_F(UringFaults, LostCompletionsAreMadeUpFor) {
   for (const double losses : {0.05, 0.2}) {
     Rig rig(Backend::kUring, options());
     std::vector<Rig::Pair> pairs;
-    for (int i = 0; i < 30; ++i) pairs.push_back(rig.open());  // an accepted client that is lost stays so
     losses_ = losses;
+    for (int i = 0; i < 30; ++i) pairs.push_back(rig.open());
     exchange(rig, pairs, 256 * kKiB);
     EXPECT_TRUE(rig.run_until([&] { return rig.counters().io_losses.get() > 0; }));
     losses_ = 0;
