@@ -32,7 +32,8 @@ constexpr std::string_view kAnyClientV4 = "192.0.2.1";
 constexpr std::string_view kAnyClientV6 = "2001:db8::1";
 
 CheckStep listener_step(const ForwardStatus& status) {
-  const std::string where = fmt::format("{}:{}", status.bind_address, status.forward.host_port);
+  const std::string where =
+      fmt::format("port {} of {}", status.forward.host_port, fmt::join(status.bind_addresses, ", "));
   if (status.failure.empty()) return {"listener", true, fmt::format("The node listens on {}.", where)};
   return {
       "listener", false,

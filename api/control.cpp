@@ -747,8 +747,11 @@ ForwardStatus Control::status_of(const Forward& forward) const {
   ForwardSource source = wanted_source(*registry_.find_instance(forward.instance_id), forward);
   if (source.plan == SourcePlan::kTransparent && without_port_way_.contains(forward.id))
     source.plan = SourcePlan::kNoReturnPath;
+  std::vector<std::string> bind_addresses;
+  for (const IpAddress& address : config_.node.public_addresses)
+    bind_addresses.push_back(address.to_string());
   return {.forward = forward,
-          .bind_address = config_.node.public_addresses.front().to_string(),
+          .bind_addresses = std::move(bind_addresses),
           .failure = failure == failures_.end() ? std::string() : failure->second,
           .stats = dataplane_.forward_stats(forward.id),
           .source = source};

@@ -179,7 +179,8 @@ boost::json::object to_json(const ForwardStatus& status) {
   out["label"] = forward.label;
   out["state"] = status.failure.empty() ? "listening" : "failed";
   if (!status.failure.empty()) out["reason"] = status.failure;
-  out["bind_address"] = status.bind_address;
+  out["bind_address"] = status.bind_addresses.front();
+  out["bind_addresses"] = boost::json::array(status.bind_addresses.begin(), status.bind_addresses.end());
   add_source(out, status.source.plan);
   // Its clients are turned away rather than seen as the node.
   if (status.source.required) out["source_mode"] = source_mode(SourcePlan::kTransparent);

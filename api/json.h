@@ -66,7 +66,7 @@ class JsonFields {
 /// A forward as it is: what was promised, and whether it is served now.
 struct ForwardStatus {
   Forward forward;
-  std::string bind_address;                          // the first of the node's public addresses
+  std::vector<std::string> bind_addresses;           // the node's public addresses; never empty
   std::string failure;                               // why it is not listening; empty when it is
   std::optional<ForwardStats> stats = std::nullopt;  // what it carries; none before it was served
   ForwardSource source = {};                         // of connections to come, where their clients allow it

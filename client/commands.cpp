@@ -87,9 +87,14 @@ const Parameter kUpdates{.name = "--count",
                          .kind = Kind::kCount,
                          .value = "N"};
 
-const std::vector<Column> kForwardColumns = {
-    {"ID", "id"},       {"ENDPOINT", "endpoint"}, {"GUEST PORT", "guest_port"}, {"LABEL", "label"},
-    {"STATE", "state"}, {"REASON", "reason"},     {"CREATED", "created_at"}};
+const std::vector<Column> kForwardColumns = {{"ID", "id"},
+                                             {"ENDPOINT", "endpoint"},
+                                             {"LISTENS AT", "bind_addresses"},
+                                             {"GUEST PORT", "guest_port"},
+                                             {"LABEL", "label"},
+                                             {"STATE", "state"},
+                                             {"REASON", "reason"},
+                                             {"CREATED", "created_at"}};
 
 std::vector<Command> instance_commands() {
   return {

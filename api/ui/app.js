@@ -192,7 +192,7 @@ function showForwards({history}, forwards) {
   const shown = chosen.slice(0, kForwardsShown);
   $("forwards-count").textContent = `${shown.length} of ${forwards.length}, the busiest and the latest first`;
   $("forwards").replaceChildren(...shown.map((forward) => row([
-    forward.instance_id, forward.label, `${forward.hostname}:${forward.host_port}`, forward.guest_port,
+    forward.instance_id, forward.label, `${forward.hostname}:${forward.host_port}`, forward.bind_addresses.join(", "), forward.guest_port,
     forward.state === "listening" ? ["listening", "good"] : [`failed: ${forward.reason}`, "bad"],
     forward.connections_active ?? "", rate(forward.sentRate), rate(forward.receivedRate),
     sparkline(history.get(forward.id))])));

@@ -55,6 +55,18 @@ TEST(ProductPage, CreatingAForwardAnswersWithThePagesFieldsInThePagesOrder) {
   EXPECT_EQ(header(response, "Location"), "/instances/vm-1/port-forwards/" + forward_id(response));
 }
 
+TEST(Handlers, AForwardNamesEveryAddressThatItListensAt) {
+  Node node;
+  node.put("vm-1");
+  const std::string key = node.tenant_key();
+  const Response created = node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})", key);
+  const auto listed = Node::json(node.call("GET", "/instances/vm-1/port-forwards", "", key));
+  for (const auto& forward : {Node::json(created).at("port_forward"), listed.at("port_forwards").at(0)}) {
+    EXPECT_EQ(forward.at("bind_address"), "203.0.113.7");
+    EXPECT_EQ(forward.at("bind_addresses"), boost::json::array({"203.0.113.7", "2001:db8::7"}));
+  }
+}
+
 TEST(ProductPage, AForwardIsListedFoundAndDeleted) {
   Node node;
   node.put("vm-1");

@@ -32,6 +32,7 @@ class Node {
         config_(
             parse_config(
                 "[guests]\nnetworks = [\"198.19.0.0/16\"]\n[node]\npublic_hostname = \"compute-1.example\"\n"
+                "public_addresses = [\"203.0.113.7\", \"2001:db8::7\"]\n"
                 "[api]\nrate_limit_per_second = 0\n" +
                     std::string(settings),
                 "test")

@@ -126,6 +126,7 @@ class Page(unittest.TestCase):
         forward = self.create(EVIL)
         self.await_page(f"document.querySelector('#forwards').textContent.includes('{forward['host_port']}')", 2)
         self.assertIn(EVIL, self.text("#forwards"))
+        self.assertIn(", ".join(forward["bind_addresses"]), self.text("#forwards"))
         self.assertEqual(self.browser.run("return document.querySelectorAll('main img').length"), 0)
 
     def test_charts_and_talkers_move_under_load_and_closes_are_told(self):

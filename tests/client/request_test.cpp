@@ -112,15 +112,18 @@ TEST(Request, EscapesIdsInThePath) {
 TEST(Request, ListsForwardsAsAnAlignedTableWithEndpoints) {
   OneAnswer server(http_answer(
       200,
-      R"({"port_forwards":[{"id":"f-1","guest_port":3000,"host_port":38492,"label":"dev-server","state":"listening"},)"
-      R"({"id":"f-22","guest_port":80,"host_port":20000,"label":"","state":"failed","reason":"taken"}],)"
+      R"({"port_forwards":[{"id":"f-1","guest_port":3000,"host_port":38492,"label":"dev-server","state":"listening",)"
+      R"("bind_addresses":["203.0.113.7","2001:db8::7"]},)"
+      R"({"id":"f-22","guest_port":80,"host_port":20000,"label":"","state":"failed","reason":"taken",)"
+      R"("bind_addresses":["203.0.113.7"]}],)"
       R"("hostname":"compute-1.example"})"));
   const ClientRun run = server.run({"forwards", "list", "vm-1", "--label", "a b"});
   EXPECT_EQ(run.exit, 0) << run.err;
-  EXPECT_EQ(run.out,
-            "ID    ENDPOINT                 GUEST PORT  LABEL       STATE      REASON\n"
-            "f-1   compute-1.example:38492  3000        dev-server  listening  -\n"
-            "f-22  compute-1.example:20000  80          -           failed     taken\n");
+  EXPECT_EQ(
+      run.out,
+      "ID    ENDPOINT                 LISTENS AT               GUEST PORT  LABEL       STATE      REASON\n"
+      "f-1   compute-1.example:38492  203.0.113.7,2001:db8::7  3000        dev-server  listening  -\n"
+      "f-22  compute-1.example:20000  203.0.113.7              80          -           failed     taken\n");
   EXPECT_THAT(server.requests(),
               ElementsAre(StartsWith("GET /instances/vm-1/port-forwards?label=a%20b&limit=1000 ")));
 }
