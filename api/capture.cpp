@@ -104,6 +104,17 @@ std::vector<sock_filter> filter_v6(const Endpoint& guest) {
   return link(std::move(code));
 }
 
+/// What is to or from one of them.
+std::vector<sock_filter> filter_of(const std::vector<Endpoint>& guests) {
+  std::vector<sock_filter> code;
+  for (const Endpoint& guest : guests) {
+    if (!code.empty()) code.pop_back();  // what one filter drops, the next one looks at
+    const std::vector<sock_filter> more = guest.address().is_v6() ? filter_v6(guest) : filter_v4(guest);
+    code.insert(code.end(), more.begin(), more.end());
+  }
+  return code;
+}
+
 // --- The file.
 
 struct FileHeader {
@@ -146,8 +157,7 @@ Result<Fd> open_socket(const CaptureOptions& options) {
   // Protocol 0: nothing is received before the filter stands.
   Fd fd(::socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd) return failed("socket(AF_PACKET)", options.tap);
-  std::vector<sock_filter> code =
-      options.guest.address().is_v6() ? filter_v6(options.guest) : filter_v4(options.guest);
+  std::vector<sock_filter> code = filter_of(options.guests);
   const sock_fprog program{.len = static_cast<unsigned short>(code.size()), .filter = code.data()};
   const int on = 1;
   if (::setsockopt(fd.get(), SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) != 0 ||

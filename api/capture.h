@@ -12,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "api/message.h"
 #include "config/endpoint.h"
@@ -22,7 +23,7 @@ namespace portway {
 struct CaptureOptions {
   std::string tap;                    // for messages
   std::int32_t link = 0;              // the tap's interface index: another device of its name is not captured
-  Endpoint guest;                     // its address and port
+  std::vector<Endpoint> guests;       // its addresses, at most one of each family, with the port
   std::chrono::seconds duration{10};  // 1-60
   std::size_t max_bytes = 1'000'000;  // of the file, 1,000-16,777,216; packets are cut at 65,535 bytes
 };

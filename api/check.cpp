@@ -42,15 +42,32 @@ CheckStep listener_step(const ForwardStatus& status) {
                   where, status.failure)};
 }
 
+/// The guest's addresses that clients are led to, or the client that is asked for.
+std::vector<IpAddress> addresses_asked(const CheckSubject& subject) {
+  const Instance& instance = subject.instance;
+  if (!subject.client) return guest_addresses(instance);
+  const bool to_v6 = instance.guest_address_v6 && is_genuine_v6(*subject.client);
+  return {to_v6 ? *instance.guest_address_v6 : instance.guest_address};
+}
+
+SourcePlan plan_to(const CheckSubject& subject, const IpAddress& address) {
+  const ForwardSource& source = subject.forward.source;
+  return address == subject.instance.guest_address_v6 ? source.plan_v6 : source.plan;
+}
+
 /// Why a client is turned away although allowed_cidrs lets it in; empty when it is not.
 std::string turned_away(const CheckSubject& subject) {
   const ForwardSource source = subject.forward.source;
-  if (source.required && source.plan == SourcePlan::kNoReturnPath) {
-    return "source_mode is transparent, and nothing leads the guest's answers back to this node: clients are "
-           "reset. GET /v1/info or the instance says why; or choose another source_mode.";
+  const std::vector<IpAddress> addresses = addresses_asked(subject);
+  for (const IpAddress& address : addresses) {
+    if (!source.required || plan_to(subject, address) != SourcePlan::kNoReturnPath) continue;
+    return fmt::format(
+        "source_mode is transparent, and nothing leads the answers of {} back to this node: its clients are "
+        "reset. GET /v1/info or the instance says why; or choose another source_mode.",
+        address.to_string());
   }
-  if (!subject.client || source.plan != SourcePlan::kTransparent) return "";
-  const auto plan = plan_source({*subject.client, 0}, {subject.instance.guest_address, 0});
+  if (!subject.client || plan_to(subject, addresses.front()) != SourcePlan::kTransparent) return "";
+  const auto plan = plan_source({*subject.client, 0}, {addresses.front(), 0});
   if (!plan) {
     return fmt::format("{} is a link-local address, which no router would carry to a guest: it is reset.",
                        subject.client->to_string());
@@ -58,7 +75,7 @@ std::string turned_away(const CheckSubject& subject) {
   if (source.required && *plan == SourcePlan::kFamily) {
     return fmt::format(
         "source_mode is transparent, and the guest cannot be shown {}, which is of the other "
-        "family: it is reset. Choose another source_mode, or a guest_address of its family.",
+        "family: it is reset. Choose another source_mode, or give the instance an address of its family.",
         subject.client->to_string());
   }
   return "";
@@ -103,27 +120,24 @@ int device_of(const Instance& instance) {
 }
 
 /// A socket as the data plane's upstream ones are; connecting a datagram socket asks for the route only.
-CheckStep route_step(const Instance& instance) {
-  const Endpoint guest(instance.guest_address, 9);
+CheckStep route_step(const Instance& instance, const IpAddress& address) {
+  const Endpoint guest(address, 9);
   const int device = device_of(instance);
   const Fd socket(::socket(guest.address().is_v6() ? AF_INET6 : AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   if (::setsockopt(socket.get(), SOL_SOCKET, SO_BINDTOIFINDEX, &device, sizeof device) == 0 &&
       ::connect(socket.get(), guest.data(), static_cast<socklen_t>(guest.size())) == 0) {
-    return {"route", true,
-            fmt::format("{} is reached over {}.", instance.guest_address.to_string(), instance.tap)};
+    return {"route", true, fmt::format("{} is reached over {}.", address.to_string(), instance.tap)};
   }
-  return {
-      "route", false,
-      fmt::format("There is no route to {} over {} ({}). Give the tap an address in the guest's network, or "
-                  "run: ip route add {} dev {}",
-                  instance.guest_address.to_string(), instance.tap, std::strerror(errno),
-                  instance.guest_address.to_string(), instance.tap)};
+  return {"route", false,
+          fmt::format(
+              "There is no route to {} over {} ({}). Give the tap an address in the guest's network, or "
+              "run: ip route add {} dev {}",
+              address.to_string(), instance.tap, std::strerror(errno), address.to_string(), instance.tap)};
 }
 
 /// Where the guest would see a client's address: that one, or else one that stands for any.
-std::optional<IpAddress> asking_client(const CheckSubject& subject) {
-  if (subject.forward.source.plan != SourcePlan::kTransparent) return std::nullopt;
-  const Endpoint guest(subject.instance.guest_address, subject.forward.forward.guest_port);
+std::optional<IpAddress> asking_client(const CheckSubject& subject, const Endpoint& guest) {
+  if (plan_to(subject, guest.address()) != SourcePlan::kTransparent) return std::nullopt;
   const IpAddress client = subject.client.value_or(
       boost::asio::ip::make_address(guest.address().is_v4() ? kAnyClientV4 : kAnyClientV6));
   const auto plan = plan_source({client, 0}, guest);
@@ -141,8 +155,11 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
     add(source_step(subject_));
     add(tap_step(subject_.instance, subject_.tap_state));
     if (!steps_.back().ok) return finish();
-    add(route_step(subject_.instance));
-    if (!steps_.back().ok) return finish();
+    for (const IpAddress& address : addresses_asked(subject_)) {
+      add(route_step(subject_.instance, address));
+      if (steps_.back().ok) guests_.push_back({.guest = {address, subject_.forward.forward.guest_port}});
+    }
+    if (guests_.empty()) return finish();
     ask(timeout);
   }
 
@@ -176,7 +193,7 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
 
   void finish() {
     finished_ = true;
-    asked_ = {};
+    guests_.clear();
     if (wake_) wake_();
   }
 
@@ -186,14 +203,24 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
     int answer = -EAGAIN;
   };
   enum : std::size_t { kFromNode, kFromClient };
+  /// The port at one of the guest's addresses.
+  struct Guest {
+    Endpoint guest;
+    std::optional<IpAddress> client = std::nullopt;  // that it is asked from, beside the node
+    std::array<Asked, 2> asked = {};
+    milliseconds after{};  // it had answered all
+    bool answered = false;
+  };
 
   void ask(milliseconds timeout) {
-    client_ = asking_client(subject_);
     deadline_ = began_ + timeout;
-    SynProbeTarget target{.guest = guest(), .device = device_of(subject_.instance)};
-    open(asked_[kFromNode], target);
-    target.source = client_;
-    if (client_) open(asked_[kFromClient], target);
+    for (Guest& guest : guests_) {
+      guest.client = asking_client(subject_, guest.guest);
+      SynProbeTarget target{.guest = guest.guest, .device = device_of(subject_.instance)};
+      open(guest.asked[kFromNode], target);
+      target.source = guest.client;
+      if (guest.client) open(guest.asked[kFromClient], target);
+    }
     look();
   }
 
@@ -202,15 +229,25 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
     if (error != 0) asked.answer = error;
   }
 
-  void look() {
+  /// False while an answer is waited for.
+  bool look_at(Guest& guest) const {
     const bool over = steady_clock::now() >= deadline_;
     bool waiting = false;
-    for (std::size_t i = 0; i < (client_ ? asked_.size() : 1); ++i) {
-      Asked& asked = asked_[i];
+    for (std::size_t i = 0; i < (guest.client ? guest.asked.size() : 1); ++i) {
+      Asked& asked = guest.asked[i];
       if (asked.answer == -EAGAIN) asked.answer = asked.probe.answer();
       if (asked.answer == -EAGAIN && over) asked.answer = -ETIMEDOUT;
       waiting |= asked.answer == -EAGAIN;
     }
+    if (!waiting && !std::exchange(guest.answered, true))
+      guest.after = std::chrono::duration_cast<milliseconds>(steady_clock::now() - began_);
+    return !waiting;
+  }
+
+  void look() {
+    if (finished_) return;
+    bool waiting = false;
+    for (Guest& guest : guests_) waiting |= !look_at(guest);
     if (!waiting) return answered();
     timer_.expires_after(kLookEvery);
     timer_.async_wait([weak = weak_from_this()](error_code cancelled) {
@@ -220,25 +257,24 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
   }
 
   void answered() {
-    GuestAnswers answers;
-    answers.node = -asked_[kFromNode].answer;
-    answers.any_client = !subject_.client;
-    if (client_) {
-      answers.client = -asked_[kFromClient].answer;
-      answers.client_address = *client_;
+    for (const Guest& guest : guests_) {
+      GuestAnswers answers;
+      answers.node = -guest.asked[kFromNode].answer;
+      answers.any_client = !subject_.client;
+      if (guest.client) {
+        answers.client = -guest.asked[kFromClient].answer;
+        answers.client_address = *guest.client;
+      }
+      answers.after = guest.after;
+      add(guest_step(guest.guest, answers));
     }
-    answers.after = std::chrono::duration_cast<milliseconds>(steady_clock::now() - began_);
-    add(guest_step(guest(), answers));
     finish();
   }
-
-  Endpoint guest() const { return {subject_.instance.guest_address, subject_.forward.forward.guest_port}; }
 
   const CheckSubject subject_;
   const steady_clock::time_point began_ = steady_clock::now();
   steady_clock::time_point deadline_;
-  std::optional<IpAddress> client_;  // that the guest is asked from, beside the node
-  std::array<Asked, 2> asked_;
+  std::vector<Guest> guests_;  // that are asked
   boost::asio::steady_timer timer_;
   std::vector<CheckStep> steps_;
   std::function<void()> wake_;

@@ -46,7 +46,8 @@ struct CheckSubject {
 };
 
 /// The JSON object {"check": {"ok", "steps": [...]}}, once the guest has answered or `timeout` has passed.
-/// Steps after the first that is not ok are left out where they could say nothing.
+/// Steps after the first that is not ok are left out where they could say nothing. A guest with two addresses
+/// is asked at both, or at the one that the client is led to: "route" and "guest" are told of each.
 std::shared_ptr<BodyStream> check_forward(boost::asio::io_context& context, const CheckSubject& subject,
                                           std::chrono::milliseconds timeout = std::chrono::seconds(2));
 

@@ -54,6 +54,12 @@ Result<void> check_session(const std::optional<Uuid>& meant, const Instance* kno
                "session_id"};
 }
 
+std::vector<std::string> addresses_of(const Instance& instance) {
+  std::vector<std::string> texts;
+  for (const IpAddress& address : guest_addresses(instance)) texts.push_back(address.to_string());
+  return texts;
+}
+
 }  // namespace
 
 class Control::Lease {
@@ -213,8 +219,10 @@ void Control::fail(const Instance& instance, const Forward& forward, const std::
 /// was made: what led to a guest then may lead into the node now.
 Result<BoundPort> Control::bind_for(const Instance& instance, const Forward& forward,
                                     std::span<const IpAddress> host_addresses) {
-  auto checked = check_guest_address(instance.guest_address, config_.guests.networks, host_addresses);
-  if (!checked) return checked.error();
+  for (const IpAddress& address : guest_addresses(instance)) {
+    auto checked = check_guest_address(address, config_.guests.networks, host_addresses);
+    if (!checked) return checked.error();
+  }
   return dataplane_.bind(forward.host_port);
 }
 
@@ -337,7 +345,7 @@ Result<Control::PutInstance> Control::put_instance(Instance asked, const std::op
   const Instance& instance = registry_.put_instance(asked);
   streams_.recheck();
   spdlog::info("instance {}: session {} at {} behind {}", instance.id, to_string(instance.session_id),
-               instance.guest_address.to_string(), instance.tap);
+               fmt::join(addresses_of(instance), " and "), instance.tap);
   publish("instance.started", instance);
   if (const auto over = take_up(asked)) end_session(asked.id, *over);
   return PutInstance{instance, created};
@@ -346,7 +354,7 @@ Result<Control::PutInstance> Control::put_instance(Instance asked, const std::op
 /// The same machine at the same place: what else there is to a registration changes in place. Its tap may
 /// have another name by now, and the name that it had may be another one's.
 bool Control::is_machine_of(const Instance& known, const Instance& asked) const {
-  if (known.guest_address != asked.guest_address) return false;
+  if (guest_addresses(known) != guest_addresses(asked)) return false;
   const std::int32_t named = watch_.interface_of(asked);
   return known.tap_index != 0 && named != 0 ? named == known.tap_index : known.tap == asked.tap;
 }
@@ -745,8 +753,7 @@ Result<ForwardStatus> Control::find_forward(const Principal& caller, std::string
 ForwardStatus Control::status_of(const Forward& forward) const {
   const auto failure = failures_.find(forward.id);
   ForwardSource source = wanted_source(*registry_.find_instance(forward.instance_id), forward);
-  if (source.plan == SourcePlan::kTransparent && without_port_way_.contains(forward.id))
-    source.plan = SourcePlan::kNoReturnPath;
+  if (without_port_way_.contains(forward.id)) source = source.without_return_path();
   std::vector<std::string> bind_addresses;
   for (const IpAddress& address : config_.node.public_addresses)
     bind_addresses.push_back(address.to_string());
@@ -758,9 +765,12 @@ ForwardStatus Control::status_of(const Forward& forward) const {
 }
 
 void Control::serve(const Instance& instance, const Forward& forward, BoundPort port) {
+  std::optional<Endpoint> upstream_v6;
+  if (instance.guest_address_v6) upstream_v6.emplace(*instance.guest_address_v6, forward.guest_port);
   dataplane_.open({.id = forward.id,
                    .session_id = instance.session_id,
                    .upstream = {instance.guest_address, forward.guest_port},
+                   .upstream_v6 = upstream_v6,
                    .device = instance.tap_index != 0 ? instance.tap_index : kNoDevice,
                    .instance_id = instance.id,
                    .limits = forward.limits,
@@ -809,14 +819,23 @@ std::string_view Control::return_path() const {
   return return_path_->kind() == ReturnPath::Kind::kProgram ? "bpf" : "rules";
 }
 
-SourcePlan Control::source_of(const Instance& instance, SourceMode wanted) const {
+SourcePlan Control::source_of(const Instance& instance) const {
+  return sources_of(instance, SourceMode::kAuto).of_all();
+}
+
+ForwardSource Control::sources_of(const Instance& instance, SourceMode wanted) const {
   if (wanted == SourceMode::kPlain) return SourcePlan::kPlain;
   if (wanted == SourceMode::kProxyV2) return SourcePlan::kProxyV2;
   const SourcePlan node = node_source();
   if (node != SourcePlan::kTransparent || instance.tap_index == 0) return node;  // its way is still to come
   const auto way = ways_.find(instance.id);
-  const bool comes_back = way != ways_.end() && return_path_->fault(way->second).empty();
-  return comes_back ? SourcePlan::kTransparent : SourcePlan::kNoReturnPath;
+  if (way == ways_.end()) return SourcePlan::kNoReturnPath;
+  const auto plan_to = [&](const IpAddress& address) {
+    const bool comes_back = return_path_->fault(way->second, address).empty();
+    return comes_back ? SourcePlan::kTransparent : SourcePlan::kNoReturnPath;
+  };
+  const SourcePlan plan = plan_to(instance.guest_address);
+  return {plan, instance.guest_address_v6 ? plan_to(*instance.guest_address_v6) : plan, false};
 }
 
 const std::string& Control::source_reason(const Instance& instance) const {
@@ -845,7 +864,7 @@ Result<void> Control::check_source_mode(SourceMode wanted) const {
 /// source guard.
 void Control::make_way(const Instance& instance) {
   if (return_path_ == nullptr || instance.tap_index == 0) return;
-  ways_.insert_or_assign(instance.id, return_path_->add(instance.tap_index, instance.guest_address));
+  ways_.insert_or_assign(instance.id, return_path_->add(instance.tap_index, guest_addresses(instance)));
 }
 
 /// Where something stands in the way of an instance's return path.
@@ -878,13 +897,15 @@ void Control::end_way(const std::string& instance_id) {
 ForwardSource Control::wanted_source(const Instance& instance, const Forward& forward) const {
   const SourceMode wanted =
       forward.source_mode == SourceMode::kAuto ? config_.proxy.source_mode : forward.source_mode;
-  return {source_of(instance, forward.source_mode), wanted == SourceMode::kTransparent};
+  ForwardSource source = sources_of(instance, forward.source_mode);
+  source.required = wanted == SourceMode::kTransparent;
+  return source;
 }
 
 /// wanted_source() of a forward that is to be served, with what it takes.
 ForwardSource Control::take_source(const Instance& instance, const Forward& forward) {
   const ForwardSource source = wanted_source(instance, forward);
-  if (source.plan != SourcePlan::kTransparent || return_path_->kind() == ReturnPath::Kind::kProgram) {
+  if (!source.any_transparent() || return_path_->kind() == ReturnPath::Kind::kProgram) {
     without_port_way_.erase(forward.id);
     return source;
   }
@@ -900,7 +921,7 @@ ForwardSource Control::take_source(const Instance& instance, const Forward& forw
                                    : "shows its guest the node's address as its clients'",
                    added.error().detail);
     }
-    return {SourcePlan::kNoReturnPath, source.required};
+    return source.without_return_path();
   }
   without_port_way_.erase(forward.id);
   port_ways_.insert_or_assign(forward.id, way);
@@ -951,7 +972,7 @@ void Control::retry_port_ways() {
     if (forward == nullptr) continue;
     const Instance& instance = *registry_.find_instance(forward->instance_id);
     const ForwardSource source = take_source(instance, *forward);
-    if (source.plan == SourcePlan::kTransparent) dataplane_.set_source(id, source);
+    if (source.any_transparent()) dataplane_.set_source(id, source);
   }
 }
 
@@ -1009,7 +1030,7 @@ void Control::explain(const CloseRecord& record) {
       "no source port is free towards {} of instance {}: its clients are reset. Each connection takes one of "
       "net.ipv4.ip_local_port_range, and without CAP_NET_ADMIN keeps it for a minute after its end; give "
       "portwayd CAP_NET_ADMIN, set net.ipv4.tcp_tw_reuse to 1, or widen the range",
-      to_string(record.forward->route.upstream), record.forward->route.instance_id);
+      to_string(record.guest()), record.forward->route.instance_id);
 }
 
 void Control::publish(std::string_view type, const Instance& instance, const boost::json::object& more) {

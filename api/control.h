@@ -144,8 +144,8 @@ class Control {
 
   // --- The address that guests see as their clients'.
 
-  /// Of connections to come: what a forward that asks for `wanted` gets.
-  SourcePlan source_of(const Instance& instance, SourceMode wanted = SourceMode::kAuto) const;
+  /// Of connections to come, to each of its addresses: what forwards get that ask for nothing else.
+  SourcePlan source_of(const Instance& instance) const;
   /// The same where nothing stands in the way of an instance.
   SourcePlan node_source() const;
   /// "bpf" or "rules"; empty where there is none.
@@ -215,6 +215,7 @@ class Control {
   bool is_machine_of(const Instance& known, const Instance& asked) const;
   Result<PutInstance> change_in_place(const Instance& asked);
   Result<void> check_tap_is_free(const Instance& asked) const;
+  ForwardSource sources_of(const Instance& instance, SourceMode wanted) const;
   ForwardSource wanted_source(const Instance& instance, const Forward& forward) const;
   ForwardSource take_source(const Instance& instance, const Forward& forward);
   void end_source(const ForwardId& id);

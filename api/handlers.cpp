@@ -44,6 +44,28 @@ struct Page {
   std::string after;  // the id that the last page ended with; empty: from the start
 };
 
+/// The fields `guest_address` and `guest_addresses` of a request: one of them, or both where they agree, as
+/// in an answer.
+Result<void> take_guest_addresses(Instance& asked, const std::optional<std::string>& address,
+                                  const std::vector<IpAddress>& addresses) {
+  if (!address) return set_guest_addresses(asked, addresses);
+  const auto parsed = parse_address(*address);
+  if (!parsed) {
+    return Error{ErrorCode::kInvalidAddress,
+                 fmt::format("guest_address {} must be an IPv4 or IPv6 address.", in_quotes(*address)),
+                 "guest_address"};
+  }
+  if (addresses.empty()) return set_guest_addresses(asked, std::span(&*parsed, 1));
+  if (std::ranges::find(addresses, *parsed) == addresses.end()) {
+    return Error{
+        ErrorCode::kInvalidAddress,
+        fmt::format("guest_address {} is none of guest_addresses; leave it out, or name it there too.",
+                    in_quotes(*address)),
+        "guest_address"};
+  }
+  return set_guest_addresses(asked, addresses);
+}
+
 Error invalid_query(std::string_view name, std::string detail) {
   return {ErrorCode::kInvalidRequest, std::move(detail), std::string(name)};
 }
@@ -642,9 +664,12 @@ Result<Response> Api::capture(const Call& call) {
   const std::string what =
       fmt::format("capture of forward {} of instance {} by key {}, request {}", call.path[1], call.path[0],
                   to_string(call.caller.key_id), call.request.id);
+  std::vector<Endpoint> guests;
+  for (const IpAddress& address : guest_addresses(instance))
+    guests.emplace_back(address, found->forward.guest_port);
   const CaptureOptions options{.tap = instance.tap,
                                .link = link_of(instance),
-                               .guest = {instance.guest_address, found->forward.guest_port},
+                               .guests = std::move(guests),
                                .duration = std::chrono::seconds(*seconds),
                                .max_bytes = static_cast<std::size_t>(*max_bytes)};
   const StreamTerms terms{.caller = call.caller, .subject = subject_of(instance, options.link)};
@@ -700,22 +725,22 @@ Result<Response> Api::put_instance(const Call& call) {
   JsonFields fields(call.request);
   Instance asked;
   asked.id = call.path[0];
-  const std::string address = fields.string("guest_address");
+  const std::vector<IpAddress> addresses = fields.addresses("guest_addresses", 2);
+  const std::optional<std::string> address =
+      addresses.empty() ? fields.string("guest_address") : fields.string_or_none("guest_address");
   asked.tap = fields.string("tap");
   asked.owner = fields.string("owner");
   asked.profile = fields.string_or("profile", "default");
   if (const auto pid = fields.integer_or_none("vmm_pid", 1, INT32_MAX))
     asked.vmm_pid = static_cast<std::int32_t>(*pid);
   if (auto error = fields.finish()) return *error;
-  const auto parsed = parse_address(address);
-  if (!parsed) {
-    return Error{ErrorCode::kInvalidAddress,
-                 fmt::format("guest_address {} must be an IPv4 or IPv6 address.", in_quotes(address)),
-                 "guest_address"};
-  }
-  asked.guest_address = *parsed;
+  if (auto taken = take_guest_addresses(asked, address, addresses); !taken) return taken.error();
   const auto put = control_.put_instance(std::move(asked), *session);
-  if (!put) return put.error();
+  if (!put) {
+    Error error = put.error();
+    if (error.field == "guest_address" && !addresses.empty()) error.field = "guest_addresses";
+    return error;
+  }
   Response response = json_response(put->created ? 201 : 200, {{"instance", instance_json(put->instance)}});
   if (put->created) response.headers.emplace_back("Location", "/instances/" + put->instance.id);
   return response;

@@ -55,6 +55,11 @@ std::string JsonFields::string_or(std::string_view name, std::string_view fallba
   return find(name, false) == nullptr ? std::string(fallback) : string(name);
 }
 
+std::optional<std::string> JsonFields::string_or_none(std::string_view name) {
+  if (find(name, false) == nullptr) return std::nullopt;
+  return string(name);
+}
+
 std::int64_t JsonFields::integer(std::string_view name, std::int64_t least, std::int64_t most,
                                  ErrorCode code) {
   const boost::json::value* value = find(name, true);
@@ -93,6 +98,29 @@ std::vector<Cidr> JsonFields::networks(std::string_view name, std::size_t most) 
       return list;
     }
     list.push_back(*network);
+  }
+  return list;
+}
+
+std::vector<IpAddress> JsonFields::addresses(std::string_view name, std::size_t most) {
+  std::vector<IpAddress> list;
+  const boost::json::value* value = find(name, false);
+  if (value == nullptr) return list;
+  const boost::json::array* texts = value->if_array();
+  if (texts == nullptr || texts->empty() || texts->size() > most) {
+    fail(ErrorCode::kInvalidRequest, name,
+         fmt::format("{} must be a list of 1 to {} addresses, e.g. [\"198.18.0.2\", \"fd00::2\"].", name,
+                     most));
+    return list;
+  }
+  for (const boost::json::value& text : *texts) {
+    const auto address = text.is_string() ? parse_address(std::string_view(text.get_string()))
+                                          : Result<IpAddress>(Error{.detail = "an address is a string"});
+    if (!address) {
+      fail(ErrorCode::kInvalidAddress, name, fmt::format("{}: {}.", name, address.error().detail));
+      return {};
+    }
+    list.push_back(*address);
   }
   return list;
 }
@@ -181,7 +209,7 @@ boost::json::object to_json(const ForwardStatus& status) {
   if (!status.failure.empty()) out["reason"] = status.failure;
   out["bind_address"] = status.bind_addresses.front();
   out["bind_addresses"] = boost::json::array(status.bind_addresses.begin(), status.bind_addresses.end());
-  add_source(out, status.source.plan);
+  add_source(out, status.source.of_all());
   // Its clients are turned away rather than seen as the node.
   if (status.source.required) out["source_mode"] = source_mode(SourcePlan::kTransparent);
   out["created_at"] = to_rfc3339(forward.created_at);
@@ -205,6 +233,9 @@ boost::json::object to_json(const InstanceStatus& status) {
   boost::json::object out;
   out["id"] = instance.id;
   out["guest_address"] = instance.guest_address.to_string();
+  boost::json::array addresses;
+  for (const IpAddress& address : guest_addresses(instance)) addresses.emplace_back(address.to_string());
+  out["guest_addresses"] = std::move(addresses);
   out["tap"] = instance.tap;
   out["owner"] = instance.owner;
   out["profile"] = instance.profile;

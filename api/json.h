@@ -32,6 +32,7 @@ class JsonFields {
 
   std::string string(std::string_view name);  // required
   std::string string_or(std::string_view name, std::string_view fallback);
+  std::optional<std::string> string_or_none(std::string_view name);
   /// `code` is the error for a number that is no integer or out of the range.
   std::int64_t integer(std::string_view name, std::int64_t least, std::int64_t most,
                        ErrorCode code = ErrorCode::kInvalidRequest);  // required
@@ -43,6 +44,8 @@ class JsonFields {
             const std::function<std::optional<Error>(JsonFields fields)>& read);  // required
   /// Networks; none where the field is null or not given.
   std::vector<Cidr> networks(std::string_view name, std::size_t most);
+  /// Addresses, at least one; none where the field is null or not given.
+  std::vector<IpAddress> addresses(std::string_view name, std::size_t most);
   /// Was the field given, also as null?
   bool given(std::string_view name) { return find(name, false) != nullptr || object_.contains(name); }
 

@@ -53,6 +53,10 @@ Result<IpAddress> parse_address(std::string_view text) {
   return folded(address);
 }
 
+bool is_genuine_v6(const IpAddress& address) {
+  return address.is_v6() && !address.to_v6().is_v4_mapped();
+}
+
 Result<Endpoint> parse_endpoint(std::string_view text) {
   const Error wrong = invalid_address(text, "an address with a port like 198.18.0.2:80 or [fd00::2]:80");
   const std::size_t colon = text.rfind(':');

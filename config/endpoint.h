@@ -27,6 +27,9 @@ Result<IpAddress> parse_address(std::string_view text);
 Result<Endpoint> parse_endpoint(std::string_view text);
 std::string to_string(const Endpoint& endpoint);
 
+/// An IPv6 address that does not stand for an IPv4 one (::ffff:198.18.0.2).
+bool is_genuine_v6(const IpAddress& address);
+
 /// A network in CIDR notation (RFC 4632, RFC 4291). Host bits must be zero: a typing error must not widen a
 /// network.
 class Cidr {

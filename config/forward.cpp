@@ -95,6 +95,12 @@ std::optional<Uuid> parse_uuid(std::string_view text) {
   return id;
 }
 
+std::vector<IpAddress> guest_addresses(const Instance& instance) {
+  std::vector<IpAddress> addresses = {instance.guest_address};
+  if (instance.guest_address_v6) addresses.push_back(*instance.guest_address_v6);
+  return addresses;
+}
+
 Timestamp now() {
   return std::chrono::floor<std::chrono::milliseconds>(std::chrono::system_clock::now());
 }

@@ -56,10 +56,11 @@ struct TapIdentity {
 
 /// A microVM as the orchestrator registered it; one run of the VM is one session.
 struct Instance {
-  std::string id;  // the orchestrator's: 1-64 of [A-Za-z0-9._-]
-  IpAddress guest_address;
-  std::string tap;    // the host's interface to the guest, 1-15 bytes
-  std::string owner;  // whose keys see it
+  std::string id;                                            // the orchestrator's: 1-64 of [A-Za-z0-9._-]
+  IpAddress guest_address;                                   // the IPv4 one where there are two
+  std::optional<IpAddress> guest_address_v6 = std::nullopt;  // beside an IPv4 one: IPv6 clients are led to it
+  std::string tap;                                           // the host's interface to the guest, 1-15 bytes
+  std::string owner;                                         // whose keys see it
   std::string profile = "default";
   std::optional<std::int32_t> vmm_pid = std::nullopt;
   Uuid session_id{};
@@ -75,6 +76,9 @@ struct Instance {
   std::uint64_t vmm_started = 0;  // process_start_time() of vmm_pid; 0: no pid
   std::string boot_id = {};       // of the node's kernel when the session began
 };
+
+/// One, or an IPv4 and an IPv6 one, in this order.
+std::vector<IpAddress> guest_addresses(const Instance& instance);
 
 /// The address a guest sees as its client. For a forward, kAuto is what the node's configuration says; for
 /// the node, it is kTransparent where that is possible, else kPlain.

@@ -186,6 +186,25 @@ bool is_guest_address(const IpAddress& address, std::span<const Cidr> guest_netw
                      [&](const Cidr& network) { return network.contains(address); });
 }
 
+Result<void> set_guest_addresses(Instance& instance, std::span<const IpAddress> addresses) {
+  const auto refused = [](std::string detail) {
+    return Error{ErrorCode::kInvalidAddress, std::move(detail), "guest_addresses"};
+  };
+  if (addresses.empty() || addresses.size() > 2) {
+    return refused("guest_addresses must have one address, or one IPv4 and one IPv6 address.");
+  }
+  const bool v4_first = addresses.front().is_v4();
+  if (addresses.size() == 2 && v4_first == addresses.back().is_v4()) {
+    return refused(std::string("guest_addresses has two ") + (v4_first ? "IPv4" : "IPv6") + " addresses, " +
+                   addresses.front().to_string() + " and " + addresses.back().to_string() +
+                   "; give at most one of each family.");
+  }
+  instance.guest_address = v4_first ? addresses.front() : addresses.back();
+  instance.guest_address_v6.reset();
+  if (addresses.size() == 2) instance.guest_address_v6 = v4_first ? addresses.back() : addresses.front();
+  return {};
+}
+
 Result<void> check_instance(const Instance& instance, const InstanceLimits& limits) {
   if (auto id = check_instance_id(instance.id); !id) return id;
   if (auto tap = check_tap(instance.tap); !tap) return tap;
@@ -198,7 +217,11 @@ Result<void> check_instance(const Instance& instance, const InstanceLimits& limi
   if (instance.vmm_pid && *instance.vmm_pid <= 1) {
     return invalid("vmm_pid", std::to_string(*instance.vmm_pid), "the VMM's process id, above 1");
   }
-  return check_guest_address(instance.guest_address, limits.guest_networks, limits.host_addresses);
+  for (const IpAddress& address : guest_addresses(instance)) {
+    auto checked = check_guest_address(address, limits.guest_networks, limits.host_addresses);
+    if (!checked) return checked;
+  }
+  return {};
 }
 
 Result<void> check_instance_id(std::string_view id) {

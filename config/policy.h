@@ -51,7 +51,12 @@ struct InstanceLimits {
   const std::map<std::string, Profile, std::less<>>& profiles;
 };
 
-/// kInvalidRequest with the field (id, tap, owner, profile, vmm_pid), or kInvalidAddress.
+/// Gives the instance one address, or one of each family in any order; otherwise kInvalidAddress of
+/// "guest_addresses".
+Result<void> set_guest_addresses(Instance& instance, std::span<const IpAddress> addresses);
+
+/// kInvalidRequest with the field (id, tap, owner, profile, vmm_pid), or kInvalidAddress of "guest_address",
+/// whichever of the two it is.
 Result<void> check_instance(const Instance& instance, const InstanceLimits& limits);
 
 /// The address must lie in a guest network, and must lead out of this host: not loopback, link-local,

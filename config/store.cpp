@@ -107,6 +107,9 @@ constexpr auto kMigrations = std::to_array<const char*>({
       ALTER TABLE instances ADD COLUMN idle_tap_index INTEGER NOT NULL DEFAULT 0;
       ALTER TABLE instances ADD COLUMN idle_tap_carrier_downs INTEGER;
     )sql",
+    R"sql(
+      ALTER TABLE instances ADD COLUMN guest_address_v6 TEXT;
+    )sql",
 });
 
 Error unavailable(const std::string& path, const std::string& what) {
@@ -252,6 +255,9 @@ void bind(SQLite::Statement& statement, int index, const LimitSet& limits) {
 void bind(SQLite::Statement& statement, int index, const std::optional<SessionEnd>& value) {
   value ? statement.bind(index, std::string(to_string(*value))) : statement.bind(index);
 }
+void bind(SQLite::Statement& statement, int index, const std::optional<IpAddress>& value) {
+  value ? statement.bind(index, value->to_string()) : statement.bind(index);
+}
 void bind(SQLite::Statement& statement, int index, const Uuid& value) {
   statement.bind(index, to_string(value));
 }
@@ -366,6 +372,13 @@ class RowReader {
     if (!value) reject(column, "is not an IP address");
     return value ? *value : IpAddress{};
   }
+  /// Beside an IPv4 address.
+  std::optional<IpAddress> second_address(const char* column, const IpAddress& first) {
+    if (query_.isColumnNull(column)) return std::nullopt;
+    const IpAddress value = address(column);
+    if (first.is_v6() || value.is_v4()) reject(column, "is not an IPv6 address beside an IPv4 one");
+    return value;
+  }
   std::array<std::uint8_t, 32> sha256(const char* column) {
     std::array<std::uint8_t, 32> hash{};
     const SQLite::Column value = query_.getColumn(column);
@@ -387,6 +400,7 @@ Instance read_instance(RowReader& row) {
   Instance instance;
   instance.id = row.text("id");
   instance.guest_address = row.address("guest_address");
+  instance.guest_address_v6 = row.second_address("guest_address_v6", instance.guest_address);
   instance.tap = row.text("tap");
   instance.owner = row.text("owner");
   instance.profile = row.text("profile");
@@ -564,7 +578,8 @@ class Store::Connection {
     execute(put_instance_, instance.id, instance.guest_address.to_string(), instance.tap, instance.owner,
             instance.profile, instance.vmm_pid, instance.session_id, to_string(instance.state),
             instance.created_at, instance.ended, instance.tap_index, instance.vmm_started, instance.boot_id,
-            instance.tap_carrier_downs, instance.idle_tap.index, instance.idle_tap.carrier_downs);
+            instance.tap_carrier_downs, instance.idle_tap.index, instance.idle_tap.carrier_downs,
+            instance.guest_address_v6);
   }
   void delete_instance(std::string_view id) { execute(delete_instance_, id); }
   void add_forward(const Forward& forward) {
@@ -612,14 +627,15 @@ class Store::Connection {
       database_,
       "INSERT INTO instances (id, guest_address, tap, owner, profile, vmm_pid, session_id, state, "
       "created_at, ended, tap_index, vmm_started, boot_id, tap_carrier_downs, idle_tap_index, "
-      "idle_tap_carrier_downs) "
-      "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+      "idle_tap_carrier_downs, guest_address_v6) "
+      "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
       "guest_address = excluded.guest_address, tap = excluded.tap, owner = excluded.owner, "
       "profile = excluded.profile, vmm_pid = excluded.vmm_pid, session_id = excluded.session_id, "
       "state = excluded.state, created_at = excluded.created_at, ended = excluded.ended, "
       "tap_index = excluded.tap_index, vmm_started = excluded.vmm_started, boot_id = excluded.boot_id, "
       "tap_carrier_downs = excluded.tap_carrier_downs, idle_tap_index = excluded.idle_tap_index, "
-      "idle_tap_carrier_downs = excluded.idle_tap_carrier_downs"};
+      "idle_tap_carrier_downs = excluded.idle_tap_carrier_downs, "
+      "guest_address_v6 = excluded.guest_address_v6"};
   SQLite::Statement delete_instance_{database_, "DELETE FROM instances WHERE id = ?"};
   SQLite::Statement add_forward_{database_,
                                  "INSERT INTO forwards (id, instance_id, session_id, guest_port, host_port, "

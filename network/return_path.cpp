@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstring>
 #include <iterator>
+#include <set>
 #include <string_view>
 #include <utility>
 
@@ -34,6 +35,11 @@ const std::array kMarkRules = {
     RoutingRule{.preference = kPreference, .table = kTable, .mark = kSteerMark},
 };
 constexpr std::array kFamilies = {AF_INET, AF_INET6};
+const std::string kNoFault;
+
+int family_of(const IpAddress& address) {
+  return address.is_v4() ? AF_INET : AF_INET6;
+}
 
 /// The route of a family and all rules of ours, also those that a predecessor made otherwise.
 Result<void> remove_from_node(Netlink& netlink, int family) {
@@ -201,8 +207,14 @@ Result<void> deliver(Netlink& netlink, const InputPacket& packet) {
 
 }  // namespace
 
-int ReturnPath::Guest::family() const {
-  return address.is_v4() ? AF_INET : AF_INET6;
+bool ReturnPath::Guest::has(int family) const {
+  return std::ranges::any_of(addresses,
+                             [family](const IpAddress& address) { return family_of(address) == family; });
+}
+
+const std::string& ReturnPath::Guest::fault() const {
+  const auto found = std::ranges::find_if(faults, [](const std::string& fault) { return !fault.empty(); });
+  return found == faults.end() ? kNoFault : *found;
 }
 
 Result<std::unique_ptr<ReturnPath>> ReturnPath::start(Kind wanted) {
@@ -259,26 +271,39 @@ ReturnPath::Guest* ReturnPath::find(const Way& way) {
   return const_cast<Guest*>(std::as_const(*this).find(way));
 }
 
-Way ReturnPath::add(int link, const IpAddress& address) {
-  Guest guest{.generation = ++generations_, .address = address};
+Way ReturnPath::add(int link, const std::vector<IpAddress>& addresses) {
+  Guest guest{.generation = ++generations_, .addresses = addresses};
   // A guest's program stays on its tap: without it, answers to what is still open would reach the real
   // client.
   if (const auto known = guests_.find(link); known != guests_.end()) {
-    if (!program_ || known->second.family() != guest.family()) take_down(link);
+    const bool same_families = std::ranges::all_of(
+        kFamilies, [&](int family) { return known->second.has(family) == guest.has(family); });
+    if (!program_ || !same_families) take_down(link);
   }
   Guest& added = guests_[link] = std::move(guest);
-  auto done = make_link(link, added);
-  if (done) done = make_node(added.family());
-  if (done) done = verify_node(added.family());
-  if (done) done = verify_link(link, added);
-  if (!done) added.fault = done.error().detail;
+  const auto linked = make_link(link, added);
+  for (const IpAddress& address : added.addresses) {
+    auto done = linked;
+    if (done) done = make_node(family_of(address));
+    if (done) done = verify_node(family_of(address));
+    if (done) done = verify_link(link, added, address);
+    added.faults.push_back(done ? "" : done.error().detail);
+  }
   return {link, added.generation};
 }
 
 const std::string& ReturnPath::fault(const Way& way) const {
-  static const std::string kNone;
   const Guest* guest = find(way);
-  return guest == nullptr ? kNone : guest->fault;
+  return guest == nullptr ? kNoFault : guest->fault();
+}
+
+const std::string& ReturnPath::fault(const Way& way, const IpAddress& address) const {
+  const Guest* guest = find(way);
+  if (guest == nullptr) return kNoFault;
+  const auto known = std::ranges::find(guest->addresses, address);
+  return known == guest->addresses.end()
+             ? kNoFault
+             : guest->faults[static_cast<std::size_t>(known - guest->addresses.begin())];
 }
 
 /// What is there already is fine.
@@ -297,15 +322,23 @@ Result<void> ReturnPath::make_link(int link, Guest& guest) {
   if (program_) return attach(link, guest);
   auto done = name_rules(link, guest);
   if (done) done = set_syn_filter(link, guest);  // before the rules whose gap it closes
-  for (const RoutingRule& rule : port_rules(guest)) {
-    if (done) done = add_rule(*netlink_, guest.family(), rule);
-  }
+  if (done) done = add_port_rules(guest);
   return done;
+}
+
+/// What is there already is fine.
+Result<void> ReturnPath::add_port_rules(const Guest& guest) {
+  for (const IpAddress& address : guest.addresses) {
+    for (const RoutingRule& rule : port_rules(guest, address)) {
+      if (auto done = add_rule(*netlink_, family_of(address), rule); !done) return done;
+    }
+  }
+  return {};
 }
 
 Result<void> ReturnPath::attach(int link, const Guest& guest) {
   if (auto done = check_ethernet(*netlink_, link); !done) return done;
-  if (auto done = program_->set_guest(link, guest.address, kind_ == Kind::kProgram); !done)
+  if (auto done = program_->set_guest(link, guest.addresses, kind_ == Kind::kProgram); !done)
     return done.error();
   auto attached = is_attached(link);
   if (!attached) return attached.error();
@@ -321,10 +354,7 @@ Result<void> ReturnPath::name_rules(int link, Guest& guest) {
   if (name == guest.tap) return {};
   delete_port_rules(guest);
   guest.tap = name;
-  for (const RoutingRule& rule : port_rules(guest)) {
-    if (auto done = add_rule(*netlink_, guest.family(), rule); !done) return done.error();
-  }
-  return {};
+  return add_port_rules(guest);
 }
 
 /// No rule is there without it.
@@ -340,14 +370,15 @@ std::vector<sock_filter> ReturnPath::syn_filter_of(const Guest& guest) {
 }
 
 void ReturnPath::delete_port_rules(const Guest& guest) {
-  for (const auto& [port, count] : guest.ports) {
-    (void)delete_rule(*netlink_, guest.family(), port_rule(guest.tap, guest.address, port));
+  for (const IpAddress& address : guest.addresses) {
+    for (const RoutingRule& rule : port_rules(guest, address))
+      (void)delete_rule(*netlink_, family_of(address), rule);
   }
 }
 
-std::vector<RoutingRule> ReturnPath::port_rules(const Guest& guest) const {
+std::vector<RoutingRule> ReturnPath::port_rules(const Guest& guest, const IpAddress& address) {
   std::vector<RoutingRule> rules;
-  for (const auto& [port, count] : guest.ports) rules.push_back(port_rule(guest.tap, guest.address, port));
+  for (const auto& [port, count] : guest.ports) rules.push_back(port_rule(guest.tap, address, port));
   return rules;
 }
 
@@ -365,13 +396,15 @@ void ReturnPath::remove(const Way& way) {
 void ReturnPath::take_down(int link) {
   const auto guest = guests_.extract(link);
   if (guest.empty()) return;
-  const int family = guest.mapped().family();
   if (program_) program_->remove_guest(link);
   delete_port_rules(guest.mapped());
   // What cannot be removed now, for want of memory, is removed by the next start. The program does nothing
   // without the guest in its map.
   if (program_ || !guest.mapped().ports.empty()) (void)remove_our_filters(*netlink_, link);
-  if (kind_ != Kind::kGuardOnly && guests_of(family) == 0) (void)remove_from_node(*netlink_, family);
+  if (kind_ == Kind::kGuardOnly) return;
+  for (const int family : kFamilies) {
+    if (guest.mapped().has(family) && guests_of(family) == 0) (void)remove_from_node(*netlink_, family);
+  }
 }
 
 Result<void> ReturnPath::add_port(const Way& way, std::uint16_t guest_port) {
@@ -381,19 +414,23 @@ Result<void> ReturnPath::add_port(const Way& way, std::uint16_t guest_port) {
     ++known->second;
     return {};
   }
-  if (ports() >= kPortsMax) {
+  if (ports() + guest->addresses.size() > kPortsMax) {
     return Error{.code = ErrorCode::kResourceExhausted,
-                 .detail = fmt::format("return path: there are {} rules, one for each forwarded guest port, "
-                                       "which is as many as can be; give Portway CAP_BPF, it then needs none",
-                                       kPortsMax)};
+                 .detail = fmt::format(
+                     "return path: there are {} rules, one for each forwarded port of a guest's address, "
+                     "which is as many as can be; give Portway CAP_BPF, it then needs none",
+                     kPortsMax)};
   }
   auto done = name_rules(way.link, *guest);
   if (!done) return done;
-  const RoutingRule rule = port_rule(guest->tap, guest->address, guest_port);
   guest->ports.emplace(guest_port, 1);
   done = set_syn_filter(way.link, *guest);
-  if (done) done = add_rule(*netlink_, guest->family(), rule);
-  if (done) done = deliver(*netlink_, answer_of(way.link, guest->address, guest_port));
+  for (const IpAddress& address : guest->addresses) {
+    if (done) done = add_rule(*netlink_, family_of(address), port_rule(guest->tap, address, guest_port));
+    // Of two addresses, one whose way is blocked already does not cost the other one its answers.
+    const bool blocked = guest->addresses.size() > 1 && !fault(way, address).empty();
+    if (done && !blocked) done = deliver(*netlink_, answer_of(way.link, address, guest_port));
+  }
   if (!done) forget_port(way.link, *guest, guest_port);
   return done;
 }
@@ -407,39 +444,53 @@ void ReturnPath::remove_port(const Way& way, std::uint16_t guest_port) {
 }
 
 void ReturnPath::forget_port(int link, Guest& guest, std::uint16_t guest_port) {
-  (void)delete_rule(*netlink_, guest.family(), port_rule(guest.tap, guest.address, guest_port));
+  for (const IpAddress& address : guest.addresses) {
+    (void)delete_rule(*netlink_, family_of(address), port_rule(guest.tap, address, guest_port));
+  }
   guest.ports.erase(guest_port);
   (void)set_syn_filter(link, guest);
 }
 
 std::vector<ReturnPath::Change> ReturnPath::mend(std::size_t links_max) {
-  std::vector<Change> changes;
-  const auto note = [&changes](int link, Guest& guest, const Result<void>& done) {
+  std::set<int> changed;
+  const auto note = [&changed](int link, Guest& guest, std::size_t address, const Result<void>& done) {
     std::string fault = done ? "" : done.error().detail;
-    if (fault.empty() != guest.fault.empty()) changes.push_back({{link, guest.generation}, fault});
-    guest.fault = std::move(fault);
+    if (fault.empty() != guest.faults[address].empty()) changed.insert(link);
+    guest.faults[address] = std::move(fault);
   };
   std::map<int, Result<void>> node;
   for (const int family : kFamilies) {
     const Result<void>& done = node.emplace(family, mend_node(family)).first->second;
+    if (done) continue;
     for (auto& [link, guest] : guests_) {
-      if (!done && guest.family() == family) note(link, guest, done);
+      for (std::size_t i = 0; i < guest.addresses.size(); ++i) {
+        if (family_of(guest.addresses[i]) == family) note(link, guest, i, done);
+      }
     }
   }
-  for (std::size_t i = 0; i < std::min(links_max, guests_.size()); ++i) {
+  for (std::size_t count = 0; count < std::min(links_max, guests_.size()); ++count) {
     auto next = guests_.upper_bound(mended_);
     if (next == guests_.end()) next = guests_.begin();
     auto& [link, guest] = *next;
     mended_ = link;
-    if (!node.at(guest.family())) continue;
-    auto done = verify_link(link, guest);
-    if (!done) {
-      done = make_link(link, guest);
-      if (done) done = verify_link(link, guest);
+    for (std::size_t i = 0; i < guest.addresses.size(); ++i) {
+      if (node.at(family_of(guest.addresses[i])))
+        note(link, guest, i, mend_link(link, guest, guest.addresses[i]));
     }
-    note(link, guest, done);
+  }
+  std::vector<Change> changes;
+  for (const int link : changed) {
+    const Guest& guest = guests_.at(link);
+    changes.push_back({{link, guest.generation}, guest.fault()});
   }
   return changes;
+}
+
+/// For the answers of one of the guest's addresses.
+Result<void> ReturnPath::mend_link(int link, Guest& guest, const IpAddress& address) {
+  if (verify_link(link, guest, address)) return {};
+  if (auto done = make_link(link, guest); !done) return done;
+  return verify_link(link, guest, address);
 }
 
 Result<void> ReturnPath::mend_node(int family) {
@@ -449,13 +500,13 @@ Result<void> ReturnPath::mend_node(int family) {
 }
 
 std::size_t ReturnPath::guests_of(int family) const {
-  return static_cast<std::size_t>(std::ranges::count_if(
-      guests_, [family](const auto& entry) { return entry.second.family() == family; }));
+  return static_cast<std::size_t>(
+      std::ranges::count_if(guests_, [family](const auto& entry) { return entry.second.has(family); }));
 }
 
 std::size_t ReturnPath::ports() const {
   std::size_t count = 0;
-  for (const auto& [link, guest] : guests_) count += guest.ports.size();
+  for (const auto& [link, guest] : guests_) count += guest.ports.size() * guest.addresses.size();
   return count;
 }
 
@@ -476,7 +527,8 @@ Result<void> ReturnPath::verify_node(int family) const {
   return {};
 }
 
-Result<void> ReturnPath::verify_link(int link, const Guest& guest) const {
+/// For the answers of one of the guest's addresses.
+Result<void> ReturnPath::verify_link(int link, const Guest& guest, const IpAddress& address) const {
   if (program_) {
     auto attached = is_attached(link);
     if (!attached) return attached.error();
@@ -489,22 +541,22 @@ Result<void> ReturnPath::verify_link(int link, const Guest& guest) const {
         (filters->empty() || !same_code(filters->front().code, syn_filter_of(guest)))) {
       return missing(fmt::format("the filter on link {}", link));
     }
-    auto rules = our_rules(*netlink_, guest.family());
+    auto rules = our_rules(*netlink_, family_of(address));
     if (!rules) return rules.error();
-    for (const RoutingRule& wanted : port_rules(guest)) {
+    for (const RoutingRule& wanted : port_rules(guest, address)) {
       if (std::ranges::find(*rules, wanted) == rules->end()) return missing(to_text(wanted));
     }
   }
-  return verify_routes(link, guest);
+  return verify_routes(link, guest, address);
 }
 
 /// The kernel is asked what it would do with the guest's answers: what is ours may be there, and something
 /// else come before it.
-Result<void> ReturnPath::verify_routes(int link, const Guest& guest) const {
+Result<void> ReturnPath::verify_routes(int link, const Guest& guest, const IpAddress& address) const {
   if (kind_ == Kind::kGuardOnly) return {};
-  if (kind_ == Kind::kProgram) return deliver(*netlink_, answer_of(link, guest.address, 0));
+  if (kind_ == Kind::kProgram) return deliver(*netlink_, answer_of(link, address, 0));
   for (const auto& [port, count] : guest.ports) {
-    if (auto done = deliver(*netlink_, answer_of(link, guest.address, port)); !done) return done;
+    if (auto done = deliver(*netlink_, answer_of(link, address, port)); !done) return done;
   }
   return {};
 }

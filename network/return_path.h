@@ -85,26 +85,30 @@ class ReturnPath {
   const std::string& why_rules() const { return why_rules_; }
 
   /// From now on the guest's answers shall come back (not with kGuardOnly), and no other guest send with its
-  /// address. `link` is the interface index of its tap, an Ethernet device; one guest a link, a second call
-  /// replaces its address and takes the ports away. What was made is read back, and the kernel is asked what
-  /// it would do with an answer. Look at fault(): where that is not empty, mend() tries again until remove().
-  /// Call it before the first connection, whose answers would be lost.
-  Way add(int link, const IpAddress& guest);
+  /// addresses: one, or one of each family. `link` is the interface index of its tap, an Ethernet device; one
+  /// guest a link, a second call replaces its addresses and takes the ports away. What was made is read back,
+  /// and the kernel is asked what it would do with an answer. Look at fault(): where that is not empty,
+  /// mend() tries again until remove(). Call it before the first connection, whose answers would be lost.
+  Way add(int link, const std::vector<IpAddress>& addresses);
+  Way add(int link, const IpAddress& address) { return add(link, std::vector{address}); }
 
   /// What stands in the way: why the guest's answers do not come back (kGuardOnly: why the guard is not on
-  /// its tap). Empty where nothing does, and for a way that is no more.
+  /// its tap). Empty where nothing does, and for a way that is no more. Of several, the first address's.
   const std::string& fault(const Way& way) const;
+  /// The same of the answers that this one of the guest's addresses sends.
+  const std::string& fault(const Way& way, const IpAddress& address) const;
 
   /// The opposite of add(). Fine when the link is gone. Connections that are still open hang: end them first.
   void remove(const Way& way);
 
-  /// With rules, the answers from a port of the guest come back only after this; otherwise it does nothing.
+  /// With rules, the answers from a port of the guest come back only after this, those of all its addresses;
+  /// otherwise it does nothing.
   /// kResourceExhausted when there are kPortsMax. Each call has its remove_port(), and remove() goes for all
   /// of a way's.
   Result<void> add_port(const Way& way, std::uint16_t guest_port);
   void remove_port(const Way& way, std::uint16_t guest_port);
 
-  /// A way that has got a fault, or has lost it.
+  /// A way that has got a fault, or has lost it, in one of its guest's addresses.
   struct Change {
     Way way;
     std::string fault;
@@ -117,11 +121,12 @@ class ReturnPath {
  private:
   struct Guest {
     std::uint64_t generation = 0;
-    IpAddress address;
+    std::vector<IpAddress> addresses;
     std::string tap = {};                             // for rules: the name that they have
     std::map<std::uint16_t, std::size_t> ports = {};  // with rules: how often each was added
-    std::string fault = {};
-    int family() const;
+    std::vector<std::string> faults = {};             // of the addresses
+    bool has(int family) const;
+    const std::string& fault() const;
   };
 
   ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, Kind kind, std::unique_ptr<SteerProgram> program,
@@ -133,7 +138,8 @@ class ReturnPath {
   Result<void> make_link(int link, Guest& guest);
   Result<void> attach(int link, const Guest& guest);
   Result<void> name_rules(int link, Guest& guest);
-  std::vector<RoutingRule> port_rules(const Guest& guest) const;
+  static std::vector<RoutingRule> port_rules(const Guest& guest, const IpAddress& address);
+  Result<void> add_port_rules(const Guest& guest);
   Result<void> set_syn_filter(int link, const Guest& guest);
   static std::vector<sock_filter> syn_filter_of(const Guest& guest);
   void forget_port(int link, Guest& guest, std::uint16_t guest_port);
@@ -141,9 +147,10 @@ class ReturnPath {
   void take_down(int link);
   Result<bool> is_attached(int link) const;
   Result<void> verify_node(int family) const;
-  Result<void> verify_link(int link, const Guest& guest) const;
-  Result<void> verify_routes(int link, const Guest& guest) const;
+  Result<void> verify_link(int link, const Guest& guest, const IpAddress& address) const;
+  Result<void> verify_routes(int link, const Guest& guest, const IpAddress& address) const;
   Result<void> mend_node(int family);
+  Result<void> mend_link(int link, Guest& guest, const IpAddress& address);
   std::size_t guests_of(int family) const;
   std::size_t ports() const;
 

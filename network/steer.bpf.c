@@ -14,7 +14,7 @@
 // (return_path.cpp) delivers what is marked to the node's own stack.
 //
 // Nothing that is not the relay's is ever steered:
-//  - Only the guest's own packets are: the source address is the one registered for this tap.
+//  - Only the guest's own packets are: the source address is the one registered for this tap, of its family.
 //  - The socket has exactly the packet's addresses and ports, and is in a state of the side that opened the
 //    connection. A listener on the wildcard address "matches" every destination: a guest could reach the
 //    node's services by any foreign address. Half-open entries of a listener (NEW_SYN_RECV, SYN_RECV) are the
@@ -60,7 +60,7 @@ struct {
 struct {
   __uint(type, BPF_MAP_TYPE_HASH);
   __uint(map_flags, BPF_F_NO_PREALLOC);
-  __uint(max_entries, kSteerGuestsMax);
+  __uint(max_entries, 2 * kSteerGuestsMax);
   __type(key, struct BpfAddress);
   __type(value, __u8);
 } owners SEC(".maps");
@@ -205,7 +205,7 @@ int portway_steer(struct __sk_buff* skb) {
   if (!read_packet(skb, &packet)) return drop();
   bool answers = false;
   if (packet.version != 0) {
-    if (!equal(&packet.source, &guest->address)) {
+    if (!equal(&packet.source, &guest->address[packet.version == 6])) {
       if (bpf_map_lookup_elem(&owners, &packet.source)) return drop();
     } else if (guest->steered) {
       answers = packet.version == 4 ? answers_v4(skb, &packet) : answers_v6(skb, &packet);

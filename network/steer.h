@@ -13,6 +13,6 @@ enum { kSteerGuestsMax = 65536 };
 
 // Value of the map `guests`, whose key is the tap's interface index.
 struct SteerGuest {
-  struct BpfAddress address;  // of the guest behind it
-  __u32 steered;              // 0: the source guard only, and the mark is left alone
+  struct BpfAddress address[2];  // of the guest behind it: IPv4, IPv6; all zero where it has none
+  __u32 steered;                 // 0: the source guard only, and the mark is left alone
 };

@@ -27,22 +27,18 @@ SteerProgram::SteerProgram(std::unique_ptr<BpfObject> object, std::uint32_t id)
       owners_(object_->map_fd("owners")),
       forged_(object_->map_fd("forged")) {}
 
-Result<void> SteerProgram::set_guest(int link, const IpAddress& guest, bool steered) {
-  const auto known = addresses_.find(link);
-  const bool same = known != addresses_.end() && known->second == guest;
-  if (!same) {
-    if (auto done = own(guest); !done) return done;
-  }
+Result<void> SteerProgram::set_guest(int link, const std::vector<IpAddress>& addresses, bool steered) {
+  if (auto done = own(addresses); !done) return done;
   const auto key = static_cast<__u32>(link);
-  const SteerGuest value{.address = to_bpf_address(guest), .steered = steered ? 1U : 0U};
+  SteerGuest value{.address = {}, .steered = steered ? 1U : 0U};
+  for (const IpAddress& address : addresses) value.address[address.is_v6() ? 1 : 0] = to_bpf_address(address);
   if (bpf_map_update_elem(guests_, &key, &value, BPF_ANY) != 0) {
     const int error = errno;
-    if (!same) disown(guest);
+    disown(addresses);
     return object_->refused("guest map", error);
   }
-  if (same) return {};
-  if (known != addresses_.end()) disown(known->second);
-  addresses_.insert_or_assign(link, guest);
+  disown(addresses_[link]);
+  addresses_[link] = addresses;
   return {};
 }
 
@@ -51,6 +47,20 @@ void SteerProgram::remove_guest(int link) {
   bpf_map_delete_elem(guests_, &key);
   const auto known = addresses_.extract(link);
   if (!known.empty()) disown(known.mapped());
+}
+
+Result<void> SteerProgram::own(const std::vector<IpAddress>& addresses) {
+  for (auto address = addresses.begin(); address != addresses.end(); ++address) {
+    if (auto done = own(*address); !done) {
+      disown({addresses.begin(), address});
+      return done;
+    }
+  }
+  return {};
+}
+
+void SteerProgram::disown(const std::vector<IpAddress>& addresses) {
+  for (const IpAddress& address : addresses) disown(address);
 }
 
 Result<void> SteerProgram::own(const IpAddress& address) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <vector>
 
 #include "config/endpoint.h"
 #include "config/error.h"
@@ -23,10 +24,10 @@ class SteerProgram {
   /// As the kernel's listings name it.
   std::uint32_t id() const { return id_; }
 
-  /// The guest behind this link has this address: on the other links with a guest, packets from it are
-  /// dropped. `steered`: the answers that come in by this link and from this address may be steered. Replaces
-  /// the link's guest; on an error nothing has changed.
-  Result<void> set_guest(int link, const IpAddress& guest, bool steered);
+  /// The guest behind this link has these addresses, at most one of each family: on the other links with a
+  /// guest, packets from them are dropped. `steered`: the answers that come in by this link and from these
+  /// addresses may be steered. Replaces the link's guest; on an error nothing has changed.
+  Result<void> set_guest(int link, const std::vector<IpAddress>& addresses, bool steered);
   void remove_guest(int link);
 
   /// Packets that were dropped for their source address so far.
@@ -34,6 +35,8 @@ class SteerProgram {
 
  private:
   SteerProgram(std::unique_ptr<BpfObject> object, std::uint32_t id);
+  Result<void> own(const std::vector<IpAddress>& addresses);
+  void disown(const std::vector<IpAddress>& addresses);
   Result<void> own(const IpAddress& address);
   void disown(const IpAddress& address);
 
@@ -43,7 +46,7 @@ class SteerProgram {
   const int guests_;
   const int owners_;
   const int forged_;
-  std::map<int, IpAddress> addresses_;      // by link, as in the map `guests`
+  std::map<int, std::vector<IpAddress>> addresses_;  // by link, as in the map `guests`
   std::map<IpAddress, std::size_t> links_;  // how many links have an address; `owners` has those with one
 };
 

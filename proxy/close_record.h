@@ -38,6 +38,8 @@ struct CloseRecord {
   std::uint16_t worker = 0;  // index
   SourcePlan source = SourcePlan::kPlain;
 
+  /// The address and port that it was led to.
+  const Endpoint& guest() const { return forward->route.upstream_of(to_endpoint(client).address()); }
   /// It ended before its instance came to the owner that it has: none of that one's business. Control thread.
   bool is_former_owners() const { return ended_at < forward->session->owned_since; }
 };

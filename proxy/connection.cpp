@@ -116,10 +116,10 @@ CloseHow close_how(RejectReason reason) {
 
 /// How the guest is to see the client; nullopt if it must not see it at all.
 std::optional<SourcePlan> first_plan(const ServedForward& forward, const Endpoint& client) {
-  const ForwardSource wanted = forward.source.load(std::memory_order_relaxed);
+  const ForwardSource wanted = forward.source_of(client.address());
   if (wanted.plan == SourcePlan::kNoReturnPath && wanted.required) return std::nullopt;
   if (wanted.plan != SourcePlan::kTransparent) return wanted.plan;
-  const auto plan = plan_source(client, forward.route.upstream);
+  const auto plan = plan_source(client, forward.route.upstream_of(client.address()));
   if (plan == SourcePlan::kFamily && wanted.required) return std::nullopt;
   return plan;
 }
@@ -208,9 +208,11 @@ std::optional<OpenedConnection> ConnectionSet::open(int downstream, const Served
 }
 
 void ConnectionSet::connect(OpenedConnection& opened, int device) {
-  const int result = upstream_.open(
-      {.forward = *opened.forward, .device = device, .client = opened.client, .dscp = opened.dscp},
-      opened.source, opened.upstream);
+  const int result = upstream_.open({.guest = opened.forward->route.upstream_of(opened.client.address()),
+                                     .device = device,
+                                     .client = opened.client,
+                                     .dscp = opened.dscp},
+                                    opened.source, opened.upstream);
   if (result != 0 && result != -EINPROGRESS) opened.error = -result;
 }
 
@@ -382,13 +384,13 @@ void ConnectionSet::on_connect_failed(std::uint32_t index, int error) {
   connections_[index].forward->counters[worker_].connect_errors[static_cast<std::size_t>(reason)].add();
   if (reason == ConnectError::kRefused && options_.refused_probe.count() > 0) {
     const ConnectionSlot& slot = table_[index];
+    const IpAddress client = to_endpoint(slot.client).address();
     Refusal refusal{
         .forward = connections_[index].forward,
-        .client = to_endpoint(slot.client).address(),
+        .client = client,
         .local = {},
         .own_address = is_transparent(slot.source),
-        .concerns_all = connections_[index].forward->source.load(std::memory_order_relaxed).plan !=
-                        SourcePlan::kTransparent};
+        .concerns_all = connections_[index].forward->source_of(client).plan != SourcePlan::kTransparent};
     if (io_.local_endpoint(slot.socket[kDownstream].fd, refusal.local) == 0)
       refused_.push_back(std::move(refusal));
   }
@@ -729,7 +731,7 @@ void ConnectionSet::release(std::uint32_t index) {
     }
     if (side == kUpstream && connection.lasting && !record.tcp[kUpstream].closed) upstream_.end_lasting(fd);
     if (side == kUpstream && time_wait) {
-      io_.close_time_wait(fd, record.forward->route.upstream, record.forward->session->device.load());
+      io_.close_time_wait(fd, record.guest(), record.forward->session->device.load());
     } else {
       io_.close(fd);
     }

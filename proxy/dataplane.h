@@ -36,12 +36,27 @@ inline constexpr int kAnyDevice = 0;  // not bound
 inline constexpr int kNoDevice = -1;  // there is none yet: connections to the guest fail
 
 /// Whose address a forward's guest is to see as its clients'.
-struct ForwardSource {
+struct alignas(4) ForwardSource {  // an atomic one needs no lock
   constexpr ForwardSource(SourcePlan source_plan = SourcePlan::kPlain, bool source_required = false)
-      : plan(source_plan), required(source_required) {}
+      : ForwardSource(source_plan, source_plan, source_required) {}
+  constexpr ForwardSource(SourcePlan source_plan, SourcePlan source_plan_v6, bool source_required)
+      : plan(source_plan), plan_v6(source_plan_v6), required(source_required) {}
 
-  SourcePlan plan;  // kTransparent: as far as a connection's client allows it
-  bool required;    // it was asked for by name: a client with which it is impossible is turned away
+  SourcePlan plan;     // kTransparent: as far as a connection's client allows it
+  SourcePlan plan_v6;  // the same of what goes to ForwardRoute::upstream_v6
+  bool required;       // it was asked for by name: a client with which it is impossible is turned away
+
+  /// What holds for clients of both ways.
+  constexpr SourcePlan of_all() const { return plan == SourcePlan::kTransparent ? plan_v6 : plan; }
+  constexpr bool any_transparent() const {
+    return plan == SourcePlan::kTransparent || plan_v6 == SourcePlan::kTransparent;
+  }
+  constexpr ForwardSource without_return_path() const {
+    const auto without = [](SourcePlan each) {
+      return each == SourcePlan::kTransparent ? SourcePlan::kNoReturnPath : each;
+    };
+    return {without(plan), without(plan_v6), required};
+  }
 
   friend bool operator==(const ForwardSource&, const ForwardSource&) = default;
 };
@@ -49,12 +64,21 @@ struct ForwardSource {
 /// Where a forward's connections go.
 struct ForwardRoute {
   ForwardId id{};
-  Uuid session_id{};             // one run of the instance's machine: what belongs to it ends with it
-  Endpoint upstream;             // the guest's address and port
+  Uuid session_id{};  // one run of the instance's machine: what belongs to it ends with it
+  Endpoint upstream;  // the guest's address and port
+  std::optional<Endpoint> upstream_v6 = std::nullopt;  // beside an IPv4 one: for IPv6 clients
   int device = kAnyDevice;       // interface index of the guest's tap, kAnyDevice or kNoDevice
   std::string instance_id = {};  // for records
   TrafficLimits limits = {};
   ForwardSource source = {};
+
+  /// Each family has a way to the guest of its own, as with a DNAT rule for each. Otherwise all clients share
+  /// one.
+  bool goes_v6(const IpAddress& client) const { return upstream_v6.has_value() && is_genuine_v6(client); }
+  /// Where this client's connection goes.
+  const Endpoint& upstream_of(const IpAddress& client) const {
+    return goes_v6(client) ? *upstream_v6 : upstream;
+  }
 };
 
 /// What becomes of the established connections of a forward that is closed.

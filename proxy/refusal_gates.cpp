@@ -48,6 +48,7 @@ void RefusalGates::add(const Refusal& refusal) {
   const Nanos now = io_.now();
   *gate = Gate{};
   gate->forward = refusal.forward;
+  gate->v6 = refusal.forward->route.goes_v6(refusal.client);
   if (!all) gate->client = refusal;
   gate->state = State::kWaiting;
   gate->since = gate->probed = gate->due = now;
@@ -56,8 +57,10 @@ void RefusalGates::add(const Refusal& refusal) {
 
 RefusalGates::Gate* RefusalGates::find(const Refusal& refusal) {
   const bool all = refusal.concerns_all;
+  const bool v6 = refusal.forward->route.goes_v6(refusal.client);
   const auto same = [&](const Gate& gate) {
     if (gate.forward != refusal.forward || gate.verdict == Verdict::kForgotten) return false;
+    if (gate.v6 != v6) return false;
     if (all || !gate.client) return all == !gate.client;
     return gate.client->client == refusal.client && gate.client->local == refusal.local;
   };
@@ -103,7 +106,7 @@ bool RefusalGates::shut(Gate& gate) {
       return false;
     refused.push_back(entry);
   } else {
-    hooks_.shut(gate.forward);
+    hooks_.shut(gate.forward, gate.v6);
   }
   gate.shut = true;
   counters_.refusal_gates.add();
@@ -124,7 +127,7 @@ bool RefusalGates::open(Gate& gate) {
       refused.erase(found);
       if (std::ranges::find(refused, entry) == refused.end()) refusals_->allow(entry.first, entry.second);
     }
-  } else if (!hooks_.open(gate.forward)) {
+  } else if (!hooks_.open(gate.forward, gate.v6)) {
     return false;
   }
   gate.shut = false;
@@ -201,7 +204,8 @@ void RefusalGates::probe(std::uint32_t index) {
   gate.probed = io_.now();
   gate.give_up = gate.probed + kAnswerMax;
   gate.state = State::kProbing;
-  SynProbeTarget target{.guest = gate.forward->route.upstream,
+  const ForwardRoute& route = gate.forward->route;
+  SynProbeTarget target{.guest = gate.v6 ? *route.upstream_v6 : route.upstream,
                         .device = gate.forward->session->device.load(std::memory_order_relaxed),
                         .source = std::nullopt};
   if (gate.client && gate.client->own_address) {

@@ -5,7 +5,8 @@
 // one client: the guest's packet filter may refuse it and nobody else (a *client gate*, kept by
 // ClientRefusals). If the guest sees the node whoever the client is, it is everybody (a *forward gate*: the
 // forward's listeners are shut). The client whose connection the guest refused has been accepted already and
-// sees a reset; "connection refused" is what it, or everybody, sees afterwards.
+// sees a reset; "connection refused" is what it, or everybody, sees afterwards. Where a guest has an address
+// of each family, "everybody" is the clients of one family: the other address's port is another one.
 //
 // The guest is asked again before anybody is refused: its refusal may have been a passing one, or that of one
 // connection. It is asked with the address that was refused, and with a SYN that becomes no connection
@@ -58,9 +59,10 @@ class RefusalGates {
 
   /// What the worker does for it.
   struct Hooks {
-    /// To a forward's listeners. open(): false when it could not, and is to be asked again.
-    std::function<void(const ServedForwardPtr&)> shut;
-    std::function<bool(const ServedForwardPtr&)> open;
+    /// To a forward's listeners: to those that lead to the guest's second address (ForwardRoute::goes_v6), or
+    /// to the others. open(): false when it could not, and is to be asked again.
+    std::function<void(const ServedForwardPtr&, bool v6)> shut;
+    std::function<bool(const ServedForwardPtr&, bool v6)> open;
     std::function<PortRange()> source_ports;  // of a probe; see SynProbeTarget
   };
 
@@ -99,6 +101,7 @@ class RefusalGates {
 
   struct Gate {
     ServedForwardPtr forward;
+    bool v6 = false;                // of the clients that go to the guest's second address
     std::optional<Refusal> client;  // of a client gate
     State state = State::kFree;
     Verdict verdict = Verdict::kRefused;

@@ -95,6 +95,11 @@ struct ServedForward : std::enable_shared_from_this<ServedForward> {
     admission.set_limits(limits);
     for (ByteRate& each : rate) each.set_limit(limits.max_bytes_per_second);
   }
+  /// The source of this client's connection: its `plan` is the client's.
+  ForwardSource source_of(const IpAddress& client) const {
+    const ForwardSource each = source.load(std::memory_order_relaxed);
+    return {route.goes_v6(client) ? each.plan_v6 : each.plan, each.required};
+  }
   /// From the control thread, before it tells the workers: whoever starts a connection afterwards sees it.
   /// False when it was as far already.
   bool advance(ForwardPhase to, CloseHow why);
@@ -108,7 +113,8 @@ struct ServedForward : std::enable_shared_from_this<ServedForward> {
   Admission admission;
   ByteRate rate[2];                   // of the bytes that come from each side
   std::atomic<ForwardSource> source;  // set by the control thread
-  std::atomic<bool> refusing{false};  // its guest port is closed: so are its listeners
+  // Its guest port is closed, and so are its listeners: [1] those whose clients go to route.upstream_v6.
+  std::atomic<bool> refusing[2] = {false, false};
   std::atomic<ForwardPhase> phase{ForwardPhase::kOpen};
   std::atomic<CloseHow> why{CloseHow::kForwardDeleted};  // what records of connections that it ends say
   // Accepted connections on their way to another worker: not yet among connections_active.
@@ -125,5 +131,6 @@ struct ServedForward : std::enable_shared_from_this<ServedForward> {
 };
 
 using ServedForwardPtr = std::shared_ptr<ServedForward>;
+static_assert(std::atomic<ForwardSource>::is_always_lock_free, "it is read for every connection");
 
 }  // namespace portway

@@ -42,7 +42,7 @@ int UpstreamOpener::open(const Target& target, SourcePlan& plan, int& fd) {
 }
 
 int UpstreamOpener::open_once(const Target& target, SourcePlan plan, int& fd) {
-  const Endpoint& guest = target.forward.route.upstream;
+  const Endpoint& guest = target.guest;
   fd = -1;
   if (target.device == kNoDevice) return -ENODEV;
   fd = io_.socket(guest.address().is_v6() ? AF_INET6 : AF_INET);
@@ -75,7 +75,7 @@ void UpstreamOpener::set_options(const Target& target, int fd) {
     io_.set_option(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, static_cast<int>(options_.unsent_max));
   }
   if (target.dscp != 0) {
-    const bool v6 = target.forward.route.upstream.address().is_v6();
+    const bool v6 = target.guest.address().is_v6();
     io_.set_option(fd, v6 ? IPPROTO_IPV6 : IPPROTO_IP, v6 ? IPV6_TCLASS : IP_TOS, target.dscp);
   }
 }

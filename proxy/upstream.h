@@ -18,8 +18,8 @@
 #include "config/endpoint.h"
 #include "metrics/stats.h"
 #include "proxy/connection_options.h"
+#include "proxy/dataplane.h"
 #include "proxy/io.h"
-#include "proxy/served_forward.h"
 
 namespace portway {
 
@@ -32,7 +32,7 @@ class UpstreamOpener {
   UpstreamOpener(Io& io, const ConnectionOptions& options);
 
   struct Target {
-    const ServedForward& forward;
+    Endpoint guest;
     int device = kAnyDevice;  // interface index, kAnyDevice or kNoDevice
     Endpoint client;
     std::uint8_t dscp = 0;  // shifted left by two; 0: the kernel's

@@ -52,8 +52,8 @@ Worker::Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<C
                    kConnectionToken),
       gates_(*io_, options.connections.refused_probe, options.connections.client_refusals, counters_,
              kProbeToken,
-             {.shut = [this](const ServedForwardPtr& forward) { shut_listeners(forward); },
-              .open = [this](const ServedForwardPtr& forward) { return open_listeners(forward); },
+             {.shut = [this](const ServedForwardPtr& forward, bool v6) { shut_listeners(forward, v6); },
+              .open = [this](const ServedForwardPtr& forward, bool v6) { return open_listeners(forward, v6); },
               .source_ports = [this] { return connections_.source_ports(); }}),
       busy_poll_(options.busy_poll) {
   io_->count_in(counters_);
@@ -391,7 +391,7 @@ void Worker::release_listener(std::uint32_t index) {
 /// One client is refused by whichever worker has heard of it, everybody by the one with the listeners.
 void Worker::on_refused(const Refusal& refusal) {
   const ServedForward& forward = *refusal.forward;
-  if (forward.refusing.load(std::memory_order_relaxed)) return;
+  if (forward.refusing[forward.route.goes_v6(refusal.client)].load(std::memory_order_relaxed)) return;
   Worker& worker = refusal.concerns_all ? listening_worker(forward) : *this;
   Refused message{refusal};
   if (&worker == this) {
@@ -405,28 +405,35 @@ Worker& Worker::listening_worker(const ServedForward& forward) {
   return peers_.empty() ? *this : *peers_[forward.listening_worker];
 }
 
+/// Its clients go to the guest's second address.
+bool Worker::leads_v6(const Listener& listener) const {
+  Endpoint local;
+  return listener.forward->route.upstream_v6 && io_->local_endpoint(listener.fd, local) == 0 &&
+         is_genuine_v6(local.address());
+}
+
 /// Clients are refused from here on, and the port stays ours. SO_REUSEADDR has to go, or another program
 /// could listen on a port where nobody does.
-void Worker::shut_listeners(const ServedForwardPtr& forward) {
+void Worker::shut_listeners(const ServedForwardPtr& forward, bool v6) {
   const std::lock_guard lock(forward->listeners_mutex);
   if (forward->phase.load() != ForwardPhase::kOpen) return;
-  forward->refusing.store(true, std::memory_order_relaxed);
+  forward->refusing[v6].store(true, std::memory_order_relaxed);
   for (const std::uint32_t index : forward->listener_slots) {
     Listener& listener = listeners_[index];
-    if (listener.closing) continue;
+    if (listener.closing || leads_v6(listener) != v6) continue;
     listener.gated = true;
     io_->set_option(listener.fd, SOL_SOCKET, SO_REUSEADDR, 0);
     io_->shutdown(listener.fd, SHUT_RD);
   }
 }
 
-bool Worker::open_listeners(const ServedForwardPtr& forward) {
+bool Worker::open_listeners(const ServedForwardPtr& forward, bool v6) {
   const std::lock_guard lock(forward->listeners_mutex);
   if (forward->phase.load() != ForwardPhase::kOpen) return true;  // CloseForward is on its way
   bool open = true;
   for (const std::uint32_t index : forward->listener_slots) {
     Listener& listener = listeners_[index];
-    if (listener.closing || !listener.gated) continue;
+    if (listener.closing || !listener.gated || leads_v6(listener) != v6) continue;
     io_->set_option(listener.fd, SOL_SOCKET, SO_REUSEADDR, 1);
     if (io_->listen_again(listener.fd) < 0) {
       io_->set_option(listener.fd, SOL_SOCKET, SO_REUSEADDR, 0);
@@ -435,7 +442,7 @@ bool Worker::open_listeners(const ServedForwardPtr& forward) {
     }
     listener.gated = false;
   }
-  if (open) forward->refusing.store(false, std::memory_order_relaxed);
+  if (open) forward->refusing[v6].store(false, std::memory_order_relaxed);
   return open;
 }
 

@@ -151,8 +151,9 @@ class Worker {
   void close_listener(std::uint32_t index);
   void release_listener(std::uint32_t index);
   void on_refused(const Refusal& refusal);
-  void shut_listeners(const ServedForwardPtr& forward);
-  bool open_listeners(const ServedForwardPtr& forward);
+  bool leads_v6(const Listener& listener) const;
+  void shut_listeners(const ServedForwardPtr& forward, bool v6);
+  bool open_listeners(const ServedForwardPtr& forward, bool v6);
 
   std::unique_ptr<Io> io_;
   const std::uint64_t connections_max_;

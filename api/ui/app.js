@@ -204,7 +204,7 @@ function showInstances(instances) {
     instance.id,
     instance.state === "running" ? ["running", "good"] : [`${instance.state}: ${instance.reason}`, "bad"],
     instance.tap_state === "up" ? `${instance.tap}` : [`${instance.tap}: ${instance.tap_state}`, "bad"],
-    instance.guest_address, instance.owner, instance.source_mode,
+    instance.guest_addresses.join(", "), instance.owner, instance.source_mode,
     `${instance.port_forwards.current} of ${instance.port_forwards.limit}`])));
 }
 

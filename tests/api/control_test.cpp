@@ -143,6 +143,51 @@ TEST(Control, ARestoredForwardThatLeadsWhereNoneMayLeadIsKeptButNotServed) {
   }
 }
 
+// And so is a forward of which one of two addresses leads there.
+TEST(Control, ARestoredForwardIsNotServedWhereItsGuestsSecondAddressMayNotLead) {
+  Node node;
+  node.put("vm-1");
+  const Forward forward = create(node, 3000).forward;
+  Instance moved = *node.control().registry().find_instance("vm-1");
+  moved.guest_address_v6 = *parse_address("2001:db8::1");
+  node.store().put_instance(moved).value();
+  node.restart();
+  EXPECT_FALSE(node.dataplane.opened.contains(forward.id));
+  EXPECT_NE(node.control().find_forward(kAdmin, "vm-1", to_string(forward.id))->failure.find("2001:db8::1"),
+            std::string::npos);
+}
+
+TEST(Control, ASecondGuestAddressIsServedKeptAndIdentifiesTheSession) {
+  Node node;
+  const auto put = [&](const std::string& addresses) {
+    const Response response =
+        node.call("PUT", "/instances/vm-1",
+                  R"({"guest_addresses": [)" + addresses + R"(], "tap": "tap-vm-1", "owner": "alice"})");
+    EXPECT_LT(response.status, 300U) << response.body;
+    return node.control().registry().find_instance("vm-1")->session_id;
+  };
+  const Uuid first = put(R"("198.19.0.2")");
+  create(node, 3000);
+  const Uuid second = put(R"("198.19.0.2", "fd00:19::2")");
+  EXPECT_NE(second, first) << "one address more";
+  EXPECT_TRUE(node.dataplane.opened.empty());
+  const ForwardId id = create(node, 3000).forward.id;
+  const auto leads_to_both = [&] {
+    const ForwardRoute& route = node.dataplane.opened.at(id).first;
+    EXPECT_EQ(route.upstream, Endpoint(*parse_address("198.19.0.2"), 3000));
+    EXPECT_EQ(route.upstream_v6, Endpoint(*parse_address("fd00:19::2"), 3000));
+  };
+  leads_to_both();
+  EXPECT_EQ(put(R"("fd00:19::2", "198.19.0.2")"), second) << "the order means nothing";
+  leads_to_both();
+  node.restart();
+  leads_to_both();
+  EXPECT_EQ(put(R"("198.19.0.2", "fd00:19::2")"), second);
+  EXPECT_NE(put(R"("198.19.0.2", "fd00:19::3")"), second);
+  const Uuid fourth = put(R"("fd00:19::3")");
+  EXPECT_EQ(put(R"("fd00:19::3")"), fourth);
+}
+
 TEST(Control, TheSameRegistrationAgainChangesNothing) {
   Node node;
   node.put("vm-1");

@@ -29,14 +29,13 @@ class Node {
   explicit Node(std::string_view settings = "", ReturnPath* return_path = nullptr)
       : return_path_(return_path),
         directory_(testing::TempDir() + "/portway-node-" + to_string(make_uuid())),
-        config_(
-            parse_config(
-                "[guests]\nnetworks = [\"198.19.0.0/16\"]\n[node]\npublic_hostname = \"compute-1.example\"\n"
-                "public_addresses = [\"203.0.113.7\", \"2001:db8::7\"]\n"
-                "[api]\nrate_limit_per_second = 0\n" +
-                    std::string(settings),
-                "test")
-                .value()) {
+        config_(parse_config("[guests]\nnetworks = [\"198.19.0.0/16\", "
+                             "\"fd00:19::/64\"]\n[node]\npublic_hostname = \"compute-1.example\"\n"
+                             "public_addresses = [\"203.0.113.7\", \"2001:db8::7\"]\n"
+                             "[api]\nrate_limit_per_second = 0\n" +
+                                 std::string(settings),
+                             "test")
+                    .value()) {
     start();
   }
   ~Node() {

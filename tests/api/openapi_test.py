@@ -319,8 +319,10 @@ class OpenApi(unittest.TestCase):
         body = {"guest_address": "198.19.0.3", "tap": "tap0", "owner": "alice", "vmm_pid": self.node.process.pid}
         answer = self.ask("PUT", "/instances/{id}", body, id="vm-2", status=201)
         self.assertEqual(answer.headers["location"], "/instances/vm-2")
-        again = self.ask("PUT", "/instances/{id}", body, id="vm-2", status=200)
-        self.assertEqual(again.json(), answer.json())
+        for same in (body, {**body, "guest_addresses": ["198.19.0.3"]},
+                     {**body, "guest_address": None, "guest_addresses": ["198.19.0.3"]}):
+            again = self.ask("PUT", "/instances/{id}", same, id="vm-2", status=200)
+            self.assertEqual(again.json(), answer.json())
         self.ask("GET", "/instances/{id}", id="vm-2", status=200)
         page = self.ask("GET", "/instances", query="?limit=1", status=200).json()
         self.ask("GET", "/instances", query=f"?cursor={page['next_cursor']}", status=200)
@@ -342,7 +344,10 @@ class OpenApi(unittest.TestCase):
         self.ask("PUT", "/instances/{id}", other, id="vm-2", status=409, code="tap_in_use")
         for wrong in ({"guest_address": "127.0.0.1"}, {"guest_address": "10.0.0.1"}, {"guest_address": "x"}):
             self.ask("PUT", "/instances/{id}", {**body, **wrong}, id="vm-2", status=422, code="invalid_address")
-        for wrong in ({"tap": ""}, {"owner": "a b"}, {"profile": "none"}, {"vmm_pid": 1}, {"owner": None}):
+        both = {"guest_address": None, "guest_addresses": ["198.19.0.3", "198.19.0.4"]}
+        answer = self.ask("PUT", "/instances/{id}", {**body, **both}, id="vm-2", status=422, code="invalid_address")
+        self.assertEqual(answer.json()["field"], "guest_addresses")
+        for wrong in ({"guest_addresses": []}, {"tap": ""}, {"owner": "a b"}, {"profile": "none"}, {"vmm_pid": 1}, {"owner": None}):
             answer = self.ask("PUT", "/instances/{id}", {**body, **wrong}, id="vm-2", status=422, code="invalid_request")
             self.assertEqual(answer.json()["field"], next(iter(wrong)))
 

@@ -123,6 +123,35 @@ TEST_F(SourcePaths, AReturnPathThatIsLostIsToldAndTakenAgainWhenItCanBeHad) {
   }
 }
 
+TEST_F(SourcePaths, OfTwoGuestAddressesOneMayLoseItsReturnPathAndTheOtherKeepsIt) {
+  network_->ip("address add fd00:19::1/64 nodad dev tap-vm-1");
+  for (const auto kind : {ReturnPath::Kind::kProgram, ReturnPath::Kind::kRules}) {
+    run(kind, [&](Node& node) {
+      const Response put = node.call(
+          "PUT", "/instances/vm-1",
+          R"({"guest_addresses": ["198.19.0.2", "fd00:19::2"], "tap": "tap-vm-1", "owner": "alice"})");
+      ASSERT_LT(put.status, 300U) << put.body;
+      const Forward forward = create(node, 3000).forward;
+      const auto source = [&](const Forward& each) { return node.dataplane.opened.at(each.id).first.source; };
+      EXPECT_EQ(source(forward), SourcePlan::kTransparent);
+      const auto events = node.events.subscribe(kAdmin, "");
+      network_->ip("-6 rule add pref 77 iif tap-vm-1 blackhole");
+      node.control().retry();
+      const ForwardSource one_only(SourcePlan::kTransparent, SourcePlan::kNoReturnPath, false);
+      EXPECT_EQ(source(forward), one_only);
+      EXPECT_EQ(source(create(node, 3001).forward), one_only);
+      EXPECT_EQ(instance(node).at("source_mode"), "plain") << "not of all clients";
+      EXPECT_THAT(std::string(instance(node).at("source_mode_reason").as_string()), HasSubstr("fd00:19::2"));
+      EXPECT_EQ(node.control().instances_without_return_path(), 1U);
+      EXPECT_THAT(events->read().value(), HasSubstr("event: instance.source_mode_changed"));
+      network_->ip("-6 rule del pref 77");
+      node.control().retry();
+      EXPECT_EQ(source(forward), SourcePlan::kTransparent);
+      EXPECT_EQ(instance(node).at("source_mode"), "transparent");
+    });
+  }
+}
+
 TEST_F(SourcePaths, WhatStandsInTheWayFromTheStartIsToldAfterTheSessionBegan) {
   run(ReturnPath::Kind::kProgram, [&](Node& node) {
     network_->ip("rule add pref 77 iif tap-vm-1 blackhole");

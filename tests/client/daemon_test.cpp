@@ -70,7 +70,7 @@ TEST_F(ClientAndDaemon, RegisterForwardListAndEnd) {
   Ended run = portway(
       {"instances", "put", "vm-1", "--guest-address", "198.19.0.2", "--tap", "tap0", "--owner", "alice"});
   EXPECT_EQ(run.exit, 0) << run.output;
-  EXPECT_THAT(run.output, HasSubstr("guest_address:  198.19.0.2\n"));
+  EXPECT_THAT(run.output, HasSubstr("guest_addresses:  198.19.0.2\n"));
 
   run = portway({"keys", "create", "--owner", "alice", "-o", "json"});
   ASSERT_EQ(run.exit, 0) << run.output;

@@ -91,6 +91,15 @@ TEST(Request, AnUpdateThatMakesNoSenseIsNotSent) {
   EXPECT_THAT(server.requests(), IsEmpty());
 }
 
+TEST(Request, RegistersAGuestWithAnAddressOfEachFamily) {
+  OneAnswer server(http_answer(200, R"({"instance":{"id":"vm-1"}})"));
+  server.run({"instances", "put", "vm-1", "--guest-address", "198.19.0.2", "--guest-address", "fd00::2",
+              "--tap", "tap0", "--owner", "alice"});
+  EXPECT_THAT(
+      server.requests(),
+      ElementsAre(EndsWith(R"({"guest_addresses":["198.19.0.2","fd00::2"],"tap":"tap0","owner":"alice"})")));
+}
+
 TEST(Request, NamesTheSessionThatIsMeant) {
   OneAnswer server(http_answer(200, R"({"instance":{"id":"vm-1"}})"));
   server.run({"instances", "stop", "vm-1", "--session-id", "s-1"});

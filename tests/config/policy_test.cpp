@@ -132,6 +132,41 @@ class InstancePolicy : public testing::Test {
   std::map<std::string, Profile, std::less<>> profiles = {{"default", Profile{}}, {"large", Profile{50}}};
 };
 
+TEST_F(InstancePolicy, AGuestHasOneAddressOrOneOfEachFamilyInAnyOrder) {
+  const IpAddress v4 = *parse_address("198.18.0.3");
+  const IpAddress v6 = *parse_address("fd00::3");
+  for (const std::vector<IpAddress>& addresses : {std::vector{v4, v6}, std::vector{v6, v4}}) {
+    EXPECT_TRUE(set_guest_addresses(instance, addresses));
+    EXPECT_EQ(guest_addresses(instance), (std::vector{v4, v6}));
+    EXPECT_TRUE(check());
+  }
+  for (const IpAddress& one : {v4, v6}) {
+    EXPECT_TRUE(set_guest_addresses(instance, std::vector{one}));
+    EXPECT_EQ(guest_addresses(instance), std::vector{one}) << "and nothing of the two before";
+  }
+}
+
+TEST_F(InstancePolicy, MoreAddressesAreRefusedAndNothingChanges) {
+  const std::vector<IpAddress> before = guest_addresses(instance);
+  const auto all = [](std::initializer_list<std::string_view> texts) {
+    std::vector<IpAddress> addresses;
+    for (const std::string_view text : texts) addresses.push_back(*parse_address(text));
+    return addresses;
+  };
+  for (const auto& addresses : {all({}), all({"198.18.0.3", "198.18.0.4"}), all({"198.18.0.3", "198.18.0.3"}),
+                                all({"fd00::3", "fd00::4"}), all({"198.18.0.3", "fd00::3", "fd00::4"})}) {
+    expect_refused(set_guest_addresses(instance, addresses), ErrorCode::kInvalidAddress, "guest_addresses");
+    EXPECT_EQ(guest_addresses(instance), before);
+  }
+}
+
+TEST_F(InstancePolicy, TheSecondAddressIsCheckedLikeTheFirst) {
+  for (const std::string_view text : {"2001:db8::1", "fe80::1", "::1", "ff02::1", "::", "fd00::1"}) {
+    instance.guest_address_v6 = *parse_address(text);
+    expect_refused(check(), ErrorCode::kInvalidAddress, "guest_address");
+  }
+}
+
 TEST_F(InstancePolicy, AGuestOnItsTapIsFine) {
   EXPECT_TRUE(check());
   EXPECT_TRUE(check_address("fd00::2"));

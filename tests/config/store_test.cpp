@@ -47,6 +47,7 @@ constexpr const char* kBackToVersion4 = R"sql(
   ALTER TABLE instances DROP COLUMN tap_carrier_downs;
   ALTER TABLE instances DROP COLUMN idle_tap_index;
   ALTER TABLE instances DROP COLUMN idle_tap_carrier_downs;
+  ALTER TABLE instances DROP COLUMN guest_address_v6;
   PRAGMA user_version = 4;
 )sql";
 
@@ -84,7 +85,7 @@ ApiKey make_key(Role role, std::uint8_t first_byte) {
 
 void expect_equal(const Instance& a, const Instance& b) {
   EXPECT_EQ(a.id, b.id);
-  EXPECT_EQ(a.guest_address, b.guest_address);
+  EXPECT_EQ(guest_addresses(a), guest_addresses(b));
   EXPECT_EQ(a.tap, b.tap);
   EXPECT_EQ(a.owner, b.owner);
   EXPECT_EQ(a.profile, b.profile);
@@ -188,6 +189,7 @@ TEST_F(StoreTest, GivesBackEveryFieldAfterARestart) {
   full.vmm_pid = 4'194'304;
   Instance stopped = make_instance("vm-2");
   stopped.state = InstanceState::kStopped;
+  stopped.guest_address_v6 = *parse_address("fd00::3");
   Forward forward = make_forward(full, 65535);
   forward.guest_port = 1;
   forward.label = "grüße ' \"; DROP TABLE forwards; --";
@@ -486,6 +488,25 @@ TEST_F(StoreTest, AForwardFromBeforeHasNoLimitOfAnAdmin) {
   expect_equal(forwards[0], forward);
 }
 
+TEST_F(StoreTest, AnInstanceFromBeforeHasTheOneAddressThatItHadAndCanGetASecond) {
+  Instance instance = make_instance("vm-1");
+  EXPECT_TRUE(open_store()->put_instance(instance));
+  edit(kBackToVersion4);
+  {
+    const auto store = open_store();
+    expect_equal(store->load_instances().value().at(0), instance);
+    instance.guest_address_v6 = *parse_address("fd00::2");
+    EXPECT_TRUE(store->put_instance(instance));
+  }
+  {
+    const auto store = open_store();
+    expect_equal(store->load_instances().value().at(0), instance);
+    instance.guest_address_v6.reset();
+    EXPECT_TRUE(store->put_instance(instance));
+  }
+  expect_equal(open_store()->load_instances().value().at(0), instance);
+}
+
 TEST_F(StoreTest, RefusesADatabaseOfANewerPortway) {
   open_store();
   edit("PRAGMA user_version = 4711");
@@ -535,11 +556,15 @@ TEST_F(StoreTest, NamesTheRowThatMakesNoSense) {
 
   const auto edited_instance = [&](const std::string& set) {
     edit(
-        "UPDATE instances SET guest_address = '198.18.0.2', state = 'running', tap = 'tap0', vmm_pid = NULL");
+        "UPDATE instances SET guest_address = '198.18.0.2', state = 'running', tap = 'tap0', vmm_pid = NULL, "
+        "guest_address_v6 = NULL");
     edit("UPDATE instances SET " + set);
     return open_store()->load_instances();
   };
   expect_unavailable(edited_instance("guest_address = 'localhost'"), path(), "\"localhost\" is not an IP");
+  expect_unavailable(edited_instance("guest_address_v6 = '198.18.0.3'"), path(), "is not an IPv6 address");
+  expect_unavailable(edited_instance("guest_address = 'fd00::2', guest_address_v6 = 'fd00::3'"), path(),
+                     "beside an IPv4 one");
   expect_unavailable(edited_instance("state = 'idle'"), path(), "state \"idle\" is neither");
   expect_unavailable(edited_instance("vmm_pid = -1"), path(), "vmm_pid \"-1\"");
   expect_unavailable(edited_instance("tap = 'a/b'"), path(), "tap \"a/b\" must be");

@@ -109,6 +109,57 @@ TEST_P(SourceTest, AClientOfTheOtherFamilyIsSeenAsTheNode) {
   expect_counted("plain", "family", 2);
 }
 
+TEST_P(SourceTest, AGuestWithAnAddressOfEachFamilySeesTheAddressesOfAllItsClients) {
+  const std::string body = R"({"guest_addresses": [")" + std::string(kGuestAddress6) + R"(", ")" +
+                           kGuestAddress + R"("], "tap": "tap0", "owner": "acme"})";
+  const HttpResponse put = daemon().api("PUT", "/instances/vm-1", body);
+  ASSERT_EQ(put.status, 200) << put.body;
+  EXPECT_EQ(put.json().at("instance").at("guest_addresses"),
+            boost::json::array({kGuestAddress, kGuestAddress6}));
+  const CreatedForward forward = daemon().create_forward("vm-1", kWhoPort);
+  const auto both_are_seen = [&] {
+    for (const char* address : {kHostAddress, kHostAddress6}) {
+      TcpClient client(network().client(), address, forward.host_port);
+      EXPECT_EQ(seen(client), line(client.local()));
+    }
+    expect_counted("transparent", "", 2);
+  };
+  both_are_seen();
+  const HttpResponse check = daemon().api("GET", "/instances/vm-1/port-forwards/" + forward.id + "/check");
+  EXPECT_TRUE(check.json().at("check").at("ok").as_bool()) << check.body;
+  EXPECT_THAT(check.body, testing::AllOf(HasSubstr("on 198.19.0.2:"), HasSubstr("on [fd00:19::2]:")));
+  EXPECT_EQ(daemon().stop(SIGTERM), 0);
+  daemon().start();
+  both_are_seen();
+}
+
+TEST_P(SourceInNamespacesTest, AGuestThatRefusesOneFamilyServesTheOther) {
+  const HttpResponse put =
+      daemon().api("PUT", "/instances/vm-1",
+                   R"({"guest_addresses": ["198.19.0.2", "fd00:19::2"], "tap": "tap0", "owner": "acme"})");
+  ASSERT_EQ(put.status, 200) << put.body;
+  const std::string filter =
+      "add table ip6 f; add chain ip6 f in { type filter hook input priority 0; }; add rule ip6 f in "
+      "tcp dport " +
+      std::to_string(kWhoPort) + " reject with tcp reset";
+  run_command(network().guest(), {"nft", filter});
+  for (const char* mode : {"transparent", "plain"}) {
+    const CreatedForward forward = daemon().create_forward("vm-1", kWhoPort, mode);
+    {
+      TcpClient first(network().client(), kHostAddress6, forward.host_port);
+      EXPECT_EQ(first.receive_to_end().error, ECONNRESET) << "it was accepted before the guest was asked";
+    }
+    EXPECT_TRUE(daemon().wait_for_metric("portway_forwards_refusing", {}, 1));
+    TcpClient refused(network().client(), kHostAddress6, forward.host_port);
+    EXPECT_EQ(refused.connect_error(), ECONNREFUSED) << mode;
+    TcpClient served(network().client(), kHostAddress, forward.host_port);
+    EXPECT_THAT(seen(served), StartsWith("198.1")) << mode;
+    EXPECT_EQ(daemon().api("DELETE", "/instances/vm-1/port-forwards/" + forward.id).status, 204);
+    EXPECT_TRUE(daemon().wait_for_metric("portway_forwards_refusing", {}, 0));
+  }
+  run_command(network().guest(), {"nft", "delete table ip6 f"});
+}
+
 TEST_P(SourceTest, AClientsPortThatIsTakenOnTheNodeIsReplaced) {
   const CreatedForward forward = daemon().create_forward("vm-1", kWhoPort);
   Fd listener;

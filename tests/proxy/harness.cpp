@@ -135,14 +135,18 @@ void Peer::take(std::string_view data) {
 Rig::Rig(Backend backend, const RigOptions& options)
     : world_(make_world(backend, options.network)), arena_(options.connections_max) {
   service_ = world_->serve(options.family, options.guest);
+  std::optional<Endpoint> upstream_v6;
+  if (options.dual_stack) upstream_v6 = service_v6_ = world_->serve(AF_INET6, options.guest);
   descriptors_before_ = backend == Backend::kSim ? 0 : world_->open_descriptors();
   if (options.uring_enter) world_->set_enter(options.uring_enter);
   auto io = world_->make_io(why_not_);
   if (!io) return;
-  forward_ = std::make_shared<ServedForward>(
-      ForwardRoute{
-          .id = make_uuid(), .upstream = service_, .device = options.device, .source = options.source},
-      1);
+  forward_ = std::make_shared<ServedForward>(ForwardRoute{.id = make_uuid(),
+                                                          .upstream = service_,
+                                                          .upstream_v6 = upstream_v6,
+                                                          .device = options.device,
+                                                          .source = options.source},
+                                             1);
   WorkerOptions worker{.index = 0, .pipes_max = options.pipes_max, .connections = options.connections};
   worker.connections.client_refusals = world_->refusals();
   worker.share = options.share;
@@ -150,6 +154,10 @@ Rig::Rig(Backend backend, const RigOptions& options)
   std::vector<Fd> listeners;
   listeners.push_back(world_->listen(options.family, entry_));
   listener_ = listeners.front().get();
+  if (options.dual_stack) {
+    listeners.push_back(world_->listen(AF_INET6, entry_v6_));
+    listener_v6_ = listeners.back().get();
+  }
   worker_->post(Worker::OpenForward{forward_, std::move(listeners)});
   turn();
   if (sim() != nullptr) sim()->set_faults(options.faults);
@@ -228,7 +236,16 @@ std::uint64_t Rig::closed(CloseSide side, CloseHow how) const {
 }
 
 Peer& Rig::connect(const std::optional<IpAddress>& from) {
-  peers_.push_back(std::make_unique<Peer>(world_->connect(entry_, from)));
+  return connect_to(entry_, from);
+}
+
+Peer& Rig::connect_v6(const std::optional<IpAddress>& from) {
+  const bool needs_one = !from && sim() != nullptr;  // the simulator's own are IPv4
+  return connect_to(entry_v6_, needs_one ? boost::asio::ip::make_address("2001:db8::7") : from);
+}
+
+Peer& Rig::connect_to(const Endpoint& entry, const std::optional<IpAddress>& from) {
+  peers_.push_back(std::make_unique<Peer>(world_->connect(entry, from)));
   return *peers_.back();
 }
 
@@ -241,13 +258,16 @@ Endpoint Rig::add_listener() {
   return entry;
 }
 
-Peer& Rig::connect_to(const Endpoint& entry) {
-  peers_.push_back(std::make_unique<Peer>(world_->connect(entry)));
-  return *peers_.back();
+Peer* Rig::try_accept() {
+  return try_accept_at(service_);
 }
 
-Peer* Rig::try_accept() {
-  auto socket = world_->accept(service_);
+Peer* Rig::try_accept_v6() {
+  return try_accept_at(service_v6_);
+}
+
+Peer* Rig::try_accept_at(const Endpoint& service) {
+  auto socket = world_->accept(service);
   if (!socket) return nullptr;
   peers_.push_back(std::make_unique<Peer>(std::move(socket)));
   return peers_.back().get();
@@ -276,12 +296,17 @@ void Rig::close_forward(ClosePolicy policy, CloseHow why) {
                     : policy == ClosePolicy::kDrain ? ForwardPhase::kDraining
                                                     : ForwardPhase::kEnded,
                     why);
-  if (sim() != nullptr) {
-    sim()->shutdown(listener_, SHUT_RD);
-  } else {
-    ::shutdown(listener_, SHUT_RD);
-  }
+  shut_down(listener_);
+  if (listener_v6_ >= 0) shut_down(listener_v6_);
   worker_->post(Worker::CloseForward{forward_});
+}
+
+void Rig::shut_down(int listener) {
+  if (sim() != nullptr) {
+    sim()->shutdown(listener, SHUT_RD);
+  } else {
+    ::shutdown(listener, SHUT_RD);
+  }
 }
 
 std::vector<LiveConnection> Rig::connections(ConnectionId after, std::size_t limit) {

@@ -110,6 +110,7 @@ struct RigOptions {
   std::uint32_t pipes_max = 256;
   GuestAnswer guest = GuestAnswer::kServes;
   int family = AF_INET;
+  bool dual_stack = false;  // beside IPv4, node and guest have an IPv6 address each
   int device = kAnyDevice;
   ForwardSource source = {};
   const FairShare* share = nullptr;
@@ -131,6 +132,8 @@ class Rig {
   ServedForward& forward() { return *forward_; }
   /// The guest's service, which GuestAnswer::kRefuses has made refuse, serves from now on, or refuses again.
   void set_serving(bool serving) { world_->set_serving(service_, serving); }
+  /// The same at the guest's IPv6 address, where it has both.
+  void set_serving_v6(bool serving) { world_->set_serving(service_v6_, serving); }
   int listener() const { return listener_; }
   SimIo* sim() { return world_->sim(); }
   SimRefusals& refusals() { return *world_->refusals(); }
@@ -147,9 +150,12 @@ class Rig {
   Peer& connect(const std::optional<IpAddress>& from = std::nullopt);
   /// Another listener of the forward, with clients of its own.
   Endpoint add_listener();
-  Peer& connect_to(const Endpoint& entry);
+  Peer& connect_to(const Endpoint& entry, const std::optional<IpAddress>& from = std::nullopt);
+  /// The same to the forward's IPv6 address, where it has both.
+  Peer& connect_v6(const std::optional<IpAddress>& from = std::nullopt);
   /// The next connection to the guest, if there is one now; and the same after waiting for it.
   Peer* try_accept();
+  Peer* try_accept_v6();
   Peer& accept();
   struct Pair {
     Peer& client;
@@ -184,6 +190,8 @@ class Rig {
   bool worker_sleeps();
 
  private:
+  Peer* try_accept_at(const Endpoint& service);
+  void shut_down(int listener);
   void check_nothing_is_left();
   void check_records();
 
@@ -195,7 +203,10 @@ class Rig {
   ServedForwardPtr forward_;
   Endpoint entry_;    // where clients connect to
   Endpoint service_;  // the guest's
+  Endpoint entry_v6_;
+  Endpoint service_v6_;
   int listener_ = -1;
+  int listener_v6_ = -1;
   std::vector<CloseRecord> records_;
   bool moved_ = false;  // in the last turn
   std::deque<std::unique_ptr<Peer>> peers_;

@@ -366,8 +366,8 @@ TEST(RefusalGates, TenThousandForwardsAreNoStormOfProbes) {
   const Endpoint service(boost::asio::ip::make_address("198.19.0.2"), 3000);  // where nobody listens
   std::size_t opened = 0;
   RefusalGates gates(io, 1000ms, nullptr, counters, 0,
-                     {.shut = [](const ServedForwardPtr&) {},
-                      .open = [&](const ServedForwardPtr&) { return ++opened > 0; },
+                     {.shut = [](const ServedForwardPtr&, bool) {},
+                      .open = [&](const ServedForwardPtr&, bool) { return ++opened > 0; },
                       .source_ports = [] { return PortRange{}; }});
   std::vector<ServedForwardPtr> forwards;
   for (int i = 0; i < 10'000; ++i) {

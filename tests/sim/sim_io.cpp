@@ -298,7 +298,8 @@ int SimIo::bind_transparent(int fd, const Endpoint& source) {
 }
 
 int SimIo::local_endpoint(int fd, Endpoint& out) {
-  out = socket_of(fd).local();
+  const Descriptor& descriptor = get(fd);
+  out = descriptor.kind == Kind::kListener ? descriptor.endpoint : socket_of(fd).local();
   return 0;
 }
 

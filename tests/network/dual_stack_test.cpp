@@ -1,0 +1,162 @@
+// A guest with an address of each family on one tap: both are led back and guarded, and what is wrong with
+// one costs the other nothing.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+
+#include <cstring>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "network/return_path.h"
+#include "tests/network/world.h"
+#include "tests/support/network.h"
+#include "tests/support/requirements.h"
+
+namespace portway {
+namespace {
+
+using namespace test;
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::FieldsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::Not;
+
+constexpr std::uint16_t kPort = 3000;
+
+std::vector<IpAddress> both_of_guest() {
+  return {address(kV4.guest), address(kV6.guest)};
+}
+
+class DualStackGuard : public testing::Test {
+ protected:
+  void SetUp() override {
+    PORTWAY_NEEDS(test::why_no_namespaces());
+    world_.emplace();
+  }
+
+  std::optional<World> world_;
+};
+
+class DualStackGuest : public DualStackGuard, public testing::WithParamInterface<ReturnPath::Kind> {
+ protected:
+  Way add(ReturnPath& path, const char* tap, const std::vector<IpAddress>& addresses) const {
+    Way way;
+    world_->node.run([&] {
+      way = path.add(world_->link(tap), addresses);
+      EXPECT_TRUE(path.add_port(way, kPort));
+    });
+    return way;
+  }
+
+  /// A client of the guest's service, with its own address and port.
+  void expect_a_conversation(const Network& network) const {
+    const Fd listener = listen(world_->guest, {address(network.guest), kPort});
+    const Endpoint client(address(network.client), 40000);
+    const auto [upstream, error] = world_->connect_as(client, {address(network.guest), kPort});
+    ASSERT_EQ(error, 0) << std::strerror(error);
+    const Fd accepted = accept(listener);
+    EXPECT_EQ(peer_of(accepted), client);
+    EXPECT_EQ(exchange(upstream, accepted, "question"), "question");
+    EXPECT_EQ(exchange(accepted, upstream, "answer"), "answer");
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Kinds, DualStackGuest,
+                         testing::Values(ReturnPath::Kind::kProgram, ReturnPath::Kind::kRules),
+                         [](const auto& test) {
+                           return test.param == ReturnPath::Kind::kProgram ? "Program" : "Rules";
+                         });
+
+TEST_P(DualStackGuest, ItsAnswersToClientsOfBothFamiliesComeBackAndNothingStays) {
+  const std::string before = world_->listing();
+  const auto path = world_->start(GetParam());
+  const Way way = add(*path, "tap0", both_of_guest());
+  EXPECT_EQ(path->fault(way), "");
+  expect_a_conversation(kV4);
+  expect_a_conversation(kV6);
+  world_->node.run([&] { path->remove(way); });
+  EXPECT_EQ(world_->listing(), before);
+}
+
+TEST_P(DualStackGuest, ItsNextSessionMayHaveOneAddressMoreOrLess) {
+  const auto path = world_->start(GetParam());
+  for (const auto& addresses :
+       {std::vector{address(kV4.guest)}, both_of_guest(), std::vector{address(kV6.guest)}, both_of_guest()}) {
+    const Way way = add(*path, "tap0", addresses);
+    EXPECT_EQ(path->fault(way), "");
+    for (const IpAddress& each : addresses) expect_a_conversation(each.is_v4() ? kV4 : kV6);
+    EXPECT_EQ(run_command(&world_->node, {"ip", "-4", "rule"}).find("5210") != std::string::npos,
+              addresses.front().is_v4());
+    EXPECT_EQ(run_command(&world_->node, {"ip", "-6", "rule"}).find("5210") != std::string::npos,
+              addresses.back().is_v6());
+  }
+}
+
+TEST_P(DualStackGuest, WhatStandsInTheWayOfOneFamilyIsNoFaultOfTheOther) {
+  const auto path = world_->start(GetParam());
+  const Way way = add(*path, "tap0", both_of_guest());
+  for (const Network& network : {kV6, kV4}) {
+    const IpAddress blocked = address(network.guest);
+    const IpAddress other = address(blocked.is_v4() ? kV6.guest : kV4.guest);
+    const std::string family = blocked.is_v4() ? "-4 " : "-6 ";
+    world_->node.ip(family + "rule add pref 77 iif tap0 blackhole");
+    world_->node.run([&] {
+      EXPECT_THAT(path->mend(16), ElementsAre(FieldsAre(way, AllOf(HasSubstr(blocked.to_string()),
+                                                                   Not(HasSubstr(other.to_string()))))));
+      EXPECT_THAT(path->mend(16), IsEmpty()) << "it is told once";
+    });
+    EXPECT_NE(path->fault(way, blocked), "");
+    EXPECT_EQ(path->fault(way, other), "");
+    EXPECT_EQ(path->fault(way), path->fault(way, blocked));
+    expect_a_conversation(blocked.is_v4() ? kV6 : kV4);
+    // Another forward meanwhile: the one that works has its way.
+    world_->node.run([&] { EXPECT_TRUE(path->add_port(way, kPort + 1)); });
+    world_->node.ip(family + "rule del pref 77");
+    world_->node.run([&] { EXPECT_THAT(path->mend(16), ElementsAre(FieldsAre(way, ""))); });
+    expect_a_conversation(network);
+  }
+}
+
+TEST_P(DualStackGuest, WhatSomebodyRemovesIsMendedForBoth) {
+  const auto path = world_->start(GetParam());
+  add(*path, "tap0", both_of_guest());
+  const std::string before = world_->listing();
+  for (const std::string family : {"-4", "-6"}) {
+    world_->node.ip(family + " rule del pref 5211");
+    world_->node.run([&] { EXPECT_THAT(path->mend(16), IsEmpty()) << "it never was a fault"; });
+    EXPECT_EQ(world_->listing(), before);
+  }
+}
+
+TEST_F(DualStackGuard, NobodyElseSendsWithEitherOfItsAddresses) {
+  const auto path = world_->start(ReturnPath::Kind::kGuardOnly);
+  Way way;
+  world_->node.run([&] {
+    way = path->add(world_->link("tap0"), both_of_guest());
+    path->add(world_->link("tap1"), {address(kV4.neighbour), address(kV6.neighbour)});
+  });
+  const auto passes = [&](const Network& network, std::string_view source) {
+    Sniffer sniffer(world_->client, address(network.client).is_v6());
+    forge(world_->neighbour, {address(source), 9}, {address(network.client), 9}, kForged);
+    forge(world_->neighbour, {address(network.neighbour), 9}, {address(network.client), 9}, kMarker);
+    const std::uint32_t first = sniffer.first_of(kForged, kMarker);
+    EXPECT_NE(first, 0U) << "neither arrived";
+    return first == kForged;
+  };
+  for (const Network& network : {kV4, kV6}) {
+    EXPECT_FALSE(passes(network, network.guest)) << network.guest;
+    EXPECT_TRUE(passes(network, network.neighbour)) << network.neighbour;
+  }
+  EXPECT_EQ(path->forged_packets(), 2U);
+  // Its next session has one of them only.
+  world_->node.run([&] { path->add(world_->link("tap0"), address(kV4.guest)); });
+  EXPECT_FALSE(passes(kV4, kV4.guest));
+  EXPECT_TRUE(passes(kV6, kV6.guest));
+}
+
+}  // namespace
+}  // namespace portway
