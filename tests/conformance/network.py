@@ -5,6 +5,8 @@ towards its guests are named as taps:
            fd00:18::2              fd00:18::1      198.19.1.1 tap1 ---- 198.19.1.2 neighbour, another guest
                                                    fd00:19:2::1 tap2 -- fd00:19:2::2 guest6, which has no IPv4
                                                    198.19.3.1 tap3 ---- 198.19.3.2, where nobody answers
+                                                   198.19.4.1 tap4 ---- 198.19.4.2 dual, which has both
+                                                   fd00:19:4::1         fd00:19:4::2
 
 The host forwards packets, as nodes with DNAT do. The namespaces have no names and live as long as this process.
 """
@@ -20,8 +22,11 @@ TOOLS = "ip", "nft", "ss"
 PUBLIC, PUBLIC6 = "198.18.0.1", "fd00:18::1"
 CLIENT, CLIENT6 = "198.18.0.2", "fd00:18::2"
 GUEST, NEIGHBOUR, GUEST6, SILENT = "198.19.0.2", "198.19.1.2", "fd00:19:2::2", "198.19.3.2"
-TAPS = {GUEST: "tap0", NEIGHBOUR: "tap1", GUEST6: "tap2", SILENT: "tap3"}
-NODE_ADDRESSES = {PUBLIC, PUBLIC6, "198.19.0.1", "198.19.1.1", "fd00:19:2::1", "198.19.3.1", "127.0.0.1"}
+DUAL, DUAL6 = "198.19.4.2", "fd00:19:4::2"
+TAPS = {GUEST: "tap0", NEIGHBOUR: "tap1", GUEST6: "tap2", SILENT: "tap3", DUAL: "tap4"}
+SECOND_ADDRESS = {DUAL: DUAL6}
+NODE_ADDRESSES = {PUBLIC, PUBLIC6, "198.19.0.1", "198.19.1.1", "fd00:19:2::1", "198.19.3.1", "198.19.4.1", "fd00:19:4::1",
+                  "127.0.0.1"}
 
 SYSCTLS = {
     "net/ipv4/tcp_congestion_control": "reno",  # bbr would pace the veth links
@@ -90,13 +95,14 @@ class Namespace:
 class Network:
     def __init__(self):
         self.host, self.client = Namespace(), Namespace()
-        self.guest, self.neighbour, self.guest6 = Namespace(), Namespace(), Namespace()
+        self.guest, self.neighbour, self.guest6, self.dual = Namespace(), Namespace(), Namespace(), Namespace()
         for name in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
             self.host.set(name, "1")
         self._join("public0", [f"{PUBLIC}/24", f"{PUBLIC6}/64"], self.client, [f"{CLIENT}/24", f"{CLIENT6}/64"])
         self._join("tap0", ["198.19.0.1/24"], self.guest, [f"{GUEST}/24"])
         self._join("tap1", ["198.19.1.1/24"], self.neighbour, [f"{NEIGHBOUR}/24"])
         self._join("tap2", ["fd00:19:2::1/64"], self.guest6, [f"{GUEST6}/64"])
+        self._join("tap4", ["198.19.4.1/24", "fd00:19:4::1/64"], self.dual, [f"{DUAL}/24", f"{DUAL6}/64"])
         self.host.ip("link add tap3 type veth peer name silent0", "link set silent0 up", "link set tap3 up",
                      "addr add 198.19.3.1/24 dev tap3",
                      f"neigh add {SILENT} lladdr 02:00:00:00:00:77 dev tap3")
@@ -110,7 +116,7 @@ class Network:
 
     def namespace_of(self, address):
         return {CLIENT: self.client, CLIENT6: self.client, GUEST: self.guest, NEIGHBOUR: self.neighbour,
-                GUEST6: self.guest6}[address]
+                GUEST6: self.guest6, DUAL: self.dual, DUAL6: self.dual}[address]
 
     def set_rp_filter(self, value):
         for device in ("all", "public0", "tap0"):
@@ -146,5 +152,5 @@ class Network:
             namespace.run("nft", "delete table inet own_filter")
 
     def close(self):
-        for namespace in (self.host, self.client, self.guest, self.neighbour, self.guest6):
+        for namespace in (self.host, self.client, self.guest, self.neighbour, self.guest6, self.dual):
             namespace.close()

@@ -126,6 +126,14 @@ def v4_to_v6(lab):
     yield "guest sees", lab.met(lab.service(net.GUEST6))
 
 
+@scenario("Who the guest sees", "a guest with an address of each family")
+def dual_stack(lab):
+    v4 = lab.service(net.DUAL)
+    v6 = Service(lab.listen(net.DUAL6, v4.forward.guest_port), v4.forward)
+    yield "guest sees of an IPv4 client", lab.met(v4)
+    yield "guest sees of an IPv6 client", lab.met(v6, address=net.PUBLIC6)
+
+
 @scenario("Who the guest sees", "rp_filter 0, 1 and 2")
 def rp_filter(lab):
     service = lab.service()
@@ -258,6 +266,20 @@ def two_guests(lab):
     yield "a client of the closed one", lab.outcome(closed)
     with Hammer(lab.outcome, closed):
         yield "50 clients of the other, meanwhile", each(50, lab.met, service)
+
+
+@scenario("A guest that does not take connections", "a service that listens at one address of a dual-stack guest",
+          an_IPv6_client=ACCEPTED_FIRST)
+def one_family(lab):
+    service = lab.service(net.DUAL)
+
+    def ask():
+        return lab.outcome(service.forward, address=net.PUBLIC6)
+
+    yield "an IPv6 client", ask()
+    yield "more of them", wait_for("ECONNREFUSED", ask)
+    with Hammer(ask):
+        yield "50 IPv4 clients, meanwhile", each(50, lab.met, service)
 
 
 def _accept_queue(lab, service):

@@ -17,7 +17,7 @@ class Forward:
 
 
 class Dnat:
-    """One rule for each forward, in prerouting for packets that arrive and in output for those of the host itself."""
+    """One rule for each forward and guest address, in prerouting for packets that arrive and in output for those of the host itself."""
     name = "nft DNAT"
     portway = False
 
@@ -41,10 +41,11 @@ class Dnat:
         rules = ""
         for forward in self._forwards:
             to = f"tcp dport {forward.host_port} dnat"
-            if ":" in forward.guest:
-                rules += f"  ip6 daddr {net.PUBLIC6} {to} ip6 to [{forward.guest}]:{forward.guest_port}\n"
-            else:
-                rules += f"  ip daddr {{ {net.PUBLIC}, 127.0.0.1 }} {to} ip to {forward.guest}:{forward.guest_port}\n"
+            for guest in filter(None, (forward.guest, net.SECOND_ADDRESS.get(forward.guest))):
+                if ":" in guest:
+                    rules += f"  ip6 daddr {net.PUBLIC6} {to} ip6 to [{guest}]:{forward.guest_port}\n"
+                else:
+                    rules += f"  ip daddr {{ {net.PUBLIC}, 127.0.0.1 }} {to} ip to {guest}:{forward.guest_port}\n"
         chains = "".join(f" chain {hook} {{\n  type nat hook {hook} priority -100;\n{rules} }}\n"
                          for hook in ("prerouting", "output"))
         # Made anew in one transaction: established connections do not look at it any more.
@@ -68,7 +69,8 @@ class Portway:
                 f"proxy.source_mode={source_mode}", f"proxy.connect_timeout_ms={CONNECT_TIMEOUT_S * 1000}",
                 f"proxy.drain_timeout_s={DRAIN_S}")
         for guest, tap in net.TAPS.items():
-            self._call(201, "PUT", f"/instances/{tap}", {"guest_address": guest, "tap": tap, "owner": "alice"})
+            addresses = [guest, *filter(None, [net.SECOND_ADDRESS.get(guest)])]
+            self._call(201, "PUT", f"/instances/{tap}", {"guest_addresses": addresses, "tap": tap, "owner": "alice"})
 
     def forward(self, guest, guest_port, **fields):
         path = f"/instances/{net.TAPS[guest]}/port-forwards"
