@@ -96,8 +96,9 @@ class Portwayd:
         if start:
             self.start()
 
-    def start(self, environment=None, stderr=None, port=None):
-        """Raises Ended when it ends before it is ready. With a descriptor for its log, `port` is where its API listens."""
+    def start(self, environment=None, stderr=None, port=None, wrapper=()):
+        """Raises Ended when it ends before it is ready. With a descriptor for its log, `port` is where its API listens. The
+        command `wrapper` starts it, if there is one."""
         ready_path = f"{self.directory}/notify"
         if os.path.exists(ready_path):
             os.unlink(ready_path)
@@ -106,7 +107,7 @@ class Portwayd:
             ready.bind(ready_path)
             log = stack.enter_context(open(f"{self.directory}/log", "ab+"))
             began = log.tell()
-            command = [os.environ["PORTWAY_DAEMON"], *(f"--set={setting}" for setting in self.settings)]
+            command = [*wrapper, os.environ["PORTWAY_DAEMON"], *(f"--set={setting}" for setting in self.settings)]
             if self.config is not None:
                 command.append(f"--config={self.directory}/portway.toml")
             self.process = subprocess.Popen(

@@ -1,0 +1,123 @@
+"""What a daemon made for its guests' packets (rules, route, filters) is gone when it has stopped, and what one left that
+was killed is gone when the next one has started, whatever that one's configuration says.
+"""
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import unittest
+
+sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
+from tests.support.portwayd import Portwayd, isolate, require_namespaces, wait_until  # noqa: E402
+
+PROTOCOL = "210"
+GUESTS = {"vm-1": ("198.19.0.2", "tap0"), "vm-2": ("fd00:1::2", "tap1")}
+
+
+def run(*command):
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def links():
+    return {link["ifname"] for link in json.loads(run("ip", "-j", "link"))}
+
+
+def state():
+    """What the kernel has of Portway's, and of everybody's hooks."""
+    found = []
+    for family in ("-4", "-6"):
+        found += [f"rule {family} {rule}" for rule in run("ip", "-N", family, "rule", "show").splitlines()
+                  if f"proto {PROTOCOL}" in rule]
+        found += [f"route {family} {route}" for route in
+                  run("ip", "-N", family, "route", "show", "table", "all", "proto", PROTOCOL).splitlines()]
+    for name in sorted(links()):
+        hooks = [line for line in run("tc", "qdisc", "show", "dev", name).splitlines() if "clsact" in line]
+        filters = [line for line in run("tc", "filter", "show", "dev", name, "ingress").splitlines() if "handle" in line]
+        found += [f"{name}: {line}" for line in hooks + filters]
+    return found
+
+
+def without(*capabilities):
+    """For a daemon's start: it never has these."""
+    return ["setpriv", "--bounding-set", ",".join(f"-{name}" for name in capabilities)]
+
+
+@contextlib.contextmanager
+def daemon(*settings):
+    with Portwayd("proxy.drain_timeout_s=0", "guests.networks=198.18.0.0/15,fd00:1::/64", *settings) as node:
+        yield node
+
+
+class LeftBehind(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        require_namespaces("ip", "tc", "setpriv")
+
+    def setUp(self):
+        isolate()
+        run("ip", "address", "add", "198.19.0.1/24", "dev", "tap0")
+        run("ip", "-6", "address", "add", "fd00:1::1/64", "dev", "tap1", "nodad")
+
+    def serve(self, node):
+        for name, (address, tap) in GUESTS.items():
+            answer = node.put_instance(name, guest_address=address, tap=tap)
+            self.assertIn(answer.status, (200, 201), answer)
+        self.assertTrue(wait_until(lambda: {"tap0", "tap1"} <= {line.partition(":")[0] for line in state()}), state())
+
+    def test_a_clean_stop_leaves_nothing(self):
+        for mode in ("transparent", "plain"):
+            with self.subTest(mode), daemon(f"proxy.source_mode={mode}") as node:
+                self.serve(node)
+                self.assertEqual(node.stop(), 0)
+                self.assertEqual(state(), [])
+
+    def test_the_start_after_a_kill_removes_what_it_does_not_use(self):
+        for mode in ("plain", "proxy_v2", "auto"):
+            for lacking in ((), ("bpf", "perfmon", "sys_admin")):
+                with self.subTest(f"{mode}, without {lacking}"), daemon("proxy.source_mode=transparent") as node:
+                    self.serve(node)
+                    node.kill()
+                    left = state()
+                    self.assertTrue(any("rule" in line for line in left) and any("route" in line for line in left), left)
+                    run("ip", "link", "set", "tap0", "name", "other0")
+                    run("ip", "link", "set", "other0", "name", "tap0")
+                    node.settings.append(f"proxy.source_mode={mode}")
+                    node.start(wrapper=without(*lacking) if lacking else [])
+                    if mode != "auto":
+                        self.assertFalse([line for line in state() if "rule" in line or "route" in line])
+                        if lacking:
+                            self.assertEqual(state(), [])
+                    node.stop()
+                    self.assertEqual(state(), [])
+
+    def test_what_a_running_daemon_and_other_programs_have_stays(self):
+        run("ip", "rule", "add", "pref", "5210", "fwmark", "0x80000/0xff0000", "lookup", "main")
+        run("ip", "rule", "add", "pref", "5211", "fwmark", "0x40000/0xff0000", "lookup", "5210")
+        run("ip", "route", "add", "local", "default", "dev", "lo", "table", "5211")
+        run("tc", "qdisc", "add", "dev", "tap0", "clsact")
+        run("tc", "filter", "add", "dev", "tap0", "ingress", "pref", "7", "protocol", "ip", "bpf", "da", "bytecode",
+            "1,6 0 0 4294967295,")
+
+        def others():
+            return (run("ip", "-N", "rule", "show"), run("ip", "-N", "route", "show", "table", "5211"),
+                    run("tc", "filter", "show", "dev", "tap0", "ingress"))
+
+        before = others()
+        with daemon("proxy.source_mode=transparent") as first:
+            self.serve(first)
+            serving = state(), others()
+            for mode in ("plain", "auto"):
+                with self.subTest(mode), daemon(f"proxy.source_mode={mode}") as second:
+                    self.assertEqual((state(), others()), serving)
+                    self.assertEqual(second.stop(), 0)
+                    self.assertEqual((state(), others()), serving)
+            first.kill()
+            with daemon("proxy.source_mode=plain") as next_one:
+                self.assertEqual(others(), before)
+                self.assertEqual(next_one.stop(), 0)
+            self.assertEqual(others(), before)
+
+
+if __name__ == "__main__":
+    unittest.main()
