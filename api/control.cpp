@@ -118,6 +118,7 @@ Control::~Control() {
 // --- Start.
 
 Result<void> Control::restore() {
+  log_store();
   auto keys = store_.load_api_keys();
   if (!keys) return keys.error();
   auto instances = store_.load_instances();
@@ -229,6 +230,8 @@ Result<BoundPort> Control::bind_for(const Instance& instance, const Forward& for
 // --- While running.
 
 void Control::retry() {
+  store_.look_after_files();
+  log_store();
   unsaved_.save();
   if (!failures_.empty() && !draining_) retry_failed_forwards();
   const std::size_t unseen = watch_.processes_unseen();
@@ -239,6 +242,12 @@ void Control::retry() {
         unseen);
   }
   tend_ways();
+}
+
+void Control::log_store() {
+  for (const auto& [is_error, text] : store_.take_notices()) {
+    spdlog::log(is_error ? spdlog::level::err : spdlog::level::warn, "{}", text);
+  }
 }
 
 void Control::retry_failed_forwards() {

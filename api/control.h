@@ -172,6 +172,8 @@ class Control {
   const Config& config() const { return config_; }
   const Registry& registry() const { return registry_; }
   const PortAllocator& ports() const { return ports_; }
+  /// Why the store refuses changes for what became of its files; empty in peace.
+  std::string store_fault() const { return store_.fault(); }
   /// Promised and not served.
   std::size_t forwards_failed() const { return failures_.size(); }
   const SessionWatch& watch() const { return watch_; }
@@ -195,6 +197,7 @@ class Control {
                              std::span<const IpAddress> host_addresses);
   void serve_restored(std::vector<ForwardId> unbound, std::span<const IpAddress> host_addresses);
   void fail(const Instance& instance, const Forward& forward, const std::string& why);
+  void log_store();
   void retry_failed_forwards();
   void serve(const Instance& instance, const Forward& forward, BoundPort port);
   void stop_serving(const Uuid& session_id, const std::vector<Forward>& forwards, CloseHow why);

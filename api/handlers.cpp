@@ -889,6 +889,9 @@ Result<Response> Api::info(const Call& call) {
 
 Result<Response> Api::ready(const Call&) {
   if (control_.draining()) return Error{ErrorCode::kDraining, "The daemon is going down."};
+  if (std::string fault = control_.store_fault(); !fault.empty()) {
+    return Error{ErrorCode::kStoreUnavailable, std::move(fault)};
+  }
   return json_response(200, {{"status", "ready"}});
 }
 

@@ -30,6 +30,8 @@
 
 #include "config/blocked_signals.h"
 #include "config/fd.h"
+#include "config/store_files.h"
+#include "config/wal_damage.h"
 
 namespace portway {
 namespace {
@@ -37,6 +39,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::int32_t kApplicationId = 0x50574159;  // "PWAY": tells our files from other SQLite databases
+constexpr int kCheckpointPages = 1000;               // as SQLite's own
 constexpr int kBusyTimeoutMs = 500;                  // for a sqlite3 shell that writes at this moment
 
 /// Script N takes the schema from version N to N + 1 (PRAGMA user_version). Released scripts never change.
@@ -112,18 +115,6 @@ constexpr auto kMigrations = std::to_array<const char*>({
     )sql",
 });
 
-Error unavailable(const std::string& path, const std::string& what) {
-  return {ErrorCode::kStoreUnavailable, "The store " + path + ": " + what + "."};
-}
-
-/// For a system call on `path` that failed with `number`.
-Error system_failure(const std::string& path, const std::string& call, int number) {
-  const std::string what = call + ": " + std::generic_category().message(number);
-  if (number == ENOSPC || number == EDQUOT) return unavailable(path, what + "; free space on its filesystem");
-  return unavailable(path, what + "; let user " + std::to_string(geteuid()) +
-                               " write to its directory, or set store.path to another place");
-}
-
 std::string remedy(int code) {
   switch (code & 0xff) {
     case SQLITE_FULL:
@@ -152,69 +143,7 @@ Error failure(const std::string& path, const SQLite::Exception& exception) {
   if (exception.getErrorCode() == SQLITE_CONSTRAINT) {
     return {ErrorCode::kInternal, "The store " + path + " contradicts the registry: " + what + "."};
   }
-  return unavailable(path, what + "; " + remedy(code));
-}
-
-/// A file of ours that is open as long as the object lives.
-class OpenFile {
- public:
-  /// Created with mode 0600 when missing.
-  explicit OpenFile(const std::string& path)
-      : fd_(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600)) {}
-  OpenFile(OpenFile&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  OpenFile(const OpenFile&) = delete;
-  OpenFile& operator=(const OpenFile&) = delete;
-  OpenFile& operator=(OpenFile&&) = delete;
-  ~OpenFile() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-
-  bool is_open() const { return fd_ >= 0; }
-  /// False, with errno, when somebody else has the lock.
-  bool lock() const { return ::flock(fd_, LOCK_EX | LOCK_NB) == 0; }
-
- private:
-  int fd_;
-};
-
-/// A new directory's name is as durable as its parent: fsync(2) says "explicitly".
-int sync_directory(const fs::path& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return errno;
-  const int result = ::fsync(fd) == 0 ? 0 : errno;
-  ::close(fd);
-  return result;
-}
-
-/// Makes what is missing of an absolute path; returns an errno.
-int make_directories(const fs::path& path) {
-  std::error_code ignored;
-  if (fs::is_directory(path, ignored)) return 0;
-  if (path.has_parent_path() && path.parent_path() != path) {
-    if (const int error = make_directories(path.parent_path()); error != 0) return error;
-  }
-  if (::mkdir(path.c_str(), 0700) != 0) return errno;
-  return sync_directory(path.parent_path());
-}
-
-/// Makes the directories and the file, and locks it. SQLite's own locks would not do: they are let go of
-/// between transactions.
-Result<OpenFile> prepare_file(const std::string& path) {
-  if (const int error = make_directories(fs::path(path).parent_path()); error != 0) {
-    return system_failure(path, "mkdir of its directory", error);
-  }
-  const std::string lock_path = path + ".lock";
-  OpenFile lock(lock_path);
-  if (!lock.is_open()) return system_failure(path, "open of " + lock_path, errno);
-  if (!lock.lock()) {
-    const int error = errno;
-    if (error != EWOULDBLOCK) return system_failure(path, "flock of " + lock_path, error);
-    return unavailable(path,
-                       "another portwayd has it open; stop that one, or set store.path to another file");
-  }
-  // SQLite would create it readable for everybody; what it adds beside it (-wal, -shm) has the file's mode.
-  if (!OpenFile(path).is_open()) return system_failure(path, "open", errno);
-  return lock;
+  return store_unavailable(path, what + "; " + remedy(code));
 }
 
 // One bind() for each type of our columns.
@@ -475,13 +404,14 @@ std::int32_t read_pragma(SQLite::Database& database, const char* pragma) {
 Result<void> check_ownership(SQLite::Database& database, const std::string& path) {
   const bool empty = read_pragma(database, "SELECT count(*) FROM sqlite_schema") == 0;
   if (!empty && read_pragma(database, "PRAGMA application_id") != kApplicationId) {
-    return unavailable(path, "this database belongs to another program; set store.path to another file");
+    return store_unavailable(path,
+                             "this database belongs to another program; set store.path to another file");
   }
   const std::int32_t version = read_pragma(database, "PRAGMA user_version");
   if (version < 0 || static_cast<std::size_t>(version) > kMigrations.size()) {
-    return unavailable(path, "a newer Portway wrote it (schema " + std::to_string(version) +
-                                 ", this one knows " + std::to_string(kMigrations.size()) +
-                                 "); run that Portway, or restore a backup from before the upgrade");
+    return store_unavailable(path, "a newer Portway wrote it (schema " + std::to_string(version) +
+                                       ", this one knows " + std::to_string(kMigrations.size()) +
+                                       "); run that Portway, or restore a backup from before the upgrade");
   }
   return {};
 }
@@ -490,9 +420,9 @@ Result<void> check_ownership(SQLite::Database& database, const std::string& path
 Result<void> set_up(SQLite::Database& database, const std::string& path) {
   const std::string mode = database.execAndGet("PRAGMA journal_mode = WAL").getString();
   if (mode != "wal") {
-    return unavailable(path,
-                       "its filesystem cannot share memory, which a write-ahead log needs; set "
-                       "store.path to a local filesystem");
+    return store_unavailable(path,
+                             "its filesystem cannot share memory, which a write-ahead log needs; set "
+                             "store.path to a local filesystem");
   }
   database.exec("PRAGMA synchronous = FULL");  // NORMAL would lose the last commits at a power loss
   database.exec("PRAGMA foreign_keys = ON");
@@ -516,8 +446,59 @@ void migrate(SQLite::Database& database) {
 class Store::Connection {
  public:
   /// Throws SQLite::Exception when a statement does not fit the schema.
-  Connection(std::string path, OpenFile lock, SQLite::Database database)
-      : path_(std::move(path)), lock_(std::move(lock)), database_(std::move(database)) {}
+  Connection(std::string path, StoreFiles files, SQLite::Database database)
+      : path_(std::move(path)), files_(std::move(files)), database_(std::move(database)) {
+    files_.remember();
+    ::sqlite3_wal_hook(database_.getHandle(), &Connection::on_commit, this);
+  }
+  Connection(const Connection&) = delete;
+  Connection& operator=(const Connection&) = delete;
+
+  static Result<std::unique_ptr<Connection>> open(const std::string& path, StoreFiles files) {
+    try {
+      SQLite::Database database(path, SQLite::OPEN_READWRITE, kBusyTimeoutMs);
+      if (auto ours = check_ownership(database, path); !ours) return ours.error();
+      if (auto ready = set_up(database, path); !ready) return ready.error();
+      migrate(database);
+      return std::make_unique<Connection>(path, std::move(files), std::move(database));
+    } catch (const SQLite::Exception& exception) {
+      return failure(path, exception);
+    }
+  }
+
+  const StoreFiles& files() const { return files_; }
+  /// Why the log could not be copied into the database when that was last tried; empty where it could.
+  const std::string& checkpoint_fault() const { return checkpoint_fault_; }
+
+  /// The same in new files, to take the place of this one, whose files have lost their names. They are still
+  /// open, and have everything.
+  Result<std::unique_ptr<Connection>> move_to_new_files() {
+    try {
+      if (files_.is_replaced()) {
+        return store_unavailable(path_,
+                                 "another file has its name; move that one away, and this one's content is "
+                                 "written there within seconds, or stop portwayd to start with that file");
+      }
+      if (files_.has_database()) {  // it must be complete before its log is deleted
+        const bool busy = database_.execAndGet("PRAGMA wal_checkpoint(TRUNCATE)").getInt() != 0;
+        if (busy) return store_unavailable(path_, "another program is reading it; end that program");
+      }
+      auto successor = files_.make_successor();
+      if (!successor) return successor.error();
+      SQLite::Statement copy(database_, "VACUUM INTO ?");
+      copy.bind(1, path_ + ".new");
+      copy.exec();
+      if (auto done = files_.hand_over(*successor); !done) return done.error();
+      return open(path_, std::move(*successor));
+    } catch (const SQLite::Exception& exception) {
+      return failure(path_, exception);
+    }
+  }
+
+  /// Closing deletes -wal and -shm by their names. `ours`: whether those are this one's.
+  void set_names_are_ours(bool ours) {
+    ::sqlite3_db_config(database_.getHandle(), SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, ours ? 0 : 1, nullptr);
+  }
 
   /// Does `change` in a transaction. IMMEDIATE, so that a busy file is found before anything is written.
   template <class Change>
@@ -541,9 +522,9 @@ class Store::Connection {
         RowReader reader(query);
         rows.push_back(read(reader));
         if (!reader.problem().empty()) {
-          return unavailable(path_, "in table " + std::string(table) + ", the row with id " +
-                                        in_quotes(reader.text("id")) + " makes no sense: " +
-                                        reader.problem() + "; correct or delete that row with sqlite3");
+          return store_unavailable(path_, "in table " + std::string(table) + ", the row with id " +
+                                              in_quotes(reader.text("id")) + " makes no sense: " +
+                                              reader.problem() + "; correct or delete that row with sqlite3");
         }
       }
       return rows;
@@ -618,8 +599,19 @@ class Store::Connection {
   }
 
  private:
+  /// What SQLite does by itself, without telling what came of it: the commit does not fail for it.
+  static int on_commit(void* self, sqlite3* handle, const char* name, int log_pages) {
+    if (log_pages < kCheckpointPages) return SQLITE_OK;
+    const int code = ::sqlite3_wal_checkpoint_v2(handle, name, SQLITE_CHECKPOINT_PASSIVE, nullptr, nullptr);
+    std::string& fault = static_cast<Connection*>(self)->checkpoint_fault_;
+    fault.clear();
+    if (code != SQLITE_OK && code != SQLITE_BUSY) fault = ::sqlite3_errstr(code) + ("; " + remedy(code));
+    return SQLITE_OK;
+  }
+
   const std::string path_;
-  const OpenFile lock_;  // outlives the connection
+  std::string checkpoint_fault_;
+  StoreFiles files_;  // outlives the database's connection
   SQLite::Database database_;
 
   // Not REPLACE, which would delete the row first and, by cascade, its forwards.
@@ -758,9 +750,11 @@ class Store::Thread {
   std::thread thread_;
 };
 
-Store::Store(std::unique_ptr<Connection> connection, std::unique_ptr<Thread> thread)
-    : connection_(std::move(connection)), thread_(std::move(thread)) {}
-Store::~Store() = default;
+Store::Store(std::string path, std::unique_ptr<Connection> connection, std::unique_ptr<Thread> thread)
+    : path_(std::move(path)), connection_(std::move(connection)), thread_(std::move(thread)) {}
+Store::~Store() {
+  thread_->post([this] { (void)keep_files(); });
+}
 
 template <class Call>
 std::invoke_result_t<Call> Store::on_thread(const Call& call) {
@@ -774,7 +768,80 @@ std::invoke_result_t<Call> Store::on_thread(const Call& call) {
 
 template <class Change>
 Result<void> Store::transact(const Change& change) {
-  return on_thread([&] { return connection_->transact(change); });
+  return on_thread([&] { return transact_here(change); });
+}
+
+/// On the store's thread.
+template <class Change>
+Result<void> Store::transact_here(const Change& change) {
+  if (auto kept = keep_files(); !kept) return kept;
+  auto done = connection_->transact(change);
+  // What is gone by now is written anew with the change in it. If that fails, the change is in no greater
+  // danger than everything else, which fault() and the next change tell.
+  if (done) (void)keep_files();
+  const std::string& fault = connection_->checkpoint_fault();
+  if (!fault.empty() && checkpoint_fault_.empty()) {
+    note({.is_error = true,
+          .text = "The store " + path_ + ": its -wal cannot be copied into it: " + fault +
+                  ". Nothing is lost; the -wal grows until it can"});
+  }
+  checkpoint_fault_ = fault;
+  return done;
+}
+
+/// On the store's thread. An error: what is committed now would be in no file that anybody finds.
+Result<void> Store::keep_files() {
+  const std::string change = connection_->files().change();
+  connection_->set_names_are_ours(change.empty());
+  if (change.empty()) {
+    set_fault("");
+    return {};
+  }
+  auto moved = connection_->move_to_new_files();
+  if (!moved) {
+    Error error = moved.error();
+    error.detail =
+        "Files of the store were deleted, moved or replaced under the running portwayd (" + change +
+        "): changes are refused, and without portwayd nothing is left of what it knows. " + error.detail;
+    set_fault(error.detail);
+    return error;
+  }
+  connection_ = std::move(*moved);
+  set_fault("");
+  note({.is_error = false,
+        .text = "Files of the store " + path_ +
+                " were deleted, moved or replaced under the running portwayd (" + change +
+                "). They have been written anew, and nothing is lost"});
+  return {};
+}
+
+void Store::look_after_files() {
+  if (looking_.exchange(true)) return;
+  thread_->post([this] {
+    (void)keep_files();
+    looking_ = false;
+  });
+}
+
+std::string Store::fault() const {
+  const std::lock_guard lock(mutex_);
+  return fault_;
+}
+
+void Store::set_fault(const std::string& fault) {
+  if (!fault.empty() && fault != this->fault()) note({.is_error = true, .text = fault});
+  const std::lock_guard lock(mutex_);
+  fault_ = fault;
+}
+
+void Store::note(Notice notice) {
+  const std::lock_guard lock(mutex_);
+  if (notices_.size() < kNoticesMax) notices_.push_back(std::move(notice));
+}
+
+std::vector<Store::Notice> Store::take_notices() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(notices_, {});
 }
 
 Result<std::unique_ptr<Store>> Store::open(const std::string& given_path,
@@ -782,21 +849,24 @@ Result<std::unique_ptr<Store>> Store::open(const std::string& given_path,
   // One name for one file, or two daemons could hold two locks.
   std::error_code error;
   const std::string path = fs::weakly_canonical(fs::absolute(given_path, error), error).string();
-  if (error) return system_failure(given_path, "realpath", error.value());
-  auto lock = prepare_file(path);
-  if (!lock) return lock.error();
-  try {
-    SQLite::Database database(path, SQLite::OPEN_READWRITE, kBusyTimeoutMs);
-    if (auto ours = check_ownership(database, path); !ours) return ours.error();
-    if (auto ready = set_up(database, path); !ready) return ready.error();
-    migrate(database);
-    auto connection = std::make_unique<Connection>(path, std::move(*lock), std::move(database));
-    auto thread = Thread::start(prepare_thread);
-    if (!thread) return thread.error();
-    return std::unique_ptr<Store>(new Store(std::move(connection), std::move(*thread)));
-  } catch (const SQLite::Exception& exception) {
-    return failure(path, exception);
+  if (error) return store_call_failed(given_path, "realpath", error.value());
+  auto files = StoreFiles::open(path);
+  if (!files) return files.error();
+  const std::string damage = wal_damage(path);  // before SQLite overwrites it
+  auto connection = Connection::open(path, std::move(*files));
+  if (!connection) return connection.error();
+  auto thread = Thread::start(prepare_thread);
+  if (!thread) return thread.error();
+  std::unique_ptr<Store> store(new Store(path, std::move(*connection), std::move(*thread)));
+  if (!damage.empty()) store->note({.is_error = true, .text = "The store " + path + ": " + damage});
+  if (const auto names = store->connection_->files().names(); names > 1) {
+    store->note(
+        {.is_error = false,
+         .text = "The store " + path + " has " + std::to_string(names) +
+                 " names (hard links). Whoever opens it by another one does not find its -wal, and what is "
+                 "in there: delete the others"});
   }
+  return store;
 }
 
 Result<std::vector<Instance>> Store::load_instances() {
@@ -838,7 +908,7 @@ Result<void> Store::end_session(const Instance& stopped) {
 
 void Store::save_sessions(std::vector<Instance> sessions, std::function<void(Result<void>)> done) {
   thread_->post([this, sessions = std::move(sessions), done = std::move(done)] {
-    done(connection_->transact([&] {
+    done(transact_here([&] {
       for (const Instance& session : sessions) {
         connection_->put_instance(session);
         if (session.state == InstanceState::kStopped) connection_->delete_forwards(session.id);

@@ -17,10 +17,12 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -67,9 +69,9 @@ class Store {
   static constexpr std::size_t kAnswerBytesMax = std::size_t{4} << 20;
 
   /// Opens or creates the database, directories (0700) and file (0600) included, and brings its schema up to
-  /// date. Refuses a file that another store has open (flock(2) on `path`.lock), one that a newer Portway
-  /// wrote, and one that is not Portway's. Other programs may read it meanwhile, as backups do.
-  /// `prepare_thread` runs first on the store's thread.
+  /// date. Refuses a file that another store has open, by whatever name, one that a newer Portway wrote, and
+  /// one that is not Portway's. Other programs may read it meanwhile, as backups do. What looks as if
+  /// something had been lost is in take_notices(). `prepare_thread` runs first on the store's thread.
   static Result<std::unique_ptr<Store>> open(const std::string& path,
                                              const std::function<void()>& prepare_thread = nullptr);
   /// After what it was asked for.
@@ -82,6 +84,20 @@ class Store {
     std::function<void()> dispatch = nullptr;
   };
   void set_meanwhile(Meanwhile meanwhile) { meanwhile_ = std::move(meanwhile); }
+
+  /// Files that are deleted or moved meanwhile are written anew from the ones that are still open, before the
+  /// next change, or by this, without waiting. Where that fails, or another file has the store's name,
+  /// changes are refused with kStoreUnavailable.
+  void look_after_files();
+  /// Why changes are refused now for what became of the files; empty in peace.
+  std::string fault() const;
+  /// For the operator.
+  struct Notice {
+    bool is_error = false;
+    std::string text;
+  };
+  /// What has been noticed about the files since the last call.
+  std::vector<Notice> take_notices();
 
   /// Everything of its kind, by id. A row that does not make sense (somebody edited it) is an error that
   /// names the row.
@@ -122,14 +138,27 @@ class Store {
  private:
   class Connection;
   class Thread;
-  Store(std::unique_ptr<Connection> connection, std::unique_ptr<Thread> thread);
+  Store(std::string path, std::unique_ptr<Connection> connection, std::unique_ptr<Thread> thread);
 
   template <class Call>
   std::invoke_result_t<Call> on_thread(const Call& call);
   template <class Change>
   Result<void> transact(const Change& change);
+  template <class Change>
+  Result<void> transact_here(const Change& change);
+  Result<void> keep_files();
+  void set_fault(const std::string& fault);
+  void note(Notice notice);
 
-  const std::unique_ptr<Connection> connection_;  // the thread's
+  static constexpr std::size_t kNoticesMax = 16;
+
+  const std::string path_;
+  std::unique_ptr<Connection> connection_;  // the thread's
+  std::string checkpoint_fault_;            // that a notice was made of; the thread's
+  mutable std::mutex mutex_;
+  std::string fault_;                  // under mutex_
+  std::vector<Notice> notices_;        // under mutex_
+  std::atomic<bool> looking_ = false;  // a look is on its way
   Meanwhile meanwhile_;
   bool waiting_ = false;
   const std::unique_ptr<Thread> thread_;  // ends before what it uses

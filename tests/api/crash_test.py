@@ -180,6 +180,7 @@ def crash_at(call, half=False):
             raise AssertionError(f"call {call}: not killed: {node.output()}")
         node.close_connection()
         node.start()
+        assert "is lost" not in node.output(), node.output()  # the end of a log is no damage
         found = World.read(node)
         if not caller.known.matches(found) and not caller.hoped.matches(found):
             raise AssertionError(f"killed at call {call}, half: {half}\nknown: {caller.known}\n or   {caller.hoped}\nfound: {found}")

@@ -23,6 +23,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <future>
 #include <memory>
 #include <string>
@@ -466,6 +467,23 @@ TEST_F(StoreTest, RefusesAFileThatAnotherStoreHasOpen) {
   EXPECT_THAT(open_store()->load_instances().value(), SizeIs(1));
 }
 
+// Of two daemons on one file each would overwrite what the other had acknowledged.
+TEST_F(StoreTest, RefusesAFileThatAnotherStoreHasOpenByAnotherName) {
+  const auto store = open_store();
+  const fs::path link = directory_ / "link.db";
+  fs::create_hard_link(path(), link);
+  expect_unavailable(Store::open(link), link, "another portwayd has it open");
+  fs::remove(link);
+
+  PORTWAY_NEEDS(geteuid() == 0 ? "" : "mounting needs root: run the tests with sudo");
+  ASSERT_EQ(unshare(CLONE_NEWNS), 0);
+  ASSERT_EQ(mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr), 0);
+  std::ofstream{link};
+  ASSERT_EQ(mount(path().c_str(), link.c_str(), nullptr, MS_BIND, nullptr), 0);
+  expect_unavailable(Store::open(link), link, "another portwayd has it open");
+  EXPECT_EQ(umount(link.c_str()), 0);
+}
+
 TEST_F(StoreTest, LetsOthersReadMeanwhile) {
   const auto store = open_store();
   EXPECT_TRUE(store->put_instance(make_instance("vm-1")));
@@ -648,6 +666,323 @@ TEST_F(StoreTest, RefusesChangesWhileAnotherProgramKeepsTheFileLocked) {
   expect_unavailable(store->put_instance(make_instance("vm-1")), path(), "another program is writing");
   shell.exec("ROLLBACK");
   EXPECT_TRUE(store->put_instance(make_instance("vm-1")));
+}
+
+// --- Its files go under it.
+
+constexpr std::size_t kWalHeader = 32;
+constexpr std::size_t kWalFrame = 24 + 4096;
+
+/// What SQLite and the store make beside each other.
+const std::array<std::string, 4> kFiles = {"", "-wal", "-shm", ".lock"};
+
+std::vector<std::string> errors_of(Store& store) {
+  std::vector<std::string> texts;
+  for (const auto& notice : store.take_notices()) {
+    if (notice.is_error) texts.push_back(notice.text);
+  }
+  return texts;
+}
+
+std::vector<std::string> notices_of(Store& store) {
+  std::vector<std::string> texts;
+  for (const auto& notice : store.take_notices()) texts.push_back(notice.text);
+  return texts;
+}
+
+/// A copy of the files as they are now, as a crash would leave them, opened as another store.
+std::unique_ptr<Store> open_copy(const std::string& path, const fs::path& to) {
+  fs::create_directory(to);
+  for (const char* suffix : {"", "-wal", "-shm"}) {
+    if (fs::exists(path + suffix)) fs::copy(path + suffix, to / ("portway.db" + std::string(suffix)));
+  }
+  return Store::open(to / "portway.db").value();
+}
+
+TEST_F(StoreTest, FilesThatAreDeletedMeanwhileAreWrittenAnewBeforeTheNextChange) {
+  int round = 0;
+  // Each alone, and all but one: the bits are those that go.
+  for (const unsigned gone : {1U, 2U, 4U, 8U, 3U, 6U, 7U, 14U, 15U}) {
+    SCOPED_TRACE(gone);
+    const auto store = open_store();
+    const Instance instance = make_instance("vm-" + std::to_string(gone));
+    const auto port = static_cast<std::uint16_t>(20000 + 10 * gone);
+    EXPECT_TRUE(store->put_instance(instance));
+    EXPECT_TRUE(store->add_forward(make_forward(instance, port)));
+    for (unsigned file = 0; file < kFiles.size(); ++file) {
+      if ((gone >> file & 1) != 0) fs::remove(path() + kFiles[file]);
+    }
+    EXPECT_TRUE(store->add_forward(make_forward(instance, static_cast<std::uint16_t>(port + 1))));
+    EXPECT_THAT(notices_of(*store), ElementsAre(HasSubstr("written anew")));
+    for (const std::string& suffix : kFiles) {
+      EXPECT_TRUE(fs::exists(path() + suffix)) << suffix;
+      EXPECT_EQ(mode_of(path() + suffix), 0600) << suffix;
+    }
+    EXPECT_FALSE(fs::exists(path() + ".new"));
+    expect_unavailable(open(), path(), "another portwayd has it open");
+
+    EXPECT_TRUE(store->add_forward(make_forward(instance, static_cast<std::uint16_t>(port + 2))));
+    EXPECT_THAT(notices_of(*store), IsEmpty());
+    const auto restarted = open_copy(path(), directory_ / std::to_string(gone));
+    EXPECT_THAT(host_ports(*restarted), SizeIs(3U * static_cast<unsigned>(++round)));
+    EXPECT_THAT(notices_of(*restarted), IsEmpty());
+  }
+}
+
+TEST_F(StoreTest, WhoLooksAfterFilesThatAreGoneWritesThemAnew) {
+  const auto store = open_store();
+  const Instance instance = make_instance("vm-1");
+  EXPECT_TRUE(store->put_instance(instance));
+  fs::remove_all(directory_);
+  store->look_after_files();
+  EXPECT_THAT(store->load_instances().value(), SizeIs(1)) << "comes after it";
+  EXPECT_TRUE(fs::exists(path()));
+  EXPECT_EQ(store->fault(), "");
+  EXPECT_THAT(open_copy(path(), directory_ / "copy")->load_instances().value(), SizeIs(1));
+}
+
+TEST_F(StoreTest, FilesThatWereMovedAreWrittenAnewWhereTheyWere) {
+  auto store = open_store();
+  const Instance instance = make_instance("vm-1");
+  EXPECT_TRUE(store->put_instance(instance));
+  const fs::path away = directory_.string() + ".away";
+  fs::rename(directory_, away);
+  EXPECT_TRUE(store->add_forward(make_forward(instance, 20000)));
+  store.reset();
+  EXPECT_THAT(host_ports(*open_store()), ElementsAre(20000));
+  EXPECT_TRUE(fs::exists(away / "portway.db-wal")) << "not this store's any more";
+  fs::remove_all(away);
+}
+
+TEST_F(StoreTest, FilesThatAreGoneAtTheEndAreWrittenAnew) {
+  EXPECT_TRUE(open_store()->put_instance(make_instance("vm-1")));
+  {
+    const auto store = open_store();
+    for (const std::string& suffix : kFiles) fs::remove(path() + suffix);
+  }
+  EXPECT_THAT(open_store()->load_instances().value(), SizeIs(1));
+}
+
+TEST_F(StoreTest, AFileThatTookItsPlaceIsNotOverwrittenAndChangesAreRefusedMeanwhile) {
+  auto store = open_store();
+  const Instance instance = make_instance("vm-1");
+  EXPECT_TRUE(store->put_instance(instance));
+  const fs::path backup = directory_ / "backup.db";
+  SQLite::Database(path(), SQLite::OPEN_READONLY).exec("VACUUM INTO '" + backup.string() + "'");
+  fs::rename(backup, path());
+  const auto size = fs::file_size(path());
+
+  expect_unavailable(store->add_forward(make_forward(instance, 20000)), path(),
+                     "portway.db is another file now");
+  expect_unavailable(store->add_forward(make_forward(instance, 20000)), path(), "move that one away");
+  EXPECT_THAT(store->fault(), HasSubstr("portway.db is another file now"));
+  EXPECT_THAT(errors_of(*store), SizeIs(1)) << "said once";
+  EXPECT_EQ(fs::file_size(path()), size);
+
+  fs::rename(path(), backup);
+  EXPECT_TRUE(store->add_forward(make_forward(instance, 20000)));
+  EXPECT_EQ(store->fault(), "");
+  store.reset();
+  EXPECT_THAT(host_ports(*open_store()), ElementsAre(20000));
+}
+
+TEST_F(StoreTest, WhereFilesCannotBeWrittenAnewChangesAreRefusedUntilTheyCan) {
+  PORTWAY_NEEDS(geteuid() == 0 ? "" : "mounting a small filesystem needs root: run the tests with sudo");
+  ASSERT_EQ(unshare(CLONE_NEWNS), 0);
+  ASSERT_EQ(mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr), 0);
+  ASSERT_EQ(mount("small", directory_.c_str(), "tmpfs", 0, "size=512k"), 0);
+  {
+    const auto store = open_store();
+    const Instance instance = make_instance("vm-1");
+    EXPECT_TRUE(store->put_instance(instance));
+    const auto in_memory = [&] { return store->load_instances().value().size(); };
+
+    fs::remove(path());
+    const fs::path filler = directory_ / "filler";
+    std::ofstream(filler) << std::string(1 << 20, 'x');
+    expect_unavailable(store->add_forward(make_forward(instance, 20000)), path(), "free space");
+    EXPECT_THAT(store->fault(), HasSubstr("portway.db is gone"));
+    EXPECT_EQ(in_memory(), 1U);
+    fs::remove(filler);
+    EXPECT_TRUE(store->add_forward(make_forward(instance, 20000)));
+    EXPECT_EQ(store->fault(), "");
+    EXPECT_THAT(host_ports(*open_copy(path(), directory_ / "copy")), ElementsAre(20000));
+  }
+  EXPECT_EQ(umount(directory_.c_str()), 0);
+}
+
+TEST_F(StoreTest, SaysThatItsLogCannotBeCopiedIntoIt) {
+  const Instance instance = make_instance("vm-1");
+  std::uint16_t port = 0;
+  const auto more = [&](int count) {
+    std::vector<Forward> forwards;
+    for (int i = 0; i < count; ++i) forwards.push_back(make_forward(instance, ++port));
+    return forwards;
+  };
+  {
+    const auto store = open_store();
+    EXPECT_TRUE(store->put_instance(instance));
+    EXPECT_TRUE(store->add_forwards(more(30'000)));
+  }
+  const auto store = open_store();
+  {
+    const FileSizeLimit until_end_of_scope(fs::file_size(path()));  // enough for the log
+    while (fs::file_size(path() + "-wal") < 1100 * kWalFrame) EXPECT_TRUE(store->add_forwards(more(200)));
+  }
+  EXPECT_THAT(errors_of(*store), ElementsAre(HasSubstr("cannot be copied into it"))) << "said once";
+  EXPECT_TRUE(store->add_forwards(more(10)));
+  EXPECT_THAT(notices_of(*store), IsEmpty());
+  EXPECT_THAT(host_ports(*open_copy(path(), directory_ / "copy")), SizeIs(port));
+}
+
+TEST_F(StoreTest, SaysThatItsFileHasAnotherName) {
+  EXPECT_TRUE(open_store()->put_instance(make_instance("vm-1")));
+  fs::create_hard_link(path(), directory_ / "link.db");
+  EXPECT_THAT(notices_of(*open_store()), ElementsAre(HasSubstr("2 names")));
+}
+
+// --- Its log is damaged.
+
+class StoreLogTest : public StoreTest {
+ protected:
+  /// What a killed daemon leaves that had acknowledged some changes.
+  void leave_log(int changes) {
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      auto store = Store::open(path());
+      for (int i = 0; i < changes; ++i)
+        (void)(*store)->put_instance(make_instance("vm-" + std::to_string(i)));
+      _exit(0);  // without the store's end
+    }
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    ASSERT_EQ(status, 0);
+  }
+  std::string wal() const { return path() + "-wal"; }
+  std::size_t frames() const { return (fs::file_size(wal()) - kWalHeader) / kWalFrame; }
+  void flip(std::size_t offset) const {
+    std::fstream file(wal(), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekg(static_cast<std::streamoff>(offset));
+    const int byte = file.get();
+    file.seekp(static_cast<std::streamoff>(offset));
+    file.put(static_cast<char>(byte ^ 1));
+  }
+};
+
+TEST_F(StoreLogTest, AKilledDaemonsLogIsNoDamage) {
+  leave_log(5);
+  const auto store = open_store();
+  EXPECT_THAT(store->load_instances().value(), SizeIs(5));
+  EXPECT_THAT(notices_of(*store), IsEmpty());
+}
+
+TEST_F(StoreLogTest, ALogThatLostWhatWasAcknowledgedIsReported) {
+  struct Case {
+    const char* what;
+    bool index_survives;
+    std::function<void()> damage;
+  };
+  const auto at_frame = [](std::size_t frame) { return kWalHeader + frame * kWalFrame; };
+  const std::array cases{
+      Case{"a bit in a page of the middle", true, [&] { flip(at_frame(frames() / 2) + 1000); }},
+      Case{"the same after a reboot", false, [&] { flip(at_frame(frames() / 2) + 1000); }},
+      Case{"a bit in a frame's header", false, [&] { flip(at_frame(frames() / 2) + 17); }},
+      Case{"a bit of the last frame", true, [&] { flip(at_frame(frames() - 1) + 1000); }},
+      Case{"its end is cut off", true, [&] { fs::resize_file(wal(), at_frame(frames() - 2)); }},
+      Case{"its header", true, [&] { flip(3); }},
+      Case{"its header, after a reboot", false, [&] { flip(20); }},
+      Case{"it is empty", true, [&] { fs::resize_file(wal(), 0); }},
+      Case{"it is deleted", true, [&] { fs::remove(wal()); }},
+  };
+  for (const Case& each : cases) {
+    SCOPED_TRACE(each.what);
+    fs::remove_all(directory_);
+    fs::create_directory(directory_);
+    leave_log(6);
+    each.damage();
+    if (!each.index_survives) fs::remove(path() + "-shm");
+    const auto store = open_store();
+    EXPECT_LT(store->load_instances().value().size(), 6U);
+    EXPECT_THAT(errors_of(*store), ElementsAre(AllOf(HasSubstr(wal()), HasSubstr("is lost"))));
+    EXPECT_TRUE(store->put_instance(make_instance("vm-9"))) << "goes on";
+  }
+}
+
+// A transaction of several pages that was not acknowledged is cut off in the middle, or its pages reach the
+// disk in another order.
+TEST_F(StoreLogTest, ALastTransactionThatWasNotAcknowledgedIsNoDamage) {
+  {
+    const auto store = open_store();
+    EXPECT_TRUE(store->put_instance(make_instance("vm-1")));
+    std::vector<Forward> forwards;
+    for (std::uint16_t port = 1; port <= 200; ++port)
+      forwards.push_back(make_forward(make_instance("vm-1"), port));
+    // The log at this moment, and after a transaction that the index does not know.
+    fs::create_directory(directory_ / "before");
+    for (const char* suffix : {"", "-wal", "-shm"}) {
+      fs::copy(path() + suffix, directory_ / "before" / ("portway.db" + std::string(suffix)));
+    }
+    EXPECT_TRUE(store->add_forwards(forwards));
+    fs::copy(wal(), directory_ / "after-wal");
+  }
+  const fs::path before = directory_ / "before";
+  const std::size_t first = (fs::file_size(before / "portway.db-wal") - kWalHeader) / kWalFrame;
+  const std::size_t last = (fs::file_size(directory_ / "after-wal") - kWalHeader) / kWalFrame;
+  ASSERT_GT(last, first + 5);
+  for (std::size_t missing = first; missing < last; ++missing) {
+    for (const bool reordered : {false, true}) {
+      for (const bool rebooted : {false, true}) {
+        const fs::path crashed = directory_ / "crashed";
+        fs::remove_all(crashed);
+        fs::copy(before, crashed);
+        const fs::path log = crashed / "portway.db-wal";
+        fs::copy_file(directory_ / "after-wal", log, fs::copy_options::overwrite_existing);
+        if (rebooted) fs::remove(crashed / "portway.db-shm");
+        if (reordered) {
+          std::fstream(log, std::ios::in | std::ios::out | std::ios::binary)
+              .seekp(static_cast<std::streamoff>(kWalHeader + missing * kWalFrame))
+              .write(std::string(kWalFrame, '\0').data(), kWalFrame);
+        } else {
+          fs::resize_file(log, kWalHeader + missing * kWalFrame + kWalFrame / 2);
+        }
+        const auto store = Store::open(crashed / "portway.db").value();
+        EXPECT_THAT(host_ports(*store), IsEmpty());
+        EXPECT_THAT(notices_of(*store), IsEmpty()) << missing << " " << reordered << " " << rebooted;
+      }
+    }
+  }
+}
+
+// A transaction that failed leaves pages in the log, which later ones overwrite in part.
+TEST_F(StoreLogTest, WhatFailedTransactionsLeftInItIsNoDamage) {
+  const Instance instance = make_instance("vm-1");
+  std::uint16_t port = 20000;
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    const auto store = open_store();
+    (void)store->put_instance(instance);
+    for (int pages = 30; pages > 0; pages -= 3) {
+      std::vector<Forward> many;
+      for (int i = 0; i < 100 * pages; ++i) many.push_back(make_forward(instance, ++port));
+      const FileSizeLimit until_end_of_scope(fs::file_size(wal()) + static_cast<rlim_t>(pages) * kWalFrame);
+      (void)store->add_forwards(many);
+      (void)store->put_instance(make_instance("vm-2"));
+    }
+    _exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  ASSERT_EQ(status, 0);
+  for (const bool rebooted : {false, true}) {
+    const fs::path copy = directory_ / (rebooted ? "rebooted" : "killed");
+    fs::create_directory(copy);
+    fs::copy(path(), copy / "portway.db");
+    fs::copy(wal(), copy / "portway.db-wal");
+    if (!rebooted) fs::copy(path() + "-shm", copy / "portway.db-shm");
+    EXPECT_THAT(notices_of(*Store::open(copy / "portway.db").value()), IsEmpty()) << rebooted;
+  }
 }
 
 /// Adds forwards until it is killed, and tells each one that was acknowledged.
