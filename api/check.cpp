@@ -14,6 +14,8 @@
 #include <utility>
 
 #include "config/fd.h"
+#include "network/netlink.h"
+#include "network/policy_routing.h"
 #include "network/source_plan.h"
 #include "network/syn_probe.h"
 
@@ -31,9 +33,27 @@ constexpr milliseconds kLookEvery(5);
 constexpr std::string_view kAnyClientV4 = "192.0.2.1";
 constexpr std::string_view kAnyClientV6 = "2001:db8::1";
 
-CheckStep listener_step(const ForwardStatus& status) {
+CheckStep listener_step(const ForwardStatus& status, bool refusing) {
   const std::string where =
       fmt::format("port {} of {}", status.forward.host_port, fmt::join(status.bind_addresses, ", "));
+  if (!status.lost_addresses.empty()) {
+    std::vector<std::string> lost;
+    for (const IpAddress& address : status.lost_addresses) lost.push_back(address.to_string());
+    return {"listener", false,
+            fmt::format("The node does not have {} now, where it is to listen: nothing for it arrives. Add "
+                        "the address to an "
+                        "interface (ip address add); the forward works again at once.",
+                        fmt::join(lost, ", "))};
+  }
+  if (refusing) {
+    return {"listener", false,
+            fmt::format("The node listens on {}, and refuses clients there now, since the guest has refused "
+                        "one: guest port {} "
+                        "was closed. The guest is asked again every few milliseconds to a second "
+                        "(proxy.refused_probe_ms); "
+                        "once it answers, clients get through.",
+                        where, status.forward.guest_port)};
+  }
   if (status.failure.empty()) return {"listener", true, fmt::format("The node listens on {}.", where)};
   return {
       "listener", false,
@@ -96,7 +116,8 @@ CheckStep source_step(const CheckSubject& subject) {
   return {"source", false, fmt::format("{}; {} is reset. Add its network.", allowed, client->to_string())};
 }
 
-CheckStep tap_step(const Instance& instance, TapState state) {
+CheckStep tap_step(const Instance& instance, TapState state, const std::string& fault) {
+  if (!fault.empty()) return {"tap", false, fault};
   switch (state) {
     case TapState::kUp:
       return {"tap", true, fmt::format("{} is up and has a carrier.", instance.tap)};
@@ -119,6 +140,34 @@ int device_of(const Instance& instance) {
                                  : static_cast<int>(::if_nametoindex(instance.tap.c_str()));
 }
 
+/// Why the kernel would not take what the guest answers to `socket`, which is connected to it; empty where it
+/// does.
+std::string why_dropped(const Instance& instance, const IpAddress& address, int device, const Fd& socket) {
+  Endpoint local;
+  auto size = static_cast<socklen_t>(local.capacity());
+  auto netlink = Netlink::open();
+  if (!netlink || ::getsockname(socket.get(), local.data(), &size) != 0) return "";
+  local.resize(size);
+  const InputRoute in = look_up_input_route(
+      **netlink, {.link = device, .source = address, .destination = local.address()});
+  if (in.error != EXDEV && in.error != EINVAL) return "";
+  const std::string guest = address.to_string();
+  const OutputRoute out = look_up_output_route(**netlink, address);
+  const auto other = out.error == 0 && out.link != device ? find_device(**netlink, out.link) : std::nullopt;
+  if (!other) {
+    return fmt::format(
+        "The kernel drops what comes from {0} over {1}: its check of the source address (rp_filter) does not "
+        "accept it. Give {1} an address in the guest's network, or run: ip route add {0} dev {1}",
+        guest, instance.tap);
+  }
+  return fmt::format(
+      "The kernel drops what comes from {0} over {1}: the route to {0} leads over {2}, and {1} checks "
+      "source addresses strictly (rp_filter is 1). Is another machine with that address behind {2}? Give "
+      "each an "
+      "address of its own; else run: ip route add {0} dev {1}",
+      guest, instance.tap, other->name);
+}
+
 /// A socket as the data plane's upstream ones are; connecting a datagram socket asks for the route only.
 CheckStep route_step(const Instance& instance, const IpAddress& address) {
   const Endpoint guest(address, 9);
@@ -126,6 +175,8 @@ CheckStep route_step(const Instance& instance, const IpAddress& address) {
   const Fd socket(::socket(guest.address().is_v6() ? AF_INET6 : AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   if (::setsockopt(socket.get(), SOL_SOCKET, SO_BINDTOIFINDEX, &device, sizeof device) == 0 &&
       ::connect(socket.get(), guest.data(), static_cast<socklen_t>(guest.size())) == 0) {
+    if (const std::string why = why_dropped(instance, address, device, socket); !why.empty())
+      return {"route", false, why};
     return {"route", true, fmt::format("{} is reached over {}.", address.to_string(), instance.tap)};
   }
   return {"route", false,
@@ -151,9 +202,9 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
   Check(boost::asio::io_context& context, const CheckSubject& subject) : subject_(subject), timer_(context) {}
 
   void start(milliseconds timeout) {
-    add(listener_step(subject_.forward));
+    add(listener_step(subject_.forward, subject_.refusing));
     add(source_step(subject_));
-    add(tap_step(subject_.instance, subject_.tap_state));
+    add(tap_step(subject_.instance, subject_.tap_state, subject_.tap_fault));
     if (!steps_.back().ok) return finish();
     for (const IpAddress& address : addresses_asked(subject_)) {
       add(route_step(subject_.instance, address));

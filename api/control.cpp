@@ -60,6 +60,14 @@ std::vector<std::string> addresses_of(const Instance& instance) {
   return texts;
 }
 
+std::string lost_text(const std::vector<IpAddress>& addresses) {
+  std::vector<std::string> names;
+  for (const IpAddress& address : addresses) names.push_back(address.to_string());
+  return fmt::format(
+      "The node does not have {} now: add the address to an interface, or correct node.public_addresses",
+      fmt::join(names, ", "));
+}
+
 }  // namespace
 
 class Control::Lease {
@@ -95,6 +103,7 @@ Control::Control(Config config, const Parts& parts)
       return_path_(parts.return_path),
       why_no_return_path_(parts.why_no_return_path),
       return_path_kept_for_(parts.return_path_kept_for),
+      find_lost_addresses_(parts.find_lost_addresses),
       ports_(config_.ports.range),
       keys_(config_.api.rate_limit_per_second),
       unsaved_(parts.context, store_, registry_,
@@ -232,6 +241,7 @@ Result<BoundPort> Control::bind_for(const Instance& instance, const Forward& for
 void Control::retry() {
   store_.look_after_files();
   log_store();
+  look_at_addresses();
   unsaved_.save();
   if (!failures_.empty() && !draining_) retry_failed_forwards();
   const std::size_t unseen = watch_.processes_unseen();
@@ -242,6 +252,18 @@ void Control::retry() {
         unseen);
   }
   tend_ways();
+}
+
+/// An address may leave an interface under a listener that is bound to it, which nothing tells the listener.
+void Control::look_at_addresses() {
+  std::vector<IpAddress> lost = find_lost_addresses_(config_.node.public_addresses);
+  if (lost == lost_addresses_) return;
+  lost_addresses_ = std::move(lost);
+  if (lost_addresses_.empty()) {
+    spdlog::info("the node has all of its public addresses again");
+  } else {
+    spdlog::error("{}: forwards are not reached there", lost_text(lost_addresses_));
+  }
 }
 
 void Control::log_store() {
@@ -343,6 +365,9 @@ Result<Control::PutInstance> Control::put_instance(Instance asked, const std::op
   }
   if (auto identified = watch_.identify(asked); !identified) return identified.error();
   if (auto free = check_tap_is_free(asked); !free) return free.error();
+  if (std::string fault = watch_.tap_fault(asked); !fault.empty()) {
+    return Error{ErrorCode::kInvalidRequest, std::move(fault), "tap"};
+  }
   const Instance* before = registry_.find_instance(asked.id);
   const bool created = before == nullptr;
   asked.session_id = make_uuid();
@@ -768,7 +793,11 @@ ForwardStatus Control::status_of(const Forward& forward) const {
     bind_addresses.push_back(address.to_string());
   return {.forward = forward,
           .bind_addresses = std::move(bind_addresses),
-          .failure = failure == failures_.end() ? std::string() : failure->second,
+          .failure = failure != failures_.end() ? failure->second
+                     : lost_addresses_.size() == config_.node.public_addresses.size()
+                         ? lost_text(lost_addresses_) + "."
+                         : "",
+          .lost_addresses = lost_addresses_,
           .stats = dataplane_.forward_stats(forward.id),
           .source = source};
 }

@@ -39,6 +39,7 @@
 #include "config/store.h"
 #include "lifecycle/session_watch.h"
 #include "metrics/api_stats.h"
+#include "network/policy_routing.h"
 #include "network/return_path.h"
 #include "proxy/close_record.h"
 #include "proxy/dataplane.h"
@@ -60,6 +61,8 @@ class Control {
     /// How long a session's return path outlives it: its connections are reset within a turn of their
     /// workers.
     std::chrono::milliseconds return_path_kept_for = std::chrono::seconds(1);
+    /// Which of these addresses the node does not have now.
+    std::function<std::vector<IpAddress>(std::span<const IpAddress>)> find_lost_addresses = addresses_lost;
   };
   Control(Config config, const Parts& parts);
   ~Control();
@@ -141,6 +144,8 @@ class Control {
   Result<ForwardStatus> find_forward(const Principal& caller, std::string_view instance_id,
                                      std::string_view forward_id) const;
   ForwardStatus status_of(const Forward& forward) const;
+  /// Looks now whether the node has its public addresses, and not every few seconds.
+  void look_at_addresses();
 
   // --- The address that guests see as their clients'.
 
@@ -245,6 +250,7 @@ class Control {
   ReturnPath* const return_path_;
   const std::string why_no_return_path_;
   const std::chrono::milliseconds return_path_kept_for_;
+  const decltype(Parts::find_lost_addresses) find_lost_addresses_;
   std::unordered_map<std::string, Way> ways_;  // by instance
   struct OldWay {
     Way way;
@@ -265,6 +271,7 @@ class Control {
   KeyRing keys_;
   Streams streams_{keys_, registry_};  // looks again after each change of what a stream may belong to
   Uuid admin_key_id_{};
+  std::vector<IpAddress> lost_addresses_;  // public ones that the node did not have at the last look
   std::unordered_map<ForwardId, std::string, boost::hash<ForwardId>>
       failures_;  // why a restored forward is not served
   UnsavedSessions unsaved_;

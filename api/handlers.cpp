@@ -628,18 +628,21 @@ Result<Response> Api::recent_connections(const Call& call) {
 
 Result<Response> Api::check(const Call& call) {
   if (auto known = only_query(call, {"client"}); !known) return known.error();
+  control_.look_at_addresses();
   const auto found = control_.find_forward(call.caller, call.path[0], call.path[1]);
   if (!found) return found.error();
   const Instance& instance = *control_.registry().find_instance(call.path[0]);
   CheckSubject subject{.forward = *found,
                        .instance = instance,
                        .tap_state = control_.watch().tap_state(instance),
+                       .tap_fault = control_.watch().tap_fault(instance),
                        .client = std::nullopt};
   if (const std::string_view client = query_or(call, "client", ""); !client.empty()) {
     const auto address = parse_address(client);
     if (!address) return invalid_query("client", "client must be an IPv4 or IPv6 address.");
     subject.client = *address;
   }
+  subject.refusing = dataplane_.refuses(found->forward.id, subject.client);
   const StreamTerms terms{.caller = call.caller, .subject = subject_of(instance)};
   auto stream = open_stream(terms, [&] { return check_forward(context_, subject); });
   if (!stream) return stream.error();
@@ -712,6 +715,7 @@ boost::json::object Api::instance_json(const Instance& instance) const {
   return to_json({.instance = instance,
                   .ending = control_.is_ending(instance),
                   .tap_state = to_string(control_.watch().tap_state(instance)),
+                  .tap_fault = control_.watch().tap_fault(instance),
                   .forwards_max = control_.profile_of(instance).max_forwarded_ports,
                   .forwards_now = control_.registry().forward_count(instance.id),
                   .source = control_.source_of(instance),

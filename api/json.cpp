@@ -244,6 +244,7 @@ boost::json::object to_json(const InstanceStatus& status) {
   out["state"] = status.ending ? "ending" : to_string(instance.state);
   if (instance.ended) out["reason"] = to_string(*instance.ended);
   out["tap_state"] = status.tap_state;
+  if (!status.tap_fault.empty()) out["tap_fault"] = status.tap_fault;
   add_source(out, status.source);
   if (status.source == SourcePlan::kNoReturnPath && !status.source_reason.empty())
     out["source_mode_reason"] = status.source_reason;

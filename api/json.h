@@ -71,6 +71,7 @@ struct ForwardStatus {
   Forward forward;
   std::vector<std::string> bind_addresses;           // the node's public addresses; never empty
   std::string failure;                               // why it is not listening; empty when it is
+  std::vector<IpAddress> lost_addresses = {};        // of the public ones: the node does not have them now
   std::optional<ForwardStats> stats = std::nullopt;  // what it carries; none before it was served
   ForwardSource source = {};                         // of connections to come, where their clients allow it
 };
@@ -80,6 +81,7 @@ struct InstanceStatus {
   Instance instance;
   bool ending = false;         // its session is over, which is not on disk yet
   std::string_view tap_state;  // to_string(TapState)
+  std::string tap_fault = {};  // SessionWatch::tap_fault()
   std::uint32_t forwards_max = 0;
   std::size_t forwards_now = 0;
   SourcePlan source = SourcePlan::kPlain;  // of forwards that ask for nothing else

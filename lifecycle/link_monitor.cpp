@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <linux/if.h>
+#include <linux/if_link.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <poll.h>
@@ -26,6 +27,16 @@ Error refused(std::string_view what, int error) {
   return {.code = ErrorCode::kResourceExhausted,
           .detail = fmt::format("rtnetlink: {}: {}; without it the end of a guest would go unnoticed", what,
                                 std::strerror(error))};
+}
+
+/// What the kernel calls a link's master, which it tells where the link has one.
+std::string master_kind_of(const rtattr& link_info) {
+  auto rest = static_cast<int>(RTA_PAYLOAD(&link_info));
+  for (auto* attribute = static_cast<const rtattr*>(RTA_DATA(&link_info)); RTA_OK(attribute, rest);
+       attribute = RTA_NEXT(attribute, rest)) {
+    if (attribute->rta_type == IFLA_INFO_SLAVE_KIND) return static_cast<const char*>(RTA_DATA(attribute));
+  }
+  return "";
 }
 
 }  // namespace
@@ -184,7 +195,8 @@ void LinkMonitor::on_link(const nlmsghdr& header) {
   Link link{.index = info.ifi_index,
             .name = {},
             .up = (info.ifi_flags & IFF_UP) != 0,
-            .carrier = (info.ifi_flags & IFF_LOWER_UP) != 0};
+            .carrier = (info.ifi_flags & IFF_LOWER_UP) != 0,
+            .loopback = (info.ifi_flags & IFF_LOOPBACK) != 0};
   auto rest = static_cast<int>(IFLA_PAYLOAD(&header));
   for (const rtattr* attribute = IFLA_RTA(&info); RTA_OK(attribute, rest);
        attribute = RTA_NEXT(attribute, rest)) {
@@ -192,6 +204,8 @@ void LinkMonitor::on_link(const nlmsghdr& header) {
     if (attribute->rta_type == IFLA_CARRIER_DOWN_COUNT) {
       link.carrier_downs = *static_cast<const std::uint32_t*>(RTA_DATA(attribute));
     }
+    if (attribute->rta_type == IFLA_MASTER) link.master = *static_cast<const int*>(RTA_DATA(attribute));
+    if (attribute->rta_type == IFLA_LINKINFO) link.master_kind = master_kind_of(*attribute);
   }
   const auto [known, is_new] = links_.try_emplace(link.index);
   const bool changed = is_new || known->second.link != link;

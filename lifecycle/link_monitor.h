@@ -38,6 +38,9 @@ struct Link {
   // How often it has lost its carrier (IFLA_CARRIER_DOWN_COUNT, Linux 4.16); absent where the kernel does not
   // tell. A tap's counts also while it is down, when there are no messages.
   std::optional<std::uint32_t> carrier_downs = std::nullopt;
+  bool loopback = false;
+  int master = 0;                // the interface that it is a part of; 0: none
+  std::string master_kind = {};  // "bridge", "bond", "vrf", ...
 
   friend bool operator==(const Link&, const Link&) = default;
 };

@@ -371,4 +371,24 @@ TapState SessionWatch::tap_state(const Instance& instance) const {
   return link->carrier ? TapState::kUp : TapState::kNoCarrier;
 }
 
+std::string SessionWatch::tap_fault(const Instance& instance) const {
+  const auto link = links_->find(interface_of(instance));
+  if (!link) return "";
+  if (link->loopback) return fmt::format("{} is the node's loopback: give the machine a tap.", link->name);
+  // What comes in by a VRF's device is still the node's.
+  if (link->master == 0 || link->master_kind == "vrf") return "";
+  const auto master = links_->find(link->master);
+  const std::string whole = fmt::format("{}{}{}", link->master_kind, link->master_kind.empty() ? "" : " ",
+                                        master ? master->name : std::to_string(link->master));
+  return fmt::format(
+      "{0} is a port of {1}, which takes all that comes in by it: clients would time out. Take it out (ip "
+      "link set {0} "
+      "nomaster) and give it an address in the guest's network{2}.",
+      link->name, whole,
+      link->master_kind == "bridge" && master
+          ? fmt::format(", or, where no other guest is behind {0}, register the machine with the tap {0}",
+                        master->name)
+          : "");
+}
+
 }  // namespace portway

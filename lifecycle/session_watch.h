@@ -101,6 +101,10 @@ class SessionWatch {
   /// The interface that the session is behind, or would be if its tap had a carrier now; 0: there is none.
   std::int32_t interface_of(const Instance& instance) const;
   TapState tap_state(const Instance& instance) const;
+  /// Why no connection can go through that interface, whatever its state is: it is the loopback, or a part of
+  /// something that takes all that comes in by it (a bridge's port). A sentence with the remedy; empty where
+  /// nothing is known of it.
+  std::string tap_fault(const Instance& instance) const;
 
   /// Processes whose end nothing tells of, so that they are asked for.
   std::size_t processes_unseen() const { return unseen_.size(); }

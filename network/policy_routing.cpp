@@ -10,6 +10,7 @@
 #include <boost/asio/ip/address_v6.hpp>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
 #include <string>
 
 namespace portway {
@@ -238,6 +239,37 @@ InputRoute look_up_input_route(Netlink& netlink, const InputPacket& packet) {
     });
   });
   return route;
+}
+
+OutputRoute look_up_output_route(Netlink& netlink, const IpAddress& destination) {
+  rtmsg body{};
+  body.rtm_family = destination.is_v4() ? AF_INET : AF_INET6;
+  body.rtm_dst_len = destination.is_v4() ? 32 : 128;
+  NetlinkMessage message(RTM_GETROUTE, 0, body);
+  add_address(message, RTA_DST, destination);
+  OutputRoute route;
+  route.error = netlink.query(message, [&](const nlmsghdr& header) {
+    route.type = netlink_body<rtmsg>(header).rtm_type;
+    for_each_attribute(header, sizeof(rtmsg), [&](const rtattr& attribute) {
+      if (attribute.rta_type == RTA_OIF) route.link = static_cast<int>(attribute_number(attribute));
+    });
+  });
+  return route;
+}
+
+std::vector<IpAddress> addresses_lost(std::span<const IpAddress> addresses) {
+  std::vector<IpAddress> lost;
+  auto netlink = Netlink::open();
+  if (!netlink) return lost;
+  std::ranges::copy_if(addresses, std::back_inserter(lost), [&](const IpAddress& address) {
+    if (address.is_unspecified()) return false;
+    const OutputRoute route = look_up_output_route(**netlink, address);
+    // ENETUNREACH and the like are answers about the route.
+    const bool told = route.error == 0 || route.error == ENETUNREACH || route.error == EHOSTUNREACH ||
+                      route.error == EACCES || route.error == EINVAL;
+    return told && route.type != RTN_LOCAL;
+  });
+  return lost;
 }
 
 }  // namespace portway

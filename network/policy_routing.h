@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -61,5 +62,17 @@ struct InputRoute {
   std::uint32_t table = 0;
 };
 InputRoute look_up_input_route(Netlink& netlink, const InputPacket& packet);
+
+/// What becomes of a packet that the node sends to this address, from any of its own.
+struct OutputRoute {
+  int error = 0;          // an errno
+  std::uint8_t type = 0;  // RTN_LOCAL: the address is the node's
+  int link = 0;
+};
+OutputRoute look_up_output_route(Netlink& netlink, const IpAddress& destination);
+
+/// Those that are no address of this node now. None where the kernel does not tell; 0.0.0.0 and :: always
+/// are.
+std::vector<IpAddress> addresses_lost(std::span<const IpAddress> addresses);
 
 }  // namespace portway

@@ -140,6 +140,9 @@ class Dataplane {
   /// Another source address for connections to come of a forward that is open; unknown ids are ignored.
   virtual void set_source(const ForwardId& id, ForwardSource source) = 0;
 
+  /// Clients of a forward are refused now, whose guest has refused one: all of them, or this one.
+  virtual bool refuses(const ForwardId& id, const std::optional<IpAddress>& client) const = 0;
+
   /// Counts of one forward, or of all open ones in no order.
   virtual std::optional<ForwardStats> forward_stats(const ForwardId& id) const = 0;
   virtual std::vector<ForwardStats> forward_stats() const = 0;

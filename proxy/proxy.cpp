@@ -325,6 +325,17 @@ Result<std::size_t> Proxy::end_connections(const ForwardId& id, ConnectionId con
   return std::accumulate(answers->begin(), answers->end(), std::size_t{0});
 }
 
+bool Proxy::refuses(const ForwardId& id, const std::optional<IpAddress>& client) const {
+  const auto found = forwards_.find(id);
+  if (found == forwards_.end()) return false;
+  ServedForward& forward = *found->second;
+  if (!client) return forward.refusing[0].load() || forward.refusing[1].load();
+  if (forward.refusing[forward.route.goes_v6(*client)].load()) return true;
+  const std::lock_guard lock(forward.listeners_mutex);
+  return std::ranges::any_of(forward.refused_clients,
+                             [&](const auto& refused) { return refused.second == *client; });
+}
+
 std::optional<ForwardStats> Proxy::forward_stats(const ForwardId& id) const {
   const auto found = forwards_.find(id);
   if (found == forwards_.end()) return std::nullopt;

@@ -53,6 +53,7 @@ class Proxy final : public Dataplane {
   Result<ConnectionPage> connections(const ForwardId& id, ConnectionId after, std::size_t limit) override;
   Result<std::size_t> end_connections(const ForwardId& id, ConnectionId connection) override;
 
+  bool refuses(const ForwardId& id, const std::optional<IpAddress>& client) const override;
   std::optional<ForwardStats> forward_stats(const ForwardId& id) const override;
   std::vector<ForwardStats> forward_stats() const override;
   NodeStats node_stats() const override;

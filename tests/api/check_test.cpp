@@ -65,6 +65,30 @@ class CheckTest : public testing::Test {
                      rule});
   }
 
+  /// The steps as they are told, in a node that has the instance vm-1 with a forward.
+  static boost::json::array steps_of(Node& node, const std::string& id, const std::string& query = "") {
+    const Response answer = node.call("GET", "/instances/vm-1/port-forwards/" + id + "/check" + query);
+    EXPECT_EQ(answer.status, 200U);
+    std::string text;
+    while ((text = answer.stream->read().value()).empty()) {
+      node.context.restart();
+      if (node.context.run_one_for(std::chrono::seconds(10)) == 0) return {};
+    }
+    return boost::json::parse(text).at("check").at("steps").as_array();
+  }
+  static std::string create_forward(Node& node) {
+    const Response made = node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})");
+    return std::string(Node::json(made).at("port_forward").at("id").as_string());
+  }
+  /// The detail of a step that is not ok; empty where it is, or is not there.
+  static std::string fault(const boost::json::array& steps, std::string_view name) {
+    for (const auto& step : steps) {
+      if (step.at("step").as_string() == name && !step.at("ok").as_bool())
+        return std::string(step.at("detail").as_string());
+    }
+    return "";
+  }
+
   struct Found {
     bool ok;
     std::string guest;  // the details of the steps "guest"
@@ -229,6 +253,102 @@ TEST_F(DualStackCheckTest, AServiceThatListensAtOneAddressOnlyIsToldForTheClient
   const Found v6 = check("?client=2001:db8::9");
   EXPECT_FALSE(v6.ok);
   EXPECT_THAT(v6.guest, AllOf(HasSubstr("from 2001:db8::9"), Not(HasSubstr("198.19.0.2"))));
+}
+
+// The guest was blamed.
+TEST_F(CheckTest, TwoGuestsOfOneAddressAreToldWhereTheKernelChecksSourcesStrictly) {
+  const Fd service = serve();
+  const NetworkNamespace other;
+  test::connect({other, "eth0", "198.19.0.2/24"}, {*host_, "tap-other", "198.19.0.1/24"});
+  host_->ip("route add 198.19.0.2 dev tap-other");
+  for (const auto kind : {ReturnPath::Kind::kProgram, ReturnPath::Kind::kGuardOnly}) {
+    for (const char* rp_filter : {"1", "2", "0"}) {
+      SCOPED_TRACE(rp_filter);
+      for (const char* device : {"all", "tap-vm-1"}) {
+        host_->set("net/ipv4/conf/" + std::string(device) + "/rp_filter", rp_filter);
+      }
+      host_->run([&] {
+        const auto path = ReturnPath::start(kind).value();
+        Node node("", path.get());
+        node.put("vm-1");
+        const auto steps = steps_of(node, create_forward(node));
+        if (std::string_view(rp_filter) == "1") {
+          EXPECT_THAT(fault(steps, "route"), AllOf(HasSubstr("rp_filter"), HasSubstr("leads over tap-other"),
+                                                   HasSubstr("tap-vm-1")));
+        } else {
+          EXPECT_EQ(fault(steps, "route"), "");
+          EXPECT_EQ(fault(steps, "guest"), "");
+        }
+      });
+    }
+  }
+}
+
+TEST_F(CheckTest, ATapThatIsABridgesPortIsRefusedAndToldWhenItBecomesOne) {
+  const Fd service = serve();
+  host_->ip("link add br0 type bridge");
+  host_->ip("link set br0 up");
+  host_->run([&] {
+    Node node;
+    node.put("vm-1");
+    const std::string id = create_forward(node);
+    EXPECT_EQ(fault(steps_of(node, id), "tap"), "");
+    host_->ip("link set tap-vm-1 master br0");
+    node.put("vm-1");  // as it is: what the kernel has told is read
+    EXPECT_THAT(fault(steps_of(node, id), "tap"), HasSubstr("port of bridge br0"));
+    const auto instance = Node::json(node.call("GET", "/instances/vm-1")).at("instance").as_object();
+    EXPECT_THAT(std::string(instance.at("tap_fault").as_string()), HasSubstr("nomaster"));
+
+    node.control().stop_instance("vm-1").value();
+    const Response refused = node.call(
+        "PUT", "/instances/vm-1", R"({"guest_address": "198.19.0.2", "tap": "tap-vm-1", "owner": "alice"})");
+    EXPECT_EQ(refused.status, 422U);
+    EXPECT_THAT(refused.body, AllOf(HasSubstr(R"("field":"tap")"), HasSubstr("the tap br0")));
+    host_->ip("link set tap-vm-1 nomaster");
+    node.put("vm-1");
+    EXPECT_FALSE(
+        Node::json(node.call("GET", "/instances/vm-1")).at("instance").as_object().contains("tap_fault"));
+  });
+}
+
+// It said "listening", which it was, at an address that nobody reached it at.
+TEST_F(CheckTest, AnAddressThatTheNodeHasLostIsTold) {
+  const Fd service = serve();
+  host_->run([&] {
+    Node node;
+    node.put("vm-1");
+    const std::string id = create_forward(node);
+    const auto forward = [&] {
+      return Node::json(node.call("GET", "/instances/vm-1/port-forwards/" + id))
+          .at("port_forward")
+          .as_object();
+    };
+    EXPECT_EQ(fault(steps_of(node, id), "listener"), "");
+    EXPECT_EQ(forward().at("state"), "listening");
+    node.lost_addresses = node.control().config().node.public_addresses;
+    const std::string lost = "does not have " + node.lost_addresses.front().to_string();
+    EXPECT_THAT(fault(steps_of(node, id), "listener"), HasSubstr(lost));
+    node.control().retry();
+    EXPECT_EQ(forward().at("state"), "failed");
+    EXPECT_THAT(std::string(forward().at("reason").as_string()), HasSubstr(lost));
+    node.lost_addresses.clear();
+    EXPECT_EQ(fault(steps_of(node, id), "listener"), "");
+    node.control().retry();
+    EXPECT_EQ(forward().at("state"), "listening");
+  });
+}
+
+TEST_F(CheckTest, AForwardThatRefusesItsClientsSaysSo) {
+  const Fd service = serve();
+  host_->run([&] {
+    Node node;
+    node.put("vm-1");
+    const std::string id = create_forward(node);
+    node.dataplane.gated.insert(*parse_uuid(id));
+    const auto steps = steps_of(node, id);
+    EXPECT_THAT(fault(steps, "listener"), HasSubstr("refuses clients there now"));
+    EXPECT_EQ(fault(steps, "guest"), "");
+  });
 }
 
 // ---- Words for each pair of answers ----

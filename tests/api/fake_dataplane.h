@@ -70,6 +70,9 @@ class FakeDataplane final : public Dataplane {
       return connection == 0 || each.id == connection;
     });
   }
+  bool refuses(const ForwardId& id, const std::optional<IpAddress>&) const override {
+    return gated.contains(id);
+  }
   std::optional<ForwardStats> forward_stats(const ForwardId& id) const override {
     if (!opened.contains(id)) return std::nullopt;
     return ForwardStats{.id = id};
@@ -91,6 +94,7 @@ class FakeDataplane final : public Dataplane {
   std::map<ForwardId, std::pair<ForwardRoute, std::uint16_t>> opened;
   std::vector<std::pair<ForwardId, ClosePolicy>> closed;
   std::vector<CloseHow> reasons;  // of `closed`
+  std::set<ForwardId> gated;      // that refuse all clients
   std::vector<Uuid> ended_sessions;
   std::vector<Uuid> passed_on;  // to another owner
   std::function<void()> on_end_session = [] {};

@@ -11,9 +11,11 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "api/control.h"
 #include "api/handlers.h"
@@ -49,7 +51,16 @@ class Node {
     store_ = Store::open(path()).value();
     watch_ = SessionWatch::start(context).value();
     control_ = std::make_unique<Control>(
-        config_, Control::Parts{context, *store_, dataplane, *watch_, events, stats, return_path_, "", {}});
+        config_, Control::Parts{context,
+                                *store_,
+                                dataplane,
+                                *watch_,
+                                events,
+                                stats,
+                                return_path_,
+                                "",
+                                {},
+                                [this](std::span<const IpAddress>) { return lost_addresses; }});
     control_->set_admin_key(kAdminKey);
     control_->restore().value();
     api_ = std::make_unique<Api>(
@@ -156,6 +167,7 @@ class Node {
   EventHub events;
   ApiStats stats;
   RecentCloses closes{100};
+  std::vector<IpAddress> lost_addresses;  // public ones that the node does not have
 
  private:
   ReturnPath* const return_path_;

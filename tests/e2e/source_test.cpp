@@ -330,6 +330,9 @@ TEST_P(SourceTest, WithoutCapabilitiesTheGuestSeesTheNodeAndTheNodeSaysWhy) {
 }
 
 TEST_P(SourceTest, AClosedPortRefusesClientsUntilItIsOpen) {
+  const auto check = [&](const std::string& id) {
+    return daemon().api("GET", "/instances/vm-1/port-forwards/" + id + "/check?client=198.18.0.2").body;
+  };
   const CreatedForward forward = daemon().create_forward("vm-1", kClosedPort);
   const CreatedForward control = daemon().create_forward("vm-1", kSwitchPort);
   const auto tell = [&](std::string_view what) {
@@ -345,8 +348,10 @@ TEST_P(SourceTest, AClosedPortRefusesClientsUntilItIsOpen) {
     EXPECT_TRUE(daemon().wait_for_metric("portway_forwards_refusing", {}, 1));
     TcpClient second(network().client(), kHostAddress, forward.host_port);
     EXPECT_EQ(second.connect_error(), ECONNREFUSED);
+    EXPECT_THAT(check(forward.id), HasSubstr("refuses clients there now"));
     tell("open\n");
     EXPECT_TRUE(daemon().wait_for_metric("portway_forwards_refusing", {}, 0));
+    EXPECT_THAT(check(forward.id), Not(HasSubstr("refuses clients there now")));
     {
       TcpClient third(network().client(), kHostAddress, forward.host_port);
       third.send("hello");

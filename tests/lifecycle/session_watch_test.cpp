@@ -2,6 +2,7 @@
 #include "lifecycle/session_watch.h"
 
 #include <fmt/format.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <sys/resource.h>
@@ -20,6 +21,8 @@ namespace portway {
 namespace {
 
 using test::NetworkNamespace;
+using testing::AllOf;
+using testing::HasSubstr;
 
 class SessionWatchTest : public testing::Test {
  protected:
@@ -532,6 +535,26 @@ TEST_F(SessionWatchTest, OnlyTheSessionsBehindTheLostTapEnd) {
   network_->ip("link set guest0 down");
   run_until_told("vm carrier_lost");
   for (const std::string& line : told_) EXPECT_FALSE(line.starts_with("other c")) << line;
+}
+
+// A bridge takes what comes in by its ports: SO_BINDTODEVICE to one gets no answer.
+TEST_F(SessionWatchTest, AnInterfaceThatCannotBeATapSaysWhyAndWhatToDo) {
+  add_tap();
+  read_all();
+  EXPECT_EQ(watch_->tap_fault(instance("vm-1")), "");
+  EXPECT_EQ(watch_->tap_fault(instance("vm-1", "missing")), "");
+  EXPECT_THAT(watch_->tap_fault(instance("vm-1", "lo")), HasSubstr("loopback"));
+
+  network_->ip("link add br0 type bridge");
+  network_->ip("link set br0 up");
+  network_->ip("link set tap0 master br0");
+  read_all();
+  EXPECT_THAT(watch_->tap_fault(instance("vm-1")), AllOf(HasSubstr("tap0 is a port of bridge br0"),
+                                                         HasSubstr("nomaster"), HasSubstr("the tap br0")));
+  EXPECT_EQ(watch_->tap_fault(instance("vm-1", "br0")), "");
+  network_->ip("link set tap0 nomaster");
+  read_all();
+  EXPECT_EQ(watch_->tap_fault(instance("vm-1")), "");
 }
 
 }  // namespace
