@@ -18,6 +18,7 @@
 namespace portway::test {
 namespace {
 
+using testing::AllOf;
 using testing::HasSubstr;
 using testing::Not;
 using testing::StartsWith;
@@ -297,6 +298,28 @@ TEST_P(SourceInNamespacesTest, ConnectionsThatFindNoPortAreToldApart) {
             1);
   for (TcpClient& client : clients) client.finish();
   for (TcpClient& client : clients) EXPECT_EQ(client.receive_to_end().error, 0);
+}
+
+// Once it was served from the node's address instead, which the API did not say, and which a guest's own
+// filter may let in where it keeps clients out.
+TEST_P(SourceInNamespacesTest, AGuestThatCannotAnswerItsClientsIsNotServedFromTheNodesAddress) {
+  start_daemon({.io_backend = std::get<1>(GetParam()), .connect_timeout_ms = 300});
+  const CreatedForward forward = daemon().create_forward("vm-1", kEchoPort);
+  network().guest()->ip("route del default");
+  TcpClient client(network().client(), kHostAddress, forward.host_port);
+  EXPECT_EQ(client.receive_to_end().error, ECONNRESET);
+  const HttpResponse check = daemon().api("GET", "/instances/vm-1/port-forwards/" + forward.id + "/check");
+  const auto instance = daemon().api("GET", "/instances/vm-1").json().at("instance");
+  network().guest()->ip("route add default via 198.19.0.1");
+  EXPECT_THAT(check.body, AllOf(HasSubstr("answers the node"), HasSubstr("default route")));
+  EXPECT_EQ(instance.at("source_mode"), "transparent");
+  EXPECT_TRUE(daemon().wait_for_metric("portway_forward_connect_errors_total",
+                                       {{"forward", forward.id}, {"reason", "timeout"}}, 1));
+  TcpClient next(network().client(), kHostAddress, forward.host_port);
+  next.send("x");
+  EXPECT_EQ(next.receive(1), "x");
+  next.finish();
+  EXPECT_EQ(next.receive_to_end().error, 0);
 }
 
 TEST_P(SourceTest, TheDscpReachesTheGuestAlsoWhereThePortIsReplaced) {
