@@ -62,6 +62,7 @@ std::vector<std::string> addresses_of(const Instance& instance) {
 
 std::string lost_text(const std::vector<IpAddress>& addresses) {
   std::vector<std::string> names;
+  names.reserve(addresses.size());
   for (const IpAddress& address : addresses) names.push_back(address.to_string());
   return fmt::format(
       "The node does not have {} now: add the address to an interface, or correct node.public_addresses",

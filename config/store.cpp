@@ -471,9 +471,11 @@ class Store::Connection {
   const std::string& checkpoint_fault() const { return checkpoint_fault_; }
 
   /// The same in new files, to take the place of this one, whose files have lost their names. They are still
-  /// open, and have everything.
+  /// open, and have everything. Null where only the lock's was gone.
   Result<std::unique_ptr<Connection>> move_to_new_files() {
     try {
+      if (auto locked = files_.keep_lock(); !locked) return locked.error();
+      if (files_.change().empty()) return std::unique_ptr<Connection>();
       if (files_.is_replaced()) {
         return store_unavailable(path_,
                                  "another file has its name; move that one away, and this one's content is "
@@ -806,8 +808,9 @@ Result<void> Store::keep_files() {
     set_fault(error.detail);
     return error;
   }
-  connection_ = std::move(*moved);
   set_fault("");
+  if (*moved == nullptr) return {};
+  connection_ = std::move(*moved);
   note({.is_error = false,
         .text = "Files of the store " + path_ +
                 " were deleted, moved or replaced under the running portwayd (" + change +

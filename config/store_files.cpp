@@ -79,6 +79,7 @@ Result<StoreFiles> StoreFiles::open(const std::string& path) {
   if (auto made = make_directory_of(path); !made) return made.error();
   StoreFiles files(path);
   if (auto locked = files.lock_name(); !locked) return locked.error();
+  if (::access(path.c_str(), F_OK) == 0) ::unlink((path + ".new").c_str());  // of a daemon that was killed
   files.database_ = open_file(path, 0);
   if (!files.database_) return store_call_failed(path, "open", errno);
   const int error = lock_open_file(files.database_);
@@ -103,7 +104,7 @@ Result<void> StoreFiles::lock_name() {
 Result<StoreFiles> StoreFiles::make_successor() const {
   if (auto made = make_directory_of(path_); !made) return made.error();
   StoreFiles files(path_ + ".new");
-  ::unlink(files.path_.c_str());  // of a daemon that was killed
+  ::unlink(files.path_.c_str());  // of an attempt before
   files.database_ = open_file(files.path_, O_EXCL);
   if (!files.database_) return store_call_failed(path_, "open of " + files.path_, errno);
   if (const int error = lock_open_file(files.database_); error != 0) {
@@ -115,12 +116,7 @@ Result<StoreFiles> StoreFiles::make_successor() const {
 Result<void> StoreFiles::hand_over(StoreFiles& successor) {
   if (::fsync(successor.database_.get()) != 0)
     return store_call_failed(path_, "fsync of " + successor.path_, errno);
-  if (fate(kLock) != Fate::kInPlace) {
-    StoreFiles by_name(path_);
-    if (auto locked = by_name.lock_name(); !locked) return locked.error();
-    lock_ = by_name.lock_;
-    remember(kLock);
-  }
+  if (auto locked = keep_lock(); !locked) return locked.error();
   // SQLite would take the old log's pages for the new database's.
   for (const File file : {kWal, kShm}) {
     if (::unlink(name(file).c_str()) != 0 && errno != ENOENT) {
@@ -134,6 +130,16 @@ Result<void> StoreFiles::hand_over(StoreFiles& successor) {
   remember(kDatabase);
   successor.path_ = path_;
   successor.lock_ = lock_;
+  return {};
+}
+
+Result<void> StoreFiles::keep_lock() {
+  if (fate(kLock) == Fate::kInPlace) return {};
+  if (auto made = make_directory_of(path_); !made) return made.error();
+  StoreFiles by_name(path_);
+  if (auto locked = by_name.lock_name(); !locked) return locked.error();
+  lock_ = by_name.lock_;
+  remember(kLock);
   return {};
 }
 

@@ -37,6 +37,8 @@ class StoreFiles {
   /// successor, or the call, fails, the next successor can take the place.
   Result<void> hand_over(StoreFiles& successor);
 
+  /// Makes the lock's file anew where it is gone, which is all that is lost by that.
+  Result<void> keep_lock();
   /// SQLite has opened the database: its files are those that are there now.
   void remember();
   /// What has become of them: "portway.db-wal is gone"; empty in peace. Four stat(2).

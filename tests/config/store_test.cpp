@@ -713,7 +713,12 @@ TEST_F(StoreTest, FilesThatAreDeletedMeanwhileAreWrittenAnewBeforeTheNextChange)
       if ((gone >> file & 1) != 0) fs::remove(path() + kFiles[file]);
     }
     EXPECT_TRUE(store->add_forward(make_forward(instance, static_cast<std::uint16_t>(port + 1))));
-    EXPECT_THAT(notices_of(*store), ElementsAre(HasSubstr("written anew")));
+    const auto notices = notices_of(*store);
+    if (gone == 8) {
+      EXPECT_THAT(notices, IsEmpty()) << "a lock is all that there was";
+    } else {
+      EXPECT_THAT(notices, ElementsAre(HasSubstr("written anew")));
+    }
     for (const std::string& suffix : kFiles) {
       EXPECT_TRUE(fs::exists(path() + suffix)) << suffix;
       EXPECT_EQ(mode_of(path() + suffix), 0600) << suffix;
