@@ -477,9 +477,10 @@ class Store::Connection {
       if (auto locked = files_.keep_lock(); !locked) return locked.error();
       if (files_.change().empty()) return std::unique_ptr<Connection>();
       if (files_.is_replaced()) {
-        return store_unavailable(path_,
-                                 "another file has its name; move that one away, and this one's content is "
-                                 "written there within seconds, or stop portwayd to start with that file");
+        return store_unavailable(
+            path_,
+            "another file has its name; move that one away, and this one's content is "
+            "written there within seconds; or else stop portwayd, to start with that file");
       }
       if (files_.has_database()) {  // it must be complete before its log is deleted
         const bool busy = database_.execAndGet("PRAGMA wal_checkpoint(TRUNCATE)").getInt() != 0;
@@ -802,9 +803,11 @@ Result<void> Store::keep_files() {
   auto moved = connection_->move_to_new_files();
   if (!moved) {
     Error error = moved.error();
-    error.detail =
-        "Files of the store were deleted, moved or replaced under the running portwayd (" + change +
-        "): changes are refused, and without portwayd nothing is left of what it knows. " + error.detail;
+    error.detail = "Files of the store were deleted, moved or replaced under the running portwayd (" +
+                   change +
+                   "). Changes are refused, and what portwayd knows may be in no file any more: do not stop "
+                   "it before this is over. " +
+                   error.detail;
     set_fault(error.detail);
     return error;
   }

@@ -124,10 +124,10 @@ Result<void> StoreFiles::hand_over(StoreFiles& successor) {
     }
   }
   if (::rename(successor.path_.c_str(), path_.c_str()) != 0) return store_call_failed(path_, "rename", errno);
+  remember(kDatabase);
   if (const int error = sync_directory(fs::path(path_).parent_path()); error != 0) {
     return store_call_failed(path_, "fsync of its directory", error);
   }
-  remember(kDatabase);
   successor.path_ = path_;
   successor.lock_ = lock_;
   return {};
