@@ -488,6 +488,11 @@ int run(const Arguments& arguments, DaemonLog& log) {
   const std::uint32_t listeners_reserved = raise_descriptor_limit(*config);
   auto store = Store::open(config->store.path, prefer_this_thread);  // calls of the API wait for it
   if (!store) return fail(store.error(), kExitFailed);
+  // Now: if the start ends before Control tells them, the next one does not find out again what a log has
+  // lost.
+  for (const auto& [is_error, text] : (*store)->take_notices()) {
+    spdlog::log(is_error ? spdlog::level::err : spdlog::level::warn, "{}", text);
+  }
   auto return_path = start_return_path(config->proxy.source_mode);
   if (!return_path) return fail(return_path.error(), kExitFailed);
   auto client_refusals = start_client_refusals_if_possible();

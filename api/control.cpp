@@ -128,7 +128,6 @@ Control::~Control() {
 // --- Start.
 
 Result<void> Control::restore() {
-  log_store();
   auto keys = store_.load_api_keys();
   if (!keys) return keys.error();
   auto instances = store_.load_instances();

@@ -860,7 +860,11 @@ Result<std::unique_ptr<Store>> Store::open(const std::string& given_path,
   if (!files) return files.error();
   const std::string damage = wal_damage(path);  // before SQLite overwrites it
   auto connection = Connection::open(path, std::move(*files));
-  if (!connection) return connection.error();
+  if (!connection) {
+    Error refusal = connection.error();
+    if (!damage.empty()) refusal.detail += " " + damage + ".";
+    return refusal;
+  }
   auto thread = Thread::start(prepare_thread);
   if (!thread) return thread.error();
   std::unique_ptr<Store> store(new Store(path, std::move(*connection), std::move(*thread)));
