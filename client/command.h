@@ -69,6 +69,7 @@ struct Command {
       {};  // the member of the answer that holds the resource or the list; none: 204 and no body
   std::vector<Column> columns = {};  // of a list; empty: the members of its first object
   Show show = nullptr;               // for -o table; nullptr: prints nothing
+  std::string_view verdict = {};     // the resource's member whose false makes the command fail
 
   Outcome<void> (*run)(const Invocation&, Console&);
   bool hidden = false;

@@ -60,7 +60,7 @@ class CommandLine {
     app_.set_help_flag("-h,--help", "Print this help and exit.");
     for (const Parameter& parameter : global_parameters()) add_parameter(app_, parameter);
     for (const Command& command : commands()) add_command(command);
-    app_.footer("Exit codes and examples: man portway.");
+    app_.footer(footer());
   }
 
   Parsed parse(std::span<const std::string> words, const Environment& environment, Console& console) {
@@ -97,6 +97,14 @@ class CommandLine {
     const auto row = std::ranges::find(nouns(), name, &Noun::name);
     added = app_.add_subcommand(std::string(name), std::string(row->summary));
     return *added->require_subcommand(1)->fallthrough();
+  }
+
+  static std::string footer() {
+    std::string text = "Exit codes:\n";
+    for (const ExitMeaning& meaning : exit_meanings()) {
+      text += fmt::format("  {}  {}\n", static_cast<int>(meaning.exit), meaning.meaning);
+    }
+    return text + "Examples: man portway.";
   }
 
   const Command& chosen() const {

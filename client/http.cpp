@@ -239,7 +239,10 @@ Outcome<HttpAnswer> Exchange::talk(Stream& stream) {
     if (endless && !data.empty() && !on_data_(data)) return answer;
     if (!endless) answer.body += data;
     // Some servers end the connection without TLS's goodbye: an answer that is whole is one.
-    if (error && endless) break;
+    if (error && endless) {
+      answer.broke_off = error.message();
+      break;
+    }
     if (error) return broken("the answer broke off", error);
     if (answer.body.size() > kBodyMax) {
       return unreachable(options_.server, "the answer is larger than 64 MiB", "Is this Portway's API?");

@@ -25,6 +25,7 @@ struct HttpAnswer {
   std::string content_type = {};
   std::string retry_after = {};
   std::string body = {};
+  std::string broke_off = {};  // of a stream: why it ended before the server had ended it
 };
 
 struct HttpOptions {
@@ -47,7 +48,7 @@ class HttpClient {
   Outcome<HttpAnswer> send(const HttpRequest& request) const;
 
   /// For an answer without an end: when its status is 200, its body goes to `on_data` as it comes, without a
-  /// time limit, until that returns false or the server ends it. Another status is answered as by send().
+  /// time limit, until that returns false or the connection ends (broke_off). Another status is answered as by send().
   using OnData = std::function<bool(std::string_view data)>;
   Outcome<HttpAnswer> stream(const HttpRequest& request, const OnData& on_data) const;
 

@@ -176,9 +176,13 @@ Outcome<json::object> ask(const HttpClient& client, const HttpRequest& request) 
 
 Outcome<json::object> fetch(const HttpClient& client, const Command& command, const Arguments& arguments) {
   auto answer = ask(client, make_request(command, arguments));
-  for (std::size_t pages = 1; answer && command.paged && pages < kPagesMax; ++pages) {
+  for (std::size_t pages = 1; answer && command.paged; ++pages) {
     const std::string cursor = text_of(*answer, "next_cursor");
     if (cursor.empty()) break;
+    if (pages == kPagesMax) {
+      return Failure{Exit::kUnreachable, fmt::format("The list has more than {} pages.", kPagesMax),
+                     "Is this Portway's API?"};
+    }
     auto page = ask(client, make_request(command, arguments, cursor));
     if (!page) return page.error();
     append_page(*answer, *page, command.envelope);
@@ -217,7 +221,10 @@ Outcome<void> run_request(const Invocation& invocation, Console& console) {
   } else if (command.show != nullptr) {
     command.show(command, *answer, console);
   }
-  return {};
+  if (command.verdict.empty()) return {};
+  const std::string verdict = fmt::format("{}.{}", command.envelope, command.verdict);
+  if (text_of(*answer, verdict) == "true") return {};
+  return Failure{Exit::kRefused, invocation.wants_json() ? "" : "The check found what is not ok."};
 }
 
 }  // namespace portway

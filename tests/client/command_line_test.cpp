@@ -97,6 +97,12 @@ TEST(CommandLine, HasHelpForEveryCommandAndItsParameters) {
   }
 }
 
+TEST(CommandLine, ListsItsExitCodesInItsHelp) {
+  const std::string help = run_portway({"--help"}).out;
+  for (const ExitMeaning& meaning : exit_meanings())
+    EXPECT_THAT(help, HasSubstr(std::string(meaning.meaning)));
+}
+
 TEST(CommandLine, PrintsItsVersionWithoutAServer) {
   const ClientRun run = run_portway({"--version"});
   EXPECT_EQ(run.exit, 0);

@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <boost/json/parse.hpp>
+#include <filesystem>
+#include <fstream>
 
 #include "tests/client/fake_server.h"
 
@@ -187,6 +190,93 @@ TEST(Request, ShowsNoControlCharactersOfOthers) {
   OneAnswer server(
       http_answer(200, R"({"instances":[{"id":"\u001b]0;owned\u0007","tap":"\u009b31m","owner":"Zoë"}]})"));
   EXPECT_EQ(server.run({"instances", "list"}).out, "ID          TAP   OWNER\n?]0;owned?  ?31m  Zoë\n");
+}
+
+std::string contents(const std::filesystem::path& file) {
+  std::ifstream stream(file);
+  return {std::istreambuf_iterator<char>(stream), {}};
+}
+
+std::vector<std::string> files_in(const std::filesystem::path& directory) {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(directory))
+    names.push_back(entry.path().filename());
+  std::ranges::sort(names);
+  return names;
+}
+
+constexpr const char* kWholeCapture =
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\npcap\r\n0\r\n\r\n";
+constexpr const char* kHalfCapture = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\npcap\r\n";
+
+TEST(Capture, ReplacesAFileOnlyWhenItIsWhole) {
+  const TemporaryDirectory directory;
+  const std::string file = directory.write("web.pcap", "yesterday's");
+  const std::vector<std::string> words = {"forwards", "capture", "vm-1", "f-1", "--write", file};
+  OneAnswer refusing(problem_answer(404, R"({"title":"Not Found","detail":"No.","code":"not_found"})"));
+  EXPECT_EQ(refusing.run(words).exit, 4);
+  EXPECT_EQ(run_portway(words, {{"PORTWAY_SERVER", "http://127.0.0.1:1"}}).exit, 3);
+  EXPECT_EQ(contents(file), "yesterday's");
+  EXPECT_THAT(files_in(directory.path()), ElementsAre("web.pcap"));
+
+  OneAnswer broken(kHalfCapture);
+  const ClientRun run = broken.run(words);
+  EXPECT_EQ(run.exit, 3);
+  EXPECT_THAT(run.err,
+              AllOf(HasSubstr("the capture broke off"), HasSubstr("What came is in " + file + ".part")));
+  EXPECT_EQ(contents(file), "yesterday's");
+  EXPECT_EQ(contents(file + ".part"), "pcap");
+
+  OneAnswer whole(kWholeCapture);
+  EXPECT_EQ(whole.run(words).exit, 0);
+  EXPECT_EQ(contents(file), "pcap");
+  EXPECT_THAT(files_in(directory.path()), ElementsAre("web.pcap"));
+}
+
+TEST(Capture, ThatBreaksOffOnStandardOutputFails) {
+  OneAnswer broken(kHalfCapture);
+  const ClientRun run = broken.run({"forwards", "capture", "vm-1", "f-1"});
+  EXPECT_EQ(run.exit, 3);
+  EXPECT_EQ(run.out, "pcap");
+  EXPECT_THAT(run.err, HasSubstr("the capture broke off"));
+  OneAnswer whole(kWholeCapture);
+  EXPECT_EQ(whole.run({"forwards", "capture", "vm-1", "f-1"}).exit, 0);
+}
+
+TEST(Capture, GoesIntoWhatIsNoFileAndThroughLinks) {
+  const TemporaryDirectory directory;
+  OneAnswer server(kWholeCapture);
+  EXPECT_EQ(server.run({"forwards", "capture", "vm-1", "f-1", "--write", "/dev/null"}).exit, 0);
+  EXPECT_TRUE(std::filesystem::is_character_file("/dev/null"));
+  const std::string target = directory.write("target.pcap", "old");
+  const std::string link = directory.path() / "link.pcap";
+  std::filesystem::create_symlink("target.pcap", link);
+  EXPECT_EQ(server.run({"forwards", "capture", "vm-1", "f-1", "--write", link}).exit, 0);
+  EXPECT_TRUE(std::filesystem::is_symlink(link));
+  EXPECT_EQ(contents(target), "pcap");
+  const ClientRun nowhere = server.run({"forwards", "capture", "vm-1", "f-1", "--write", "/nowhere/a.pcap"});
+  EXPECT_EQ(nowhere.exit, 2);
+  EXPECT_THAT(nowhere.err, HasSubstr("/nowhere/a.pcap.part"));
+  EXPECT_THAT(server.requests(), SizeIs(2)) << "no capture begins that cannot be written";
+}
+
+TEST(ForwardCheck, FailsWhereAStepIsNotOk) {
+  const auto answer = [](bool ok) {
+    const std::string value = ok ? "true" : "false";
+    return http_answer(200, R"({"check":{"ok":)" + value + R"(,"steps":[{"step":"guest","ok":)" + value +
+                                R"(,"detail":"It answers."}]}})");
+  };
+  OneAnswer well(answer(true));
+  EXPECT_EQ(well.run({"forwards", "check", "vm-1", "f-1"}).exit, 0);
+  OneAnswer ill(answer(false));
+  const ClientRun table = ill.run({"forwards", "check", "vm-1", "f-1"});
+  EXPECT_EQ(table.exit, 1);
+  EXPECT_EQ(table.out, "NOT OK  guest  It answers.\n");
+  EXPECT_THAT(table.err, HasSubstr("not ok"));
+  const ClientRun json = ill.run({"forwards", "check", "vm-1", "f-1", "-o", "json"});
+  EXPECT_EQ(json.exit, 1);
+  EXPECT_EQ(boost::json::parse(json.out).at("check").at("ok"), false);
+  EXPECT_THAT(json.err, IsEmpty());
 }
 
 // --- What fails.
