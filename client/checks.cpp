@@ -1,6 +1,10 @@
 #include "client/checks.h"
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <array>
+#include <utility>
 
 namespace portway {
 
@@ -10,12 +14,36 @@ std::string_view to_string(Grade grade) {
   return kNames[static_cast<std::size_t>(grade)];
 }
 
+namespace {
+
+void look(const Check& check, const Node& node, std::vector<NamedFinding>& findings) {
+  if (check.of_node != nullptr) {
+    findings.push_back({check.name, check.of_node(node)});
+    return;
+  }
+  const std::size_t first = findings.size();
+  for (const Subject& subject : node.subjects) {
+    NamedFinding found{check.name, check.of_process(node, subject)};
+    // Processes of the same user have much in common.
+    if (std::find(findings.begin() + static_cast<std::ptrdiff_t>(first), findings.end(), found) ==
+        findings.end()) {
+      findings.push_back(std::move(found));
+    }
+  }
+}
+
+}  // namespace
+
 std::vector<NamedFinding> look_at(const Node& node) {
   std::vector<NamedFinding> findings;
-  for (const std::span<const Check> part : {kernel_checks(), setup_checks()}) {
-    for (const Check& check : part) findings.push_back({check.name, check.look(node)});
+  for (const std::span<const Check> part : {kernel_checks(), tcp_checks(), setup_checks()}) {
+    for (const Check& check : part) look(check, node, findings);
   }
   return findings;
+}
+
+std::string sysctl_remedy(std::string_view name, std::int64_t value) {
+  return fmt::format("sysctl -w {}={}, and put it in /etc/sysctl.d/portway.conf.", name, value);
 }
 
 }  // namespace portway

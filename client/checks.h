@@ -23,22 +23,38 @@ struct Finding {
   Grade grade = Grade::kOk;
   std::string detail;
   std::string remedy = {};  // for kWarn and kFail
+
+  friend bool operator==(const Finding&, const Finding&) = default;
 };
 
 struct Check {
+  using OfNode = Finding (*)(const Node&);
+  using OfProcess = Finding (*)(const Node&, const Subject&);  // for each subject
+
+  constexpr Check(std::string_view check_name, OfNode look) : name(check_name), of_node(look) {}
+  constexpr Check(std::string_view check_name, OfProcess look) : name(check_name), of_process(look) {}
+
   std::string_view name;
-  Finding (*look)(const Node& node);
+  OfNode of_node = nullptr;  // one of the two
+  OfProcess of_process = nullptr;
 };
 
 /// What the kernel grants: version, io_uring, limits, rights.
 std::span<const Check> kernel_checks();
+/// What is left of the kernel's tables, ports and memory for TCP.
+std::span<const Check> tcp_checks();
 /// What the operator set up: configuration, files, addresses, ports, devices, the daemon.
 std::span<const Check> setup_checks();
 
 struct NamedFinding {
   std::string_view name;
   Finding finding;
+
+  friend bool operator==(const NamedFinding&, const NamedFinding&) = default;
 };
 std::vector<NamedFinding> look_at(const Node& node);
+
+/// "sysctl -w NAME=VALUE, and where to put it for good."
+std::string sysctl_remedy(std::string_view name, std::int64_t value);
 
 }  // namespace portway

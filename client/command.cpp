@@ -12,6 +12,11 @@ void Arguments::set(std::string_view name, std::vector<std::string> values) {
   values_.insert_or_assign(std::string(name), std::move(values));
 }
 
+void Arguments::set_fallback(std::string_view name, std::string_view value) {
+  set(name, {std::string(value)});
+  fallbacks_.emplace(name);
+}
+
 const std::string& Arguments::text(std::string_view name) const {
   static const std::string none;
   const auto found = values_.find(name);

@@ -7,6 +7,7 @@
 #include <iosfwd>
 #include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -95,7 +96,11 @@ using Environment = std::map<std::string, std::string, std::less<>>;
 class Arguments {
  public:
   void set(std::string_view name, std::vector<std::string> values);
+  /// As set(), for a value that nobody gave.
+  void set_fallback(std::string_view name, std::string_view value);
 
+  /// Whether somebody gave it.
+  bool given(std::string_view name) const { return has(name) && !fallbacks_.contains(name); }
   bool has(std::string_view name) const { return values_.contains(name); }
   /// Empty when it was not given.
   const std::string& text(std::string_view name) const;
@@ -104,6 +109,7 @@ class Arguments {
 
  private:
   std::map<std::string, std::vector<std::string>, std::less<>> values_;
+  std::set<std::string, std::less<>> fallbacks_;  // names in values_
 };
 
 /// One run of one command.

@@ -46,7 +46,7 @@ void read_parameter(const CLI::App& app, const Parameter& parameter, Invocation&
   if (variable != invocation.environment.end() && !variable->second.empty()) {
     invocation.arguments.set(parameter.name, {variable->second});
   } else if (!parameter.fallback.empty()) {
-    invocation.arguments.set(parameter.name, {std::string(parameter.fallback)});
+    invocation.arguments.set_fallback(parameter.name, parameter.fallback);
   }
 }
 

@@ -493,7 +493,9 @@ std::vector<Command> node_commands() {
        .summary =
            "Check this node: kernel, limits, ports, devices, files and the daemon, each with a remedy.",
        .parameters = {{.name = "--config",
-                       .help = "The daemon's configuration.",
+                       .help =
+                           "The daemon's configuration, which also says where its API is, unless --server "
+                           "does.",
                        .kind = Kind::kFile,
                        .value = "FILE",
                        .fallback = kDefaultConfigFile}},

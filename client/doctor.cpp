@@ -45,6 +45,21 @@ void ask_daemon(const HttpClient& client, ApiFacts& api) {
   }
 }
 
+/// As this node reaches it; nothing where it cannot be known (port 0).
+std::optional<KnownServer> server_of(const Config::Api& api) {
+  if (const auto* path = std::get_if<UnixPath>(&api.listen)) return KnownServer{to_string(*path)};
+  const auto& endpoint = std::get<Endpoint>(api.listen);
+  if (endpoint.port() == 0) return std::nullopt;
+  IpAddress address = endpoint.address();
+  if (address.is_unspecified()) {
+    address = address.is_v4() ? IpAddress(boost::asio::ip::address_v4::loopback())
+                              : IpAddress(boost::asio::ip::address_v6::loopback());
+  }
+  const bool tls = !api.tls_certificate.empty();
+  return KnownServer{(tls ? "https://" : "http://") + to_string(Endpoint(address, endpoint.port())),
+                     api.tls_certificate};
+}
+
 void read_config(Node& node) {
   std::error_code error;
   node.config_found = std::filesystem::exists(node.config_file, error);
@@ -84,12 +99,14 @@ Outcome<void> report(const std::vector<NamedFinding>& findings, bool json_wanted
 }
 
 Outcome<void> run_doctor(const Invocation& invocation, Console& console) {
-  const auto client = make_client(invocation, console);
-  if (!client) return client.error();
   Node node;
   node.config_file = invocation.arguments.text("--config");
   read_config(node);
-  node.subject = find_subject(node.root);
+  std::optional<KnownServer> known;
+  if (!invocation.arguments.given("--server")) known = server_of(node.config.api);
+  const auto client = known ? make_client(invocation, console, *known) : make_client(invocation, console);
+  if (!client) return client.error();
+  node.subjects = find_subjects(node.root);
   node.try_io_uring = []() -> Result<void> {
     const auto ring = make_uring_io();
     if (!ring) return ring.error();

@@ -18,6 +18,7 @@
 #include <boost/beast/http/string_body.hpp>
 #include <boost/beast/http/write.hpp>
 #include <boost/beast/version.hpp>
+#include <memory>
 
 namespace portway {
 namespace {
@@ -43,6 +44,16 @@ std::string connect_remedy(const ServerAddress& server, const error_code& error)
   const std::string where = server.transport == Transport::kUnix ? "the socket" : "the host and port";
   return "Is portwayd running? Compare " + where +
          " with its api.listen, and give the right one with --server or PORTWAY_SERVER.";
+}
+
+/// The first certificate of the file, and not what its authorities have signed otherwise.
+bool trust_only(asio::ssl::context& tls, const std::string& file) {
+  const std::unique_ptr<BIO, void (*)(BIO*)> bio(::BIO_new_file(file.c_str(), "r"), ::BIO_free_all);
+  const std::unique_ptr<X509, void (*)(X509*)> certificate(
+      bio ? ::PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr) : nullptr, ::X509_free);
+  X509_STORE* store = ::SSL_CTX_get_cert_store(tls.native_handle());
+  return certificate && ::X509_STORE_add_cert(store, certificate.get()) == 1 &&
+         ::X509_STORE_set_flags(store, X509_V_FLAG_PARTIAL_CHAIN) == 1;
 }
 
 /// One request and its answer. The calls are asynchronous for the sake of their time-outs only: each waits
@@ -141,7 +152,12 @@ Outcome<void> Exchange::set_up_tls(asio::ssl::context& tls) const {
   error_code error;
   tls.set_options(
       asio::ssl::context::no_sslv3 | asio::ssl::context::no_tlsv1 | asio::ssl::context::no_tlsv1_1, error);
-  if (options_.ca_file.empty()) {
+  if (!options_.server_certificate_file.empty()) {
+    if (!trust_only(tls, options_.server_certificate_file)) {
+      return Failure{Exit::kUsage, options_.server_certificate_file + ": no certificate can be read from it.",
+                     "Run this as a user who may read the file, or name the server with --server."};
+    }
+  } else if (options_.ca_file.empty()) {
     tls.set_default_verify_paths(error);
   } else if (tls.load_verify_file(options_.ca_file, error); error) {
     return unusable("--ca", options_.ca_file, error);
@@ -165,12 +181,20 @@ Outcome<void> Exchange::handshake(Tls& stream) {
   // Server name indication is for names only (RFC 6066).
   if (address_error) SSL_set_tlsext_host_name(stream.native_handle(), server.host.c_str());
   stream.set_verify_mode(asio::ssl::verify_peer);
-  stream.set_verify_callback(asio::ssl::host_name_verification(server.host));
+  if (options_.server_certificate_file.empty()) {
+    stream.set_verify_callback(asio::ssl::host_name_verification(server.host));
+  }
   const error_code error = wait(
       stream.next_layer(), [&](auto done) { stream.async_handshake(asio::ssl::stream_base::client, done); });
   if (!error) return {};
   const long verified = SSL_get_verify_result(stream.native_handle());
   if (verified == X509_V_OK) return broken("the TLS handshake failed", error);
+  if (!options_.server_certificate_file.empty()) {
+    return unreachable(server,
+                       "its certificate is not the one of " + options_.server_certificate_file +
+                           ", or not valid: " + X509_verify_cert_error_string(verified),
+                       "Send portwayd SIGHUP to load the file anew, or name the server with --server.");
+  }
   return unreachable(
       server, std::string("its certificate is not trusted: ") + X509_verify_cert_error_string(verified),
       "Give the authority's certificate with --ca, and the host as the certificate names it with --server.");

@@ -32,6 +32,7 @@ struct HttpOptions {
   ServerAddress server;
   std::string key = {};  // the bearer key; none when empty
   std::string ca_file = {};
+  std::string server_certificate_file = {};  // the one certificate that is trusted, for any host
   std::string certificate_file = {};
   std::string private_key_file = {};
   std::chrono::seconds timeout{30};  // without progress
@@ -48,7 +49,8 @@ class HttpClient {
   Outcome<HttpAnswer> send(const HttpRequest& request) const;
 
   /// For an answer without an end: when its status is 200, its body goes to `on_data` as it comes, without a
-  /// time limit, until that returns false or the connection ends (broke_off). Another status is answered as by send().
+  /// time limit, until that returns false or the connection ends (broke_off). Another status is answered as
+  /// by send().
   using OnData = std::function<bool(std::string_view data)>;
   Outcome<HttpAnswer> stream(const HttpRequest& request, const OnData& on_data) const;
 

@@ -13,10 +13,6 @@ constexpr std::int64_t kBacklog = 4096;     // what the listeners ask for
 constexpr std::int64_t kPagesPerPipe = 64;  // 256 KiB
 constexpr std::pair kUringKernel{5, 19};    // multishot accept and poll
 
-std::string sysctl_remedy(std::string_view name, std::int64_t value) {
-  return fmt::format("sysctl -w {}={}, and put it in /etc/sysctl.d/portway.conf.", name, value);
-}
-
 std::string who(const Subject& subject) {
   return subject.is_daemon() ? fmt::format("portwayd (process {})", subject.pid) : "this shell";
 }
@@ -60,9 +56,8 @@ std::uint64_t descriptors_wanted(const Config& config) {
          std::uint64_t{config.ports.range.size()} * config.node.public_addresses.size() + 1024;
 }
 
-Finding check_descriptors(const Node& node) {
+Finding check_descriptors(const Node& node, const Subject& subject) {
   const std::uint64_t wanted = descriptors_wanted(node.config);
-  const Subject& subject = node.subject;
   const std::string has =
       fmt::format("{} may have {} descriptors, {} are wanted for {} connections", who(subject),
                   subject.descriptors_max, wanted, node.config.proxy.connections_max);
@@ -89,8 +84,7 @@ Finding check_open_files(const Node& node) {
   return {Grade::kOk, fmt::format("fs.nr_open is {}, fs.file-max {}.", *nr_open, *file_max)};
 }
 
-Finding check_pipes(const Node& node) {
-  const Subject& subject = node.subject;
+Finding check_pipes(const Node& node, const Subject& subject) {
   if (subject.has(Capability::kSysResource) || subject.has(Capability::kSysAdmin)) {
     return {Grade::kOk, "No limit: " + who(subject) + " has the capability for it."};
   }
@@ -107,12 +101,49 @@ Finding check_pipes(const Node& node) {
           "Give portwayd CAP_SYS_RESOURCE, or " + sysctl_remedy("fs.pipe-user-pages-soft", wanted)};
 }
 
-Finding check_capabilities(const Node& node) {
-  const Subject& subject = node.subject;
+/// What is missing without the capability where nothing else gives it; empty: nothing that is wanted.
+struct Missing {
+  std::string names;
+  std::string consequences;
+
+  void add(const std::string& name, const std::string& consequence) {
+    names += (names.empty() ? "" : " and ") + name;
+    consequences += (consequences.empty() ? "" : "; ") + consequence;
+  }
+};
+
+Missing missing_for_guests(const Subject& subject, SourceMode mode) {
+  const bool shows_clients = mode == SourceMode::kAuto || mode == SourceMode::kTransparent;
+  const bool admin = subject.has(Capability::kNetAdmin);
+  Missing missing;
+  if (!admin) {
+    missing.add("CAP_NET_ADMIN", mode == SourceMode::kTransparent
+                                     ? "portwayd does not start (proxy.source_mode is transparent)"
+                                 : shows_clients ? "guests see the node's address as their clients'"
+                                                 : "guests can send with each other's addresses");
+  }
+  // CAP_SYS_ADMIN includes it (capabilities(7)).
+  if (!subject.has(Capability::kBpf) && !subject.has(Capability::kSysAdmin)) {
+    std::string consequence = "a client that a guest refuses is accepted and reset";
+    if (admin) {
+      consequence += ", guests can send with each other's addresses";
+      if (shows_clients) consequence += ", and no more than 128 guest ports see their clients' addresses";
+    }
+    missing.add("CAP_BPF", consequence);
+  }
+  if (!subject.has(Capability::kNetRaw)) {
+    missing.add("CAP_NET_RAW", admin ? "a guest's half-open connection of a probe lives for a second"
+                                     : "guests are not probed");
+  }
+  return missing;
+}
+
+Finding check_capabilities(const Node& node, const Subject& subject) {
   std::string held;
   for (const auto& [capability, name] :
        {std::pair(Capability::kNetBindService, "CAP_NET_BIND_SERVICE"),
         std::pair(Capability::kNetAdmin, "CAP_NET_ADMIN"), std::pair(Capability::kNetRaw, "CAP_NET_RAW"),
+        std::pair(Capability::kBpf, "CAP_BPF"), std::pair(Capability::kSysAdmin, "CAP_SYS_ADMIN"),
         std::pair(Capability::kSysResource, "CAP_SYS_RESOURCE")}) {
     if (subject.has(capability)) held += (held.empty() ? "" : ", ") + std::string(name);
   }
@@ -125,12 +156,20 @@ Finding check_capabilities(const Node& node) {
             "Give portwayd CAP_NET_BIND_SERVICE, or " +
                 sysctl_remedy("net.ipv4.ip_unprivileged_port_start", 1024)};
   }
+  const SourceMode mode = node.config.proxy.source_mode;
+  const Missing missing = missing_for_guests(subject, mode);
+  if (!missing.names.empty()) {
+    const bool fails = mode == SourceMode::kTransparent && !subject.has(Capability::kNetAdmin);
+    return {fails ? Grade::kFail : Grade::kWarn,
+            fmt::format("{}, but not {}: {}.", has, missing.names, missing.consequences),
+            "Give it to portwayd (systemd: AmbientCapabilities= and CapabilityBoundingSet=) and restart it."};
+  }
   return {Grade::kOk, has + "."};
 }
 
 /// Towards one guest port there are as many connections from the node's address, those in TIME_WAIT included.
-Finding check_source_ports(const Node& node) {
-  if (node.subject.has(Capability::kNetAdmin)) {
+Finding check_source_ports(const Node& node, const Subject& subject) {
+  if (subject.has(Capability::kNetAdmin)) {
     return {Grade::kOk, "With CAP_NET_ADMIN portwayd ends TIME_WAIT towards guests by itself."};
   }
   const auto reuse = node.sysctl("net.ipv4.tcp_tw_reuse");
@@ -140,7 +179,7 @@ Finding check_source_ports(const Node& node) {
           fmt::format(
               "net.ipv4.tcp_tw_reuse is {}, and {} has no CAP_NET_ADMIN: with the node's address as source, "
               "short connections use up the source ports towards one guest port at about 470 a second.",
-              *reuse, who(node.subject)),
+              *reuse, who(subject)),
           "Give portwayd CAP_NET_ADMIN, or " + sysctl_remedy("net.ipv4.tcp_tw_reuse", 1)};
 }
 

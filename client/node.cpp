@@ -56,11 +56,13 @@ std::vector<pid_t> daemons(const std::filesystem::path& proc) {
       found.push_back(parse<pid_t>(name).value_or(0));
     }
   }
+  std::ranges::sort(found);
   return found;
 }
 
-void read_status(const std::filesystem::path& process, Subject& subject) {
+bool read_status(const std::filesystem::path& process, Subject& subject) {
   const std::string status = read_file(process / "status").value_or("");
+  if (status.empty()) return false;
   std::string word;
   std::istringstream(value_after(status, "Uid:")) >> word >> word;  // real, effective
   subject.uid = parse<uid_t>(word).value_or(0);
@@ -69,6 +71,7 @@ void read_status(const std::filesystem::path& process, Subject& subject) {
   while (gids >> word) subject.groups.push_back(parse<gid_t>(word).value_or(0));
   std::istringstream(value_after(status, "CapEff:")) >> word;
   subject.capabilities = parse<std::uint64_t>(word, 16).value_or(0);
+  return true;
 }
 
 void read_limits(const std::filesystem::path& process, Subject& subject) {
@@ -79,6 +82,13 @@ void read_limits(const std::filesystem::path& process, Subject& subject) {
   // The daemon has raised its own already; another process's hard limit is what it could have.
   subject.descriptors_max = parse<std::uint64_t>(subject.is_daemon() ? soft : hard)
                                 .value_or(std::numeric_limits<std::uint64_t>::max());
+}
+
+/// False when there is no such process.
+bool read_process(const std::filesystem::path& process, Subject& subject) {
+  if (!read_status(process, subject)) return false;
+  read_limits(process, subject);
+  return true;
 }
 
 }  // namespace
@@ -105,15 +115,17 @@ LinkState link_state(const std::string& device) {
   return (request.ifr_flags & IFF_RUNNING) != 0 ? LinkState::kCarrier : LinkState::kNoCarrier;
 }
 
-Subject find_subject(const std::filesystem::path& root) {
+std::vector<Subject> find_subjects(const std::filesystem::path& root) {
   const std::filesystem::path proc = root / "proc";
-  const std::vector<pid_t> running = daemons(proc);
-  Subject subject;
-  if (running.size() == 1) subject.pid = running.front();
-  const std::filesystem::path process = proc / (subject.is_daemon() ? std::to_string(subject.pid) : "self");
-  read_status(process, subject);
-  read_limits(process, subject);
-  return subject;
+  std::vector<Subject> subjects;
+  for (const pid_t pid : daemons(proc)) {
+    Subject subject;
+    subject.pid = pid;
+    // Without its status it has ended meanwhile.
+    if (read_process(proc / std::to_string(pid), subject)) subjects.push_back(std::move(subject));
+  }
+  if (subjects.empty()) (void)read_process(proc / "self", subjects.emplace_back());
+  return subjects;
 }
 
 }  // namespace portway

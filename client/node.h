@@ -22,10 +22,11 @@ enum class Capability : unsigned {
   kNetAdmin = 12,
   kNetRaw = 13,
   kSysAdmin = 21,
-  kSysResource = 24
+  kSysResource = 24,
+  kBpf = 39,
 };
 
-/// The process whose rights and limits count: the running daemon where there is just one, else this one.
+/// A process whose rights and limits count: a running daemon, or this one where none runs.
 struct Subject {
   pid_t pid = 0;  // 0: this process
   uid_t uid = 0;
@@ -66,8 +67,8 @@ struct Node {
   std::string config_file;
   bool config_found = false;
   std::optional<Error> config_error;
-  Config config;  // the defaults where the file is missing or wrong
-  Subject subject;
+  Config config;                  // the defaults where the file is missing or wrong
+  std::vector<Subject> subjects;  // at least one; several daemons are all looked at with this configuration
   ApiFacts api;
   std::function<Result<void>()> try_io_uring;
   std::function<Result<std::vector<IpAddress>>()> host_addresses;
@@ -81,7 +82,7 @@ struct Node {
   std::optional<std::int64_t> sysctl(std::string name) const;
 };
 
-/// The daemon's process as /proc below `root` shows it, or this one's.
-Subject find_subject(const std::filesystem::path& root);
+/// The daemons' processes as /proc below `root` shows them, by number, or this one's.
+std::vector<Subject> find_subjects(const std::filesystem::path& root);
 
 }  // namespace portway

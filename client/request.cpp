@@ -116,8 +116,12 @@ void append_page(json::object& answer, json::object& page, std::string_view enve
 }  // namespace
 
 Outcome<HttpClient> make_client(const Invocation& invocation, Console& console) {
+  return make_client(invocation, console, {invocation.arguments.text("--server")});
+}
+
+Outcome<HttpClient> make_client(const Invocation& invocation, Console& console, const KnownServer& known) {
   const Arguments& arguments = invocation.arguments;
-  auto server = parse_server_address(arguments.text("--server"));
+  auto server = parse_server_address(known.url);
   if (!server) return server.error();
   auto credentials = read_credentials(arguments, invocation.environment);
   if (!credentials) return credentials.error();
@@ -129,6 +133,7 @@ Outcome<HttpClient> make_client(const Invocation& invocation, Console& console) 
   return HttpClient({.server = std::move(*server),
                      .key = std::move(credentials->key),
                      .ca_file = arguments.text("--ca"),
+                     .server_certificate_file = known.certificate_file,
                      .certificate_file = arguments.text("--cert"),
                      .private_key_file = arguments.text("--cert-key"),
                      .timeout = std::chrono::seconds(arguments.number("--timeout").value_or(30))});

@@ -8,9 +8,17 @@
 
 namespace portway {
 
+/// A server that is known otherwise than by --server.
+struct KnownServer {
+  std::string url;
+  std::string certificate_file = {};  // PEM: the certificate that it has, whatever name is in it; "": as --ca
+};
+
 /// A client for the server, key and certificates that were given; warns on `console.err` of a key that others
 /// can read or that would cross a network in clear text.
 Outcome<HttpClient> make_client(const Invocation& invocation, Console& console);
+/// The same for this server.
+Outcome<HttpClient> make_client(const Invocation& invocation, Console& console, const KnownServer& known);
 
 /// The command's request. `cursor` continues a list.
 HttpRequest make_request(const Command& command, const Arguments& arguments, std::string_view cursor = {});

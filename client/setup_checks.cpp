@@ -85,18 +85,16 @@ std::filesystem::path existing_directory(const std::filesystem::path& file) {
   return directory;
 }
 
-Finding check_store(const Node& node) {
+Finding check_store(const Node& node, const Subject& subject) {
   const std::filesystem::path directory = existing_directory(node.config.store.path);
   struct stat status {};
   if (::stat(directory.c_str(), &status) != 0) {
     return {Grade::kSkip, fmt::format("{}: {}.", directory.string(), error_text(errno))};
   }
-  if (!S_ISDIR(status.st_mode) || !may(node.subject, Access::kWrite, status)) {
+  if (!S_ISDIR(status.st_mode) || !may(subject, Access::kWrite, status)) {
     const std::filesystem::path wanted = std::filesystem::absolute(node.config.store.path).parent_path();
-    return {Grade::kFail,
-            fmt::format("{}: user {} cannot write there.", directory.string(), node.subject.uid),
-            fmt::format("install -d -m 0750 -o {} {}, or correct store.path.", node.subject.uid,
-                        wanted.string())};
+    return {Grade::kFail, fmt::format("{}: user {} cannot write there.", directory.string(), subject.uid),
+            fmt::format("install -d -m 0750 -o {} {}, or correct store.path.", subject.uid, wanted.string())};
   }
   struct statvfs disk {};
   if (::statvfs(directory.c_str(), &disk) != 0) return {Grade::kSkip, error_text(errno)};
@@ -110,7 +108,7 @@ Finding check_store(const Node& node) {
   return {Grade::kWarn, free, "Make room: on a full disk the API refuses changes (503)."};
 }
 
-Finding check_admin_key(const Node& node) {
+Finding check_admin_key(const Node& node, const Subject& subject) {
   const std::string& path = node.config.api.admin_key_file;
   struct stat status {};
   if (::stat(path.c_str(), &status) != 0) {
@@ -123,9 +121,9 @@ Finding check_admin_key(const Node& node) {
                         status.st_mode & 0777),
             "chmod 600 " + path + ", and make a new key if somebody may have read it."};
   }
-  if (!may(node.subject, Access::kRead, status)) {
-    return {Grade::kFail, fmt::format("{}: user {} cannot read it.", path, node.subject.uid),
-            fmt::format("chown {} {}", node.subject.uid, path)};
+  if (!may(subject, Access::kRead, status)) {
+    return {Grade::kFail, fmt::format("{}: user {} cannot read it.", path, subject.uid),
+            fmt::format("chown {} {}", subject.uid, path)};
   }
   return {Grade::kOk, fmt::format("{} has mode {:o}.", path, status.st_mode & 0777)};
 }
@@ -139,10 +137,15 @@ Finding check_api(const Node& node) {
     if (same) return {Grade::kOk, answers};
     return {Grade::kWarn, answers, "This client is " PORTWAY_VERSION "; install the same version of both."};
   }
-  if (!node.subject.is_daemon()) {
+  std::vector<pid_t> running;
+  for (const Subject& subject : node.subjects) {
+    if (subject.is_daemon()) running.push_back(subject.pid);
+  }
+  if (running.empty()) {
     return {Grade::kWarn, api.down->message, "Start portwayd, or name its API with --server."};
   }
-  return {Grade::kFail, fmt::format("{} portwayd runs (process {}).", api.down->message, node.subject.pid),
+  return {Grade::kFail,
+          fmt::format("{} portwayd runs (process {}).", api.down->message, fmt::join(running, ", ")),
           api.down->remedy};
 }
 

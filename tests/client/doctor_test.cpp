@@ -25,6 +25,10 @@ constexpr std::uint64_t bit(Capability capability) {
   return std::uint64_t{1} << static_cast<unsigned>(capability);
 }
 
+constexpr const char* kNoSockets = "  sl  local_address rem_address   st\n";
+constexpr std::uint64_t kWanted =
+    bit(Capability::kNetAdmin) | bit(Capability::kNetRaw) | bit(Capability::kBpf);
+
 /// A node on which everything is as it should be; a test then spoils one thing.
 class Doctor : public testing::Test {
  protected:
@@ -46,6 +50,11 @@ class Doctor : public testing::Test {
          }) {
       sysctl(name, value);
     }
+    sysctl("net/ipv4/neigh/default/gc_thresh3", "1024");
+    sysctl("net/ipv6/neigh/default/gc_thresh3", "1024");
+    sysctl("net/ipv4/tcp_mem", "100000\t200000\t300000");
+    directory_.write("proc/net/sockstat", "sockets: used 15\nTCP: inuse 1 orphan 0 tw 0 alloc 1 mem 2560\n");
+    directory_.write("proc/net/tcp", kNoSockets);
     node_.root = directory_.path();
     node_.config_file = directory_.write("portway.toml", "");
     node_.config_found = true;
@@ -53,11 +62,11 @@ class Doctor : public testing::Test {
     node_.config.store.path = directory_.path() / "portway.db";
     node_.config.api.admin_key_file = directory_.write("admin.key", "pwk_key\n");
     ::chmod(node_.config.api.admin_key_file.c_str(), 0600);
-    node_.subject = {.pid = 42,
-                     .uid = ::getuid(),
-                     .groups = {::getgid()},
-                     .capabilities = bit(Capability::kNetRaw) | bit(Capability::kSysResource),
-                     .descriptors_max = 1048576};
+    node_.subjects = {{.pid = 42,
+                       .uid = ::getuid(),
+                       .groups = {::getgid()},
+                       .capabilities = kWanted | bit(Capability::kSysResource),
+                       .descriptors_max = 1048576}};
     node_.api = {.server = "http://127.0.0.1:8080",
                  .down = std::nullopt,
                  .version = PORTWAY_VERSION,
@@ -71,6 +80,8 @@ class Doctor : public testing::Test {
     };
     node_.link = [this](const std::string& device) { return links_[device]; };
   }
+
+  Subject& subject() { return node_.subjects.front(); }
 
   void sysctl(const std::string& name, const std::string& value) {
     directory_.write("proc/sys/" + name, value + "\n");
@@ -133,11 +144,11 @@ TEST_F(Doctor, TellsWhyThereIsNoIoUring) {
 }
 
 TEST_F(Doctor, ComparesDescriptorsWithTheConfiguration) {
-  node_.subject.descriptors_max = 1024;
+  subject().descriptors_max = 1024;
   expect("descriptors", Grade::kWarn, "portwayd (process 42) may have 1024", "LimitNOFILE=177632");
-  node_.subject.pid = 0;  // not started yet: it will raise its limit itself
+  subject().pid = 0;  // not started yet: it will raise its limit itself
   expect("descriptors", Grade::kOk, "CAP_SYS_RESOURCE");
-  node_.subject.capabilities = 0;
+  subject().capabilities = 0;
   expect("descriptors", Grade::kWarn, "this shell");
   sysctl("fs/nr_open", "65536");
   expect("open-files", Grade::kWarn, "fs.nr_open is 65536", "sysctl -w fs.nr_open=");
@@ -148,26 +159,119 @@ TEST_F(Doctor, ComparesDescriptorsWithTheConfiguration) {
 
 TEST_F(Doctor, WarnsOfSmallPipesOnlyWithoutTheCapability) {
   expect("pipes", Grade::kOk, "capability");
-  node_.subject.capabilities = 0;
+  subject().capabilities = 0;
   expect("pipes", Grade::kWarn, "after 256 busy pipes", "fs.pipe-user-pages-soft=1048576");
   sysctl("fs/pipe-user-pages-soft", "0");
   expect("pipes", Grade::kOk, "");
 }
 
-TEST_F(Doctor, ListsTheCapabilitiesThatMatter) {
-  expect("capabilities", Grade::kOk, "has CAP_NET_RAW, CAP_SYS_RESOURCE");
+TEST_F(Doctor, NamesTheCapabilitiesThatAreThereAndThoseThatAreMissing) {
+  expect("capabilities", Grade::kOk, "has CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_SYS_RESOURCE");
+  subject().capabilities = bit(Capability::kNetAdmin) | bit(Capability::kNetRaw);
+  expect("capabilities", Grade::kWarn, "but not CAP_BPF: a client that a guest refuses",
+         "AmbientCapabilities");
+  expect("capabilities", Grade::kWarn, "no more than 128 guest ports");
+  subject().capabilities |= bit(Capability::kSysAdmin);  // includes CAP_BPF
+  expect("capabilities", Grade::kOk, "CAP_SYS_ADMIN");
+  subject().capabilities = 0;
+  expect("capabilities", Grade::kWarn, "but not CAP_NET_ADMIN and CAP_BPF and CAP_NET_RAW",
+         "AmbientCapabilities");
+  node_.config.proxy.source_mode = SourceMode::kTransparent;
+  expect("capabilities", Grade::kFail, "portwayd does not start", "AmbientCapabilities");
   sysctl("net/ipv4/ip_unprivileged_port_start", "30000");
   expect("capabilities", Grade::kFail, "ports below 30000", "CAP_NET_BIND_SERVICE");
-  node_.subject.capabilities = bit(Capability::kNetBindService);
+  subject().capabilities = kWanted | bit(Capability::kNetBindService);
   expect("capabilities", Grade::kOk, "CAP_NET_BIND_SERVICE");
 }
 
+// Which of two daemons was meant could not be known, and this shell was looked at.
+TEST_F(Doctor, LooksAtEachOfSeveralDaemons) {
+  Subject second = subject();
+  second.pid = 43;
+  second.capabilities = bit(Capability::kNetAdmin) | bit(Capability::kNetRaw);
+  second.descriptors_max = 1024;
+  node_.subjects.push_back(second);
+  std::map<std::string, std::vector<std::string>, std::less<>> found;
+  for (const NamedFinding& named : look_at(node_)) {
+    found[std::string(named.name)].push_back(std::string(to_string(named.finding.grade)) + " " +
+                                             named.finding.detail);
+  }
+  EXPECT_THAT(found["capabilities"],
+              testing::ElementsAre(
+                  testing::StartsWith("ok portwayd (process 42) has"),
+                  AllOf(testing::StartsWith("warn portwayd (process 43) has"), HasSubstr("CAP_BPF"))));
+  EXPECT_THAT(found["descriptors"],
+              testing::ElementsAre(testing::StartsWith("ok portwayd (process 42)"),
+                                   testing::StartsWith("warn portwayd (process 43) may have 1024")));
+  EXPECT_THAT(found["store"], testing::SizeIs(1)) << "of the same user, the same is said once";
+  node_.api.down = Failure{Exit::kUnreachable, "Nobody.", "Look."};
+  expect("api", Grade::kFail, "portwayd runs (process 42, 43)", "Look.");
+}
+
 TEST_F(Doctor, WarnsWhereShortConnectionsUseUpTheSourcePorts) {
+  expect("source-ports", Grade::kOk, "CAP_NET_ADMIN");
+  subject().capabilities = 0;
   expect("source-ports", Grade::kOk, "tcp_tw_reuse is 1");
   sysctl("net/ipv4/tcp_tw_reuse", "2");
   expect("source-ports", Grade::kWarn, "tcp_tw_reuse is 2", "sysctl -w net.ipv4.tcp_tw_reuse=1");
-  node_.subject.capabilities = bit(Capability::kNetAdmin);
-  expect("source-ports", Grade::kOk, "CAP_NET_ADMIN");
+}
+
+TEST_F(Doctor, CountsTheNeighboursThatHaveRoom) {
+  constexpr const char* kHead = "entries  allocs table_fulls\n";
+  for (const auto& [family, check, file] :
+       {std::tuple("ipv4", "neighbours", "arp_cache"), std::tuple("ipv6", "neighbours-v6", "ndisc_cache")}) {
+    const std::string key = std::string("net.") + family + ".neigh.default.gc_thresh3";
+    const std::string path = std::string("net/") + family + "/neigh/default/gc_thresh3";
+    const std::string table = std::string("proc/net/stat/") + file;
+    directory_.write(table, std::string(kHead) + "00000010 00000ff0 00000000\n00000010 0000000a 00000000\n");
+    expect(check, Grade::kOk, key + " is 1024; 16 neighbours are known now, and 1 instances run");
+    directory_.write(table, std::string(kHead) + "00000384 00000ff0 00000000\n");  // 900
+    expect(check, Grade::kWarn, "900 neighbours", "sysctl -w " + key + "=4096");
+    directory_.write(table, std::string(kHead) + "00000400 00000ff0 00000000\n");
+    expect(check, Grade::kFail, "cannot be reached", "sysctl -w " + key);
+    directory_.write(table, std::string(kHead) + "00000010 0 00000002\n00000010 0 00000003\n");
+    expect(check, Grade::kWarn, "the table was full 5 times", "sysctl -w " + key);
+    directory_.write(table, std::string(kHead) + "00000010 0 0\n");
+    sysctl(path, "100");
+    expect(check, Grade::kWarn, "is 100", "sysctl -w " + key + "=4096");
+    sysctl(path, "1");
+    expect(check, Grade::kFail, "1 instances run", "sysctl -w " + key + "=4096");
+    std::filesystem::remove(directory_.path() / "proc/sys" / path);
+    expect(check, Grade::kSkip, key);
+  }
+}
+
+TEST_F(Doctor, CountsTheEphemeralPortsTowardsTheBusiestDestination) {
+  expect("ephemeral-ports", Grade::kOk, "0 of 28232 ephemeral ports are in use.");
+  // 0x8000 is 32768. A listener, and a port that the kernel does not hand out, are nobody's.
+  std::string tcp = kNoSockets;
+  tcp += "   0: 00000000:8000 00000000:0000 0A 0\n   1: 0100007F:0016 0200007F:0050 01 0\n";
+  tcp += "   2: 0100007F:8000 0200007F:0050 06 0\n   3: 0100007F:8001 0200007F:0050 01 0\n";
+  tcp += "   4: 0300007F:8001 0200007F:0050 01 0\n";
+  directory_.write("proc/net/tcp", tcp);
+  directory_.write(
+      "proc/net/tcp6",
+      std::string(kNoSockets) +
+          "   0: 00000000000000000000000001000000:8002 00000000000000000000000001000000:0050 01\n");
+  expect("ephemeral-ports", Grade::kOk,
+         "3 of 28232 ephemeral ports are in use, 2 of them towards 127.0.0.2:80.");
+  sysctl("net/ipv4/ip_local_port_range", "32768\t32769");
+  expect("ephemeral-ports", Grade::kWarn, "soon no more connections", "net.ipv4.tcp_tw_reuse=1");
+  sysctl("net/ipv4/ip_local_port_range", "32768\t33999");
+  expect("ephemeral-ports", Grade::kWarn, "so few", "ip_local_port_range");
+}
+
+TEST_F(Doctor, ComparesTcpsMemoryWithItsLimits) {
+  expect("tcp-memory", Grade::kOk, "TCP uses 10 MiB; buffers shrink above 781 and are refused above 1171");
+  const auto use = [this](int pages) {
+    directory_.write("proc/net/sockstat", "TCP: inuse 9 orphan 0 tw 0 alloc 9 mem " + std::to_string(pages));
+  };
+  use(160000);
+  expect("tcp-memory", Grade::kWarn, "625 MiB", "net.ipv4.tcp_mem=\"200000 400000 600000\"");
+  use(300000);
+  expect("tcp-memory", Grade::kFail, "refused", "net.ipv4.tcp_mem");
+  std::filesystem::remove(directory_.path() / "proc/sys/net/ipv4/tcp_mem");
+  expect("tcp-memory", Grade::kSkip, "net.ipv4.tcp_mem");
 }
 
 TEST_F(Doctor, WarnsOfAShortBacklogAndAFullConnectionTable) {
@@ -211,8 +315,8 @@ TEST_F(Doctor, LooksWhetherTheDaemonCanWriteItsStore) {
   expect("store", Grade::kOk, directory_.path());
   node_.config.store.path = directory_.path() / "made/by/portwayd.db";
   expect("store", Grade::kOk, directory_.path());
-  node_.subject.uid = 65533;
-  node_.subject.groups.clear();
+  subject().uid = 65533;
+  subject().groups.clear();
   expect("store", Grade::kFail, "user 65533 cannot write", "install -d -m 0750 -o 65533");
   ::chmod(directory_.path().c_str(), 0707);
   expect("store", Grade::kOk, "writable");
@@ -224,7 +328,7 @@ TEST_F(Doctor, RefusesAnAdminKeyThatOthersCanRead) {
   ::chmod(key.c_str(), 0640);
   expect("admin-key", Grade::kFail, "mode 640", "chmod 600 " + key);
   ::chmod(key.c_str(), 0600);
-  node_.subject.uid = 65533;
+  subject().uid = 65533;
   expect("admin-key", Grade::kFail, "user 65533 cannot read it", "chown 65533");
   node_.config.api.admin_key_file = directory_.path() / "none.key";
   expect("admin-key", Grade::kOk, "first start");
@@ -236,7 +340,7 @@ TEST_F(Doctor, TellsAStoppedDaemonFromOneThatDoesNotAnswer) {
   expect("api", Grade::kFail, "portwayd runs (process 42)", "Look.");
   expect("taps", Grade::kSkip, "did not tell");
   expect("rp-filter", Grade::kSkip, "did not tell");
-  node_.subject.pid = 0;
+  subject().pid = 0;
   expect("api", Grade::kWarn, "Connection refused", "Start portwayd");
   node_.api.down.reset();
   node_.api.version = "0.0.1";
@@ -281,7 +385,7 @@ TEST_F(Doctor, LooksAtTheDaemonWhereThereIsOneAndAtItselfWhereNot) {
                    "Groups:\t4 27 \nCapEff:\t0000000000000000\n");
   directory_.write("proc/self/limits",
                    "Limit  Soft  Hard  Units\nMax open files            1024                 524288 files\n");
-  Subject subject = find_subject(directory_.path());
+  Subject subject = find_subjects(directory_.path()).front();
   EXPECT_FALSE(subject.is_daemon());
   EXPECT_EQ(subject.uid, 1000U);
   EXPECT_THAT(subject.groups, testing::ElementsAre(100, 4, 27));
@@ -291,7 +395,8 @@ TEST_F(Doctor, LooksAtTheDaemonWhereThereIsOneAndAtItselfWhereNot) {
   directory_.write("proc/77/status", "Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nCapEff:\t0000000001002400\n");
   directory_.write("proc/77/limits",
                    "Max open files            200000               unlimited            files\n");
-  subject = find_subject(directory_.path());
+  ASSERT_THAT(find_subjects(directory_.path()), testing::SizeIs(1));
+  subject = find_subjects(directory_.path()).front();
   EXPECT_EQ(subject.pid, 77);
   EXPECT_EQ(subject.descriptors_max, 200000U);
   EXPECT_TRUE(subject.has(Capability::kNetBindService));
@@ -299,8 +404,13 @@ TEST_F(Doctor, LooksAtTheDaemonWhereThereIsOneAndAtItselfWhereNot) {
   EXPECT_TRUE(subject.has(Capability::kSysResource));
   EXPECT_FALSE(subject.has(Capability::kNetAdmin));
 
-  directory_.write("proc/78/comm", "portwayd\n");  // which of the two?
-  EXPECT_FALSE(find_subject(directory_.path()).is_daemon());
+  directory_.write("proc/9/comm", "portwayd\n");
+  directory_.write("proc/9/status", "Uid:\t5\t5\t5\t5\nGid:\t5\t5\t5\t5\nCapEff:\t0\n");
+  directory_.write("proc/78/comm", "portwayd\n");  // has ended by now: no status
+  const std::vector<Subject> both = find_subjects(directory_.path());
+  ASSERT_THAT(both, testing::SizeIs(2));
+  EXPECT_EQ(both[0].pid, 9);
+  EXPECT_EQ(both[1].pid, 77);
 }
 
 TEST_F(Doctor, ReportsATableOrJsonAndFailsWithTheFirstFailure) {
@@ -319,6 +429,43 @@ TEST_F(Doctor, ReportsATableOrJsonAndFailsWithTheFirstFailure) {
   EXPECT_EQ(json.at("failed"), 1);
   EXPECT_EQ(json.at("checks").at(1).at("remedy"), "Mend it.");
   EXPECT_TRUE(report({findings[0]}, false, console));
+}
+
+TEST(DoctorsServer, IsTheOneOfTheConfiguration) {
+  const TemporaryDirectory directory;
+  const auto answer = [](const std::string&) { return http_answer(200, R"({"version":"9.9.9"})"); };
+  const auto doctor = [&](const std::string& api) {
+    const std::string config = directory.write("portway.toml", "[api]\n" + api);
+    return run_portway({"doctor", "--config", config}).out;
+  };
+  {
+    const FakeServer server("tcp", answer);
+    const std::string port = server.url().substr(server.url().rfind(':'));
+    EXPECT_THAT(doctor("listen = \"127.0.0.1" + port + "\"\n"), HasSubstr(server.url() + " is ready"));
+    EXPECT_THAT(doctor("listen = \"0.0.0.0" + port + "\"\n"), HasSubstr(server.url() + " is ready"));
+    // Whoever names a server means it.
+    const std::string config = directory.write("portway.toml", "[api]\nlisten = \"127.0.0.1:1\"\n");
+    EXPECT_THAT(run_portway({"doctor", "--config", config}, {{"PORTWAY_SERVER", server.url()}}).out,
+                HasSubstr(server.url() + " is ready"));
+    EXPECT_THAT(run_portway({"doctor", "--config", config}).out,
+                HasSubstr("http://127.0.0.1:1: cannot connect"));
+  }
+  {
+    const std::string socket = "unix:" + (directory.path() / "api.sock").string();
+    const FakeServer server(socket, answer);
+    EXPECT_THAT(doctor("listen = \"" + socket + "\"\n"), HasSubstr(socket + " is ready"));
+  }
+  const std::string pem = directory.path() / "server.pem";
+  const std::string other = directory.path() / "other.pem";
+  make_certificate(pem);
+  make_certificate(other);
+  const FakeServer server("tls:" + pem, answer);
+  const std::string listen = "listen = \"127.0.0.1" + server.url().substr(server.url().rfind(':')) + "\"\n";
+  const auto tls = [&](const std::string& file) {
+    return doctor(listen + "tls_certificate = \"" + file + "\"\ntls_private_key = \"" + file + "\"\n");
+  };
+  EXPECT_THAT(tls(pem), HasSubstr(server.url() + " is ready")) << "no authority has to be named";
+  EXPECT_THAT(tls(other), HasSubstr("its certificate is not the one of " + other));
 }
 
 TEST(ConfigCheck, SaysWhatPortwaydWouldSay) {
