@@ -26,6 +26,7 @@
 #include "api/recent_closes.h"
 #include "api/server.h"
 #include "config/config.h"
+#include "config/config_files.h"
 #include "config/port_allocator.h"
 #include "config/store.h"
 #include "lifecycle/session_watch.h"
@@ -479,6 +480,9 @@ int run(const Arguments& arguments, DaemonLog& log) {
   if (!config) return fail(config.error(), kExitBadConfig);
   for (const std::string& warning : warnings(*config)) spdlog::warn("{}", warning);
   if (arguments.check) {
+    const auto files = check_config_files(*config);
+    if (!files) return fail(files.error(), kExitBadConfig);
+    for (const std::string& warning : *files) spdlog::warn("{}", warning);
     log.drain();
     fmt::print("{}: good\n", arguments.config_path.empty() ? "the defaults" : arguments.config_path);
     return 0;
@@ -528,7 +532,8 @@ int main(int argc, char** argv) {
   app.add_option("--set", arguments.settings,
                  "table.key=value: wins over the environment and the file; repeatable");
   app.add_flag("--check", arguments.check,
-               "Only read the configuration: exits with 0 when it is good, else with 2");
+               "Only read the configuration and the files that it names: exits with 0 when they are good, "
+               "else with 2");
   app.set_version_flag("--version", "portwayd " PORTWAY_VERSION);
   try {
     app.parse(argc, argv);

@@ -13,23 +13,15 @@
 #include <cstdint>
 #include <ctime>
 #include <memory>
-#include <string>
 
 #include "config/error.h"
+#include "config/tls_files.h"
 
 namespace portway {
 
-/// Paths of PEM files.
-struct TlsFiles {
-  std::string certificate = {};  // its own first, then those of its authorities; empty: no TLS
-  std::string private_key = {};
-  std::string client_ca = {};  // who must have signed the clients' certificates; empty: none are asked for
-};
-
 class TlsContext {
  public:
-  /// Reads the files. kInvalidConfig with the file and the remedy: a file that cannot be read or is none, a
-  /// key that does not fit, a certificate whose time is over or has not come.
+  /// Reads the files; errors are those of use_tls_files().
   static Result<std::shared_ptr<const TlsContext>> load(const TlsFiles& files);
 
   /// When the certificate ends.

@@ -485,7 +485,7 @@ std::vector<Command> node_commands() {
        .run = run_events},
       {.noun = "config",
        .verb = "check",
-       .summary = "Check a configuration file of portwayd; asks no server.",
+       .summary = "Check a configuration file of portwayd, and the files that it names; asks no server.",
        .parameters = {{.name = "FILE", .help = "The TOML file.", .kind = Kind::kFile}},
        .run = run_config_check},
       {.noun = "doctor",

@@ -1,11 +1,14 @@
 #include "client/config_check.h"
 
+#include <algorithm>
 #include <boost/json/array.hpp>
 #include <boost/json/object.hpp>
+#include <iterator>
 #include <ostream>
 
 #include "client/output.h"
 #include "config/config.h"
+#include "config/config_files.h"
 #include "config/port_allocator.h"
 
 namespace portway {
@@ -29,10 +32,17 @@ json::object result_as_json(const std::string& file, const Result<Config>& confi
 Outcome<void> run_config_check(const Invocation& invocation, Console& console) {
   const std::string& file = invocation.arguments.text("FILE");
   // The file alone: this shell's environment is not the daemon's.
-  const Result<Config> config = load_config(file);
+  Result<Config> config = load_config(file);
   std::vector<std::string> warnings;
   if (config) {
     warnings = config_warnings(*config);
+    if (auto files = check_config_files(*config)) {
+      std::ranges::move(*files, std::back_inserter(warnings));
+    } else {
+      config = files.error();
+    }
+  }
+  if (config) {
     if (const auto overlap = ephemeral_overlap(config->ports.range)) {
       warnings.push_back(overlap->problem + " " + overlap->remedy);
     }

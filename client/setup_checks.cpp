@@ -10,6 +10,7 @@
 
 #include "client/checks.h"
 #include "config/port_allocator.h"
+#include "config/tls_files.h"
 
 namespace portway {
 namespace {
@@ -38,6 +39,13 @@ Finding check_config(const Node& node) {
   if (!node.config_found) {
     return {Grade::kWarn, node.config_file + " is not there; the defaults are assumed.",
             "Name portwayd's file with --config."};
+  }
+  const Config::Api& api = node.config.api;
+  if (!api.tls_certificate.empty()) {
+    const auto tls = check_tls_files({api.tls_certificate, api.tls_private_key, api.client_ca});
+    if (!tls) {
+      return {Grade::kFail, tls.error().detail + ".", "Correct it; portwayd does not start like this."};
+    }
   }
   const std::vector<std::string> warnings = config_warnings(node.config);
   if (warnings.empty()) return {Grade::kOk, node.config_file + " is good."};

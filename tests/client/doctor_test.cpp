@@ -480,6 +480,39 @@ TEST(ConfigCheck, SaysWhatPortwaydWouldSay) {
   EXPECT_EQ(run.exit, 1);
   EXPECT_THAT(run.err, AllOf(HasSubstr(bad + ":2"), HasSubstr("listen_on")));
 
+  // Good was said of whatever the keys named.
+  const auto check = [&](const std::string& text) {
+    return run_portway({"config", "check", directory.write("files.toml", text)});
+  };
+  const std::string pem = directory.path() / "a.pem";
+  const std::string other = directory.path() / "b.pem";
+  make_certificate(pem);
+  make_certificate(other);
+  const auto tls = [&](const std::string& certificate, const std::string& key, const std::string& ca) {
+    return check("[api]\ntls_certificate = \"" + certificate + "\"\ntls_private_key = \"" + key +
+                 "\"\nclient_ca = \"" + ca + "\"\n");
+  };
+  EXPECT_EQ(tls(pem, pem, pem).exit, 0);
+  for (const auto& [wrong, what] :
+       {std::pair(tls("/nowhere.pem", pem, ""), "api.tls_certificate: /nowhere.pem: No such file"),
+        std::pair(tls(pem, "/nowhere.pem", ""), "api.tls_private_key: /nowhere.pem: No such file"),
+        std::pair(tls(pem, other, ""), "api.tls_private_key: "),
+        std::pair(tls(pem, pem, "/nowhere.pem"), "api.client_ca: /nowhere.pem: "),
+        std::pair(check("[log]\naccess = \"/nowhere/access.log\"\n"),
+                  "log.access: /nowhere/access.log: its dir"),
+        std::pair(check("[store]\npath = \"/dev/null/portway.db\"\n"),
+                  "store.path: /dev/null: it is no directory"),
+        std::pair(check("[store]\npath = \"/tmp\"\n"), "store.path: /tmp: it is a directory")}) {
+    EXPECT_EQ(wrong.exit, 1) << what;
+    EXPECT_THAT(wrong.err, HasSubstr(what));
+  }
+  const ClientRun later = check("[api]\nlisten = \"unix:/nowhere/api.sock\"\n");
+  EXPECT_EQ(later.exit, 0) << later.err;
+  EXPECT_THAT(later.out, HasSubstr("warning: api.listen: /nowhere/api.sock"));
+  const std::string open_key = directory.write("open.key", "pwk_key\n");
+  ::chmod(open_key.c_str(), 0644);
+  EXPECT_THAT(check("[api]\nadmin_key_file = \"" + open_key + "\"\n").err, HasSubstr("chmod 600"));
+
   run = run_portway({"config", "check", bad, "-o", "json"});
   EXPECT_EQ(run.exit, 1);
   const auto json = boost::json::parse(run.out);

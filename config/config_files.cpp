@@ -1,0 +1,125 @@
+#include "config/config_files.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+#include <variant>
+
+#include "config/tls_files.h"
+
+namespace portway {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string reason(int error) {
+  return std::system_category().message(error);
+}
+
+Error unusable(std::string_view key, const fs::path& file, std::string_view why) {
+  return {ErrorCode::kInvalidConfig, fmt::format("{}: {}: {}", key, file.string(), why), std::string(key)};
+}
+
+class Files {
+ public:
+  std::vector<std::string> warnings;
+
+  /// A file that is made where it is missing.
+  Result<void> made(std::string_view key, const fs::path& file) const {
+    std::error_code ignored;
+    if (!fs::is_directory(file, ignored)) return {};
+    return unusable(key, file, "it is a directory; name a file");
+  }
+
+  /// The directory of a file, made by the daemon where it is missing.
+  Result<void> made_directory(std::string_view key, const fs::path& file) {
+    fs::path directory = fs::absolute(file).parent_path();
+    std::error_code ignored;
+    while (!fs::exists(directory, ignored) && directory.has_relative_path()) {
+      directory = directory.parent_path();
+    }
+    return writable(key, directory);
+  }
+
+  /// One that must be there.
+  Result<void> directory(std::string_view key, const fs::path& file) {
+    const fs::path directory = fs::absolute(file).parent_path();
+    std::error_code error;
+    if (!fs::exists(directory, error)) {
+      return unusable(key, file, "its directory is not there; make it, or name another file");
+    }
+    return writable(key, directory);
+  }
+
+  /// One that systemd may make for the daemon.
+  void runtime_directory(std::string_view key, const fs::path& file) {
+    if (const auto found = directory(key, file); !found) {
+      warnings.push_back(
+          fmt::format("{}: {}: its directory is not there; make it first (systemd: RuntimeDirectory=).", key,
+                      file.string()));
+    }
+  }
+
+ private:
+  Result<void> writable(std::string_view key, const fs::path& directory) {
+    std::error_code ignored;
+    if (!fs::is_directory(directory, ignored)) {
+      return unusable(key, directory, "it is no directory; name a file in one");
+    }
+    if (::faccessat(AT_FDCWD, directory.c_str(), W_OK | X_OK, AT_EACCESS) == 0) return {};
+    const int error = errno;
+    if (error == EROFS) {
+      return unusable(key, directory, "the disk is mounted read-only; mount it writable, or name another");
+    }
+    warnings.push_back(fmt::format("{}: {}: user {} cannot write there ({}); portwayd's user must.", key,
+                                   directory.string(), ::geteuid(), reason(error)));
+    return {};
+  }
+};
+
+Result<void> check_admin_key(const std::string& path) {
+  constexpr std::string_view kKey = "api.admin_key_file";
+  struct stat status {};
+  if (::stat(path.c_str(), &status) != 0 || (status.st_mode & 077) == 0) return {};
+  return unusable(kKey, path,
+                  fmt::format("others may use it (mode {:o}); chmod 600 it, and make a new key if somebody "
+                              "may have read it",
+                              status.st_mode & 0777));
+}
+
+}  // namespace
+
+Result<std::vector<std::string>> check_config_files(const Config& config) {
+  Files files;
+  const TlsFiles tls{.certificate = config.api.tls_certificate,
+                     .private_key = config.api.tls_private_key,
+                     .client_ca = config.api.client_ca};
+  Result<void> done;
+  if (!tls.certificate.empty()) done = check_tls_files(tls);
+  if (done) done = files.made("store.path", config.store.path);
+  if (done) done = files.made_directory("store.path", config.store.path);
+  if (done) done = files.made("api.admin_key_file", config.api.admin_key_file);
+  if (done) done = files.made_directory("api.admin_key_file", config.api.admin_key_file);
+  if (done) done = check_admin_key(config.api.admin_key_file);
+  if (done && !config.log.access.empty()) {
+    done = files.made("log.access", config.log.access);
+    if (done) done = files.directory("log.access", config.log.access);
+  }
+  if (!done) return done.error();
+  if (const auto* path = std::get_if<UnixPath>(&config.api.listen)) {
+    files.runtime_directory("api.listen", path->path);
+  }
+  if (!config.metrics.listen) return std::move(files.warnings);
+  if (const auto* path = std::get_if<UnixPath>(&*config.metrics.listen)) {
+    files.runtime_directory("metrics.listen", path->path);
+  }
+  return std::move(files.warnings);
+}
+
+}  // namespace portway
