@@ -180,7 +180,14 @@ Result<StartedReturnPath> start_return_path(SourceMode mode) {
       }
       return started;
     }
-    if (mode == SourceMode::kTransparent) return path.error();
+    if (mode == SourceMode::kTransparent) {
+      return Error{path.error().code,
+                   fmt::format("proxy.source_mode is transparent, and the node cannot show guests their "
+                               "clients' addresses: {}; give portwayd CAP_NET_ADMIN and CAP_BPF, or set "
+                               "proxy.source_mode to auto",
+                               path.error().detail),
+                   "proxy.source_mode"};
+    }
     started.why_none = path.error().detail;
     spdlog::info("guests see the node's address as their clients': {}", started.why_none);
   }

@@ -146,7 +146,7 @@ Result<void> check_ethernet(Netlink& netlink, int link) {
       .detail = fmt::format("return path: {} is no Ethernet device; give the guest a tap", device->name)};
 }
 
-/// Whether rules are to be had at all.
+/// Whether the network may be changed at all.
 Result<void> try_rules(Netlink& netlink) {
   if (auto done = add_local_default(netlink, AF_INET, kTable); !done) return done.error();
   return delete_local_default(netlink, AF_INET, kTable);
@@ -235,7 +235,9 @@ Result<std::unique_ptr<ReturnPath>> ReturnPath::start(Kind wanted) {
       why_rules = loaded.error().detail;
     }
   }
-  if (!program && !try_rules(**netlink)) {
+  // With CAP_SYS_ADMIN a program loads that nothing can be attached to without CAP_NET_ADMIN.
+  if (const auto tried = try_rules(**netlink); !tried) {
+    if (program) return tried.error();
     return Error{.code = ErrorCode::kResourceExhausted, .detail = why_rules};
   }
   const Kind kind = program ? wanted : Kind::kRules;

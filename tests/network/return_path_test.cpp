@@ -948,6 +948,15 @@ TEST_F(ReturnPathTest, WithoutTheCapabilitiesItSaysWhichItNeeds) {
     EXPECT_EQ(path.error().code, ErrorCode::kResourceExhausted);
     EXPECT_THAT(path.error().detail, HasSubstr("CAP_BPF and CAP_NET_ADMIN"));
   });
+  // It started, and no guest's answers ever came back: CAP_SYS_ADMIN is enough to load the program.
+  for (const ReturnPath::Kind kind : {ReturnPath::Kind::kProgram, ReturnPath::Kind::kGuardOnly}) {
+    world_->node.run([kind] {
+      drop_capabilities({CAP_NET_ADMIN});
+      const auto path = ReturnPath::start(kind);
+      ASSERT_FALSE(path);
+      EXPECT_THAT(path.error().detail, HasSubstr("it needs CAP_NET_ADMIN"));
+    });
+  }
   const auto path = world_->start();
   world_->node.run([&] {
     drop_capabilities({CAP_NET_ADMIN});
