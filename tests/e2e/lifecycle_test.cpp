@@ -3,12 +3,16 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
 
 #include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <memory>
+#include <vector>
 
+#include "config/endpoint.h"
+#include "config/fd.h"
 #include "tests/e2e/daemon.h"
 #include "tests/e2e/guest_network.h"
 #include "tests/support/guest_ports.h"
@@ -215,6 +219,74 @@ TEST_P(VethLifecycleTest, AReloadTakesOverProfilesWithoutTouchingAConnection) {
   EXPECT_THAT(daemon_->process().output(), testing::HasSubstr("portway.toml:"));
   expect_echo(client);
   EXPECT_EQ(daemon_->api("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})").status, 409);
+}
+
+/// A service of the guest that counts whom it could accept, those included that have gone by then.
+class CountingService {
+ public:
+  explicit CountingService(const NetworkNamespace& guest) {
+    guest.run([this] {
+      socket_.reset(::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+      const Endpoint any(boost::asio::ip::address_v4::any(), 0);
+      ASSERT_EQ(::bind(socket_.get(), any.data(), static_cast<socklen_t>(any.size())), 0);
+      ASSERT_EQ(::listen(socket_.get(), 64), 0);
+      Endpoint local;
+      auto size = static_cast<socklen_t>(local.capacity());
+      ASSERT_EQ(::getsockname(socket_.get(), local.data(), &size), 0);
+      port_ = local.port();
+    });
+  }
+
+  std::uint16_t port() const { return port_; }
+  /// Since the last call.
+  int accepted() {
+    int count = 0;
+    while (Fd(::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC))) ++count;
+    return count;
+  }
+
+ private:
+  Fd socket_;
+  std::uint16_t port_ = 0;
+};
+
+// A service that counts connections which say nothing against their address, as MariaDB does, locked the node
+// out: each restart made one to each forward, and each check.
+TEST_P(VethLifecycleTest, NoServiceGetsAConnectionFromARestartOrACheck) {
+  CountingService first(*network_->guest());
+  CountingService second(*network_->guest());
+  for (const bool powers : {true, false}) {
+    SCOPED_TRACE(powers ? "with capabilities" : "without capabilities");
+    EXPECT_EQ(daemon_->stop(SIGTERM), 0);
+    DaemonOptions options;
+    options.no_capabilities = !powers;
+    daemon_->start(options);
+    daemon_->put_instance("vm-1");
+    const std::vector<CreatedForward> forwards = {daemon_->create_forward("vm-1", first.port()),
+                                                  daemon_->create_forward("vm-1", second.port())};
+    for (const int signal : {SIGTERM, SIGKILL}) {
+      EXPECT_EQ(daemon_->stop(signal), signal == SIGTERM ? 0 : 128 + SIGKILL);
+      daemon_->start();
+    }
+    for (const CreatedForward& forward : forwards) {
+      const HttpResponse check =
+          daemon_->api("GET", "/instances/vm-1/port-forwards/" + forward.id + "/check");
+      EXPECT_EQ(check.status, 200) << check.body;
+      EXPECT_TRUE(check.json().at("check").at("ok").as_bool()) << check.body;
+    }
+    // What anybody has sent before comes before this client.
+    for (const CreatedForward& forward : forwards) {
+      TcpClient client = connect_to(forward);
+      EXPECT_EQ(client.connect_error(), 0);
+      ASSERT_TRUE(daemon_->wait_for_metric("portway_forward_connections_total",
+                                           {{"forward", forward.id}, {"result", "established"}}, 1));
+    }
+    EXPECT_EQ(first.accepted(), 1);
+    EXPECT_EQ(second.accepted(), 1);
+    for (const CreatedForward& forward : forwards) {
+      EXPECT_EQ(daemon_->api("DELETE", "/instances/vm-1/port-forwards/" + forward.id).status, 204);
+    }
+  }
 }
 
 }  // namespace
