@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <boost/json/array.hpp>
 #include <boost/json/serialize.hpp>
 #include <cctype>
@@ -66,6 +67,44 @@ std::string as_text(const json::value& value) {
   return list;
 }
 
+/// "512 B", "1.5 MiB".
+std::string scaled_bytes(double bytes) {
+  constexpr auto kUnits = std::to_array<std::string_view>({"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"});
+  if (bytes < 1024) return fmt::format("{:.0f} B", bytes);
+  std::size_t unit = 0;
+  // What would be rounded up to 1024 has the next unit.
+  for (bytes /= 1024; bytes >= 1023.95 && unit + 1 < kUnits.size(); ++unit) bytes /= 1024;
+  return fmt::format("{:.1f} {}", bytes, kUnits[unit]);
+}
+
+/// A member as a cell shows it: bytes scaled, as their names tell them, and objects as "name=value, ...".
+std::string cell_of(std::string_view name, const json::value& value) {
+  const bool rate = name.ends_with("bytes_per_second");
+  if ((rate || name.ends_with("_bytes")) && value.is_number()) {
+    return scaled_bytes(value.to_number<double>()) + (rate ? "/s" : "");
+  }
+  std::string cell;
+  if (const json::object* object = value.if_object()) {
+    for (const auto& [key, member] : *object) {
+      const std::string text = cell_of(key, member);
+      if (!text.empty()) cell += (cell.empty() ? "" : ", ") + printable(key) + "=" + text;
+    }
+    return cell;
+  }
+  const json::array* array = value.if_array();
+  if (array == nullptr || array->empty() || !array->front().is_object()) return as_text(value);
+  for (const json::value& item : *array) cell += (cell.empty() ? "" : "; ") + cell_of(name, item);
+  return cell;
+}
+
+std::string cell_in(const json::object& object, std::string_view member) {
+  const std::size_t dot = std::min(member.find('.'), member.size());
+  const json::value* value = object.if_contains(member.substr(0, dot));
+  if (value == nullptr) return {};
+  if (dot == member.size()) return cell_of(member, *value);
+  return value->is_object() ? cell_in(value->get_object(), member.substr(dot + 1)) : std::string();
+}
+
 /// Columns on a terminal, as near as counting code points comes.
 std::size_t width_of(std::string_view text) {
   return text.size() - static_cast<std::size_t>(std::ranges::count_if(text, is_continuation));
@@ -113,7 +152,7 @@ void print_table(const std::vector<OwnedColumn>& columns, const json::array& lis
   for (const OwnedColumn& column : columns) {
     std::vector<std::string> cells;
     for (const json::value& item : list) {
-      cells.push_back(item.is_object() ? text_of(item.get_object(), column.member) : "");
+      cells.push_back(item.is_object() ? cell_in(item.get_object(), column.member) : "");
     }
     const bool empty = std::ranges::all_of(cells, [](const std::string& cell) { return cell.empty(); });
     if (empty && !list.empty()) continue;
@@ -172,7 +211,7 @@ void show_forwards(const Command& command, const json::object& answer, Console& 
 void show_resource(const Command& command, const json::object& answer, Console& console) {
   std::vector<std::vector<std::string>> rows;
   for (const auto& [key, value] : object_in(answer, command.envelope)) {
-    rows.push_back({std::string(key) + ":", as_text(value)});
+    rows.push_back({std::string(key) + ":", cell_of(key, value)});
   }
   if (answer.contains("hostname")) rows.push_back({"hostname:", text_of(answer, "hostname")});
   console.out << aligned(rows);

@@ -24,7 +24,8 @@ std::string aligned(const std::vector<std::vector<std::string>>& rows);
 
 // How answers are shown (Command::show).
 
-/// The list in the command's columns; those that are empty in every row are left out.
+/// The list in the command's columns, bytes scaled and objects as "name=value"; those that are empty in every
+/// row are left out.
 void show_list(const Command& command, const boost::json::object& answer, Console& console);
 /// The same for forwards, with the endpoint: the answer's host name and the host port.
 void show_forwards(const Command& command, const boost::json::object& answer, Console& console);

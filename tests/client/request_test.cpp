@@ -140,6 +140,25 @@ TEST(Request, ListsForwardsAsAnAlignedTableWithEndpoints) {
               ElementsAre(StartsWith("GET /instances/vm-1/port-forwards?label=a%20b&limit=1000 ")));
 }
 
+TEST(Request, ShowsNoJsonAndScaledBytesInTables) {
+  const char* forward =
+      R"({"id":"f-1","limits":{"max_connections":5,"max_bytes_per_second":1048576,"allowed_cidrs":["10.0.0.0/8","fd00::/8"],)"
+      R"("none":null},"received_bytes":1536,"sent_bytes":1023,"queued_bytes":1048575})";
+  OneAnswer one(http_answer(200, std::string(R"({"port_forward":)") + forward + "}"));
+  EXPECT_EQ(one.run({"forwards", "get", "vm-1", "f-1"}).out,
+            "id:              f-1\n"
+            "limits:          max_connections=5, max_bytes_per_second=1.0 MiB/s, "
+            "allowed_cidrs=10.0.0.0/8,fd00::/8\n"
+            "received_bytes:  1.5 KiB\n"
+            "sent_bytes:      1023 B\n"
+            "queued_bytes:    1.0 MiB\n");
+  EXPECT_THAT(one.run({"forwards", "get", "vm-1", "f-1", "-o", "json"}).out,
+              HasSubstr("\"received_bytes\": 1536"));
+  OneAnswer list(http_answer(
+      200, R"({"profiles":[{"name":"large","limits":{"a":1,"b":true},"list":[{"c":2},{"c":3}]}]})"));
+  EXPECT_EQ(list.run({"profiles", "list"}).out, "NAME   LIMITS       LIST\nlarge  a=1, b=true  c=2; c=3\n");
+}
+
 TEST(Request, FollowsTheCursorToTheLastPage) {
   FakeServer server("tcp", [](const std::string& request) {
     if (request.find("cursor=") == std::string::npos) {
