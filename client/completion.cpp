@@ -1,8 +1,18 @@
 #include "client/completion.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <boost/json/array.hpp>
+#include <boost/json/object.hpp>
+#include <cctype>
 #include <ostream>
 #include <set>
+#include <sstream>
+
+#include "client/output.h"
+#include "client/request.h"
+#include "client/server_address.h"
 
 namespace portway {
 namespace {
@@ -70,6 +80,13 @@ std::vector<Noun> verbs_of(std::string_view noun) {
   return verbs;
 }
 
+/// What run_complete_ids() has for the parameter; empty: nothing.
+std::string_view ids_for(const Parameter& parameter) {
+  if (parameter.name == "INSTANCE") return "instances";
+  if (parameter.name == "FORWARD") return "forwards";
+  return parameter.name == "KEY" ? "keys" : "";
+}
+
 std::string names_of(const std::vector<Noun>& words) {
   std::string out;
   for (const Noun& word : words) out += (out.empty() ? "" : " ") + std::string(word.name);
@@ -97,8 +114,10 @@ std::string bash_values() {
 
 std::string bash_command(const Command& command) {
   std::vector<std::string_view> words;
+  std::vector<std::string_view> ids;
   bool file = false;
   for (const Parameter& parameter : command.parameters) {
+    if (const std::string_view kind = ids_for(parameter); !kind.empty()) ids.push_back(kind);
     if (!parameter.positional()) words.push_back(parameter.name);
     if (parameter.positional()) words.insert(words.end(), parameter.choices.begin(), parameter.choices.end());
     file = file || (parameter.positional() && parameter.kind == Kind::kFile);
@@ -107,6 +126,7 @@ std::string bash_command(const Command& command) {
   const std::string pattern = '"' + std::string(command.noun) + " " +
                               (command.verb.empty() ? "\"*" : std::string(command.verb) + '"');
   return "    " + pattern + ") words=\"" + joined(words) + '"' +
+         (ids.empty() ? "" : "; ids=(" + joined(ids) + ")") +
          (file ? "; COMPREPLY=($(compgen -f -- \"$current\"))" : "") + " ;;\n";
 }
 
@@ -115,6 +135,7 @@ std::string bash_script() {
       "# bash completion for portway\n"
       "_portway() {\n"
       "  local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} noun= verb= words= i\n"
+      "  local -a ids=() given=()\n"
       "  COMPREPLY=()\n"
       "  case $previous in\n" +
       bash_values() +
@@ -126,7 +147,7 @@ std::string bash_script() {
       ") ((i++)) ;;\n"
       "      -*) ;;\n"
       "      *) if [[ -z $noun ]]; then noun=${COMP_WORDS[i]}; elif [[ -z $verb ]]; then "
-      "verb=${COMP_WORDS[i]}; fi ;;\n"
+      "verb=${COMP_WORDS[i]}; else given+=(\"${COMP_WORDS[i]}\"); fi ;;\n"
       "    esac\n"
       "  done\n"
       "  case \"$noun $verb\" in\n"
@@ -140,6 +161,9 @@ std::string bash_script() {
   for (const Parameter& parameter : global_parameters()) globals.push_back(parameter.name);
   return out +
          "  esac\n"
+         "  local kind=${ids[${#given[@]}]}\n"
+         "  [[ $current == -* || -z $kind ]] || words+=\" $(portway complete-ids \"$kind\" "
+         "\"${given[0]:--}\" 2>/dev/null)\"\n"
          "  [[ $current != -* ]] || words+=\" " +
          joined(globals) +
          " --help\"\n"
@@ -167,6 +191,9 @@ std::string zsh_escaped(std::string_view text) {
 std::string zsh_action(const Parameter& parameter) {
   if (!parameter.choices.empty()) return "(" + joined(parameter.choices) + ")";
   if (parameter.kind == Kind::kFile) return "_files";
+  if (const std::string_view ids = ids_for(parameter); !ids.empty()) {
+    return "{_portway_ids " + std::string(ids) + "}";
+  }
   // Not nothing: _arguments would show a message, and with a message it inserts no option either.
   return parameter.positional() ? "()" : "";
 }
@@ -213,7 +240,14 @@ std::string zsh_chooser(const std::string& name, const std::vector<Noun>& words)
 }
 
 std::string zsh_script() {
-  std::string out = "#compdef portway\ntypeset -ga _portway_options=(\n";
+  std::string out =
+      "#compdef portway\n"
+      "_portway_ids() {\n"
+      "  local -a ids=(${(f)\"$(portway complete-ids $1 ${${(M)words[2,CURRENT-1]:#[^-]*}[1]:--} "
+      "2>/dev/null)\"})\n"
+      "  compadd -a ids\n"
+      "}\n"
+      "typeset -ga _portway_options=(\n";
   for (const Parameter& parameter : global_parameters()) out += "  " + zsh_argument(parameter, 0) + "\n";
   out += "  '--help[Print help and exit.]'\n)\n";
   for (const Command* command : visible_commands()) {
@@ -262,6 +296,7 @@ std::string fish_words(const std::vector<Noun>& words, std::string_view after) {
 
 std::string fish_command(const Command& command) {
   std::string out;
+  int position = 0;  // of an id, after the command
   for (const Parameter& parameter : command.parameters) {
     if (!parameter.positional()) {
       out += fish_option(parameter, " -n " + fish_quoted("__portway_in " + command.full_name()));
@@ -270,6 +305,11 @@ std::string fish_command(const Command& command) {
     const std::string at = "complete -c portway -n " + fish_quoted("__portway_at " + command.full_name());
     if (!parameter.choices.empty()) out += at + " -a " + fish_quoted(joined(parameter.choices)) + "\n";
     if (parameter.kind == Kind::kFile) out += at + " -F\n";
+    const std::string_view ids = ids_for(parameter);
+    if (ids.empty()) continue;
+    out += "complete -c portway -n " +
+           fish_quoted("__portway_after " + std::to_string(position++) + " " + command.full_name()) + " -a " +
+           fish_quoted("(__portway_ids " + std::string(ids) + ")") + "\n";
   }
   return out;
 }
@@ -304,6 +344,18 @@ std::string fish_script() {
       "    set -l count (count $argv)\n"
       "    test \"$words[1..$count]\" = \"$argv\"\n"
       "end\n"
+      "function __portway_after --description 'These words, and so many others, so far'\n"
+      "    set -l words (__portway_words)\n"
+      "    set -l first (math (count $argv) - 1)\n"
+      "    test (count $words) = (math $first + $argv[1]); and test \"$words[1..$first]\" = "
+      "\"$argv[2..-1]\"\n"
+      "end\n"
+      "function __portway_ids\n"
+      "    set -l words (__portway_words)\n"
+      "    set -l instance -\n"
+      "    test (count $words) -gt 2; and set instance $words[3]\n"
+      "    portway complete-ids $argv[1] $instance 2>/dev/null\n"
+      "end\n"
       "complete -c portway -f\n";
   for (const Parameter& parameter : global_parameters()) out += fish_option(parameter, "");
   out += fish_words(first_words(), "");
@@ -317,6 +369,40 @@ std::string fish_script() {
 std::string completion_script(std::string_view shell) {
   if (shell == "bash") return bash_script();
   return shell == "zsh" ? zsh_script() : fish_script();
+}
+
+Outcome<void> run_complete_ids(const Invocation& invocation, Console& console) {
+  constexpr unsigned kSecondsMax = 3;  // whatever the server does; SIGALRM ends the process
+  constexpr std::size_t kIdsMax = 200;
+  const std::string& kind = invocation.arguments.text("KIND");
+  const std::string& instance = invocation.arguments.text("INSTANCE");
+  Invocation quick = invocation;
+  quick.arguments.set("--timeout", {"1"});
+  std::ostringstream unheard;
+  Console quiet{.out = console.out, .err = unheard};
+  const auto client = make_client(quick, quiet);
+  if (!client) return {};
+  const std::string path = kind == "keys" ? "/api-keys"
+                           : kind == "instances"
+                               ? "/instances"
+                               : "/instances/" + percent_encoded(instance) + "/port-forwards";
+  const std::string_view list_name = kind == "keys"        ? "api_keys"
+                                     : kind == "instances" ? "instances"
+                                                           : "port_forwards";
+  ::alarm(kSecondsMax);
+  const auto answer = ask(*client, {.method = "GET", .target = path + "?limit=" + std::to_string(kIdsMax)});
+  ::alarm(0);
+  const boost::json::value* list = answer ? answer->if_contains(list_name) : nullptr;
+  if (list == nullptr || !list->is_array()) return {};
+  for (const boost::json::value& item : list->get_array()) {
+    const std::string id = item.is_object() ? text_of(item.get_object(), "id") : "";
+    // A shell expands what else may be in it.
+    const bool plain = !id.empty() && std::ranges::all_of(id, [](unsigned char c) {
+      return std::isalnum(c) != 0 || c == '-' || c == '_' || c == '.';
+    });
+    if (plain) console.out << id << "\n";
+  }
+  return {};
 }
 
 Outcome<void> run_completion(const Invocation& invocation, Console& console) {

@@ -119,6 +119,42 @@ TEST_F(Completion, OffersNounsVerbsOptionsAndChoicesInZsh) {
                           "<portway completion >", "<portway --server http://x completion fish >"));
 }
 
+TEST_F(Completion, OffersIdsThatTheServerHas) {
+  FakeServer server("tcp", [](const std::string& request) {
+    if (request.starts_with("GET /instances?"))
+      return http_answer(200, R"j({"instances":[{"id":"vm-1"},{"id":"vm-22"},{"id":"$(reboot)"}]})j");
+    if (request.starts_with("GET /instances/vm-1/port-forwards?"))
+      return http_answer(200, R"({"port_forwards":[{"id":"f-1"},{"id":"f-2"}]})");
+    if (request.starts_with("GET /api-keys?")) return http_answer(200, R"({"api_keys":[{"id":"k-1"}]})");
+    return problem_answer(404, "{}");
+  });
+  const std::string client = PORTWAY_CLIENT;
+  ::setenv("PATH", (client.substr(0, client.rfind('/')) + ":" + ::getenv("PATH")).c_str(), 1);
+  ::setenv("PORTWAY_SERVER", server.url().c_str(), 1);
+  if (why_no_shell("bash").empty()) {
+    EXPECT_THAT(bash({"portway", "instances", "get", ""}), ElementsAre("vm-1", "vm-22"));
+    EXPECT_THAT(bash({"portway", "forwards", "get", "vm-2"}), ElementsAre("vm-22"));
+    EXPECT_THAT(bash({"portway", "forwards", "get", "vm-1", ""}), ElementsAre("f-1", "f-2"));
+    EXPECT_THAT(bash({"portway", "forwards", "get", "vm-9", ""}), IsEmpty());
+    EXPECT_THAT(bash({"portway", "keys", "delete", ""}), ElementsAre("k-1"));
+  }
+  if (why_no_shell("fish").empty()) {
+    EXPECT_THAT(fish("portway instances get "), ElementsAre("vm-1", "vm-22"));
+    EXPECT_THAT(fish("portway forwards get vm-1 "), ElementsAre("f-1", "f-2"));
+    EXPECT_THAT(fish("portway keys delete "), ElementsAre("k-1"));
+  }
+  if (why_no_shell("zsh").empty()) {
+    EXPECT_THAT(zsh({"portway instances get vm-2", "portway keys delete "}),
+                ElementsAre("<portway instances get vm-22 >", "<portway keys delete k-1 >"));
+  }
+  ::setenv("PORTWAY_SERVER", "http://127.0.0.1:1", 1);
+  const ClientRun none =
+      run_portway({"complete-ids", "instances", "-"}, {{"PORTWAY_SERVER", "http://127.0.0.1:1"}});
+  EXPECT_EQ(none.exit, 0);
+  EXPECT_EQ(none.out + none.err, "");
+  ::unsetenv("PORTWAY_SERVER");
+}
+
 /// Without troff's escapes.
 std::string plain(std::string page) {
   for (const char* escape : {"\\-", "\\fB", "\\fI", "\\fR", "\\&"}) {
