@@ -288,6 +288,11 @@ def processor_name():
     return names[0] if names else platform.machine()
 
 
+def describe_machine():
+    return {"date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), "kernel": platform.release(),
+            "processors": os.cpu_count(), "processor": processor_name()}
+
+
 def main():
     options = parse_arguments()
     if os.geteuid() != 0:
@@ -299,9 +304,7 @@ def main():
     skipped = {subject.name: reason for subject in chosen if (reason := subject.missing())}
     chosen = [subject for subject in chosen if subject.name not in skipped]
     results = {
-        "meta": {
-            "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-            "kernel": platform.release(), "processors": os.cpu_count(), "processor": processor_name(),
+        "meta": describe_machine() | {
             "rounds": options.rounds, "seconds": options.seconds, "workers": options.workers,
             "baseline": options.baseline, "link": options.link, "descriptors": options.descriptors,
             "background_cpu": background_cpu(), "skipped": skipped,
@@ -326,16 +329,9 @@ def write_results(options, results, chosen):
     titles = {subject.name: subject.title for subject in chosen} | {subject.name: subject.title for subject in all_subjects.ALL}
     unaccounted = {subject.name for subject in chosen if not subject.accounted}
     order = [subject.name for subject in chosen]
-    for metric, by_subject in results["summary"].items():
-        results["summary"][metric] = {name: by_subject[name] for name in order if name in by_subject}
-    os.makedirs(options.output, exist_ok=True)
+    results["summary"] = report.in_order(results["summary"], results["summary"], order)
     text = report.markdown(results, METRICS, titles, unaccounted)
-    with open(os.path.join(options.output, "compare.svg"), "w", encoding="utf-8") as file:
-        file.write(report.plot(results, METRICS, titles))
-    with open(os.path.join(options.output, "compare.json"), "w", encoding="utf-8") as file:
-        json.dump(results, file, indent=1)
-    with open(os.path.join(options.output, "compare.md"), "w", encoding="utf-8") as file:
-        file.write(text)
+    report.write(options.output, "compare", results, text, report.plot(results, METRICS, titles))
     print(text)
 
 

@@ -15,6 +15,7 @@
 #include <thread>
 
 #include "bench/compare/cpu_time.h"
+#include "bench/compare/latencies.h"
 #include "bench/compare/load_net.h"
 
 namespace portway::bench {
@@ -93,32 +94,11 @@ class Load {
 constexpr std::size_t kBulkBuffer = 131'072;
 constexpr int kPollMs = 1;  // the longest that the end of a slice is overlooked
 
-/// Durations in ns; all are kept, so the percentiles are exact.
-class Latencies {
- public:
-  void add(Clock::duration duration) {
-    values_.push_back(static_cast<std::uint32_t>(std::min<Clock::rep>(duration.count(), UINT32_MAX)));
+void print_percentiles(Latencies& latencies) {
+  for (const auto& [name, part] : {std::pair("p50_us", 0.5), {"p99_us", 0.99}, {"p999_us", 0.999}}) {
+    std::printf(R"(, "%s": %.2f)", name, latencies.percentile_us(part));
   }
-  void clear() { values_.clear(); }
-  std::size_t count() const { return values_.size(); }
-
-  void print() {
-    for (const auto& [name, part] : {std::pair("p50_us", 0.5), {"p99_us", 0.99}, {"p999_us", 0.999}}) {
-      std::printf(R"(, "%s": %.2f)", name, percentile(part));
-    }
-  }
-
- private:
-  double percentile(double part) {
-    if (values_.empty()) return 0;
-    const auto at =
-        values_.begin() + static_cast<std::ptrdiff_t>(part * static_cast<double>(values_.size() - 1));
-    std::nth_element(values_.begin(), at, values_.end());
-    return *at / 1e3;
-  }
-
-  std::vector<std::uint32_t> values_;
-};
+}
 
 /// New connections in each slice: those of a slice that is over would go on until all buffers on their way
 /// are full.
@@ -245,7 +225,7 @@ class PingLoad : public Load {
 
   void print() override {
     std::printf(R"(, "transactions": %zu)", latencies_.count());
-    latencies_.print();
+    print_percentiles(latencies_);
   }
 
  private:
@@ -282,7 +262,7 @@ class CloseLoad : public Load {
 
   void print() override {
     std::printf(R"(, "connections": %zu, "errors": %llu)", latencies_.count(), errors_);
-    latencies_.print();
+    print_percentiles(latencies_);
   }
 
  private:

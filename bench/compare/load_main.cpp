@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "bench/compare/bare_relay.h"
+#include "bench/compare/load_bystander.h"
 #include "bench/compare/load_client.h"
 #include "bench/compare/load_net.h"
 #include "bench/compare/load_server.h"
@@ -60,11 +61,40 @@ int main(int argc, char** argv) try {
       {add_client("mix", "ping, and a download beside it"), Mode::kMix},
   };
   const CLI::App* idle = add_client("idle", "Open connections and hold them until standard input ends");
+
+  BystanderOptions watch;
+  CLI::App* bystander = app.add_subcommand(
+      "bystander", "Send small messages at a steady rate, and tell how long their echoes take");
+  bystander->add_option("--target", watch.target, "ADDRESS:PORT of an echo")->required();
+  bystander->add_option("--connections", watch.connections, "That take turns")->capture_default_str();
+  bystander->add_option("--interval", watch.interval_s, "Seconds between two messages")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  bystander->add_option("--seconds", watch.seconds, "Of messages")->capture_default_str();
+
+  ChurnOptions busy;
+  CLI::App* churn = app.add_subcommand("churn", "Connect and close again at once, until standard input ends");
+  churn->add_option("--target", busy.target, "ADDRESS:PORT or [ADDRESS]:PORT")->required();
+  churn->add_option("--from", busy.source, "The first address to connect from, with IPv4")
+      ->capture_default_str();
+  churn->add_option("--from-count", busy.sources, "How many addresses follow on it")->capture_default_str();
+  churn->add_option("--connections", busy.connections, "At the same time")->capture_default_str();
+
+  HoldOptions held;
+  CLI::App* hold =
+      app.add_subcommand("hold", "Open connections, read nothing, and close all when standard input ends");
+  hold->add_option("--target", held.target, "ADDRESS:PORT")->required();
+  hold->add_option("--from", held.source, "The first address to connect from")->capture_default_str();
+  hold->add_option("--from-count", held.sources, "How many addresses follow on it")->capture_default_str();
+  hold->add_option("--connections", held.connections, "To open")->capture_default_str();
   CLI11_PARSE(app, argc, argv);
 
   if (*server) serve(ports);
   if (*bridge) bridge_taps(taps);
   if (*relay) relay_bare(bare);
+  if (*bystander) run_bystander(watch);
+  if (*churn) run_churn(busy);
+  if (*hold) run_hold(held);
   for (const std::string& text : targets) options.targets.push_back(parse_target(text));
   for (const std::string& text : beside) options.beside.push_back(parse_endpoint(text));
   for (const auto& [chosen, mode] : modes) {

@@ -7,6 +7,7 @@
 
 #include <cerrno>
 #include <cstdlib>
+#include <stdexcept>
 #include <system_error>
 
 namespace portway::bench {
@@ -42,6 +43,18 @@ sockaddr_in parse_endpoint(const std::string& text) {
   return endpoint;
 }
 
+sockaddr_in6 parse_endpoint6(const std::string& text) {
+  const std::size_t end = text.find("]:");
+  sockaddr_in6 endpoint{};
+  endpoint.sin6_family = AF_INET6;
+  if (!text.starts_with('[') || end == std::string::npos ||
+      ::inet_pton(AF_INET6, text.substr(1, end - 1).c_str(), &endpoint.sin6_addr) != 1) {
+    throw std::invalid_argument("not [IPv6 address]:port: " + text);
+  }
+  endpoint.sin6_port = htons(static_cast<std::uint16_t>(std::atoi(text.c_str() + end + 2)));
+  return endpoint;
+}
+
 Fd listen_on(std::uint16_t port) {
   Fd fd(::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd) die("socket");
@@ -65,6 +78,15 @@ Fd start_connect(const sockaddr_in& target, const sockaddr_in& source) {
     if (::bind(fd.get(), reinterpret_cast<const sockaddr*>(&source), sizeof source) != 0)
       die("bind to a source");
   }
+  const int result = ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&target), sizeof target);
+  if (result != 0 && errno != EINPROGRESS) fd.reset();
+  return fd;
+}
+
+Fd start_connect(const sockaddr_in6& target) {
+  Fd fd(::socket(AF_INET6, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (!fd) die("socket");
+  set_option(fd.get(), IPPROTO_TCP, TCP_NODELAY);
   const int result = ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&target), sizeof target);
   if (result != 0 && errno != EINPROGRESS) fd.reset();
   return fd;

@@ -21,12 +21,17 @@ using Clock = std::chrono::steady_clock;
 
 /// "198.18.0.1:8000".
 sockaddr_in parse_endpoint(const std::string& text);
+/// "[fd00::1]:8000".
+sockaddr_in6 parse_endpoint6(const std::string& text);
 
 Fd listen_on(std::uint16_t port);
 
 /// A non-blocking connect with TCP_NODELAY from `source` (port 0; not bound when its address is 0.0.0.0).
 /// An empty Fd when the kernel refused, with errno.
 Fd start_connect(const sockaddr_in& target, const sockaddr_in& source);
+
+/// The same to an IPv6 address, from one that the kernel chooses.
+Fd start_connect(const sockaddr_in6& target);
 
 /// start_connect, and waits until it is connected.
 Fd connect_now(const sockaddr_in& target, const sockaddr_in& source);

@@ -16,6 +16,7 @@ import subprocess
 import sys
 
 GUEST_DEVICE = "guest0"  # a host's interface to the guest
+IDLE_DEVICE = "idle0"  # to a guest that is not there
 CLIENT_COUNT = 64  # addresses at each host, so that used-up (address, port) pairs do not limit a run
 
 FORWARD_PORTS = "20000-32767"  # of Portway
@@ -125,6 +126,8 @@ class Site:
     def __init__(self, number, client, guest, bridge):
         self.public, self.inner, self.guest_address = f"198.18.{number}.1", f"198.19.{number}.1", f"198.19.{number}.2"
         self.client_first = f"198.18.{number}.2"
+        self.public6 = None  # until add_ipv6()
+        self.idle_guest_address = None  # until add_idle_guest()
         self.bridging = None
         self.host = Namespace()
         client_device, guest_device = f"client{number}", f"eth{number}"
@@ -148,6 +151,25 @@ class Site:
         commands = [f"addr add {address} dev {device}" for address in addresses] + [f"link set {device} up"]
         commands += [f"route add {route}" for route in routes]
         namespace.run("ip", "-batch", "-", input="\n".join(commands).encode())
+
+    def add_ipv6(self, client):
+        """An address for clients that have IPv6; the guest has none."""
+        self.public6 = f"fd00:198:18:{self.public.split('.')[2]}::1"
+        device = f"client{self.public.split('.')[2]}"
+        for namespace, name, address in ((self.host, "public0", self.public6), (client, device, self.public6[:-1] + "2")):
+            namespace.run("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/all/disable_ipv6")
+            namespace.run("ip", "addr", "add", f"{address}/64", "dev", name, "nodad")
+
+    def add_idle_guest(self):
+        """Another guest's link and address; the guest itself is not there."""
+        self.idle_guest_address = self.guest_address[:-1] + "130"
+        self.host.run("ip", "link", "add", IDLE_DEVICE, "type", "veth", "peer", "name", f"{IDLE_DEVICE}-peer")
+        self.host.run("ip", "link", "set", f"{IDLE_DEVICE}-peer", "up")
+        self._set_up(self.host, IDLE_DEVICE, [self.guest_address[:-1] + "129/25"], [])
+
+    def public_addresses(self):
+        """As they stand before a port."""
+        return [self.public] + ([f"[{self.public6}]"] if self.public6 else [])
 
     def move_guest_link(self, to):
         """Into another namespace, which gets the host's address with it."""

@@ -1,5 +1,8 @@
 """From single runs to a table: medians, spread, ratios."""
+import json
+import os
 import statistics
+from typing import NamedTuple
 
 # metric -> its title and its values: key, heading, decimals
 VALUES = {
@@ -13,8 +16,9 @@ VALUES = {
     "idle": [("held", "connections held", 0), ("rss_bytes", "user-space bytes/connection", 0), ("rss_mib", "RSS in all, MiB", 1),
              ("slab_bytes", "kernel bytes/connection, the load's ends included", 0)],
 }
+VALUES["isolation"] = [("p50_us", "p50 us", 0), ("p99_us", "p99 us", 0), ("worst_us", "worst us", 0)]
 VALUES["mix"] = VALUES["ping"] + [("beside_gbit_s", "bulk beside it, Gbit/s", 1)]
-MAIN_VALUE = {"bulk": "gbit_s", "ping": "per_s", "mix": "p99_us", "close": "per_s", "idle": "rss_bytes"}
+MAIN_VALUE = {"bulk": "gbit_s", "ping": "per_s", "mix": "p99_us", "close": "per_s", "idle": "rss_bytes", "isolation": "worst_us"}
 
 # What is aimed at, as ratios of Portway's medians in one run: metrics, value, to the best user-space peer, to nft DNAT.
 AT_LEAST, AT_MOST = "at least", "at most"
@@ -30,7 +34,16 @@ TARGETS = [
     (("close",), "machine_us", (AT_MOST, 0.85), None),
     (("mix",), "p99_us", (AT_MOST, 0.5), None),
 ]
+# Of a bystander: the worst round trip beside a disturbance to this peer's, and p99 to the subject's own when it is quiet.
+ISOLATION_PEER, ISOLATION_WORST, ISOLATION_P99 = "haproxy", (AT_MOST, 1), (AT_MOST, 2)
+# Where a peer has no such disturbance, what comes closest.
+CLOSEST = {"churn-transparent": "churn-plain"}
 PEERS = ["haproxy-splice", "haproxy", "nginx", "socket-proxyd", "docker-proxy", "socat", "rootlesskit"]
+
+
+class Titled(NamedTuple):
+    kind: str
+    title: str
 
 
 def derive(kind, raw):
@@ -56,12 +69,20 @@ def summarize(runs):
         if "values" in run:
             subjects = summary.setdefault(run["metric"], {})
             for key, value in run["values"].items():
+                if value is None:
+                    continue
                 subjects.setdefault(run["subject"], {}).setdefault(key, {})[run["round"]] = value
     return {metric: {subject: {key: {"median": statistics.median(rounds.values()), "min": min(rounds.values()),
                                      "max": max(rounds.values()), "rounds": rounds}
                                for key, rounds in values.items()}
                      for subject, values in subjects.items()}
             for metric, subjects in summary.items()}
+
+
+def in_order(summary, metrics, subjects):
+    """The same, as ordered as these names."""
+    return {metric: {name: summary[metric][name] for name in subjects if name in summary[metric]}
+            for metric in metrics if metric in summary}
 
 
 def ratio(value, reference):
@@ -193,9 +214,51 @@ def markdown(results, metrics, titles, unaccounted):
         if name in results["summary"]:
             rows = table(metric.kind, results["summary"][name], titles, baseline, unaccounted)
             parts += [f"## {metric.title}", rows]
-    problems = [f"- {name}: {reason}" for name, reason in meta["skipped"].items()] + [
-        f"- {run['subject']}, {run['metric']}, round {run['round']}: {run['error']}"
-        for run in results["runs"] if "error" in run]
-    if problems:
-        parts += ["## Skipped and failed", "\n".join(problems)]
+    parts += problems(results)
     return "\n\n".join(parts) + "\n"
+
+
+def problems(results):
+    lines = [f"- {name}: {reason}" for name, reason in results["meta"]["skipped"].items()] + [
+        f"- {run['subject']}, {run['metric']}, round {run['round']}: {run['error']}" for run in results["runs"] if "error" in run]
+    return ["## Skipped and failed", "\n".join(lines)] if lines else []
+
+
+def isolation_table(name, summary, titles):
+    """A row for each subject: its round trips, and what they are to the aims."""
+    peers = summary.get(name, {})
+    peer = peers.get(ISOLATION_PEER) or summary.get(CLOSEST.get(name), {}).get(ISOLATION_PEER)
+    lines = ["| subject | p50 us | p99 us | worst us | how much | p99 to the quiet one | worst to HAProxy's |", "|---|" + "---|" * 6]
+    for subject, values in summary[name].items():
+        quiet = summary.get("quiet", {}).get(subject) if name != "quiet" else None
+        cells = [cell(values[key], None, decimals, True) for key, _, decimals in VALUES["isolation"]]
+        cells.append(f"{values['amount']['median']:,.0f}" if "amount" in values else "-")
+        cells.append(compare_with("p99_us", ISOLATION_P99, values, quiet))
+        cells.append("-" if subject == ISOLATION_PEER else compare_with("worst_us", ISOLATION_WORST, values, peer))
+        lines.append(f"| {titles[subject]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def isolation_markdown(results, metrics, titles):
+    meta, summary = results["meta"], results["summary"]
+    own = [run["values"]["own_worst_us"] for run in results["runs"] if "values" in run]
+    parts = [
+        "# A bystander beside disturbances",
+        f"{meta['date']}, Linux {meta['kernel']}, {meta['processors']} x {meta['processor']}. Worker threads of each subject: "
+        f"{meta['workers']}. {meta['rounds']} rounds, {meta['seconds']:g} s of a message a millisecond; RLIMIT_NOFILE "
+        f"{meta['descriptors']:,}. Median [lowest-highest] of the rounds; a ratio is the median of the rounds' own.",
+        f"Before the first run other programs used {meta['background_cpu']:.0%} of one processor. The bystander's own thread was up to "
+        f"{statistics.median(own):,.0f} us late in the median run, and {max(own):,.0f} us in the worst." if own else "",
+        "Versions: " + "; ".join(f"{titles[name]}: {text}" for name, text in meta["versions"].items() if text) + ".",
+    ]
+    for name in summary:
+        parts += [f"## {name}: {metrics[name].title}", isolation_table(name, summary, titles)]
+    parts += problems(results)
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def write(directory, name, results, text, picture):
+    os.makedirs(directory, exist_ok=True)
+    for suffix, content in (("md", text), ("json", json.dumps(results, indent=1)), ("svg", picture)):
+        with open(os.path.join(directory, f"{name}.{suffix}"), "w", encoding="utf-8") as file:
+            file.write(content)

@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -17,7 +18,8 @@ import network
 
 SERVICES = {"sink": 7000, "source": 7001, "echo": 7002}  # ports of the load server in the guest
 PUBLIC_PORTS = {"sink": 8000, "source": 8001, "echo": 8002}
-START_TIMEOUT_S = 10
+FIRST_IDLE_PORT = 20000  # of the subjects that do not choose ports themselves
+START_TIMEOUT_S = 30
 OTHER_DESCRIPTORS = 500  # that a proxy needs besides those of its connections and forwards
 CPU_CONTROLLER = "/sys/fs/cgroup/cpu"  # cgroup v1
 
@@ -91,6 +93,11 @@ class Process(Subject):
     def target(self, service):
         return f"{self.site.public}:{PUBLIC_PORTS[service]}"
 
+    def forwards(self):
+        """(port, port of the guest) of each, the idle ones included."""
+        return [(port, SERVICES[service]) for service, port in PUBLIC_PORTS.items()] + [
+            (FIRST_IDLE_PORT + number, SERVICES["echo"]) for number in range(self.idle_forwards)]
+
     def path(self, name):
         return os.path.join(self.options.scratch, f"{self.name}-{name}")
 
@@ -159,6 +166,7 @@ class Portway(Process):
     api = "127.0.0.1:8080"
     range = network.FORWARD_PORTS
     source_mode = "plain"
+    forward_options = {}  # of those that are used
     workers = None  # other than the comparison's
 
     def __init__(self, options):
@@ -185,7 +193,7 @@ class Portway(Process):
         config = self.write("portway.toml", f"""
 [node]
 public_hostname = "benchmark"
-public_addresses = ["{self.site.public}"]
+public_addresses = {json.dumps([address.strip("[]") for address in self.site.public_addresses()])}
 [api]
 listen = "{self.api}"
 admin_key_file = "{self.path('admin.key')}"
@@ -209,15 +217,21 @@ max_forwarded_ports = 20000
         self.wait_until(self._healthy, "does not answer /healthz")
         with open(self.path("admin.key"), encoding="ascii") as file:
             self.key = file.read().strip()
-        self._call("PUT", "/instances/guest",
+        self.call("PUT", "/instances/guest",
                    {"guest_address": self.site.guest_address, "tap": network.GUEST_DEVICE, "owner": "benchmark"})
         for service, port in SERVICES.items():
-            answer = self._call("POST", "/instances/guest/port-forwards", {"guest_port": port, "label": service})
+            request = {"guest_port": port, "label": service} | self.forward_options
+            answer = self.call("POST", "/instances/guest/port-forwards", request)
             self.targets[service] = f"{self.site.public}:{answer['port_forward']['host_port']}"
+        instance = "guest"
+        if self.site.idle_guest_address:
+            instance = "idle"
+            self.call("PUT", "/instances/idle",
+                      {"guest_address": self.site.idle_guest_address, "tap": network.IDLE_DEVICE, "owner": "benchmark"})
         idle = self.idle_forwards
         while idle > 0:
             batch = [{"guest_port": SERVICES["echo"]}] * min(idle, 1000)
-            self._call("POST", "/instances/guest/port-forwards:batch", {"port_forwards": batch})
+            self.call("POST", f"/instances/{instance}/port-forwards:batch", {"port_forwards": batch})
             idle -= len(batch)
 
         if self.options.hold:
@@ -245,11 +259,17 @@ max_forwarded_ports = 20000
     def target(self, service):
         return self.targets[service]
 
+    def scrape(self):
+        self.request("GET", "/metrics")
+
+    def reload(self):
+        self.process.send_signal(signal.SIGHUP)
+
     def facts(self):
         wanted = ("portway_pipes_in_use", "portway_pipes_open", "portway_pipes_clamped", "portway_bytes_spliced_total",
                   "portway_bytes_copied_total", "portway_connections_active", "portway_io_backend_info",
                   "portway_source_mode_connections_total")
-        lines = self._request("GET", "/metrics").decode().splitlines()
+        lines = self.request("GET", "/metrics").decode().splitlines()
         return dict(line.rsplit(" ", 1) for line in lines if line.startswith(wanted))
 
     def check(self, kind, facts):
@@ -264,18 +284,18 @@ max_forwarded_ports = 20000
     def _healthy(self):
         try:
             self.key = ""
-            self._request("GET", "/healthz")
+            self.request("GET", "/healthz")
             return True
         except OSError:
             return False
 
-    def _call(self, method, path, body):
+    def call(self, method, path, body):
         try:
-            return json.loads(self._request(method, path, body))
+            return json.loads(self.request(method, path, body))
         except urllib.error.HTTPError as error:
             raise SubjectError(f"{self.name}: {method} {path}: {error.read().decode()}") from error
 
-    def _request(self, method, path, body=None):
+    def request(self, method, path, body=None):
         request = urllib.request.Request(f"http://{self.api}{path}", method=method,
                                          data=None if body is None else json.dumps(body).encode())
         request.add_header("Content-Type", "application/json")
@@ -341,8 +361,15 @@ class Haproxy(Process):
     splice_options = ""
     maxpipes = 0
 
+    def __init__(self, options):
+        super().__init__(options)
+        self.older = []  # that had to go, and do when their connections have ended
+
     def version(self):
         return printed_by("haproxy", "-v")[0]
+
+    def command(self):
+        return "haproxy", "-db", "-f", self.path("haproxy.cfg")
 
     def start(self, connections_max):
         # HAProxy refuses to start when two descriptors a connection and two a pipe exceed RLIMIT_NOFILE.
@@ -360,21 +387,35 @@ defaults
     timeout server 1h
     {self.splice_options}
 """
-        for service, port in PUBLIC_PORTS.items():
-            config += f"""
-listen {service}
-    bind {self.site.public}:{port}
-    server guest {self.site.guest_address}:{SERVICES[service]}
-"""
-        self.launch("haproxy", "-db", "-f", self.write("haproxy.cfg", config))
+        for number, (port, guest_port) in enumerate(self.forwards()):
+            binds = "".join(f"    bind {address}:{port}\n" for address in self.site.public_addresses())
+            config += f"listen forward{number}\n{binds}    server guest {self.site.guest_address}:{guest_port}\n"
+        self.write("haproxy.cfg", config)
+        self.launch(*self.command())
         self.wait_for_ports()
 
-    def facts(self):
+    def ask(self, command):
         with socket.socket(socket.AF_UNIX) as stats:
             stats.connect(self.path("socket"))
-            stats.sendall(b"show info\n")
-            answer = b"".join(iter(lambda: stats.recv(65536), b"")).decode()
-        info = dict(line.split(": ", 1) for line in answer.splitlines() if ": " in line)
+            stats.sendall(command)
+            return b"".join(iter(lambda: stats.recv(65536), b"")).decode()
+
+    def scrape(self):
+        self.ask(b"show stat\n")
+
+    def reload(self):
+        """A new process, as its master would start it; the old one keeps its connections."""
+        self.older.append(self.process)
+        self.launch(*self.command(), "-sf", str(self.process.pid))
+
+    def stop(self):
+        super().stop()
+        for self.process in self.older:
+            super().stop()
+        self.older = []
+
+    def facts(self):
+        info = dict(line.split(": ", 1) for line in self.ask(b"show info\n").splitlines() if ": " in line)
         wanted = ("Maxconn", "Maxpipes", "PipesUsed", "PipesFree", "TotalSplicdedBytesOut")
         return {key: info.get(key) for key in wanted}
 
@@ -412,22 +453,25 @@ class Nginx(Process):
     def start(self, connections_max):
         servers = "".join(f"""
     server {{
-        listen {self.site.public}:{port} backlog=4096;
-        proxy_pass {self.site.guest_address}:{SERVICES[service]};
+        {" ".join(f"listen {address}:{port} backlog=4096;" for address in self.site.public_addresses())}
+        proxy_pass {self.site.guest_address}:{guest_port};
         proxy_timeout 1h;
-    }}""" for service, port in PUBLIC_PORTS.items())
+    }}""" for port, guest_port in self.forwards())
         config = self.write("nginx.conf", f"""
 load_module {self.module};
 daemon off;
 worker_processes {self.options.workers};
 pid {self.path('pid')};
 error_log stderr error;
-events {{ worker_connections {2 * connections_max + 100}; }}
+events {{ worker_connections {2 * connections_max + 2 * self.idle_forwards + 100}; }}
 stream {{{servers}
 }}
 """)
         self.launch("nginx", "-e", "stderr", "-c", config)
         self.wait_for_ports()
+
+    def reload(self):
+        self.process.send_signal(signal.SIGHUP)
 
 
 class PerPort(Process):

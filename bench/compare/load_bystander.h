@@ -1,0 +1,44 @@
+// A bystander, and what disturbs it: the load of isolation.py, one thread each.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace portway::bench {
+
+struct BystanderOptions {
+  std::string target;  // "198.18.0.1:8000"
+  std::uint32_t connections = 4;
+  double interval_s = 0.001;
+  double seconds = 3;
+};
+
+/// Exchanges a message on each connection, prints "ready", then sends 64 bytes each interval, on one
+/// connection after the other, whether or not the echoes before have come. An echo's time counts from when
+/// its message was due: one stall delays all messages that fall into it. Prints a JSON object, with how late
+/// our own thread was.
+void run_bystander(const BystanderOptions& options);
+
+struct ChurnOptions {
+  std::string target;  // "198.18.0.1:8000" or "[fd00::1]:8000"
+  std::string source =
+      "0.0.0.0";  // the first address to connect from, with IPv4; 0.0.0.0: the kernel's choice
+  std::uint32_t sources = 1;
+  std::uint32_t connections = 64;
+};
+
+/// Connections that are closed as soon as they are there, in each of some places one after another, until
+/// standard input ends. Prints a JSON object.
+void run_churn(const ChurnOptions& options);
+
+struct HoldOptions {
+  std::string target;
+  std::string source = "0.0.0.0";
+  std::uint32_t sources = 1;
+  std::uint32_t connections = 1;
+};
+
+/// Opens the connections, prints "ready", and closes all when standard input ends. Reads nothing.
+void run_hold(const HoldOptions& options);
+
+}  // namespace portway::bench
