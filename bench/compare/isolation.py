@@ -326,8 +326,7 @@ def run_group(options, chosen, names, few, round_number, runs):
             if isinstance(subject, all_subjects.Portway):  # a node that can do both
                 subject.source_mode, subject.forward_options = "transparent", {"source_mode": "plain"}
             cleanup.callback(subject.stop)
-            most = min(options.connections + 100, subject.connections_allowed(options.descriptors)) if few else 2500
-            error = compare.attempt(lambda: start(options, subject, most))
+            error = compare.attempt(lambda: start(options, subject))
             if error:
                 note(runs, round_number, subject, ",".join(names), {"error": error})
             else:
@@ -341,7 +340,8 @@ def run_group(options, chosen, names, few, round_number, runs):
                 note(runs, round_number, subject, name, {"error": error} if error else outcome)
 
 
-def start(options, subject, connections_max):
+def start(options, subject):
+    connections_max = min(options.connections + 100, subject.connections_allowed(options.descriptors))
     with subject.site:
         os.sched_setaffinity(0, options.processors)
         try:

@@ -59,6 +59,7 @@ Fd listen_on(std::uint16_t port) {
   Fd fd(::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd) die("socket");
   set_option(fd.get(), SOL_SOCKET, SO_REUSEADDR);
+  set_option(fd.get(), IPPROTO_TCP, TCP_NODELAY);  // of all that it accepts
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_port = htons(port);

@@ -41,7 +41,7 @@ struct SimFaults {
   static SimFaults all() { return {0.2, 0.2, 0.1, 0.2, 0.05, 0.05, 0.5, 0.1}; }
 };
 
-class SimIo final : public Io {
+class SimIo : public Io {
  public:
   /// The calls that fail() knows. A poll's failure is its completion.
   enum class Call : std::uint8_t {
