@@ -29,7 +29,7 @@ class Isolation(unittest.TestCase):
             for name, subjects in summary.items():
                 self.assertLessEqual(portways, subjects.keys(), name)
             self.assertEqual(list(summary), ["quiet", "churn-transparent", "churn-plain", "churn-ipv6", "end", "stalled",
-                                             "quiet-10000", "scrape", "reload", "delete"])
+                                             "quiet-forwards", "scrape", "reload", "delete"])
             self.assertIn("nft-dnat", summary["churn-plain"])
             self.assertEqual(summary["end"]["portway-uring"]["amount"]["median"], 50)
             self.assertEqual(summary["delete"]["portway-uring"]["amount"]["median"], 20)
@@ -45,10 +45,10 @@ class Tables(unittest.TestCase):
         summary = report.summarize(runs("quiet", "portway", 200, 300) + runs("churn-plain", "haproxy", 900, 1000)
                                    + runs("churn-plain", "portway", 300, 1500) + runs("churn-transparent", "portway", 500, 900))
         titles = {"portway": "Portway", "haproxy": "HAProxy"}
-        plain = report.isolation_table("churn-plain", summary, titles)
+        plain = report.isolation_table("churn-plain", summary, titles, "connections/s")
         self.assertIn("| 1.50x (at most 2x: met) | 1.50x (at most 1x: **not met**) |", plain)
         # HAProxy is never transparent: its plain connections are what comes closest.
-        transparent = report.isolation_table("churn-transparent", summary, titles)
+        transparent = report.isolation_table("churn-transparent", summary, titles, "connections/s")
         self.assertIn("| 2.50x (at most 2x: **not met**) | 0.90x (at most 1x: met) |", transparent)
 
 

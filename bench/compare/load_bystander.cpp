@@ -1,6 +1,7 @@
 #include "bench/compare/load_bystander.h"
 
 #include <poll.h>
+#include <sched.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -12,6 +13,7 @@
 #include <deque>
 #include <optional>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "bench/compare/latencies.h"
@@ -72,15 +74,16 @@ class Bystander {
     }
   }
 
-  void print() {
+  /// `paused_us`: of the processors.
+  void print(double paused_us) {
     std::printf(
         R"({"transactions": %zu, "p50_us": %.1f, "p99_us": %.1f, "p999_us": %.1f, "worst_us": %.1f, )",
         answers_.count(), answers_.percentile_us(0.5), answers_.percentile_us(0.99),
         answers_.percentile_us(0.999), answers_.percentile_us(1));
-    std::printf(R"("worst_at_s": %.3f, "own_p99_us": %.1f, "own_worst_us": %.1f})"
+    std::printf(R"("worst_at_s": %.3f, "paused_us": %.1f})"
                 "\n",
-                duration<double>(worst_due_ - begin_).count(), lateness_.percentile_us(0.99),
-                lateness_.percentile_us(1));
+                duration<double>(worst_due_ - begin_).count(),
+                std::max(paused_us, lateness_.percentile_us(1)));
   }
 
  private:
@@ -137,9 +140,37 @@ class Bystander {
   std::vector<Connection> connections_;
   std::vector<pollfd> polled_;
   Latencies answers_;
-  Latencies lateness_;  // of our own thread
+  Latencies lateness_;  // of this thread
   Clock::duration worst_{};
   Clock::time_point worst_due_;
+};
+
+/// How long a processor did not let a thread of the caller's priority run, while it exists.
+class Watch {
+ public:
+  explicit Watch(int processor)
+      : thread_([this, processor](const std::stop_token& stop) { run(stop, processor); }) {}
+  double worst_us() {
+    thread_.request_stop();
+    thread_.join();
+    return duration<double, std::micro>(worst_).count();
+  }
+
+ private:
+  void run(const std::stop_token& stop, int processor) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(static_cast<std::size_t>(processor), &set);
+    if (::sched_setaffinity(0, sizeof set, &set) != 0) return;
+    constexpr auto kPeriod = std::chrono::milliseconds(1);
+    for (auto due = Clock::now() + kPeriod; !stop.stop_requested(); due = Clock::now() + kPeriod) {
+      std::this_thread::sleep_until(due);
+      worst_ = std::max(worst_, Clock::now() - due);
+    }
+  }
+
+  Clock::duration worst_{};  // of the thread, until it has ended
+  std::jthread thread_;
 };
 
 class Churn {
@@ -194,9 +225,11 @@ class Churn {
 void run_bystander(const BystanderOptions& options) {
   Bystander bystander(options);
   bystander.warm_up();
+  std::optional<Watch> watch;
+  if (options.watch >= 0) watch.emplace(options.watch);
   say_ready();
   bystander.run();
-  bystander.print();
+  bystander.print(watch ? watch->worst_us() : 0);
 }
 
 void run_churn(const ChurnOptions& options) {

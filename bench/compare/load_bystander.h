@@ -11,6 +11,7 @@ struct BystanderOptions {
   std::uint32_t connections = 4;
   double interval_s = 0.001;
   double seconds = 3;
+  int watch = -1;  // a processor beside this thread's; -1: none
 };
 
 /// Exchanges a message on each connection, prints "ready", then sends 64 bytes each interval, on one

@@ -71,6 +71,7 @@ int main(int argc, char** argv) try {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   bystander->add_option("--seconds", watch.seconds, "Of messages")->capture_default_str();
+  bystander->add_option("--watch", watch.watch, "A processor: tell how long it stood still");
 
   ChurnOptions busy;
   CLI::App* churn = app.add_subcommand("churn", "Connect and close again at once, until standard input ends");

@@ -44,6 +44,7 @@ PEERS = ["haproxy-splice", "haproxy", "nginx", "socket-proxyd", "docker-proxy", 
 class Titled(NamedTuple):
     kind: str
     title: str
+    unit: str = ""  # of how much of it there was
 
 
 def derive(kind, raw):
@@ -224,35 +225,64 @@ def problems(results):
     return ["## Skipped and failed", "\n".join(lines)] if lines else []
 
 
-def isolation_table(name, summary, titles):
+def isolation_verdicts(name, subject, summary):
+    """Two cells: p99 to that when nothing disturbs, the worst to HAProxy's."""
+    values = summary[name][subject]
+    quiet = summary.get("quiet", {}).get(subject) if name != "quiet" else None
+    peer = summary[name].get(ISOLATION_PEER) or summary.get(CLOSEST.get(name), {}).get(ISOLATION_PEER)
+    return [compare_with("p99_us", ISOLATION_P99, values, quiet),
+            "-" if subject == ISOLATION_PEER else compare_with("worst_us", ISOLATION_WORST, values, peer)]
+
+
+def isolation_table(name, summary, titles, unit):
     """A row for each subject: its round trips, and what they are to the aims."""
-    peers = summary.get(name, {})
-    peer = peers.get(ISOLATION_PEER) or summary.get(CLOSEST.get(name), {}).get(ISOLATION_PEER)
-    lines = ["| subject | p50 us | p99 us | worst us | how much | p99 to the quiet one | worst to HAProxy's |", "|---|" + "---|" * 6]
+    lines = [f"| subject | p50 us | p99 us | worst us | {unit} | p99 to the quiet one | worst to HAProxy's |", "|---|" + "---|" * 6]
     for subject, values in summary[name].items():
-        quiet = summary.get("quiet", {}).get(subject) if name != "quiet" else None
         cells = [cell(values[key], None, decimals, True) for key, _, decimals in VALUES["isolation"]]
         cells.append(f"{values['amount']['median']:,.0f}" if "amount" in values else "-")
-        cells.append(compare_with("p99_us", ISOLATION_P99, values, quiet))
-        cells.append("-" if subject == ISOLATION_PEER else compare_with("worst_us", ISOLATION_WORST, values, peer))
-        lines.append(f"| {titles[subject]} | " + " | ".join(cells) + " |")
+        lines.append(f"| {titles[subject]} | " + " | ".join(cells + isolation_verdicts(name, subject, summary)) + " |")
+    return "\n".join(lines)
+
+
+def isolation_overview(summary, titles, title_of):
+    """p99 and the worst, in ms, of each subject beside each disturbance."""
+    subjects = [subject for subject in titles if any(subject in measured for measured in summary.values())]
+    lines = ["| beside | " + " | ".join(titles[subject] for subject in subjects) + " |", "|---|" + "---|" * len(subjects)]
+    for name, measured in summary.items():
+        cells = [f"{measured[subject]['p99_us']['median'] / 1e3:,.1f} / {measured[subject]['worst_us']['median'] / 1e3:,.1f}"
+                 if subject in measured else "-" for subject in subjects]
+        lines.append(f"| {title_of[name].title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def isolation_targets(summary, subject, title_of):
+    lines = ["| beside | p99 to the quiet one | worst to HAProxy's |", "|---|---|---|"]
+    for name, measured in summary.items():
+        if subject in measured and not name.startswith("quiet"):
+            lines.append(f"| {title_of[name].title} | " + " | ".join(isolation_verdicts(name, subject, summary)) + " |")
     return "\n".join(lines)
 
 
 def isolation_markdown(results, metrics, titles):
     meta, summary = results["meta"], results["summary"]
-    own = [run["values"]["own_worst_us"] for run in results["runs"] if "values" in run]
+    measured = [run["values"] for run in results["runs"] if "values" in run]
+    pauses = [values["paused_us"] for values in measured]
     parts = [
         "# A bystander beside disturbances",
         f"{meta['date']}, Linux {meta['kernel']}, {meta['processors']} x {meta['processor']}. Worker threads of each subject: "
-        f"{meta['workers']}. {meta['rounds']} rounds, {meta['seconds']:g} s of a message a millisecond; RLIMIT_NOFILE "
-        f"{meta['descriptors']:,}. Median [lowest-highest] of the rounds; a ratio is the median of the rounds' own.",
-        f"Before the first run other programs used {meta['background_cpu']:.0%} of one processor. The bystander's own thread was up to "
-        f"{statistics.median(own):,.0f} us late in the median run, and {max(own):,.0f} us in the worst." if own else "",
+        f"{meta['workers']}. {meta['rounds']} rounds, {meta['seconds']:g} s of a message a millisecond; {meta['forwards']:,} idle "
+        f"forwards where there are some; RLIMIT_NOFILE {meta['descriptors']:,}. Median [lowest-highest] of the rounds; a ratio is the median of the rounds' own.",
+        f"Before the first run other programs used {meta['background_cpu']:.0%} of one processor. The longest time for which a "
+        f"thread of real-time priority could not run was {statistics.median(pauses):,.0f} us in the median run and {max(pauses):,.0f} us "
+        f"in the worst; {sum(values['tries'] - 1 for values in measured)} runs were made again for that." if measured else "",
         "Versions: " + "; ".join(f"{titles[name]}: {text}" for name, text in meta["versions"].items() if text) + ".",
     ]
+    parts += ["## p99 / worst, in ms", isolation_overview(summary, titles, metrics)]
+    for subject in titles:
+        if subject not in PEERS and not subject.startswith("nft") and any(subject in measured for measured in summary.values()):
+            parts += [f"## Targets: {titles[subject]}", isolation_targets(summary, subject, metrics)]
     for name in summary:
-        parts += [f"## {name}: {metrics[name].title}", isolation_table(name, summary, titles)]
+        parts += [f"## {name}: {metrics[name].title}", isolation_table(name, summary, titles, metrics[name].unit)]
     parts += problems(results)
     return "\n\n".join(filter(None, parts)) + "\n"
 
