@@ -183,8 +183,10 @@ class Portway(Process):
         return printed_by(self.program, "--version")[0]
 
     def connections_allowed(self, descriptors):
-        """It keeps an eighth of a small limit for listeners, and of the rest an eighth for pipes."""
-        return min(super().connections_allowed(descriptors), (descriptors - descriptors // 8) * 7 // 16)
+        """It keeps an eighth of a small limit for listeners and other descriptors, and of the rest an eighth for pipes."""
+        kept = descriptors // 8
+        listeners_beyond = max(0, self.idle_forwards + len(SERVICES) - max(0, kept - 1024))
+        return min(super().connections_allowed(descriptors), (descriptors - kept) * 7 // 16 - (listeners_beyond + 1) // 2)
 
     def start(self, connections_max):
         for leftover in ("store.db", "admin.key"):
