@@ -2,8 +2,8 @@
 // answers to an address that is not the node's, and the answer has to come to the node's stack all the same.
 // What DNAT gets from conntrack, without netfilter.
 //
-// On each guest's tap a packet program marks the answers to the node's connections (steer.bpf.c); for the
-// node, per address family, there is
+// On each guest's tap a packet program marks the answers to the node's connections, and ICMP errors about
+// them (steer.bpf.c); for the node, per address family, there is
 //     5210: iif lo fwmark 0x20000000/0x20000000 lookup main
 //     5211: fwmark 0x20000000/0x20000000 lookup 5210
 //     local default dev lo table 5210
@@ -19,7 +19,8 @@
 // the guest's own connections from a forwarded port number do not work, nor do routed ones to it. The rule
 // would deliver the SYNs of such connections to the node, where a service on all addresses would answer them:
 // a classic filter on the tap, which needs no CAP_BPF, drops them (syn_filter.h). There is no source guard
-// then.
+// then, and ICMP errors do not come back: no rule can look at what they quote, and one for all ICMP would
+// take the guest's own.
 //
 // The same program is the source guard: it drops what one guest sends with another's address (steer.bpf.c).
 // Where clients' addresses are not wanted, there can be the guard alone, without rules and route.

@@ -34,10 +34,20 @@
 //  - The kernel's table `local` (preference 0) comes before our rule, so the mark opens no way to the node's
 //    addresses that was not there without it.
 //
+// ICMP errors about a connection are steered too: a refusal by the guest's packet filter, or what a router
+// behind the tap says of the path's MTU. They go to the client's address, as they quote a packet that came
+// from it, and would tell the client of an address that it does not know. Whose they are is what the quoted
+// header says, so that anybody behind the tap may send them, but only about this tap's guest: the quoted
+// packet went to the guest's address, from the address that the error is sent to, and belongs to a socket
+// that is looked up as above. The stack looks the socket up by the quoted header too, and by the interface,
+// and checks the quoted sequence number (tcp_v4_err(), tcp_v6_err()). Redirects change the node's routes:
+// they are dropped.
+//
 // Runs in the kernel for each packet from the guest. bpf_skc_lookup_tcp: Linux 5.2.
 #include "network/steer.h"
 
 #include <linux/bpf.h>
+#include <linux/icmpv6.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
@@ -74,6 +84,12 @@ struct {
 } forged SEC(".maps");
 
 enum { kVlanIdMask = 0x0fff, kVlanTagSize = 4, kVlanTagsMax = 4, kTcpSyn = 0x02, kTcpAck = 0x10 };
+enum { kMoreFragments = 0x2000, kFragmentOffset = 0x1fff };  // of an IPv4 header
+enum { kIcmpHeaderSize = 8, kExtensionsMax = 4 };
+// Types of ICMP errors (RFC 792): <linux/icmp.h> needs the C library's headers.
+enum { kUnreachable = 3, kSourceQuench = 4, kRedirect = 5, kTimeExceeded = 11, kParameterProblem = 12 };
+
+enum Verdict { kNotOurs, kSteer, kDrop };
 
 // States of a socket that has opened a connection, until it is gone.
 enum {
@@ -189,6 +205,98 @@ static __always_inline bool answers_v6(struct __sk_buff* skb, const struct Packe
   return has_socket(skb, &tuple, sizeof tuple.ipv6);
 }
 
+static __always_inline enum Verdict about_v4(struct __sk_buff* skb, const struct Packet* packet,
+                                             const struct SteerGuest* guest) {
+  const struct iphdr* ip = &packet->v4;
+  __u32 at = packet->header + ip->ihl * 4;
+  __u8 type = 0;
+  struct iphdr quoted;
+  struct bpf_sock_tuple tuple = {};
+  if (ip->version != 4 || ip->ihl < 5 || ip->protocol != IPPROTO_ICMP) return kNotOurs;
+  if (ip->frag_off & bpf_htons(kMoreFragments | kFragmentOffset)) return kNotOurs;
+  if (bpf_skb_load_bytes(skb, at, &type, sizeof type) != 0) return kNotOurs;
+  if (type != kUnreachable && type != kSourceQuench && type != kRedirect && type != kTimeExceeded &&
+      type != kParameterProblem) {
+    return kNotOurs;
+  }
+  at += kIcmpHeaderSize;
+  if (bpf_skb_load_bytes(skb, at, &quoted, sizeof quoted) != 0) return kNotOurs;
+  if (quoted.version != 4 || quoted.ihl < 5 || quoted.protocol != IPPROTO_TCP) return kNotOurs;
+  if (quoted.frag_off & bpf_htons(kFragmentOffset)) return kNotOurs;
+  if (quoted.saddr != ip->daddr || quoted.daddr != guest->address[0].word[3] ||
+      guest->address[0].word[2] != bpf_htonl(0xffff)) {
+    return kNotOurs;
+  }
+  __be16 ports[2];
+  if (bpf_skb_load_bytes(skb, at + quoted.ihl * 4, ports, sizeof ports) != 0) return kNotOurs;
+  tuple.ipv4.saddr = quoted.daddr;
+  tuple.ipv4.daddr = quoted.saddr;
+  tuple.ipv4.sport = ports[1];
+  tuple.ipv4.dport = ports[0];
+  if (!has_socket(skb, &tuple, sizeof tuple.ipv4)) return kNotOurs;
+  return type == kRedirect ? kDrop : kSteer;
+}
+
+// Where the TCP header of a quoted packet is: behind extension headers that a router may have put in. 0:
+// there is none.
+static __always_inline __u32 find_tcp(struct __sk_buff* skb, __u32 at, __u8 next) {
+#pragma unroll
+  for (int headers = 0; headers < kExtensionsMax; ++headers) {
+    struct {
+      __u8 next;
+      __u8 length;  // in 8 bytes, without the first 8
+      __be16 fragment;
+    } extension;
+    if (next == IPPROTO_TCP) return at;
+    if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
+        next != IPPROTO_FRAGMENT) {
+      return 0;
+    }
+    if (bpf_skb_load_bytes(skb, at, &extension, sizeof extension) != 0) return 0;
+    const bool fragment = next == IPPROTO_FRAGMENT;
+    if (fragment && (extension.fragment & bpf_htons(0xfff8)) != 0) return 0;
+    at += fragment ? 8 : (extension.length + 1) * 8;
+    next = extension.next;
+  }
+  return next == IPPROTO_TCP ? at : 0;
+}
+
+// Redirects come from link-local addresses, and no router forwards them (RFC 4861, 8.1).
+static __always_inline enum Verdict about_v6(struct __sk_buff* skb, const struct Packet* packet,
+                                             const struct SteerGuest* guest) {
+  const struct ipv6hdr* ip = &packet->v6;
+  __u32 at = packet->header + sizeof *ip;
+  __u8 type = 0;
+  struct ipv6hdr quoted;
+  struct bpf_sock_tuple tuple = {};
+  if (ip->version != 6 || ip->nexthdr != IPPROTO_ICMPV6) return kNotOurs;
+  if (bpf_skb_load_bytes(skb, at, &type, sizeof type) != 0) return kNotOurs;
+  if (type < ICMPV6_DEST_UNREACH || type > ICMPV6_PARAMPROB) return kNotOurs;
+  at += kIcmpHeaderSize;
+  if (bpf_skb_load_bytes(skb, at, &quoted, sizeof quoted) != 0 || quoted.version != 6) return kNotOurs;
+  __builtin_memcpy(tuple.ipv6.saddr, &quoted.daddr, sizeof quoted.daddr);
+  __builtin_memcpy(tuple.ipv6.daddr, &quoted.saddr, sizeof quoted.saddr);
+#pragma unroll
+  for (int word = 0; word < 4; ++word) {
+    if (tuple.ipv6.saddr[word] != guest->address[1].word[word]) return kNotOurs;
+    if (tuple.ipv6.daddr[word] != ip->daddr.in6_u.u6_addr32[word]) return kNotOurs;
+  }
+  at = find_tcp(skb, at + sizeof quoted, quoted.nexthdr);
+  __be16 ports[2];
+  if (at == 0 || bpf_skb_load_bytes(skb, at, ports, sizeof ports) != 0) return kNotOurs;
+  tuple.ipv6.sport = ports[1];
+  tuple.ipv6.dport = ports[0];
+  return has_socket(skb, &tuple, sizeof tuple.ipv6) ? kSteer : kNotOurs;
+}
+
+// The guest's answer on a connection, or an error about one.
+static __always_inline enum Verdict judge(struct __sk_buff* skb, const struct Packet* packet,
+                                          const struct SteerGuest* guest, bool of_guest) {
+  const bool v4 = packet->version == 4;
+  if (of_guest && (v4 ? answers_v4(skb, packet) : answers_v6(skb, packet))) return kSteer;
+  return v4 ? about_v4(skb, packet, guest) : about_v6(skb, packet, guest);
+}
+
 static __always_inline int drop(void) {
   const __u32 first = 0;
   __u64* count = bpf_map_lookup_elem(&forged, &first);
@@ -203,18 +311,16 @@ int portway_steer(struct __sk_buff* skb) {
   if (!guest) return TC_ACT_UNSPEC;
   struct Packet packet = {};
   if (!read_packet(skb, &packet)) return drop();
-  bool answers = false;
-  if (packet.version != 0) {
-    if (!equal(&packet.source, &guest->address[packet.version == 6])) {
-      if (bpf_map_lookup_elem(&owners, &packet.source)) return drop();
-    } else if (guest->steered) {
-      answers = packet.version == 4 ? answers_v4(skb, &packet) : answers_v6(skb, &packet);
-    }
-  }
+  const bool of_guest = equal(&packet.source, &guest->address[packet.version == 6]);
+  if (packet.version != 0 && !of_guest && bpf_map_lookup_elem(&owners, &packet.source)) return drop();
   if (!guest->steered) return TC_ACT_UNSPEC;
-  // The bit is ours alone: whoever else set it does not get a packet into the stack. One store for both: of
-  // two, clang makes one by way of a computed address, which the verifier does not allow here.
-  const __u32 others = skb->mark & ~kSteerMark;
-  skb->mark = others | (answers ? kSteerMark : 0);
+  const enum Verdict verdict = packet.version == 0 ? kNotOurs : judge(skb, &packet, guest, of_guest);
+  if (verdict == kDrop) return TC_ACT_SHOT;
+  // The bit is ours alone: whoever else set it does not get a packet into the stack. One store for both,
+  // behind a barrier: of two, clang makes one by way of a computed address, which the verifier does not allow
+  // here.
+  __u32 bit = verdict == kSteer ? kSteerMark : 0;
+  asm volatile("" : "+r"(bit));
+  skb->mark = (skb->mark & ~kSteerMark) | bit;
   return TC_ACT_UNSPEC;  // no verdict: other people's filters go on, and may still drop it
 }

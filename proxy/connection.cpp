@@ -32,6 +32,10 @@ constexpr std::size_t kHalfClosedOfForward = 64;
 constexpr std::size_t kEvictionsSeen = 64;
 constexpr std::size_t kForwardsSeen = 256;
 
+// An ICMP error that comes before connect(2) has returned, as over a veth pair, ends no connection, and no
+// event tells it: the socket is asked once (SO_ERROR). The next SYN, and so the next error, is a second away.
+constexpr Nanos kAskAfter = std::chrono::milliseconds(20);
+
 // Of a forward's latest connections, to find out who has most of them: at least, at most, and how often.
 constexpr std::size_t kSourcesSeenMin = 16;
 constexpr std::size_t kSourcesSeenMax = 1024;
@@ -66,6 +70,12 @@ ConnectError connect_error(int error) {
     case EHOSTUNREACH:
     case ENETUNREACH:
     case ENETDOWN:
+    case EHOSTDOWN:    // the rest: as ICMP errors say it (icmp_err_convert[], tab_unreach[] of icmpv6)
+    case ENONET:       //
+    case ENOPROTOOPT:  //
+    case EOPNOTSUPP:   //
+    case EPROTO:       //
+    case EACCES:       // prohibited, of IPv6
       return ConnectError::kUnreachable;
     case ENODEV:
       return ConnectError::kDeviceGone;
@@ -124,9 +134,12 @@ std::optional<SourcePlan> first_plan(const ServedForward& forward, const Endpoin
   return plan;
 }
 
-/// TCP itself gave a peer up: it answered neither keepalive probes nor retransmissions.
+/// TCP itself gave a peer up: it answered neither keepalive probes nor retransmissions. Where an ICMP error
+/// has come meanwhile, the socket tells that (sk_err_soft), a refusal among them.
 bool is_silence(int error) {
-  return error == ETIMEDOUT || error == EHOSTUNREACH || error == ENETUNREACH;
+  const ConnectError told = connect_error(error);
+  return told == ConnectError::kTimeout || told == ConnectError::kUnreachable ||
+         told == ConnectError::kRefused;
 }
 
 /// The peer of an established connection has reset it; EPIPE where it had sent FIN before. A refused connect
@@ -1097,8 +1110,9 @@ void ConnectionSet::schedule(std::uint32_t index) {
   Nanos deadline = TimerWheel::kNever;
   if (slot.state == ConnectionState::kConnecting) {
     const bool waits = connections_[index].device_due != TimerWheel::kNever;
-    deadline = std::min(deadline, waits ? io_.now() + kDeviceLooks
-                                        : deadline_after(slot.accepted_ns, options_.connect_timeout));
+    deadline = waits ? io_.now() + kDeviceLooks : deadline_after(slot.accepted_ns, options_.connect_timeout);
+    const Nanos ask = deadline_after(slot.accepted_ns, kAskAfter);
+    if (io_.now() < ask) deadline = std::min(deadline, ask);
   } else if (slot.state == ConnectionState::kRelaying) {
     deadline = std::min({deadline, connections_[index].reset_deadline, connections_[index].throttled_until,
                          connections_[index].look_at, deadline_after(slot.active_ns, options_.idle_timeout)});
@@ -1121,6 +1135,8 @@ void ConnectionSet::on_deadline(std::uint32_t index) {
   } else if (slot.state == ConnectionState::kConnecting) {
     if (now >= deadline_after(slot.accepted_ns, options_.connect_timeout)) {
       on_connect_failed(index, ETIMEDOUT);
+    } else if (const int error = -io_.socket_error(slot.socket[kUpstream].fd); error != 0) {
+      on_connect_failed(index, error);
     } else {
       schedule(index);
     }

@@ -37,7 +37,9 @@ TAIL = """
   their clients' addresses, a refusal affects no other client: each one is accepted and reset once.
 - The node has a socket on each side (`proxy.guest_receive_buffer_kib`, `proxy.client_receive_buffer_kib`, `proxy.unsent_max_kib`) and a pipe of 256 KiB between them, where DNAT only
   forwards: a sender notices some 100 KiB later that its receiver does not read.
-- A later change of a connection's DSCP, and the guest's own, stay on their side of the node. So do TCP options of the SYN and ICMP errors: each side has a connection of its own.
+- A later change of a connection's DSCP, and the guest's own, stay on their side of the node. So do TCP options of the SYN: each side has a connection of its own.
+- ICMP errors from the guest's side act on the guest's side: a refusal at connect resets the client, and an MTU is obeyed, without the client hearing of either. Not with the rules of a node without
+  CAP_BPF: there a refusal by ICMP takes `proxy.connect_timeout_ms`, and guests behind a smaller MTU need one on their tap.
 - Connections end with the process that carries them; conntrack's are the kernel's.
 - Virtual machines instead of namespaces, paused ones among them: `tests/e2e`.
 - Without CAP_BPF the return path is a rule for each forwarded port instead of a program: then the guest's own connections from a forwarded port number, and routed ones to it, do not

@@ -211,6 +211,19 @@ def peer_seen(guest, client):
     return f"{who}, {'its port' if port == client_port else 'another port'}"
 
 
+def icmp_error(code, mtu, source, destination):
+    """Of IPv4, "destination unreachable": about a TCP segment that is said to have been sent."""
+    quoted = (struct.pack("!BBHHHBBH4s4s", 0x45, 0, 40, 1, 0x4000, 64, socket.IPPROTO_TCP, 0,
+                          socket.inet_aton(source[0]), socket.inet_aton(destination[0]))
+              + struct.pack("!HHII", source[1], destination[1], 0, 0))
+    message = bytearray(struct.pack("!BBHHH", 3, code, 0, 0, mtu) + quoted)
+    total = sum(struct.unpack(f"!{len(message) // 2}H", message))
+    while total >> 16:
+        total = (total & 0xffff) + (total >> 16)
+    message[2:4] = struct.pack("!H", ~total & 0xffff)
+    return bytes(message)
+
+
 class Syn:
     """The SYN that a connection began with, as it came to the guest. The kernel tells it once."""
 

@@ -7,6 +7,7 @@ towards its guests are named as taps:
                                                    198.19.3.1 tap3 ---- 198.19.3.2, where nobody answers
                                                    198.19.4.1 tap4 ---- 198.19.4.2 dual, which has both
                                                    fd00:19:4::1         fd00:19:4::2
+                198.19.6.1, fd00:19:6::1 tap5, tap6 -- router ---- 198.19.5.2, fd00:19:5::2 far, with an MTU of 1300 between
 
 The host forwards packets, as nodes with DNAT do. The namespaces have no names and live as long as this process.
 """
@@ -23,10 +24,11 @@ PUBLIC, PUBLIC6 = "198.18.0.1", "fd00:18::1"
 CLIENT, CLIENT6 = "198.18.0.2", "fd00:18::2"
 GUEST, NEIGHBOUR, GUEST6, SILENT = "198.19.0.2", "198.19.1.2", "fd00:19:2::2", "198.19.3.2"
 DUAL, DUAL6 = "198.19.4.2", "fd00:19:4::2"
-TAPS = {GUEST: "tap0", NEIGHBOUR: "tap1", GUEST6: "tap2", SILENT: "tap3", DUAL: "tap4"}
+FAR, FAR6 = "198.19.5.2", "fd00:19:5::2"
+TAPS = {GUEST: "tap0", NEIGHBOUR: "tap1", GUEST6: "tap2", SILENT: "tap3", DUAL: "tap4", FAR: "tap5", FAR6: "tap6"}
 SECOND_ADDRESS = {DUAL: DUAL6}
 NODE_ADDRESSES = {PUBLIC, PUBLIC6, "198.19.0.1", "198.19.1.1", "fd00:19:2::1", "198.19.3.1", "198.19.4.1", "fd00:19:4::1",
-                  "127.0.0.1"}
+                  "198.19.6.1", "fd00:19:6::1", "127.0.0.1"}
 
 SYSCTLS = {
     "net/ipv4/tcp_congestion_control": "reno",  # bbr would pace the veth links
@@ -34,6 +36,8 @@ SYSCTLS = {
     "net/ipv4/conf/all/rp_filter": "0",
     "net/ipv4/conf/default/rp_filter": "0",
     "net/ipv6/conf/default/accept_dad": "0",  # addresses are usable at once
+    "net/ipv4/icmp_ratelimit": "0",  # each refusal is told
+    "net/ipv6/icmp/ratelimit": "0",
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -96,8 +100,10 @@ class Network:
     def __init__(self):
         self.host, self.client = Namespace(), Namespace()
         self.guest, self.neighbour, self.guest6, self.dual = Namespace(), Namespace(), Namespace(), Namespace()
-        for name in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
-            self.host.set(name, "1")
+        self.router, self.far = Namespace(), Namespace()
+        for router in (self.host, self.router):
+            for name in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
+                router.set(name, "1")
         self._join("public0", [f"{PUBLIC}/24", f"{PUBLIC6}/64"], self.client, [f"{CLIENT}/24", f"{CLIENT6}/64"])
         self._join("tap0", ["198.19.0.1/24"], self.guest, [f"{GUEST}/24"])
         self._join("tap1", ["198.19.1.1/24"], self.neighbour, [f"{NEIGHBOUR}/24"])
@@ -106,6 +112,25 @@ class Network:
         self.host.ip("link add tap3 type veth peer name silent0", "link set silent0 up", "link set tap3 up",
                      "addr add 198.19.3.1/24 dev tap3",
                      f"neigh add {SILENT} lladdr 02:00:00:00:00:77 dev tap3")
+
+        self._join_far()
+
+    def _join_far(self):
+        """The ends of the link behind the router differ in MTU: so the far guest offers an MSS that does not fit."""
+        router, far = self.router.path(), self.far.path()
+        self.host.ip(f"link add tap5 type veth peer name eth0 netns {router}",
+                     f"link add tap6 type veth peer name eth1 netns {router}",
+                     "link set tap5 up", "link set tap6 up",
+                     "addr add 198.19.6.1/24 dev tap5", "addr add fd00:19:6::1/64 dev tap6",
+                     f"route add {FAR} via 198.19.6.2")
+        self.router.ip(f"link add eth2 type veth peer name eth0 netns {far}", "link set eth2 mtu 1300",
+                       *(f"link set eth{number} up" for number in range(3)),
+                       "addr add 198.19.6.2/24 dev eth0", "addr add fd00:19:6::2/64 dev eth1",
+                       "addr add 198.19.5.1/24 dev eth2", "addr add fd00:19:5::1/64 dev eth2",
+                       "route add default via 198.19.6.1", "route add default via fd00:19:6::1")
+        self.host.ip(f"route add {FAR6} via fd00:19:6::2")
+        self.far.ip("link set eth0 up", f"addr add {FAR}/24 dev eth0", f"addr add {FAR6}/64 dev eth0",
+                    "route add default via 198.19.5.1", "route add default via fd00:19:5::1")
 
     def _join(self, tap, addresses, outer, outer_addresses):
         self.host.ip(f"link add {tap} type veth peer name eth0 netns {outer.path()}", f"link set {tap} up",
@@ -116,7 +141,7 @@ class Network:
 
     def namespace_of(self, address):
         return {CLIENT: self.client, CLIENT6: self.client, GUEST: self.guest, NEIGHBOUR: self.neighbour,
-                GUEST6: self.guest6, DUAL: self.dual, DUAL6: self.dual}[address]
+                GUEST6: self.guest6, DUAL: self.dual, DUAL6: self.dual, FAR: self.far, FAR6: self.far}[address]
 
     def set_rp_filter(self, value):
         for device in ("all", "public0", "tap0"):
@@ -152,5 +177,6 @@ class Network:
             namespace.run("nft", "delete table inet own_filter")
 
     def close(self):
-        for namespace in (self.host, self.client, self.guest, self.neighbour, self.guest6, self.dual):
+        for namespace in (self.host, self.client, self.guest, self.neighbour, self.guest6, self.dual, self.router,
+                          self.far):
             namespace.close()

@@ -14,8 +14,8 @@ import time
 
 from tests.conformance import network as net
 from tests.conformance.lab import (
-    LIMIT_S, SHORT_S, Background, Hammer, Service, Syn, at_mark, count, drain, each, end_of, exchange, fill, nobody,
-    pattern, peer_seen, read_to_end, readable, reset, same, send_all, send_until_error, transfer, unacknowledged, up_to,
+    LIMIT_S, SHORT_S, Background, Hammer, Service, Syn, at_mark, count, drain, each, end_of, exchange, fill, icmp_error,
+    nobody, pattern, peer_seen, read_to_end, readable, reset, same, send_all, send_until_error, transfer, unacknowledged, up_to,
     wait_for, within)
 from tests.conformance.subjects import CONNECT_TIMEOUT_S
 from tests.support.portwayd import wait_until
@@ -331,6 +331,49 @@ def rejects(lab):
                wait_for("the client's address, its port", lab.met, service))
 
 
+REFUSALS = {net.GUEST: ("icmp port-unreachable", "icmp admin-prohibited"),
+            net.GUEST6: ("icmpv6 port-unreachable", "icmpv6 admin-prohibited")}
+
+
+def _told_of_a_refusal(lab, forward, address):
+    began = time.monotonic()
+    outcome = lab.outcome(forward, address=address, limit=CONNECT_TIMEOUT_S)
+    # Over veth pairs the first error comes while the SYN's sender still holds its socket, and a client hears only
+    # the second one, a second later. Portway asks for the first.
+    classes = (0.5, CONNECT_TIMEOUT_S - 0.2) if outcome.startswith("connected") else (CONNECT_TIMEOUT_S - 0.2,)
+    return f"{outcome}, {within(time.monotonic() - began, *classes)}"
+
+
+@scenario("A guest with a packet filter", "that rejects everybody by ICMP",
+          **{f"{client}, {how}": ACCEPTED_FIRST for hows in REFUSALS.values() for how in hows
+             for client in ("first client", "following clients")
+             if client == "first client" or "prohibited" in how})
+def rejects_by_icmp(lab):
+    for guest, hows in REFUSALS.items():
+        public, namespace = (net.PUBLIC6, lab.network.guest6) if ":" in guest else (net.PUBLIC, lab.network.guest)
+        for how in hows:
+            service = lab.service(guest)
+            with lab.network.filter(namespace, f"tcp dport {service.forward.guest_port} reject with {how}"):
+                yield f"first client, {how}", _told_of_a_refusal(lab, service.forward, public)
+                if "port" in how:
+                    wait_for("ECONNREFUSED", lambda: lab.outcome(service.forward, address=public, limit=SHORT_S))
+                yield f"following clients, {how}", _told_of_a_refusal(lab, service.forward, public)
+            yield (f"once it lets them in, {how}",
+                   wait_for("the client's address, its port", lambda: lab.met(service, address=public)))
+
+
+@scenario("A guest with a packet filter", "that begins to reject by ICMP while a connection is open")
+def rejects_what_is_open(lab):
+    service = lab.service()
+    client, guest = lab.pair(service)
+    with lab.network.filter(lab.network.guest,
+                            f"tcp dport {service.forward.guest_port} reject with icmp port-unreachable"):
+        client.sendall(b"hello")
+        wait_until(lambda: unacknowledged(client) == 0 if lab.portway else unacknowledged(client) > 0)
+    guest.settimeout(LIMIT_S)
+    yield "what was sent meanwhile arrives afterwards", guest.recv(5, socket.MSG_WAITALL).decode()
+
+
 @scenario("A guest with a packet filter", "that takes 20 connections a second, and rejects the rest by RST")
 def limits_the_rate(lab):
     seconds, rate, burst = 4, 20, 5
@@ -349,6 +392,29 @@ def limits_the_rate(lab):
     most = seconds * rate + burst
     yield f"a client that always tries again, for {seconds} s", (
         "gets nearly all that the guest gives" if served >= 0.7 * most else f"gets {served} of {most}")
+
+
+# ---- ICMP
+
+@scenario("ICMP", "an MTU of 1300 behind the guest's tap, which a router tells")
+def path_mtu(lab):
+    for guest, public, family in ((net.FAR, net.PUBLIC, "IPv4"), (net.FAR6, net.PUBLIC6, "IPv6")):
+        client, accepted = lab.pair(lab.service(guest), address=public)
+        yield f"1 MiB to the guest, {family}", transfer(client, accepted, pattern(MIB))
+
+
+@scenario("ICMP", "errors that another guest forges, about the connections of two clients")
+def forged_errors(lab):
+    lab.network.client.run("ip", "addr", "replace", f"{OFFICE}/24", "dev", "eth0")
+    service = lab.service()
+    pairs = [lab.pair(service, lab.client(source)) for source in (net.CLIENT, OFFICE)]
+    raw = lab.keep(lab.network.neighbour.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP))
+    for client, _ in pairs:
+        seen, port = client.getsockname(), service.forward.guest_port
+        for code, mtu in ((3, 0), (13, 0), (4, 576)):
+            raw.sendto(icmp_error(code, mtu, seen, (net.GUEST, port)), (seen[0], 0))
+    for which, (client, guest) in zip(("first", "second"), pairs):
+        yield f"1 MiB of the {which} client", transfer(client, guest, pattern(MIB))
 
 
 # ---- Ends

@@ -9,7 +9,11 @@
 #include <gtest/gtest.h>
 #include <linux/filter.h>
 #include <net/if.h>
+#include <netinet/icmp6.h>
 #include <netinet/in.h>
+#include <netinet/ip.h>
+#include <netinet/ip6.h>
+#include <netinet/ip_icmp.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -250,6 +254,236 @@ TEST_P(ReturnPathAttackTest, TheNodesServicesAreNotReachedByForeignAddresses) {
   const std::uint16_t port = local_of(of_node).port();
   const auto refused = connect_plainly(world_->guest, guest(0), client(static_cast<std::uint16_t>(port ^ 1)));
   EXPECT_EQ(refused.error, ECONNREFUSED);
+}
+
+// ---- ICMP errors about a connection ----
+
+struct Unreachable {
+  std::uint8_t code;
+  int error;
+};
+
+class ReturnPathIcmpTest : public ReturnPathSettingTest {
+ protected:
+  void SetUp() override {
+    ReturnPathSettingTest::SetUp();
+    if (!world_) return;
+    world_->node.set("net/ipv4/ip_early_demux", "0");  // as in ReturnPathAttackTest
+    path_ = world_->start();
+    add(*path_, world_->link("tap0"), guest(0).address());
+    add(*path_, world_->link("tap1"), neighbour(0).address());
+    listener_ = listen(world_->guest, guest(0));
+    at_client_.emplace(world_->client, v6());
+    at_guest_.emplace(world_->guest, v6());
+  }
+
+  bool v6() const { return GetParam().v6; }
+  std::uint8_t unreachable() const { return v6() ? ICMP6_DST_UNREACH : ICMP_DEST_UNREACH; }
+  std::uint8_t prohibited() const { return v6() ? ICMP6_DST_UNREACH_ADMIN : ICMP_PKT_FILTERED; }
+
+  std::string too_big(const std::string& quoted) const {
+    return v6() ? make_error(true, ICMP6_PACKET_TOO_BIG, 0, kSmall, quoted)
+                : make_error(false, ICMP_DEST_UNREACH, ICMP_FRAG_NEEDED, kSmall, quoted);
+  }
+  std::string refusal(const std::string& quoted) const {
+    return make_error(v6(), unreachable(), prohibited(), 0, quoted);
+  }
+
+  /// A connection as the proxy makes it, and what an error about it would quote.
+  struct Flow {
+    Fd upstream;
+    Fd accepted;
+    std::string packet;
+  };
+  Flow open(std::uint16_t port) {
+    auto [upstream, error] = world_->connect_as(client(port), local_of(listener_));
+    EXPECT_EQ(error, 0);
+    Fd accepted = accept(listener_);
+    return {std::move(upstream), std::move(accepted), last_packet_of(port, /* syn= */ false)};
+  }
+  Flow open_unanswered(std::uint16_t port) {
+    make_deaf(listener_);
+    auto [upstream, error] = world_->connect_as(client(port), local_of(listener_), "tap0", kShort);
+    EXPECT_EQ(error, EINPROGRESS);
+    return {std::move(upstream), {}, last_packet_of(port, /* syn= */ true)};
+  }
+  std::string last_packet_of(std::uint16_t port, bool syn) {
+    while (const auto segment = at_guest_->next()) {
+      if (ntohs(segment->tcp.source) != port || (segment->tcp.syn != 0) != syn) continue;
+      return make_packet(client(port), local_of(listener_), ntohl(segment->tcp.seq), segment->tcp.th_flags);
+    }
+    ADD_FAILURE() << "the guest got no such packet";
+    return "";
+  }
+
+  /// Whether the message stays in the node; else it goes to the real client. What is sent after it has come.
+  bool is_kept(const NetworkNamespace& from, const IpAddress& source, const std::string& message) {
+    const std::string marker =
+        refusal(make_packet(client(1), local_of(listener_), ++markers_, TH_ACK));  // of no connection
+    send_icmp(from, source, client(0).address(), message);
+    send_icmp(from, from_address(from), client(0).address(), marker);
+    const int first = at_client_->first_of(message, marker);
+    EXPECT_NE(first, 0) << "neither arrived";
+    if (first == 1) {
+      EXPECT_EQ(at_client_->first_of(marker, marker), 1);
+    }
+    return first == 2;
+  }
+  bool is_kept(const std::string& message) { return is_kept(world_->guest, guest(0).address(), message); }
+  IpAddress from_address(const NetworkNamespace& from) const {
+    return &from == &world_->guest ? guest(0).address() : neighbour(0).address();
+  }
+
+  int path_mtu(const Flow& flow) const {
+    int mtu = 0;
+    socklen_t size = sizeof mtu;
+    EXPECT_EQ(
+        ::getsockopt(flow.upstream.get(), v6() ? SOL_IPV6 : SOL_IP, v6() ? IPV6_MTU : IP_MTU, &mtu, &size),
+        0);
+    return mtu;
+  }
+  static int error_of(const Flow& flow) {
+    int error = 0;
+    socklen_t size = sizeof error;
+    EXPECT_EQ(::getsockopt(flow.upstream.get(), SOL_SOCKET, SO_ERROR, &error, &size), 0);
+    return error;
+  }
+
+  static constexpr std::uint32_t kSmall = 1300;
+  static constexpr int kLarge = 1500;
+  std::unique_ptr<ReturnPath> path_;
+  Fd listener_;
+  std::optional<IcmpSniffer> at_client_;
+  std::optional<Sniffer> at_guest_;
+  std::uint32_t markers_ = 0;
+};
+INSTANTIATE_TEST_SUITE_P(Families, ReturnPathIcmpTest,
+                         testing::Values(Setting{.name = "V4"},
+                                         Setting{.name = "V4Strict", .rp_filter = "1", .src_valid_mark = "1"},
+                                         Setting{.name = "V6", .v6 = true}),
+                         [](const auto& test) { return test.param.name; });
+
+// A guest that rejects by ICMP once cost the client the whole connect time-out, and told it of an address
+// that it does not know.
+TEST_P(ReturnPathIcmpTest, AGuestsRefusalEndsTheConnectAtOnce) {
+  const std::vector<Unreachable> all =
+      v6() ? std::vector<Unreachable>{{ICMP6_DST_UNREACH_NOPORT, ECONNREFUSED},
+                                      {ICMP6_DST_UNREACH_ADMIN, EACCES},
+                                      {ICMP6_DST_UNREACH_ADDR, EHOSTUNREACH},
+                                      {ICMP6_DST_UNREACH_NOROUTE, ENETUNREACH}}
+           : std::vector<Unreachable>{{ICMP_PORT_UNREACH, ECONNREFUSED},
+                                      {ICMP_PKT_FILTERED, EHOSTUNREACH},
+                                      {ICMP_NET_ANO, ENETUNREACH},
+                                      {ICMP_HOST_UNREACH, EHOSTUNREACH}};
+  std::uint16_t port = 40000;
+  for (const auto& [code, error] : all) {
+    const Flow flow = open_unanswered(++port);
+    EXPECT_TRUE(is_kept(make_error(v6(), unreachable(), code, 0, flow.packet))) << int{code};
+    EXPECT_EQ(error_of(flow), error) << int{code};
+  }
+}
+
+TEST_P(ReturnPathIcmpTest, AnErrorAboutAnEstablishedConnectionDoesNotEndIt) {
+  const Flow flow = open(40000);
+  EXPECT_TRUE(is_kept(refusal(flow.packet)));
+  EXPECT_EQ(exchange(flow.upstream, flow.accepted, "still there"), "still there");
+}
+
+TEST_P(ReturnPathIcmpTest, ARouterBehindTheTapTellsThePathsMtu) {
+  const Flow flow = open(40000);
+  ASSERT_EQ(path_mtu(flow), kLarge);
+  const IpAddress router = address(v6() ? "fd00:2::77" : "198.18.2.77");
+  EXPECT_TRUE(is_kept(world_->guest, router, too_big(flow.packet)));
+  EXPECT_EQ(path_mtu(flow), int{kSmall});
+}
+
+TEST_P(ReturnPathIcmpTest, OfTwoConnectionsTheOneIsMeantThatIsQuoted) {
+  const Flow one = open_unanswered(40001);
+  const Flow other = open_unanswered(40002);
+  EXPECT_TRUE(is_kept(refusal(one.packet)));
+  EXPECT_NE(error_of(one), 0);
+  EXPECT_EQ(error_of(other), 0);
+}
+
+TEST_P(ReturnPathIcmpTest, AnotherGuestsErrorsHaveNoEffect) {
+  const Flow flow = open_unanswered(40001);
+  EXPECT_FALSE(is_kept(world_->neighbour, neighbour(0).address(), refusal(flow.packet)));
+  EXPECT_EQ(error_of(flow), 0);
+  // With the address of the guest that is meant; the source guard drops it.
+  EXPECT_TRUE(is_kept(world_->neighbour, guest(0).address(), refusal(flow.packet)));
+  EXPECT_EQ(path_->forged_packets(), 1U);
+  EXPECT_EQ(error_of(flow), 0);
+  // Where both have the same address; a strict rp_filter would let only one of them talk at all.
+  world_->set_rp_filter("0");
+  add(*path_, world_->link("tap1"), guest(0).address());
+  EXPECT_FALSE(is_kept(world_->neighbour, guest(0).address(), refusal(flow.packet)));
+  EXPECT_EQ(error_of(flow), 0);
+}
+
+TEST_P(ReturnPathIcmpTest, OnlyWhatQuotesAPacketOfTheConnectionIsKept) {
+  const Flow flow = open_unanswered(40001);
+  const auto quote = [&](const Endpoint& source, const Endpoint& destination) {
+    return refusal(make_packet(source, destination, kForged, TH_SYN));
+  };
+  const Endpoint service = local_of(listener_);
+  EXPECT_FALSE(is_kept(quote(client(40002), service))) << "no such connection";
+  EXPECT_FALSE(is_kept(quote(client(40001), neighbour(service.port())))) << "a packet to another guest";
+  EXPECT_FALSE(is_kept(quote(neighbour(40001), service)))
+      << "sent to another than the quoted packet's source";
+  EXPECT_FALSE(is_kept(quote(service, client(40001)))) << "a packet of the guest";
+  const std::uint8_t echo = v6() ? ICMP6_ECHO_REPLY : ICMP_ECHOREPLY;
+  EXPECT_FALSE(is_kept(make_error(v6(), echo, 0, 0, flow.packet))) << "no error";
+  EXPECT_EQ(error_of(flow), 0);
+}
+
+TEST_P(ReturnPathIcmpTest, QuotesAreReadWithinTheirBounds) {
+  const Flow flow = open_unanswered(40001);
+  const std::size_t ports_end = flow.packet.size() - sizeof(tcphdr) + 4;
+  for (std::size_t size = 0; size < flow.packet.size(); ++size) {
+    // The kernel wants 8 bytes of the quoted TCP header.
+    const bool enough = size >= ports_end + 4;
+    EXPECT_EQ(is_kept(refusal(flow.packet.substr(0, size))), size >= ports_end) << size;
+    EXPECT_EQ(error_of(flow) != 0, size == ports_end + 4) << size;
+    if (enough) return;
+  }
+}
+
+TEST_P(ReturnPathIcmpTest, AQuotedPacketMayHaveOptions) {
+  const Flow flow = open_unanswered(40001);
+  std::string packet = flow.packet;
+  if (v6()) {
+    packet = make_packet(client(40001), local_of(listener_), 0, TH_SYN,
+                         {IPPROTO_HOPOPTS, IPPROTO_ROUTING, IPPROTO_DSTOPTS})  // the sequence number is below
+                 .substr(0, sizeof(ip6_hdr) + 24) +
+             flow.packet.substr(sizeof(ip6_hdr));
+  } else {
+    packet[0] = 0x4f;  // 40 bytes of them
+    packet.insert(sizeof(iphdr), 40, '\x01');
+  }
+  EXPECT_TRUE(is_kept(refusal(packet)));
+  EXPECT_NE(error_of(flow), 0);
+}
+
+TEST_P(ReturnPathIcmpTest, AQuotedFragmentHasNoPorts) {
+  const Flow flow = open_unanswered(40001);
+  std::string packet = flow.packet;
+  if (v6()) {
+    packet[6] = IPPROTO_FRAGMENT;
+    packet.insert(sizeof(ip6_hdr), std::string{IPPROTO_TCP, 0, 0, 8, 0, 0, 0, 1});
+  } else {
+    packet[7] = 1;
+  }
+  EXPECT_FALSE(is_kept(refusal(packet)));
+  EXPECT_EQ(error_of(flow), 0);
+}
+
+TEST_P(ReturnPathIcmpTest, ARedirectGoesNowhere) {
+  if (v6()) GTEST_SKIP() << "no router forwards one";
+  const Flow flow = open(40000);
+  EXPECT_TRUE(is_kept(make_error(false, ICMP_REDIRECT, ICMP_REDIR_HOST, 0xc6120363, flow.packet)));
+  EXPECT_THAT(run_command(&world_->node, {"ip", "route", "get", guest(0).address().to_string()}),
+              Not(HasSubstr("redirect")));
+  EXPECT_EQ(exchange(flow.upstream, flow.accepted, "still there"), "still there");
 }
 
 // ---- Whatever the node has for the client's address and port, a SYN of the guest goes to the client ----

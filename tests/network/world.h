@@ -7,9 +7,11 @@
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <net/if.h>
+#include <netinet/icmp6.h>
 #include <netinet/in.h>
 #include <netinet/ip.h>
 #include <netinet/ip6.h>
+#include <netinet/ip_icmp.h>
 #include <netinet/tcp.h>
 #include <netpacket/packet.h>
 #include <sys/ioctl.h>
@@ -238,6 +240,43 @@ inline void send_frame(const NetworkNamespace& network, const std::string& to_ma
   });
 }
 
+/// An ICMP error that quotes a packet. `value`: the second word of its header, for the path's MTU.
+inline std::string make_error(bool v6, std::uint8_t type, std::uint8_t code, std::uint32_t value,
+                              const std::string& quoted) {
+  std::string message{static_cast<char>(type), static_cast<char>(code), 0, 0};
+  const std::uint32_t word = htonl(value);
+  message.append(reinterpret_cast<const char*>(&word), sizeof word);
+  message += quoted;
+  if (v6) return message;  // the kernel knows the addresses, and makes the checksum
+  std::uint32_t sum = 0;
+  for (std::size_t i = 0; i < message.size(); ++i) {
+    const auto byte = static_cast<std::uint32_t>(static_cast<unsigned char>(message[i]));
+    sum += i % 2 == 0 ? byte << 8 : byte;
+  }
+  while (sum >> 16 != 0) sum = (sum & 0xffff) + (sum >> 16);
+  message[2] = static_cast<char>(~sum >> 8);
+  message[3] = static_cast<char>(~sum);
+  return message;
+}
+
+/// Sends an ICMP message, from whatever address.
+inline void send_icmp(const NetworkNamespace& network, const IpAddress& source, const IpAddress& destination,
+                      const std::string& message) {
+  network.run([&] {
+    const bool v4 = source.is_v4();
+    const Fd raw =
+        make_socket(v4 ? AF_INET : AF_INET6, SOCK_RAW, v4 ? int{IPPROTO_ICMP} : int{IPPROTO_ICMPV6});
+    set_option(raw, v4 ? SOL_IP : SOL_IPV6, v4 ? IP_TRANSPARENT : IPV6_TRANSPARENT, kOn);
+    const Endpoint from(source, 0);
+    const Endpoint to(destination, 0);
+    if (::bind(raw.get(), from.data(), static_cast<socklen_t>(from.size())) != 0 ||
+        ::sendto(raw.get(), message.data(), message.size(), 0, to.data(), static_cast<socklen_t>(to.size())) <
+            0) {
+      throw std::system_error(errno, std::generic_category(), "sendto");
+    }
+  });
+}
+
 /// The socket hears nothing any more; it acknowledges nothing either.
 inline void make_deaf(const Fd& socket) {
   sock_filter drop = BPF_STMT(BPF_RET | BPF_K, 0);
@@ -290,6 +329,39 @@ class Sniffer {
   }
 
  private:
+  bool v6_;
+  Fd raw_;
+};
+
+/// The ICMP messages that arrive in a namespace.
+class IcmpSniffer {
+ public:
+  IcmpSniffer(const NetworkNamespace& network, bool v6) : v6_(v6) {
+    network.run([&] {
+      raw_ = make_socket(v6 ? AF_INET6 : AF_INET, SOCK_RAW, v6 ? int{IPPROTO_ICMPV6} : int{IPPROTO_ICMP});
+    });
+  }
+
+  /// Which of two messages comes first, as sent by send_icmp(); 0 when neither does, within 10 s.
+  int first_of(const std::string& first, const std::string& second) {
+    for (;;) {
+      std::array<char, 2048> buffer;
+      const auto got = ::recv(raw_.get(), buffer.data(), buffer.size(), 0);
+      if (got <= 0) return 0;
+      const std::size_t skip = v6_ ? 0 : static_cast<std::size_t>(buffer[0] & 0x0f) * 4;
+      const std::string_view message(buffer.data() + skip, static_cast<std::size_t>(got) - skip);
+      if (same(message, first)) return 1;
+      if (same(message, second)) return 2;
+    }
+  }
+
+ private:
+  /// But for the checksum.
+  static bool same(std::string_view message, const std::string& sent) {
+    return message.size() == sent.size() && message.substr(0, 2) == sent.substr(0, 2) &&
+           message.substr(4) == sent.substr(4);
+  }
+
   bool v6_;
   Fd raw_;
 };
@@ -405,10 +477,12 @@ struct World {
       all += run_command(&node, {"ip", family, "-details", "rule"});
       all += run_command(&node, {"ip", family, "-details", "route", "show", "table", "all"});
     }
-    // Link-local addresses appear by themselves, some time after a link.
+    // Link-local addresses appear by themselves, some time after a link; so do the local routes of IPv6
+    // addresses.
     std::istringstream lines(std::exchange(all, ""));
     for (std::string line; std::getline(lines, line);) {
-      if (line.find("fe80:") == std::string::npos && line.find("ff00:") == std::string::npos)
+      if (line.find("fe80:") == std::string::npos && line.find("ff00:") == std::string::npos &&
+          !line.starts_with("local fd00:"))
         all += line + "\n";
     }
     all += run_command(&node, {"tc", "qdisc", "show"});
