@@ -26,14 +26,20 @@ namespace portway {
 namespace {
 
 constexpr std::uint32_t kTable = 5210;
-constexpr std::uint32_t kPreference = 5211;
+// Where nobody's rules come earlier: apart from Tailscale's, 5210 to 5290, which it deletes whoever made
+// them.
+constexpr std::uint32_t kUsualPreference = 5108;
 // An abstract Unix socket's name is one network namespace's.
 constexpr std::string_view kLockName{"\0portway/return-path", 20};
 
-const std::array kMarkRules = {
-    RoutingRule{.preference = 5210, .table = RT_TABLE_MAIN, .interface = "lo", .mark = kSteerMark},
-    RoutingRule{.preference = kPreference, .table = kTable, .mark = kSteerMark},
-};
+/// `preference` is that of the second.
+std::array<RoutingRule, 2> mark_rules(std::uint32_t preference) {
+  return {
+      RoutingRule{
+          .preference = preference - 1, .table = RT_TABLE_MAIN, .interface = "lo", .mark = kSteerMark},
+      RoutingRule{.preference = preference, .table = kTable, .mark = kSteerMark},
+  };
+}
 constexpr std::array kFamilies = {AF_INET, AF_INET6};
 const std::string kNoFault;
 
@@ -76,6 +82,19 @@ Result<void> remove_everything(Netlink& netlink) {
   return {};
 }
 
+/// One that comes before everybody's rules, as does the one below it; where that cannot be, the usual one.
+Result<std::uint32_t> choose_preference(Netlink& netlink) {
+  std::uint32_t chosen = kUsualPreference + 1;
+  for (const int family : kFamilies) {
+    auto others = other_preferences(netlink, family);
+    if (!others) return others.error();
+    for (const std::uint32_t other : *others) {
+      if (other > 2) chosen = std::min(chosen, other - 1);
+    }
+  }
+  return chosen;
+}
+
 /// Nobody else's, for as long as it is open.
 Result<Fd> take_lock() {
   Fd lock(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
@@ -92,8 +111,9 @@ Result<Fd> take_lock() {
                                            std::strerror(errno))};
 }
 
-RoutingRule port_rule(const std::string& tap, const IpAddress& guest, std::uint16_t port) {
-  return {.preference = kPreference, .table = kTable, .interface = tap, .source = guest, .source_port = port};
+RoutingRule port_rule(std::uint32_t preference, const std::string& tap, const IpAddress& guest,
+                      std::uint16_t port) {
+  return {.preference = preference, .table = kTable, .interface = tap, .source = guest, .source_port = port};
 }
 
 /// Empty when there is none.
@@ -174,7 +194,7 @@ InputPacket answer_of(int link, const IpAddress& guest, std::uint16_t port) {
 }
 
 /// Whether the kernel would deliver such a packet to this node; if not, what stands in the way.
-Result<void> deliver(Netlink& netlink, const InputPacket& packet) {
+Result<void> deliver(Netlink& netlink, std::uint32_t preference, const InputPacket& packet) {
   const InputRoute route = look_up_input_route(netlink, packet);
   if (route.error == 0 && route.type == RTN_LOCAL) return {};
   const int family = packet.source.is_v4() ? AF_INET : AF_INET6;
@@ -193,10 +213,10 @@ Result<void> deliver(Netlink& netlink, const InputPacket& packet) {
   std::vector<std::uint32_t> before;
   if (auto others = other_preferences(netlink, family)) {
     std::ranges::copy_if(*others, std::back_inserter(before),
-                         [](std::uint32_t preference) { return preference < kPreference; });
+                         [preference](std::uint32_t other) { return other < preference; });
   }
   if (!before.empty()) {
-    reason += fmt::format("; routing rules that come before Portway's (preference {}): {}", kPreference,
+    reason += fmt::format("; routing rules that come before Portway's (preference {}): {}", preference,
                           fmt::join(before, ", "));
   }
   return Error{
@@ -223,6 +243,8 @@ Result<std::unique_ptr<ReturnPath>> ReturnPath::start(Kind wanted) {
   auto netlink = Netlink::open();
   if (!netlink) return netlink.error();
   if (auto done = remove_everything(**netlink); !done) return done.error();
+  const auto preference = choose_preference(**netlink);
+  if (!preference) return preference.error();
   std::unique_ptr<SteerProgram> program;
   std::string why_rules = "it was asked for";
   if (wanted != Kind::kRules) {
@@ -246,15 +268,16 @@ Result<std::unique_ptr<ReturnPath>> ReturnPath::start(Kind wanted) {
     if (auto tried = try_transparent(kAnyClientV4); !tried) return tried.error();
     if (auto tried = try_transparent(kAnyClientV6); !tried) why_no_v6 = tried.error().detail;
   }
-  return std::unique_ptr<ReturnPath>(new ReturnPath(std::move(*lock), std::move(*netlink), kind,
+  return std::unique_ptr<ReturnPath>(new ReturnPath(std::move(*lock), std::move(*netlink), *preference, kind,
                                                     std::move(program), std::move(why_rules),
                                                     std::move(why_no_v6)));
 }
 
-ReturnPath::ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, Kind kind,
+ReturnPath::ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, std::uint32_t preference, Kind kind,
                        std::unique_ptr<SteerProgram> program, std::string why_rules, std::string why_no_v6)
     : lock_(std::move(lock)),
       netlink_(std::move(netlink)),
+      preference_(preference),
       kind_(kind),
       program_(std::move(program)),
       why_rules_(std::move(why_rules)),
@@ -314,7 +337,7 @@ Result<void> ReturnPath::make_node(int family) {
   // The route first: a rule to an empty table falls through to the next rule.
   auto done = add_local_default(*netlink_, family, kTable);
   if (kind_ == Kind::kRules) return done;
-  for (const RoutingRule& rule : kMarkRules) {
+  for (const RoutingRule& rule : mark_rules(preference_)) {
     if (done) done = add_rule(*netlink_, family, rule);
   }
   return done;
@@ -378,9 +401,9 @@ void ReturnPath::delete_port_rules(const Guest& guest) {
   }
 }
 
-std::vector<RoutingRule> ReturnPath::port_rules(const Guest& guest, const IpAddress& address) {
+std::vector<RoutingRule> ReturnPath::port_rules(const Guest& guest, const IpAddress& address) const {
   std::vector<RoutingRule> rules;
-  for (const auto& [port, count] : guest.ports) rules.push_back(port_rule(guest.tap, address, port));
+  for (const auto& [port, count] : guest.ports) rules.push_back(port_rule(preference_, guest.tap, address, port));
   return rules;
 }
 
@@ -428,10 +451,10 @@ Result<void> ReturnPath::add_port(const Way& way, std::uint16_t guest_port) {
   guest->ports.emplace(guest_port, 1);
   done = set_syn_filter(way.link, *guest);
   for (const IpAddress& address : guest->addresses) {
-    if (done) done = add_rule(*netlink_, family_of(address), port_rule(guest->tap, address, guest_port));
+    if (done) done = add_rule(*netlink_, family_of(address), port_rule(preference_, guest->tap, address, guest_port));
     // Of two addresses, one whose way is blocked already does not cost the other one its answers.
     const bool blocked = guest->addresses.size() > 1 && !fault(way, address).empty();
-    if (done && !blocked) done = deliver(*netlink_, answer_of(way.link, address, guest_port));
+    if (done && !blocked) done = deliver(*netlink_, preference_, answer_of(way.link, address, guest_port));
   }
   if (!done) forget_port(way.link, *guest, guest_port);
   return done;
@@ -447,7 +470,7 @@ void ReturnPath::remove_port(const Way& way, std::uint16_t guest_port) {
 
 void ReturnPath::forget_port(int link, Guest& guest, std::uint16_t guest_port) {
   for (const IpAddress& address : guest.addresses) {
-    (void)delete_rule(*netlink_, family_of(address), port_rule(guest.tap, address, guest_port));
+    (void)delete_rule(*netlink_, family_of(address), port_rule(preference_, guest.tap, address, guest_port));
   }
   guest.ports.erase(guest_port);
   (void)set_syn_filter(link, guest);
@@ -523,7 +546,7 @@ Result<void> ReturnPath::verify_node(int family) const {
   if (kind_ == Kind::kRules) return {};
   auto rules = our_rules(*netlink_, family);
   if (!rules) return rules.error();
-  for (const RoutingRule& wanted : kMarkRules) {
+  for (const RoutingRule& wanted : mark_rules(preference_)) {
     if (std::ranges::find(*rules, wanted) == rules->end()) return missing(to_text(wanted));
   }
   return {};
@@ -556,9 +579,9 @@ Result<void> ReturnPath::verify_link(int link, const Guest& guest, const IpAddre
 /// else come before it.
 Result<void> ReturnPath::verify_routes(int link, const Guest& guest, const IpAddress& address) const {
   if (kind_ == Kind::kGuardOnly) return {};
-  if (kind_ == Kind::kProgram) return deliver(*netlink_, answer_of(link, address, 0));
+  if (kind_ == Kind::kProgram) return deliver(*netlink_, preference_, answer_of(link, address, 0));
   for (const auto& [port, count] : guest.ports) {
-    if (auto done = deliver(*netlink_, answer_of(link, address, port)); !done) return done;
+    if (auto done = deliver(*netlink_, preference_, answer_of(link, address, port)); !done) return done;
   }
   return {};
 }

@@ -4,9 +4,11 @@
 //
 // On each guest's tap a packet program marks the answers to the node's connections, and ICMP errors about
 // them (steer.bpf.c); for the node, per address family, there is
-//     5210: iif lo fwmark 0x20000000/0x20000000 lookup main
-//     5211: fwmark 0x20000000/0x20000000 lookup 5210
+//     5108: iif lo fwmark 0x20000000/0x20000000 lookup main
+//     5109: fwmark 0x20000000/0x20000000 lookup 5210
 //     local default dev lo table 5210
+// The preferences are lower ones where somebody's rules come earlier at start: ours concern nobody else's
+// packets.
 // The first is for the check of the source address: with src_valid_mark it is looked up with the packet's
 // mark too, and would find all the world to be this node. Cost does not grow with the number of forwards.
 // Nothing is changed for packets that belong to no connection of the node: the guest's own connections and
@@ -14,7 +16,7 @@
 //
 // Where the kernel takes no program (no CAP_BPF, an old kernel, lockdown) there is a rule for each forwarded
 // port of a guest instead:
-//     5211: iif TAP from GUEST ipproto tcp sport PORT lookup 5210
+//     5109: iif TAP from GUEST ipproto tcp sport PORT lookup 5210
 // which costs every packet of the node a little for each rule, so there are at most kPortsMax of them; and
 // the guest's own connections from a forwarded port number do not work, nor do routed ones to it. The rule
 // would deliver the SYNs of such connections to the node, where a service on all addresses would answer them:
@@ -130,8 +132,8 @@ class ReturnPath {
     const std::string& fault() const;
   };
 
-  ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, Kind kind, std::unique_ptr<SteerProgram> program,
-             std::string why_rules, std::string why_no_v6);
+  ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, std::uint32_t preference, Kind kind,
+             std::unique_ptr<SteerProgram> program, std::string why_rules, std::string why_no_v6);
 
   const Guest* find(const Way& way) const;
   Guest* find(const Way& way);
@@ -139,7 +141,7 @@ class ReturnPath {
   Result<void> make_link(int link, Guest& guest);
   Result<void> attach(int link, const Guest& guest);
   Result<void> name_rules(int link, Guest& guest);
-  static std::vector<RoutingRule> port_rules(const Guest& guest, const IpAddress& address);
+  std::vector<RoutingRule> port_rules(const Guest& guest, const IpAddress& address) const;
   Result<void> add_port_rules(const Guest& guest);
   Result<void> set_syn_filter(int link, const Guest& guest);
   static std::vector<sock_filter> syn_filter_of(const Guest& guest);
@@ -157,6 +159,7 @@ class ReturnPath {
 
   const Fd lock_;  // one in a network namespace
   const std::unique_ptr<Netlink> netlink_;
+  const std::uint32_t preference_;  // of the rules that lead to our table
   const Kind kind_;
   const std::unique_ptr<SteerProgram> program_;  // null: rules
   const std::string why_rules_;

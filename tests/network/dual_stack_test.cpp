@@ -126,7 +126,7 @@ TEST_P(DualStackGuest, WhatSomebodyRemovesIsMendedForBoth) {
   add(*path, "tap0", both_of_guest());
   const std::string before = world_->listing();
   for (const std::string family : {"-4", "-6"}) {
-    world_->node.ip(family + " rule del pref 5211");
+    world_->node.ip(family + " rule del pref 5109");
     world_->node.run([&] { EXPECT_THAT(path->mend(16), IsEmpty()) << "it never was a fault"; });
     EXPECT_EQ(world_->listing(), before);
   }

@@ -439,12 +439,10 @@ TEST_P(ReturnPathIcmpTest, OnlyWhatQuotesAPacketOfTheConnectionIsKept) {
 TEST_P(ReturnPathIcmpTest, QuotesAreReadWithinTheirBounds) {
   const Flow flow = open_unanswered(40001);
   const std::size_t ports_end = flow.packet.size() - sizeof(tcphdr) + 4;
-  for (std::size_t size = 0; size < flow.packet.size(); ++size) {
-    // The kernel wants 8 bytes of the quoted TCP header.
-    const bool enough = size >= ports_end + 4;
+  const std::size_t enough = ports_end + 4;  // for the kernel
+  for (std::size_t size = 0; size <= enough; ++size) {
     EXPECT_EQ(is_kept(refusal(flow.packet.substr(0, size))), size >= ports_end) << size;
-    EXPECT_EQ(error_of(flow) != 0, size == ports_end + 4) << size;
-    if (enough) return;
+    EXPECT_EQ(error_of(flow) != 0, size == enough) << size;
   }
 }
 
@@ -840,8 +838,8 @@ TEST_F(ReturnPathTest, NothingIsMadeBeforeTheFirstGuestAndNothingStaysAfterTheLa
   const Way v4 = add(*path, world_->link("tap0"), address(kV4.guest));
   const Way v6 = add(*path, world_->link("tap1"), address(kV6.neighbour));
   const std::string with = world_->listing();
-  EXPECT_THAT(with, HasSubstr("5210:\tfrom all fwmark 0x20000000/0x20000000 iif lo lookup main proto 210"));
-  EXPECT_THAT(with, HasSubstr("5211:\tfrom all fwmark 0x20000000/0x20000000 lookup 5210 proto 210"));
+  EXPECT_THAT(with, HasSubstr("5108:\tfrom all fwmark 0x20000000/0x20000000 iif lo lookup main proto 210"));
+  EXPECT_THAT(with, HasSubstr("5109:\tfrom all fwmark 0x20000000/0x20000000 lookup 5210 proto 210"));
   EXPECT_THAT(with, HasSubstr("local default dev lo table 5210 proto 210"));
   EXPECT_THAT(with, HasSubstr("portway_steer"));
   path->remove(v4);
@@ -907,6 +905,32 @@ TEST_F(ReturnPathTest, OtherPeoplesRulesAndFiltersStayAndGoOnWorking) {
   EXPECT_EQ(world_->listing(), before);
 }
 
+TEST_F(ReturnPathTest, TheRulesComeBeforeEverybodyElsesThatAreThereAtStart) {
+  world_->add_default_route();
+  world_->node.ip("rule add pref 300 iif tap0 lookup main");
+  world_->node.ip("-6 rule add pref 200 iif tap0 lookup main");
+  const auto path = world_->start();
+  add(*path, world_->link("tap0"), address(kV4.guest));
+  EXPECT_THAT(world_->listing(),
+              AllOf(HasSubstr("198:\tfrom all fwmark"), HasSubstr("199:\tfrom all fwmark")));
+  const Fd listener = listen(world_->guest, {address(kV4.guest), 0});
+  EXPECT_EQ(world_->connect_as({address(kV4.client), 40000}, local_of(listener)).error, 0);
+}
+
+// Tailscale deletes what is at its preferences, whoever made it.
+TEST_F(ReturnPathTest, TailscalesCleanUpTakesNoRuleOfOurs) {
+  for (const char* preference : {"5210", "5230", "5250", "5270"}) {
+    world_->node.ip(std::string("rule add fwmark 0x80000/0xff0000 lookup main pref ") + preference);
+  }
+  const auto path = world_->start();
+  add(*path, world_->link("tap0"), address(kV4.guest));
+  for (const char* preference : {"5210", "5230", "5250", "5270"}) {
+    world_->node.ip(std::string("rule del pref ") + preference);
+  }
+  EXPECT_THAT(path->mend(16), IsEmpty());
+  EXPECT_THAT(world_->listing(), AllOf(HasSubstr("5108:\tfrom all"), HasSubstr("5109:\tfrom all")));
+}
+
 TEST_F(ReturnPathTest, AHookThatOthersCameToUseStays) {
   const auto path = world_->start();
   const Way way = add(*path, world_->link("tap0"), address(kV4.guest));
@@ -954,7 +978,7 @@ TEST_F(ReturnPathTest, TheNextAddPutsBackWhatSomebodyRemoved) {
   const auto path = world_->start();
   add(*path, world_->link("tap0"), address(kV4.guest));
   const std::string with = world_->listing();
-  world_->node.ip("rule del pref 5211");
+  world_->node.ip("rule del pref 5109");
   world_->node.ip("route flush table 5210");
   world_->delete_hook("tap0");
   add(*path, world_->link("tap0"), address(kV4.guest));
@@ -985,8 +1009,8 @@ TEST_F(ReturnPathTest, WhatSomebodyRemovedIsMended) {
   add(*path, world_->link("tap0"), address(kV4.guest));
   add(*path, world_->link("tap1"), address(kV6.neighbour));
   const std::string with = world_->listing();
-  world_->node.ip("rule del pref 5211");
-  world_->node.ip("-6 rule del pref 5210");
+  world_->node.ip("rule del pref 5109");
+  world_->node.ip("-6 rule del pref 5108");
   world_->node.ip("route flush table 5210");
   world_->delete_hook("tap0");
   EXPECT_THAT(path->mend(1), IsEmpty());
