@@ -403,7 +403,8 @@ void ReturnPath::delete_port_rules(const Guest& guest) {
 
 std::vector<RoutingRule> ReturnPath::port_rules(const Guest& guest, const IpAddress& address) const {
   std::vector<RoutingRule> rules;
-  for (const auto& [port, count] : guest.ports) rules.push_back(port_rule(preference_, guest.tap, address, port));
+  for (const auto& [port, count] : guest.ports)
+    rules.push_back(port_rule(preference_, guest.tap, address, port));
   return rules;
 }
 
@@ -451,7 +452,8 @@ Result<void> ReturnPath::add_port(const Way& way, std::uint16_t guest_port) {
   guest->ports.emplace(guest_port, 1);
   done = set_syn_filter(way.link, *guest);
   for (const IpAddress& address : guest->addresses) {
-    if (done) done = add_rule(*netlink_, family_of(address), port_rule(preference_, guest->tap, address, guest_port));
+    if (done)
+      done = add_rule(*netlink_, family_of(address), port_rule(preference_, guest->tap, address, guest_port));
     // Of two addresses, one whose way is blocked already does not cost the other one its answers.
     const bool blocked = guest->addresses.size() > 1 && !fault(way, address).empty();
     if (done && !blocked) done = deliver(*netlink_, preference_, answer_of(way.link, address, guest_port));

@@ -50,11 +50,12 @@ Worker::Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<C
       closes_(kCloseRecords),
       connections_(*io_, options.connections, slots, options.pipes_max, counters_, closes_, options.index,
                    kConnectionToken),
-      gates_(*io_, options.connections.refused_probe, options.connections.client_refusals, counters_,
-             kProbeToken,
-             {.shut = [this](const ServedForwardPtr& forward, bool v6) { shut_listeners(forward, v6); },
-              .open = [this](const ServedForwardPtr& forward, bool v6) { return open_listeners(forward, v6); },
-              .source_ports = [this] { return connections_.source_ports(); }}),
+      gates_(
+          *io_, options.connections.refused_probe, options.connections.client_refusals, counters_,
+          kProbeToken,
+          {.shut = [this](const ServedForwardPtr& forward, bool v6) { shut_listeners(forward, v6); },
+           .open = [this](const ServedForwardPtr& forward, bool v6) { return open_listeners(forward, v6); },
+           .source_ports = [this] { return connections_.source_ports(); }}),
       busy_poll_(options.busy_poll) {
   io_->count_in(counters_);
 }

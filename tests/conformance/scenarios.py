@@ -112,6 +112,34 @@ def v6(lab):
     yield "guest sees", lab.met(service, address=net.PUBLIC6)
 
 
+ONE_AT_THE_GUEST = ("For the guest the two are one connection, and its packets go to the node's socket. conntrack gives the second "
+                    "one another port. Clients with a route of their own to a guest should not use its forwards too.")
+
+
+@scenario("Who the guest sees", "one client port through a forward and by the client's own route to the guest",
+          all=ONE_AT_THE_GUEST)
+def forward_and_route(lab):
+    lab.network.client.run("ip", "route", "replace", net.GUEST, "via", net.PUBLIC)
+    service = lab.service()
+
+    def by_route(port):
+        sock = lab.client(net.CLIENT, port)
+        result = lab.connect(sock, net.GUEST, service.forward.guest_port, CONNECT_TIMEOUT_S / 2)
+        if result != "connected":
+            return None, result
+        accepted = lab.keep(service.accept())
+        return (sock, accepted), peer_seen(accepted, sock)
+
+    routed, seen = by_route(30005)
+    yield "by the route, first", seen
+    yield "the forward, second", lab.met(service, lab.client(net.CLIENT, 30005), limit=CONNECT_TIMEOUT_S / 2)
+    yield "the routed connection afterwards", exchange(*routed)
+    relayed = lab.pair(service, lab.client(net.CLIENT, 30006))
+    yield "the forward, first", peer_seen(relayed[1], relayed[0])
+    yield "by the route, second", by_route(30006)[1]
+    yield "the forwarded connection afterwards", exchange(*relayed)
+
+
 OTHER_FAMILY = ("A DNAT rule cannot change the family. Portway connects from the node's address: the client's is of "
                 "the other family.")
 
