@@ -1,6 +1,7 @@
 // portwayd: reads what is asked, builds the house, runs it until a signal ends it.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <malloc.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
 #include <sys/resource.h>
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include "api/access_log.h"
+#include "api/answer_budget.h"
 #include "api/auth.h"
 #include "api/control.h"
 #include "api/daemon_log.h"
@@ -42,6 +44,7 @@ namespace {
 constexpr int kExitFailed = 1;
 constexpr int kExitBadConfig = 2;
 constexpr int kControlNice = -10;               // of the control thread, beside workers at 0
+constexpr int kOwnMappingBytes = 128 * 1024;    // a block of memory
 constexpr std::chrono::seconds kRetryEvery(2);  // of what a full disk or a taken port prevented
 
 struct Arguments {
@@ -233,12 +236,10 @@ class Daemon {
         control_(config_, {*context_, *store_, *proxy_, *watch_, events_, stats_, return_path_.get(),
                            why_no_return_path}),
         exporter_(
-            {.for_each_forward =
-                 [this](const auto& visit) {
-                   control_.registry().for_each_forward(
-                       [&visit](const Instance&, const Forward& forward) { visit(forward); });
-                 },
-             .forward_stats = [this] { return proxy_->forward_stats(); },
+            {.forwards_after = [this](
+                                   const ForwardPlace& place,
+                                   const auto& visit) { control_.registry().forwards_after(place, visit); },
+             .forward_stats = [this](const ForwardId& id) { return proxy_->forward_stats(id); },
              .node_stats = [this] { return proxy_->node_stats(); },
              .port_pool =
                  [this] {
@@ -250,9 +251,11 @@ class Daemon {
              .instances_without_return_path = [this] { return control_.instances_without_return_path(); },
              .forged_packets = [this] { return control_.forged_packets(); },
              .api_server = [this] { return api_server_ ? api_server_->stats() : ServerStats{}; },
+             .answers = [this] { return answers_.stats(); },
              .api = &stats_}),
-        api_({*context_, control_, *proxy_, stats_, recent_closes_},
-             [this](MetricsScope scope) { return exporter_.expose(scope); }) {}
+        api_({*context_, control_, *proxy_, stats_, recent_closes_}, [this](MetricsScope scope) -> NextPiece {
+          return [scrape = std::shared_ptr<Scrape>(exporter_.scrape(scope))] { return scrape->next(); };
+        }) {}
 
   Result<void> start() {
     if (!config_.log.access.empty()) {
@@ -317,9 +320,10 @@ class Daemon {
 
  private:
   /// Whether a client is a guest is looked up in the one configuration that SIGHUP changes.
-  ServerOptions server_options(const ListenAddress& listen) const {
+  ServerOptions server_options(const ListenAddress& listen) {
     return {.listen = listen,
             .body_max_bytes = config_.api.body_max_bytes,
+            .answers = &answers_,
             .refuses = [this](const ClientOrigin& client) {
               return !control_.config().api.allow_guests && control_.is_guest(client.address, client.link);
             }};
@@ -443,6 +447,8 @@ class Daemon {
       if (error) return;
       control_.retry();
       if (!untold_state_.empty()) tell_systemd(std::string(untold_state_));
+      // The heap would keep what many answers took for the next ones.
+      if (answers_.is_over_a_peak()) ::malloc_trim(0);
       retry_later();
     });
   }
@@ -461,6 +467,7 @@ class Daemon {
   std::chrono::milliseconds last_answers_{1000};  // for requests under way when the daemon stops
   std::string untold_state_;                      // empty: systemd knows all
   ApiStats stats_;
+  AnswerBudget answers_;  // of both servers
   std::unique_ptr<Store> store_;
   const std::unique_ptr<ReturnPath> return_path_;          // outlives the connections that need it
   const std::unique_ptr<ClientRefusals> client_refusals_;  // the same; may be null
@@ -531,6 +538,9 @@ int run(const Arguments& arguments, DaemonLog& log) {
 }  // namespace portway
 
 int main(int argc, char** argv) {
+  // What is larger goes back to the system as soon as it is freed. Set, so that glibc does not raise it to 32
+  // MiB when it sees a large block freed (mallopt(3)): the heap would keep a burst of large answers for good.
+  ::mallopt(M_MMAP_THRESHOLD, portway::kOwnMappingBytes);
   portway::DaemonLog log;
   portway::Arguments arguments;
   CLI::App app{"Forwards host ports to the TCP services of microVMs, without netfilter."};

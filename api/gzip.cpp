@@ -4,12 +4,15 @@
 
 #include <algorithm>
 #include <cctype>
+#include <utility>
 
 namespace portway {
 namespace {
 
-constexpr int kGzipWindow = 15 + 16;  // 32 KiB, the most there is; + 16: a gzip header instead of zlib's
-constexpr int kMemoryLevel = 8;       // zlib's default: 256 KiB in all
+// Lines that repeat each other are close together: zlib's defaults (256 KiB) would make them no smaller.
+constexpr int kGzipWindow = 12 + 16;  // 4 KiB; + 16: a gzip header instead of zlib's
+constexpr int kMemoryLevel = 5;
+constexpr std::size_t kRoom = 4096;
 
 std::string_view trimmed(std::string_view text) {
   while (!text.empty() && (text.front() == ' ' || text.front() == '\t')) text.remove_prefix(1);
@@ -53,25 +56,41 @@ bool accepts_gzip(std::string_view accept_encoding) {
   return any;
 }
 
-std::optional<std::string> gzip(std::string_view text) {
+struct Gzip::State {
   z_stream stream{};
-  if (::deflateInit2(&stream, Z_BEST_SPEED, Z_DEFLATED, kGzipWindow, kMemoryLevel, Z_DEFAULT_STRATEGY) !=
-      Z_OK)
-    return std::nullopt;
-  // Metrics shrink to a seventh or less: what deflateBound() wants would be as large as the text.
-  std::string out(text.size() / 6 + 4096, '\0');
-  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(text.data()));
-  stream.avail_in = static_cast<uInt>(text.size());
-  int result = Z_OK;
-  for (std::size_t written = 0; result == Z_OK; written = stream.total_out) {
-    if (written == out.size()) out.resize(2 * out.size());
-    stream.next_out = reinterpret_cast<Bytef*>(out.data() + written);
-    stream.avail_out = static_cast<uInt>(out.size() - written);
-    result = ::deflate(&stream, Z_FINISH);
+  bool ended = false;
+};
+
+std::unique_ptr<Gzip> Gzip::start() {
+  auto state = std::make_unique<State>();
+  if (::deflateInit2(&state->stream, Z_BEST_SPEED, Z_DEFLATED, kGzipWindow, kMemoryLevel,
+                     Z_DEFAULT_STRATEGY) != Z_OK) {
+    return nullptr;
   }
-  out.resize(stream.total_out);
-  ::deflateEnd(&stream);
-  if (result != Z_STREAM_END) return std::nullopt;
+  return std::unique_ptr<Gzip>(new Gzip(std::move(state)));
+}
+
+Gzip::Gzip(std::unique_ptr<State> state) : state_(std::move(state)) {}
+
+Gzip::~Gzip() {
+  ::deflateEnd(&state_->stream);
+}
+
+std::string Gzip::add(std::string_view piece) {
+  std::string out;
+  if (state_->ended) return out;
+  z_stream& stream = state_->stream;
+  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(piece.data()));
+  stream.avail_in = static_cast<uInt>(piece.size());
+  const int flush = piece.empty() ? Z_FINISH : Z_NO_FLUSH;
+  do {
+    const std::size_t before = out.size();
+    out.resize(before + kRoom);
+    stream.next_out = reinterpret_cast<Bytef*>(out.data() + before);
+    stream.avail_out = kRoom;
+    state_->ended = ::deflate(&stream, flush) == Z_STREAM_END;
+    out.resize(out.size() - stream.avail_out);
+  } while (stream.avail_out == 0);
   return out;
 }
 

@@ -35,6 +35,8 @@ constexpr std::size_t kBatchMax = 1000;
 constexpr std::int64_t kCaptureSecondsMax = 60;
 constexpr std::int64_t kCaptureBytesMax = 16 * 1024 * 1024;
 constexpr std::size_t kIdempotencyKeyMax = 255;
+constexpr std::string_view kReplayed = "Idempotency-Replayed";
+constexpr std::size_t kZippedPiece = 8 * 1024;  // at least, but for the last one
 constexpr std::int64_t kConnectionsLimitMax = 1'000'000;
 constexpr std::int64_t kBytesLimitMax = 1'000'000'000'000;  // 8 Tbit/s
 
@@ -149,9 +151,13 @@ std::vector<std::optional<Uuid>> forwards_in(const IdempotentAnswer& answer) {
 }
 
 Response replayed(const IdempotentAnswer& answer) {
-  Response response{.status = 201, .body = answer.body, .headers = {{"Idempotency-Replayed", "true"}}};
+  Response response{.status = 201, .body = answer.body, .headers = {{std::string(kReplayed), "true"}}};
   if (!answer.location.empty()) response.headers.emplace_back("Location", answer.location);
   return response;
+}
+
+bool replays(const Response& response) {
+  return std::ranges::any_of(response.headers, [](const auto& each) { return each.first == kReplayed; });
 }
 
 /// Replaces the limits that are given, and returns which these are; null takes one away.
@@ -228,14 +234,27 @@ Result<Response> ui_file(std::string_view name) {
   for (const UiFile& file : ui_files()) {
     if (file.name != name) continue;
     return Response{.status = 200,
-                    .body = std::string(file.body),
+                    .body = {},
                     .content_type = std::string(file.content_type),
                     .headers = {{"Content-Security-Policy", std::string(kUiPolicy)},
                                 {"X-Content-Type-Options", "nosniff"},
                                 {"Referrer-Policy", "no-referrer"},
-                                {"Cache-Control", "no-cache"}}};
+                                {"Cache-Control", "no-cache"}},
+                    .lasting_body = file.body};
   }
   return Error{ErrorCode::kNotFound, "The page has no such file; it begins at /ui."};
+}
+
+NextPiece zipped(NextPiece pieces, std::shared_ptr<Gzip> zip) {
+  return [pieces = std::move(pieces), zip = std::move(zip), ended = false]() mutable {
+    std::string out;
+    while (!ended && out.size() < kZippedPiece) {
+      const std::string piece = pieces();
+      ended = piece.empty();
+      out += zip->add(piece);
+    }
+    return out;
+  };
 }
 
 Response no_content() {
@@ -289,7 +308,7 @@ std::vector<Route> Api::make_routes() {
   };
   const auto page = [](const Call& call) { return ui_file(call.path.empty() ? "index.html" : call.path[0]); };
   const auto contract = [](const Call&) -> Result<Response> {
-    return Response{.status = 200, .body = std::string(openapi_json()), .headers = {}};
+    return Response{.status = 200, .body = {}, .headers = {}, .lasting_body = openapi_json()};
   };
   return {
       {"POST", "/instances/{id}/port-forwards", Access::kTenant, by(&Api::create_forward)},
@@ -345,7 +364,7 @@ Response Api::handle_open_metrics(const Request& request) {
     Call call{.request = request, .caller = {}, .path = {}, .query = {}};
     if (const auto query = read_query(*url, call); !query) return problem(query.error(), request.id);
     auto response = metrics(call);
-    return response ? std::move(*response) : problem(response.error(), request.id);
+    return response ? std::move(*response) : fail(request, "/metrics", response.error());
   }
   if (reads && request.target == "/healthz") return handle(request);
   return problem({ErrorCode::kNotFound, "Here are only GET /metrics and GET /healthz."}, request.id);
@@ -374,7 +393,12 @@ Response Api::answer(const Request& request, std::string_view& pattern) {
     return response;
   }
   auto response = dispatch(request, *match.route, std::move(match.path));
-  return response ? std::move(*response) : problem(response.error(), request.id);
+  return response ? std::move(*response) : fail(request, pattern, response.error());
+}
+
+Response Api::fail(const Request& request, std::string_view pattern, const Error& error) {
+  failures_.tell(request.method, pattern, request.id, error);
+  return problem(error, request.id);
 }
 
 /// By its key; on the Unix socket, without one, by its user.
@@ -399,7 +423,11 @@ Result<Response> Api::dispatch(const Request& request, const Route& route, std::
   }
   const auto url = parse_target(request.target);  // it parsed before
   if (const auto query = read_query(*url, call); !query) return query.error();
-  return route.handle(call);
+  auto response = route.handle(call);
+  if (response && route.access != Access::kPublic) response->payer = scope_of(call.caller);
+  if (response && !replays(*response))
+    response->repeatable = request.method == "GET" || request.method == "HEAD";
+  return response;
 }
 
 // --- Forwards.
@@ -904,12 +932,13 @@ Result<Response> Api::metrics(const Call& call) {
   const auto scope = metrics_scope(call);
   if (!scope) return scope.error();
   Response response{.status = 200,
-                    .body = metrics_(*scope),
+                    .body = {},
                     .content_type = std::string(Exporter::kContentType),
-                    .headers = {{"Vary", "Accept-Encoding"}}};
+                    .headers = {{"Vary", "Accept-Encoding"}},
+                    .pieces = metrics_(*scope)};
   if (!accepts_gzip(call.request.header("accept-encoding"))) return response;
-  if (auto zipped = gzip(response.body)) {
-    response.body = std::move(*zipped);
+  if (std::shared_ptr<Gzip> zip = Gzip::start()) {
+    response.pieces = zipped(std::move(response.pieces), std::move(zip));
     response.headers.emplace_back("Content-Encoding", "gzip");
   }
   return response;

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "api/control.h"
+#include "api/failure_log.h"
 #include "api/message.h"
 #include "api/recent_closes.h"
 #include "api/router.h"
@@ -22,8 +23,8 @@ namespace portway {
 
 class Api {
  public:
-  /// The text of a scrape (Exporter::expose).
-  using Metrics = std::function<std::string(MetricsScope)>;
+  /// The pieces of a scrape's text (Exporter::scrape).
+  using Metrics = std::function<NextPiece(MetricsScope)>;
 
   /// What it answers from; all of it must outlive it.
   struct Parts {
@@ -45,6 +46,7 @@ class Api {
  private:
   std::vector<Route> make_routes();
   Response answer(const Request& request, std::string_view& pattern);
+  Response fail(const Request& request, std::string_view pattern, const Error& error);
   Result<Principal> authenticate(const Request& request);
   Result<Response> dispatch(const Request& request, const Route& route, std::vector<std::string> path);
 
@@ -94,6 +96,7 @@ class Api {
   ApiStats& stats_;
   const RecentCloses& closes_;
   const Metrics metrics_;
+  FailureLog failures_;
   const Router router_;
 };
 

@@ -65,12 +65,22 @@ class BodyStream {
   virtual std::string finish_early() { return {}; }
 };
 
+/// The next piece of a body that is made while it is read; empty: that was all.
+using NextPiece = std::function<std::string()>;
+
 struct Response {
   unsigned status = 200;
   std::string body;  // not sent for HEAD and 204; its length is
   std::string content_type = "application/json";
   std::vector<std::pair<std::string, std::string>> headers;
-  std::shared_ptr<BodyStream> stream = nullptr;  // sent in place of `body` where there is one
+  // At most one of these is sent in place of `body`.
+  std::string_view lasting_body = {};  // of static storage duration
+  NextPiece pieces = nullptr;          // about 16 KiB each
+  std::shared_ptr<BodyStream> stream = nullptr;
+  // Whose memory it takes, as a name that two callers do not share; empty: the client's, by its address.
+  std::string payer = {};
+  // Nothing was changed for it: it may be refused for want of memory (api/answer_budget.h).
+  bool repeatable = true;
 };
 
 }  // namespace portway

@@ -4,6 +4,10 @@
 // whose answer has no end, is ended when the server stops. A streaming session has a second coroutine that
 // sends, while the first one reads, to notice at once that the client has gone.
 //
+// What a client has not read yet is in three places: an answer's body or its next piece, which has a share of
+// the budget (api/answer_budget.h) until it is sent; what the kernel holds unsent, which TCP_NOTSENT_LOWAT
+// bounds; and what is under way, the client's own receive buffer at the most.
+//
 // Bytes pass through two functions, read_more() and send(), which alone know of TLS.
 //
 // Reading is our own loop around Beast's parser, for two reasons. One timer covers a whole header or body,
@@ -27,6 +31,7 @@
 #include <boost/asio/basic_socket_acceptor.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/generic/stream_protocol.hpp>
+#include <boost/asio/ip/network_v6.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -45,6 +50,7 @@
 #include <string_view>
 #include <utility>
 
+#include "api/failure_log.h"
 #include "api/problem.h"
 #include "api/unix_listener.h"
 #include "config/forward.h"
@@ -78,6 +84,13 @@ constexpr std::size_t kLingerBytes = 1024 * 1024;
 constexpr std::size_t kTurnedAwayMax = 64;
 // A body up to this size goes into one piece with its head: into one record of TLS (RFC 8446, 5.1), that is.
 constexpr std::size_t kJoinedMax = 16 * 1024;
+
+// Unsent bytes that the kernel takes of an answer: enough for a second's wait at 1 Mbit/s.
+constexpr int kUnsentMax = 128 * 1024;
+// What an answer that is made in pieces takes: a piece, with its frame, and a compressor.
+constexpr std::size_t kPiecesBytes = 64 * 1024;
+// Smaller answers are not counted: a connection itself takes more.
+constexpr std::size_t kUncountedBytes = 4096;
 
 /// An operation that reports through `error` instead of throwing.
 auto into(error_code& error) {
@@ -171,6 +184,37 @@ struct AnswerOptions {
   bool keep_alive;
 };
 
+std::string_view body_of(const Response& response) {
+  return response.lasting_body.empty() ? std::string_view(response.body) : response.lasting_body;
+}
+
+/// A piece of a body whose length is not known before its end (RFC 9112, 7.1).
+std::string framed(std::string_view piece, bool chunked) {
+  return chunked ? fmt::format("{:x}\r\n{}\r\n", piece.size(), piece) : std::string(piece);
+}
+
+/// What an answer takes of the budget until it is sent.
+std::size_t bytes_of(const Response& response) {
+  if (response.pieces != nullptr) return kPiecesBytes;
+  return response.body.size() <= kUncountedBytes ? 0 : response.body.size();
+}
+
+/// An IPv6 client has 2^64 addresses to choose from.
+AnswerBudget::Payer payer_of(const Response& response, const Peer& peer) {
+  if (!response.payer.empty()) return {.name = response.payer, .has_key = true};
+  if (peer.credentials) return {.name = fmt::format("uid:{}", peer.credentials->uid), .has_key = true};
+  const IpAddress& address = peer.origin.address;
+  if (address.is_v4()) return {.name = address.to_string()};
+  return {.name = asio::ip::network_v6(address.to_v6(), 64).canonical().to_string()};
+}
+
+Error answer_too_large() {
+  return {.code = ErrorCode::kResourceExhausted,
+          .detail =
+              "Too many bytes of answers wait to be read by this caller, or by all of them together: read "
+              "the answers to other requests, or ask for less at a time (limit), and try again."};
+}
+
 /// The answer up to its body.
 std::string head_of(const Response& response, const AnswerOptions& how) {
   std::string head =
@@ -188,8 +232,8 @@ std::string head_of(const Response& response, const AnswerOptions& how) {
   if (!caching_is_told) append_field(head, "Cache-Control", "no-store");
   if (response.status != 204) {
     append_field(head, "Content-Type", response.content_type);
-    if (response.stream == nullptr) {
-      append_field(head, "Content-Length", std::to_string(response.body.size()));
+    if (response.stream == nullptr && response.pieces == nullptr) {
+      append_field(head, "Content-Length", std::to_string(body_of(response).size()));
     } else if (how.version == 11) {
       append_field(head, "Transfer-Encoding", "chunked");
     }
@@ -270,6 +314,7 @@ struct Sessions {
   const Server::Handler handler;
   bool stopping = false;
   ServerStats stats;
+  FailureLog failures;
   // Each session is in one of these, and in none once it is closed; the longest there comes first.
   std::list<Session*> idle;         // waits for TLS, a request, or the client to close: may be closed
   std::list<Session*> busy;         // has a request
@@ -346,6 +391,8 @@ class Session : public std::enable_shared_from_this<Session> {
   asio::awaitable<void> linger();
   asio::awaitable<void> discard_rest();
   Response handle(const Request& request) const;
+  Response fail(const Request& request, const Error& error) const;
+  std::optional<AnswerBudget::Share> take_share(const Request& request, Response& response) const;
 
   const std::shared_ptr<Sessions> sessions_;
   std::list<Session*>* list_;  // null once closed
@@ -497,15 +544,17 @@ asio::awaitable<bool> Session::serve_one() {
   Response response = handle(request);
   if (response.stream != nullptr && sessions_->streaming.size() >= options.streams_max) {
     ++sessions_->stats.streams_refused;
-    response = problem({.code = ErrorCode::kConnectionLimit,
-                        .detail = "Too many streams are open; end one, or try again later.",
-                        .limit = options.streams_max},
-                       request.id);
+    response = fail(request, {.code = ErrorCode::kConnectionLimit,
+                              .detail = "Too many streams are open; end one, or try again later.",
+                              .limit = options.streams_max});
   }
   const bool streams = response.stream != nullptr && head.method() != http::verb::head;
-  const AnswerOptions how{.version = head.version(),
-                          .request_id = request.id,
-                          .keep_alive = head.keep_alive() && !sessions_->stopping && !streams};
+  const auto share = take_share(request, response);
+  const bool ends_by_closing = response.pieces != nullptr && head.version() < 11;
+  const AnswerOptions how{
+      .version = head.version(),
+      .request_id = request.id,
+      .keep_alive = head.keep_alive() && !sessions_->stopping && !streams && !ends_by_closing};
   if (streams) {
     co_await answer_with_stream(std::move(response), how);
     co_return false;
@@ -635,12 +684,40 @@ Response Session::handle(const Request& request) const {
                  request.id);
 }
 
+/// The server's own answer to a request that the handler knows of.
+Response Session::fail(const Request& request, const Error& error) const {
+  sessions_->failures.tell(request.method, request.target.substr(0, request.target.find('?')), request.id,
+                           error);
+  return problem(error, request.id);
+}
+
+/// Memory for the answer until it is sent; where there is none the answer becomes a refusal. One whose
+/// request has changed something is sent all the same.
+std::optional<AnswerBudget::Share> Session::take_share(const Request& request, Response& response) const {
+  AnswerBudget* const budget = sessions_->options.answers;
+  const std::size_t bytes = bytes_of(response);
+  if (budget == nullptr || bytes == 0) return std::nullopt;
+  const AnswerBudget::Payer payer = payer_of(response, peer_);
+  if (!response.repeatable) return budget->take_anyway(payer, bytes);
+  auto share = budget->take(payer, bytes);
+  if (!share) response = fail(request, answer_too_large());
+  return share;
+}
+
 /// False when the client did not take it.
 asio::awaitable<bool> Session::answer(const Head& head, Response response, AnswerOptions options) {
   const std::string text = head_of(response, options);
   const bool bodiless = response.status == 204 || head.method() == http::verb::head;
   set_deadline(sessions_->options.write_timeout, OnDeadline::kClose);
-  const error_code error = co_await send(text, bodiless ? std::string_view() : response.body);
+  error_code error = co_await send(text, bodiless ? std::string_view() : body_of(response));
+  if (error || bodiless || response.pieces == nullptr) co_return !error;
+  const bool chunked = options.version == 11;
+  for (bool more = true; more && !error && socket_.is_open();) {
+    const std::string piece = response.pieces();
+    more = !piece.empty();
+    const std::string bytes = more || chunked ? framed(piece, chunked) : std::string();
+    error = co_await send(bytes, {});
+  }
   co_return !error;
 }
 
@@ -689,9 +766,9 @@ asio::awaitable<void> Session::send_stream(bool chunked) {
       piece = stream_->heartbeat();
       if (piece->empty()) continue;
     }
-    const std::string framed = chunked ? fmt::format("{:x}\r\n{}\r\n", piece->size(), *piece) : *piece;
+    const std::string bytes = framed(*piece, chunked);
     set_deadline(sessions_->options.write_timeout, OnDeadline::kClose);
-    error = co_await send(framed, {});
+    error = co_await send(bytes, {});
     if (error) co_return close();
     clear_deadline();
     heartbeat_at = steady_clock::now() + sessions_->options.stream_heartbeat;
@@ -708,6 +785,8 @@ asio::awaitable<void> Session::send_stream(bool chunked) {
 /// The connection's last answer. `head` is as much of the request as was understood.
 asio::awaitable<void> Session::refuse(const Head& head, const Error& error) {
   const std::string id = request_id(head);
+  sessions_->failures.tell(head.method_string().empty() ? "-" : std::string(head.method_string()), "-", id,
+                           error);
   Response response = problem(error, id);
   if (response.status < 500) ++sessions_->stats.requests_refused;
   const AnswerOptions options{
@@ -937,6 +1016,7 @@ class Server::Core : public std::enable_shared_from_this<Core> {
     // A client that has vanished without a word is found out by what it does not acknowledge.
     const auto patience_ms = static_cast<unsigned>(sessions_->options.write_timeout.count());
     ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_USER_TIMEOUT, &patience_ms, sizeof patience_ms);
+    ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &kUnsentMax, sizeof kUnsentMax);
     const IpAddress address = folded(tcp_endpoint(endpoint).address());
     const std::int32_t link =
         sessions_->options.refuses

@@ -16,6 +16,7 @@
 #include <functional>
 #include <memory>
 
+#include "api/answer_budget.h"
 #include "api/message.h"
 #include "api/tls.h"
 #include "config/endpoint.h"
@@ -46,6 +47,8 @@ struct ServerOptions {
   std::chrono::milliseconds idle_timeout = std::chrono::seconds(60);  // between two requests
   std::chrono::milliseconds stream_heartbeat =
       std::chrono::seconds(15);  // of silence on a stream, then BodyStream::heartbeat() is sent
+  // Of the answers on their way, shared with other servers; must outlive this one. Null: they have no bound.
+  AnswerBudget* answers = nullptr;
   // TCP clients of whom it is true are closed without a word: guests have no business here. Asked when one
   // connects, before each of its requests, and by drop_refused(); null: none is.
   std::function<bool(const ClientOrigin&)> refuses = nullptr;

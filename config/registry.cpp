@@ -37,9 +37,14 @@ std::vector<const Forward*> Registry::forwards(std::string_view instance_id, con
   return page;
 }
 
-void Registry::for_each_forward(const std::function<void(const Instance&, const Forward&)>& visit) const {
-  for (const auto& [instance_id, entry] : instances_) {
-    for (const auto& [id, forward] : entry.forwards) visit(entry.instance, forward);
+void Registry::forwards_after(const ForwardPlace& place,
+                              const std::function<bool(const Forward&)>& visit) const {
+  for (auto entry = instances_.lower_bound(place.instance_id); entry != instances_.end(); ++entry) {
+    const auto& forwards = entry->second.forwards;
+    auto next = entry->first == place.instance_id ? forwards.upper_bound(place.id) : forwards.begin();
+    for (; next != forwards.end(); ++next) {
+      if (!visit(next->second)) return;
+    }
   }
 }
 

@@ -24,6 +24,12 @@
 
 namespace portway {
 
+/// Where a walk over all forwards stands: at the last one that it has visited.
+struct ForwardPlace {
+  std::string instance_id;  // empty: at the beginning
+  ForwardId id{};
+};
+
 class Registry {
  public:
   static constexpr std::size_t kAll = std::numeric_limits<std::size_t>::max();
@@ -42,8 +48,9 @@ class Registry {
   std::vector<const Forward*> forwards(std::string_view instance_id, const ForwardId& after = {},
                                        std::size_t limit = kAll) const;
 
-  /// Visits every forward with its instance, by instance; `visit` must not change the registry.
-  void for_each_forward(const std::function<void(const Instance&, const Forward&)>& visit) const;
+  /// Visits the forwards behind a place, by instance, until `visit` returns false; it must not change the
+  /// registry. What the place was at may be gone by now.
+  void forwards_after(const ForwardPlace& place, const std::function<bool(const Forward&)>& visit) const;
 
   /// Is an instance behind this network device: by index where its session is armed, or was when it ended
   /// (the machine may run on), else by name?

@@ -43,6 +43,13 @@ struct ServerStats {
   std::time_t tls_certificate_expiry = 0;         // when the certificate in use ends; 0: no TLS
 };
 
+/// Answers on their way to their readers (api/answer_budget.h).
+struct AnswerStats {
+  std::uint64_t bytes = 0;      // taken now
+  std::uint64_t bytes_max = 0;  // for all
+  std::uint64_t refused = 0;    // did not fit
+};
+
 struct ApiStats {
   /// Counts an answer. `route` is the pattern out of the router's table ("/instances/{id}"), or "other" where
   /// none matched, never the path a caller sent: so routes times status codes bounds the number of series.

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <boost/uuid/uuid_io.hpp>
 #include <limits>
+#include <optional>
+#include <span>
 #include <utility>
 
 #include "metrics/process.h"
@@ -54,11 +56,14 @@ class FamilySink final : public Sink {
 class Family {
  public:
   Family(Sink& sink, MetricType type, std::string_view name, std::string_view help,
-         std::initializer_list<std::string_view> labels = {})
+         std::span<const std::string_view> labels)
       : sink_(sink), type_(type) {
     sink.begin_family(type, name, help);
     for (const std::string_view label : labels) metric_.label.push_back({std::string(label), {}});
   }
+  Family(Sink& sink, MetricType type, std::string_view name, std::string_view help,
+         std::initializer_list<std::string_view> labels = {})
+      : Family(sink, type, name, help, std::span(labels.begin(), labels.size())) {}
 
   /// The value of the label of this index, for the series added from now on.
   Family& label(std::size_t index, std::string_view value) {
@@ -106,26 +111,6 @@ void emit_histogram(Sink& sink, std::string_view name, std::string_view help,
 
 // --- Forwards.
 
-/// A family with one number of each forward.
-struct ForwardMember {
-  MetricType type;
-  const char* name;
-  const char* help;
-  std::uint64_t ForwardStats::*value;
-};
-
-constexpr ForwardMember kForwardMembers[] = {
-    {MetricType::Gauge, "portway_forward_connections_active",
-     "Connections of the forward that exist now, those still connecting to the guest included.",
-     &ForwardStats::connections_active},
-    {MetricType::Counter, "portway_forward_received_bytes_total",
-     "Bytes from clients that the guest's socket took; rate() of it is the upload throughput.",
-     &ForwardStats::received_bytes},
-    {MetricType::Counter, "portway_forward_sent_bytes_total",
-     "Bytes from the guest that clients' sockets took; rate() of it is the download throughput.",
-     &ForwardStats::sent_bytes},
-};
-
 template <std::size_t N>
 std::uint64_t sum(const std::array<std::uint64_t, N>& values) {
   std::uint64_t total = 0;
@@ -133,59 +118,77 @@ std::uint64_t sum(const std::array<std::uint64_t, N>& values) {
   return total;
 }
 
-void emit_forward_connections(Sink& sink, const std::vector<ForwardStats>& forwards) {
-  Family family(sink, MetricType::Counter, "portway_forward_connections_total",
-                "Connections by what became of them: established (the guest answered), failed (it could not "
-                "be reached; portway_forward_connect_errors_total says why), rejected (a limit turned the "
-                "client away). Clients that left before the guest answered are in none of these.",
-                {"forward", "result"});
-  for (const ForwardStats& stats : forwards) {
-    family.label(0, stats.id);
-    family.label(1, "established").add(stats.connections_established);
-    family.label(1, "failed").add(sum(stats.connect_errors));
-    family.label(1, "rejected").add(sum(stats.rejected));
+/// A family with series of each forward.
+struct ForwardFamily {
+  MetricType type;
+  const char* name;
+  const char* help;
+  std::span<const std::string_view> labels;  // the first one is the forward's id, and set
+  void (*add)(Family& family, const Forward& forward, const ExporterSources& sources);
+};
+
+template <std::uint64_t ForwardStats::*kMember>
+void add_member(Family& family, const Forward& forward, const ExporterSources& sources) {
+  if (const auto stats = sources.forward_stats(forward.id)) family.add((*stats).*kMember);
+}
+
+void add_info(Family& family, const Forward& forward, const ExporterSources&) {
+  family.label(1, forward.label).label(2, forward.instance_id);
+  family.label(3, std::to_string(forward.guest_port)).label(4, std::to_string(forward.host_port));
+  family.add(std::uint64_t{1});
+}
+
+void add_connections(Family& family, const Forward& forward, const ExporterSources& sources) {
+  const auto stats = sources.forward_stats(forward.id);
+  if (!stats) return;
+  family.label(1, "established").add(stats->connections_established);
+  family.label(1, "failed").add(sum(stats->connect_errors));
+  family.label(1, "rejected").add(sum(stats->rejected));
+}
+
+void add_connect_errors(Family& family, const Forward& forward, const ExporterSources& sources) {
+  const auto stats = sources.forward_stats(forward.id);
+  if (!stats) return;
+  for (std::size_t i = 0; i < kConnectErrors; ++i) {
+    if (stats->connect_errors[i] == 0) continue;
+    family.label(1, to_string(static_cast<ConnectError>(i))).add(stats->connect_errors[i]);
   }
 }
 
-void emit_forward_connect_errors(Sink& sink, const std::vector<ForwardStats>& forwards) {
-  Family family(sink, MetricType::Counter, "portway_forward_connect_errors_total",
-                "Connections to the guest that failed: refused (nothing listens on the guest's port), "
-                "timeout (no answer), unreachable, device_gone (no tap), resources (this node lacks "
-                "descriptors or memory), source_ports (no source port is free towards the guest's), other. A "
-                "reason that never occurred has no series; "
-                "portway_forward_connections_total{result=\"failed\"} starts at 0.",
-                {"forward", "reason"});
-  for (const ForwardStats& stats : forwards) {
-    for (std::size_t i = 0; i < kConnectErrors; ++i) {
-      if (stats.connect_errors[i] == 0) continue;
-      family.label(0, stats.id)
-          .label(1, to_string(static_cast<ConnectError>(i)))
-          .add(stats.connect_errors[i]);
-    }
-  }
-}
+constexpr std::array<std::string_view, 1> kForwardLabel = {"forward"};
+constexpr std::array<std::string_view, 2> kResultLabels = {"forward", "result"};
+constexpr std::array<std::string_view, 2> kReasonLabels = {"forward", "reason"};
+constexpr std::array<std::string_view, 5> kInfoLabels = {"forward", "label", "instance_id", "guest_port",
+                                                         "host_port"};
 
-void emit_forwards(Sink& sink, const ExporterSources& sources) {
-  {
-    Family info(sink, MetricType::Gauge, "portway_forward_info",
-                "Always 1, one for each forward: what its id stands for. Join on it, as in "
-                "rate(portway_forward_sent_bytes_total[5m]) * on(forward) "
-                "group_left(label, instance_id) portway_forward_info.",
-                {"forward", "label", "instance_id", "guest_port", "host_port"});
-    sources.for_each_forward([&](const Forward& forward) {
-      info.label(0, forward.id).label(1, forward.label).label(2, forward.instance_id);
-      info.label(3, std::to_string(forward.guest_port)).label(4, std::to_string(forward.host_port));
-      info.add(std::uint64_t{1});
-    });
-  }
-  const std::vector<ForwardStats> forwards = sources.forward_stats();
-  for (const ForwardMember& member : kForwardMembers) {
-    Family family(sink, member.type, member.name, member.help, {"forward"});
-    for (const ForwardStats& stats : forwards) family.label(0, stats.id).add(stats.*member.value);
-  }
-  emit_forward_connections(sink, forwards);
-  emit_forward_connect_errors(sink, forwards);
-}
+constexpr ForwardFamily kForwardFamilies[] = {
+    {MetricType::Gauge, "portway_forward_info",
+     "Always 1, one for each forward: what its id stands for. Join on it, as in "
+     "rate(portway_forward_sent_bytes_total[5m]) * on(forward) "
+     "group_left(label, instance_id) portway_forward_info.",
+     kInfoLabels, add_info},
+    {MetricType::Gauge, "portway_forward_connections_active",
+     "Connections of the forward that exist now, those still connecting to the guest included.",
+     kForwardLabel, add_member<&ForwardStats::connections_active>},
+    {MetricType::Counter, "portway_forward_received_bytes_total",
+     "Bytes from clients that the guest's socket took; rate() of it is the upload throughput.", kForwardLabel,
+     add_member<&ForwardStats::received_bytes>},
+    {MetricType::Counter, "portway_forward_sent_bytes_total",
+     "Bytes from the guest that clients' sockets took; rate() of it is the download throughput.",
+     kForwardLabel, add_member<&ForwardStats::sent_bytes>},
+    {MetricType::Counter, "portway_forward_connections_total",
+     "Connections by what became of them: established (the guest answered), failed (it could not "
+     "be reached; portway_forward_connect_errors_total says why), rejected (a limit turned the "
+     "client away). Clients that left before the guest answered are in none of these.",
+     kResultLabels, add_connections},
+    {MetricType::Counter, "portway_forward_connect_errors_total",
+     "Connections to the guest that failed: refused (nothing listens on the guest's port), "
+     "timeout (no answer), unreachable, device_gone (no tap), resources (this node lacks "
+     "descriptors or memory), source_ports (no source port is free towards the guest's), other. A "
+     "reason that never occurred has no series; "
+     "portway_forward_connections_total{result=\"failed\"} starts at 0.",
+     kReasonLabels, add_connect_errors},
+};
 
 // --- The data plane.
 
@@ -402,6 +405,19 @@ void emit_api_server(Sink& sink, const ServerStats& server, const ApiStats& api)
        static_cast<double>(server.tls_certificate_expiry));
 }
 
+void emit_answers(Sink& sink, const AnswerStats& answers) {
+  emit(sink, MetricType::Gauge, "portway_api_answer_bytes",
+       "Memory of the answers that clients of the API and of metrics.listen have asked for and not read yet.",
+       answers.bytes);
+  emit(sink, MetricType::Gauge, "portway_api_answer_bytes_max",
+       "The most that they may take together; nobody may have more of it than is left for all others.",
+       answers.bytes_max);
+  emit(sink, MetricType::Counter, "portway_api_answers_refused_total",
+       "Answers of status 503 in place of one for which there was no memory left: somebody asks and does not "
+       "read.",
+       answers.refused);
+}
+
 void emit_process(Sink& sink) {
   Family(sink, MetricType::Gauge, "portway_build_info",
          "Always 1: the version that runs and what it was built with.", {"version", "compiler"})
@@ -424,9 +440,8 @@ void emit_process(Sink& sink) {
        process.start_time_seconds);
 }
 
-void emit_all(Sink& sink, const ExporterSources& sources, MetricsScope scope) {
-  if (scope != MetricsScope::kNode) emit_forwards(sink, sources);
-  if (scope == MetricsScope::kForwards) return;
+/// What is told of the node as a whole.
+void emit_whole(Sink& sink, const ExporterSources& sources) {
   emit_node(sink, sources.node_stats());
   emit_source_modes(sink, sources.node_stats());
   emit(sink, MetricType::Counter, "portway_access_log_dropped_total",
@@ -454,25 +469,94 @@ void emit_all(Sink& sink, const ExporterSources& sources, MetricsScope scope) {
   emit_ports(sink, sources.port_pool(), *sources.api);
   emit_api(sink, *sources.api);
   emit_api_server(sink, sources.api_server(), *sources.api);
+  emit_answers(sink, sources.answers());
   emit_process(sink);
 }
 
 }  // namespace
 
+struct Scrape::State {
+  State(const ExporterSources& from, MetricsScope wanted) : sources(from), scope(wanted) {
+    if (scope == MetricsScope::kNode) next_family = std::end(kForwardFamilies);
+  }
+
+  /// False when there is nothing more.
+  bool go_on() {
+    if (next_family != std::end(kForwardFamilies)) {
+      go_on_with_forwards();
+      return true;
+    }
+    if (scope == MetricsScope::kForwards || whole_is_told) return false;
+    whole_is_told = true;
+    emit_whole(sink, sources);
+    return true;
+  }
+
+  /// A family's forwards until the piece is full.
+  void go_on_with_forwards() {
+    const ForwardFamily& what = *next_family;
+    if (!family) family.emplace(sink, what.type, what.name, what.help, what.labels);
+    const Forward* last = nullptr;
+    bool full = false;
+    sources.forwards_after(place, [&](const Forward& forward) {
+      what.add(family->label(0, forward.id), forward, sources);
+      last = &forward;
+      full = text.size() >= kPieceBytes;
+      return !full;
+    });
+    if (full) {
+      place = {last->instance_id, last->id};
+      return;
+    }
+    place = {};
+    family.reset();
+    ++next_family;
+  }
+
+  const ExporterSources& sources;
+  const MetricsScope scope;
+  std::string text;  // of the piece
+  TextSink sink{text};
+  const ForwardFamily* next_family = std::begin(kForwardFamilies);
+  std::optional<Family> family;  // while it is told
+  ForwardPlace place;            // in it
+  bool whole_is_told = false;
+};
+
+Scrape::Scrape(const ExporterSources& sources, MetricsScope scope)
+    : state_(std::make_unique<State>(sources, scope)) {}
+
+Scrape::~Scrape() = default;
+
+std::string Scrape::next() {
+  while (state_->text.size() < kPieceBytes && state_->go_on()) {
+  }
+  return std::exchange(state_->text, {});
+}
+
 Exporter::Exporter(ExporterSources sources) : sources_(std::move(sources)) {}
 
 std::vector<MetricFamily> Exporter::Collect() const {
   FamilySink sink;
-  emit_all(sink, sources_, MetricsScope::kAll);
+  for (const ForwardFamily& what : kForwardFamilies) {
+    Family family(sink, what.type, what.name, what.help, what.labels);
+    sources_.forwards_after({}, [&](const Forward& forward) {
+      what.add(family.label(0, forward.id), forward, sources_);
+      return true;
+    });
+  }
+  emit_whole(sink, sources_);
   return std::move(sink.families);
 }
 
+std::unique_ptr<Scrape> Exporter::scrape(MetricsScope scope) const {
+  return std::make_unique<Scrape>(sources_, scope);
+}
+
 std::string Exporter::expose(MetricsScope scope) const {
+  Scrape scrape(sources_, scope);
   std::string text;
-  if (scope != MetricsScope::kNode) text.reserve(text_bytes_ + text_bytes_ / 16);  // numbers get longer
-  TextSink sink(text);
-  emit_all(sink, sources_, scope);
-  text_bytes_ = std::max(text_bytes_, text.size());
+  for (std::string piece = scrape.next(); !piece.empty(); piece = scrape.next()) text += piece;
   return text;
 }
 

@@ -3,7 +3,9 @@
 // The exporter keeps no numbers of its own: it walks the registry's forwards and the workers' counters when
 // asked, so no worker is stopped or messaged, and a deleted forward's series are gone with it. What is told
 // of the node as a whole comes from the workers' own counters, which outlive every forward and never go
-// backwards. Control thread only, as are the sources.
+// backwards. A scrape is made piece by piece, as its reader takes it: it holds a piece, however many forwards
+// there are, and what happens between two pieces is told in the later one. Control thread only, as are the
+// sources.
 #pragma once
 
 #include <prometheus/collectable.h>
@@ -11,11 +13,14 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "config/forward.h"
+#include "config/registry.h"
 #include "metrics/api_stats.h"
 #include "metrics/stats.h"
 
@@ -36,9 +41,12 @@ enum class MetricsScope : std::uint8_t {
 
 /// Where the exporter reads; every one must be set and stay callable as long as the exporter lives.
 struct ExporterSources {
-  /// Calls the visitor with each forward in the registry.
-  std::function<void(const std::function<void(const Forward&)>& visit)> for_each_forward;
-  std::function<std::vector<ForwardStats>()> forward_stats;
+  /// Calls the visitor with the forwards of the registry that come after a place, until it returns false. The
+  /// order of two forwards never changes.
+  std::function<void(const ForwardPlace& after, const std::function<bool(const Forward&)>& visit)>
+      forwards_after;
+  /// Nothing where it is not served.
+  std::function<std::optional<ForwardStats>(const ForwardId&)> forward_stats;
   std::function<NodeStats()> node_stats;
   std::function<PortPool()> port_pool;
   std::function<std::uint64_t()> access_log_dropped;
@@ -50,7 +58,28 @@ struct ExporterSources {
   /// Packets that the source guard has dropped.
   std::function<std::uint64_t()> forged_packets;
   std::function<ServerStats()> api_server;
+  std::function<AnswerStats()> answers;
   const ApiStats* api = nullptr;
+};
+
+/// One scrape on its way.
+class Scrape {
+ public:
+  /// More is added to a piece until it has this many bytes; the node's own series are one piece.
+  static constexpr std::size_t kPieceBytes = 16 * 1024;
+
+  /// `sources` must outlive it.
+  Scrape(const ExporterSources& sources, MetricsScope scope);
+  ~Scrape();
+  Scrape(const Scrape&) = delete;
+  Scrape& operator=(const Scrape&) = delete;
+
+  /// What comes next of the Prometheus text format; empty: that was all.
+  std::string next();
+
+ private:
+  struct State;
+  const std::unique_ptr<State> state_;
 };
 
 class Exporter : public prometheus::Collectable {
@@ -62,12 +91,13 @@ class Exporter : public prometheus::Collectable {
   /// Every family at once.
   std::vector<prometheus::MetricFamily> Collect() const override;
 
-  /// The Prometheus text format, written series by series: no family is ever held as a whole.
+  /// A scrape, which must not outlive the exporter.
+  std::unique_ptr<Scrape> scrape(MetricsScope scope = MetricsScope::kAll) const;
+  /// The whole of one.
   std::string expose(MetricsScope scope = MetricsScope::kAll) const;
 
  private:
   const ExporterSources sources_;
-  mutable std::size_t text_bytes_ = 0;  // of the largest scrape: the next one's string grows but once
 };
 
 }  // namespace portway

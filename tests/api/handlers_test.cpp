@@ -547,10 +547,10 @@ TEST_F(ConnectionsApi, AreTheOwnersAlone) {
 
 TEST(Api, MetricsComeInTheScopeAskedFor) {
   Node node;
-  EXPECT_EQ(node.call("GET", "/metrics").body, "metrics of scope 0");
-  EXPECT_EQ(node.call("GET", "/metrics?scope=all").body, "metrics of scope 0");
-  EXPECT_EQ(node.call("GET", "/metrics?scope=node").body, "metrics of scope 1");
-  EXPECT_EQ(node.call("GET", "/metrics?scope=forwards").body, "metrics of scope 2");
+  EXPECT_EQ(Node::whole(node.call("GET", "/metrics")), "metrics of scope 0");
+  EXPECT_EQ(Node::whole(node.call("GET", "/metrics?scope=all")), "metrics of scope 0");
+  EXPECT_EQ(Node::whole(node.call("GET", "/metrics?scope=node")), "metrics of scope 1");
+  EXPECT_EQ(Node::whole(node.call("GET", "/metrics?scope=forwards")), "metrics of scope 2");
   const Response refused = node.call("GET", "/metrics?scope=clients");
   EXPECT_EQ(refused.status, 400U);
   EXPECT_EQ(Node::json(refused).at("field"), "scope");
@@ -571,8 +571,8 @@ class OpenMetrics : public testing::Test {
 };
 
 TEST_F(OpenMetrics, ServesMetricsAndHealthWithoutAKeyAndNothingElse) {
-  EXPECT_EQ(get("/metrics").body, "metrics of scope 0");
-  EXPECT_EQ(get("/metrics?scope=node").body, "metrics of scope 1");
+  EXPECT_EQ(Node::whole(get("/metrics")), "metrics of scope 0");
+  EXPECT_EQ(Node::whole(get("/metrics?scope=node")), "metrics of scope 1");
   EXPECT_EQ(get("/metrics?scope=x").status, 400U);
   EXPECT_EQ(get("/healthz").status, 200U);
   EXPECT_EQ(get("/instances").status, 404U);
@@ -898,7 +898,7 @@ TEST_F(OpenMetrics, AreCompressedForWhoTakesThat) {
   EXPECT_EQ(header(plain, "Vary"), "Accept-Encoding");
   const Response zipped = get("/metrics", "gzip");  // as Prometheus asks
   EXPECT_EQ(header(zipped, "Content-Encoding"), "gzip");
-  EXPECT_EQ(zipped.body.substr(0, 2), "\x1f\x8b");
+  EXPECT_EQ(Node::whole(zipped).substr(0, 2), "\x1f\x8b");
 }
 
 TEST(Handlers, AnotherOwnersInstanceLooksAsIfItDidNotExist) {

@@ -64,8 +64,11 @@ class Node {
     control_->set_admin_key(kAdminKey);
     control_->restore().value();
     api_ = std::make_unique<Api>(
-        Api::Parts{context, *control_, dataplane, stats, closes},
-        [](MetricsScope scope) { return "metrics of scope " + std::to_string(static_cast<int>(scope)); });
+        Api::Parts{context, *control_, dataplane, stats, closes}, [](MetricsScope scope) -> NextPiece {
+          return [text = "metrics of scope " + std::to_string(static_cast<int>(scope))]() mutable {
+            return std::exchange(text, {});
+          };
+        });
   }
   void stop() {
     api_.reset();
@@ -112,6 +115,12 @@ class Node {
                        {"content-type", "application/json"},
                        {"idempotency-key", std::move(idempotency_key)}};
     return api_->handle(request);
+  }
+  /// The whole of a body that is made in pieces.
+  static std::string whole(const Response& response) {
+    std::string all;
+    for (std::string piece = response.pieces(); !piece.empty(); piece = response.pieces()) all += piece;
+    return all;
   }
   static std::string header(const Response& response, std::string_view name) {
     for (const auto& [each, value] : response.headers) {

@@ -115,6 +115,68 @@ TEST(Server, SpeaksHttp10) {
   EXPECT_THAT(client.receive_to_end(), AllOf(StartsWith("HTTP/1.0 200 OK\r\n"), HasSubstr("\r\n\r\nGET / ")));
 }
 
+/// A body of `count` pieces, each of which is the same `piece`.
+NextPiece pieces_of(std::string piece, int count) {
+  return [piece = std::move(piece), count]() mutable { return count-- > 0 ? piece : std::string(); };
+}
+
+TEST(Server, SendsABodyThatIsMadeInPiecesAndKeepsTheConnection) {
+  Running server(
+      {}, [](const Request&) { return Response{.body = {}, .headers = {}, .pieces = pieces_of("abc", 3)}; });
+  constexpr std::string_view kBody = "\r\n\r\n3\r\nabc\r\n3\r\nabc\r\n3\r\nabc\r\n0\r\n\r\n";
+  Client client(server.endpoint());
+  client.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n");
+  Answer head = client.receive(true);
+  EXPECT_EQ(head.headers["Transfer-Encoding"], "chunked");
+  EXPECT_EQ(head.headers.count("Content-Length"), 0U);
+  client.send(kGet + "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+  const std::string both = client.receive_to_end();
+  EXPECT_THAT(both, HasSubstr(std::string(kBody) + "HTTP/1.1 200 OK\r\n"));
+  EXPECT_THAT(both, ::testing::EndsWith(std::string(kBody)));
+  Client old(server.endpoint());
+  old.send("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+  EXPECT_THAT(old.receive_to_end(),
+              AllOf(StartsWith("HTTP/1.0 200 OK\r\n"), ::testing::EndsWith("\r\n\r\nabcabcabc")));
+}
+
+TEST(Server, MakesNoMorePiecesThanItsClientReads) {
+  std::atomic<int> made = 0;
+  Running server({.write_timeout = 300ms}, [&made](const Request&) {
+    return Response{.body = {}, .headers = {}, .pieces = [&made] {
+                      ++made;
+                      return std::string(16 * 1024, 'x');
+                    }};
+  });
+  Client client(server.endpoint());
+  client.send(kGet);
+  server.wait_until([](const ServerStats& stats) { return stats.connections == 1; });
+  server.wait_until([](const ServerStats& stats) { return stats.connections == 0; });
+  EXPECT_LT(made, 2000) << "what the buffers of two sockets hold; and it ends after write_timeout";
+}
+
+TEST(Server, RefusesAnswersBeyondTheBudgetUntilThoseBeforeAreRead) {
+  AnswerBudget budget(std::size_t{64} << 20);
+  constexpr std::size_t kLarge = std::size_t{20} << 20;  // more than the buffers of two sockets hold
+  Running server({.answers = &budget}, [](const Request& request) {
+    return Response{.body = request.target == "/small" ? std::string("{}") : std::string(kLarge, ' '),
+                    .headers = {},
+                    .repeatable = request.method == "GET"};
+  });
+  Client first(server.endpoint());
+  first.send(kGet);
+  ASSERT_TRUE(first.wait_readable(kDeadline));
+  Client second(server.endpoint());
+  Answer refused = second.call(kGet);
+  EXPECT_EQ(refused.status, 503);
+  EXPECT_THAT(refused.body, HasSubstr("resource_exhausted"));
+  EXPECT_EQ(refused.headers["Retry-After"], "5");
+  EXPECT_EQ(second.call("GET /small HTTP/1.1\r\nHost: a\r\n\r\n").status, 200);
+  EXPECT_EQ(second.call("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").status, 200)
+      << "what it has changed would go on unseen";
+  EXPECT_EQ(first.receive().body.size(), kLarge);
+  EXPECT_EQ(second.call(kGet).status, 200);
+}
+
 TEST(Server, SendsNoBodyForHeadAnd204) {
   Running server({}, [](const Request& request) {
     return request.method == "DELETE" ? make_response(204, "") : echo(request);

@@ -145,18 +145,27 @@ TEST(Registry, ASessionEndsWithAllItsForwardsAndTheInstanceStays) {
   EXPECT_EQ(registry.forward_count(), 0U);
 }
 
-TEST(Registry, VisitsEveryForwardWithItsInstance) {
+TEST(Registry, WalksOverAllForwardsAndGoesOnWhereItStopped) {
   Registry registry;
   for (const char* id : {"vm-1", "vm-2", "vm-3"}) registry.put_instance(make_instance(id));
   registry.add_forward(make_forward("vm-1", 1));
   registry.add_forward(make_forward("vm-3", 3));
   registry.add_forward(make_forward("vm-1", 2));
-  Ports visited;
-  registry.for_each_forward([&](const Instance& instance, const Forward& forward) {
-    EXPECT_EQ(instance.id, forward.instance_id);
-    visited.push_back(forward.guest_port);
-  });
-  EXPECT_EQ(visited, (Ports{1, 2, 3}));
+  ForwardPlace place;
+  const auto next = [&] {
+    std::uint16_t port = 0;
+    registry.forwards_after(place, [&](const Forward& forward) {
+      place = {forward.instance_id, forward.id};
+      port = forward.guest_port;
+      return false;
+    });
+    return port;
+  };
+  EXPECT_EQ(next(), 1);
+  EXPECT_EQ(next(), 2);
+  registry.remove_instance("vm-1");
+  EXPECT_EQ(next(), 3) << "also where the place is gone";
+  EXPECT_EQ(next(), 0);
 }
 
 TEST(Registry, TensOfThousandsOfForwardsAreNoTrouble) {

@@ -3,7 +3,10 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <array>
+#include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -35,11 +38,16 @@ struct Node {
   }
 
   Exporter exporter() {
-    return Exporter({.for_each_forward =
-                         [this](const std::function<void(const Forward&)>& visit) {
-                           for (const Forward& forward : forwards) visit(forward);
+    return Exporter({.forwards_after =
+                         [this](const ForwardPlace& after, const std::function<bool(const Forward&)>& visit) {
+                           auto next = std::ranges::find(forwards, after.id, &Forward::id);
+                           next = next == forwards.end() ? forwards.begin() : next + 1;
+                           while (next != forwards.end() && visit(*next)) ++next;
                          },
-                     .forward_stats = [this] { return stats; },
+                     .forward_stats = [this](const ForwardId& id) -> std::optional<ForwardStats> {
+                       const auto found = std::ranges::find(stats, id, &ForwardStats::id);
+                       return found == stats.end() ? std::nullopt : std::optional(*found);
+                     },
                      .node_stats =
                          [this] {
                            return NodeStats{.io_backend = io_backend,
@@ -53,6 +61,7 @@ struct Node {
                      .instances_without_return_path = [] { return std::uint64_t{0}; },
                      .forged_packets = [] { return std::uint64_t{0}; },
                      .api_server = [this] { return api_server; },
+                     .answers = [] { return AnswerStats{}; },
                      .api = &api});
   }
 
