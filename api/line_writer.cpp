@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <condition_variable>
 #include <deque>
@@ -15,26 +16,28 @@
 #include <system_error>
 #include <thread>
 #include <utility>
+#include <vector>
 
 namespace portway {
 namespace {
 
 using std::chrono::milliseconds;
 
-/// Waits for as long as it takes. False when the descriptor refuses it.
-bool write_all(int fd, std::string_view bytes) {
-  while (!bytes.empty()) {
-    const ssize_t written = ::write(fd, bytes.data(), bytes.size());
-    if (written >= 0) {
-      bytes.remove_prefix(static_cast<std::size_t>(written));
-    } else if (errno == EAGAIN) {  // somebody else has set O_NONBLOCK on it
+/// Waits for as long as it takes. Fewer bytes than there are: the descriptor refuses the rest.
+std::size_t write_all(int fd, std::string_view bytes) {
+  std::size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t written = ::write(fd, bytes.data() + done, bytes.size() - done);
+    if (written > 0) {
+      done += static_cast<std::size_t>(written);
+    } else if (written < 0 && errno == EAGAIN) {  // somebody else has set O_NONBLOCK on it
       pollfd writable{.fd = fd, .events = POLLOUT, .revents = 0};
       ::poll(&writable, 1, -1);
-    } else if (errno != EINTR) {
-      return false;
+    } else if (written == 0 || errno != EINTR) {
+      break;
     }
   }
-  return true;
+  return done;
 }
 
 }  // namespace
@@ -110,11 +113,15 @@ class LineWriter::Core {
   }
 
  private:
-  /// Where lines go. The descriptor is the thread's once it is open.
+  struct File {
+    Fd fd;
+    bool torn = false;  // a part of a line is at its end: the next one must not go on with it
+  };
+  /// Where lines go. The file is the thread's once it is open.
   struct Target {
-    explicit Target(Fd target) : file(std::make_shared<const Fd>(std::move(target))) {}
+    explicit Target(Fd target) : file(std::make_shared<File>(File{.fd = std::move(target)})) {}
 
-    std::shared_ptr<const Fd> file;
+    std::shared_ptr<File> file;
     Open open = nullptr;  // until it has been called
     Opened done = nullptr;
     std::shared_ptr<Target> before = nullptr;  // which is open by the time that this one is opened
@@ -135,7 +142,7 @@ class LineWriter::Core {
     Result<Fd> opened = target.open();
     lock.lock();
     writing_ = false;
-    target.file = opened ? std::make_shared<const Fd>(std::move(*opened)) : target.before->file;
+    target.file = opened ? std::make_shared<File>(File{.fd = std::move(*opened)}) : target.before->file;
     target.open = nullptr;
     target.before.reset();
     if (!stopping_) target.done(opened ? Result<void>() : Result<void>(opened.error()));
@@ -152,25 +159,28 @@ class LineWriter::Core {
     const std::shared_ptr<Target> target = queue_.front().target;
     if (target->open) return open(*target, lock);
     const std::uint64_t told = options_.lost_note ? untold_ : 0;
-    std::string text = told > 0 ? options_.lost_note(told) : std::string();
-    std::uint64_t lines = 0;
+    File& file = *target->file;
+    std::string text = file.torn ? "\n" : "";
+    if (told > 0) text += options_.lost_note(told);
+    const std::size_t note_end = text.size();
+    std::vector<std::size_t> line_ends;
     while (!queue_.empty() && queue_.front().target == target &&
-           (lines == 0 || text.size() + queue_.front().text.size() <= PIPE_BUF)) {
+           (line_ends.empty() || text.size() + queue_.front().text.size() <= PIPE_BUF)) {
       text += queue_.front().text;
+      line_ends.push_back(text.size());
       pop();
-      ++lines;
     }
     writing_ = true;
     lock.unlock();
-    const bool done = write_all(target->file->get(), text);
+    const std::size_t written = write_all(file.fd.get(), text);
+    if (written > 0) file.torn = text[written - 1] != '\n';
     lock.lock();
     writing_ = false;
-    if (done) {
-      untold_ -= told;
-    } else {
-      dropped_ += lines;
-      untold_ += lines;
-    }
+    if (written >= note_end) untold_ -= told;
+    const auto lost =
+        static_cast<std::uint64_t>(std::ranges::count_if(line_ends, [&](auto end) { return end > written; }));
+    dropped_ += lost;
+    untold_ += lost;
     if (is_done()) written_.notify_all();
   }
 

@@ -3,8 +3,10 @@
 //
 // A log's reader can stall: a pipe that is full, a terminal that is stopped, a disk. Between the two sides is
 // a bounded queue; where it is full the oldest lines are dropped and counted. Lines keep their order, and
-// whole lines share a write(2) as long as that stays atomic on a pipe (PIPE_BUF). The descriptor may be of
-// any kind and shared with other processes: it stays in the mode it is in.
+// whole lines share a write(2) as long as that stays atomic on a pipe (PIPE_BUF). Where the disk takes a part
+// of a line that line is lost, and the next one begins on a line of its own: each line is either there,
+// whole, or counted. The descriptor may be of any kind and shared with other processes: it stays in the mode
+// it is in.
 //
 // All functions may be called by any thread, and none but drain() and the destructor waits.
 #pragma once

@@ -5,6 +5,8 @@
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 #include <array>
@@ -73,6 +75,48 @@ TEST(LineWriter, WritesEachLineInOrder) {
   const auto lines = read_lines(pipe.read);
   ASSERT_EQ(lines.size(), 1000U);
   for (int i = 0; i < 1000; ++i) EXPECT_EQ(lines[static_cast<std::size_t>(i)], fmt::format("line {}", i));
+}
+
+/// No file of this process may have more bytes, for as long as it lives: as on a disk that is full.
+class FileSizeLimit {
+ public:
+  explicit FileSizeLimit(rlim_t bytes) : handler_(::signal(SIGXFSZ, SIG_IGN)) {
+    ::getrlimit(RLIMIT_FSIZE, &before_);
+    const rlimit limit{.rlim_cur = bytes, .rlim_max = before_.rlim_max};
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+  }
+  ~FileSizeLimit() {
+    ::setrlimit(RLIMIT_FSIZE, &before_);
+    ::signal(SIGXFSZ, handler_);
+  }
+
+ private:
+  rlimit before_{};
+  sighandler_t handler_;
+};
+
+TEST(LineWriter, EachLineIsWholeInTheFileOrCountedWhenTheDiskTakesAPartOfIt) {
+  const std::string path = testing::TempDir() + "/portway-lines-" + to_string(make_uuid());
+  Fd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
+  auto writer = LineWriter::start(std::move(file)).value();
+  std::uint64_t asked = 0;
+  const auto write = [&](int lines) {
+    for (int i = 0; i < lines; ++i) writer->write(fmt::format("line {:05}\n", asked++));
+    EXPECT_TRUE(writer->drain(20s));
+  };
+  for (const rlim_t room : {1'003, 5'007, 5'007, 20'005}) {  // none of them at a line's end
+    const FileSizeLimit limit(room);
+    write(2000);
+  }
+  write(10);
+  std::uint64_t whole = 0;
+  std::ifstream written(path);
+  for (std::string line; std::getline(written, line);) {
+    whole += line.size() == std::string_view("line 00000").size() && line.starts_with("line ") ? 1 : 0;
+  }
+  EXPECT_GT(whole, 1000U);
+  EXPECT_EQ(whole + writer->dropped(), asked);
+  std::filesystem::remove(path);
 }
 
 TEST(LineWriter, WritesWhatIsQueuedBeforeItEnds) {
