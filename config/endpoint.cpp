@@ -1,16 +1,19 @@
 #include "config/endpoint.h"
 
-#include <ifaddrs.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
 #include <netinet/in.h>
+#include <sys/socket.h>
 
 #include <array>
 #include <boost/asio/ip/address_v6.hpp>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
-#include <memory>
 #include <optional>
 #include <system_error>
+
+#include "config/fd.h"
 
 namespace portway {
 namespace {
@@ -130,28 +133,89 @@ std::string to_string(const PortRange& range) {
   return std::to_string(range.first) + "-" + std::to_string(range.last);
 }
 
-Result<std::vector<IpAddress>> local_addresses() {
-  ifaddrs* list = nullptr;
-  if (getifaddrs(&list) != 0) {
-    return Error{
-        ErrorCode::kResourceExhausted,
-        "getifaddrs: " + std::system_category().message(errno) + "; the host's addresses are unknown", ""};
-  }
-  const std::unique_ptr<ifaddrs, decltype(&freeifaddrs)> owner(list, &freeifaddrs);
-  std::vector<IpAddress> addresses;
-  for (const ifaddrs* entry = list; entry != nullptr; entry = entry->ifa_next) {
-    if (entry->ifa_addr == nullptr) continue;
-    if (entry->ifa_addr->sa_family == AF_INET) {
-      sockaddr_in in{};
-      std::memcpy(&in, entry->ifa_addr, sizeof in);
-      addresses.emplace_back(ip::address_v4(ntohl(in.sin_addr.s_addr)));
-    } else if (entry->ifa_addr->sa_family == AF_INET6) {
-      sockaddr_in6 in6{};
-      std::memcpy(&in6, entry->ifa_addr, sizeof in6);
-      addresses.push_back(folded(ip::address_v6(std::to_array(in6.sin6_addr.s6_addr))));
+namespace {
+
+Error addresses_unknown(const char* call) {
+  return {
+      ErrorCode::kResourceExhausted,
+      std::string(call) + ": " + std::system_category().message(errno) + "; the host's addresses are unknown",
+      ""};
+}
+
+/// Adds the address that the host itself has: on a point-to-point link IFA_ADDRESS is the other end's.
+void add_address(const nlmsghdr& message, std::vector<IpAddress>& addresses) {
+  const auto& info = *static_cast<const ifaddrmsg*>(NLMSG_DATA(&message));
+  const rtattr* local = nullptr;
+  auto rest = static_cast<int>(IFA_PAYLOAD(&message));
+  for (const rtattr* attribute = IFA_RTA(&info); RTA_OK(attribute, rest);
+       attribute = RTA_NEXT(attribute, rest)) {
+    if (attribute->rta_type == IFA_LOCAL || (attribute->rta_type == IFA_ADDRESS && local == nullptr)) {
+      local = attribute;
     }
   }
-  return addresses;
+  if (local == nullptr) return;
+  if (info.ifa_family == AF_INET && RTA_PAYLOAD(local) == sizeof(in_addr)) {
+    ip::address_v4::bytes_type bytes;
+    std::memcpy(bytes.data(), RTA_DATA(local), bytes.size());
+    addresses.emplace_back(ip::address_v4(bytes));
+  } else if (info.ifa_family == AF_INET6 && RTA_PAYLOAD(local) == sizeof(in6_addr)) {
+    ip::address_v6::bytes_type bytes;
+    std::memcpy(bytes.data(), RTA_DATA(local), bytes.size());
+    addresses.push_back(folded(ip::address_v6(bytes)));
+  }
+}
+
+enum class DumpState : std::uint8_t { kGoesOn, kDone, kFailed };
+
+/// What one read of the socket has brought; errno says why it failed. `interrupted` where addresses have
+/// changed meanwhile.
+DumpState read_addresses(const char* data, std::size_t size, std::vector<IpAddress>& addresses,
+                         bool& interrupted) {
+  auto* message = reinterpret_cast<const nlmsghdr*>(data);
+  for (auto rest = static_cast<unsigned>(size); NLMSG_OK(message, rest);
+       message = NLMSG_NEXT(message, rest)) {
+    interrupted = interrupted || (message->nlmsg_flags & NLM_F_DUMP_INTR) != 0;
+    if (message->nlmsg_type == RTM_NEWADDR) add_address(*message, addresses);
+    if (message->nlmsg_type == NLMSG_DONE) return DumpState::kDone;
+    if (message->nlmsg_type != NLMSG_ERROR) continue;
+    errno = -static_cast<const nlmsgerr*>(NLMSG_DATA(message))->error;
+    return DumpState::kFailed;
+  }
+  return DumpState::kGoesOn;
+}
+
+}  // namespace
+
+/// Not by getifaddrs(3), which reads all links first: 10 ms where there are a thousand of them.
+Result<std::vector<IpAddress>> local_addresses() {
+  constexpr int kTries = 10;  // addresses change while they are read
+  const Fd socket(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE));
+  if (!socket) return addresses_unknown("rtnetlink: socket");
+  struct {
+    nlmsghdr header;
+    ifaddrmsg body;
+  } request{};
+  request.header.nlmsg_len = sizeof request;
+  request.header.nlmsg_type = RTM_GETADDR;
+  request.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
+  request.body.ifa_family = AF_UNSPEC;
+  std::vector<IpAddress> addresses;
+  alignas(nlmsghdr) std::array<char, 32 * 1024> buffer;
+  for (int tries = 0;; ++tries) {
+    addresses.clear();
+    ++request.header.nlmsg_seq;
+    if (::send(socket.get(), &request, sizeof request, 0) < 0) return addresses_unknown("rtnetlink: send");
+    bool interrupted = false;
+    DumpState state = DumpState::kGoesOn;
+    while (state != DumpState::kDone) {
+      const ssize_t got = ::recv(socket.get(), buffer.data(), buffer.size(), 0);
+      if (got < 0 && errno == EINTR) continue;
+      if (got <= 0) return addresses_unknown("rtnetlink: recv");
+      state = read_addresses(buffer.data(), static_cast<std::size_t>(got), addresses, interrupted);
+      if (state == DumpState::kFailed) return addresses_unknown("rtnetlink: RTM_GETADDR");
+    }
+    if (!interrupted || tries == kTries) return addresses;
+  }
 }
 
 }  // namespace portway

@@ -64,8 +64,8 @@ struct PortRange {
 Result<PortRange> parse_port_range(std::string_view text);
 std::string to_string(const PortRange& range);
 
-/// Every address of this host's interfaces (getifaddrs(3)), without zones. Reads all links: tens of
-/// milliseconds where there are thousands of taps. kResourceExhausted when the kernel does not answer.
+/// Every address of this host's interfaces (rtnetlink(7)), without zones: about a millisecond where there are
+/// a thousand. kResourceExhausted when the kernel does not answer.
 Result<std::vector<IpAddress>> local_addresses();
 
 }  // namespace portway
