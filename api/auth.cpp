@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
+#include <spdlog/spdlog.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -79,6 +80,10 @@ Result<std::string> make_key(const std::string& path) {
 
 }  // namespace
 
+std::string who(const Principal& caller) {
+  return caller.key_id == Uuid{} ? caller.owner : "key " + to_string(caller.key_id);
+}
+
 std::string make_secret() {
   constexpr std::string_view kAlphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
   std::array<std::byte, kSecretBytes + 1> random;  // one more: 33 bytes are a whole number of 6-bit groups
@@ -105,7 +110,9 @@ Result<std::string> load_or_make_admin_key(const std::string& path) {
   const Fd file(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));  // a FIFO would wait for a writer
   if (file) return read_key(path, file);
   if (errno != ENOENT) return key_file_error(path, "open", errno);
-  return make_key(path);
+  auto made = make_key(path);
+  if (made) spdlog::info("made the first admin key: {}", path);
+  return made;
 }
 
 void KeyRing::add(const ApiKey& key) {

@@ -27,6 +27,9 @@ struct Principal {
   bool sees(const Instance& instance) const { return role == Role::kAdmin || instance.owner == owner; }
 };
 
+/// For a log: "key ID", or "uid:0" for a user without one.
+std::string who(const Principal& caller);
+
 /// "pwk_" and 43 characters of base64url: 256 bits from getrandom(2).
 std::string make_secret();
 using Sha256 = std::array<std::uint8_t, 32>;

@@ -301,7 +301,7 @@ std::vector<std::string> Control::reload(const Config& wanted) {
 
 // --- Keys.
 
-Result<Control::NewKey> Control::create_key(Role role, std::string owner) {
+Result<Control::NewKey> Control::create_key(Role role, std::string owner, const Principal& caller) {
   if (auto checked = check_owner(owner); !checked) return checked.error();
   if (keys_.size() > kApiKeysMax) {  // the admin key file's is one more
     return Error{ErrorCode::kQuotaExceeded, "This node has as many API keys as it can; delete some first.",
@@ -315,6 +315,8 @@ Result<Control::NewKey> Control::create_key(Role role, std::string owner) {
   made.key.created_at = now();
   if (auto stored = store_.add_api_key(made.key); !stored) return stored.error();
   keys_.add(made.key);
+  spdlog::info("key {} ({} {}) made by {}", to_string(made.key.id), to_string(role), made.key.owner,
+               who(caller));
   return made;
 }
 
@@ -328,7 +330,7 @@ Result<void> Control::delete_key(const Uuid& id, const Principal& caller) {
   if (auto stored = store_.delete_api_key(id); !stored) return stored.error();
   keys_.remove(id);
   streams_.recheck();
-  spdlog::info("key {} deleted by key {}", to_string(id), to_string(caller.key_id));
+  spdlog::info("key {} deleted by {}", to_string(id), who(caller));
   return {};
 }
 
@@ -336,6 +338,7 @@ void Control::set_admin_key(std::string_view secret) {
   const Sha256 hash = sha256(secret);
   const ApiKey* known = keys_.find(admin_key_id_);
   if (known != nullptr && known->secret_sha256 == hash) return;  // who uses it goes on undisturbed
+  const std::string before = known == nullptr ? "" : to_string(admin_key_id_);
   keys_.remove(admin_key_id_);
   ApiKey key;
   key.id = admin_key_id_ = make_uuid();
@@ -345,11 +348,14 @@ void Control::set_admin_key(std::string_view secret) {
   key.created_at = now();
   keys_.add(key);
   streams_.recheck();
+  spdlog::info("the admin key in {} is key {}{}", config_.api.admin_key_file, to_string(key.id),
+               before.empty() ? "" : fmt::format(", in place of key {}", before));
 }
 
 // --- Instances.
 
-Result<Control::PutInstance> Control::put_instance(Instance asked, const std::optional<Uuid>& session) {
+Result<Control::PutInstance> Control::put_instance(Instance asked, const std::optional<Uuid>& session,
+                                                   std::string_view by) {
   if (auto running = check_running(); !running) return running.error();
   const auto host_addresses = local_addresses();
   if (!host_addresses) return host_addresses.error();
@@ -359,7 +365,7 @@ Result<Control::PutInstance> Control::put_instance(Instance asked, const std::op
   watch_.refresh(asked.id);  // a session whose end has not been noticed yet is not there any more
   if (const Instance* known = registry_.find_instance(asked.id); auto meant = check_session(session, known)) {
     const bool running = known != nullptr && known->state == InstanceState::kRunning;
-    if (running && is_machine_of(*known, asked)) return change_in_place(asked);
+    if (running && is_machine_of(*known, asked)) return change_in_place(asked, by);
   } else {
     return meant.error();
   }
@@ -378,8 +384,9 @@ Result<Control::PutInstance> Control::put_instance(Instance asked, const std::op
   if (!created) replace_session(*registry_.find_instance(asked.id), asked);
   const Instance& instance = registry_.put_instance(asked);
   streams_.recheck();
-  spdlog::info("instance {}: session {} at {} behind {}", instance.id, to_string(instance.session_id),
-               fmt::join(addresses_of(instance), " and "), instance.tap);
+  spdlog::info("instance {}: session {} at {} behind {}{}, by {}", instance.id,
+               to_string(instance.session_id), fmt::join(addresses_of(instance), " and "), instance.tap,
+               instance.tap_index != 0 ? ", armed" : "", by);
   publish("instance.started", instance);
   if (const auto over = take_up(asked)) end_session(asked.id, *over);
   return PutInstance{instance, created};
@@ -395,7 +402,7 @@ bool Control::is_machine_of(const Instance& known, const Instance& asked) const 
 
 /// Another owner, profile, process or name of the tap of a session that goes on, with its forwards and
 /// connections: those beyond a smaller profile's quota stay.
-Result<Control::PutInstance> Control::change_in_place(const Instance& asked) {
+Result<Control::PutInstance> Control::change_in_place(const Instance& asked, std::string_view by) {
   const auto change = [&asked](Instance instance, std::uint64_t vmm_started) {
     instance.owner = asked.owner;
     instance.profile = asked.profile;
@@ -418,11 +425,11 @@ Result<Control::PutInstance> Control::change_in_place(const Instance& asked) {
   if (auto stored = store_.put_instance(wanted); !stored) return stored.error();
   if (UnsavedSessions::Entry* unsaved = unsaved_.find(asked.id)) unsaved->on_disk = wanted;
   const Instance* known = registry_.find_instance(asked.id);
-  if (known->state != InstanceState::kRunning) return put_instance(asked);  // it has ended meanwhile
+  if (known->state != InstanceState::kRunning) return put_instance(asked, {}, by);  // it has ended meanwhile
   const Instance& instance = registry_.put_instance(change(*known, wanted.vmm_started));
   streams_.recheck();
-  spdlog::info("instance {}: session {} goes on with another {}", instance.id, to_string(instance.session_id),
-               fmt::join(changed, ", "));
+  spdlog::info("instance {}: session {} goes on with another {}, by {}", instance.id,
+               to_string(instance.session_id), fmt::join(changed, ", "), by);
   // The owner before does not see the instance any more, and learns from this why.
   if (before.owner != instance.owner) {
     dataplane_.change_owner(instance.session_id);
@@ -481,6 +488,8 @@ void Control::on_armed(const std::string& instance_id, const TapIdentity& tap) {
   take_sources(armed);
   // Afterwards: until it has a device, no connection to the guest is made.
   dataplane_.set_device(armed.session_id, armed.tap_index);
+  spdlog::info("instance {}: session {} armed, its tap {} (interface {}) has a carrier", armed.id,
+               to_string(armed.session_id), armed.tap, armed.tap_index);
   publish("instance.tap_up", armed);
   tell_fault(armed);
 }
@@ -503,7 +512,8 @@ void Control::on_tap_renamed(const std::string& instance_id, const std::string& 
   publish("instance.tap_renamed", *known, {{"tap", known->tap}, {"name", name}});
 }
 
-Result<void> Control::stop_instance(std::string_view id, const std::optional<Uuid>& session) {
+Result<void> Control::stop_instance(std::string_view id, const std::optional<Uuid>& session,
+                                    std::string_view by) {
   const Instance* known = registry_.find_instance(id);
   if (known == nullptr) return no_such_instance();
   if (auto meant = check_session(session, known); !meant) return meant;
@@ -531,7 +541,7 @@ Result<void> Control::stop_instance(std::string_view id, const std::optional<Uui
   const Instance stopped = stopped_now(*known);
   const std::vector<Forward> ended = end_in_memory(stopped);
   give_back_ports(ended);
-  tell_stopped(stopped, ended.size());
+  tell_stopped(stopped, ended.size(), by);
   return {};
 }
 
@@ -570,9 +580,10 @@ std::vector<Forward> Control::end_in_memory(const Instance& stopped) {
   return forwards;
 }
 
-void Control::tell_stopped(const Instance& stopped, std::size_t forwards) {
-  spdlog::info("instance {}: session {} ended with {} forwards: {}", stopped.id,
-               to_string(stopped.session_id), forwards, to_string(*stopped.ended));
+void Control::tell_stopped(const Instance& stopped, std::size_t forwards, std::string_view by) {
+  spdlog::info("instance {}: session {} ended with {} forwards: {}{}{}", stopped.id,
+               to_string(stopped.session_id), forwards, to_string(*stopped.ended), by.empty() ? "" : ", by ",
+               by);
   publish_stopped(stopped, forwards);
 }
 
@@ -591,7 +602,8 @@ bool Control::is_ending(const Instance& instance) const {
   return unsaved != nullptr && !unsaved->end_told;
 }
 
-Result<void> Control::delete_instance(std::string_view id, const std::optional<Uuid>& session) {
+Result<void> Control::delete_instance(std::string_view id, const std::optional<Uuid>& session,
+                                      std::string_view by) {
   const Instance* known = registry_.find_instance(id);
   if (known == nullptr) return no_such_instance();
   if (auto meant = check_session(session, known); !meant) return meant;
@@ -604,7 +616,8 @@ Result<void> Control::delete_instance(std::string_view id, const std::optional<U
   streams_.recheck();
   stop_serving(deleted.session_id, forwards, CloseHow::kInstanceStopped);
   give_back_ports(forwards);
-  spdlog::info("instance {} deleted", deleted.id);
+  spdlog::info("instance {}: deleted with session {} and {} forwards, by {}", deleted.id,
+               to_string(deleted.session_id), forwards.size(), by);
   publish("instance.deleted", deleted);
   return {};
 }
@@ -1092,6 +1105,29 @@ void Control::publish(std::string_view type, const Instance& instance, const For
 Result<void> Control::check_running() const {
   if (!draining_) return {};
   return Error{ErrorCode::kDraining, "This node's daemon is going down; try again in a moment."};
+}
+
+Result<void> Control::find_what_is_missing() {
+  if (auto running = check_running(); !running) return running;
+  if (ports_.free() == 0) {
+    return Error{.code = ErrorCode::kPortPoolExhausted,
+                 .detail = "Every host port of the range is in use; delete forwards, or widen ports.range."};
+  }
+  if (auto bindable = dataplane_.check_bind(); !bindable) return bindable;
+  return store_.writable();
+}
+
+Result<void> Control::check_ready() {
+  auto ready = find_what_is_missing();
+  const bool is_ready = static_cast<bool>(ready);
+  if (std::exchange(was_ready_, is_ready) != is_ready) {
+    if (ready) {
+      spdlog::info("ready again for new forwards");
+    } else {
+      spdlog::warn("not ready for new forwards: {}", ready.error().detail);
+    }
+  }
+  return ready;
 }
 
 }  // namespace portway

@@ -90,7 +90,7 @@ class Control {
     ApiKey key;
     std::string secret;
   };
-  Result<NewKey> create_key(Role role, std::string owner);
+  Result<NewKey> create_key(Role role, std::string owner, const Principal& caller);
   Result<void> delete_key(const Uuid& id, const Principal& caller);
   /// The key of the admin key file, in place of the one before: not in the store, cannot be deleted.
   void set_admin_key(std::string_view secret);
@@ -99,7 +99,7 @@ class Control {
   // --- Instances.
 
   // Where `session` is given, it is the session that is meant: kSessionMismatch when the instance has
-  // another.
+  // another. `by` is who() asks, for the log.
 
   struct PutInstance {
     const Instance& instance;
@@ -109,10 +109,13 @@ class Control {
   /// or vmm_pid changes the running session in place. One with another guest address or tap, or after a stop,
   /// begins a new session and ends the old one's forwards; its virtual machine may come up later: until its
   /// tap has a carrier, clients of its forwards are reset. `session` is the one that is there before.
-  Result<PutInstance> put_instance(Instance asked, const std::optional<Uuid>& session = std::nullopt);
+  Result<PutInstance> put_instance(Instance asked, const std::optional<Uuid>& session = std::nullopt,
+                                   std::string_view by = "?");
   /// Its session ends: forwards go, their connections are reset.
-  Result<void> stop_instance(std::string_view id, const std::optional<Uuid>& session = std::nullopt);
-  Result<void> delete_instance(std::string_view id, const std::optional<Uuid>& session = std::nullopt);
+  Result<void> stop_instance(std::string_view id, const std::optional<Uuid>& session = std::nullopt,
+                             std::string_view by = "?");
+  Result<void> delete_instance(std::string_view id, const std::optional<Uuid>& session = std::nullopt,
+                               std::string_view by = "?");
   /// The virtual machine is gone: the same as stop_instance, but nothing can refuse it, and it does not wait
   /// for the disk.
   void end_session(std::string_view id, SessionEnd why);
@@ -192,6 +195,10 @@ class Control {
   /// The daemon is going down: nothing new is promised any more.
   void drain() { draining_ = true; }
   bool draining() const { return draining_; }
+  /// Why a new forward would be refused whoever asks for it, as far as is known now; the log is told of each
+  /// change. What the disk does is known from the last time that it was written to, or asked
+  /// (Store::writable).
+  Result<void> check_ready();
 
  private:
   /// A port that is bound and counted, given back unless it is kept.
@@ -211,7 +218,7 @@ class Control {
   std::vector<Forward> end_in_memory(const Instance& stopped);
   void tell_end(const std::string& instance_id, UnsavedSessions::Entry& unsaved);
   void replace_session(const Instance& old, const Instance& replacement);
-  void tell_stopped(const Instance& stopped, std::size_t forwards);
+  void tell_stopped(const Instance& stopped, std::size_t forwards, std::string_view by = {});
   void publish_stopped(const Instance& stopped, std::size_t forwards);
   void on_saved(const std::string& instance_id, const UnsavedSessions::Entry& saved);
   std::optional<SessionEnd> take_up(const Instance& stored);
@@ -220,8 +227,9 @@ class Control {
   void on_idle_tap(const std::string& instance_id, const TapIdentity& tap);
   void on_tap_renamed(const std::string& instance_id, const std::string& name);
   Result<void> check_running() const;
+  Result<void> find_what_is_missing();
   bool is_machine_of(const Instance& known, const Instance& asked) const;
-  Result<PutInstance> change_in_place(const Instance& asked);
+  Result<PutInstance> change_in_place(const Instance& asked, std::string_view by);
   Result<void> check_tap_is_free(const Instance& asked) const;
   ForwardSource sources_of(const Instance& instance, SourceMode wanted) const;
   ForwardSource wanted_source(const Instance& instance, const Forward& forward) const;
@@ -288,6 +296,7 @@ class Control {
   int refused_told_all_ = 0;
   std::unordered_map<std::string, int> refused_told_;  // by instance
   bool draining_ = false;
+  bool was_ready_ = true;  // at the last check_ready()
 };
 
 }  // namespace portway

@@ -767,7 +767,7 @@ Result<Response> Api::put_instance(const Call& call) {
     asked.vmm_pid = static_cast<std::int32_t>(*pid);
   if (auto error = fields.finish()) return *error;
   if (auto taken = take_guest_addresses(asked, address, addresses); !taken) return taken.error();
-  const auto put = control_.put_instance(std::move(asked), *session);
+  const auto put = control_.put_instance(std::move(asked), *session, who(call.caller));
   if (!put) {
     Error error = put.error();
     if (error.field == "guest_address" && !addresses.empty()) error.field = "guest_addresses";
@@ -810,7 +810,8 @@ Result<Response> Api::stop_instance(const Call& call) {
   if (auto known = only_query(call, {"session_id"}); !known) return known.error();
   const auto session = session_of(call);
   if (!session) return session.error();
-  if (auto stopped = control_.stop_instance(call.path[0], *session); !stopped) return stopped.error();
+  if (auto stopped = control_.stop_instance(call.path[0], *session, who(call.caller)); !stopped)
+    return stopped.error();
   return one_instance(call);
 }
 
@@ -818,7 +819,8 @@ Result<Response> Api::delete_instance(const Call& call) {
   if (auto known = only_query(call, {"session_id"}); !known) return known.error();
   const auto session = session_of(call);
   if (!session) return session.error();
-  if (auto deleted = control_.delete_instance(call.path[0], *session); !deleted) return deleted.error();
+  if (auto deleted = control_.delete_instance(call.path[0], *session, who(call.caller)); !deleted)
+    return deleted.error();
   return no_content();
 }
 
@@ -838,7 +840,7 @@ Result<Response> Api::create_key(const Call& call) {
   if (auto error = fields.finish()) return *error;
   const auto role = parse_role(role_name);
   if (!role) return Error{ErrorCode::kInvalidRequest, "role must be admin or tenant.", "role"};
-  const auto made = control_.create_key(*role, std::move(owner));
+  const auto made = control_.create_key(*role, std::move(owner), call.caller);
   if (!made) return made.error();
   Response response = json_response(201, {{"api_key", to_json(made->key)}, {"secret", made->secret}});
   response.headers.emplace_back("Location", "/api-keys/" + to_string(made->key.id));
@@ -919,12 +921,15 @@ Result<Response> Api::info(const Call& call) {
   return json_response(200, body);
 }
 
-Result<Response> Api::ready(const Call&) {
-  if (control_.draining()) return Error{ErrorCode::kDraining, "The daemon is going down."};
-  if (std::string fault = control_.store_fault(); !fault.empty()) {
-    return Error{ErrorCode::kStoreUnavailable, std::move(fault)};
-  }
-  return json_response(200, {{"status", "ready"}});
+/// Not one of the failures in the log: it may be asked every second for as long as it lasts.
+Result<Response> Api::ready(const Call& call) {
+  auto ready = control_.check_ready();
+  if (ready) return json_response(200, {{"status", "ready"}});
+  Error error = ready.error();
+  // Anybody may ask; where the store is, is for who reads the log.
+  if (error.code == ErrorCode::kStoreUnavailable)
+    error.detail = "The disk does not take new promises; the daemon's log says why.";
+  return problem(error, call.request.id);
 }
 
 Result<Response> Api::metrics(const Call& call) {

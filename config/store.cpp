@@ -588,6 +588,8 @@ class Store::Connection {
     execute(add_api_key_, key.id, to_string(key.role), key.owner, key.secret_sha256, key.created_at);
   }
   void delete_api_key(const Uuid& id) { execute(delete_api_key_, id); }
+  /// The schema's version, which is what it was: a page for the disk all the same.
+  void write_nothing_new() { database_.exec("PRAGMA user_version = " + std::to_string(kMigrations.size())); }
   void add_answer(const IdempotentAnswer& answer) {
     execute(forget_old_answers_, answer.created_at - Store::kAnswerKept);
     execute(add_answer_, answer.scope, answer.key, answer.request_sha256, answer.location, answer.body,
@@ -669,6 +671,21 @@ class Store::Connection {
       "WHERE newer > " +
           std::to_string(Store::kAnswerBytesMax) + ")"};
   std::unordered_map<std::string, std::size_t> answer_bytes_added_;  // by scope, since they were last counted
+};
+
+/// What is known of the disk. Any thread.
+struct Store::Health {
+  std::mutex mutex;  // protects what follows
+  std::optional<Error> refused;
+  std::chrono::steady_clock::time_point known_at = std::chrono::steady_clock::now();
+  std::optional<std::chrono::steady_clock::time_point> asked_at;  // while it is being asked
+
+  void note(const Result<void>& written) {
+    const std::lock_guard lock(mutex);
+    refused.reset();
+    if (!written && written.error().code == ErrorCode::kStoreUnavailable) refused = written.error();
+    known_at = std::chrono::steady_clock::now();
+  }
 };
 
 /// Works off jobs in their order.
@@ -754,7 +771,10 @@ class Store::Thread {
 };
 
 Store::Store(std::string path, std::unique_ptr<Connection> connection, std::unique_ptr<Thread> thread)
-    : path_(std::move(path)), connection_(std::move(connection)), thread_(std::move(thread)) {}
+    : path_(std::move(path)),
+      connection_(std::move(connection)),
+      health_(std::make_unique<Health>()),
+      thread_(std::move(thread)) {}
 Store::~Store() {
   thread_->post([this] { (void)keep_files(); });
 }
@@ -777,7 +797,11 @@ Result<void> Store::transact(const Change& change) {
 /// On the store's thread.
 template <class Change>
 Result<void> Store::transact_here(const Change& change) {
-  if (auto kept = keep_files(); !kept) return kept;
+  auto kept = keep_files();
+  if (!kept) {
+    health_->note(kept);
+    return kept;
+  }
   auto done = connection_->transact(change);
   // What is gone by now is written anew with the change in it. If that fails, the change is in no greater
   // danger than everything else, which fault() and the next change tell.
@@ -789,6 +813,7 @@ Result<void> Store::transact_here(const Change& change) {
                   ". Nothing is lost; the -wal grows until it can"});
   }
   checkpoint_fault_ = fault;
+  health_->note(done);
   return done;
 }
 
@@ -824,7 +849,7 @@ Result<void> Store::keep_files() {
 void Store::look_after_files() {
   if (looking_.exchange(true)) return;
   thread_->post([this] {
-    (void)keep_files();
+    if (const auto kept = keep_files(); !kept) health_->note(kept);
     looking_ = false;
   });
 }
@@ -848,6 +873,25 @@ void Store::note(Notice notice) {
 std::vector<Store::Notice> Store::take_notices() {
   const std::lock_guard lock(mutex_);
   return std::exchange(notices_, {});
+}
+
+Result<void> Store::writable() {
+  const auto now = std::chrono::steady_clock::now();
+  const std::lock_guard lock(health_->mutex);
+  if (!health_->asked_at && now - health_->known_at >= kAskAgain) {
+    health_->asked_at = now;
+    thread_->post([this] {
+      (void)transact_here([this] { connection_->write_nothing_new(); });
+      const std::lock_guard answered(health_->mutex);
+      health_->asked_at.reset();
+    });
+  }
+  if (health_->refused) return *health_->refused;
+  if (health_->asked_at && now - *health_->asked_at >= kPatience) {
+    return Error{ErrorCode::kStoreUnavailable,
+                 "The store: the disk does not answer; look for its errors in the kernel log."};
+  }
+  return {};
 }
 
 Result<std::unique_ptr<Store>> Store::open(const std::string& given_path,

@@ -135,7 +135,16 @@ class Store {
   /// Success if there is none.
   Result<void> delete_api_key(const Uuid& id);
 
+  /// What came of the last time that it was written to: kStoreUnavailable while the disk refuses. Does not
+  /// wait for the disk, and asks it (with a transaction that changes nothing) where that was more than
+  /// kAskAgain ago, so that the next call knows. A disk that has not answered for kPatience is one that
+  /// refuses.
+  Result<void> writable();
+  static constexpr std::chrono::milliseconds kAskAgain{1000};
+  static constexpr std::chrono::milliseconds kPatience{5000};
+
  private:
+  struct Health;
   class Connection;
   class Thread;
   Store(std::string path, std::unique_ptr<Connection> connection, std::unique_ptr<Thread> thread);
@@ -154,6 +163,7 @@ class Store {
 
   const std::string path_;
   std::unique_ptr<Connection> connection_;  // the thread's
+  const std::unique_ptr<Health> health_;
   std::string checkpoint_fault_;            // that a notice was made of; the thread's
   mutable std::mutex mutex_;
   std::string fault_;                  // under mutex_

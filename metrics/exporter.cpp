@@ -534,7 +534,9 @@ std::string Scrape::next() {
   return std::exchange(state_->text, {});
 }
 
-Exporter::Exporter(ExporterSources sources) : sources_(std::move(sources)) {}
+Exporter::Exporter(ExporterSources sources) : sources_(std::move(sources)) {
+  (void)read_process_stats();  // by the clock as it is now, not as it is set until the first scrape
+}
 
 std::vector<MetricFamily> Exporter::Collect() const {
   FamilySink sink;

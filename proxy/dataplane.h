@@ -101,6 +101,8 @@ class Dataplane {
   /// Takes `port` on every public address. kHostPortTaken when anybody has it, kResourceExhausted when
   /// descriptors or memory ran out, kInvalidConfig when a public address is not one of this host's.
   virtual Result<BoundPort> bind(std::uint16_t port) = 0;
+  /// Whether a port could be bound now, as far as its number has nothing to do with it; errors as of bind().
+  virtual Result<void> check_bind() const = 0;
 
   /// Serves `route` on a port taken before. Cannot fail: what could fail has been done by bind.
   virtual void open(ForwardRoute route, BoundPort port) = 0;

@@ -160,6 +160,15 @@ Result<BoundPort> Proxy::bind(std::uint16_t port) {
   return BoundPort(port, std::move(listeners));
 }
 
+Result<void> Proxy::check_bind() const {
+  for (const IpAddress& address : options_.public_addresses) {
+    constexpr std::uint16_t kAny = 0;
+    auto listener = open_listen_socket({address, kAny}, options_.connections);
+    if (!listener) return listener.error();
+  }
+  return {};
+}
+
 void Proxy::open(ForwardRoute route, BoundPort port) {
   const ForwardId id = route.id;
   Session& session = sessions_[route.session_id];

@@ -42,6 +42,7 @@ class Proxy final : public Dataplane {
   ~Proxy() override;
 
   Result<BoundPort> bind(std::uint16_t port) override;
+  Result<void> check_bind() const override;
   void open(ForwardRoute route, BoundPort port) override;
   void close(const ForwardId& id, ClosePolicy policy, CloseHow why) override;
   void end_session(const Uuid& session_id, CloseHow why) override;

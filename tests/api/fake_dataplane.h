@@ -14,6 +14,10 @@ namespace portway::test {
 
 class FakeDataplane final : public Dataplane {
  public:
+  Result<void> check_bind() const override {
+    if (binds_left == 0) return Error{ErrorCode::kResourceExhausted, "no descriptor is left"};
+    return {};
+  }
   Result<BoundPort> bind(std::uint16_t port) override {
     if (binds_left == 0) return Error{ErrorCode::kResourceExhausted, "no descriptor left"};
     if (binds_left > 0) --binds_left;
