@@ -177,8 +177,9 @@ class LineWriter::Core {
     lock.lock();
     writing_ = false;
     if (written >= note_end) untold_ -= told;
-    const auto lost =
-        static_cast<std::uint64_t>(std::ranges::count_if(line_ends, [&](auto end) { return end > written; }));
+    // A line that lacks its line feed alone is whole: the next write begins with one.
+    const auto lost = static_cast<std::uint64_t>(
+        std::ranges::count_if(line_ends, [&](auto end) { return end > written + 1; }));
     dropped_ += lost;
     untold_ += lost;
     if (is_done()) written_.notify_all();
