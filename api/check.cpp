@@ -148,8 +148,8 @@ std::string why_dropped(const Instance& instance, const IpAddress& address, int 
   auto netlink = Netlink::open();
   if (!netlink || ::getsockname(socket.get(), local.data(), &size) != 0) return "";
   local.resize(size);
-  const InputRoute in = look_up_input_route(
-      **netlink, {.link = device, .source = address, .destination = local.address()});
+  const InputRoute in =
+      look_up_input_route(**netlink, {.link = device, .source = address, .destination = local.address()});
   if (in.error != EXDEV && in.error != EINVAL) return "";
   const std::string guest = address.to_string();
   const OutputRoute out = look_up_output_route(**netlink, address);

@@ -42,8 +42,8 @@ struct CheckSubject {
   ForwardStatus forward;
   Instance instance;
   TapState tap_state = TapState::kMissing;
-  std::string tap_fault = {};         // SessionWatch::tap_fault()
-  bool refusing = false;              // Dataplane::refuses()
+  std::string tap_fault = {};       // SessionWatch::tap_fault()
+  bool refusing = false;            // Dataplane::refuses()
   std::optional<IpAddress> client;  // would this one be let in, and answered?
 };
 

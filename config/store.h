@@ -164,7 +164,7 @@ class Store {
   const std::string path_;
   std::unique_ptr<Connection> connection_;  // the thread's
   const std::unique_ptr<Health> health_;
-  std::string checkpoint_fault_;            // that a notice was made of; the thread's
+  std::string checkpoint_fault_;  // that a notice was made of; the thread's
   mutable std::mutex mutex_;
   std::string fault_;                  // under mutex_
   std::vector<Notice> notices_;        // under mutex_

@@ -593,6 +593,8 @@ void ConnectionSet::relay_from(std::uint32_t index, Side from) {
     slot.active_ns = turn_began_.count();
     if (limit != 0) rate.spend(limit, moved, io_.now());
     if (connections_[index].receive_buffer[from].due(state.bytes)) fit_receive_buffer(index, from);
+    if (from == kDownstream && before < UpstreamOpener::kMuch && state.bytes >= UpstreamOpener::kMuch)
+      upstream_.limit_unsent(sink.fd);
   }
   switch (status) {
     case RelayStatus::kWaiting:

@@ -27,15 +27,18 @@ class EpollIo final : public KernelIo {
   void poll(Token token, int fd) override {
     operation(fd) = {token, true};
     epoll_event event{.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET, .data = {.fd = fd}};
-    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) < 0) {
+    // One that was cancelled and is still open is known to the kernel.
+    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) < 0 &&
+        (errno != EEXIST || ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, fd, &event) < 0)) {
       operation(fd) = {};
       pending_.push_back({token, -errno, false});
     }
   }
 
   void cancel(Token, int fd) override {
+    // Not EPOLL_CTL_DEL: what is cancelled is closed next, which does the same. Until then its events are
+    // passed over.
     if (!operation(fd).armed) return;
-    ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
     pending_.push_back({operation(fd).token, -ECANCELED, false});
     operation(fd) = {};
   }

@@ -71,13 +71,15 @@ void UpstreamOpener::set_options(const Target& target, int fd) {
   if (options_.guest_receive_buffer > 0) {
     io_.set_option(fd, SOL_SOCKET, SO_RCVBUF, static_cast<int>(options_.guest_receive_buffer));
   }
-  if (options_.unsent_max > 0) {
-    io_.set_option(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, static_cast<int>(options_.unsent_max));
-  }
   if (target.dscp != 0) {
     const bool v6 = target.guest.address().is_v6();
     io_.set_option(fd, v6 ? IPPROTO_IPV6 : IPPROTO_IP, v6 ? IPV6_TCLASS : IP_TOS, target.dscp);
   }
+}
+
+void UpstreamOpener::limit_unsent(int fd) {
+  if (options_.unsent_max > 0)
+    io_.set_option(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, static_cast<int>(options_.unsent_max));
 }
 
 void UpstreamOpener::set_lasting(int fd) {

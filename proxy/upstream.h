@@ -45,6 +45,9 @@ class UpstreamOpener {
   /// kernel may look at all.
   PortRange source_ports();
 
+  /// What only a connection needs that brings the guest more than a few requests: so many bytes.
+  static constexpr std::uint64_t kMuch = 16 * 1024;
+  void limit_unsent(int fd);
   /// What only a connection that lasts needs: it is never ended for the guest's silence by the kernel, which
   /// takes an answered probe of a closed window for silence too, nor by unanswered keepalive probes, since a
   /// paused machine answers none. Their RST, where a guest has forgotten the connection, is what they are
