@@ -13,6 +13,8 @@
 #include <map>
 #include <utility>
 
+#include "config/boot_clock.h"
+
 namespace portway {
 namespace {
 

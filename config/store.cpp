@@ -41,6 +41,7 @@ namespace fs = std::filesystem;
 constexpr std::int32_t kApplicationId = 0x50574159;  // "PWAY": tells our files from other SQLite databases
 constexpr int kCheckpointPages = 1000;               // as SQLite's own
 constexpr int kBusyTimeoutMs = 500;                  // for a sqlite3 shell that writes at this moment
+constexpr std::int64_t kEndOfYear9999Ms = 253'402'300'799'999;  // the last that RFC 3339 can write
 
 /// Script N takes the schema from version N to N + 1 (PRAGMA user_version). Released scripts never change.
 /// Ids and addresses are text and times are Unix milliseconds, so that a shell shows what is meant.
@@ -113,6 +114,21 @@ constexpr auto kMigrations = std::to_array<const char*>({
     R"sql(
       ALTER TABLE instances ADD COLUMN guest_address_v6 TEXT;
     )sql",
+    // running_ms: when an answer was made, by RunningTime. Of older ones only the clock can tell.
+    R"sql(
+      CREATE TABLE running_time (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        boot_id TEXT NOT NULL,
+        boot_began_ms INTEGER NOT NULL
+      ) STRICT;
+      ALTER TABLE idempotent_answers ADD COLUMN running_ms INTEGER NOT NULL DEFAULT 0;
+      UPDATE idempotent_answers
+        SET running_ms = min(0, created_at - CAST(strftime('%s', 'now') AS INTEGER) * 1000);
+      DROP INDEX idempotent_answers_by_scope;
+      DROP INDEX idempotent_answers_by_age;
+      CREATE INDEX idempotent_answers_by_scope ON idempotent_answers (scope, running_ms);
+      CREATE INDEX idempotent_answers_by_age ON idempotent_answers (running_ms);
+    )sql",
 });
 
 std::string remedy(int code) {
@@ -163,6 +179,9 @@ void bind(SQLite::Statement& statement, int index, std::optional<std::uint32_t> 
   value ? statement.bind(index, std::int64_t{*value}) : statement.bind(index);
 }
 void bind(SQLite::Statement& statement, int index, std::int32_t value) {
+  statement.bind(index, value);
+}
+void bind(SQLite::Statement& statement, int index, std::int64_t value) {
   statement.bind(index, value);
 }
 void bind(SQLite::Statement& statement, int index, std::uint64_t value) {
@@ -238,7 +257,6 @@ class RowReader {
     return static_cast<std::uint16_t>(number(column, 1, std::numeric_limits<std::uint16_t>::max()));
   }
   Timestamp time(const char* column) {
-    constexpr std::int64_t kEndOfYear9999Ms = 253'402'300'799'999;  // the last that RFC 3339 can write
     return Timestamp(std::chrono::milliseconds(number(column, 0, kEndOfYear9999Ms)));
   }
   std::optional<std::int32_t> process_id(const char* column) {
@@ -429,6 +447,48 @@ Result<void> set_up(SQLite::Database& database, const std::string& path) {
   return {};
 }
 
+/// Milliseconds that have passed on the node since the store was made, over restarts and reboots, whatever
+/// the node's clock is set to. The ages of answers are differences of it.
+class RunningTime {
+ public:
+  /// In the boot that the store knows, it has gone on all the time. In another one it has gone on from the
+  /// last answer since the kernel's start; where either boot is unknown, it goes on from the last answer now.
+  RunningTime(SQLite::Database& database, const BootClock& clock) : clock_(clock), boot_id_(clock.boot_id()) {
+    SQLite::Statement query(
+        database,
+        "SELECT (SELECT boot_id FROM running_time), (SELECT boot_began_ms FROM running_time), "
+        "(SELECT max(running_ms) FROM idempotent_answers)");  // null where there is none
+    query.executeStep();
+    const std::string boot_before = query.getColumn(0).getString();
+    last_ = std::max<std::int64_t>(0, sane(query.getColumn(2).getInt64()));
+    const std::int64_t uptime = clock_.uptime().count();
+    std::int64_t now = last_ + 1;
+    if (!boot_id_.empty() && !boot_before.empty()) {
+      now = uptime + (boot_id_ == boot_before ? sane(query.getColumn(1).getInt64()) : last_);
+    }
+    boot_began_ = std::max(now, last_) - uptime;
+  }
+
+  /// What a store must know to go on from here.
+  const std::string& boot_id() const { return boot_id_; }
+  std::int64_t boot_began() const { return boot_began_; }
+
+  std::int64_t now() const { return boot_began_ + clock_.uptime().count(); }
+  /// Later than the one before, so that the order of answers is the one in which they came.
+  std::int64_t next() { return last_ = std::max(now(), last_ + 1); }
+
+ private:
+  /// Somebody may have edited it, and it is added to.
+  static std::int64_t sane(std::int64_t stored) {
+    return std::clamp(stored, -kEndOfYear9999Ms, kEndOfYear9999Ms);
+  }
+
+  const BootClock clock_;
+  const std::string boot_id_;
+  std::int64_t boot_began_ = 0;  // below 0 where the store is younger than the boot
+  std::int64_t last_ = 0;
+};
+
 void migrate(SQLite::Database& database) {
   const auto version = static_cast<std::size_t>(read_pragma(database, "PRAGMA user_version"));
   for (std::size_t next = version; next < kMigrations.size(); ++next) {
@@ -446,21 +506,26 @@ void migrate(SQLite::Database& database) {
 class Store::Connection {
  public:
   /// Throws SQLite::Exception when a statement does not fit the schema.
-  Connection(std::string path, StoreFiles files, SQLite::Database database)
-      : path_(std::move(path)), files_(std::move(files)), database_(std::move(database)) {
+  Connection(std::string path, StoreFiles files, SQLite::Database database, const BootClock& clock)
+      : path_(std::move(path)),
+        clock_(clock),
+        files_(std::move(files)),
+        database_(std::move(database)),
+        running_time_(database_, clock) {
     files_.remember();
     ::sqlite3_wal_hook(database_.getHandle(), &Connection::on_commit, this);
   }
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
 
-  static Result<std::unique_ptr<Connection>> open(const std::string& path, StoreFiles files) {
+  static Result<std::unique_ptr<Connection>> open(const std::string& path, StoreFiles files,
+                                                  const BootClock& clock) {
     try {
       SQLite::Database database(path, SQLite::OPEN_READWRITE, kBusyTimeoutMs);
       if (auto ours = check_ownership(database, path); !ours) return ours.error();
       if (auto ready = set_up(database, path); !ready) return ready.error();
       migrate(database);
-      return std::make_unique<Connection>(path, std::move(files), std::move(database));
+      return std::make_unique<Connection>(path, std::move(files), std::move(database), clock);
     } catch (const SQLite::Exception& exception) {
       return failure(path, exception);
     }
@@ -492,7 +557,7 @@ class Store::Connection {
       copy.bind(1, path_ + ".new");
       copy.exec();
       if (auto done = files_.hand_over(*successor); !done) return done.error();
-      return open(path_, std::move(*successor));
+      return open(path_, std::move(*successor), clock_);
     } catch (const SQLite::Exception& exception) {
       return failure(path_, exception);
     }
@@ -540,10 +605,10 @@ class Store::Connection {
     try {
       SQLite::Statement query(database_,
                               "SELECT * FROM idempotent_answers WHERE scope = ? AND key = ? AND "
-                              "created_at >= ?");
+                              "running_ms >= ?");
       bind(query, 1, scope);
       bind(query, 2, key);
-      bind(query, 3, now() - Store::kAnswerKept);
+      bind(query, 3, oldest_kept());
       if (!query.executeStep()) return std::optional<IdempotentAnswer>();
       RowReader row(query);
       return std::optional(IdempotentAnswer{.scope = std::string(scope),
@@ -591,9 +656,10 @@ class Store::Connection {
   /// The schema's version, which is what it was: a page for the disk all the same.
   void write_nothing_new() { database_.exec("PRAGMA user_version = " + std::to_string(kMigrations.size())); }
   void add_answer(const IdempotentAnswer& answer) {
-    execute(forget_old_answers_, answer.created_at - Store::kAnswerKept);
+    execute(keep_running_time_, running_time_.boot_id(), running_time_.boot_began());
+    execute(forget_old_answers_, oldest_kept());
     execute(add_answer_, answer.scope, answer.key, answer.request_sha256, answer.location, answer.body,
-            answer.created_at);
+            answer.created_at, running_time_.next());
     execute(forget_surplus_answers_, answer.scope, answer.scope);
     // Not each time: that reads them all.
     std::size_t& added = answer_bytes_added_[answer.scope];
@@ -604,6 +670,10 @@ class Store::Connection {
   }
 
  private:
+  std::int64_t oldest_kept() const {
+    return running_time_.now() - std::chrono::milliseconds(Store::kAnswerKept).count();
+  }
+
   /// What SQLite does by itself, without telling what came of it: the commit does not fail for it.
   static int on_commit(void* self, sqlite3* handle, const char* name, int log_pages) {
     if (log_pages < kCheckpointPages) return SQLITE_OK;
@@ -615,9 +685,11 @@ class Store::Connection {
   }
 
   const std::string path_;
+  const BootClock clock_;
   std::string checkpoint_fault_;
   StoreFiles files_;  // outlives the database's connection
   SQLite::Database database_;
+  RunningTime running_time_;
 
   // Not REPLACE, which would delete the row first and, by cascade, its forwards.
   SQLite::Statement put_instance_{
@@ -654,19 +726,25 @@ class Store::Connection {
   SQLite::Statement delete_api_key_{database_, "DELETE FROM api_keys WHERE id = ?"};
   SQLite::Statement add_answer_{database_,
                                 "INSERT OR REPLACE INTO idempotent_answers (scope, key, request_sha256, "
-                                "location, body, created_at) VALUES (?, ?, ?, ?, ?, ?)"};
-  SQLite::Statement forget_old_answers_{database_, "DELETE FROM idempotent_answers WHERE created_at < ?"};
+                                "location, body, created_at, running_ms) VALUES (?, ?, ?, ?, ?, ?, ?)"};
+  // With the first answer of a boot: a full disk does not keep a store from being opened.
+  SQLite::Statement keep_running_time_{
+      database_,
+      "INSERT INTO running_time (id, boot_id, boot_began_ms) VALUES (1, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+      "boot_id = excluded.boot_id, boot_began_ms = excluded.boot_began_ms "
+      "WHERE boot_id <> excluded.boot_id OR boot_began_ms <> excluded.boot_began_ms"};
+  SQLite::Statement forget_old_answers_{database_, "DELETE FROM idempotent_answers WHERE running_ms < ?"};
   // The (kAnswersMax + 1)th from the newest, and what is older.
   SQLite::Statement forget_surplus_answers_{
       database_,
-      "DELETE FROM idempotent_answers WHERE scope = ? AND created_at <= (SELECT created_at FROM "
-      "idempotent_answers WHERE scope = ? ORDER BY created_at DESC LIMIT 1 OFFSET " +
+      "DELETE FROM idempotent_answers WHERE scope = ? AND running_ms <= (SELECT running_ms FROM "
+      "idempotent_answers WHERE scope = ? ORDER BY running_ms DESC LIMIT 1 OFFSET " +
           std::to_string(Store::kAnswersMax) + ")"};
   // The first from the newest that has too many bytes after it, and what is older.
   SQLite::Statement forget_large_answers_{
       database_,
-      "DELETE FROM idempotent_answers WHERE scope = ? AND created_at <= (SELECT max(created_at) FROM "
-      "(SELECT created_at, sum(length(body)) OVER (ORDER BY created_at DESC, key "
+      "DELETE FROM idempotent_answers WHERE scope = ? AND running_ms <= (SELECT max(running_ms) FROM "
+      "(SELECT running_ms, sum(length(body)) OVER (ORDER BY running_ms DESC, key "
       "ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS newer FROM idempotent_answers WHERE scope = ?) "
       "WHERE newer > " +
           std::to_string(Store::kAnswerBytesMax) + ")"};
@@ -895,7 +973,8 @@ Result<void> Store::writable() {
 }
 
 Result<std::unique_ptr<Store>> Store::open(const std::string& given_path,
-                                           const std::function<void()>& prepare_thread) {
+                                           const std::function<void()>& prepare_thread,
+                                           const BootClock& clock) {
   // One name for one file, or two daemons could hold two locks.
   std::error_code error;
   const std::string path = fs::weakly_canonical(fs::absolute(given_path, error), error).string();
@@ -903,7 +982,7 @@ Result<std::unique_ptr<Store>> Store::open(const std::string& given_path,
   auto files = StoreFiles::open(path);
   if (!files) return files.error();
   const std::string damage = wal_damage(path);  // before SQLite overwrites it
-  auto connection = Connection::open(path, std::move(*files));
+  auto connection = Connection::open(path, std::move(*files), clock);
   if (!connection) {
     Error refusal = connection.error();
     if (!damage.empty()) refusal.detail += " " + damage + ".";

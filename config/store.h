@@ -31,6 +31,7 @@
 #include <utility>
 #include <vector>
 
+#include "config/boot_clock.h"
 #include "config/error.h"
 #include "config/forward.h"
 #include "config/policy.h"
@@ -62,8 +63,9 @@ struct IdempotentAnswer {
 
 class Store {
  public:
-  /// How long an answer is remembered; how many of one scope, and about how many bytes of bodies: the last
-  /// one always, and up to a quarter more.
+  /// How long an answer is remembered, by the time that passes and not by the clock that somebody sets: where
+  /// the node was rebooted, what was between the last answer and the kernel's start does not count. How many
+  /// of one scope, and about how many bytes of bodies: the last one always, and up to a quarter more.
   static constexpr std::chrono::hours kAnswerKept{24};
   static constexpr std::size_t kAnswersMax = 10'000;
   static constexpr std::size_t kAnswerBytesMax = std::size_t{4} << 20;
@@ -71,9 +73,11 @@ class Store {
   /// Opens or creates the database, directories (0700) and file (0600) included, and brings its schema up to
   /// date. Refuses a file that another store has open, by whatever name, one that a newer Portway wrote, and
   /// one that is not Portway's. Other programs may read it meanwhile, as backups do. What looks as if
-  /// something had been lost is in take_notices(). `prepare_thread` runs first on the store's thread.
+  /// something had been lost is in take_notices(). `prepare_thread` runs first on the store's thread; `clock`
+  /// tells how old answers are.
   static Result<std::unique_ptr<Store>> open(const std::string& path,
-                                             const std::function<void()>& prepare_thread = nullptr);
+                                             const std::function<void()>& prepare_thread = nullptr,
+                                             const BootClock& clock = {});
   /// After what it was asked for.
   ~Store();
 

@@ -11,7 +11,6 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
-#include <fstream>
 #include <utility>
 #include <vector>
 
@@ -45,12 +44,6 @@ Error refused(int error) {
 }
 
 }  // namespace
-
-std::string kernel_boot_id() {
-  std::string id;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> id;
-  return id;
-}
 
 std::string_view to_string(TapState state) {
   return kTapStateNames[static_cast<std::size_t>(state)];

@@ -38,9 +38,6 @@
 
 namespace portway {
 
-/// Of this boot of the kernel (random(4), /proc/sys/kernel/random/boot_id); empty where it cannot be read.
-std::string kernel_boot_id();
-
 enum class TapState : std::uint8_t { kMissing, kNoCarrier, kUp };
 std::string_view to_string(TapState state);
 

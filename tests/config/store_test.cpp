@@ -42,7 +42,18 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::SizeIs;
 
-// Makes a store what a Portway with four of the scripts had left.
+// Makes a store what a Portway with six of the scripts had left.
+constexpr const char* kBackToVersion6 = R"sql(
+  DROP INDEX idempotent_answers_by_scope;
+  DROP INDEX idempotent_answers_by_age;
+  ALTER TABLE idempotent_answers DROP COLUMN running_ms;
+  CREATE INDEX idempotent_answers_by_scope ON idempotent_answers (scope, created_at);
+  CREATE INDEX idempotent_answers_by_age ON idempotent_answers (created_at);
+  DROP TABLE running_time;
+  PRAGMA user_version = 6;
+)sql";
+
+// The same of one with four, from there.
 constexpr const char* kBackToVersion4 = R"sql(
   ALTER TABLE forwards DROP COLUMN admin_limits;
   ALTER TABLE instances DROP COLUMN tap_carrier_downs;
@@ -232,6 +243,7 @@ TEST_F(StoreTest, ARowFromBeforeCarriersWereCountedHasNoCount) {
   armed.tap_index = 7;
   armed.tap_carrier_downs = 1;
   EXPECT_TRUE(open_store()->put_instance(armed));
+  edit(kBackToVersion6);
   edit(kBackToVersion4);
   const auto instances = open_store()->load_instances().value();
   ASSERT_THAT(instances, SizeIs(1));
@@ -373,17 +385,195 @@ TEST_F(StoreTest, AnAnswerIsRememberedWithItsForwardsOrNotAtAll) {
   EXPECT_EQ(store->find_answer("admin:acme", "again").value(), std::nullopt);
 }
 
-TEST_F(StoreTest, ForgetsAnswersAfterADay) {
-  const auto store = open_store();
-  const Instance instance = make_instance("vm-1");
-  EXPECT_TRUE(store->put_instance(instance));
-  const IdempotentAnswer old{.scope = "tenant:acme",
-                             .key = "old",
-                             .location = "",
-                             .body = "{}",
-                             .created_at = now() - Store::kAnswerKept - std::chrono::seconds(1)};
-  EXPECT_TRUE(store->add_forwards(std::array{make_forward(instance, 20000)}, &old));
-  EXPECT_EQ(store->find_answer("tenant:acme", "old").value(), std::nullopt);
+/// A node whose clock somebody sets, and that is restarted, while time passes.
+class StoreAnswerTest : public StoreTest {
+ protected:
+  StoreAnswerTest() { store_ = open_node(); }
+
+  void pass(std::chrono::milliseconds time) {
+    uptime_ += time;
+    clock_ += time;
+  }
+  void step_clock(std::chrono::milliseconds step) { clock_ += step; }
+  void restart() {
+    store_.reset();
+    store_ = open_node();
+  }
+  void reboot(std::chrono::milliseconds until_start) {
+    store_.reset();
+    boot_id_ += "'";
+    uptime_ = until_start;
+    store_ = open_node();
+  }
+  /// The store becomes what a Portway had left that told answers' ages by the clock.
+  void go_back_to_version_6() {
+    store_.reset();
+    edit(kBackToVersion6);
+  }
+
+  bool add(const std::string& key, const std::string& body = "{}") {
+    const Instance instance = make_instance("vm-1");
+    const Forward forward = make_forward(instance, 20000);
+    const IdempotentAnswer answer{
+        .scope = "tenant:acme", .key = key, .location = "", .body = body, .created_at = clock_};
+    return store_->start_session(instance) && store_->add_forwards(std::array{forward}, &answer);
+  }
+  bool has(const std::string& key) { return store_->find_answer("tenant:acme", key).value().has_value(); }
+
+  std::unique_ptr<Store> open_node() {
+    return Store::open(path(), nullptr,
+                       {.boot_id = [this] { return boot_id_; }, .uptime = [this] { return uptime_; }})
+        .value();
+  }
+
+  static constexpr std::chrono::hours kDay{24};
+
+  std::string boot_id_ = "boot";
+  std::chrono::milliseconds uptime_ = 30 * kDay;
+  Timestamp clock_ = now();
+  std::unique_ptr<Store> store_;
+};
+
+TEST_F(StoreAnswerTest, KeepsOneForADayThatPassesWhateverTheClockIsSetTo) {
+  for (const auto step : {0 * kDay, 2 * kDay, -2 * kDay}) {
+    const std::string key = std::to_string(step.count());
+    ASSERT_TRUE(add(key));
+    step_clock(step);
+    ASSERT_TRUE(add("after " + key));
+    EXPECT_TRUE(has(key)) << "the clock was set by " << key << " h";
+    pass(Store::kAnswerKept);
+    EXPECT_TRUE(has(key)) << "the clock was set by " << key << " h";
+    pass(std::chrono::milliseconds(1));
+    EXPECT_FALSE(has(key)) << "the clock was set by " << key << " h";
+  }
+  pass(std::chrono::seconds(1));
+  ASSERT_TRUE(add("last"));
+  store_.reset();
+  SQLite::Database reader(path(), SQLite::OPEN_READONLY);
+  EXPECT_EQ(reader.execAndGet("SELECT count(*) FROM idempotent_answers").getInt(), 1)
+      << "old ones are deleted";
+}
+
+TEST_F(StoreAnswerTest, ARestartOfTheDaemonDoesNotChangeItsAge) {
+  ASSERT_TRUE(add("first"));
+  step_clock(-2 * kDay);
+  pass(std::chrono::hours(23));
+  restart();
+  EXPECT_TRUE(has("first"));
+  ASSERT_TRUE(add("second"));
+  restart();
+  pass(std::chrono::hours(1));
+  EXPECT_TRUE(has("first"));
+  pass(std::chrono::milliseconds(1));
+  EXPECT_FALSE(has("first"));
+  EXPECT_TRUE(has("second"));
+}
+
+TEST_F(StoreAnswerTest, AfterARebootItIsAsOldAsItWasKnownToBeAndTheTimeSinceTheKernelBegan) {
+  ASSERT_TRUE(add("first"));
+  pass(std::chrono::hours(10));
+  ASSERT_TRUE(add("second"));
+  step_clock(2 * kDay);
+  reboot(std::chrono::hours(1));
+  EXPECT_TRUE(has("first"));
+  for (int restarts = 0; restarts < 3; ++restarts) {
+    pass(std::chrono::hours(4));
+    restart();
+    EXPECT_TRUE(has("first"));
+  }
+  ASSERT_TRUE(add("third"));
+  pass(std::chrono::hours(1));
+  restart();
+  EXPECT_TRUE(has("first"));
+  pass(std::chrono::milliseconds(1));
+  EXPECT_FALSE(has("first"));
+  EXPECT_TRUE(has("second"));
+  reboot(std::chrono::hours(9));
+  EXPECT_TRUE(has("second"));
+  pass(std::chrono::hours(2) + std::chrono::milliseconds(1));
+  EXPECT_FALSE(has("second"));
+  EXPECT_TRUE(has("third"));
+}
+
+TEST_F(StoreAnswerTest, WhereNobodyKnowsTheBootItIsKept) {
+  boot_id_.clear();
+  restart();
+  ASSERT_TRUE(add("first"));
+  reboot(std::chrono::hours(48));
+  boot_id_.clear();
+  restart();
+  EXPECT_TRUE(has("first"));
+  pass(Store::kAnswerKept + std::chrono::milliseconds(1));
+  EXPECT_FALSE(has("first"));
+}
+
+TEST_F(StoreAnswerTest, AfterAStepBackTheNewestAreNotForgottenFirst) {
+  const std::string body(Store::kAnswerBytesMax / 20, 'x');
+  constexpr int kAnswers = 60;
+  for (int i = 0; i < kAnswers; ++i) {
+    if (i == 30) step_clock(-kDay);
+    ASSERT_TRUE(add(std::to_string(i), body));  // all in one millisecond
+  }
+  for (int i = kAnswers - 20; i < kAnswers; ++i) EXPECT_TRUE(has(std::to_string(i))) << i;
+  EXPECT_FALSE(has("0"));
+}
+
+TEST_F(StoreAnswerTest, OfMoreThanItRemembersTheFirstAreForgottenAlsoAfterAStepBack) {
+  ASSERT_TRUE(add("newest"));
+  step_clock(-kDay);
+  store_.reset();
+  edit("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < " +
+       std::to_string(Store::kAnswersMax) +
+       ") INSERT INTO idempotent_answers SELECT scope, 'key ' || i, request_sha256, location, body, "
+       "created_at, running_ms - i FROM idempotent_answers, n");
+  store_ = open_node();
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(add(std::to_string(i)));
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(has(std::to_string(i))) << i;
+  EXPECT_TRUE(has("newest"));
+  EXPECT_TRUE(has("key " + std::to_string(Store::kAnswersMax - 4)));
+  EXPECT_FALSE(has("key " + std::to_string(Store::kAnswersMax - 3)));
+}
+
+TEST_F(StoreAnswerTest, OneFromBeforeIsAsOldAsTheClockSaysWhenTheStoreIsUpgraded) {
+  step_clock(-std::chrono::hours(20));
+  ASSERT_TRUE(add("20 h old"));
+  step_clock(-std::chrono::hours(5));
+  ASSERT_TRUE(add("25 h old"));
+  step_clock(3 * kDay);
+  ASSERT_TRUE(add("not yet made"));
+  go_back_to_version_6();
+  store_ = open_node();
+  EXPECT_TRUE(has("20 h old"));
+  EXPECT_FALSE(has("25 h old"));
+  EXPECT_TRUE(has("not yet made"));
+  ASSERT_TRUE(add("new"));
+  pass(std::chrono::hours(5));
+  restart();
+  EXPECT_FALSE(has("20 h old"));
+  EXPECT_TRUE(has("not yet made"));
+  pass(std::chrono::hours(19) + std::chrono::milliseconds(1));
+  EXPECT_FALSE(has("not yet made"));
+}
+
+TEST_F(StoreAnswerTest, FilesThatAreWrittenAnewDoNotChangeItsAge) {
+  ASSERT_TRUE(add("first"));
+  pass(std::chrono::hours(23));
+  fs::remove(path());
+  ASSERT_TRUE(add("second"));
+  EXPECT_TRUE(has("first"));
+  pass(std::chrono::hours(1) + std::chrono::milliseconds(1));
+  EXPECT_FALSE(has("first"));
+  EXPECT_TRUE(has("second"));
+}
+
+TEST(BootClock, IsTheKernels) {
+  EXPECT_THAT(kernel_boot_id(), SizeIs(36));
+  const auto before = kernel_uptime();
+  EXPECT_GT(before.count(), 0);
+  EXPECT_GE(kernel_uptime(), before);
+  double up_seconds = 0;
+  std::ifstream("/proc/uptime") >> up_seconds;
+  EXPECT_GE(up_seconds + 0.011, std::chrono::duration<double>(before).count());
 }
 
 // A tenant that makes and deletes batches, each with another key, filled the disk.
@@ -500,6 +690,7 @@ TEST_F(StoreTest, AForwardFromBeforeHasNoLimitOfAnAdmin) {
     EXPECT_TRUE(store->put_instance(instance));
     EXPECT_TRUE(store->add_forward(forward));
   }
+  edit(kBackToVersion6);
   edit(kBackToVersion4);
   const auto forwards = open_store()->load_forwards().value();
   ASSERT_THAT(forwards, SizeIs(1));
@@ -509,6 +700,7 @@ TEST_F(StoreTest, AForwardFromBeforeHasNoLimitOfAnAdmin) {
 TEST_F(StoreTest, AnInstanceFromBeforeHasTheOneAddressThatItHadAndCanGetASecond) {
   Instance instance = make_instance("vm-1");
   EXPECT_TRUE(open_store()->put_instance(instance));
+  edit(kBackToVersion6);
   edit(kBackToVersion4);
   {
     const auto store = open_store();
