@@ -102,7 +102,7 @@ void Worker::turn(Nanos max_wait) {
       on_listener(static_cast<std::uint32_t>(token), completion);
     }
   }
-  read_mailbox();
+  if (read_ < reading_.size() || mail_.load(std::memory_order_relaxed)) read_mailbox();
   accept_waiting();
   connections_.run();
   connections_.expire();
