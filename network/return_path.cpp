@@ -176,7 +176,7 @@ Error missing(std::string_view what) {
   return {.code = ErrorCode::kResourceExhausted,
           .detail = fmt::format(
               "return path: {} is not there after it was made; something else on this node removes or "
-              "holds it (protocol 210, table 5210 and tc filter portway_steer are Portway's)",
+              "holds it (protocol 210, table 5210 and the program and tc filter portway_steer are Portway's)",
               what)};
 }
 
@@ -367,7 +367,7 @@ Result<void> ReturnPath::attach(int link, const Guest& guest) {
     return done.error();
   auto attached = is_attached(link);
   if (!attached) return attached.error();
-  if (*attached) return {};
+  if (*attached || program_->attach(link)) return {};
   return add_filter(*netlink_, link, program_->fd());
 }
 
@@ -409,6 +409,7 @@ std::vector<RoutingRule> ReturnPath::port_rules(const Guest& guest, const IpAddr
 }
 
 Result<bool> ReturnPath::is_attached(int link) const {
+  if (program_->is_attached(link)) return true;
   auto filters = our_filters(*netlink_, link);
   if (!filters) return filters.error();
   return std::ranges::any_of(*filters,
@@ -422,7 +423,10 @@ void ReturnPath::remove(const Way& way) {
 void ReturnPath::take_down(int link) {
   const auto guest = guests_.extract(link);
   if (guest.empty()) return;
-  if (program_) program_->remove_guest(link);
+  if (program_) {
+    program_->remove_guest(link);
+    program_->detach(link);
+  }
   delete_port_rules(guest.mapped());
   // What cannot be removed now, for want of memory, is removed by the next start. The program does nothing
   // without the guest in its map.
@@ -559,7 +563,7 @@ Result<void> ReturnPath::verify_link(int link, const Guest& guest, const IpAddre
   if (program_) {
     auto attached = is_attached(link);
     if (!attached) return attached.error();
-    if (!*attached) return missing(fmt::format("the filter on link {}", link));
+    if (!*attached) return missing(fmt::format("the program on link {}", link));
   } else {
     if (name_of(*netlink_, link) != guest.tap) return no_such_link(link);  // under that name
     auto filters = our_filters(*netlink_, link);

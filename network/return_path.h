@@ -24,6 +24,11 @@
 // then, and ICMP errors do not come back: no rule can look at what they quote, and one for all ICMP would
 // take the guest's own.
 //
+// The program is attached by tcx (Linux 6.6), else by a clsact filter. Other people's programs and filters on
+// the tap go on, either way. A killed daemon's tcx program ends with it, a filter stays until the next start.
+// Between the two, what a guest still sends on connections that the kernel has yet to end goes where it is
+// addressed; the next start's program finds their sockets again.
+//
 // The same program is the source guard: it drops what one guest sends with another's address (steer.bpf.c).
 // Where clients' addresses are not wanted, there can be the guard alone, without rules and route.
 //
@@ -31,7 +36,8 @@
 // is removed at start. So that two of them in one network namespace do not end each other, the second one
 // does not start.
 //
-// Control thread; the network namespace is that of the thread that calls start().
+// Control thread; the network namespace is that of the thread that calls start(), which makes the other calls
+// too: the kernel attaches to a link of the caller's.
 #pragma once
 
 #include <cstddef>

@@ -8,6 +8,13 @@
 #include "network/steer.h"
 
 namespace portway {
+namespace {
+
+// Debian 12's headers do not know it (BPF_TCX_INGRESS in <linux/bpf.h>).
+constexpr auto kTcxIngress = static_cast<bpf_attach_type>(46);
+constexpr __u32 kBefore = 1U << 3;  // BPF_F_BEFORE: with nothing named, before all
+
+}  // namespace
 
 Result<std::unique_ptr<SteerProgram>> SteerProgram::load() {
   auto object = BpfObject::load(steer_object(), "Linux 5.2");
@@ -47,6 +54,26 @@ void SteerProgram::remove_guest(int link) {
   bpf_map_delete_elem(guests_, &key);
   const auto known = addresses_.extract(link);
   if (!known.empty()) disown(known.mapped());
+}
+
+bool SteerProgram::attach(int link) {
+  bpf_link_create_opts options{};
+  options.sz = sizeof options;
+  options.flags = kBefore;
+  Fd attached(bpf_link_create(program_, link, kTcxIngress, &options));
+  if (!attached) return false;
+  attached_[link] = std::move(attached);
+  return true;
+}
+
+bool SteerProgram::is_attached(int link) const {
+  const auto known = attached_.find(link);
+  if (known == attached_.end()) return false;
+  bpf_link_info info{};
+  __u32 size = sizeof info;
+  // The interface is where XDP has its own; 0 when it is gone.
+  return bpf_obj_get_info_by_fd(known->second.get(), &info, &size) == 0 &&
+         info.xdp.ifindex == static_cast<__u32>(link);
 }
 
 Result<void> SteerProgram::own(const std::vector<IpAddress>& addresses) {

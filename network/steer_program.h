@@ -1,5 +1,5 @@
 // The packet program of steer.bpf.c in the kernel, and its maps of guests. It is taken out of the kernel when
-// the object and the last filter that uses it are gone. Control thread.
+// the object and the last filter that uses it are gone. Control thread, in one network namespace.
 #pragma once
 
 #include <cstddef>
@@ -10,6 +10,7 @@
 
 #include "config/endpoint.h"
 #include "config/error.h"
+#include "config/fd.h"
 #include "network/bpf_object.h"
 
 namespace portway {
@@ -30,6 +31,15 @@ class SteerProgram {
   Result<void> set_guest(int link, const std::vector<IpAddress>& addresses, bool steered);
   void remove_guest(int link);
 
+  /// Attaches it at the link's ingress by tcx, before everybody else's programs there. They go on, before and
+  /// after, and nobody but this object can detach it; it also ends with the process. False where that cannot
+  /// be: the kernel has no tcx (before Linux 6.6), the link has as many programs as the kernel takes, or
+  /// there is no such link.
+  bool attach(int link);
+  /// By attach(), to the link that is there now.
+  bool is_attached(int link) const;
+  void detach(int link) { attached_.erase(link); }
+
   /// Packets that were dropped for their source address so far.
   std::uint64_t forged_packets() const;
 
@@ -46,6 +56,7 @@ class SteerProgram {
   const int guests_;
   const int owners_;
   const int forged_;
+  std::map<int, Fd> attached_;                       // the tcx links, by link
   std::map<int, std::vector<IpAddress>> addresses_;  // by link, as in the map `guests`
   std::map<IpAddress, std::size_t> links_;  // how many links have an address; `owners` has those with one
 };

@@ -2,8 +2,12 @@
 was killed is gone when the next one has started, whatever that one's configuration says.
 """
 import contextlib
+import ctypes
+import errno
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 import unittest
@@ -17,6 +21,20 @@ GUESTS = {"vm-1": ("198.19.0.2", "tap0"), "vm-2": ("fd00:1::2", "tap1")}
 
 def run(*command):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def tcx_programs(name):
+    """What is attached at a link's ingress by tcx, as tc does not list it; as "tcx program ID"."""
+    query, tcx_ingress = 16, 46  # BPF_PROG_QUERY, BPF_TCX_INGRESS
+    ids = (ctypes.c_uint32 * 64)()
+    attributes = ctypes.create_string_buffer(struct.pack("=IIIIQI", socket.if_nametoindex(name), tcx_ingress, 0, 0,
+                                                         ctypes.addressof(ids), len(ids)), 64)
+    number = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
+    if ctypes.CDLL(None, use_errno=True).syscall(number, query, attributes, len(attributes)) != 0:
+        if ctypes.get_errno() == errno.EINVAL:
+            return []  # a kernel without tcx
+        raise OSError(ctypes.get_errno(), "BPF_PROG_QUERY")
+    return [f"tcx program {ids[i]}" for i in range(struct.unpack_from("=I", attributes, 24)[0])]
 
 
 def links():
@@ -34,7 +52,7 @@ def state():
     for name in sorted(links()):
         hooks = [line for line in run("tc", "qdisc", "show", "dev", name).splitlines() if "clsact" in line]
         filters = [line for line in run("tc", "filter", "show", "dev", name, "ingress").splitlines() if "handle" in line]
-        found += [f"{name}: {line}" for line in hooks + filters]
+        found += [f"{name}: {line}" for line in hooks + filters + tcx_programs(name)]
     return found
 
 

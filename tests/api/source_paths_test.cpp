@@ -10,6 +10,7 @@
 #include "tests/api/node.h"
 #include "tests/support/network.h"
 #include "tests/support/requirements.h"
+#include "tests/support/tcx.h"
 
 namespace portway {
 namespace {
@@ -17,6 +18,7 @@ namespace {
 using test::NetworkNamespace;
 using test::Node;
 using test::run_command;
+using test::take_all_tcx;
 using testing::AllOf;
 using testing::HasSubstr;
 using testing::Not;
@@ -193,6 +195,7 @@ TEST_F(SourcePaths, AForwardForWhichNoRuleIsLeftSaysSoAndGetsTheNextOne) {
 }
 
 TEST_F(SourcePaths, TheSourceGuardAloneIsNoReturnPathAndTellsNoSourceMode) {
+  const auto taken = take_all_tcx(*network_, "tap-vm-1");  // a filter can be taken away
   run(ReturnPath::Kind::kGuardOnly, [&](Node& node) {
     const auto events = node.events.subscribe(kAdmin, "");
     node.put("vm-1");

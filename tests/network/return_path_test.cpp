@@ -33,6 +33,7 @@
 #include "tests/network/world.h"
 #include "tests/support/network.h"
 #include "tests/support/requirements.h"
+#include "tests/support/tcx.h"
 
 namespace portway {
 namespace {
@@ -831,7 +832,23 @@ TEST_F(ReturnPathTest, WithoutItAnswersAreLost) {
   EXPECT_EQ(connected.error, EINPROGRESS);  // as SO_SNDTIMEO says that the time is over
 }
 
-TEST_F(ReturnPathTest, NothingIsMadeBeforeTheFirstGuestAndNothingStaysAfterTheLast) {
+/// By tcx, and by filters where that cannot be had.
+class ReturnPathHookTest : public ReturnPathTest, public testing::WithParamInterface<bool> {
+ protected:
+  void SetUp() override {
+    ReturnPathTest::SetUp();
+    if (!world_ || by_tcx()) return;
+    for (const char* tap : {"tap0", "tap1"}) taken_.push_back(take_all_tcx(world_->node, tap));
+  }
+
+  static bool by_tcx() { return GetParam(); }
+
+  std::vector<std::vector<ForeignTcx>> taken_;
+};
+INSTANTIATE_TEST_SUITE_P(Hooks, ReturnPathHookTest, testing::Bool(),
+                         [](const auto& test) { return test.param ? "Tcx" : "Filter"; });
+
+TEST_P(ReturnPathHookTest, NothingIsMadeBeforeTheFirstGuestAndNothingStaysAfterTheLast) {
   const std::string before = world_->listing();
   const auto path = world_->start();
   EXPECT_EQ(world_->listing(), before);
@@ -841,7 +858,9 @@ TEST_F(ReturnPathTest, NothingIsMadeBeforeTheFirstGuestAndNothingStaysAfterTheLa
   EXPECT_THAT(with, HasSubstr("5108:\tfrom all fwmark 0x20000000/0x20000000 iif lo lookup main proto 210"));
   EXPECT_THAT(with, HasSubstr("5109:\tfrom all fwmark 0x20000000/0x20000000 lookup 5210 proto 210"));
   EXPECT_THAT(with, HasSubstr("local default dev lo table 5210 proto 210"));
-  EXPECT_THAT(with, HasSubstr("portway_steer"));
+  EXPECT_THAT(with,
+              HasSubstr(by_tcx() ? "tap0 tcx portway_steer" : "bpf chain 0 handle 0x5211 portway_steer"));
+  EXPECT_EQ(with.find("clsact") == std::string::npos, by_tcx());
   path->remove(v4);
   EXPECT_NE(world_->listing(), before);
   path->remove(v6);
@@ -850,7 +869,7 @@ TEST_F(ReturnPathTest, NothingIsMadeBeforeTheFirstGuestAndNothingStaysAfterTheLa
   EXPECT_EQ(world_->listing(), before);
 }
 
-TEST_F(ReturnPathTest, ItsDestructorRemovesEverything) {
+TEST_P(ReturnPathHookTest, ItsDestructorRemovesEverything) {
   const std::string before = world_->listing();
   {
     const auto path = world_->start();
@@ -862,7 +881,7 @@ TEST_F(ReturnPathTest, ItsDestructorRemovesEverything) {
   EXPECT_EQ(world_->listing(), before);
 }
 
-TEST_F(ReturnPathTest, WhatAKilledPredecessorLeftIsRemovedByTheNextStart) {
+TEST_P(ReturnPathHookTest, WhatAKilledPredecessorLeftIsRemovedByTheNextStart) {
   const std::string before = world_->listing();
   const int tap0 = world_->link("tap0");
   const int tap1 = world_->link("tap1");
@@ -880,14 +899,16 @@ TEST_F(ReturnPathTest, WhatAKilledPredecessorLeftIsRemovedByTheNextStart) {
     ASSERT_EQ(::waitpid(child, &status, 0), child);
     ASSERT_EQ(status, 0);
   });
-  EXPECT_THAT(world_->listing(), AllOf(HasSubstr("portway_steer"), HasSubstr("proto 210")));
+  EXPECT_THAT(world_->listing(), HasSubstr("proto 210"));
+  EXPECT_EQ(world_->listing().find("portway_steer") == std::string::npos, by_tcx())
+      << "a tcx program ends with it";
   const auto path = world_->start();
   EXPECT_EQ(world_->listing(), with_hook_of_others);
   world_->delete_hook("tap1");
   EXPECT_EQ(world_->listing(), before);
 }
 
-TEST_F(ReturnPathTest, OtherPeoplesRulesAndFiltersStayAndGoOnWorking) {
+TEST_P(ReturnPathHookTest, OtherPeoplesRulesAndFiltersStayAndGoOnWorking) {
   world_->node.ip("rule add pref 5209 fwmark 0x1/0x1 lookup main");
   world_->node.ip("rule add pref 5211 fwmark 0x2/0x2 lookup main");
   world_->node.ip("route add local 203.0.113.7 dev lo table 5210");
@@ -901,8 +922,56 @@ TEST_F(ReturnPathTest, OtherPeoplesRulesAndFiltersStayAndGoOnWorking) {
   const Way way = add(*path, world_->link("tap0"), address(kV4.guest));
   const Fd listener = listen(world_->guest, {address(kV4.guest), 0});
   EXPECT_EQ(world_->connect_as({address(kV4.client), 40000}, local_of(listener)).error, 0);
+  run_command(&world_->node, {"tc", "filter", "add", "dev", "tap0", "ingress", "pref", "5", "protocol", "all",
+                              "bpf", "da", "bytecode", "1,6 0 0 2"});  // TC_ACT_SHOT
+  EXPECT_EQ(world_->connect_as({address(kV4.client), 40001}, local_of(listener), "tap0", kShort).error,
+            EINPROGRESS)
+      << "theirs may still drop it";
+  run_command(&world_->node, {"tc", "filter", "del", "dev", "tap0", "ingress", "pref", "5"});
+  EXPECT_EQ(world_->connect_as({address(kV4.client), 40002}, local_of(listener)).error, 0);
   path->remove(way);
   EXPECT_EQ(world_->listing(), before);
+}
+
+TEST_F(ReturnPathTest, OthersTcxProgramsGoOnBeforeItAndAfterItAndWithoutIt) {
+  const Fd listener = listen(world_->guest, {address(kV4.guest), 0});
+  std::optional<ForeignTcx> first(std::in_place, world_->node, "tap0");
+  const auto path = world_->start();
+  const Way way = add(*path, world_->link("tap0"), address(kV4.guest));
+  const ForeignTcx last(world_->node, "tap0");
+  EXPECT_THAT(tcx_programs(world_->node, "tap0"), ElementsAre("portway_steer", "foreign", "foreign"));
+  std::uint16_t port = 40000;
+  const auto expect_a_connection = [&] {
+    const std::uint64_t before = last.packets();
+    EXPECT_EQ(world_->connect_as({address(kV4.client), port++}, local_of(listener)).error, 0);
+    EXPECT_GT(last.packets(), before);
+  };
+  expect_a_connection();
+  EXPECT_GT(first->packets(), 0U);
+
+  first.emplace(world_->node, "tap0", ForeignTcx::Place::kFirst);
+  EXPECT_THAT(tcx_programs(world_->node, "tap0"), ElementsAre("foreign", "portway_steer", "foreign"));
+  expect_a_connection();
+  EXPECT_GT(first->packets(), 0U);
+  first.reset();
+  expect_a_connection();
+  EXPECT_THAT(path->mend(16), IsEmpty());
+
+  path->remove(way);
+  EXPECT_THAT(tcx_programs(world_->node, "tap0"), ElementsAre("foreign"));
+  const std::uint64_t before = last.packets();
+  EXPECT_EQ(connect_plainly(world_->node, {address("198.18.2.1"), 0}, local_of(listener)).error, 0);
+  EXPECT_GT(last.packets(), before);
+}
+
+TEST_F(ReturnPathTest, OthersWhoTakeTheHookAwayTakeNoTcxProgramOfOurs) {
+  world_->add_hook("tap0");
+  const auto path = world_->start();
+  add(*path, world_->link("tap0"), address(kV4.guest));
+  world_->delete_hook("tap0");
+  EXPECT_THAT(tcx_programs(world_->node, "tap0"), ElementsAre("portway_steer"));
+  const Fd listener = listen(world_->guest, {address(kV4.guest), 0});
+  EXPECT_EQ(world_->connect_as({address(kV4.client), 40000}, local_of(listener)).error, 0);
 }
 
 TEST_F(ReturnPathTest, TheRulesComeBeforeEverybodyElsesThatAreThereAtStart) {
@@ -932,6 +1001,7 @@ TEST_F(ReturnPathTest, TailscalesCleanUpTakesNoRuleOfOurs) {
 }
 
 TEST_F(ReturnPathTest, AHookThatOthersCameToUseStays) {
+  const auto taken = take_all_tcx(world_->node, "tap0");
   const auto path = world_->start();
   const Way way = add(*path, world_->link("tap0"), address(kV4.guest));
   world_->add_foreign_filter("tap0", "egress", "7");
@@ -940,6 +1010,7 @@ TEST_F(ReturnPathTest, AHookThatOthersCameToUseStays) {
 }
 
 TEST_F(ReturnPathTest, AFirstPlaceThatIsTakenIsAFaultUntilItIsFree) {
+  const auto taken = take_all_tcx(world_->node, "tap0");
   world_->add_hook("tap0");
   world_->add_foreign_filter("tap0", "ingress", "1", "ip");
   const std::string before = world_->listing();
@@ -967,14 +1038,18 @@ TEST_F(ReturnPathTest, ALinkThatIsGoneIsRemovedAndOneMadeAnewUnderItsIndexIsAdde
   world_->node.ip("link del tap7");
   world_->node.ip("link add tap7 index 777 type veth peer name peer7");
   const Way way = add(*path, 777, address("198.18.7.2"));
-  EXPECT_THAT(run_command(&world_->node, {"tc", "filter", "show", "dev", "tap7", "ingress"}),
-              HasSubstr("portway_steer"));
+  EXPECT_THAT(tcx_programs(world_->node, "tap7"), ElementsAre("portway_steer"));
+  world_->node.ip("link del tap7");
+  world_->node.ip("link add tap7 index 777 type veth peer name peer7");
+  EXPECT_THAT(path->mend(16), IsEmpty());
+  EXPECT_THAT(tcx_programs(world_->node, "tap7"), ElementsAre("portway_steer"));
   world_->node.ip("link del tap7");
   path->remove(way);
   EXPECT_THAT(world_->listing(), Not(HasSubstr("proto 210")));
 }
 
 TEST_F(ReturnPathTest, TheNextAddPutsBackWhatSomebodyRemoved) {
+  const auto taken = take_all_tcx(world_->node, "tap0");
   const auto path = world_->start();
   add(*path, world_->link("tap0"), address(kV4.guest));
   const std::string with = world_->listing();
@@ -1005,6 +1080,7 @@ TEST_F(ReturnPathTest, ASecondOneInTheNetworkNamespaceDoesNotStart) {
 }
 
 TEST_F(ReturnPathTest, WhatSomebodyRemovedIsMended) {
+  const auto taken = take_all_tcx(world_->node, "tap0");
   const auto path = world_->start();
   add(*path, world_->link("tap0"), address(kV4.guest));
   add(*path, world_->link("tap1"), address(kV6.neighbour));

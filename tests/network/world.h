@@ -14,6 +14,7 @@
 #include <netinet/ip_icmp.h>
 #include <netinet/tcp.h>
 #include <netpacket/packet.h>
+#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -34,6 +35,7 @@
 #include "network/return_path.h"
 #include "tests/support/capabilities.h"
 #include "tests/support/network.h"
+#include "tests/support/tcx.h"
 
 namespace portway::test {
 
@@ -378,7 +380,7 @@ inline constexpr Network kV4{"198.18.1.2", "198.18.2.2", "198.18.3.2"};
 inline constexpr Network kV6{"fd00:1::2", "fd00:2::2", "fd00:3::2"};
 
 /// client (eth0) -- (eth0) node (tap0) -- (eth0) guest, and (tap1) -- (eth0) neighbour; each of the outer
-/// ones has the node as its default gateway.
+/// ones has the node as its default gateway. The thread that makes it is in the node as long as it is there.
 struct World {
   World() {
     // No waiting until an IPv6 address may be used.
@@ -400,7 +402,13 @@ struct World {
     }
     set_rp_filter("0");
     set_forward("1");
+    if (!home || ::setns(node.fd(), CLONE_NEWNET) != 0) {
+      throw std::system_error(errno, std::generic_category(), "setns");
+    }
   }
+  ~World() { ::setns(home.get(), CLONE_NEWNET); }
+  World(const World&) = delete;
+  World& operator=(const World&) = delete;
 
   void set_rp_filter(const std::string& value) const {
     for (const char* device : {"all", "tap0", "tap1", "eth0"}) {
@@ -490,6 +498,7 @@ struct World {
       if (link(tap) == 0) continue;
       all += run_command(&node, {"tc", "filter", "show", "dev", tap, "ingress"});
       all += run_command(&node, {"tc", "filter", "show", "dev", tap, "egress"});
+      for (const std::string& name : tcx_programs(node, tap)) all += std::string(tap) + " tcx " + name + "\n";
     }
     return all;
   }
@@ -507,6 +516,7 @@ struct World {
     run_command(&node, {"tc", "qdisc", "del", "dev", tap, "clsact"});
   }
 
+  const Fd home{::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC)};
   NetworkNamespace client;
   NetworkNamespace node;
   NetworkNamespace guest;
