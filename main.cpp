@@ -171,10 +171,14 @@ struct StartedReturnPath {
 
 /// Where clients' addresses are not wanted or not to be had, the source guard alone, where that can be had.
 /// An error is the reason to end.
-Result<StartedReturnPath> start_return_path(SourceMode mode) {
+Result<StartedReturnPath> start_return_path(const Config::Proxy& proxy) {
+  const SourceMode mode = proxy.source_mode;
+  const ReturnPathSettings settings{.rule_preference = proxy.source_rule_preference,
+                                    .table = proxy.source_route_table,
+                                    .mark_bit = proxy.source_mark_bit};
   StartedReturnPath started;
   if (mode == SourceMode::kAuto || mode == SourceMode::kTransparent) {
-    auto path = ReturnPath::start();
+    auto path = ReturnPath::start(ReturnPath::Kind::kProgram, settings);
     if (path) {
       started.path = std::move(*path);
       if (started.path->kind() == ReturnPath::Kind::kRules) {
@@ -194,7 +198,7 @@ Result<StartedReturnPath> start_return_path(SourceMode mode) {
     started.why_none = path.error().detail;
     spdlog::info("guests see the node's address as their clients': {}", started.why_none);
   }
-  auto guard = ReturnPath::start(ReturnPath::Kind::kGuardOnly);
+  auto guard = ReturnPath::start(ReturnPath::Kind::kGuardOnly, settings);
   if (guard) {
     started.path = std::move(*guard);
   } else {
@@ -511,7 +515,7 @@ int run(const Arguments& arguments, DaemonLog& log) {
   for (const auto& [is_error, text] : (*store)->take_notices()) {
     spdlog::log(is_error ? spdlog::level::err : spdlog::level::warn, "{}", text);
   }
-  auto return_path = start_return_path(config->proxy.source_mode);
+  auto return_path = start_return_path(config->proxy);
   if (!return_path) return fail(return_path.error(), kExitFailed);
   auto client_refusals = start_client_refusals_if_possible();
   auto device_requests = std::make_unique<DeviceRequests>();

@@ -83,6 +83,9 @@ struct Config {
     std::uint32_t workers = 0;  // threads; 0: one a core; at most 64
     IoBackend io_backend = IoBackend::kAuto;
     SourceMode source_mode = SourceMode::kAuto;
+    std::uint32_t source_rule_preference = 0;   // 0: chosen at start; 2-32,765
+    std::uint32_t source_route_table = 5210;    // not 0, 253 to 255
+    std::uint32_t source_mark_bit = 29;         // of the packet mark; at most 31
     std::uint32_t connections_max = 65536;      // of the whole node; 1-1,000,000
     std::uint32_t instance_share_percent = 75;  // of them, for one instance; 100: no share; 1-100
     std::uint32_t connect_timeout_ms = 5000;    // for a guest to answer the SYN; 1-600,000

@@ -7,6 +7,7 @@
 #include <array>
 #include <cctype>
 #include <cstdint>
+#include <initializer_list>
 #include <set>
 #include <utility>
 
@@ -46,6 +47,17 @@ ConfigKey number_key(std::string_view name, std::int64_t min, std::int64_t max, 
             field(target) = static_cast<std::uint32_t>(number);
             return std::nullopt;
           }};
+}
+
+/// A number key whose range has some that cannot be.
+ConfigKey without(std::initializer_list<std::int64_t> refused, std::string_view why, ConfigKey key) {
+  key.set = [refused = std::vector(refused), why, in_range = std::move(key.set)](
+                ConfigTarget target, const ConfigValue& value) -> std::optional<std::string> {
+    const auto number = std::get<std::int64_t>(value);
+    if (std::ranges::find(refused, number) != refused.end()) return fmt::format("{} {}", number, why);
+    return in_range(target, value);
+  };
+  return key;
 }
 
 ConfigKey bool_key(std::string_view name, Field<bool> field, std::string_view help) {
@@ -300,6 +312,27 @@ std::vector<ConfigKey> make_keys() {
           "the client's own (Portway does not start where the node cannot, which takes CAP_NET_ADMIN and "
           "better CAP_BPF too), \"plain\" is the node's, \"proxy_v2\" is the node's with a PROXY protocol "
           "header before the client's bytes, \"auto\" is transparent where that is possible, else plain."),
+      without(
+          {1}, "leaves no preference for the rule before it, which is taken too; it must be 0, or 2 or more",
+          number_key(
+              "proxy.source_rule_preference", 0, 32'765,
+              [](T t) -> auto& { return t.config.proxy.source_rule_preference; },
+              "The preference of Portway's routing rule in `ip rule`, where guests see their clients' own "
+              "addresses; the one before it is taken too. Rules of other programs that come earlier can keep "
+              "guests' answers away. 0: chosen at start, before everybody else's rules, 5109 at most.")),
+      without(
+          {253, 254, 255}, "is a routing table of the system's (default, main, local); give another one",
+          number_key(
+              "proxy.source_route_table", 1, UINT32_MAX,
+              [](T t) -> auto& { return t.config.proxy.source_route_table; },
+              "The routing table of that rule, with one route that no other program may have there: local "
+              "default dev lo. Not 253 to 255, which are the system's.")),
+      number_key(
+          "proxy.source_mark_bit", 0, 31, [](T t) -> auto& { return t.config.proxy.source_mark_bit; },
+          "The bit of the packet mark that is Portway's alone: it marks guests' answers for that rule, and "
+          "it is cleared from whatever else a guest sends. Kubernetes uses bits 14 and 15, Cilium 8 to 11, "
+          "Tailscale 16 to 23, Calico by default 16 to 31. Clients' addresses are not shown where another "
+          "program's routing rule has the bit."),
       number_key(
           "proxy.connections_max", 1, 1'000'000, [](T t) -> auto& { return t.config.proxy.connections_max; },
           "Connections of the whole node at a time; more are reset and counted."),

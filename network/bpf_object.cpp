@@ -38,12 +38,18 @@ Error error_of(std::string_view what, int error, std::string_view kernel_needed)
 }  // namespace
 
 Result<std::unique_ptr<BpfObject>> BpfObject::load(std::span<const unsigned char> bytes,
-                                                   std::string_view kernel_needed) {
+                                                   std::string_view kernel_needed,
+                                                   std::span<const std::byte> constants) {
   // The library would write to standard error; what went wrong is in our error.
   libbpf_set_print([](libbpf_print_level, const char*, va_list) { return 0; });
   bpf_object* opened = bpf_object__open_mem(bytes.data(), bytes.size(), nullptr);
   if (opened == nullptr) return error_of("open", errno, kernel_needed);
   std::unique_ptr<BpfObject> object(new BpfObject(opened, kernel_needed));
+  if (!constants.empty()) {
+    bpf_map* map = bpf_object__find_map_by_name(opened, ".rodata");
+    if (const int error = bpf_map__set_initial_value(map, constants.data(), constants.size()); error != 0)
+      return object->refused("constants", -error);
+  }
   if (const int error = bpf_object__load(opened); error != 0) return object->refused("load", -error);
   return object;
 }

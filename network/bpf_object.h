@@ -3,6 +3,7 @@
 // are gone.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -21,8 +22,10 @@ class BpfObject {
  public:
   /// kResourceExhausted when the kernel refuses; the detail says why and what would help. `kernel_needed` is
   /// for that: "Linux 5.9". Needs CAP_BPF and CAP_NET_ADMIN.
+  /// `constants` are the object's read-only data, where it has some that are not known until now.
   static Result<std::unique_ptr<BpfObject>> load(std::span<const unsigned char> bytes,
-                                                 std::string_view kernel_needed);
+                                                 std::string_view kernel_needed,
+                                                 std::span<const std::byte> constants = {});
   ~BpfObject();
   BpfObject(const BpfObject&) = delete;
   BpfObject& operator=(const BpfObject&) = delete;

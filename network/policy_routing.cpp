@@ -168,15 +168,15 @@ Result<std::vector<RoutingRule>> our_rules(Netlink& netlink, int family) {
   return rules;
 }
 
-Result<std::vector<std::uint32_t>> other_preferences(Netlink& netlink, int family) {
-  std::vector<std::uint32_t> preferences;
+Result<std::vector<RoutingRule>> other_rules(Netlink& netlink, int family) {
+  std::vector<RoutingRule> rules;
   auto done = list_rules(
-      netlink, family, [&] { preferences.clear(); },
+      netlink, family, [&] { rules.clear(); },
       [&](const RoutingRule& rule, std::uint8_t protocol) {
-        if (protocol != kPortwayProtocol && rule.preference != 0) preferences.push_back(rule.preference);
+        if (protocol != kPortwayProtocol && rule.preference != 0) rules.push_back(rule);
       });
   if (!done) return done.error();
-  return preferences;
+  return rules;
 }
 
 Result<void> add_local_default(Netlink& netlink, int family, std::uint32_t table) {
@@ -190,12 +190,17 @@ Result<void> delete_local_default(Netlink& netlink, int family, std::uint32_t ta
       netlink.request(message, route_text("delete", family, table), {ESRCH, ENOENT, EAFNOSUPPORT}));
 }
 
-Result<bool> has_local_default(Netlink& netlink, int family, std::uint32_t table) {
+namespace {
+
+/// The tables that have one of ours; `table`: of this one only, or 0: of all.
+Result<std::vector<std::uint32_t>> find_local_defaults(Netlink& netlink, int family, std::uint32_t table) {
   rtmsg body{};
   body.rtm_family = static_cast<unsigned char>(family);
+  body.rtm_protocol = kPortwayProtocol;
+  body.rtm_type = RTN_LOCAL;
   NetlinkMessage message(RTM_GETROUTE, 0, body);
-  message.add(RTA_TABLE, table);  // a node may have a million routes in others
-  bool found = false;
+  if (table != 0) message.add(RTA_TABLE, table);  // a node may have a million routes in others
+  std::vector<std::uint32_t> found;
   auto on_route = [&](const nlmsghdr& header) {
     const auto& route = netlink_body<rtmsg>(header);
     std::uint32_t in_table = route.rtm_table;
@@ -204,14 +209,29 @@ Result<bool> has_local_default(Netlink& netlink, int family, std::uint32_t table
       if (attribute.rta_type == RTA_TABLE) in_table = attribute_number(attribute);
       if (attribute.rta_type == RTA_OIF) out = static_cast<int>(attribute_number(attribute));
     });
-    found |= in_table == table && out == kLoopbackIndex && route.rtm_protocol == kPortwayProtocol &&
-             route.rtm_type == RTN_LOCAL && route.rtm_dst_len == 0;
+    const bool wanted = table == 0 || in_table == table;
+    if (wanted && out == kLoopbackIndex && route.rtm_protocol == kPortwayProtocol &&
+        route.rtm_type == RTN_LOCAL && route.rtm_dst_len == 0) {
+      found.push_back(in_table);
+    }
   };
   // A table that was never used does not exist.
   auto done =
-      netlink.dump(message, "ip route list", [&] { found = false; }, on_route, {ENOENT, EAFNOSUPPORT});
+      netlink.dump(message, "ip route list", [&] { found.clear(); }, on_route, {ENOENT, EAFNOSUPPORT});
   if (!done) return done.error();
   return found;
+}
+
+}  // namespace
+
+Result<bool> has_local_default(Netlink& netlink, int family, std::uint32_t table) {
+  auto found = find_local_defaults(netlink, family, table);
+  if (!found) return found.error();
+  return !found->empty();
+}
+
+Result<std::vector<std::uint32_t>> tables_with_local_default(Netlink& netlink, int family) {
+  return find_local_defaults(netlink, family, 0);
 }
 
 InputRoute look_up_input_route(Netlink& netlink, const InputPacket& packet) {

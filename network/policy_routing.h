@@ -23,7 +23,7 @@ struct RoutingRule {
   std::uint32_t table = 0;
   std::string interface = {};  // that they come in by; "lo": that the node sends, and looking up where a
                                // source is; empty: any
-  std::uint32_t mark = 0;      // value and mask: these bits are all set
+  std::uint32_t mark = 0;      // these bits are all set; ours look at no others
   std::optional<IpAddress> source = std::nullopt;
   std::uint16_t source_port = 0;  // TCP; 0: any, and any protocol
 
@@ -36,14 +36,16 @@ Result<void> add_rule(Netlink& netlink, int family, const RoutingRule& rule);
 Result<void> delete_rule(Netlink& netlink, int family, const RoutingRule& rule);
 /// Those of kPortwayProtocol.
 Result<std::vector<RoutingRule>> our_rules(Netlink& netlink, int family);
-/// The preferences of everybody else's rules, in order, without the kernel's own (0, the table `local`).
-Result<std::vector<std::uint32_t>> other_preferences(Netlink& netlink, int family);
+/// Everybody else's, in order, without the kernel's own (0, the table `local`).
+Result<std::vector<RoutingRule>> other_rules(Netlink& netlink, int family);
 
 /// `local default dev lo table TABLE`: whatever is looked up there is delivered to this node.
 Result<void> add_local_default(Netlink& netlink, int family, std::uint32_t table);
 Result<void> delete_local_default(Netlink& netlink, int family, std::uint32_t table);
 /// Whether one of kPortwayProtocol is there.
 Result<bool> has_local_default(Netlink& netlink, int family, std::uint32_t table);
+/// The tables that have one of kPortwayProtocol. The kernel looks through all routes of the family.
+Result<std::vector<std::uint32_t>> tables_with_local_default(Netlink& netlink, int family);
 
 /// A TCP packet that comes in by a link.
 struct InputPacket {

@@ -18,26 +18,30 @@
 #include <utility>
 
 #include "network/policy_routing.h"
-#include "network/steer.h"
 #include "network/syn_filter.h"
 #include "network/traffic_control.h"
 
 namespace portway {
 namespace {
 
-constexpr std::uint32_t kTable = 5210;
 // Where nobody's rules come earlier: apart from Tailscale's, 5210 to 5290, which it deletes whoever made
 // them.
 constexpr std::uint32_t kUsualPreference = 5108;
 // An abstract Unix socket's name is one network namespace's.
 constexpr std::string_view kLockName{"\0portway/return-path", 20};
 
-/// `preference` is that of the second.
-std::array<RoutingRule, 2> mark_rules(std::uint32_t preference) {
+std::uint32_t mark_of(const ReturnPathSettings& settings) {
+  return std::uint32_t{1} << settings.mark_bit;
+}
+
+std::array<RoutingRule, 2> mark_rules(const ReturnPathSettings& settings) {
+  const std::uint32_t mark = mark_of(settings);
   return {
-      RoutingRule{
-          .preference = preference - 1, .table = RT_TABLE_MAIN, .interface = "lo", .mark = kSteerMark},
-      RoutingRule{.preference = preference, .table = kTable, .mark = kSteerMark},
+      RoutingRule{.preference = settings.rule_preference - 1,
+                  .table = RT_TABLE_MAIN,
+                  .interface = "lo",
+                  .mark = mark},
+      RoutingRule{.preference = settings.rule_preference, .table = settings.table, .mark = mark},
   };
 }
 constexpr std::array kFamilies = {AF_INET, AF_INET6};
@@ -47,17 +51,22 @@ int family_of(const IpAddress& address) {
   return address.is_v4() ? AF_INET : AF_INET6;
 }
 
-/// The route of a family and all rules of ours, also those that a predecessor made otherwise.
-Result<void> remove_from_node(Netlink& netlink, int family) {
+/// All of ours, also those that a predecessor made otherwise.
+Result<void> remove_rules(Netlink& netlink, int family) {
   auto rules = our_rules(netlink, family);
   if (!rules) return rules.error();
   for (const RoutingRule& rule : *rules) {
     if (auto done = delete_rule(netlink, family, rule); !done) return done.error();
   }
-  auto has_route = has_local_default(netlink, family, kTable);
+  return {};
+}
+
+Result<void> remove_from_node(Netlink& netlink, int family, std::uint32_t table) {
+  if (auto done = remove_rules(netlink, family); !done) return done.error();
+  auto has_route = has_local_default(netlink, family, table);
   if (!has_route) return has_route.error();
   if (!*has_route) return {};
-  return delete_local_default(netlink, family, kTable);
+  return delete_local_default(netlink, family, table);
 }
 
 Result<void> remove_our_filters(Netlink& netlink, int link) {
@@ -69,10 +78,15 @@ Result<void> remove_our_filters(Netlink& netlink, int link) {
   return {};
 }
 
-/// What a predecessor left that did not end by itself.
+/// What a predecessor left that did not end by itself, whatever its settings were.
 Result<void> remove_everything(Netlink& netlink) {
   for (const int family : kFamilies) {
-    if (auto done = remove_from_node(netlink, family); !done) return done.error();
+    if (auto done = remove_rules(netlink, family); !done) return done.error();
+    auto tables = tables_with_local_default(netlink, family);
+    if (!tables) return tables.error();
+    for (const std::uint32_t table : *tables) {
+      if (auto done = delete_local_default(netlink, family, table); !done) return done.error();
+    }
   }
   auto links = links_with_hook(netlink);
   if (!links) return links.error();
@@ -86,13 +100,31 @@ Result<void> remove_everything(Netlink& netlink) {
 Result<std::uint32_t> choose_preference(Netlink& netlink) {
   std::uint32_t chosen = kUsualPreference + 1;
   for (const int family : kFamilies) {
-    auto others = other_preferences(netlink, family);
+    auto others = other_rules(netlink, family);
     if (!others) return others.error();
-    for (const std::uint32_t other : *others) {
-      if (other > 2) chosen = std::min(chosen, other - 1);
+    for (const RoutingRule& other : *others) {
+      if (other.preference > 2) chosen = std::min(chosen, other.preference - 1);
     }
   }
   return chosen;
+}
+
+/// Our rule would take the packets that another program marks with our bit.
+Result<void> check_mark(Netlink& netlink, const ReturnPathSettings& settings) {
+  for (const int family : kFamilies) {
+    auto others = other_rules(netlink, family);
+    if (!others) return others.error();
+    for (const RoutingRule& other : *others) {
+      if ((other.mark & mark_of(settings)) == 0) continue;
+      return Error{
+          .code = ErrorCode::kResourceExhausted,
+          .detail = fmt::format("return path: another program's routing rule (preference {}, fwmark "
+                                "{:#x}) uses bit {} of the packet mark; set proxy.source_mark_bit to "
+                                "one that no rule in `ip rule` has",
+                                other.preference, other.mark, settings.mark_bit)};
+    }
+  }
+  return {};
 }
 
 /// Nobody else's, for as long as it is open.
@@ -111,9 +143,13 @@ Result<Fd> take_lock() {
                                            std::strerror(errno))};
 }
 
-RoutingRule port_rule(std::uint32_t preference, const std::string& tap, const IpAddress& guest,
+RoutingRule port_rule(const ReturnPathSettings& settings, const std::string& tap, const IpAddress& guest,
                       std::uint16_t port) {
-  return {.preference = preference, .table = kTable, .interface = tap, .source = guest, .source_port = port};
+  return {.preference = settings.rule_preference,
+          .table = settings.table,
+          .interface = tap,
+          .source = guest,
+          .source_port = port};
 }
 
 /// Empty when there is none.
@@ -167,29 +203,29 @@ Result<void> check_ethernet(Netlink& netlink, int link) {
 }
 
 /// Whether the network may be changed at all.
-Result<void> try_rules(Netlink& netlink) {
-  if (auto done = add_local_default(netlink, AF_INET, kTable); !done) return done.error();
-  return delete_local_default(netlink, AF_INET, kTable);
+Result<void> try_rules(Netlink& netlink, std::uint32_t table) {
+  if (auto done = add_local_default(netlink, AF_INET, table); !done) return done.error();
+  return delete_local_default(netlink, AF_INET, table);
 }
 
-Error missing(std::string_view what) {
+Error missing(std::string_view what, std::uint32_t table) {
   return {.code = ErrorCode::kResourceExhausted,
           .detail = fmt::format(
               "return path: {} is not there after it was made; something else on this node removes or "
-              "holds it (protocol 210, table 5210 and the program and tc filter portway_steer are Portway's)",
-              what)};
+              "holds it (protocol 210, table {} and the program and tc filter portway_steer are Portway's)",
+              what, table)};
 }
 
 bool same_code(const std::vector<sock_filter>& a, const std::vector<sock_filter>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(sock_filter)) == 0;
 }
 
-/// A guest's answer to a client; port 0: as the program has marked it.
-InputPacket answer_of(int link, const IpAddress& guest, std::uint16_t port) {
+/// A guest's answer to a client; `mark`: as the program has marked it.
+InputPacket answer_of(int link, const IpAddress& guest, std::uint16_t port, std::uint32_t mark) {
   return {.link = link,
           .source = guest,
           .destination = guest.is_v4() ? kAnyClientV4 : kAnyClientV6,
-          .mark = port == 0 ? __u32{kSteerMark} : 0,
+          .mark = mark,
           .source_port = port};
 }
 
@@ -211,9 +247,10 @@ Result<void> deliver(Netlink& netlink, std::uint32_t preference, const InputPack
         guest, device);
   }
   std::vector<std::uint32_t> before;
-  if (auto others = other_preferences(netlink, family)) {
-    std::ranges::copy_if(*others, std::back_inserter(before),
-                         [preference](std::uint32_t other) { return other < preference; });
+  if (auto others = other_rules(netlink, family)) {
+    for (const RoutingRule& other : *others) {
+      if (other.preference <= preference) before.push_back(other.preference);
+    }
   }
   if (!before.empty()) {
     reason += fmt::format("; routing rules that come before Portway's (preference {}): {}", preference,
@@ -237,18 +274,22 @@ const std::string& ReturnPath::Guest::fault() const {
   return found == faults.end() ? kNoFault : *found;
 }
 
-Result<std::unique_ptr<ReturnPath>> ReturnPath::start(Kind wanted) {
+Result<std::unique_ptr<ReturnPath>> ReturnPath::start(Kind wanted, const ReturnPathSettings& settings) {
   auto lock = take_lock();
   if (!lock) return lock.error();
   auto netlink = Netlink::open();
   if (!netlink) return netlink.error();
   if (auto done = remove_everything(**netlink); !done) return done.error();
-  const auto preference = choose_preference(**netlink);
-  if (!preference) return preference.error();
+  ReturnPathSettings resolved = settings;
+  if (settings.rule_preference == 0) {
+    const auto preference = choose_preference(**netlink);
+    if (!preference) return preference.error();
+    resolved.rule_preference = *preference;
+  }
   std::unique_ptr<SteerProgram> program;
   std::string why_rules = "it was asked for";
   if (wanted != Kind::kRules) {
-    auto loaded = SteerProgram::load();
+    auto loaded = SteerProgram::load(mark_of(settings));
     if (!loaded && wanted == Kind::kGuardOnly) return loaded.error();
     if (loaded) {
       program = std::move(*loaded);
@@ -258,26 +299,30 @@ Result<std::unique_ptr<ReturnPath>> ReturnPath::start(Kind wanted) {
     }
   }
   // With CAP_SYS_ADMIN a program loads that nothing can be attached to without CAP_NET_ADMIN.
-  if (const auto tried = try_rules(**netlink); !tried) {
+  if (const auto tried = try_rules(**netlink, settings.table); !tried) {
     if (program) return tried.error();
     return Error{.code = ErrorCode::kResourceExhausted, .detail = why_rules};
   }
   const Kind kind = program ? wanted : Kind::kRules;
+  if (kind == Kind::kProgram) {
+    if (auto done = check_mark(**netlink, settings); !done) return done.error();
+  }
   std::string why_no_v6;
   if (kind != Kind::kGuardOnly) {
     if (auto tried = try_transparent(kAnyClientV4); !tried) return tried.error();
     if (auto tried = try_transparent(kAnyClientV6); !tried) why_no_v6 = tried.error().detail;
   }
-  return std::unique_ptr<ReturnPath>(new ReturnPath(std::move(*lock), std::move(*netlink), *preference, kind,
+  return std::unique_ptr<ReturnPath>(new ReturnPath(std::move(*lock), std::move(*netlink), resolved, kind,
                                                     std::move(program), std::move(why_rules),
                                                     std::move(why_no_v6)));
 }
 
-ReturnPath::ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, std::uint32_t preference, Kind kind,
-                       std::unique_ptr<SteerProgram> program, std::string why_rules, std::string why_no_v6)
+ReturnPath::ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, const ReturnPathSettings& settings,
+                       Kind kind, std::unique_ptr<SteerProgram> program, std::string why_rules,
+                       std::string why_no_v6)
     : lock_(std::move(lock)),
       netlink_(std::move(netlink)),
-      preference_(preference),
+      settings_(settings),
       kind_(kind),
       program_(std::move(program)),
       why_rules_(std::move(why_rules)),
@@ -335,9 +380,9 @@ const std::string& ReturnPath::fault(const Way& way, const IpAddress& address) c
 Result<void> ReturnPath::make_node(int family) {
   if (kind_ == Kind::kGuardOnly) return {};
   // The route first: a rule to an empty table falls through to the next rule.
-  auto done = add_local_default(*netlink_, family, kTable);
+  auto done = add_local_default(*netlink_, family, settings_.table);
   if (kind_ == Kind::kRules) return done;
-  for (const RoutingRule& rule : mark_rules(preference_)) {
+  for (const RoutingRule& rule : mark_rules(settings_)) {
     if (done) done = add_rule(*netlink_, family, rule);
   }
   return done;
@@ -404,7 +449,7 @@ void ReturnPath::delete_port_rules(const Guest& guest) {
 std::vector<RoutingRule> ReturnPath::port_rules(const Guest& guest, const IpAddress& address) const {
   std::vector<RoutingRule> rules;
   for (const auto& [port, count] : guest.ports)
-    rules.push_back(port_rule(preference_, guest.tap, address, port));
+    rules.push_back(port_rule(settings_, guest.tap, address, port));
   return rules;
 }
 
@@ -433,7 +478,8 @@ void ReturnPath::take_down(int link) {
   if (program_ || !guest.mapped().ports.empty()) (void)remove_our_filters(*netlink_, link);
   if (kind_ == Kind::kGuardOnly) return;
   for (const int family : kFamilies) {
-    if (guest.mapped().has(family) && guests_of(family) == 0) (void)remove_from_node(*netlink_, family);
+    if (guest.mapped().has(family) && guests_of(family) == 0)
+      (void)remove_from_node(*netlink_, family, settings_.table);
   }
 }
 
@@ -457,10 +503,11 @@ Result<void> ReturnPath::add_port(const Way& way, std::uint16_t guest_port) {
   done = set_syn_filter(way.link, *guest);
   for (const IpAddress& address : guest->addresses) {
     if (done)
-      done = add_rule(*netlink_, family_of(address), port_rule(preference_, guest->tap, address, guest_port));
+      done = add_rule(*netlink_, family_of(address), port_rule(settings_, guest->tap, address, guest_port));
     // Of two addresses, one whose way is blocked already does not cost the other one its answers.
     const bool blocked = guest->addresses.size() > 1 && !fault(way, address).empty();
-    if (done && !blocked) done = deliver(*netlink_, preference_, answer_of(way.link, address, guest_port));
+    if (done && !blocked)
+      done = deliver(*netlink_, settings_.rule_preference, answer_of(way.link, address, guest_port, 0));
   }
   if (!done) forget_port(way.link, *guest, guest_port);
   return done;
@@ -476,7 +523,7 @@ void ReturnPath::remove_port(const Way& way, std::uint16_t guest_port) {
 
 void ReturnPath::forget_port(int link, Guest& guest, std::uint16_t guest_port) {
   for (const IpAddress& address : guest.addresses) {
-    (void)delete_rule(*netlink_, family_of(address), port_rule(preference_, guest.tap, address, guest_port));
+    (void)delete_rule(*netlink_, family_of(address), port_rule(settings_, guest.tap, address, guest_port));
   }
   guest.ports.erase(guest_port);
   (void)set_syn_filter(link, guest);
@@ -546,14 +593,14 @@ Result<void> ReturnPath::verify_node(int family) const {
   if (family == AF_INET6 && !why_no_v6_.empty()) {
     return Error{.code = ErrorCode::kResourceExhausted, .detail = why_no_v6_};
   }
-  auto has_route = has_local_default(*netlink_, family, kTable);
+  auto has_route = has_local_default(*netlink_, family, settings_.table);
   if (!has_route) return has_route.error();
-  if (!*has_route) return missing("the route of table 5210");
+  if (!*has_route) return missing(fmt::format("the route of table {}", settings_.table), settings_.table);
   if (kind_ == Kind::kRules) return {};
   auto rules = our_rules(*netlink_, family);
   if (!rules) return rules.error();
-  for (const RoutingRule& wanted : mark_rules(preference_)) {
-    if (std::ranges::find(*rules, wanted) == rules->end()) return missing(to_text(wanted));
+  for (const RoutingRule& wanted : mark_rules(settings_)) {
+    if (std::ranges::find(*rules, wanted) == rules->end()) return missing(to_text(wanted), settings_.table);
   }
   return {};
 }
@@ -563,19 +610,19 @@ Result<void> ReturnPath::verify_link(int link, const Guest& guest, const IpAddre
   if (program_) {
     auto attached = is_attached(link);
     if (!attached) return attached.error();
-    if (!*attached) return missing(fmt::format("the program on link {}", link));
+    if (!*attached) return missing(fmt::format("the program on link {}", link), settings_.table);
   } else {
     if (name_of(*netlink_, link) != guest.tap) return no_such_link(link);  // under that name
     auto filters = our_filters(*netlink_, link);
     if (!filters) return filters.error();
     if (!guest.ports.empty() &&
         (filters->empty() || !same_code(filters->front().code, syn_filter_of(guest)))) {
-      return missing(fmt::format("the filter on link {}", link));
+      return missing(fmt::format("the filter on link {}", link), settings_.table);
     }
     auto rules = our_rules(*netlink_, family_of(address));
     if (!rules) return rules.error();
     for (const RoutingRule& wanted : port_rules(guest, address)) {
-      if (std::ranges::find(*rules, wanted) == rules->end()) return missing(to_text(wanted));
+      if (std::ranges::find(*rules, wanted) == rules->end()) return missing(to_text(wanted), settings_.table);
     }
   }
   return verify_routes(link, guest, address);
@@ -585,9 +632,11 @@ Result<void> ReturnPath::verify_link(int link, const Guest& guest, const IpAddre
 /// else come before it.
 Result<void> ReturnPath::verify_routes(int link, const Guest& guest, const IpAddress& address) const {
   if (kind_ == Kind::kGuardOnly) return {};
-  if (kind_ == Kind::kProgram) return deliver(*netlink_, preference_, answer_of(link, address, 0));
+  if (kind_ == Kind::kProgram)
+    return deliver(*netlink_, settings_.rule_preference, answer_of(link, address, 0, mark_of(settings_)));
   for (const auto& [port, count] : guest.ports) {
-    if (auto done = deliver(*netlink_, preference_, answer_of(link, address, port)); !done) return done;
+    if (auto done = deliver(*netlink_, settings_.rule_preference, answer_of(link, address, port, 0)); !done)
+      return done;
   }
   return {};
 }

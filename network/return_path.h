@@ -8,7 +8,7 @@
 //     5109: fwmark 0x20000000/0x20000000 lookup 5210
 //     local default dev lo table 5210
 // The preferences are lower ones where somebody's rules come earlier at start: ours concern nobody else's
-// packets.
+// packets. These, the table and the bit of the mark can be set otherwise.
 // The first is for the check of the source address: with src_valid_mark it is looked up with the packet's
 // mark too, and would find all the world to be this node. Cost does not grow with the number of forwards.
 // Nothing is changed for packets that belong to no connection of the node: the guest's own connections and
@@ -57,6 +57,15 @@
 
 namespace portway {
 
+/// What it takes of the numbers that all programs of a node share.
+struct ReturnPathSettings {
+  std::uint32_t rule_preference = 0;  // of the rule that leads to the table, from 2; the one before it is
+                                      // taken too. 0: chosen at start
+  std::uint32_t table = 5210;         // none of the kernel's: 0, 253 to 255
+  std::uint32_t mark_bit = 29;        // 0-31; free of what Kubernetes (14, 15), Cilium (8-11) and Tailscale
+                                      // (16-23) use
+};
+
 /// What add() has made for a guest. A link's next add() has another generation, and what names the one before
 /// has no effect any more: a late clean-up of an ended session cannot hit the next one on its tap.
 struct Way {
@@ -79,7 +88,9 @@ class ReturnPath {
   /// CAP_NET_ADMIN, a newer kernel). Then nothing was made. It also tries whether a socket can be bound to an
   /// address that is not the node's: what works then is refused later only where a port is in use. kProgram:
   /// rules where the kernel takes no program; kRules: whatever the kernel can do.
-  static Result<std::unique_ptr<ReturnPath>> start(Kind wanted = Kind::kProgram);
+  /// kProgram is also refused where a routing rule of another program has the mark's bit.
+  static Result<std::unique_ptr<ReturnPath>> start(Kind wanted = Kind::kProgram,
+                                                   const ReturnPathSettings& settings = {});
 
   /// Removes everything.
   ~ReturnPath();
@@ -138,7 +149,7 @@ class ReturnPath {
     const std::string& fault() const;
   };
 
-  ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, std::uint32_t preference, Kind kind,
+  ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, const ReturnPathSettings& settings, Kind kind,
              std::unique_ptr<SteerProgram> program, std::string why_rules, std::string why_no_v6);
 
   const Guest* find(const Way& way) const;
@@ -165,7 +176,7 @@ class ReturnPath {
 
   const Fd lock_;  // one in a network namespace
   const std::unique_ptr<Netlink> netlink_;
-  const std::uint32_t preference_;  // of the rules that lead to our table
+  const ReturnPathSettings settings_;  // with the preference that was chosen
   const Kind kind_;
   const std::unique_ptr<SteerProgram> program_;  // null: rules
   const std::string why_rules_;

@@ -58,6 +58,10 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+// One bit of the packet mark means "belongs to a connection of this node's stack". The loader says which; the
+// rest of the mark is other people's.
+const volatile __u32 steer_mark;
+
 struct {
   __uint(type, BPF_MAP_TYPE_HASH);
   __uint(map_flags, BPF_F_NO_PREALLOC);
@@ -319,8 +323,8 @@ int portway_steer(struct __sk_buff* skb) {
   // The bit is ours alone: whoever else set it does not get a packet into the stack. One store for both,
   // behind a barrier: of two, clang makes one by way of a computed address, which the verifier does not allow
   // here.
-  __u32 bit = verdict == kSteer ? kSteerMark : 0;
+  __u32 bit = verdict == kSteer ? steer_mark : 0;
   asm volatile("" : "+r"(bit));
-  skb->mark = (skb->mark & ~kSteerMark) | bit;
+  skb->mark = (skb->mark & ~steer_mark) | bit;
   return TC_ACT_UNSPEC;  // no verdict: other people's filters go on, and may still drop it
 }

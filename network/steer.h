@@ -3,11 +3,6 @@
 
 #include "network/bpf_address.h"
 
-// One bit of the packet mark means "belongs to a connection of this node's stack". The rest of the mark is
-// other people's; this bit is free of what Kubernetes (0x4000, 0x8000), Cilium (0x0f00) and Tailscale
-// (0xff0000) use.
-enum { kSteerMark = 0x20000000 };
-
 // Taps of a node: more than a node has virtual machines. One more is refused by the map (E2BIG).
 enum { kSteerGuestsMax = 65536 };
 

@@ -3,6 +3,7 @@
 #include <bpf/bpf.h>
 
 #include <cerrno>
+#include <span>
 #include <utility>
 
 #include "network/steer.h"
@@ -16,8 +17,8 @@ constexpr __u32 kBefore = 1U << 3;  // BPF_F_BEFORE: with nothing named, before 
 
 }  // namespace
 
-Result<std::unique_ptr<SteerProgram>> SteerProgram::load() {
-  auto object = BpfObject::load(steer_object(), "Linux 5.2");
+Result<std::unique_ptr<SteerProgram>> SteerProgram::load(std::uint32_t mark) {
+  auto object = BpfObject::load(steer_object(), "Linux 5.2", std::as_bytes(std::span(&mark, 1)));
   if (!object) return object.error();
   bpf_prog_info info{};
   __u32 size = sizeof info;

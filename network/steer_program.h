@@ -18,8 +18,8 @@ namespace portway {
 class SteerProgram {
  public:
   /// kResourceExhausted when the kernel refuses; the detail says why and what would help. Needs CAP_BPF and
-  /// CAP_NET_ADMIN, and Linux 5.2.
-  static Result<std::unique_ptr<SteerProgram>> load();
+  /// CAP_NET_ADMIN, and Linux 5.2. `mark`: the bit of the packet mark that it sets.
+  static Result<std::unique_ptr<SteerProgram>> load(std::uint32_t mark);
   /// For attaching; owned by this object.
   int fd() const { return program_; }
   /// As the kernel's listings name it.

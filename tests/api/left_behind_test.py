@@ -109,6 +109,22 @@ class LeftBehind(unittest.TestCase):
                     node.stop()
                     self.assertEqual(state(), [])
 
+    def test_the_start_after_a_kill_removes_what_has_other_numbers(self):
+        with daemon("proxy.source_mode=transparent", "proxy.source_rule_preference=1200", "proxy.source_route_table=70000",
+                    "proxy.source_mark_bit=3") as node:
+            self.serve(node)
+            node.kill()
+            left = state()
+            for number in ("1199:", "1200:", "fwmark 0x8/0x8", "lookup 70000", "table 70000"):
+                self.assertTrue([line for line in left if number in line], (number, left))
+            node.settings = [setting for setting in node.settings if not setting.startswith("proxy.source_")]
+            node.start()
+            self.serve(node)
+            self.assertFalse([line for line in state() if "70000" in line or "0x8/0x8" in line], state())
+            self.assertTrue([line for line in state() if "lookup 5210" in line], state())
+            node.stop()
+            self.assertEqual(state(), [])
+
     def test_what_a_running_daemon_and_other_programs_have_stays(self):
         run("ip", "rule", "add", "pref", "5210", "fwmark", "0x80000/0xff0000", "lookup", "main")
         run("ip", "rule", "add", "pref", "5211", "fwmark", "0x40000/0xff0000", "lookup", "5210")

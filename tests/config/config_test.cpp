@@ -78,6 +78,9 @@ TEST(Config, EveryKeyCanBeSet) {
     workers = 2
     io_backend = "epoll"
     source_mode = "plain"
+    source_rule_preference = 1200
+    source_route_table = 4294967295
+    source_mark_bit = 0
     connections_max = 100
     connect_timeout_ms = 250
     half_close_timeout_s = 60
@@ -106,6 +109,9 @@ TEST(Config, EveryKeyCanBeSet) {
   EXPECT_EQ(config.proxy.workers, 2U);
   EXPECT_EQ(config.proxy.io_backend, IoBackend::kEpoll);
   EXPECT_EQ(config.proxy.source_mode, SourceMode::kPlain);
+  EXPECT_EQ(config.proxy.source_rule_preference, 1200U);
+  EXPECT_EQ(config.proxy.source_route_table, 4294967295U);
+  EXPECT_EQ(config.proxy.source_mark_bit, 0U);
   EXPECT_EQ(config.proxy.connections_max, 100U);
   EXPECT_EQ(config.proxy.connect_timeout_ms, 250U);
   EXPECT_EQ(config.proxy.half_close_timeout_s, 60U);
@@ -176,6 +182,14 @@ TEST(Config, ValuesOutsideTheirRangeAreRefused) {
   for (const char* text : {
            "proxy.workers = -1",
            "proxy.connections_max = 0",
+           "proxy.source_rule_preference = 32766",
+           "proxy.source_rule_preference = -1",
+           "proxy.source_route_table = 0",
+           "proxy.source_route_table = 253",
+           "proxy.source_route_table = 255",
+           "proxy.source_route_table = 4294967296",
+           "proxy.source_mark_bit = 32",
+           "proxy.source_mark_bit = -1",
            "proxy.connect_timeout_ms = 0",
            "proxy.keepalive_s = 32768",
            "proxy.pipes_max = 0",
@@ -211,6 +225,17 @@ TEST(Config, ValuesOutsideTheirRangeAreRefused) {
        }) {
     EXPECT_FALSE(parse_config(text, "portway.toml")) << text;
   }
+}
+
+TEST(Config, NumbersThatTheKernelHasTakenAreRefused) {
+  EXPECT_EQ(refusal("proxy.source_rule_preference = 1\n", "proxy.source_rule_preference"),
+            "portway.toml:1: proxy.source_rule_preference: 1 leaves no preference for the rule before it, "
+            "which is taken too; it must be 0, or 2 or more");
+  EXPECT_EQ(
+      refusal("proxy.source_route_table = 254\n", "proxy.source_route_table"),
+      "portway.toml:1: proxy.source_route_table: 254 is a routing table of the system's (default, main, "
+      "local); give another one");
+  parsed("proxy.source_rule_preference = 2\nproxy.source_route_table = 252\nproxy.source_mark_bit = 31\n");
 }
 
 TEST(Config, WhatThisVersionCannotDoIsRefusedAndNotIgnored) {

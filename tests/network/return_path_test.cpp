@@ -986,6 +986,88 @@ TEST_F(ReturnPathTest, TheRulesComeBeforeEverybodyElsesThatAreThereAtStart) {
   EXPECT_EQ(world_->connect_as({address(kV4.client), 40000}, local_of(listener)).error, 0);
 }
 
+constexpr ReturnPathSettings kOtherNumbers{.rule_preference = 1200, .table = 70'000, .mark_bit = 0};
+
+TEST_F(ReturnPathTest, PreferenceTableAndMarkBitCanBeChosen) {
+  world_->add_default_route();
+  const std::string before = world_->listing();
+  for (const std::uint32_t bit : {0U, 31U}) {
+    SCOPED_TRACE(bit);
+    ReturnPathSettings settings = kOtherNumbers;
+    settings.mark_bit = bit;
+    const auto path = world_->start(ReturnPath::Kind::kProgram, settings);
+    const Way way = add(*path, world_->link("tap0"), address(kV4.guest));
+    const Way v6 = add(*path, world_->link("tap1"), address(kV6.neighbour));
+    const std::string mark = bit == 0 ? "0x1/0x1" : "0x80000000/0x80000000";
+    EXPECT_THAT(world_->listing(),
+                AllOf(HasSubstr("1199:\tfrom all fwmark " + mark + " iif lo lookup main proto 210"),
+                      HasSubstr("1200:\tfrom all fwmark " + mark + " lookup 70000 proto 210"),
+                      HasSubstr("local default dev lo table 70000 proto 210"), Not(HasSubstr("5210 proto"))));
+    const Fd listener = listen(world_->guest, {address(kV4.guest), 0});
+    EXPECT_EQ(world_->connect_as({address(kV4.client), 40000}, local_of(listener)).error, 0);
+    const Fd listener_v6 = listen(world_->neighbour, {address(kV6.neighbour), 0});
+    EXPECT_EQ(world_->connect_as({address(kV6.client), 40000}, local_of(listener_v6), "tap1").error, 0);
+    path->remove(way);
+    path->remove(v6);
+    EXPECT_EQ(world_->listing(), before);
+  }
+}
+
+TEST_F(ReturnPathTest, PreferenceAndTableOfPortsRulesCanBeChosenToo) {
+  const auto path = world_->start(ReturnPath::Kind::kRules, kOtherNumbers);
+  const Way way = add(*path, world_->link("tap0"), address(kV4.guest));
+  const Fd listener = listen(world_->guest, {address(kV4.guest), 0});
+  ASSERT_TRUE(path->add_port(way, local_of(listener).port()));
+  EXPECT_THAT(world_->listing(),
+              AllOf(HasSubstr("1200:\t"), HasSubstr("lookup 70000"), Not(HasSubstr("5210"))));
+  EXPECT_EQ(world_->connect_as({address(kV4.client), 40000}, local_of(listener)).error, 0);
+}
+
+TEST_F(ReturnPathTest, WhatAKilledPredecessorWithOtherNumbersLeftIsRemovedToo) {
+  world_->node.ip("route add local 203.0.113.7 dev lo table 70000");
+  world_->node.ip("route add local default dev lo table 70001 proto static");
+  const std::string before = world_->listing();
+  const int tap0 = world_->link("tap0");
+  const int tap1 = world_->link("tap1");
+  world_->node.run([&] {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      auto path = ReturnPath::start(ReturnPath::Kind::kProgram, kOtherNumbers);
+      const bool made = path && (*path)->fault((*path)->add(tap0, address(kV4.guest))).empty() &&
+                        (*path)->fault((*path)->add(tap1, address(kV6.neighbour))).empty();
+      ::_exit(made ? 0 : 1);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    ASSERT_EQ(status, 0);
+  });
+  EXPECT_THAT(world_->listing(), HasSubstr("table 70000 proto 210"));
+  const auto path = world_->start(ReturnPath::Kind::kGuardOnly);
+  EXPECT_EQ(world_->listing(), before);
+}
+
+TEST_F(ReturnPathTest, AMarkBitThatAnothersRuleHasIsRefused) {
+  world_->node.ip("-6 rule add pref 9000 fwmark 0x30000000/0xf0000000 lookup main");
+  const std::string before = world_->listing();
+  EXPECT_EQ(world_->start(ReturnPath::Kind::kGuardOnly)->kind(), ReturnPath::Kind::kGuardOnly)
+      << "marks nothing";
+  const auto refused = ReturnPath::start();
+  ASSERT_FALSE(refused);
+  EXPECT_THAT(refused.error().detail, AllOf(HasSubstr("preference 9000, fwmark 0x30000000"),
+                                            HasSubstr("bit 29"), HasSubstr("set proxy.source_mark_bit")));
+  EXPECT_EQ(world_->listing(), before);
+  const auto path = world_->start(ReturnPath::Kind::kProgram, {.mark_bit = 30});
+  add(*path, world_->link("tap0"), address(kV4.guest));
+}
+
+TEST_F(ReturnPathTest, ARuleOfEqualPreferenceThatWasThereFirstIsToldWhereItIsInTheWay) {
+  world_->add_default_route();
+  world_->node.ip("rule add pref 1200 iif tap0 lookup main");
+  const auto path = world_->start(ReturnPath::Kind::kProgram, kOtherNumbers);
+  const Way way = path->add(world_->link("tap0"), address(kV4.guest));
+  EXPECT_THAT(path->fault(way), HasSubstr("(preference 1200): 1200"));
+}
+
 // Tailscale deletes what is at its preferences, whoever made it.
 TEST_F(ReturnPathTest, TailscalesCleanUpTakesNoRuleOfOurs) {
   for (const char* preference : {"5210", "5230", "5250", "5270"}) {

@@ -450,9 +450,10 @@ struct World {
     return index;
   }
 
-  std::unique_ptr<ReturnPath> start(ReturnPath::Kind wanted = ReturnPath::Kind::kProgram) const {
+  std::unique_ptr<ReturnPath> start(ReturnPath::Kind wanted = ReturnPath::Kind::kProgram,
+                                    const ReturnPathSettings& settings = {}) const {
     std::unique_ptr<ReturnPath> path;
-    node.run([&] { path = ReturnPath::start(wanted).value(); });
+    node.run([&] { path = ReturnPath::start(wanted, settings).value(); });
     return path;
   }
 
