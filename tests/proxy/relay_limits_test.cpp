@@ -98,8 +98,8 @@ TEST_P(RelayLimits, AcceptingPausesWithoutDescriptorsAndGoesOnWhenThereAreSome) 
   EXPECT_TRUE(rig.run_until([&] { return guest.received() == "patience"; }));
 }
 
-// Each listener that clients came to meanwhile put off the time at which all of them try again: where many came
-// one after the other, the first one waited for ever.
+// Each listener that clients came to meanwhile put off the time at which all of them try again: where many
+// came one after the other, the first one waited for ever.
 TEST_P(RelayLimitsSimulated, ClientsThatComeWhileAcceptingPausesDoNotPutOffTheOthers) {
   Rig rig(GetParam());
   std::vector<Endpoint> entries;
