@@ -24,6 +24,7 @@ struct AnswerBudget::State {
 
 AnswerBudget::Share::Share(std::shared_ptr<State> state, Payer payer, std::size_t bytes)
     : state_(std::move(state)), payer_(std::move(payer)), bytes_(bytes) {
+  if (bytes_ == 0) return;
   state_->taken += bytes_;
   if (!payer_.has_key) state_->taken_without_key += bytes_;
   state_->payers[payer_.name] += bytes_;
@@ -31,7 +32,7 @@ AnswerBudget::Share::Share(std::shared_ptr<State> state, Payer payer, std::size_
 }
 
 AnswerBudget::Share::~Share() {
-  if (state_ == nullptr) return;  // moved from
+  if (state_ == nullptr || bytes_ == 0) return;  // moved from, or nothing
   state_->taken -= bytes_;
   if (!payer_.has_key) state_->taken_without_key -= bytes_;
   const auto payer = state_->payers.find(payer_.name);

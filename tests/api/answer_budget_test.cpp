@@ -62,6 +62,14 @@ TEST(AnswerBudget, KnowsOnceThatAPeakIsOver) {
   EXPECT_FALSE(budget.is_over_a_peak());
 }
 
+TEST(AnswerBudget, AnswersOfNoBytesTakeNothingHoweverManyEndTogether) {
+  AnswerBudget budget(600);
+  std::vector<AnswerBudget::Share> shares;
+  for (int i = 0; i < 2; ++i) shares.push_back(budget.take_anyway(kAlice, 0));
+  shares.clear();
+  EXPECT_EQ(budget.stats().bytes, 0U);
+}
+
 TEST(AnswerBudget, MayGoBeforeItsShares) {
   auto budget = std::make_unique<AnswerBudget>();
   const auto share = budget->take(kAlice, 10);
