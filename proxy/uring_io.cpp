@@ -273,11 +273,13 @@ class UringIo final : public KernelIo {
 
   /// With DEFER_TASKRUN a call works off no more than 20 events (io_uring/io_uring.c,
   /// IO_LOCAL_TW_DEFAULT_MAX, since Linux 6.14). Those behind them would wait for another turn, and under
-  /// load for hundreds of them.
+  /// load for hundreds of them. The flag alone proves nothing: the kernel sets it behind the event that it is
+  /// about, which may have been worked off by then.
   void collect_all() {
-    while ((IO_URING_READ_ONCE(*ring_.sq.kflags) & IORING_SQ_TASKRUN) != 0 &&
-           io_uring_cq_ready(&ring_) < kCompletions / 2) {
-      if (io_uring_get_events(&ring_) < 0) break;
+    for (bool more = true; more && (IO_URING_READ_ONCE(*ring_.sq.kflags) & IORING_SQ_TASKRUN) != 0;) {
+      const unsigned ready = io_uring_cq_ready(&ring_);
+      if (ready >= kCompletions / 2 || io_uring_get_events(&ring_) < 0) break;
+      more = io_uring_cq_ready(&ring_) > ready;
     }
     collect();
   }

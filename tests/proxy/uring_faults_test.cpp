@@ -32,6 +32,7 @@ class UringFaults : public testing::Test {
     ++entered_;
     if (chance(refusals_)) return errors_[random_() % errors_.size()];
     const int result = enter_uring(ring, timeout);
+    if (stale_flag_) *ring.sq.kflags |= IORING_SQ_TASKRUN;
     if (!chance(losses_)) return result;
     const unsigned lost = io_uring_cq_ready(&ring);
     if (lost == 0) return result;
@@ -78,6 +79,7 @@ class UringFaults : public testing::Test {
 
   double refusals_ = 0;
   double losses_ = 0;
+  bool stale_flag_ = false;  // more events are told of than there are
   std::vector<int> errors_ = {-EAGAIN, -EBUSY, -ENOMEM};
   std::uint64_t entered_ = 0;
   std::uint64_t lost_ = 0;
@@ -150,6 +152,17 @@ TEST_F(UringFaults, MoreThanTheQueueHoldsWaitsForItsTurn) {
     for (const Completion& completion : io->wait(10ms)) count -= completion.more ? 0 : 1;
   }
   EXPECT_EQ(count, 0u);
+}
+
+// The kernel sets the flag behind the event that it is about, which may have been worked off by then. A
+// worker asked for more until another event came, and its clients waited.
+TEST_F(UringFaults, AFlagThatTellsOfEventsThatAreNotThereHoldsNobodyUp) {
+  Rig rig(Backend::kUring, options());
+  stale_flag_ = true;
+  const auto [client, guest] = rig.open();
+  client.send("still here");
+  EXPECT_TRUE(rig.run_until([&, &guest = guest] { return guest.received() == "still here"; }));
+  EXPECT_TRUE(rig.worker_sleeps());
 }
 
 // A slot whose last completion was lost stayed for ever, a socket whose edge was lost stood still.
