@@ -1111,8 +1111,7 @@ void ConnectionSet::schedule(std::uint32_t index) {
   const ConnectionSlot& slot = table_[index];
   Nanos deadline = TimerWheel::kNever;
   if (slot.state == ConnectionState::kConnecting) {
-    const bool waits = connections_[index].device_due != TimerWheel::kNever;
-    deadline = waits ? io_.now() + kDeviceLooks : deadline_after(slot.accepted_ns, options_.connect_timeout);
+    deadline = deadline_after(slot.accepted_ns, options_.connect_timeout);
     const Nanos ask = deadline_after(slot.accepted_ns, kAskAfter);
     if (io_.now() < ask) deadline = std::min(deadline, ask);
   } else if (slot.state == ConnectionState::kRelaying) {
@@ -1229,7 +1228,8 @@ void ConnectionSet::remove(ConnectionList& list, ListLinks Connection::*links, s
   --list.size;
 }
 
-/// Calls visit(index) for each live connection of the forward; `visit` may end the one that it is given.
+/// Calls visit(index) for each connection of the forward that is not being ended; `visit` may end the one
+/// that it is given.
 template <class Visit>
 void ConnectionSet::for_each_live(const ServedForward& forward, Visit visit) {
   for (std::uint32_t index = of(forward).all.first; index != ConnectionList::kNone;) {
