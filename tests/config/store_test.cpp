@@ -150,6 +150,13 @@ class FileSizeLimit {
 
 class StoreTest : public testing::Test {
  protected:
+  /// On the store's directory, for this thread's process only.
+  void mount_small_filesystem() {
+    ASSERT_EQ(unshare(CLONE_NEWNS), 0);
+    ASSERT_EQ(mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr), 0);
+    ASSERT_EQ(mount("small", directory_.c_str(), "tmpfs", 0, "size=512k"), 0);
+  }
+
   StoreTest() {
     std::string name = (fs::temp_directory_path() / "portway_store_XXXXXX").string();
     EXPECT_NE(mkdtemp(name.data()), nullptr);
@@ -826,9 +833,7 @@ TEST_F(StoreTest, AFailingDiskChangesNothingAndTheNextCallWorksOnceItIsWell) {
 
 TEST_F(StoreTest, AFullDiskChangesNothingAndTheNextCallWorksOnceThereIsRoom) {
   PORTWAY_NEEDS(geteuid() == 0 ? "" : "mounting a small filesystem needs root: run the tests with sudo");
-  ASSERT_EQ(unshare(CLONE_NEWNS), 0);
-  ASSERT_EQ(mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr), 0);
-  ASSERT_EQ(mount("small", directory_.c_str(), "tmpfs", 0, "size=512k"), 0);
+  mount_small_filesystem();
   {
     const auto store = open_store();
     const Instance instance = make_instance("vm-1");
@@ -985,9 +990,7 @@ TEST_F(StoreTest, AFileThatTookItsPlaceIsNotOverwrittenAndChangesAreRefusedMeanw
 
 TEST_F(StoreTest, WhereFilesCannotBeWrittenAnewChangesAreRefusedUntilTheyCan) {
   PORTWAY_NEEDS(geteuid() == 0 ? "" : "mounting a small filesystem needs root: run the tests with sudo");
-  ASSERT_EQ(unshare(CLONE_NEWNS), 0);
-  ASSERT_EQ(mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr), 0);
-  ASSERT_EQ(mount("small", directory_.c_str(), "tmpfs", 0, "size=512k"), 0);
+  mount_small_filesystem();
   {
     const auto store = open_store();
     const Instance instance = make_instance("vm-1");

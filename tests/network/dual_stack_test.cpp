@@ -32,15 +32,7 @@ std::vector<IpAddress> both_of_guest() {
   return {address(kV4.guest), address(kV6.guest)};
 }
 
-class DualStackGuard : public testing::Test {
- protected:
-  void SetUp() override {
-    PORTWAY_NEEDS(test::why_no_namespaces());
-    world_.emplace();
-  }
-
-  std::optional<World> world_;
-};
+class DualStackGuard : public WorldTest {};
 
 class DualStackGuest : public DualStackGuard, public testing::WithParamInterface<ReturnPath::Kind> {
  protected:

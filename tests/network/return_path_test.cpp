@@ -55,15 +55,23 @@ Way add(ReturnPath& path, int link, const IpAddress& guest) {
   return way;
 }
 
-class ReturnPathTest : public testing::Test {
- protected:
-  void SetUp() override {
-    PORTWAY_NEEDS(test::why_no_namespaces());
-    world_.emplace();
-  }
+class ReturnPathTest : public WorldTest {};
 
-  std::optional<World> world_;
-};
+/// A daemon that is killed once `use` has succeeded: what it has made stays.
+template <class Use>
+void die_after(const test::NetworkNamespace& node, Use use,
+               ReturnPath::Kind kind = ReturnPath::Kind::kProgram, const ReturnPathSettings& settings = {}) {
+  node.run([&] {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      auto path = ReturnPath::start(kind, settings);
+      ::_exit(path && use(**path) ? 0 : 1);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    ASSERT_EQ(status, 0);
+  });
+}
 
 // ---- Connections, under all settings of the node ----
 
@@ -476,8 +484,15 @@ TEST_P(ReturnPathIcmpTest, AQuotedFragmentHasNoPorts) {
   EXPECT_EQ(error_of(flow), 0);
 }
 
-TEST_P(ReturnPathIcmpTest, ARedirectGoesNowhere) {
-  if (v6()) GTEST_SKIP() << "no router forwards one";
+/// No router forwards one of IPv6.
+class ReturnPathRedirectTest : public ReturnPathIcmpTest {};
+INSTANTIATE_TEST_SUITE_P(Families, ReturnPathRedirectTest,
+                         testing::Values(Setting{.name = "V4"},
+                                         Setting{
+                                             .name = "V4Strict", .rp_filter = "1", .src_valid_mark = "1"}),
+                         [](const auto& test) { return test.param.name; });
+
+TEST_P(ReturnPathRedirectTest, ARedirectGoesNowhere) {
   const Flow flow = open(40000);
   EXPECT_TRUE(is_kept(make_error(false, ICMP_REDIRECT, ICMP_REDIR_HOST, 0xc6120363, flow.packet)));
   EXPECT_THAT(run_command(&world_->node, {"ip", "route", "get", guest(0).address().to_string()}),
@@ -742,17 +757,12 @@ TEST_P(ReturnPathRulesTest, AFilterOfAKilledPredecessorIsRemovedByTheNextStart) 
   const std::string before = world_->listing();
   EXPECT_THAT(before, HasSubstr("bytecode"));
   path_.reset();
-  world_->node.run([&] {
-    const pid_t child = ::fork();
-    if (child == 0) {
-      auto path = ReturnPath::start(ReturnPath::Kind::kRules);
-      const bool made = path && (*path)->add_port((*path)->add(way_.link, guest(0).address()), kForwarded);
-      ::_exit(made ? 0 : 1);
-    }
-    int status = 0;
-    ASSERT_EQ(::waitpid(child, &status, 0), child);
-    ASSERT_EQ(status, 0);
-  });
+  die_after(
+      world_->node,
+      [&](ReturnPath& path) {
+        return static_cast<bool>(path.add_port(path.add(way_.link, guest(0).address()), kForwarded));
+      },
+      ReturnPath::Kind::kRules);
   EXPECT_THAT(world_->listing(), HasSubstr("bytecode"));
   path_ = world_->start();
   EXPECT_THAT(world_->listing(), Not(HasSubstr("clsact")));
@@ -887,17 +897,9 @@ TEST_P(ReturnPathHookTest, WhatAKilledPredecessorLeftIsRemovedByTheNextStart) {
   const int tap1 = world_->link("tap1");
   world_->add_hook("tap1");
   const std::string with_hook_of_others = world_->listing();
-  world_->node.run([&] {
-    const pid_t child = ::fork();
-    if (child == 0) {
-      auto path = ReturnPath::start();
-      const bool made = path && (*path)->fault((*path)->add(tap0, address(kV4.guest))).empty() &&
-                        (*path)->fault((*path)->add(tap1, address(kV6.guest))).empty();
-      ::_exit(made ? 0 : 1);
-    }
-    int status = 0;
-    ASSERT_EQ(::waitpid(child, &status, 0), child);
-    ASSERT_EQ(status, 0);
+  die_after(world_->node, [&](ReturnPath& path) {
+    return path.fault(path.add(tap0, address(kV4.guest))).empty() &&
+           path.fault(path.add(tap1, address(kV6.guest))).empty();
   });
   EXPECT_THAT(world_->listing(), HasSubstr("proto 210"));
   EXPECT_EQ(world_->listing().find("portway_steer") == std::string::npos, by_tcx())
@@ -1029,18 +1031,13 @@ TEST_F(ReturnPathTest, WhatAKilledPredecessorWithOtherNumbersLeftIsRemovedToo) {
   const std::string before = world_->listing();
   const int tap0 = world_->link("tap0");
   const int tap1 = world_->link("tap1");
-  world_->node.run([&] {
-    const pid_t child = ::fork();
-    if (child == 0) {
-      auto path = ReturnPath::start(ReturnPath::Kind::kProgram, kOtherNumbers);
-      const bool made = path && (*path)->fault((*path)->add(tap0, address(kV4.guest))).empty() &&
-                        (*path)->fault((*path)->add(tap1, address(kV6.neighbour))).empty();
-      ::_exit(made ? 0 : 1);
-    }
-    int status = 0;
-    ASSERT_EQ(::waitpid(child, &status, 0), child);
-    ASSERT_EQ(status, 0);
-  });
+  die_after(
+      world_->node,
+      [&](ReturnPath& path) {
+        return path.fault(path.add(tap0, address(kV4.guest))).empty() &&
+               path.fault(path.add(tap1, address(kV6.neighbour))).empty();
+      },
+      ReturnPath::Kind::kProgram, kOtherNumbers);
   EXPECT_THAT(world_->listing(), HasSubstr("table 70000 proto 210"));
   const auto path = world_->start(ReturnPath::Kind::kGuardOnly);
   EXPECT_EQ(world_->listing(), before);

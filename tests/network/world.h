@@ -35,6 +35,7 @@
 #include "network/return_path.h"
 #include "tests/support/capabilities.h"
 #include "tests/support/network.h"
+#include "tests/support/requirements.h"
 #include "tests/support/tcx.h"
 
 namespace portway::test {
@@ -527,5 +528,15 @@ struct World {
 inline IpAddress address(std::string_view text) {
   return parse_address(text).value();
 }
+
+class WorldTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    PORTWAY_NEEDS(why_no_namespaces());
+    world_.emplace();
+  }
+
+  std::optional<World> world_;
+};
 
 }  // namespace portway::test
