@@ -37,13 +37,11 @@ CheckStep listener_step(const ForwardStatus& status, bool refusing) {
   const std::string where =
       fmt::format("port {} of {}", status.forward.host_port, fmt::join(status.bind_addresses, ", "));
   if (!status.lost_addresses.empty()) {
-    std::vector<std::string> lost;
-    for (const IpAddress& address : status.lost_addresses) lost.push_back(address.to_string());
     return {"listener", false,
             fmt::format("The node does not have {} now, where it is to listen: nothing for it arrives. Add "
                         "the address to an "
                         "interface (ip address add); the forward works again at once.",
-                        fmt::join(lost, ", "))};
+                        fmt::join(to_strings(status.lost_addresses), ", "))};
   }
   if (refusing) {
     return {"listener", false,

@@ -56,19 +56,10 @@ Result<void> check_session(const std::optional<Uuid>& meant, const Instance* kno
                "session_id"};
 }
 
-std::vector<std::string> addresses_of(const Instance& instance) {
-  std::vector<std::string> texts;
-  for (const IpAddress& address : guest_addresses(instance)) texts.push_back(address.to_string());
-  return texts;
-}
-
 std::string lost_text(const std::vector<IpAddress>& addresses) {
-  std::vector<std::string> names;
-  names.reserve(addresses.size());
-  for (const IpAddress& address : addresses) names.push_back(address.to_string());
   return fmt::format(
       "The node does not have {} now: add the address to an interface, or correct node.public_addresses",
-      fmt::join(names, ", "));
+      fmt::join(to_strings(addresses), ", "));
 }
 
 }  // namespace
@@ -387,8 +378,8 @@ Result<Control::PutInstance> Control::put_instance(Instance asked, const std::op
   const Instance& instance = registry_.put_instance(asked);
   streams_.recheck();
   spdlog::info("instance {}: session {} at {} behind {}{}, by {}", instance.id,
-               to_string(instance.session_id), fmt::join(addresses_of(instance), " and "), instance.tap,
-               instance.tap_index != 0 ? ", armed" : "", by);
+               to_string(instance.session_id), fmt::join(to_strings(guest_addresses(instance)), " and "),
+               instance.tap, instance.tap_index != 0 ? ", armed" : "", by);
   publish("instance.started", instance);
   if (const auto over = take_up(asked)) end_session(asked.id, *over);
   return PutInstance{instance, created};
@@ -803,11 +794,8 @@ ForwardStatus Control::status_of(const Forward& forward) const {
   const auto failure = failures_.find(forward.id);
   ForwardSource source = wanted_source(*registry_.find_instance(forward.instance_id), forward);
   if (without_port_way_.contains(forward.id)) source = source.without_return_path();
-  std::vector<std::string> bind_addresses;
-  for (const IpAddress& address : config_.node.public_addresses)
-    bind_addresses.push_back(address.to_string());
   return {.forward = forward,
-          .bind_addresses = std::move(bind_addresses),
+          .bind_addresses = to_strings(config_.node.public_addresses),
           .failure = failure != failures_.end() ? failure->second
                      : lost_addresses_.size() == config_.node.public_addresses.size()
                          ? lost_text(lost_addresses_) + "."

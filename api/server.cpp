@@ -31,7 +31,6 @@
 #include <boost/asio/basic_socket_acceptor.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/generic/stream_protocol.hpp>
-#include <boost/asio/ip/network_v6.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -203,9 +202,7 @@ std::size_t bytes_of(const Response& response) {
 AnswerBudget::Payer payer_of(const Response& response, const Peer& peer) {
   if (!response.payer.empty()) return {.name = response.payer, .has_key = true};
   if (peer.credentials) return {.name = fmt::format("uid:{}", peer.credentials->uid), .has_key = true};
-  const IpAddress& address = peer.origin.address;
-  if (address.is_v4()) return {.name = address.to_string()};
-  return {.name = asio::ip::network_v6(address.to_v6(), 64).canonical().to_string()};
+  return {.name = source_of(peer.origin.address).to_string()};
 }
 
 Error answer_too_large() {
@@ -845,7 +842,8 @@ Endpoint tcp_endpoint(const asio::generic::stream_protocol::endpoint& endpoint) 
   return out;
 }
 
-IpAddress folded(const IpAddress& address) {
+/// With its zone, unlike folded().
+IpAddress unmapped(const IpAddress& address) {
   if (!address.is_v6() || !address.to_v6().is_v4_mapped()) return address;
   return asio::ip::make_address_v4(asio::ip::v4_mapped, address.to_v6());
 }
@@ -1017,7 +1015,7 @@ class Server::Core : public std::enable_shared_from_this<Core> {
     const auto patience_ms = static_cast<unsigned>(sessions_->options.write_timeout.count());
     ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_USER_TIMEOUT, &patience_ms, sizeof patience_ms);
     ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &kUnsentMax, sizeof kUnsentMax);
-    const IpAddress address = folded(tcp_endpoint(endpoint).address());
+    const IpAddress address = unmapped(tcp_endpoint(endpoint).address());
     const std::int32_t link =
         sessions_->options.refuses
             ? incoming_link(socket.native_handle(), tcp_endpoint(endpoint).address().is_v6())

@@ -7,6 +7,7 @@
 
 #include "client/output.h"
 #include "client/request.h"
+#include "network/policy_routing.h"
 #include "proxy/uring_io.h"
 
 namespace portway {

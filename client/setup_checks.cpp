@@ -57,21 +57,19 @@ Finding check_addresses(const Node& node) {
   const auto& wanted = node.config.node.public_addresses;
   const auto present = node.host_addresses();
   if (!present) return {Grade::kSkip, present.error().detail};
-  std::vector<std::string> missing;
+  std::vector<IpAddress> missing;
   for (const IpAddress& address : wanted) {
     if (!address.is_unspecified() && std::ranges::find(*present, address) == present->end()) {
-      missing.push_back(address.to_string());
+      missing.push_back(address);
     }
   }
   if (!missing.empty()) {
     return {Grade::kFail,
-            fmt::format("This node does not have {}: no port can be bound there.", fmt::join(missing, ", ")),
+            fmt::format("This node does not have {}: no port can be bound there.",
+                        fmt::join(to_strings(missing), ", ")),
             "Add the address to an interface, or correct node.public_addresses."};
   }
-  std::vector<std::string> names;
-  names.reserve(wanted.size());
-  for (const IpAddress& address : wanted) names.push_back(address.to_string());
-  return {Grade::kOk, fmt::format("Host ports are bound to {}.", fmt::join(names, ", "))};
+  return {Grade::kOk, fmt::format("Host ports are bound to {}.", fmt::join(to_strings(wanted), ", "))};
 }
 
 Finding check_port_range(const Node& node) {

@@ -1,19 +1,10 @@
 #include "config/endpoint.h"
 
-#include <linux/netlink.h>
-#include <linux/rtnetlink.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-
-#include <array>
+#include <algorithm>
 #include <boost/asio/ip/address_v6.hpp>
-#include <cerrno>
 #include <charconv>
-#include <cstring>
 #include <optional>
 #include <system_error>
-
-#include "config/fd.h"
 
 namespace portway {
 namespace {
@@ -21,14 +12,6 @@ namespace {
 namespace ip = boost::asio::ip;
 
 constexpr std::size_t kAddressTextMax = 45;  // INET6_ADDRSTRLEN without the terminator
-
-/// One spelling for each host: no zone, and IPv4 as IPv4 also when it came through an IPv6 socket.
-IpAddress folded(const IpAddress& address) {
-  if (address.is_v4()) return address;
-  const ip::address_v6 v6(address.to_v6().to_bytes());
-  if (v6.is_v4_mapped()) return ip::make_address_v4(ip::v4_mapped, v6);
-  return v6;
-}
 
 /// Decimal digits and nothing else.
 template <class Int>
@@ -46,6 +29,13 @@ Error invalid_address(std::string_view text, std::string_view expected) {
 
 }  // namespace
 
+IpAddress folded(const IpAddress& address) {
+  if (address.is_v4()) return address;
+  const ip::address_v6 v6(address.to_v6().to_bytes());
+  if (v6.is_v4_mapped()) return ip::make_address_v4(ip::v4_mapped, v6);
+  return v6;
+}
+
 Result<IpAddress> parse_address(std::string_view text) {
   // The characters are checked first: Asio would stop at a NUL and would take a zone.
   const bool plausible = text.size() <= kAddressTextMax &&
@@ -56,8 +46,21 @@ Result<IpAddress> parse_address(std::string_view text) {
   return folded(address);
 }
 
+std::vector<std::string> to_strings(std::span<const IpAddress> addresses) {
+  std::vector<std::string> texts;
+  for (const IpAddress& address : addresses) texts.push_back(address.to_string());
+  return texts;
+}
+
 bool is_genuine_v6(const IpAddress& address) {
   return address.is_v6() && !address.to_v6().is_v4_mapped();
+}
+
+IpAddress source_of(const IpAddress& client) {
+  if (client.is_v4()) return client;
+  auto bytes = client.to_v6().to_bytes();
+  std::fill(bytes.begin() + 8, bytes.end(), std::uint8_t{0});
+  return boost::asio::ip::address_v6(bytes);
 }
 
 Result<Endpoint> parse_endpoint(std::string_view text) {
@@ -131,91 +134,6 @@ Result<PortRange> parse_port_range(std::string_view text) {
 
 std::string to_string(const PortRange& range) {
   return std::to_string(range.first) + "-" + std::to_string(range.last);
-}
-
-namespace {
-
-Error addresses_unknown(const char* call) {
-  return {
-      ErrorCode::kResourceExhausted,
-      std::string(call) + ": " + std::system_category().message(errno) + "; the host's addresses are unknown",
-      ""};
-}
-
-/// Adds the address that the host itself has: on a point-to-point link IFA_ADDRESS is the other end's.
-void add_address(const nlmsghdr& message, std::vector<IpAddress>& addresses) {
-  const auto& info = *static_cast<const ifaddrmsg*>(NLMSG_DATA(&message));
-  const rtattr* local = nullptr;
-  auto rest = static_cast<int>(IFA_PAYLOAD(&message));
-  for (const rtattr* attribute = IFA_RTA(&info); RTA_OK(attribute, rest);
-       attribute = RTA_NEXT(attribute, rest)) {
-    if (attribute->rta_type == IFA_LOCAL || (attribute->rta_type == IFA_ADDRESS && local == nullptr)) {
-      local = attribute;
-    }
-  }
-  if (local == nullptr) return;
-  if (info.ifa_family == AF_INET && RTA_PAYLOAD(local) == sizeof(in_addr)) {
-    ip::address_v4::bytes_type bytes;
-    std::memcpy(bytes.data(), RTA_DATA(local), bytes.size());
-    addresses.emplace_back(ip::address_v4(bytes));
-  } else if (info.ifa_family == AF_INET6 && RTA_PAYLOAD(local) == sizeof(in6_addr)) {
-    ip::address_v6::bytes_type bytes;
-    std::memcpy(bytes.data(), RTA_DATA(local), bytes.size());
-    addresses.push_back(folded(ip::address_v6(bytes)));
-  }
-}
-
-enum class DumpState : std::uint8_t { kGoesOn, kDone, kFailed };
-
-/// What one read of the socket has brought; errno says why it failed. `interrupted` where addresses have
-/// changed meanwhile.
-DumpState read_addresses(const char* data, std::size_t size, std::vector<IpAddress>& addresses,
-                         bool& interrupted) {
-  auto* message = reinterpret_cast<const nlmsghdr*>(data);
-  for (auto rest = static_cast<unsigned>(size); NLMSG_OK(message, rest);
-       message = NLMSG_NEXT(message, rest)) {
-    interrupted = interrupted || (message->nlmsg_flags & NLM_F_DUMP_INTR) != 0;
-    if (message->nlmsg_type == RTM_NEWADDR) add_address(*message, addresses);
-    if (message->nlmsg_type == NLMSG_DONE) return DumpState::kDone;
-    if (message->nlmsg_type != NLMSG_ERROR) continue;
-    errno = -static_cast<const nlmsgerr*>(NLMSG_DATA(message))->error;
-    return DumpState::kFailed;
-  }
-  return DumpState::kGoesOn;
-}
-
-}  // namespace
-
-/// Not by getifaddrs(3), which reads all links first: 10 ms where there are a thousand of them.
-Result<std::vector<IpAddress>> local_addresses() {
-  constexpr int kTries = 10;  // addresses change while they are read
-  const Fd socket(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE));
-  if (!socket) return addresses_unknown("rtnetlink: socket");
-  struct {
-    nlmsghdr header;
-    ifaddrmsg body;
-  } request{};
-  request.header.nlmsg_len = sizeof request;
-  request.header.nlmsg_type = RTM_GETADDR;
-  request.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
-  request.body.ifa_family = AF_UNSPEC;
-  std::vector<IpAddress> addresses;
-  alignas(nlmsghdr) std::array<char, 32 * 1024> buffer;
-  for (int tries = 0;; ++tries) {
-    addresses.clear();
-    ++request.header.nlmsg_seq;
-    if (::send(socket.get(), &request, sizeof request, 0) < 0) return addresses_unknown("rtnetlink: send");
-    bool interrupted = false;
-    DumpState state = DumpState::kGoesOn;
-    while (state != DumpState::kDone) {
-      const ssize_t got = ::recv(socket.get(), buffer.data(), buffer.size(), 0);
-      if (got < 0 && errno == EINTR) continue;
-      if (got <= 0) return addresses_unknown("rtnetlink: recv");
-      state = read_addresses(buffer.data(), static_cast<std::size_t>(got), addresses, interrupted);
-      if (state == DumpState::kFailed) return addresses_unknown("rtnetlink: RTM_GETADDR");
-    }
-    if (!interrupted || tries == kTries) return addresses;
-  }
 }
 
 }  // namespace portway

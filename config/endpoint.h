@@ -7,6 +7,7 @@
 #include <boost/asio/ip/network_v6.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -20,8 +21,12 @@ namespace portway {
 using IpAddress = boost::asio::ip::address;
 using Endpoint = boost::asio::ip::tcp::endpoint;
 
+/// One spelling for each host: no zone, and IPv4 as IPv4 also when it came through an IPv6 socket.
+IpAddress folded(const IpAddress& address);
 /// "198.18.0.2" or "fd00::2"; no zone, no port, no name. IPv4-mapped IPv6 addresses are folded to IPv4.
 Result<IpAddress> parse_address(std::string_view text);
+
+std::vector<std::string> to_strings(std::span<const IpAddress> addresses);
 
 /// "198.18.0.2:80" or "[fd00::2]:80".
 Result<Endpoint> parse_endpoint(std::string_view text);
@@ -29,6 +34,9 @@ std::string to_string(const Endpoint& endpoint);
 
 /// An IPv6 address that does not stand for an IPv4 one (::ffff:198.18.0.2).
 bool is_genuine_v6(const IpAddress& address);
+
+/// Whom a limit or a share for each source counts as one: an IPv6 client has a whole /64 (RFC 6177).
+IpAddress source_of(const IpAddress& client);
 
 /// A network in CIDR notation (RFC 4632, RFC 4291). Host bits must be zero: a typing error must not widen a
 /// network.
@@ -63,9 +71,5 @@ struct PortRange {
 /// "20000-32767", or "20000" for that one port.
 Result<PortRange> parse_port_range(std::string_view text);
 std::string to_string(const PortRange& range);
-
-/// Every address of this host's interfaces (rtnetlink(7)), without zones: about a millisecond where there are
-/// a thousand. kResourceExhausted when the kernel does not answer.
-Result<std::vector<IpAddress>> local_addresses();
 
 }  // namespace portway

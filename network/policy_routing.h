@@ -73,6 +73,9 @@ struct OutputRoute {
 };
 OutputRoute look_up_output_route(Netlink& netlink, const IpAddress& destination);
 
+/// Every address of this node's interfaces, without zones: about a millisecond where there are a thousand.
+/// kResourceExhausted when the kernel does not answer.
+Result<std::vector<IpAddress>> local_addresses();
 /// Those that are no address of this node now. None where the kernel does not tell; 0.0.0.0 and :: always
 /// are.
 std::vector<IpAddress> addresses_lost(std::span<const IpAddress> addresses);

@@ -4,13 +4,6 @@
 
 namespace portway {
 
-IpAddress source_of(const IpAddress& client) {
-  if (client.is_v4()) return client;
-  auto bytes = client.to_v6().to_bytes();
-  std::fill(bytes.begin() + 8, bytes.end(), std::uint8_t{0});
-  return boost::asio::ip::address_v6(bytes);
-}
-
 void Admission::set_limits(const TrafficLimits& limits) {
   const std::lock_guard lock(mutex_);
   // A change is no refill, or whoever may change another limit could have as many as it likes.

@@ -17,9 +17,6 @@
 
 namespace portway {
 
-/// Whom a limit for each source counts as one: an IPv6 client has a whole /64 (RFC 6177).
-IpAddress source_of(const IpAddress& client);
-
 /// Decides about new connections. Any thread; a short lock, taken only while a limit is set.
 class Admission {
  public:

@@ -2,14 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <ifaddrs.h>
-#include <netdb.h>
-#include <netinet/in.h>
-
-#include <algorithm>
-#include <array>
-#include <memory>
-#include <set>
 #include <string>
 
 namespace portway {
@@ -126,36 +118,6 @@ TEST(PortRange, CountsBothEnds) {
   EXPECT_EQ((PortRange{7, 7}.size()), 1U);
   EXPECT_TRUE((PortRange{7, 8}.contains(8)));
   EXPECT_FALSE((PortRange{7, 8}.contains(9)));
-}
-
-TEST(LocalAddresses, AreThoseThatTheLibraryKnows) {
-  ifaddrs* list = nullptr;
-  ASSERT_EQ(::getifaddrs(&list), 0);
-  const std::unique_ptr<ifaddrs, decltype(&::freeifaddrs)> owner(list, &::freeifaddrs);
-  std::set<std::string> known;
-  for (const ifaddrs* each = list; each != nullptr; each = each->ifa_next) {
-    std::array<char, INET6_ADDRSTRLEN> text{};
-    const int family = each->ifa_addr == nullptr ? AF_UNSPEC : each->ifa_addr->sa_family;
-    if (family != AF_INET && family != AF_INET6) continue;
-    const auto size = family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
-    ASSERT_EQ(::getnameinfo(each->ifa_addr, static_cast<socklen_t>(size), text.data(), text.size(), nullptr,
-                            0, NI_NUMERICHOST),
-              0);
-    const std::string_view address(text.data());
-    known.emplace(address.substr(0, address.find('%')));
-  }
-  std::set<std::string> told;
-  for (const IpAddress& address : local_addresses().value()) told.insert(address.to_string());
-  EXPECT_EQ(told, known);
-}
-
-TEST(LocalAddresses, HaveLoopbackAmongThem) {
-  const auto addresses = local_addresses();
-  ASSERT_TRUE(addresses) << addresses.error().detail;
-  // A namespace whose loopback is down has no address at all.
-  if (addresses->empty()) GTEST_SKIP() << "this network namespace has no addresses";
-  EXPECT_TRUE(std::any_of(addresses->begin(), addresses->end(),
-                          [](const IpAddress& address) { return address.is_loopback(); }));
 }
 
 }  // namespace
