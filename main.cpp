@@ -107,8 +107,8 @@ std::uint32_t raise_descriptor_limit(Config& config) {
       "RLIMIT_NOFILE is {} and {} are wanted: connections are limited to {} and pipes to {}; raise the limit "
       "(systemd: LimitNOFILE=)",
       limit.rlim_cur, wanted, config.proxy.connections_max, config.proxy.pipes_max);
-  const std::uint64_t not_wanted =
-      left - std::min<std::uint64_t>(left, 2ULL * config.proxy.connections_max + 2ULL * config.proxy.pipes_max);
+  const std::uint64_t not_wanted = left - std::min<std::uint64_t>(left, 2ULL * config.proxy.connections_max +
+                                                                            2ULL * config.proxy.pipes_max);
   return static_cast<std::uint32_t>(kept - std::min(kept, kRestDescriptors) + not_wanted);
 }
 
