@@ -141,8 +141,8 @@ std::unique_ptr<ClientRefusals> start_client_refusals_if_possible() {
   return nullptr;
 }
 
-ProxyOptions proxy_options(const Config& config, ClientRefusals* refusals, DeviceRequests* device_requests,
-                           std::uint32_t listeners_reserved) {
+ProxyOptions proxy_options(const Config& config, const RoutedConnections* routed, ClientRefusals* refusals,
+                           DeviceRequests* device_requests, std::uint32_t listeners_reserved) {
   return {.workers = config.proxy.workers,
           .io_backend = config.proxy.io_backend,
           .public_addresses = config.node.public_addresses,
@@ -163,6 +163,7 @@ ProxyOptions proxy_options(const Config& config, ClientRefusals* refusals, Devic
                           .copy_dscp = config.proxy.copy_dscp,
                           .refused_probe = std::chrono::milliseconds(config.proxy.refused_probe_ms),
                           .client_refusals = refusals,
+                          .routed = routed,
                           .device_requests = device_requests}};
 }
 
@@ -521,8 +522,8 @@ int run(const Arguments& arguments, DaemonLog& log) {
   if (!return_path) return fail(return_path.error(), kExitFailed);
   auto client_refusals = start_client_refusals_if_possible();
   auto device_requests = std::make_unique<DeviceRequests>();
-  auto proxy =
-      Proxy::start(proxy_options(*config, client_refusals.get(), device_requests.get(), listeners_reserved));
+  auto proxy = Proxy::start(proxy_options(*config, return_path->path ? return_path->path->routed() : nullptr,
+                                          client_refusals.get(), device_requests.get(), listeners_reserved));
   if (!proxy) return fail(proxy.error(), kExitFailed);
   auto context = std::make_unique<boost::asio::io_context>(1);
   auto watch = SessionWatch::start(*context);

@@ -99,6 +99,8 @@ class ReturnPath {
 
   Kind kind() const { return kind_; }
   bool has_guard() const { return program_ != nullptr; }
+  /// For the relay, as long as this object lives; any thread. Null where the program is not there.
+  const RoutedConnections* routed() const { return program_ ? &program_->routed() : nullptr; }
   /// Packets that the guard has dropped so far.
   std::uint64_t forged_packets() const { return program_ ? program_->forged_packets() : 0; }
   /// Why it is not a program; empty where it is.

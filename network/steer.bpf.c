@@ -79,6 +79,15 @@ struct {
   __type(value, __u8);
 } owners SEC(".maps");
 
+// Connections of the guests that are not the relay's (struct RoutedSet says more). BPF_F_MMAPABLE: Linux 5.5.
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(map_flags, BPF_F_MMAPABLE);
+  __uint(max_entries, kRoutedBuckets* kRoutedSets);
+  __type(key, __u32);
+  __type(value, struct RoutedSet);
+} routed SEC(".maps");
+
 // Packets that the source guard has dropped.
 struct {
   __uint(type, BPF_MAP_TYPE_ARRAY);
@@ -87,11 +96,23 @@ struct {
   __type(value, __u64);
 } forged SEC(".maps");
 
-enum { kVlanIdMask = 0x0fff, kVlanTagSize = 4, kVlanTagsMax = 4, kTcpSyn = 0x02, kTcpAck = 0x10 };
+enum {
+  kVlanIdMask = 0x0fff,
+  kVlanTagSize = 4,
+  kVlanTagsMax = 4,
+  kTcpFin = 0x01,
+  kTcpSyn = 0x02,
+  kTcpRst = 0x04,
+  kTcpAck = 0x10
+};
 enum { kMoreFragments = 0x2000, kFragmentOffset = 0x1fff };  // of an IPv4 header
 enum { kIcmpHeaderSize = 8, kExtensionsMax = 4 };
 // Types of ICMP errors (RFC 792): <linux/icmp.h> needs the C library's headers.
 enum { kUnreachable = 3, kSourceQuench = 4, kRedirect = 5, kTimeExceeded = 11, kParameterProblem = 12 };
+
+// Seconds that a connection is kept in mind after the guest's last segment: as long as conntrack does
+// (nf_conntrack_tcp_timeout_established), and after the guest's FIN (nf_conntrack_tcp_timeout_time_wait).
+enum { kRoutedOpen = 5 * 24 * 60 * 60, kRoutedShort = 120 };
 
 enum Verdict { kNotOurs, kSteer, kDrop };
 
@@ -180,6 +201,39 @@ static __always_inline bool read_tcp(struct __sk_buff* skb, __u32 header, struct
          (tcp->flags & (kTcpSyn | kTcpAck)) != kTcpSyn;
 }
 
+// The guest's segment belongs to no connection of the node. Only an answer to a SYN takes the place of another
+// connection that is still kept in mind; any segment takes one that is free, so that those are learnt that are
+// older than this program. They are kept in mind for the short time: it may also be a late segment on a
+// connection that the relay has reset.
+static __always_inline void note_routed(struct __sk_buff* skb, const struct BpfAddress* client,
+                                        const struct TcpStart* tcp) {
+  const struct RoutedKey key = routed_key(skb->ifindex, client, tcp->ports[1], tcp->ports[0]);
+  const __u32 now = bpf_ktime_get_ns() / 1000000000;
+  struct RoutedSet* set = bpf_map_lookup_elem(&routed, &key.index);
+  if (!set) return;
+  __u64* place = &set->entry[0];  // of this connection, else of the one that ends first
+  bool known = false;
+#pragma unroll
+  for (int way = 0; way < kRoutedWays; ++way) {
+    const __u64 entry = set->entry[way];
+    if (known) continue;
+    known = entry >> 32 == key.tag;
+    if (known || (__u32)entry < (__u32)*place) place = &set->entry[way];
+  }
+  const __u32 until = (__u32)*place;
+  const bool kept = until > now;
+  known = known && kept;
+  const bool answers_syn = (tcp->flags & kTcpSyn) != 0;
+  if (tcp->flags & kTcpRst) {
+    if (known) *place = 0;
+    return;
+  }
+  if (!known && (tcp->flags & kTcpFin || (kept && !answers_syn))) return;
+  const bool is_short = tcp->flags & kTcpFin || (!answers_syn && (!known || until - now <= kRoutedShort));
+  const __u64 entry = (__u64)key.tag << 32 | (now + (is_short ? kRoutedShort : kRoutedOpen));
+  if (*place != entry) *place = entry;
+}
+
 static __always_inline bool answers_v4(struct __sk_buff* skb, const struct Packet* packet) {
   const struct iphdr* ip = &packet->v4;
   struct TcpStart tcp;
@@ -192,7 +246,10 @@ static __always_inline bool answers_v4(struct __sk_buff* skb, const struct Packe
   tuple.ipv4.daddr = ip->daddr;
   tuple.ipv4.sport = tcp.ports[0];
   tuple.ipv4.dport = tcp.ports[1];
-  return has_socket(skb, &tuple, sizeof tuple.ipv4);
+  if (has_socket(skb, &tuple, sizeof tuple.ipv4)) return true;
+  const struct BpfAddress client = {{0, 0, bpf_htonl(0xffff), ip->daddr}};
+  note_routed(skb, &client, &tcp);
+  return false;
 }
 
 static __always_inline bool answers_v6(struct __sk_buff* skb, const struct Packet* packet) {
@@ -206,7 +263,11 @@ static __always_inline bool answers_v6(struct __sk_buff* skb, const struct Packe
   __builtin_memcpy(tuple.ipv6.daddr, &ip->daddr, sizeof ip->daddr);
   tuple.ipv6.sport = tcp.ports[0];
   tuple.ipv6.dport = tcp.ports[1];
-  return has_socket(skb, &tuple, sizeof tuple.ipv6);
+  if (has_socket(skb, &tuple, sizeof tuple.ipv6)) return true;
+  struct BpfAddress client;
+  __builtin_memcpy(&client, &ip->daddr, sizeof client);
+  note_routed(skb, &client, &tcp);
+  return false;
 }
 
 static __always_inline enum Verdict about_v4(struct __sk_buff* skb, const struct Packet* packet,

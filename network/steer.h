@@ -6,6 +6,45 @@
 // Taps of a node: more than a node has virtual machines. One more is refused by the map (E2BIG).
 enum { kSteerGuestsMax = 65536 };
 
+// Connections of clients that have a route of their own to a guest: the program notes them, and the relay,
+// which would give such a client's connection the same addresses and ports, looks there before. A guest has a
+// bucket to itself (with more than kRoutedBuckets taps some share one), so that no guest can crowd out
+// another's.
+enum { kRoutedBuckets = 1024, kRoutedSets = 64, kRoutedWays = 4 };
+
+// Value of the array `routed`, which the relay's threads map into their memory. An entry is the connection's
+// tag << 32 | the second of CLOCK_MONOTONIC until which it counts.
+struct RoutedSet {
+  __u64 entry[kRoutedWays];
+};
+
+// One connection's place and name in the table. The ports are in network byte order.
+struct RoutedKey {
+  __u32 index;
+  __u32 tag;
+};
+
+#define STEER_INLINE static inline __attribute__((always_inline))
+
+// MurmurHash3's finalizer: every bit of the word reaches every bit of the hash.
+STEER_INLINE __u32 routed_mix(__u32 hash, __u32 word) {
+  hash ^= word;
+  hash = (hash ^ hash >> 16) * 0x85ebca6b;
+  hash = (hash ^ hash >> 13) * 0xc2b2ae35;
+  return hash ^ hash >> 16;
+}
+
+STEER_INLINE struct RoutedKey routed_key(__u32 link, const struct BpfAddress* client, __be16 client_port,
+                                         __be16 guest_port) {
+  __u32 hash = routed_mix(link, client->word[0]);
+  hash = routed_mix(hash, client->word[1]);
+  hash = routed_mix(hash, client->word[2]);
+  hash = routed_mix(hash, client->word[3]);
+  hash = routed_mix(hash, (__u32)client_port << 16 | guest_port);
+  struct RoutedKey key = {link % kRoutedBuckets * kRoutedSets + hash % kRoutedSets, hash};
+  return key;
+}
+
 // Value of the map `guests`, whose key is the tap's interface index.
 struct SteerGuest {
   struct BpfAddress address[2];  // of the guest behind it: IPv4, IPv6; all zero where it has none

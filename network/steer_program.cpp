@@ -1,6 +1,7 @@
 #include "network/steer_program.h"
 
 #include <bpf/bpf.h>
+#include <sys/mman.h>
 
 #include <cerrno>
 #include <span>
@@ -13,27 +14,38 @@ namespace {
 
 // Debian 12's headers do not know it (BPF_TCX_INGRESS in <linux/bpf.h>).
 constexpr auto kTcxIngress = static_cast<bpf_attach_type>(46);
+constexpr std::size_t kRoutedTableSize = std::size_t{kRoutedBuckets} * kRoutedSets;
+constexpr std::size_t kRoutedBytes = kRoutedTableSize * sizeof(RoutedSet);
 constexpr __u32 kBefore = 1U << 3;  // BPF_F_BEFORE: with nothing named, before all
 
 }  // namespace
 
 Result<std::unique_ptr<SteerProgram>> SteerProgram::load(std::uint32_t mark) {
-  auto object = BpfObject::load(steer_object(), "Linux 5.2", std::as_bytes(std::span(&mark, 1)));
+  auto object = BpfObject::load(steer_object(), "Linux 5.5", std::as_bytes(std::span(&mark, 1)));
   if (!object) return object.error();
   bpf_prog_info info{};
   __u32 size = sizeof info;
   if (bpf_obj_get_info_by_fd((*object)->program_fd("portway_steer"), &info, &size) != 0)
     return (*object)->refused("program information", errno);
-  return std::unique_ptr<SteerProgram>(new SteerProgram(std::move(*object), info.id));
+  void* table = ::mmap(nullptr, kRoutedBytes, PROT_READ, MAP_SHARED, (*object)->map_fd("routed"), 0);
+  if (table == MAP_FAILED) return (*object)->refused("table of routed connections", errno);
+  return std::unique_ptr<SteerProgram>(
+      new SteerProgram(std::move(*object), info.id, RoutedTable(static_cast<const RoutedSet*>(table))));
 }
 
-SteerProgram::SteerProgram(std::unique_ptr<BpfObject> object, std::uint32_t id)
+SteerProgram::SteerProgram(std::unique_ptr<BpfObject> object, std::uint32_t id, RoutedTable routed)
     : object_(std::move(object)),
       id_(id),
       program_(object_->program_fd("portway_steer")),
       guests_(object_->map_fd("guests")),
       owners_(object_->map_fd("owners")),
-      forged_(object_->map_fd("forged")) {}
+      forged_(object_->map_fd("forged")),
+      routed_table_(std::move(routed)),
+      routed_({routed_table_.get(), kRoutedTableSize}) {}
+
+void SteerProgram::Unmap::operator()(const RoutedSet* table) const {
+  ::munmap(const_cast<RoutedSet*>(table), kRoutedBytes);
+}
 
 Result<void> SteerProgram::set_guest(int link, const std::vector<IpAddress>& addresses, bool steered) {
   if (auto done = own(addresses); !done) return done;

@@ -12,13 +12,14 @@
 #include "config/error.h"
 #include "config/fd.h"
 #include "network/bpf_object.h"
+#include "network/routed_connections.h"
 
 namespace portway {
 
 class SteerProgram {
  public:
   /// kResourceExhausted when the kernel refuses; the detail says why and what would help. Needs CAP_BPF and
-  /// CAP_NET_ADMIN, and Linux 5.2. `mark`: the bit of the packet mark that it sets.
+  /// CAP_NET_ADMIN, and Linux 5.5. `mark`: the bit of the packet mark that it sets.
   static Result<std::unique_ptr<SteerProgram>> load(std::uint32_t mark);
   /// For attaching; owned by this object.
   int fd() const { return program_; }
@@ -40,11 +41,19 @@ class SteerProgram {
   bool is_attached(int link) const;
   void detach(int link) { attached_.erase(link); }
 
+  /// What goes to the guests by routes of their clients' own.
+  const RoutedConnections& routed() const { return routed_; }
+
   /// Packets that were dropped for their source address so far.
   std::uint64_t forged_packets() const;
 
  private:
-  SteerProgram(std::unique_ptr<BpfObject> object, std::uint32_t id);
+  struct Unmap {
+    void operator()(const RoutedSet* table) const;
+  };
+  using RoutedTable = std::unique_ptr<const RoutedSet[], Unmap>;
+
+  SteerProgram(std::unique_ptr<BpfObject> object, std::uint32_t id, RoutedTable routed);
   Result<void> own(const std::vector<IpAddress>& addresses);
   void disown(const std::vector<IpAddress>& addresses);
   Result<void> own(const IpAddress& address);
@@ -56,6 +65,8 @@ class SteerProgram {
   const int guests_;
   const int owners_;
   const int forged_;
+  const RoutedTable routed_table_;
+  const RoutedConnections routed_;
   std::map<int, Fd> attached_;                       // the tcx links, by link
   std::map<int, std::vector<IpAddress>> addresses_;  // by link, as in the map `guests`
   std::map<IpAddress, std::size_t> links_;  // how many links have an address; `owners` has those with one

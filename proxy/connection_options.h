@@ -8,6 +8,7 @@ namespace portway {
 
 class ClientRefusals;
 class DeviceRequests;
+class RoutedConnections;
 
 /// Zero means "never" for the two timeouts of silence.
 struct ConnectionOptions {
@@ -24,6 +25,7 @@ struct ConnectionOptions {
   bool copy_dscp = true;                             // of the client's SYN to what is sent to the guest
   std::chrono::milliseconds refused_probe{1000};     // see proxy/refusal_gates.h; 0: nobody is refused
   ClientRefusals* client_refusals = nullptr;         // null: single clients cannot be refused
+  const RoutedConnections* routed = nullptr;         // null: what clients' own routes carry is not known
   DeviceRequests* device_requests = nullptr;  // null: clients of sessions without a device are reset at once
 };
 

@@ -9,6 +9,7 @@
 
 #include "config/random.h"
 #include "network/local_port_range.h"
+#include "network/routed_connections.h"
 #include "network/source_plan.h"
 
 namespace portway {
@@ -31,6 +32,8 @@ UpstreamOpener::UpstreamOpener(Io& io, const ConnectionOptions& options)
       random_(random_below(UINT32_MAX)) {}
 
 int UpstreamOpener::open(const Target& target, SourcePlan& plan, int& fd) {
+  const std::uint16_t port = target.client.port();
+  if (plan == SourcePlan::kTransparent && is_routed(target, {port, port})) plan = SourcePlan::kPortInUse;
   for (;;) {
     const int result = open_once(target, plan, fd);
     if (result == 0 || result == -EINPROGRESS) return result;
@@ -56,14 +59,23 @@ int UpstreamOpener::open_once(const Target& target, SourcePlan plan, int& fd) {
     // Without it, packets for a guest whose tap is gone would leave by the default route.
     if (const int result = io_.bind_to_device(fd, target.device); result < 0) return result;
   }
-  if (!is_transparent(plan)) return connect(fd, guest);
+  if (!is_transparent(plan)) return connect(fd, target, plan);
   const Endpoint source = source_endpoint(target.client, plan);
   if (const int result = bind_to_client(fd, source); result < 0) return result;
-  if (source.port() == 0) return connect(fd, guest);
+  if (source.port() == 0) return connect(fd, target, plan);
   const int result = io_.connect(fd, guest);
   // Somebody is bound to this port, at whatever address: then bind(2) to it takes it from nobody.
   if (result == -EADDRNOTAVAIL && io_.bind_transparent(fd, source) == 0) return io_.connect(fd, guest);
   return result;
+}
+
+bool UpstreamOpener::is_routed(const Target& target, PortRange ports) const {
+  if (options_.routed == nullptr || target.device <= 0) return false;
+  for (unsigned port = ports.first; port <= ports.last; ++port) {
+    const Endpoint client(target.client.address(), static_cast<std::uint16_t>(port));
+    if (options_.routed->contain(target.device, client, target.guest.port(), io_.now())) return true;
+  }
+  return false;
 }
 
 void UpstreamOpener::set_options(const Target& target, int fd) {
@@ -113,12 +125,13 @@ int UpstreamOpener::bind_to_client(int fd, const Endpoint& source) {
 }
 
 /// With a source port of the kernel's choice.
-int UpstreamOpener::connect(int fd, const Endpoint& guest) {
+int UpstreamOpener::connect(int fd, const Target& target, SourcePlan plan) {
   int result = -EADDRNOTAVAIL;
   for (int tries = 0; tries < kTries && result == -EADDRNOTAVAIL; ++tries) {
     const PortRange ports = source_ports();
+    if (is_transparent(plan) && tries < kTries - 1 && is_routed(target, ports)) continue;
     const bool bounded = ports.first != 0 && ask_for_ports(fd, ports.first, ports.last) == 0;
-    result = io_.connect(fd, guest);
+    result = io_.connect(fd, target.guest);
     if (!bounded) break;  // it has looked at all of them; also an older kernel
   }
   return result;

@@ -58,9 +58,11 @@ class UpstreamOpener {
 
  private:
   int open_once(const Target& target, SourcePlan plan, int& fd);
+  /// Whether one of these ports of the client's has a connection by its own route to the same guest port.
+  bool is_routed(const Target& target, PortRange ports) const;
   void set_options(const Target& target, int fd);
   int bind_to_client(int fd, const Endpoint& source);
-  int connect(int fd, const Endpoint& guest);
+  int connect(int fd, const Target& target, SourcePlan plan);
   int ask_for_ports(int fd, std::uint16_t first, std::uint16_t last);
   const std::vector<PortRange>& local_ports();
 

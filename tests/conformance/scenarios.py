@@ -112,8 +112,9 @@ def v6(lab):
     yield "guest sees", lab.met(service, address=net.PUBLIC6)
 
 
-ONE_AT_THE_GUEST = ("For the guest the two are one connection, and its packets go to the node's socket. conntrack gives the second "
-                    "one another port. Clients with a route of their own to a guest should not use its forwards too.")
+ONE_AT_THE_GUEST = ("For the guest the two would be one connection. conntrack gives the second one another port, and so does "
+                    "Portway its own. What a client sends by its own route is not translated: while a forwarded connection "
+                    "has the port, the guest takes the SYN for a stray one of that, and does not answer it.")
 
 
 @scenario("Who the guest sees", "one client port through a forward and by the client's own route to the guest",

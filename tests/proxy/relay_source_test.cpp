@@ -1,10 +1,18 @@
 // The address that a guest sees as its client's. What the kernel does with it is in tests/e2e and
 // tests/network; here, what is tried, and what is tried next.
 
-#include <cerrno>
-#include <string>
+#include <arpa/inet.h>
 
+#include <algorithm>
+#include <cerrno>
+#include <iterator>
+#include <string>
+#include <vector>
+
+#include "network/bpf_object.h"
 #include "network/proxy_header.h"
+#include "network/routed_connections.h"
+#include "network/steer.h"
 #include "tests/proxy/relay_suite.h"
 
 namespace portway::test {
@@ -86,6 +94,29 @@ TEST_P(RelaySourceSimulated, APortThatIsTakenIsFoundOutByConnectToo) {
   rig.sim()->fail(SimIo::Call::kConnect, 1, EADDRNOTAVAIL, 2);
   rig.open();
   EXPECT_TRUE(counts_one(rig, SourcePlan::kPortInUse));
+}
+
+/// For the guest the two would be one connection. Another client may have the same port.
+TEST_P(RelaySourceSimulated, APortThatTheClientUsesByARouteOfItsOwnIsReplaced) {
+  constexpr int kTap = 7;
+  std::vector<RoutedSet> table(std::size_t{kRoutedBuckets} * kRoutedSets);
+  const RoutedConnections routed(table);
+  Rig rig(GetParam(),
+          {.connections = {.routed = &routed}, .device = kTap, .source = SourcePlan::kTransparent});
+  const IpAddress client = parse_address("203.0.113.7").value();
+  const BpfAddress address = to_bpf_address(client);
+  for (std::uint16_t port = 30000; port < 30032; ++port) {  // the first ones of such clients
+    const RoutedKey key = routed_key(kTap, &address, htons(port), htons(rig.forward().route.upstream.port()));
+    auto* const free = std::ranges::find(table[key.index].entry, 0U);
+    ASSERT_NE(free, std::end(table[key.index].entry));
+    *free = std::uint64_t{key.tag} << 32 | UINT32_MAX;
+  }
+  rig.connect(client);
+  rig.accept();
+  EXPECT_TRUE(counts_one(rig, SourcePlan::kPortInUse));
+  rig.connect(parse_address("203.0.113.8").value());
+  rig.accept();
+  EXPECT_TRUE(counts_one(rig, SourcePlan::kTransparent));
 }
 
 TEST_P(RelaySourceSimulated, APortThatIsBoundAtAnotherAddressIsKept) {
