@@ -15,13 +15,14 @@ import time
 from tests.conformance import network as net
 from tests.conformance.lab import (
     LIMIT_S, SHORT_S, Background, Hammer, Service, Syn, at_mark, count, drain, each, end_of, exchange, fill, icmp_error,
-    nobody, pattern, peer_seen, read_to_end, readable, reset, same, send_all, send_until_error, transfer, unacknowledged, up_to,
+    name_of, nobody, pattern, peer_seen, read_to_end, readable, reset, same, send_all, send_until_error, transfer, unacknowledged, up_to,
     wait_for, within)
 from tests.conformance.subjects import CONNECT_TIMEOUT_S
 from tests.support.portwayd import wait_until
 
 MIB = 1 << 20
 SHORT_CONNECTIONS = 1000
+PAIRS = 200
 SCENARIOS = []
 
 ACCEPTED_FIRST = ("The client is accepted before the guest is asked: Portway connects to the guest only when a client "
@@ -640,6 +641,60 @@ def keepalive(lab):
         yield "what is sent then", "acknowledged" if unacknowledged(sender) == 0 else "not acknowledged"
 
 
+# ---- What else a node's programs notice
+
+def listens(lab, port):
+    """Whether a program of the node may listen there, at all addresses, which shares the port with nobody."""
+    with contextlib.closing(lab.network.host.socket()) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("0.0.0.0", port))
+            sock.listen()
+        except OSError as error:
+            return name_of(error)
+    return "listens"
+
+
+def sockets(lab, port, *states):
+    """`port`: of the forward, "sport = :N", or of the guest, "dport = :N"."""
+    return len(lab.network.host.run("ss", "-Htn", *states, port).splitlines())
+
+
+@scenario("Side effects on the node", "a client is connected",
+          all="Portway is a program: it listens at the forward's port, and has a socket for either side of a connection, where "
+              "DNAT has an entry of conntrack.")
+def beside_a_connection(lab):
+    service = lab.service()
+    lab.pair(service, lab.client(net.CLIENT, 30010))
+    yield "a program listens at the client's port number", listens(lab, 30010)
+    yield "a program listens at the forward's port", listens(lab, service.forward.host_port)
+    sock = lab.client("198.19.0.1", 30010, namespace=lab.network.host)
+    yield "a program connects to the guest from the client's port number", lab.connect(sock, net.GUEST, service.forward.guest_port)
+    yield "sockets to the client", f"{sockets(lab, f'sport = :{service.forward.host_port}', 'state', 'established')}"
+
+
+@scenario("Side effects on the node", "1,000 connections have ended, half of them by the client",
+          all="TCP has the side that ends first keep the port for a minute.")
+def after_connections(lab):
+    service = lab.service()
+    for number in range(SHORT_CONNECTIONS):
+        ends = lab.pair(service)
+        first, last = ends if number % 2 else reversed(ends)
+        first.close()
+        read_to_end(last)
+        last.close()
+    for who, port in ("client", f"sport = :{service.forward.host_port}"), ("guest", f"dport = :{service.forward.guest_port}"):
+        wait_for(0, sockets, lab, port, "state", "connected", "exclude", "time-wait")
+        yield f"in TIME_WAIT, to the {who}", f"about {round(sockets(lab, port, 'state', 'time-wait'), -2)}"
+
+
+@scenario("Side effects on the node", "the node's settings",
+          routing_rules="Two a family lead guests' answers to clients' addresses to the node's sockets.")
+def settings(lab):
+    rules = [line for family in ("-4", "-6") for line in lab.network.host.run("ip", family, "rule").splitlines()]
+    yield "routing rules", f"{len(rules)}"
+
+
 # ---- Rules, routes, many
 
 @scenario("Forwards and routes", "the forward is deleted",
@@ -683,6 +738,21 @@ def routed(lab):
     guest = lab.keep(service.accept())
     yield "talk", exchange(sock, guest)
     yield "the forward's client, afterwards", exchange(*forwarded)
+
+
+@scenario("Forwards and routes", "two connections of one client, one right after the other")
+def order(lab):
+    service = lab.service()
+    kept = 0
+    for _ in range(PAIRS):
+        clients = [lab.client() for _ in range(2)]
+        for sock in clients:
+            lab.connect(sock, net.PUBLIC, service.forward.host_port)
+        guests = [service.accept() for _ in range(2)]
+        kept += [sock.getpeername()[1] for sock in guests] == [sock.getsockname()[1] for sock in clients]
+        for sock in clients + guests:
+            sock.close()
+    yield f"come to the guest in their order, of {PAIRS} pairs", f"{kept}"
 
 
 @scenario("Forwards and routes", "short connections")
