@@ -3,6 +3,7 @@
 #include <zlib.h>
 
 #include <algorithm>
+#include <array>
 #include <cctype>
 #include <utility>
 
@@ -83,13 +84,12 @@ std::string Gzip::add(std::string_view piece) {
   stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(piece.data()));
   stream.avail_in = static_cast<uInt>(piece.size());
   const int flush = piece.empty() ? Z_FINISH : Z_NO_FLUSH;
+  std::array<char, kRoom> room;
   do {
-    const std::size_t before = out.size();
-    out.resize(before + kRoom);
-    stream.next_out = reinterpret_cast<Bytef*>(out.data() + before);
+    stream.next_out = reinterpret_cast<Bytef*>(room.data());
     stream.avail_out = kRoom;
     state_->ended = ::deflate(&stream, flush) == Z_STREAM_END;
-    out.resize(out.size() - stream.avail_out);
+    out.append(room.data(), kRoom - stream.avail_out);
   } while (stream.avail_out == 0);
   return out;
 }
