@@ -380,6 +380,8 @@ TEST_P(ProxyTest, LimitsThatAreSetLaterCountTheConnectionsThatAreThere) {
     Fd client = connect_to(port, i < 4 ? 1 : 2);
     ends.emplace_back(std::move(client), guest.accept());
   }
+  // The guest sees one before the worker that is to have it.
+  ASSERT_TRUE(await([&, id = id] { return proxy_->forward_stats(id)->connections_active == 6; }));
   proxy_->set_limits(id, {.allowed_cidrs = {}, .max_connections_per_source = 4});
   EXPECT_TRUE(proxy_->connections(id, 0, 1)) << "answered after the workers have counted";
   EXPECT_EQ(receive(connect_to(port, 1)), "error");
