@@ -17,7 +17,7 @@ bool RoutedConnections::contain(int device, const Endpoint& client, std::uint16_
   const auto second = static_cast<std::uint64_t>(std::chrono::floor<std::chrono::seconds>(now).count());
   return std::ranges::any_of(table_[key.index].entry, [&](const __u64& place) {
     const __u64 entry = __atomic_load_n(&place, __ATOMIC_RELAXED);  // the program writes meanwhile
-    return entry >> 32 == key.tag && (entry & UINT32_MAX) > second;
+    return entry >> 32 == key.tag && routed_until(entry) > second;
   });
 }
 

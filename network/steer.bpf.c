@@ -111,8 +111,9 @@ enum { kIcmpHeaderSize = 8, kExtensionsMax = 4 };
 enum { kUnreachable = 3, kSourceQuench = 4, kRedirect = 5, kTimeExceeded = 11, kParameterProblem = 12 };
 
 // Seconds that a connection is kept in mind after the guest's last segment: as long as conntrack does
-// (nf_conntrack_tcp_timeout_established), and after the guest's FIN (nf_conntrack_tcp_timeout_time_wait).
-enum { kRoutedOpen = 5 * 24 * 60 * 60, kRoutedShort = 120 };
+// (nf_conntrack_tcp_timeout_established), and before it is known to be established and after the guest's FIN
+// (nf_conntrack_tcp_timeout_syn_recv, _time_wait).
+enum { kRoutedLong = 5 * 24 * 60 * 60, kRoutedShort = 120 };
 
 enum Verdict { kNotOurs, kSteer, kDrop };
 
@@ -201,10 +202,10 @@ static __always_inline bool read_tcp(struct __sk_buff* skb, __u32 header, struct
          (tcp->flags & (kTcpSyn | kTcpAck)) != kTcpSyn;
 }
 
-// The guest's segment belongs to no connection of the node. Only an answer to a SYN takes the place of another
-// connection that is still kept in mind; any segment takes one that is free, so that those are learnt that are
-// older than this program. They are kept in mind for the short time: it may also be a late segment on a
-// connection that the relay has reset.
+// The guest's segment belongs to no connection of the node. Only an answer to a SYN takes the place of
+// another connection that is still kept in mind; any segment takes one that is free, so that those are learnt
+// that are older than this program. What may be a late segment on a connection that the relay has given up is
+// kept in mind for a short time only: an answer to a SYN that nothing follows, and a burst of segments.
 static __always_inline void note_routed(struct __sk_buff* skb, const struct BpfAddress* client,
                                         const struct TcpStart* tcp) {
   const struct RoutedKey key = routed_key(skb->ifindex, client, tcp->ports[1], tcp->ports[0]);
@@ -218,19 +219,28 @@ static __always_inline void note_routed(struct __sk_buff* skb, const struct BpfA
     const __u64 entry = set->entry[way];
     if (known) continue;
     known = entry >> 32 == key.tag;
-    if (known || (__u32)entry < (__u32)*place) place = &set->entry[way];
+    if (known || routed_until(entry) < routed_until(*place)) place = &set->entry[way];
   }
-  const __u32 until = (__u32)*place;
-  const bool kept = until > now;
-  known = known && kept;
-  const bool answers_syn = (tcp->flags & kTcpSyn) != 0;
+  const __u32 until = routed_until(*place);
+  const __u32 before = (__u32)*place >> kRoutedStateShift;
+  known = known && until > now;
+  __u32 state = kRoutedLearnt;
   if (tcp->flags & kTcpRst) {
     if (known) *place = 0;
     return;
   }
-  if (!known && (tcp->flags & kTcpFin || (kept && !answers_syn))) return;
-  const bool is_short = tcp->flags & kTcpFin || (!answers_syn && (!known || until - now <= kRoutedShort));
-  const __u64 entry = (__u64)key.tag << 32 | (now + (is_short ? kRoutedShort : kRoutedOpen));
+  if (tcp->flags & kTcpSyn) {
+    state = kRoutedAnswered;
+  } else if (!known) {
+    if (until > now || tcp->flags & kTcpFin) return;
+  } else if (tcp->flags & kTcpFin || before == kRoutedClosing) {
+    state = kRoutedClosing;
+  } else {
+    if (before == kRoutedLearnt && until - now + 2 > kRoutedShort) return;  // less than 2 s ago: one burst
+    state = kRoutedOpen;
+  }
+  const __u32 end = now + (state == kRoutedOpen ? kRoutedLong : kRoutedShort);
+  const __u64 entry = (__u64)key.tag << 32 | state << kRoutedStateShift | end;
   if (*place != entry) *place = entry;
 }
 

@@ -13,18 +13,30 @@ enum { kSteerGuestsMax = 65536 };
 enum { kRoutedBuckets = 1024, kRoutedSets = 64, kRoutedWays = 4 };
 
 // Value of the array `routed`, which the relay's threads map into their memory. An entry is the connection's
-// tag << 32 | the second of CLOCK_MONOTONIC until which it counts.
+// tag << 32 | its state << kRoutedStateShift | the second of CLOCK_MONOTONIC until which it counts.
 struct RoutedSet {
   __u64 entry[kRoutedWays];
 };
+
+enum { kRoutedStateShift = 30 };
+enum RoutedState {
+  kRoutedAnswered,  // the guest has answered the SYN
+  kRoutedLearnt,    // it has sent a segment on an older one
+  kRoutedOpen,      // it has sent more
+  kRoutedClosing    // it has sent FIN
+};
+
+#define STEER_INLINE static inline __attribute__((always_inline))
+
+STEER_INLINE __u32 routed_until(__u64 entry) {
+  return (__u32)entry & ((1U << kRoutedStateShift) - 1);
+}
 
 // One connection's place and name in the table. The ports are in network byte order.
 struct RoutedKey {
   __u32 index;
   __u32 tag;
 };
-
-#define STEER_INLINE static inline __attribute__((always_inline))
 
 // MurmurHash3's finalizer: every bit of the word reaches every bit of the hash.
 STEER_INLINE __u32 routed_mix(__u32 hash, __u32 word) {

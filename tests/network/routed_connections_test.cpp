@@ -66,6 +66,7 @@ INSTANTIATE_TEST_SUITE_P(Families, RoutedConnectionsTest, testing::Bool(),
 TEST_P(RoutedConnectionsTest, OneIsKnownWithItsGuestItsClientAndBothPorts) {
   const Routed routed = open(40000, at_guest_);
   EXPECT_TRUE(known(40000));
+  EXPECT_EQ(exchange(routed.client, routed.guest, "question"), "question");
   EXPECT_TRUE(known(40000, std::chrono::hours(24))) << "however silent it is";
   EXPECT_FALSE(known(40001));
   EXPECT_FALSE(neighbours_is_known(40000));
@@ -110,6 +111,7 @@ TEST_P(RoutedConnectionsTest, TheSamePortsAgainAreANewConnection) {
     EXPECT_EQ(::recv(routed.client.get(), &byte, 1, 0), 0);
   }
   const Routed again = open(40000, at_guest_);
+  EXPECT_EQ(exchange(again.client, again.guest, "question"), "question");
   EXPECT_TRUE(known(40000, std::chrono::hours(24)));
 }
 
@@ -130,6 +132,17 @@ TEST_P(RoutedConnectionsTest, OneThatIsOlderThanTheProgramIsKnownWhenTheGuestSen
   EXPECT_EQ(exchange(routed.guest, routed.client, "something"), "something");
   EXPECT_TRUE(known(40000));
   EXPECT_FALSE(known(40000, kShortTime + std::chrono::seconds(1)));
+}
+
+/// The guest was paused, and the relay has given its connection up meanwhile.
+TEST_P(RoutedConnectionsTest, WhatComesTooLateForTheRelayIsForgottenSoon) {
+  for (const int kind : {TH_SYN | TH_ACK, TH_ACK}) {
+    const auto flags = static_cast<std::uint8_t>(kind);
+    const auto port = static_cast<std::uint16_t>(40000 + flags);
+    for (int i = 0; i < 3; ++i) forge(world_->guest, local_of(at_guest_), client(port), kForged, flags);
+    EXPECT_TRUE(known(port));
+    EXPECT_FALSE(known(port, kShortTime + std::chrono::seconds(1)));
+  }
 }
 
 TEST_P(RoutedConnectionsTest, AGuestCrowdsOutNobodyElses) {

@@ -109,7 +109,7 @@ TEST_P(RelaySourceSimulated, APortThatTheClientUsesByARouteOfItsOwnIsReplaced) {
     const RoutedKey key = routed_key(kTap, &address, htons(port), htons(rig.forward().route.upstream.port()));
     auto* const free = std::ranges::find(table[key.index].entry, 0U);
     ASSERT_NE(free, std::end(table[key.index].entry));
-    *free = std::uint64_t{key.tag} << 32 | UINT32_MAX;
+    *free = std::uint64_t{key.tag} << 32 | ((1U << kRoutedStateShift) - 1);
   }
   rig.connect(client);
   rig.accept();
