@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-#include "config/fd.h"
+#include "base/fd.h"
 
 namespace portway {
 namespace {

@@ -2,7 +2,7 @@
 // (draft-ietf-opsawg-pcap), for debugging: the packets between the node and the guest's port, on the tap.
 //
 // The kernel filters (SO_ATTACH_FILTER); what does not fit the socket's buffer is dropped and reported. It
-// knows of no session: api/streams.h ends it with that of its instance. Belongs to the control thread.
+// knows of no session: control/streams.h ends it with that of its instance. Belongs to the control thread.
 #pragma once
 
 #include <boost/asio/io_context.hpp>
@@ -14,9 +14,9 @@
 #include <string>
 #include <vector>
 
-#include "api/message.h"
-#include "config/endpoint.h"
-#include "config/error.h"
+#include "api/http/message.h"
+#include "base/endpoint.h"
+#include "base/error.h"
 
 namespace portway {
 

@@ -13,7 +13,7 @@
 #include <cstring>
 #include <utility>
 
-#include "config/fd.h"
+#include "base/fd.h"
 #include "network/netlink.h"
 #include "network/policy_routing.h"
 #include "network/source_plan.h"

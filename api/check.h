@@ -12,9 +12,9 @@
 #include <string>
 #include <vector>
 
+#include "api/http/message.h"
 #include "api/json.h"
-#include "api/message.h"
-#include "config/forward.h"
+#include "base/forward.h"
 #include "lifecycle/session_watch.h"
 
 namespace portway {

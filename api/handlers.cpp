@@ -17,14 +17,14 @@
 #include <type_traits>
 #include <utility>
 
-#include "api/access_log.h"
 #include "api/capture.h"
 #include "api/check.h"
-#include "api/gzip.h"
+#include "api/http/gzip.h"
+#include "api/http/problem.h"
 #include "api/json.h"
 #include "api/openapi.h"
-#include "api/problem.h"
 #include "api/ui.h"
+#include "control/access_log.h"
 
 namespace portway {
 namespace {

@@ -10,13 +10,13 @@
 #include <span>
 #include <string>
 
-#include "api/control.h"
-#include "api/failure_log.h"
-#include "api/message.h"
-#include "api/recent_closes.h"
+#include "api/http/failure_log.h"
+#include "api/http/message.h"
 #include "api/router.h"
-#include "api/streams.h"
-#include "metrics/api_stats.h"
+#include "control/api_stats.h"
+#include "control/control.h"
+#include "control/recent_closes.h"
+#include "control/streams.h"
 #include "metrics/exporter.h"
 
 namespace portway {

@@ -9,9 +9,9 @@
 #include <string_view>
 #include <vector>
 
-#include "api/auth.h"
-#include "api/message.h"
-#include "config/error.h"
+#include "api/http/message.h"
+#include "base/error.h"
+#include "control/auth.h"
 
 namespace portway {
 

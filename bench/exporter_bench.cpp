@@ -10,7 +10,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "api/gzip.h"
+#include "api/http/gzip.h"
 #include "metrics/exporter.h"
 
 namespace portway {

@@ -2,7 +2,7 @@
 // free.
 #include <benchmark/benchmark.h>
 
-#include "config/port_allocator.h"
+#include "control/port_allocator.h"
 
 namespace portway {
 namespace {

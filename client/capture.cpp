@@ -9,8 +9,8 @@
 #include <ostream>
 #include <system_error>
 
+#include "base/fd.h"
 #include "client/request.h"
-#include "config/fd.h"
 
 namespace portway {
 namespace {

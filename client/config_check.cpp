@@ -9,7 +9,7 @@
 #include "client/output.h"
 #include "config/config.h"
 #include "config/config_files.h"
-#include "config/port_allocator.h"
+#include "network/ephemeral_ports.h"
 
 namespace portway {
 namespace {

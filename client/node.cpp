@@ -10,7 +10,7 @@
 #include <limits>
 #include <sstream>
 
-#include "config/fd.h"
+#include "base/fd.h"
 
 namespace portway {
 namespace {

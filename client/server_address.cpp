@@ -5,7 +5,7 @@
 #include <boost/url/rfc/unreserved_chars.hpp>
 #include <boost/url/url_view.hpp>
 
-#include "config/endpoint.h"
+#include "base/endpoint.h"
 
 namespace portway {
 namespace {

@@ -8,9 +8,9 @@
 #include <cerrno>
 #include <system_error>
 
+#include "base/tls_files.h"
 #include "client/checks.h"
-#include "config/port_allocator.h"
-#include "config/tls_files.h"
+#include "network/ephemeral_ports.h"
 
 namespace portway {
 namespace {

@@ -12,7 +12,7 @@
 #include <unordered_set>
 
 #include "client/checks.h"
-#include "config/port_allocator.h"
+#include "network/ephemeral_ports.h"
 
 namespace portway {
 namespace {

@@ -14,10 +14,10 @@
 #include <string_view>
 #include <vector>
 
-#include "config/endpoint.h"
-#include "config/error.h"
-#include "config/forward.h"
-#include "config/listen_address.h"
+#include "base/endpoint.h"
+#include "base/error.h"
+#include "base/forward.h"
+#include "base/listen_address.h"
 
 namespace portway {
 

@@ -11,7 +11,7 @@
 #include <utility>
 #include <variant>
 
-#include "config/tls_files.h"
+#include "base/tls_files.h"
 
 namespace portway {
 namespace {

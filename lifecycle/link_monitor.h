@@ -23,8 +23,8 @@
 #include <unordered_map>
 #include <utility>
 
-#include "config/error.h"
-#include "config/fd.h"
+#include "base/error.h"
+#include "base/fd.h"
 
 struct nlmsghdr;
 

@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "config/fd.h"
+#include "base/fd.h"
 
 namespace portway {
 

@@ -31,8 +31,8 @@
 #include <string_view>
 #include <unordered_map>
 
-#include "config/fd.h"
-#include "config/forward.h"
+#include "base/fd.h"
+#include "base/forward.h"
 #include "lifecycle/link_monitor.h"
 #include "lifecycle/process_watch.h"
 

@@ -19,10 +19,11 @@
 #include <string_view>
 #include <vector>
 
-#include "config/forward.h"
-#include "config/registry.h"
-#include "metrics/api_stats.h"
-#include "metrics/stats.h"
+#include "api/http/server_stats.h"
+#include "base/forward.h"
+#include "control/api_stats.h"
+#include "control/registry.h"
+#include "proxy/stats.h"
 
 namespace portway {
 

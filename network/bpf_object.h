@@ -9,8 +9,8 @@
 #include <span>
 #include <string_view>
 
-#include "config/endpoint.h"
-#include "config/error.h"
+#include "base/endpoint.h"
+#include "base/error.h"
 #include "network/bpf_address.h"
 
 struct bpf_object;

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "config/fd.h"
+#include "base/fd.h"
 #include "network/bpf_object.h"
 #include "network/refuse.h"
 

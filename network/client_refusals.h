@@ -8,8 +8,8 @@
 #include <chrono>
 #include <memory>
 
-#include "config/endpoint.h"
-#include "config/error.h"
+#include "base/endpoint.h"
+#include "base/error.h"
 
 namespace portway {
 

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "config/endpoint.h"
+#include "base/endpoint.h"
 
 namespace portway {
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "config/endpoint.h"
+#include "base/endpoint.h"
 #include "network/netlink.h"
 
 namespace portway {

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <span>
 
-#include "config/endpoint.h"
+#include "base/endpoint.h"
 
 namespace portway {
 

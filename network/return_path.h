@@ -47,9 +47,9 @@
 #include <string>
 #include <vector>
 
-#include "config/endpoint.h"
-#include "config/error.h"
-#include "config/fd.h"
+#include "base/endpoint.h"
+#include "base/error.h"
+#include "base/fd.h"
 #include "network/netlink.h"
 #include "network/policy_routing.h"
 #include "network/steer_program.h"

@@ -13,7 +13,7 @@
 #include <cstdint>
 #include <span>
 
-#include "config/endpoint.h"
+#include "base/endpoint.h"
 
 struct RoutedSet;  // network/steer.h
 

@@ -1,9 +1,35 @@
 #include "network/source_plan.h"
 
+#include <array>
 #include <cerrno>
 #include <cstdint>
 
 namespace portway {
+namespace {
+
+constexpr auto kSourceFallbacks = std::to_array<std::string_view>(
+    {"", "port_in_use", "port_privileged", "", "", "hairpin", "loopback", "family", "no_return_path"});
+static_assert(kSourceFallbacks.size() == kSourcePlans,
+              "every SourcePlan has its fallback, in the same order");
+
+}  // namespace
+
+std::string_view source_mode(SourcePlan plan) {
+  switch (plan) {
+    case SourcePlan::kTransparent:
+    case SourcePlan::kPortInUse:
+    case SourcePlan::kPortPrivileged:
+      return "transparent";
+    case SourcePlan::kProxyV2:
+      return "proxy_v2";
+    default:
+      return "plain";
+  }
+}
+
+std::string_view source_fallback(SourcePlan plan) {
+  return kSourceFallbacks[static_cast<std::size_t>(plan)];
+}
 
 std::optional<SourcePlan> plan_source(const Endpoint& client, const Endpoint& guest) {
   const IpAddress from = folded(client.address());

@@ -5,12 +5,34 @@
 // ports can bring about turns the client's address into the node's.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <optional>
+#include <string_view>
 
-#include "config/endpoint.h"
-#include "metrics/stats.h"
+#include "base/endpoint.h"
 
 namespace portway {
+
+/// Whose address a guest sees as its client's, for each connection to it.
+enum class SourcePlan : std::uint8_t {
+  kTransparent,     // the client's, with its port
+  kPortInUse,       // the client's, with a port of the kernel's choice: the client's own is taken on the node
+  kPortPrivileged,  // the same: the client's own is below 1024, and the daemon lacks CAP_NET_BIND_SERVICE
+  kProxyV2,         // the node's, and a PROXY protocol header says the client's: as asked for
+  kPlain,           // the node's, as asked for
+  // The node's, since the client's is impossible. What a guest answers, or does not, is never a reason: it
+  // would get a client past the guest's packet filter.
+  kHairpin,       // the client is the guest, which would answer itself
+  kLoopback,      // the client is on the node, at 127.0.0.0/8 or ::1
+  kFamily,        // the client is IPv4 and the guest IPv6, or the other way round
+  kNoReturnPath,  // nothing leads the guest's answers back to the node
+};
+inline constexpr std::size_t kSourcePlans = static_cast<std::size_t>(SourcePlan::kNoReturnPath) + 1;
+/// "transparent", "proxy_v2" or "plain".
+std::string_view source_mode(SourcePlan plan);
+/// Why it is not the mode that was asked for, e.g. "hairpin"; empty where it is.
+std::string_view source_fallback(SourcePlan plan);
 
 /// Whether the guest sees the client's address.
 constexpr bool is_transparent(SourcePlan plan) {

@@ -8,9 +8,9 @@
 #include <memory>
 #include <vector>
 
-#include "config/endpoint.h"
-#include "config/error.h"
-#include "config/fd.h"
+#include "base/endpoint.h"
+#include "base/error.h"
+#include "base/fd.h"
 #include "network/bpf_object.h"
 #include "network/routed_connections.h"
 

@@ -20,8 +20,8 @@
 #include <cstdint>
 #include <optional>
 
-#include "config/endpoint.h"
-#include "config/fd.h"
+#include "base/endpoint.h"
+#include "base/fd.h"
 
 namespace portway {
 

@@ -11,9 +11,9 @@
 #include <mutex>
 #include <optional>
 
-#include "config/endpoint.h"
-#include "config/forward.h"
-#include "metrics/stats.h"
+#include "base/endpoint.h"
+#include "base/forward.h"
+#include "proxy/stats.h"
 
 namespace portway {
 

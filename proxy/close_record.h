@@ -6,11 +6,11 @@
 
 #include <cstdint>
 
-#include "metrics/stats.h"
 #include "proxy/connection_table.h"
 #include "proxy/io.h"
 #include "proxy/live_connection.h"
 #include "proxy/served_forward.h"
+#include "proxy/stats.h"
 
 namespace portway {
 

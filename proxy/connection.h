@@ -20,7 +20,6 @@
 #include <utility>
 #include <vector>
 
-#include "metrics/stats.h"
 #include "proxy/buffer_fit.h"
 #include "proxy/close_record.h"
 #include "proxy/connection_options.h"
@@ -31,6 +30,7 @@
 #include "proxy/relay.h"
 #include "proxy/served_forward.h"
 #include "proxy/spsc_ring.h"
+#include "proxy/stats.h"
 #include "proxy/timer_wheel.h"
 #include "proxy/upstream.h"
 

@@ -16,9 +16,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "config/endpoint.h"
-#include "config/forward.h"
-#include "metrics/stats.h"
+#include "base/endpoint.h"
+#include "base/forward.h"
+#include "proxy/stats.h"
 
 namespace portway {
 

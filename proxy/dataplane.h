@@ -8,11 +8,11 @@
 #include <string>
 #include <vector>
 
-#include "config/endpoint.h"
-#include "config/fd.h"
-#include "config/forward.h"
-#include "metrics/stats.h"
+#include "base/endpoint.h"
+#include "base/fd.h"
+#include "base/forward.h"
 #include "proxy/live_connection.h"
+#include "proxy/stats.h"
 
 namespace portway {
 

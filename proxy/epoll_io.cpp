@@ -10,7 +10,7 @@
 #include <cstring>
 #include <vector>
 
-#include "config/fd.h"
+#include "base/fd.h"
 #include "proxy/kernel_io.h"
 
 namespace portway {

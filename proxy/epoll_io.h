@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "config/error.h"
+#include "base/error.h"
 #include "proxy/io.h"
 
 namespace portway {

@@ -20,9 +20,9 @@
 #include <string_view>
 #include <vector>
 
-#include "config/endpoint.h"
-#include "metrics/stats.h"
+#include "base/endpoint.h"
 #include "network/syn_probe.h"
+#include "proxy/stats.h"
 
 namespace portway {
 

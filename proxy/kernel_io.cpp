@@ -19,7 +19,7 @@
 #include <span>
 #include <utility>
 
-#include "config/port_allocator.h"
+#include "network/ephemeral_ports.h"
 #include "proxy/listen_socket.h"
 
 namespace portway {

@@ -1,9 +1,9 @@
 // Opens the sockets that forwards listen on.
 #pragma once
 
-#include "config/endpoint.h"
-#include "config/error.h"
-#include "config/fd.h"
+#include "base/endpoint.h"
+#include "base/error.h"
+#include "base/fd.h"
 #include "proxy/connection_options.h"
 
 namespace portway {

@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <string_view>
 
-#include "config/endpoint.h"
-#include "metrics/stats.h"
+#include "base/endpoint.h"
 #include "proxy/io.h"
+#include "proxy/stats.h"
 
 namespace portway {
 

@@ -15,9 +15,9 @@
 #include <span>
 #include <vector>
 
-#include "metrics/stats.h"
 #include "proxy/connection_table.h"
 #include "proxy/io.h"
+#include "proxy/stats.h"
 
 namespace portway {
 

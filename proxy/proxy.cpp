@@ -11,7 +11,7 @@
 #include <numeric>
 #include <utility>
 
-#include "config/blocked_signals.h"
+#include "base/blocked_signals.h"
 #include "network/client_refusals.h"
 #include "proxy/epoll_io.h"
 #include "proxy/listen_socket.h"

@@ -9,8 +9,8 @@
 
 #include <boost/container_hash/hash.hpp>
 
+#include "base/endpoint.h"
 #include "config/config.h"
-#include "config/endpoint.h"
 #include "proxy/connection.h"
 #include "proxy/connection_table.h"
 #include "proxy/dataplane.h"

@@ -32,10 +32,10 @@
 #include <optional>
 #include <vector>
 
-#include "metrics/stats.h"
 #include "network/client_refusals.h"
 #include "proxy/io.h"
 #include "proxy/served_forward.h"
+#include "proxy/stats.h"
 
 namespace portway {
 

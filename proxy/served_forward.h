@@ -17,9 +17,9 @@
 #include <utility>
 #include <vector>
 
-#include "metrics/stats.h"
 #include "proxy/admission.h"
 #include "proxy/dataplane.h"
+#include "proxy/stats.h"
 
 namespace portway {
 

@@ -13,8 +13,8 @@
 
 #include <cstdint>
 
-#include "config/endpoint.h"
-#include "config/fd.h"
+#include "base/endpoint.h"
+#include "base/fd.h"
 
 struct inet_diag_msg;  // linux/inet_diag.h
 

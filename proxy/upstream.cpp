@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 
-#include "config/random.h"
+#include "base/random.h"
 #include "network/local_port_range.h"
 #include "network/routed_connections.h"
 #include "network/source_plan.h"

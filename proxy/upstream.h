@@ -15,11 +15,11 @@
 #include <random>
 #include <vector>
 
-#include "config/endpoint.h"
-#include "metrics/stats.h"
+#include "base/endpoint.h"
 #include "proxy/connection_options.h"
 #include "proxy/dataplane.h"
 #include "proxy/io.h"
+#include "proxy/stats.h"
 
 namespace portway {
 

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "config/fd.h"
+#include "base/fd.h"
 #include "proxy/kernel_io.h"
 
 namespace portway {

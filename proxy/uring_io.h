@@ -4,7 +4,7 @@
 #include <functional>
 #include <memory>
 
-#include "config/error.h"
+#include "base/error.h"
 #include "proxy/io.h"
 
 struct io_uring;

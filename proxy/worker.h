@@ -16,8 +16,7 @@
 #include <variant>
 #include <vector>
 
-#include "config/fd.h"
-#include "metrics/stats.h"
+#include "base/fd.h"
 #include "proxy/busy_poll.h"
 #include "proxy/connection.h"
 #include "proxy/dataplane.h"
@@ -25,6 +24,7 @@
 #include "proxy/io.h"
 #include "proxy/refusal_gates.h"
 #include "proxy/served_forward.h"
+#include "proxy/stats.h"
 
 namespace portway {
 

@@ -10,7 +10,7 @@
 #include <span>
 #include <string>
 
-#include "config/fd.h"
+#include "base/fd.h"
 
 namespace portway::bench {
 

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "config/fd.h"
+#include "base/fd.h"
 #include "tests/support/network.h"
 #include "tests/support/requirements.h"
 

@@ -14,8 +14,8 @@
 #include <string>
 #include <vector>
 
-#include "config/fd.h"
-#include "tests/api/node.h"
+#include "base/fd.h"
+#include "tests/control/node.h"
 #include "tests/support/network.h"
 #include "tests/support/requirements.h"
 

@@ -10,10 +10,10 @@
 #include <chrono>
 #include <thread>
 
+#include "api/http/problem.h"
 #include "api/openapi.h"
-#include "api/problem.h"
 #include "api/unique_keys.h"
-#include "tests/api/node.h"
+#include "tests/control/node.h"
 
 namespace portway {
 namespace {

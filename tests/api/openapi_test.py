@@ -177,7 +177,7 @@ class OpenApi(unittest.TestCase):
         with open(f"{SOURCE}/docs/api-errors.md", encoding="utf-8") as file:
             rows = re.findall(r"^\| `(\w+)` \| (\d+) \| [^|]+ \| [^|]+ \|$", file.read(), re.MULTILINE)
         self.assertEqual({code for code, _ in rows}, documented)
-        with open(f"{SOURCE}/config/error.cpp", encoding="utf-8") as file:
+        with open(f"{SOURCE}/base/error.cpp", encoding="utf-8") as file:
             names = set(re.findall(r'^    "(\w+)",$', file.read(), re.MULTILINE))
         self.assertEqual(names, documented)
         status_of = dict(rows)

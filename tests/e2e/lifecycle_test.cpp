@@ -11,8 +11,8 @@
 #include <memory>
 #include <vector>
 
-#include "config/endpoint.h"
-#include "config/fd.h"
+#include "base/endpoint.h"
+#include "base/fd.h"
 #include "tests/e2e/daemon.h"
 #include "tests/e2e/guest_network.h"
 #include "tests/support/guest_ports.h"

@@ -9,7 +9,7 @@
 #include <string>
 #include <string_view>
 
-#include "tests/api/node.h"
+#include "tests/control/node.h"
 
 namespace {
 

@@ -13,8 +13,8 @@
 #include <string>
 #include <string_view>
 
-#include "api/server.h"
-#include "config/fd.h"
+#include "api/http/server.h"
+#include "base/fd.h"
 
 namespace portway {
 namespace {

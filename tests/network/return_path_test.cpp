@@ -29,7 +29,7 @@
 #include <utility>
 #include <vector>
 
-#include "config/fd.h"
+#include "base/fd.h"
 #include "tests/network/world.h"
 #include "tests/support/network.h"
 #include "tests/support/requirements.h"

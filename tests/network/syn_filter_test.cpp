@@ -15,7 +15,7 @@
 #include <string>
 #include <string_view>
 
-#include "config/fd.h"
+#include "base/fd.h"
 
 namespace portway {
 namespace {

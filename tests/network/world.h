@@ -31,7 +31,7 @@
 #include <utility>
 #include <vector>
 
-#include "config/fd.h"
+#include "base/fd.h"
 #include "network/return_path.h"
 #include "tests/support/capabilities.h"
 #include "tests/support/network.h"

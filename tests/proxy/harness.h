@@ -17,7 +17,7 @@
 #include <string_view>
 #include <vector>
 
-#include "metrics/stats.h"
+#include "proxy/stats.h"
 #include "proxy/worker.h"
 #include "tests/proxy/world.h"
 #include "tests/support/pattern.h"

@@ -4,7 +4,7 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
-#include "config/fd.h"
+#include "base/fd.h"
 #include "proxy/epoll_io.h"
 #include "proxy/listen_socket.h"
 

@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "config/fd.h"
+#include "base/fd.h"
 #include "proxy/refusal_gates.h"
 #include "tests/proxy/relay_suite.h"
 #include "tests/support/capabilities.h"

@@ -14,8 +14,8 @@
 #include <string>
 #include <string_view>
 
-#include "config/endpoint.h"
-#include "config/fd.h"
+#include "base/endpoint.h"
+#include "base/fd.h"
 #include "proxy/io.h"
 #include "proxy/uring_io.h"
 #include "tests/sim/sim_io.h"

@@ -1,5 +1,5 @@
-// Dependencies point one way: a folder may include only those named beside it. The data plane never knows the
-// API.
+// Dependencies point one way: a folder may include itself and the folders named beside it. The data plane
+// knows neither the control plane nor the API, and the HTTP server knows nothing of Portway.
 
 #include <gtest/gtest.h>
 
@@ -13,25 +13,46 @@
 namespace portway::test {
 namespace {
 
+const std::set<std::string> kBelowControl = {"base", "config", "network", "lifecycle", "proxy", "api/http"};
+
+std::set<std::string> with(std::set<std::string> folders, const std::set<std::string>& more) {
+  folders.insert(more.begin(), more.end());
+  return folders;
+}
+
 const std::map<std::string, std::set<std::string>> kMayInclude = {
-    {"config", {"config"}},
-    {"metrics", {"config", "metrics"}},
-    {"lifecycle", {"config", "lifecycle"}},
-    {"network", {"config", "metrics", "network"}},
-    {"proxy", {"config", "metrics", "network", "proxy"}},
-    {"api", {"config", "metrics", "lifecycle", "network", "proxy", "api"}},
-    {"client", {"config", "metrics", "network", "proxy", "client"}},
+    {"base", {}},
+    {"config", {"base"}},
+    {"network", {"base", "config"}},
+    {"lifecycle", {"base", "config"}},
+    {"api/http", {"base"}},
+    {"proxy", {"base", "config", "network"}},
+    {"control", kBelowControl},
+    {"metrics", with(kBelowControl, {"control"})},
+    {"api", with(kBelowControl, {"control", "metrics"})},
+    {"client", {"base", "config", "network", "proxy"}},
+    {"daemon", with(kBelowControl, {"control", "metrics", "api"})},
 };
 
-TEST(IncludeDirections, PointFromTheApiToTheConfigAndNeverBack) {
+/// The folder of the table that a file, named from the top, is in; empty where it is in none.
+std::string folder_of(const std::string& path) {
+  std::string found;
+  for (const auto& [folder, allowed] : kMayInclude) {
+    if (path.starts_with(folder + "/") && folder.size() > found.size()) found = folder;
+  }
+  return found;
+}
+
+TEST(IncludeDirections, PointFromTheDaemonToTheBaseAndNeverBack) {
   // Ours are in quotation marks and start with the folder; a bare name would hide where it is from.
-  const std::regex include(R"re(\s*#\s*include\s*"(?:([^"/]+)/)?[^"]*".*)re");
+  const std::regex include(R"re(\s*#\s*include\s*"([^"]*)".*)re");
+  const std::filesystem::path top = PORTWAY_SOURCE_DIRECTORY;
   std::set<std::string> seen;
   for (const auto& [folder, allowed] : kMayInclude) {
-    for (const auto& entry :
-         std::filesystem::recursive_directory_iterator(PORTWAY_SOURCE_DIRECTORY "/" + folder)) {
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(top / folder)) {
       const std::string extension = entry.path().extension();
       if (extension != ".h" && extension != ".cpp" && extension != ".c") continue;
+      if (folder_of(std::filesystem::relative(entry.path(), top)) != folder) continue;
       seen.insert(folder);
       std::ifstream file(entry.path());
       int number = 0;
@@ -39,7 +60,9 @@ TEST(IncludeDirections, PointFromTheApiToTheConfigAndNeverBack) {
         ++number;
         std::smatch match;
         if (!std::regex_match(line, match, include)) continue;
-        EXPECT_TRUE(allowed.contains(match[1])) << entry.path().string() << ":" << number << ": " << line;
+        const std::string from = folder_of(match[1]);
+        EXPECT_TRUE(from == folder || allowed.contains(from))
+            << entry.path().string() << ":" << number << ": " << line;
       }
     }
   }

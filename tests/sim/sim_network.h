@@ -22,7 +22,7 @@
 #include <string_view>
 #include <vector>
 
-#include "config/endpoint.h"
+#include "base/endpoint.h"
 #include "network/client_refusals.h"
 #include "proxy/io.h"
 

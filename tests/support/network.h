@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "config/fd.h"
+#include "base/fd.h"
 
 namespace portway::test {
 

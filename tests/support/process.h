@@ -14,7 +14,7 @@
 #include <thread>
 #include <vector>
 
-#include "config/fd.h"
+#include "base/fd.h"
 #include "tests/support/network.h"
 
 namespace portway::test {

@@ -11,7 +11,7 @@
 #include <string>
 #include <system_error>
 
-#include "config/fd.h"
+#include "base/fd.h"
 #include "tests/support/network.h"
 
 namespace portway::test {

@@ -6,8 +6,8 @@
 #include <string>
 #include <string_view>
 
-#include "config/endpoint.h"
-#include "config/fd.h"
+#include "base/endpoint.h"
+#include "base/fd.h"
 #include "tests/support/network.h"
 
 namespace portway::test {

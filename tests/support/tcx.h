@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "config/fd.h"
+#include "base/fd.h"
 #include "tests/support/network.h"
 
 namespace portway::test {

@@ -1,0 +1,33 @@
+#include "api/http/failure_log.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <string>
+#include <utility>
+
+#include "api/http/problem.h"
+
+namespace portway {
+
+void FailureLog::tell(std::string_view method, std::string_view route, std::string_view request_id,
+                      const Error& error) {
+  const unsigned status = http_status(error.code);
+  if (status < 500) return;
+  const auto now = std::chrono::steady_clock::now();
+  if (now - second_began_ >= std::chrono::seconds(1)) {
+    second_began_ = now;
+    lines_ = 0;
+  }
+  if (lines_ == kLinesPerSecond) {
+    ++untold_;
+    return;
+  }
+  ++lines_;
+  const std::uint64_t untold = std::exchange(untold_, 0);
+  spdlog::log(status == 500 ? spdlog::level::err : spdlog::level::warn,
+              "API: {} {}: {} {}: {} (request {}{})", method, route, status, to_string(error.code),
+              error.detail, request_id, untold == 0 ? "" : fmt::format("; {} more of 5xx before it", untold));
+}
+
+}  // namespace portway

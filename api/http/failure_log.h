@@ -1,0 +1,28 @@
+// What the daemon's log says of answers of status 5xx: what could not be done, for which request, and why.
+//
+// A client may repeat what fails as often as it likes, so lines are limited, and how many are left out is
+// told with the next one. Belongs to the control thread.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string_view>
+
+#include "base/error.h"
+
+namespace portway {
+
+class FailureLog {
+ public:
+  static constexpr int kLinesPerSecond = 10;
+
+  /// Nothing where the answer's status is none of 5xx. `route` is the pattern of the request's path.
+  void tell(std::string_view method, std::string_view route, std::string_view request_id, const Error& error);
+
+ private:
+  std::chrono::steady_clock::time_point second_began_{};
+  int lines_ = 0;             // in this second
+  std::uint64_t untold_ = 0;  // since the last line
+};
+
+}  // namespace portway

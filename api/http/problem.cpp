@@ -1,0 +1,128 @@
+#include "api/http/problem.h"
+
+#include <boost/json.hpp>
+#include <string>
+
+namespace portway {
+namespace {
+
+// What "soon" means to a client that is told to come back: long enough for a port to be given back or a disk
+// to be cleared.
+constexpr std::string_view kRetryAfterS = "5";
+
+std::string_view title(unsigned status) {
+  switch (status) {
+    case 400:
+      return "Bad Request";
+    case 401:
+      return "Unauthorized";
+    case 403:
+      return "Forbidden";
+    case 404:
+      return "Not Found";
+    case 405:
+      return "Method Not Allowed";
+    case 408:
+      return "Request Timeout";
+    case 409:
+      return "Conflict";
+    case 412:
+      return "Precondition Failed";
+    case 413:
+      return "Content Too Large";
+    case 415:
+      return "Unsupported Media Type";
+    case 422:
+      return "Unprocessable Content";
+    case 429:
+      return "Too Many Requests";
+    case 431:
+      return "Request Header Fields Too Large";
+    case 503:
+      return "Service Unavailable";
+    default:
+      return "Internal Server Error";
+  }
+}
+
+}  // namespace
+
+unsigned http_status(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::kMalformedRequest:
+    case ErrorCode::kMalformedJson:
+      return 400;
+    case ErrorCode::kUnauthorized:
+      return 401;
+    case ErrorCode::kForbidden:
+    case ErrorCode::kBlockedPort:
+    case ErrorCode::kPrivilegedPort:
+      return 403;
+    case ErrorCode::kNotFound:
+      return 404;
+    case ErrorCode::kMethodNotAllowed:
+      return 405;
+    case ErrorCode::kRequestTimeout:
+      return 408;
+    case ErrorCode::kInstanceNotRunning:
+    case ErrorCode::kQuotaExceeded:
+    case ErrorCode::kHostPortTaken:
+    case ErrorCode::kTapInUse:
+    case ErrorCode::kIdempotentAnswerGone:
+      return 409;
+    case ErrorCode::kSessionMismatch:
+      return 412;
+    case ErrorCode::kBodyTooLarge:
+      return 413;
+    case ErrorCode::kUnsupportedMediaType:
+      return 415;
+    case ErrorCode::kInvalidRequest:
+    case ErrorCode::kUnknownField:
+    case ErrorCode::kInvalidPort:
+    case ErrorCode::kInvalidLabel:
+    case ErrorCode::kInvalidAddress:
+    case ErrorCode::kUnsupportedProtocol:
+    case ErrorCode::kIdempotencyKeyReused:
+      return 422;
+    case ErrorCode::kRateLimited:
+      return 429;
+    case ErrorCode::kHeaderTooLarge:
+      return 431;
+    case ErrorCode::kConnectionLimit:
+    case ErrorCode::kPortPoolExhausted:
+    case ErrorCode::kStoreUnavailable:
+    case ErrorCode::kResourceExhausted:
+    case ErrorCode::kDraining:
+      return 503;
+    case ErrorCode::kInvalidConfig:  // the operator's, not the caller's
+    case ErrorCode::kInternal:
+      return 500;
+  }
+  return 500;
+}
+
+Response problem(const Error& error, std::string_view request_id) {
+  const unsigned status = http_status(error.code);
+  boost::json::object body;
+  body["type"] = "about:blank";
+  body["title"] = title(status);
+  body["status"] = status;
+  body["detail"] = error.detail;
+  body["code"] = to_string(error.code);
+  body["request_id"] = request_id;
+  if (!error.field.empty()) body["field"] = error.field;
+  if (error.limit) body["limit"] = *error.limit;
+  if (error.current) body["current"] = *error.current;
+
+  Response response{.status = status,
+                    .body = boost::json::serialize(body),
+                    .content_type = "application/problem+json",
+                    .headers = {}};
+  if (status == 401) response.headers.emplace_back("WWW-Authenticate", "Bearer");
+  if (status == 503) response.headers.emplace_back("Retry-After", kRetryAfterS);
+  if (status == 429)
+    response.headers.emplace_back("Retry-After", "1");  // a key's bucket refills every second
+  return response;
+}
+
+}  // namespace portway

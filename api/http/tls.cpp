@@ -1,0 +1,121 @@
+#include "api/http/tls.h"
+
+#include <fmt/format.h>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+
+#include <algorithm>
+#include <boost/asio/error.hpp>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <string_view>
+
+namespace portway {
+namespace {
+
+// Forward secrecy and authenticated encryption only (RFC 9325, 4.2); TLS 1.3 has nothing else.
+constexpr const char* kCiphersOfTls12 = "ECDHE+AESGCM:ECDHE+CHACHA20";
+constexpr const char* kGroups = "X25519:P-256:P-384";
+
+/// Picks http/1.1; a client that offers other protocols only is refused (RFC 7301, 3.2).
+int select_protocol(SSL*, const unsigned char** out, unsigned char* out_length, const unsigned char* in,
+                    unsigned in_length, void*) {
+  constexpr std::string_view kHttp11 = "http/1.1";
+  const std::string_view offered(reinterpret_cast<const char*>(in), in_length);
+  for (std::size_t at = 0; at < offered.size();) {
+    const std::size_t length = static_cast<unsigned char>(offered[at]);
+    if (offered.substr(at + 1, length) == kHttp11) {
+      *out = in + at + 1;
+      *out_length = static_cast<unsigned char>(length);
+      return SSL_TLSEXT_ERR_OK;
+    }
+    at += 1 + length;
+  }
+  return SSL_TLSEXT_ERR_ALERT_FATAL;
+}
+
+/// False for want of memory only.
+bool set_rules(SSL_CTX* context) {
+  ::SSL_CTX_set_options(context, SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION |
+                                     SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA |
+                                     SSL_OP_NO_TICKET);
+  // Clients stay connected: resuming sessions would only be state to keep, and to keep secret.
+  ::SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF);
+  ::SSL_CTX_set_num_tickets(context, 0);
+  // Idle connections give their buffers back. The caller's buffer may move between two tries of a write.
+  ::SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER |
+                                  SSL_MODE_RELEASE_BUFFERS);
+  ::SSL_CTX_set_alpn_select_cb(context, select_protocol, nullptr);
+  return ::SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION) == 1 &&
+         ::SSL_CTX_set_cipher_list(context, kCiphersOfTls12) == 1 &&
+         ::SSL_CTX_set1_groups_list(context, kGroups) == 1;
+}
+
+}  // namespace
+
+TlsContext::TlsContext(SSL_CTX* context) : context_(context, ::SSL_CTX_free) {}
+
+Result<std::shared_ptr<const TlsContext>> TlsContext::load(const TlsFiles& files) {
+  ::ERR_clear_error();
+  const std::shared_ptr<TlsContext> loaded(new TlsContext(::SSL_CTX_new(::TLS_server_method())));
+  SSL_CTX* context = loaded->context_.get();
+  if (context == nullptr || !set_rules(context)) {
+    return Error{ErrorCode::kResourceExhausted, "OpenSSL cannot start: " + openssl_reason() + "."};
+  }
+  const auto expiry = use_tls_files(context, files);
+  if (!expiry) return expiry.error();
+  loaded->expiry_ = *expiry;
+  return std::shared_ptr<const TlsContext>(loaded);
+}
+
+TlsConnection::TlsConnection(const TlsContext& context, int socket)
+    : connection_(::SSL_new(context.context_.get()), ::SSL_free) {
+  if (connection_ == nullptr || ::SSL_set_fd(connection_.get(), socket) != 1) throw std::bad_alloc();
+  ::SSL_set_accept_state(connection_.get());
+}
+
+TlsConnection::Step TlsConnection::step_of(int result) {
+  if (result > 0) return {.bytes = static_cast<std::size_t>(result)};
+  switch (::SSL_get_error(connection_.get(), result)) {
+    case SSL_ERROR_WANT_READ:
+      return {.wait = Step::Wait::kReadable};
+    case SSL_ERROR_WANT_WRITE:
+      return {.wait = Step::Wait::kWritable};
+    case SSL_ERROR_ZERO_RETURN:
+      return {.error = boost::asio::error::eof};
+    default:
+      // A fault of the connection or of TLS: nothing may be sent any more. An end without close_notify is
+      // one too, since somebody else may have cut the connection.
+      established_ = false;
+      got_plain_http_ = ERR_GET_REASON(::ERR_peek_error()) == SSL_R_HTTP_REQUEST;
+      return {.error = boost::asio::error::connection_reset};
+  }
+}
+
+TlsConnection::Step TlsConnection::handshake() {
+  ::ERR_clear_error();
+  const Step step = step_of(::SSL_do_handshake(connection_.get()));
+  established_ = step.wait == Step::Wait::kNo && !step.error;
+  return step;
+}
+
+TlsConnection::Step TlsConnection::read(void* buffer, std::size_t size) {
+  ::ERR_clear_error();
+  const std::size_t most = std::min<std::size_t>(size, std::numeric_limits<int>::max());
+  return step_of(::SSL_read(connection_.get(), buffer, static_cast<int>(most)));
+}
+
+TlsConnection::Step TlsConnection::write(const void* buffer, std::size_t size) {
+  ::ERR_clear_error();
+  const std::size_t most = std::min<std::size_t>(size, std::numeric_limits<int>::max());
+  return step_of(::SSL_write(connection_.get(), buffer, static_cast<int>(most)));
+}
+
+void TlsConnection::finish() {
+  if (!established_) return;
+  ::ERR_clear_error();
+  ::SSL_shutdown(connection_.get());
+}
+
+}  // namespace portway

@@ -1,0 +1,171 @@
+#include "base/forward.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <mutex>
+#include <span>
+
+#include "base/random.h"
+
+namespace portway {
+namespace {
+
+/// The time and counter of the last UUID: RFC 9562, section 6.2, method 1 (a fixed-length counter in rand_a).
+struct UuidClock {
+  std::mutex mutex;
+  std::uint64_t time_ms = 0;
+  std::uint32_t counter = 0;  // 12 bits
+};
+
+constexpr std::uint32_t kCounterMax = 0xfff;
+
+/// The next (time, counter), greater than all before it even if the clock was set back.
+std::pair<std::uint64_t, std::uint32_t> tick(std::uint32_t seed) {
+  static UuidClock clock;
+  const auto time_ms = static_cast<std::uint64_t>(now().time_since_epoch().count());
+  const std::lock_guard lock(clock.mutex);
+  if (time_ms > clock.time_ms) {
+    clock.time_ms = time_ms;
+    clock.counter = seed & (kCounterMax >> 1);  // its upper half is room to count up
+  } else if (clock.counter < kCounterMax) {
+    ++clock.counter;
+  } else {
+    ++clock.time_ms;
+    clock.counter = seed & (kCounterMax >> 1);
+  }
+  return {clock.time_ms, clock.counter};
+}
+
+constexpr auto kLimitNames =
+    std::to_array<std::string_view>({"allowed_cidrs", "max_connections", "max_connections_per_source",
+                                     "max_new_connections_per_second", "max_bytes_per_second"});
+static_assert(kLimitNames.size() == kLimits &&
+              kLimits == static_cast<std::size_t>(Limit::kMaxBytesPerSecond) + 1);
+
+constexpr auto kSourceModeNames =
+    std::to_array<std::string_view>({"auto", "transparent", "plain", "proxy_v2"});
+static_assert(kSourceModeNames.size() == static_cast<std::size_t>(SourceMode::kProxyV2) + 1);
+
+constexpr auto kSessionEndNames = std::to_array<std::string_view>(
+    {"stopped", "replaced", "deleted", "carrier_lost", "tap_deleted", "vmm_exited", "node_rebooted"});
+static_assert(kSessionEndNames.size() == static_cast<std::size_t>(SessionEnd::kNodeRebooted) + 1);
+
+constexpr std::array<std::size_t, 4> kDashes = {8, 13, 18, 23};
+
+}  // namespace
+
+Uuid make_uuid() {
+  Uuid id;
+  fill_random(std::as_writable_bytes(std::span(id.data)));
+  const auto [time_ms, counter] = tick(static_cast<std::uint32_t>(id.data[6]) << 8 | id.data[7]);
+  for (std::size_t i = 0; i < 6; ++i) id.data[i] = static_cast<std::uint8_t>(time_ms >> (8 * (5 - i)));
+  id.data[6] = static_cast<std::uint8_t>(0x70 | counter >> 8);  // version 7
+  id.data[7] = static_cast<std::uint8_t>(counter);
+  id.data[8] = static_cast<std::uint8_t>(0x80 | (id.data[8] & 0x3f));  // variant 10
+  return id;
+}
+
+std::string to_string(const Uuid& id) {
+  constexpr std::string_view kHex = "0123456789abcdef";
+  std::string text;
+  text.reserve(36);
+  for (const std::uint8_t byte : id.data) {
+    if (std::find(kDashes.begin(), kDashes.end(), text.size()) != kDashes.end()) text += '-';
+    text += kHex[byte >> 4];
+    text += kHex[byte & 0xf];
+  }
+  return text;
+}
+
+std::optional<Uuid> parse_uuid(std::string_view text) {
+  if (text.size() != 36) return std::nullopt;
+  Uuid id;
+  std::size_t at = 0;
+  for (std::uint8_t& byte : id.data) {
+    if (std::find(kDashes.begin(), kDashes.end(), at) != kDashes.end() && text[at++] != '-')
+      return std::nullopt;
+    const char* digits = text.data() + at;
+    const auto [rest, error] = std::from_chars(digits, digits + 2, byte, 16);
+    if (error != std::errc{} || rest != digits + 2) return std::nullopt;
+    at += 2;
+  }
+  return id;
+}
+
+std::vector<IpAddress> guest_addresses(const Instance& instance) {
+  std::vector<IpAddress> addresses = {instance.guest_address};
+  if (instance.guest_address_v6) addresses.push_back(*instance.guest_address_v6);
+  return addresses;
+}
+
+Timestamp now() {
+  return std::chrono::floor<std::chrono::milliseconds>(std::chrono::system_clock::now());
+}
+
+std::string to_rfc3339(Timestamp time) {
+  const auto day = std::chrono::floor<std::chrono::days>(time);
+  const std::chrono::year_month_day date(day);
+  const std::chrono::hh_mm_ss clock(time - day);
+  return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z", static_cast<int>(date.year()),
+                     static_cast<unsigned>(date.month()), static_cast<unsigned>(date.day()),
+                     clock.hours().count(), clock.minutes().count(), clock.seconds().count(),
+                     clock.subseconds().count());
+}
+
+std::string_view to_string(InstanceState state) {
+  return state == InstanceState::kRunning ? "running" : "stopped";
+}
+
+std::string_view to_string(SourceMode mode) {
+  return kSourceModeNames[static_cast<std::size_t>(mode)];
+}
+
+std::optional<SourceMode> parse_source_mode(std::string_view text) {
+  const auto* found = std::find(kSourceModeNames.begin(), kSourceModeNames.end(), text);
+  if (found == kSourceModeNames.end()) return std::nullopt;
+  return static_cast<SourceMode>(found - kSourceModeNames.begin());
+}
+
+std::string_view to_string(Limit limit) {
+  return kLimitNames[static_cast<std::size_t>(limit)];
+}
+
+std::optional<Limit> parse_limit(std::string_view text) {
+  const auto* found = std::find(kLimitNames.begin(), kLimitNames.end(), text);
+  if (found == kLimitNames.end()) return std::nullopt;
+  return static_cast<Limit>(found - kLimitNames.begin());
+}
+
+std::vector<std::string_view> names_of(const LimitSet& limits) {
+  std::vector<std::string_view> names;
+  for (std::size_t i = 0; i < kLimits; ++i) {
+    if (limits[i]) names.push_back(kLimitNames[i]);
+  }
+  return names;
+}
+
+LimitSet set_limits(const TrafficLimits& limits) {
+  LimitSet set;
+  const auto add = [&set](Limit limit, bool is_set) { set[static_cast<std::size_t>(limit)] = is_set; };
+  add(Limit::kAllowedCidrs, !limits.allowed_cidrs.empty());
+  add(Limit::kMaxConnections, limits.max_connections != 0);
+  add(Limit::kMaxConnectionsPerSource, limits.max_connections_per_source != 0);
+  add(Limit::kMaxNewConnectionsPerSecond, limits.max_new_connections_per_second != 0);
+  add(Limit::kMaxBytesPerSecond, limits.max_bytes_per_second != 0);
+  return set;
+}
+
+std::string_view to_string(SessionEnd end) {
+  return kSessionEndNames[static_cast<std::size_t>(end)];
+}
+
+std::optional<SessionEnd> parse_session_end(std::string_view text) {
+  const auto* found = std::find(kSessionEndNames.begin(), kSessionEndNames.end(), text);
+  if (found == kSessionEndNames.end()) return std::nullopt;
+  return static_cast<SessionEnd>(found - kSessionEndNames.begin());
+}
+
+}  // namespace portway

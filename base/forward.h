@@ -1,0 +1,168 @@
+// The things the control plane knows: instances, forwards, profiles. Plain values; no sockets, no threads.
+#pragma once
+
+#include <bitset>
+#include <boost/uuid/uuid.hpp>
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/endpoint.h"
+
+namespace portway {
+
+/// UUIDv7 (RFC 9562): sorts by creation time, so "list in order" is "list by id".
+using Uuid = boost::uuids::uuid;
+using ForwardId = Uuid;
+
+/// A new UUIDv7; random bits from getrandom(2). Ids made by one process ascend, also within a millisecond.
+Uuid make_uuid();
+std::string to_string(const Uuid& id);
+std::optional<Uuid> parse_uuid(std::string_view text);
+
+using Timestamp = std::chrono::sys_time<std::chrono::milliseconds>;
+Timestamp now();
+/// RFC 3339 in UTC with milliseconds: "2026-01-31T12:00:00.000Z".
+std::string to_rfc3339(Timestamp time);
+
+enum class InstanceState : std::uint8_t { kRunning, kStopped };
+std::string_view to_string(InstanceState state);
+
+/// Why a session ended.
+enum class SessionEnd : std::uint8_t {
+  kStopped,       // the orchestrator said so
+  kReplaced,      // it registered the instance anew
+  kDeleted,       // it deleted the instance
+  kCarrierLost,   // nobody holds the tap open any more
+  kTapDeleted,    //
+  kVmmExited,     // the process of vmm_pid is gone
+  kNodeRebooted,  // since the session began, so its virtual machine is gone
+};
+std::string_view to_string(SessionEnd end);
+std::optional<SessionEnd> parse_session_end(std::string_view text);
+
+/// What tells a network device from another, and one machine behind it from the next: names are used again,
+/// an index is not, and the kernel's count of lost carriers never goes back.
+struct TapIdentity {
+  std::int32_t index = 0;  // 0: none
+  std::optional<std::uint32_t> carrier_downs =
+      std::nullopt;  // absent: the kernel does not tell (before 4.16)
+
+  friend bool operator==(const TapIdentity&, const TapIdentity&) = default;
+};
+
+/// A microVM as the orchestrator registered it; one run of the VM is one session.
+struct Instance {
+  std::string id;                                            // the orchestrator's: 1-64 of [A-Za-z0-9._-]
+  IpAddress guest_address;                                   // the IPv4 one where there are two
+  std::optional<IpAddress> guest_address_v6 = std::nullopt;  // beside an IPv4 one: IPv6 clients are led to it
+  std::string tap;                                           // the host's interface to the guest, 1-15 bytes
+  std::string owner;                                         // whose keys see it
+  std::string profile = "default";
+  std::optional<std::int32_t> vmm_pid = std::nullopt;
+  Uuid session_id{};
+  InstanceState state = InstanceState::kRunning;
+  Timestamp created_at{};
+  std::optional<SessionEnd> ended = std::nullopt;  // why it is stopped
+
+  // What tells this session's virtual machine from a later one.
+  std::int32_t tap_index = 0;  // the tap's interface index since it had a carrier in this session; 0: not yet
+  std::optional<std::uint32_t> tap_carrier_downs = std::nullopt;  // TapIdentity::carrier_downs at that time
+  // Until then: the tap as it was when it was first seen up and without a carrier.
+  TapIdentity idle_tap = {};
+  std::uint64_t vmm_started = 0;  // process_start_time() of vmm_pid; 0: no pid
+  std::string boot_id = {};       // of the node's kernel when the session began
+};
+
+/// One, or an IPv4 and an IPv6 one, in this order.
+std::vector<IpAddress> guest_addresses(const Instance& instance);
+
+/// The address a guest sees as its client. For a forward, kAuto is what the node's configuration says; for
+/// the node, it is kTransparent where that is possible, else kPlain.
+enum class SourceMode : std::uint8_t {
+  kAuto,
+  kTransparent,  // the client's own, as under DNAT
+  kPlain,        // the node's
+  kProxyV2,      // the node's, and the client's in a PROXY protocol header (version 2) before its bytes
+};
+std::string_view to_string(SourceMode mode);
+std::optional<SourceMode> parse_source_mode(std::string_view text);
+
+inline constexpr std::size_t kAllowedCidrsMax = 64;
+
+/// What nftables would limit beside a DNAT rule. Zero and empty: no limit.
+struct TrafficLimits {
+  std::vector<Cidr> allowed_cidrs;                   // where clients may come from; empty: anywhere
+  std::uint32_t max_connections = 0;                 // at a time
+  std::uint32_t max_connections_per_source = 0;      // at a time from one client address (IPv6: from one /64)
+  std::uint32_t max_new_connections_per_second = 0;  // with bursts of as many
+  std::uint64_t max_bytes_per_second = 0;            // each way, all connections together
+
+  friend bool operator==(const TrafficLimits&, const TrafficLimits&) = default;
+};
+
+/// The limits by name: that of the field here and in the API.
+enum class Limit : std::uint8_t {
+  kAllowedCidrs,
+  kMaxConnections,
+  kMaxConnectionsPerSource,
+  kMaxNewConnectionsPerSecond,
+  kMaxBytesPerSecond,
+};
+inline constexpr std::size_t kLimits = 5;
+std::string_view to_string(Limit limit);
+std::optional<Limit> parse_limit(std::string_view text);
+
+/// Some of the limits: by Limit, as a number.
+using LimitSet = std::bitset<kLimits>;
+/// The names in the order of Limit.
+std::vector<std::string_view> names_of(const LimitSet& limits);
+/// Those that limit something.
+LimitSet set_limits(const TrafficLimits& limits);
+
+/// What a caller asks for.
+struct ForwardSpec {
+  std::uint16_t guest_port = 0;
+  std::string protocol = "tcp";
+  std::string label;                                      // 0-63 bytes of UTF-8 without control characters
+  std::optional<std::uint16_t> host_port = std::nullopt;  // random when absent
+  TrafficLimits limits = {};
+  SourceMode source_mode = SourceMode::kAuto;
+};
+
+/// What a caller asks to change about a forward.
+struct ForwardChange {
+  std::optional<std::string> label = std::nullopt;
+  std::optional<TrafficLimits> limits = std::nullopt;  // all of them, those included that stay as they are
+  LimitSet given = {};                                 // those that the caller named
+  std::optional<SourceMode> source_mode = std::nullopt;
+};
+
+/// What was promised: this host port belongs to that guest port until the forward is deleted or its session
+/// ends.
+struct Forward {
+  ForwardId id{};
+  std::string instance_id;
+  Uuid session_id{};
+  std::uint16_t guest_port = 0;
+  std::uint16_t host_port = 0;
+  std::string protocol = "tcp";
+  std::string label;
+  Timestamp created_at{};
+  TrafficLimits limits = {};
+  SourceMode source_mode = SourceMode::kAuto;  // as it was asked for
+  LimitSet admin_limits = {};                  // set by an admin: a tenant cannot change them
+};
+
+/// Limits of an instance, by name in the config.
+struct Profile {
+  std::uint32_t max_forwarded_ports = 5;
+  bool allow_host_port = false;  // tenants may ask for a certain host port
+
+  friend bool operator==(const Profile&, const Profile&) = default;
+};
+
+}  // namespace portway

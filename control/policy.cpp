@@ -1,0 +1,254 @@
+#include "control/policy.h"
+
+#include <algorithm>
+#include <array>
+
+namespace portway {
+namespace {
+
+namespace ip = boost::asio::ip;
+
+constexpr std::size_t kLabelMaxBytes = 63;
+constexpr std::size_t kInstanceIdMaxBytes = 64;
+constexpr std::size_t kTapMaxBytes = 15;  // IFNAMSIZ without the terminator
+constexpr std::size_t kOwnerMaxBytes = 128;
+constexpr std::uint16_t kSshPort = 22;
+constexpr std::string_view kLinkLocal = "a link-local address";
+constexpr std::uint16_t kFirstUnprivilegedPort = 1024;
+
+constexpr auto kRoleNames = std::to_array<std::string_view>({"admin", "tenant"});
+static_assert(kRoleNames.size() == static_cast<std::size_t>(Role::kTenant) + 1);
+
+bool is_alphanumeric(char c) {
+  return ('a' <= c && c <= 'z') || ('A' <= c && c <= 'Z') || ('0' <= c && c <= '9');
+}
+
+bool is_visible_ascii(char c) {
+  return '!' <= c && c <= '~';
+}
+
+/// Takes one code point off the front of `text`; nothing when that is not UTF-8 as RFC 3629 has it.
+std::optional<std::uint32_t> next_code_point(std::string_view& text) {
+  const auto byte = [&](std::size_t i) { return static_cast<std::uint8_t>(text[i]); };
+  const std::uint8_t lead = byte(0);
+  const std::size_t size = lead < 0x80 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
+  if ((lead & 0xc0) == 0x80 || lead > 0xf4 || text.size() < size) return std::nullopt;
+  std::uint32_t value = size == 1 ? lead : lead & (0x7fU >> size);
+  for (std::size_t i = 1; i < size; ++i) {
+    if ((byte(i) & 0xc0) != 0x80) return std::nullopt;
+    value = value << 6 | (byte(i) & 0x3fU);
+  }
+  constexpr std::array<std::uint32_t, 5> kSmallest = {0, 0, 0x80, 0x800, 0x10000};  // less would be overlong
+  if (value < kSmallest[size] || value > 0x10ffff || (0xd800 <= value && value <= 0xdfff))
+    return std::nullopt;
+  text.remove_prefix(size);
+  return value;
+}
+
+bool is_control(std::uint32_t code_point) {
+  return code_point < 0x20 || (0x7f <= code_point && code_point < 0xa0);
+}
+
+/// Why no guest can have this address; empty when one can.
+std::string_view special_use(const IpAddress& address) {
+  if (address.is_unspecified()) return "the unspecified address";
+  if (address.is_loopback()) return "a loopback address";
+  if (address.is_multicast()) return "a multicast address";
+  if (address.is_v6()) return address.to_v6().is_link_local() ? kLinkLocal : "";
+  const ip::address_v4 v4 = address.to_v4();
+  if (v4 == ip::address_v4::broadcast()) return "the broadcast address";
+  if (v4.to_bytes()[0] == 0) return "an address of \"this network\" (0.0.0.0/8)";
+  return v4.to_bytes()[0] == 169 && v4.to_bytes()[1] == 254 ? kLinkLocal : "";
+}
+
+Error refused_address(const IpAddress& address, const std::string& why) {
+  return {ErrorCode::kInvalidAddress, "guest_address " + address.to_string() + " " + why, "guest_address"};
+}
+
+Error invalid(std::string field, std::string_view value, std::string_view rule) {
+  std::string detail = field + " " + in_quotes(value) + " must be " + std::string(rule) + ".";
+  return {ErrorCode::kInvalidRequest, std::move(detail), std::move(field)};
+}
+
+Result<void> check_host_port(std::uint16_t host_port, const ForwardLimits& limits) {
+  if (limits.role != Role::kAdmin && !limits.profile.allow_host_port) {
+    return Error{
+        ErrorCode::kForbidden,
+        "This instance's profile does not allow to ask for a certain host_port without an admin key; leave "
+        "host_port out to get a random one.",
+        "host_port"};
+  }
+  if (!limits.host_ports.contains(host_port)) {
+    return Error{ErrorCode::kInvalidPort,
+                 "host_port must lie in this node's range " + to_string(limits.host_ports) +
+                     "; leave it out to get a random one.",
+                 "host_port"};
+  }
+  return {};
+}
+
+}  // namespace
+
+std::string_view to_string(Role role) {
+  return kRoleNames[static_cast<std::size_t>(role)];
+}
+
+std::optional<Role> parse_role(std::string_view text) {
+  const auto* found = std::find(kRoleNames.begin(), kRoleNames.end(), text);
+  if (found == kRoleNames.end()) return std::nullopt;
+  return static_cast<Role>(found - kRoleNames.begin());
+}
+
+Result<void> check_label(std::string_view label) {
+  if (label.size() > kLabelMaxBytes) {
+    return Error{ErrorCode::kInvalidLabel,
+                 "label has " + std::to_string(label.size()) + " bytes; shorten it to 63 or fewer.", "label"};
+  }
+  while (!label.empty()) {
+    const auto code_point = next_code_point(label);
+    if (!code_point) return Error{ErrorCode::kInvalidLabel, "label is not valid UTF-8.", "label"};
+    if (is_control(*code_point)) {
+      return Error{ErrorCode::kInvalidLabel, "label has a control character; leave it out.", "label"};
+    }
+  }
+  return {};
+}
+
+Result<void> check_forward(const ForwardSpec& spec, const ForwardLimits& limits) {
+  if (spec.protocol != "tcp") {
+    return Error{ErrorCode::kUnsupportedProtocol,
+                 "protocol " + in_quotes(spec.protocol) + " is not supported; use \"tcp\" or leave it out.",
+                 "protocol"};
+  }
+  if (spec.guest_port == 0) {
+    return Error{ErrorCode::kInvalidPort, "guest_port must be a port the guest listens on, 1-65535.",
+                 "guest_port"};
+  }
+  if (auto label = check_label(spec.label); !label) return label;
+  if (spec.guest_port == kSshPort) {
+    return Error{ErrorCode::kBlockedPort, "Guest port 22 cannot be forwarded; use SSH forwarding instead.",
+                 "guest_port"};
+  }
+  if (spec.guest_port < kFirstUnprivilegedPort && limits.role != Role::kAdmin) {
+    return Error{ErrorCode::kPrivilegedPort,
+                 "Guest ports below 1024 need an admin key; let the service listen on 1024 or above.",
+                 "guest_port"};
+  }
+  if (spec.host_port) {
+    if (auto host_port = check_host_port(*spec.host_port, limits); !host_port) return host_port;
+  }
+  const std::uint32_t quota = limits.profile.max_forwarded_ports;
+  if (limits.forwards_now >= quota) {
+    return Error{ErrorCode::kQuotaExceeded,
+                 "The instance has " + std::to_string(limits.forwards_now) + " of the " +
+                     std::to_string(quota) +
+                     " port forwards its profile allows; delete one first, or ask for another profile.",
+                 "", quota, static_cast<std::int64_t>(limits.forwards_now)};
+  }
+  return {};
+}
+
+Result<void> check_limits_given(Role role, const LimitSet& given, const LimitSet& admin_limits) {
+  const std::vector<std::string_view> names = names_of(given & admin_limits);
+  if (role == Role::kAdmin || names.empty()) return {};
+  const std::string name(names.front());
+  return Error{ErrorCode::kForbidden,
+               "An admin has set this forward's " + name +
+                   ", and only an admin may change it or take it away; leave it out, or ask the operator.",
+               name};
+}
+
+Result<void> check_guest_address(const IpAddress& address, std::span<const Cidr> guest_networks,
+                                 std::span<const IpAddress> host_addresses) {
+  if (const std::string_view what = special_use(address); !what.empty()) {
+    return refused_address(address, "is " + std::string(what) + "; give the guest's address on its tap.");
+  }
+  if (std::find(host_addresses.begin(), host_addresses.end(), address) != host_addresses.end()) {
+    return refused_address(address, "is this node's own; give the guest's address on its tap.");
+  }
+  if (guest_networks.empty()) {
+    return refused_address(address,
+                           "is in no guest network: guests.networks is empty in this node's configuration; "
+                           "list the guests' networks there.");
+  }
+  const bool inside = std::any_of(guest_networks.begin(), guest_networks.end(),
+                                  [&](const Cidr& network) { return network.contains(address); });
+  if (inside) return {};
+  std::string networks;
+  for (const Cidr& network : guest_networks) networks += (networks.empty() ? "" : ", ") + network.to_string();
+  return refused_address(address, "is in none of the guest networks (" + networks +
+                                      "); give an address inside, or add its network to guests.networks.");
+}
+
+bool is_guest_address(const IpAddress& address, std::span<const Cidr> guest_networks) {
+  return special_use(address) == kLinkLocal ||
+         std::any_of(guest_networks.begin(), guest_networks.end(),
+                     [&](const Cidr& network) { return network.contains(address); });
+}
+
+Result<void> set_guest_addresses(Instance& instance, std::span<const IpAddress> addresses) {
+  const auto refused = [](std::string detail) {
+    return Error{ErrorCode::kInvalidAddress, std::move(detail), "guest_addresses"};
+  };
+  if (addresses.empty() || addresses.size() > 2) {
+    return refused("guest_addresses must have one address, or one IPv4 and one IPv6 address.");
+  }
+  const bool v4_first = addresses.front().is_v4();
+  if (addresses.size() == 2 && v4_first == addresses.back().is_v4()) {
+    return refused(std::string("guest_addresses has two ") + (v4_first ? "IPv4" : "IPv6") + " addresses, " +
+                   addresses.front().to_string() + " and " + addresses.back().to_string() +
+                   "; give at most one of each family.");
+  }
+  instance.guest_address = v4_first ? addresses.front() : addresses.back();
+  instance.guest_address_v6.reset();
+  if (addresses.size() == 2) instance.guest_address_v6 = v4_first ? addresses.back() : addresses.front();
+  return {};
+}
+
+Result<void> check_instance(const Instance& instance, const InstanceLimits& limits) {
+  if (auto id = check_instance_id(instance.id); !id) return id;
+  if (auto tap = check_tap(instance.tap); !tap) return tap;
+  if (auto owner = check_owner(instance.owner); !owner) return owner;
+  if (!limits.profiles.contains(instance.profile)) {
+    std::string names;
+    for (const auto& [name, profile] : limits.profiles) names += (names.empty() ? "" : ", ") + name;
+    return invalid("profile", instance.profile, "one of this node's profiles: " + names);
+  }
+  if (instance.vmm_pid && *instance.vmm_pid <= 1) {
+    return invalid("vmm_pid", std::to_string(*instance.vmm_pid), "the VMM's process id, above 1");
+  }
+  for (const IpAddress& address : guest_addresses(instance)) {
+    auto checked = check_guest_address(address, limits.guest_networks, limits.host_addresses);
+    if (!checked) return checked;
+  }
+  return {};
+}
+
+Result<void> check_instance_id(std::string_view id) {
+  const bool characters = std::all_of(
+      id.begin(), id.end(), [](char c) { return is_alphanumeric(c) || c == '.' || c == '_' || c == '-'; });
+  // "." and ".." would vanish from a URL's path (RFC 3986, section 5.2.4).
+  if (id.empty() || id.size() > kInstanceIdMaxBytes || !characters || id == "." || id == "..") {
+    return invalid("id", id, "1-64 characters of A-Z, a-z, 0-9, '.', '_' and '-', and not \".\" or \"..\"");
+  }
+  return {};
+}
+
+Result<void> check_tap(std::string_view tap) {
+  const bool characters =
+      std::all_of(tap.begin(), tap.end(), [](char c) { return is_visible_ascii(c) && c != '/' && c != ':'; });
+  if (tap.empty() || tap.size() > kTapMaxBytes || !characters || tap == "." || tap == ".." || tap == "lo") {
+    return invalid("tap", tap, "the name of the guest's tap device, 1-15 characters as \"ip link\" shows it");
+  }
+  return {};
+}
+
+Result<void> check_owner(std::string_view owner) {
+  if (owner.empty() || owner.size() > kOwnerMaxBytes ||
+      !std::all_of(owner.begin(), owner.end(), is_visible_ascii)) {
+    return invalid("owner", owner, "1-128 printable ASCII characters without spaces");
+  }
+  return {};
+}
+
+}  // namespace portway

@@ -1,0 +1,78 @@
+// Who may have what: pure checks of a request against role, profile and configuration. They look at nothing
+// but their arguments; the control thread calls them before it allocates anything, and holds on to what they
+// looked at until the answer is on disk.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "base/endpoint.h"
+#include "base/error.h"
+#include "base/forward.h"
+
+namespace portway {
+
+/// What a key may do. An admin is the node's orchestrator; a tenant sees its owner's instances only.
+enum class Role : std::uint8_t { kAdmin, kTenant };
+std::string_view to_string(Role role);
+std::optional<Role> parse_role(std::string_view text);
+
+/// How many API keys a node has at most, the admin key file's apart.
+inline constexpr std::size_t kApiKeysMax = 1000;
+
+/// What a new forward is checked against.
+struct ForwardLimits {
+  Role role = Role::kTenant;
+  Profile profile;               // of the instance
+  std::size_t forwards_now = 0;  // the instance's
+  PortRange host_ports;          // the configured range
+};
+
+/// kUnsupportedProtocol, kInvalidPort, kInvalidLabel, kBlockedPort, kPrivilegedPort, kForbidden (a host port
+/// asked for by a tenant) or kQuotaExceeded, in this order: what the caller can mend in the request comes
+/// first.
+Result<void> check_forward(const ForwardSpec& spec, const ForwardLimits& limits);
+
+/// kForbidden, with the first of the limits as the field, when a tenant names one that an admin has set.
+Result<void> check_limits_given(Role role, const LimitSet& given, const LimitSet& admin_limits);
+
+/// 0-63 bytes of UTF-8 without control characters, else kInvalidLabel.
+Result<void> check_label(std::string_view label);
+
+/// What a registration is checked against.
+struct InstanceLimits {
+  std::span<const Cidr> guest_networks;
+  std::span<const IpAddress> host_addresses;  // local_addresses(), read for this check: they change
+  const std::map<std::string, Profile, std::less<>>& profiles;
+};
+
+/// Gives the instance one address, or one of each family in any order; otherwise kInvalidAddress of
+/// "guest_addresses".
+Result<void> set_guest_addresses(Instance& instance, std::span<const IpAddress> addresses);
+
+/// kInvalidRequest with the field (id, tap, owner, profile, vmm_pid), or kInvalidAddress of "guest_address",
+/// whichever of the two it is.
+Result<void> check_instance(const Instance& instance, const InstanceLimits& limits);
+
+/// The address must lie in a guest network, and must lead out of this host: not loopback, link-local,
+/// multicast, unspecified, broadcast or one of the host's own, else kInvalidAddress. Forwarding to such an
+/// address would open the node itself, or its cloud's metadata service, to the internet.
+Result<void> check_guest_address(const IpAddress& address, std::span<const Cidr> guest_networks,
+                                 std::span<const IpAddress> host_addresses);
+
+/// Whether a client with this address is a guest as far as the address tells: inside a guest network, or
+/// link-local, which a guest is to its node by whatever address it has besides.
+bool is_guest_address(const IpAddress& address, std::span<const Cidr> guest_networks);
+
+/// Shapes of names; kInvalidRequest with the field.
+Result<void> check_instance_id(std::string_view id);  // 1-64 of [A-Za-z0-9._-], not "." or ".."
+Result<void> check_tap(
+    std::string_view tap);  // a link's name, as the kernel's dev_valid_name() has it; not "lo"
+Result<void> check_owner(std::string_view owner);  // 1-128 of printable ASCII without spaces
+
+}  // namespace portway

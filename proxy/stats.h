@@ -1,0 +1,141 @@
+// Counters of the data plane: plain numbers, each with one writer, read by anybody at any time.
+//
+// A worker adds to its own counters with a relaxed load and store (no locked instruction); a scrape reads
+// them with relaxed loads. No scrape stops or messages a worker. The readers add the workers' values up.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/counter.h"
+#include "base/forward.h"
+#include "network/source_plan.h"
+
+namespace portway {
+
+/// Who ended a connection.
+enum class CloseSide : std::uint8_t { kClient, kGuest, kNode };
+inline constexpr std::size_t kCloseSides = 3;
+std::string_view to_string(CloseSide side);
+
+/// How a connection ended.
+enum class CloseHow : std::uint8_t {
+  kFin,               // both directions ended with FIN; the side is the one that sent it first
+  kReset,             // the side sent RST
+  kRefused,           // the guest answered the SYN with RST
+  kConnectTimeout,    // the guest did not answer the SYN
+  kConnectError,      // no route, no tap, no descriptor, ...
+  kIdleTimeout,       //
+  kHalfCloseTimeout,  // one direction had ended and the other stayed silent
+  kKeepaliveTimeout,  // the side stopped answering (keepalive or retransmissions)
+  kForwardDeleted,    //
+  kShutdown,          // the daemon went down
+  kResources,         // memory ran out
+  kInstanceStopped,   // the forward went with its instance's session
+  kTapGone,           // the guest's tap went away
+  kKilled,            // somebody asked for it by the API
+  kEvicted,           // half-closed, and ended for another one where connections were short
+  kLimit,             // turned away as soon as it was accepted: in records only, the counts have RejectReason
+};
+inline constexpr std::size_t kCloseHows = static_cast<std::size_t>(CloseHow::kLimit) + 1;
+std::string_view to_string(CloseHow how);
+
+/// Why a connection to the guest could not be opened.
+enum class ConnectError : std::uint8_t {
+  kRefused,
+  kTimeout,
+  kUnreachable,
+  kDeviceGone,
+  kResources,
+  kSourcePorts,  // no source port is free towards this guest port (EADDRNOTAVAIL)
+  kOther
+};
+inline constexpr std::size_t kConnectErrors = static_cast<std::size_t>(ConnectError::kOther) + 1;
+std::string_view to_string(ConnectError error);
+
+/// Why an accepted connection was turned away at once.
+enum class RejectReason : std::uint8_t {
+  kConnectionsMax,         // of the node
+  kForwardGone,            //
+  kDraining,               //
+  kSourceNotAllowed,       // not in the forward's allowed_cidrs
+  kForwardConnectionsMax,  // the forward's max_connections
+  kSourceConnectionsMax,   // its max_connections_per_source
+  kNewConnectionRate,      // its max_new_connections_per_second
+  kSourceAddress,  // the guest cannot be shown the client's address, and must not be shown the node's instead
+  kInstanceShare,  // its instance has its share of the node's connections, and they are short
+  kForwardShare,   // the same, for its forward within the instance
+  kSourceShare,    // the same, for its source address within the forward
+  kClientGone,     // it had reset the connection before it was looked at
+};
+inline constexpr std::size_t kRejectReasons = static_cast<std::size_t>(RejectReason::kClientGone) + 1;
+std::string_view to_string(RejectReason reason);
+
+inline constexpr std::array<double, 12> kConnectBoundsS = {0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005,
+                                                           0.01,   0.025,   0.1,    0.5,   1,      5};
+inline constexpr std::array<double, 10> kConnectionBoundsS = {0.01, 0.1, 0.5, 1,    5,
+                                                              30,   120, 600, 3600, 86400};
+
+/// One worker's share of one forward's counts. `received` is client to guest, `sent` is guest to client:
+/// bytes the other side's socket has taken.
+struct alignas(64) ForwardCounters {
+  Counter connections_active;
+  Counter connections_accepted;
+  Counter connections_established;  // the guest answered
+  Counter received_bytes;
+  Counter sent_bytes;
+  std::array<Counter, kConnectErrors> connect_errors;
+  std::array<Counter, kRejectReasons> rejected;
+};
+
+/// One worker's own counts.
+struct alignas(64) WorkerCounters {
+  Counter connections_active;
+  std::array<std::array<Counter, kCloseHows>, kCloseSides> closed;
+  std::array<Counter, kRejectReasons> rejected;
+  Counter io_refusals;  // submissions to the ring that the kernel did not take; they are made again
+  Counter io_losses;    // times that the kernel had no memory for completions; what was armed is armed again
+  Counter accept_pauses;  // accepting stopped for want of descriptors, and resumed later
+  Counter spliced_bytes;
+  Counter copied_bytes;
+  Counter pipes_open;           // in use or pooled
+  Counter pipes_in_use;         // held by a connection
+  Counter pipes_clamped;        // open ones that were made smaller than asked by the kernel's per-user limit
+  Counter pipes_exhausted;      // times a relay had to go on without one
+  Counter pipe_writes_short;    // times one did not take all it has room for, for want of memory
+  Counter refusal_gates;        // forwards that refuse clients now, since their guest ports do
+  Counter refusal_gates_total;  // times that one began to
+  Counter refusal_gates_skipped;  // times that one did not, or ended early, since as many as can did
+  Counter refusal_probes;         // connections to guests that asked whether the port is open again
+  Counter busy_poll_ns;           // spent looking for events instead of sleeping
+  Counter close_records_dropped;  // the control thread did not keep up
+  std::array<Counter, kSourcePlans> sources;  // connections that the guest answered
+  Histogram<kConnectBoundsS.size()> connect_duration;
+  Histogram<kConnectionBoundsS.size()> connection_duration;
+};
+
+/// The counts of one forward added up over the workers, at one moment.
+struct ForwardStats {
+  ForwardId id{};
+  std::uint64_t connections_active = 0;
+  std::uint64_t connections_accepted = 0;
+  std::uint64_t connections_established = 0;
+  std::uint64_t received_bytes = 0;
+  std::uint64_t sent_bytes = 0;
+  std::array<std::uint64_t, kConnectErrors> connect_errors{};
+  std::array<std::uint64_t, kRejectReasons> rejected{};
+};
+
+/// What the data plane says of itself at one moment.
+struct NodeStats {
+  std::string io_backend;                      // "uring" or "epoll"
+  std::string io_backend_reason;               // why not the preferred one; empty when it is
+  std::vector<const WorkerCounters*> workers;  // live as long as the data plane
+  std::uint64_t connections_max = 0;           // as many as the node can have now
+};
+
+}  // namespace portway

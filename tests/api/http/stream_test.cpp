@@ -1,0 +1,317 @@
+// Answers without an end: sent as they come, and ended by either side, the server's stop or a slow client.
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "control/events.h"
+#include "tests/api/http/running_server.h"
+
+namespace portway {
+namespace {
+
+using namespace test;
+using ::testing::EndsWith;
+using ::testing::HasSubstr;
+using ::testing::Not;
+using ::testing::StartsWith;
+
+/// What the test pushes; touched on the server's thread only.
+class Pieces : public BodyStream {
+ public:
+  void on_ready(std::function<void()> wake) override { wake_ = std::move(wake); }
+  std::optional<std::string> read() override {
+    ++reads;
+    if (fails) throw std::runtime_error("secret");
+    if (!pieces.empty()) {
+      std::string piece = std::move(pieces.front());
+      pieces.pop_front();
+      return piece;
+    }
+    if (ended) return std::nullopt;
+    return "";
+  }
+  std::string heartbeat() override {
+    ++heartbeats;
+    return sign_of_life;
+  }
+  void push(std::string piece) {
+    pieces.push_back(std::move(piece));
+    wake();
+  }
+  void wake() {
+    if (wake_) wake_();
+  }
+  const std::function<void()>& waker() const { return wake_; }
+
+  std::deque<std::string> pieces;
+  bool ended = false;
+  bool fails = false;
+  int reads = 0;
+  int heartbeats = 0;
+  std::string sign_of_life;
+
+ private:
+  std::function<void()> wake_;
+};
+
+/// A server whose every GET /stream is answered with a new stream.
+class Streaming : public Running {
+ public:
+  explicit Streaming(const ServerOptions& options = {}, std::function<void(Pieces&)> prepare = {})
+      : Running(options, [this, prepare](const Request& request) {
+          if (request.target != "/stream") return echo(request);
+          const auto stream = std::make_shared<Pieces>();
+          if (prepare) prepare(*stream);
+          last_ = stream;
+          return Response{.status = 200,
+                          .body = {},
+                          .content_type = "text/event-stream",
+                          .headers = {{"Cache-Control", "no-cache"}},
+                          .stream = stream};
+        }) {}
+
+  void push(const std::string& piece) {
+    with_last([&](Pieces& stream) { stream.push(piece); });
+  }
+  void with_last(const std::function<void(Pieces&)>& act) {
+    on_its_thread([&] {
+      const auto stream = last_.lock();
+      EXPECT_NE(stream, nullptr) << "the stream has gone";
+      if (stream) act(*stream);
+      return 0;
+    });
+  }
+  bool last_is_gone() {
+    return on_its_thread([this] { return last_.expired(); });
+  }
+
+ private:
+  std::weak_ptr<Pieces> last_;
+};
+
+const std::string kStream = "GET /stream HTTP/1.1\r\nHost: a\r\n\r\n";
+
+std::string received(Client& client, std::size_t size) {
+  std::string text;
+  while (text.size() < size) text += client.receive_some(size - text.size());
+  return text;
+}
+
+TEST(Stream, IsSentPieceByPieceUntilItsEnd) {
+  Streaming server;
+  Client client(server.endpoint());
+  Answer head = client.call(kStream);
+  EXPECT_EQ(head.status, 200);
+  EXPECT_EQ(head.headers["Transfer-Encoding"], "chunked");
+  EXPECT_EQ(head.headers["Content-Type"], "text/event-stream");
+  EXPECT_EQ(head.headers["Cache-Control"], "no-cache");
+  EXPECT_EQ(head.headers["Connection"], "close");
+  EXPECT_EQ(head.headers.count("Content-Length"), 0U);
+  server.push("data: 1\n\n");
+  EXPECT_EQ(received(client, 14), "9\r\ndata: 1\n\n\r\n");
+  server.push(std::string(17, 'x'));
+  EXPECT_EQ(received(client, 23), "11\r\n" + std::string(17, 'x') + "\r\n");
+  EXPECT_EQ(server.stats().streams, 1U);
+  server.with_last([](Pieces& stream) {
+    stream.ended = true;
+    stream.wake();
+  });
+  EXPECT_EQ(client.receive_to_end(), "0\r\n\r\n");
+  EXPECT_EQ(server.stats().streams, 0U);
+  EXPECT_TRUE(server.last_is_gone());
+}
+
+TEST(Stream, HasWhatWasThereBeforeItsHeadWasSent) {
+  Streaming server({}, [](Pieces& stream) {
+    stream.pieces = {"a", "b"};
+    stream.ended = true;
+  });
+  Client client(server.endpoint());
+  client.call(kStream);
+  EXPECT_EQ(client.receive_to_end(), "1\r\na\r\n1\r\nb\r\n0\r\n\r\n");
+}
+
+TEST(Stream, IsAskedForASignOfLifeWhenItIsSilent) {
+  Streaming server({.stream_heartbeat = 20ms}, [](Pieces& stream) { stream.sign_of_life = ":\n"; });
+  Client client(server.endpoint());
+  client.call(kStream);
+  EXPECT_THAT(received(client, 7), "2\r\n:\n\r\n");
+}
+
+TEST(Stream, ThatHasNoSignOfLifeStaysSilent) {
+  Streaming server({.stream_heartbeat = 5ms});
+  Client client(server.endpoint());
+  client.call(kStream);
+  for (int heartbeats = 0; heartbeats < 3;) {
+    server.with_last([&](Pieces& stream) { heartbeats = stream.heartbeats; });
+  }
+  server.push("x");
+  EXPECT_EQ(received(client, 6), "1\r\nx\r\n");
+}
+
+// The page asks for the events of a quiet node: a megabyte of heartbeats a second was what it got, for each
+// page that was open.
+TEST(Stream, OfEventsWithoutNewsIsOneHeartbeatForEachSilence) {
+  constexpr auto kHeartbeat = 50ms;
+  constexpr int kClients = 8;
+  EventHub hub;
+  const Principal tenant{.key_id = {}, .role = Role::kTenant, .owner = "alice"};
+  Running server({.stream_heartbeat = kHeartbeat}, [&](const Request&) {
+    return Response{.status = 200, .body = {}, .headers = {}, .stream = hub.subscribe(tenant, "")};
+  });
+  const auto began = std::chrono::steady_clock::now();
+  std::vector<std::unique_ptr<Client>> clients;
+  for (int i = 0; i < kClients; ++i) {
+    clients.push_back(std::make_unique<Client>(server.endpoint()));
+    clients.back()->call(kStream);
+  }
+  // Others' events wake these streams, and are no news to them. After the last heartbeat comes an event.
+  const std::string heartbeat = "3\r\n:\n\n\r\n";
+  const auto publish = [&](const std::string& owner) {
+    server.on_its_thread([&] {
+      hub.publish("forward.created", owner, {});
+      return 0;
+    });
+  };
+  while (std::chrono::steady_clock::now() < began + 10 * kHeartbeat) publish("bob");
+  publish("alice");
+  for (const auto& client : clients) {
+    std::string text;
+    while (!text.ends_with("}\n\n\r\n")) text += client->receive_some(4096);
+    const auto silences = (std::chrono::steady_clock::now() - began) / kHeartbeat;
+    long heartbeats = 0;
+    for (std::size_t at = 0; (at = text.find(heartbeat, at)) != std::string::npos; ++at) ++heartbeats;
+    EXPECT_GE(heartbeats, 1);
+    EXPECT_LE(heartbeats, silences);
+    EXPECT_LE(text.size(), 200 + heartbeat.size() * static_cast<std::size_t>(heartbeats));
+  }
+}
+
+TEST(Stream, EndsAtOnceWhenTheClientGoes) {
+  Streaming server;
+  std::function<void()> late;
+  {
+    Client client(server.endpoint());
+    client.call(kStream);
+    server.with_last([&late](Pieces& stream) { late = stream.waker(); });
+  }
+  server.wait_until([](const ServerStats& stats) { return stats.connections == 0; });
+  EXPECT_EQ(server.stats().streams, 0U);
+  EXPECT_TRUE(server.last_is_gone());
+  server.on_its_thread([&late] {
+    late();  // nobody there any more
+    return 0;
+  });
+}
+
+TEST(Stream, ThrowsAwayWhatTheClientSendsMeanwhileButNotWithoutEnd) {
+  Streaming server;
+  Client client(server.endpoint());
+  client.call(kStream + kGet);
+  client.send(kGet);
+  server.push("x");
+  EXPECT_EQ(received(client, 6), "1\r\nx\r\n");
+  client.send(std::string(8 << 20, 'x'));
+  server.wait_until([](const ServerStats& stats) { return stats.connections == 0; });
+}
+
+TEST(Stream, IsCutWhenTheClientDoesNotTakeIt) {
+  Streaming server({.write_timeout = 50ms},
+                   [](Pieces& stream) { stream.pieces = {std::string(64 << 20, 'x')}; });
+  Client client(server.endpoint());
+  client.send(kStream);
+  server.wait_until(
+      [](const ServerStats& stats) { return stats.connections_total == 1 && stats.connections == 0; });
+  EXPECT_TRUE(server.last_is_gone());
+}
+
+// The deadline of a piece that was sent must not end the wait for the next one.
+TEST(Stream, MayBeSilentForLongerThanAWriteMayTake) {
+  Streaming server({.write_timeout = 20ms, .stream_heartbeat = 100ms}, [](Pieces& stream) {
+    stream.pieces = {"a"};
+    stream.sign_of_life = ":";
+  });
+  Client client(server.endpoint());
+  client.call(kStream);
+  EXPECT_EQ(received(client, 12), "1\r\na\r\n1\r\n:\r\n");
+}
+
+TEST(Stream, HasNoBodyForHead) {
+  Streaming server;
+  Client client(server.endpoint());
+  client.send("HEAD /stream HTTP/1.1\r\nHost: a\r\n\r\n");
+  EXPECT_EQ(client.receive(true).headers["Content-Type"], "text/event-stream");
+  EXPECT_EQ(client.call(kGet).body, "GET /ping ");
+  EXPECT_EQ(server.stats().streams, 0U);
+}
+
+TEST(Stream, EndsWithTheConnectionInHttp10) {
+  Streaming server({}, [](Pieces& stream) {
+    stream.pieces = {"a", "b"};
+    stream.ended = true;
+  });
+  Client client(server.endpoint());
+  client.send("GET /stream HTTP/1.0\r\n\r\n");
+  const std::string answer = client.receive_to_end();
+  EXPECT_THAT(answer, StartsWith("HTTP/1.0 200 OK\r\n"));
+  EXPECT_THAT(answer, EndsWith("\r\n\r\nab"));
+  EXPECT_THAT(answer, Not(HasSubstr("chunked")));
+}
+
+TEST(Stream, BeyondTheLimitIsAnswered503) {
+  Streaming server({.streams_max = 1});
+  Client first(server.endpoint());
+  first.call(kStream);
+  Client second(server.endpoint());
+  Answer answer = second.call(kStream);
+  EXPECT_EQ(answer.status, 503);
+  EXPECT_THAT(answer.body, HasSubstr("\"connection_limit\""));
+  EXPECT_EQ(second.call(kGet).status, 200);
+  EXPECT_EQ(server.stats().streams_refused, 1U);
+}
+
+TEST(Stream, IsNotEvictedForANewcomer) {
+  Streaming server({.connections_max = 1});
+  Client streaming(server.endpoint());
+  streaming.call(kStream);
+  Client newcomer(server.endpoint());
+  expect_refusal(newcomer, 503, "connection_limit");
+  server.push("x");
+  EXPECT_EQ(received(streaming, 6), "1\r\nx\r\n");
+}
+
+TEST(Stream, IsEndedInFullWhenTheServerStops) {
+  Streaming server;
+  Client client(server.endpoint());
+  client.call(kStream);
+  server.stop();
+  EXPECT_EQ(client.receive_to_end(), "0\r\n\r\n");
+  client.finish();
+  server.join();
+}
+
+TEST(Stream, IsCutWhenTheServerIsDestroyed) {
+  Streaming server;
+  Client client(server.endpoint());
+  client.call(kStream);
+  server.destroy_server();
+  EXPECT_TRUE(server.last_is_gone());
+  EXPECT_EQ(client.receive_to_end(), "");
+  server.join();
+}
+
+TEST(Stream, ThatFailsIsCutWithoutItsEnd) {
+  Streaming server;
+  Client client(server.endpoint());
+  client.call(kStream);
+  server.with_last([](Pieces& stream) {
+    stream.fails = true;
+    stream.wake();
+  });
+  EXPECT_EQ(client.receive_to_end(), "");
+  EXPECT_EQ(Client(server.endpoint()).call(kGet).status, 200);
+}
+
+}  // namespace
+}  // namespace portway

@@ -1,0 +1,194 @@
+// A node's control plane on a fake data plane and a real store in a directory of its own, for tests.
+#pragma once
+
+#include <SQLiteCpp/Database.h>
+#include <gtest/gtest.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <boost/json.hpp>
+#include <chrono>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "api/handlers.h"
+#include "control/control.h"
+#include "tests/control/fake_dataplane.h"
+
+namespace portway::test {
+
+class Node {
+ public:
+  static constexpr std::string_view kAdminKey = "pwk_admin-key-of-the-tests-AAAAAAAAAAAAAAAAAAAAA";
+
+  /// `return_path` outlives it; what it has made for a session goes with the session, without delay.
+  explicit Node(std::string_view settings = "", ReturnPath* return_path = nullptr)
+      : return_path_(return_path),
+        directory_(testing::TempDir() + "/portway-node-" + to_string(make_uuid())),
+        config_(parse_config("[guests]\nnetworks = [\"198.19.0.0/16\", "
+                             "\"fd00:19::/64\"]\n[node]\npublic_hostname = \"compute-1.example\"\n"
+                             "public_addresses = [\"203.0.113.7\", \"2001:db8::7\"]\n"
+                             "[api]\nrate_limit_per_second = 0\n" +
+                                 std::string(settings),
+                             "test")
+                    .value()) {
+    start();
+  }
+  ~Node() {
+    stop();
+    std::filesystem::remove_all(directory_);
+  }
+  Node(const Node&) = delete;
+  Node& operator=(const Node&) = delete;
+
+  void start() {
+    store_ = Store::open(path()).value();
+    watch_ = SessionWatch::start(context).value();
+    control_ = std::make_unique<Control>(
+        config_, Control::Parts{context,
+                                *store_,
+                                dataplane,
+                                *watch_,
+                                events,
+                                stats,
+                                return_path_,
+                                "",
+                                {},
+                                [this](std::span<const IpAddress>) { return lost_addresses; }});
+    control_->set_admin_key(kAdminKey);
+    control_->restore().value();
+    api_ = std::make_unique<Api>(
+        Api::Parts{context, *control_, dataplane, stats, closes}, [](MetricsScope scope) -> NextPiece {
+          return [text = "metrics of scope " + std::to_string(static_cast<int>(scope))]() mutable {
+            return std::exchange(text, {});
+          };
+        });
+  }
+  void stop() {
+    api_.reset();
+    control_.reset();
+    watch_.reset();
+    store_.reset();
+  }
+  void restart() {
+    stop();
+    dataplane.opened.clear();
+    start();
+  }
+
+  /// What the disk does not know yet is saved.
+  void settle() {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (control_->sessions_unsaved() > 0 && std::chrono::steady_clock::now() < deadline) {
+      context.run_one_for(std::chrono::milliseconds(100));
+    }
+    ASSERT_EQ(control_->sessions_unsaved(), 0U);
+  }
+
+  Response call(std::string method, std::string target, std::string body = "",
+                std::string_view key = kAdminKey) {
+    Request request;
+    request.id = "request-1";
+    request.method = std::move(method);
+    request.target = std::move(target);
+    request.body = std::move(body);
+    if (!key.empty()) request.headers["authorization"] = "Bearer " + std::string(key);
+    if (!request.body.empty()) request.headers["content-type"] = "application/json";
+    return api_->handle(request);
+  }
+
+  /// The same with an Idempotency-Key.
+  Response call_once(std::string idempotency_key, std::string method, std::string target, std::string body,
+                     std::string_view key = kAdminKey) {
+    Request request;
+    request.id = "request-1";
+    request.method = std::move(method);
+    request.target = std::move(target);
+    request.body = std::move(body);
+    request.headers = {{"authorization", "Bearer " + std::string(key)},
+                       {"content-type", "application/json"},
+                       {"idempotency-key", std::move(idempotency_key)}};
+    return api_->handle(request);
+  }
+  /// The whole of a body that is made in pieces.
+  static std::string whole(const Response& response) {
+    std::string all;
+    for (std::string piece = response.pieces(); !piece.empty(); piece = response.pieces()) all += piece;
+    return all;
+  }
+  static std::string header(const Response& response, std::string_view name) {
+    for (const auto& [each, value] : response.headers) {
+      if (each == name) return value;
+    }
+    return "";
+  }
+
+  /// Registers an instance of `owner`.
+  void put(const std::string& id, const std::string& owner = "alice") {
+    const Response response =
+        call("PUT", "/instances/" + id,
+             R"({"guest_address": "198.19.0.2", "tap": "tap-)" + id + R"(", "owner": ")" + owner + "\"}");
+    ASSERT_LT(response.status, 300U) << response.body;
+  }
+  /// A new tenant key's secret.
+  std::string tenant_key(const std::string& owner = "alice") {
+    const Response response = call("POST", "/api-keys", R"({"role": "tenant", "owner": ")" + owner + "\"}");
+    return std::string(json(response).at("secret").as_string());
+  }
+
+  static boost::json::object json(const Response& response) {
+    return boost::json::parse(response.body).as_object();
+  }
+  static std::string code(const Response& response) {
+    return std::string(json(response).at("code").as_string());
+  }
+
+  /// Calls `what` once while the next call of the store is waited for, before what has happened is looked at.
+  void while_the_disk_is_waited_for(std::function<void()> what) {
+    once_ = std::move(what);
+    always_.reset(::eventfd(1, EFD_CLOEXEC));
+    store_->set_meanwhile({.descriptor = always_.get(), .dispatch = [this] {
+                             if (once_) std::exchange(once_, nullptr)();
+                             watch_->dispatch();
+                           }});
+  }
+
+  /// As a disk that takes nothing: another program has the file locked.
+  void lock_store() {
+    locker_ = std::make_unique<SQLite::Database>(path(), SQLite::OPEN_READWRITE);
+    locker_->exec("BEGIN IMMEDIATE");
+  }
+  void unlock_store() { locker_.reset(); }
+
+  std::string path() const { return directory_ + "/portway.db"; }
+  Control& control() { return *control_; }
+  Store& store() { return *store_; }
+  Api& api() { return *api_; }
+
+  boost::asio::io_context context;
+  FakeDataplane dataplane;
+  EventHub events;
+  ApiStats stats;
+  RecentCloses closes{100};
+  std::vector<IpAddress> lost_addresses;  // public ones that the node does not have
+
+ private:
+  ReturnPath* const return_path_;
+  const std::string directory_;
+  const Config config_;
+  std::unique_ptr<Store> store_;
+  std::unique_ptr<SessionWatch> watch_;
+  std::unique_ptr<Control> control_;
+  std::unique_ptr<Api> api_;
+  std::unique_ptr<SQLite::Database> locker_;
+  std::function<void()> once_;
+  Fd always_;  // readable
+};
+
+}  // namespace portway::test

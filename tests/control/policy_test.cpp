@@ -1,0 +1,278 @@
+#include "control/policy.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+namespace portway {
+namespace {
+
+constexpr ForwardLimits kTenant = {
+    .role = Role::kTenant, .profile = {}, .forwards_now = 0, .host_ports = {20000, 32767}};
+constexpr ForwardLimits kAdmin = {
+    .role = Role::kAdmin, .profile = {}, .forwards_now = 0, .host_ports = {20000, 32767}};
+
+ForwardSpec spec_for(std::uint16_t guest_port) {
+  ForwardSpec spec;
+  spec.guest_port = guest_port;
+  return spec;
+}
+
+void expect_refused(const Result<void>& result, ErrorCode code, std::string_view field) {
+  ASSERT_FALSE(result);
+  EXPECT_EQ(to_string(result.error().code), to_string(code)) << result.error().detail;
+  EXPECT_EQ(result.error().field, field) << result.error().detail;
+  EXPECT_FALSE(result.error().detail.empty());
+}
+
+TEST(ForwardPolicy, ATenantMayForwardAnUnprivilegedPort) {
+  EXPECT_TRUE(check_forward(spec_for(3000), kTenant));
+  EXPECT_TRUE(check_forward(spec_for(1024), kTenant));
+  EXPECT_TRUE(check_forward(spec_for(65535), kTenant));
+}
+
+TEST(ForwardPolicy, PrivilegedPortsNeedAnAdmin) {
+  for (const std::uint16_t port : {std::uint16_t{1}, std::uint16_t{80}, std::uint16_t{1023}}) {
+    expect_refused(check_forward(spec_for(port), kTenant), ErrorCode::kPrivilegedPort, "guest_port");
+    EXPECT_TRUE(check_forward(spec_for(port), kAdmin));
+  }
+}
+
+TEST(ForwardPolicy, Port22IsBlockedForEverybody) {
+  expect_refused(check_forward(spec_for(22), kTenant), ErrorCode::kBlockedPort, "guest_port");
+  expect_refused(check_forward(spec_for(22), kAdmin), ErrorCode::kBlockedPort, "guest_port");
+}
+
+TEST(ForwardPolicy, PortZeroIsInvalid) {
+  expect_refused(check_forward(spec_for(0), kAdmin), ErrorCode::kInvalidPort, "guest_port");
+}
+
+TEST(ForwardPolicy, OnlyTcpIsSupported) {
+  for (const char* protocol : {"udp", "TCP", "tcp ", ""}) {
+    ForwardSpec spec = spec_for(3000);
+    spec.protocol = protocol;
+    expect_refused(check_forward(spec, kAdmin), ErrorCode::kUnsupportedProtocol, "protocol");
+  }
+}
+
+TEST(ForwardPolicy, TheQuotaIsTheProfilesAndTheErrorSaysHowMuchIsUsed) {
+  ForwardLimits limits = kTenant;
+  limits.profile.max_forwarded_ports = 5;
+  limits.forwards_now = 4;
+  EXPECT_TRUE(check_forward(spec_for(3000), limits));
+  limits.forwards_now = 5;
+  const auto refused = check_forward(spec_for(3000), limits);
+  expect_refused(refused, ErrorCode::kQuotaExceeded, "");
+  EXPECT_EQ(refused.error().limit, 5);
+  EXPECT_EQ(refused.error().current, 5);
+  limits.role = Role::kAdmin;
+  expect_refused(check_forward(spec_for(3000), limits), ErrorCode::kQuotaExceeded, "");
+}
+
+TEST(ForwardPolicy, AProfileCanForbidForwards) {
+  ForwardLimits limits = kAdmin;
+  limits.profile.max_forwarded_ports = 0;
+  expect_refused(check_forward(spec_for(3000), limits), ErrorCode::kQuotaExceeded, "");
+}
+
+TEST(ForwardPolicy, ACertainHostPortNeedsAnAdminAndLiesInTheRange) {
+  ForwardSpec spec = spec_for(3000);
+  spec.host_port = 20000;
+  expect_refused(check_forward(spec, kTenant), ErrorCode::kForbidden, "host_port");
+  EXPECT_TRUE(check_forward(spec, kAdmin));
+  for (const std::uint16_t outside :
+       {std::uint16_t{0}, std::uint16_t{22}, std::uint16_t{19999}, std::uint16_t{32768}}) {
+    spec.host_port = outside;
+    expect_refused(check_forward(spec, kAdmin), ErrorCode::kInvalidPort, "host_port");
+  }
+}
+
+TEST(ForwardPolicy, LabelsAreShortUtf8WithoutControlCharacters) {
+  for (const std::string& label :
+       {std::string(), std::string("dev-server"), std::string(63, 'x'), std::string("größe"),
+        std::string("\xf0\x9f\x9a\x80 launch"), std::string("\xef\xbf\xbd")}) {
+    EXPECT_TRUE(check_label(label)) << label;
+  }
+  for (const std::string& label : {
+           std::string(64, 'x'),
+           std::string("a\nb"),
+           std::string("a\0b", 3),
+           std::string("\x7f"),
+           std::string("\xc2\x85"),  // NEL, a control character of two bytes
+           std::string("\xff"),
+           std::string("\x80"),
+           std::string("\xc3"),              // cut off
+           std::string("\xc0\xaf"),          // overlong '/'
+           std::string("\xe0\x80\xaf"),      // overlong '/'
+           std::string("\xed\xa0\x80"),      // a surrogate
+           std::string("\xf4\x90\x80\x80"),  // above U+10FFFF
+           std::string("\xf8\x88\x80\x80\x80"),
+       }) {
+    expect_refused(check_label(label), ErrorCode::kInvalidLabel, "label");
+  }
+}
+
+class InstancePolicy : public testing::Test {
+ protected:
+  InstancePolicy() {
+    instance.id = "vm-1";
+    instance.guest_address = *parse_address("198.18.0.2");
+    instance.tap = "tap0";
+    instance.owner = "acme";
+  }
+
+  Result<void> check() const { return check_instance(instance, {networks, host_addresses, profiles}); }
+  Result<void> check_address(std::string_view text) const {
+    return check_guest_address(*parse_address(text), networks, host_addresses);
+  }
+
+  Instance instance;
+  std::vector<Cidr> networks = {*Cidr::parse("198.18.0.0/15"), *Cidr::parse("fd00::/8")};
+  std::vector<IpAddress> host_addresses = {*parse_address("198.18.0.1"), *parse_address("fd00::1")};
+  std::map<std::string, Profile, std::less<>> profiles = {{"default", Profile{}}, {"large", Profile{50}}};
+};
+
+TEST_F(InstancePolicy, AGuestHasOneAddressOrOneOfEachFamilyInAnyOrder) {
+  const IpAddress v4 = *parse_address("198.18.0.3");
+  const IpAddress v6 = *parse_address("fd00::3");
+  for (const std::vector<IpAddress>& addresses : {std::vector{v4, v6}, std::vector{v6, v4}}) {
+    EXPECT_TRUE(set_guest_addresses(instance, addresses));
+    EXPECT_EQ(guest_addresses(instance), (std::vector{v4, v6}));
+    EXPECT_TRUE(check());
+  }
+  for (const IpAddress& one : {v4, v6}) {
+    EXPECT_TRUE(set_guest_addresses(instance, std::vector{one}));
+    EXPECT_EQ(guest_addresses(instance), std::vector{one}) << "and nothing of the two before";
+  }
+}
+
+TEST_F(InstancePolicy, MoreAddressesAreRefusedAndNothingChanges) {
+  const std::vector<IpAddress> before = guest_addresses(instance);
+  const auto all = [](std::initializer_list<std::string_view> texts) {
+    std::vector<IpAddress> addresses;
+    for (const std::string_view text : texts) addresses.push_back(*parse_address(text));
+    return addresses;
+  };
+  for (const auto& addresses : {all({}), all({"198.18.0.3", "198.18.0.4"}), all({"198.18.0.3", "198.18.0.3"}),
+                                all({"fd00::3", "fd00::4"}), all({"198.18.0.3", "fd00::3", "fd00::4"})}) {
+    expect_refused(set_guest_addresses(instance, addresses), ErrorCode::kInvalidAddress, "guest_addresses");
+    EXPECT_EQ(guest_addresses(instance), before);
+  }
+}
+
+TEST_F(InstancePolicy, TheSecondAddressIsCheckedLikeTheFirst) {
+  for (const std::string_view text : {"2001:db8::1", "fe80::1", "::1", "ff02::1", "::", "fd00::1"}) {
+    instance.guest_address_v6 = *parse_address(text);
+    expect_refused(check(), ErrorCode::kInvalidAddress, "guest_address");
+  }
+}
+
+TEST_F(InstancePolicy, AGuestOnItsTapIsFine) {
+  EXPECT_TRUE(check());
+  EXPECT_TRUE(check_address("fd00::2"));
+}
+
+TEST_F(InstancePolicy, TheAddressMustLieInAGuestNetwork) {
+  expect_refused(check_address("203.0.113.7"), ErrorCode::kInvalidAddress, "guest_address");
+  const auto refused = check_address("2001:db8::7");
+  expect_refused(refused, ErrorCode::kInvalidAddress, "guest_address");
+  EXPECT_NE(refused.error().detail.find("198.18.0.0/15, fd00::/8"), std::string::npos)
+      << refused.error().detail;
+}
+
+TEST_F(InstancePolicy, WithoutGuestNetworksNobodyComesInAndTheRemedyIsNamed) {
+  networks.clear();
+  const auto refused = check();
+  expect_refused(refused, ErrorCode::kInvalidAddress, "guest_address");
+  EXPECT_NE(refused.error().detail.find("guests.networks"), std::string::npos) << refused.error().detail;
+}
+
+TEST_F(InstancePolicy, TheNodesOwnAddressesAreNoGuests) {
+  expect_refused(check_address("198.18.0.1"), ErrorCode::kInvalidAddress, "guest_address");
+  expect_refused(check_address("fd00::1"), ErrorCode::kInvalidAddress, "guest_address");
+}
+
+TEST_F(InstancePolicy, SpecialAddressesAreNoGuestsEvenIfANetworkHoldsThem) {
+  networks = {*Cidr::parse("0.0.0.0/0"), *Cidr::parse("::/0")};
+  for (const char* text : {"127.0.0.1", "127.255.255.254", "0.0.0.0", "0.1.2.3", "169.254.169.254",
+                           "224.0.0.1", "239.255.255.255", "255.255.255.255", "::", "::1", "fe80::1",
+                           "ff02::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254"}) {
+    expect_refused(check_address(text), ErrorCode::kInvalidAddress, "guest_address");
+  }
+}
+
+TEST_F(InstancePolicy, NamesAreChecked) {
+  for (const std::string& id :
+       {std::string(), std::string(65, 'x'), std::string("a/b"), std::string("a b"), std::string(".."),
+        std::string("."), std::string("a\0", 2), std::string("\xc3\xa4")}) {
+    instance.id = id;
+    expect_refused(check(), ErrorCode::kInvalidRequest, "id");
+  }
+  instance.id = std::string(60, 'x') + "-._9";
+  EXPECT_TRUE(check());
+
+  for (const std::string& tap :
+       {std::string(), std::string(16, 'x'), std::string("a/b"), std::string("a:b"), std::string("a b"),
+        std::string(".."), std::string("."), std::string("lo"), std::string("tap\n")}) {
+    instance.tap = tap;
+    expect_refused(check(), ErrorCode::kInvalidRequest, "tap");
+  }
+  instance.tap = std::string(15, 'x');
+  EXPECT_TRUE(check());
+
+  for (const std::string& owner :
+       {std::string(), std::string(129, 'x'), std::string("a b"), std::string("a\n")}) {
+    instance.owner = owner;
+    expect_refused(check(), ErrorCode::kInvalidRequest, "owner");
+  }
+  instance.owner = "org:acme/team@example.com";
+  EXPECT_TRUE(check());
+}
+
+TEST_F(InstancePolicy, TheProfileMustExistAndTheErrorListsThem) {
+  instance.profile = "large";
+  EXPECT_TRUE(check());
+  instance.profile = "huge";
+  const auto refused = check();
+  expect_refused(refused, ErrorCode::kInvalidRequest, "profile");
+  EXPECT_NE(refused.error().detail.find("default, large"), std::string::npos) << refused.error().detail;
+}
+
+TEST_F(InstancePolicy, TheVmmIsAProcessOfItsOwn) {
+  instance.vmm_pid = 4711;
+  EXPECT_TRUE(check());
+  for (const std::int32_t pid : {-1, 0, 1}) {
+    instance.vmm_pid = pid;
+    expect_refused(check(), ErrorCode::kInvalidRequest, "vmm_pid");
+  }
+}
+
+TEST(RoleNames, GoBothWays) {
+  EXPECT_EQ(parse_role("admin"), Role::kAdmin);
+  EXPECT_EQ(parse_role("tenant"), Role::kTenant);
+  EXPECT_EQ(parse_role("Admin"), std::nullopt);
+  EXPECT_EQ(to_string(Role::kAdmin), "admin");
+  EXPECT_EQ(to_string(Role::kTenant), "tenant");
+}
+
+TEST(CheckForward, AProfileMayLetTenantsChooseTheirHostPort) {
+  ForwardLimits limits{.role = Role::kTenant, .profile = {}, .forwards_now = 0, .host_ports = {20000, 32767}};
+  const ForwardSpec spec{.guest_port = 3000, .label = "", .host_port = 20000};
+  EXPECT_EQ(check_forward(spec, limits).error().code, ErrorCode::kForbidden);
+  limits.profile.allow_host_port = true;
+  EXPECT_TRUE(check_forward(spec, limits));
+}
+
+TEST(GuestAddress, IsOneOfAGuestNetworkOrLinkLocal) {
+  const std::vector<Cidr> networks = {Cidr::parse("198.18.0.0/15").value(),
+                                      Cidr::parse("fd00:19::/64").value()};
+  for (const char* guest : {"198.19.255.255", "fd00:19::2", "fe80::1", "febf::1", "169.254.0.1"}) {
+    EXPECT_TRUE(is_guest_address(parse_address(guest).value(), networks)) << guest;
+  }
+  for (const char* other : {"203.0.113.1", "127.0.0.1", "::1", "fd00:20::2", "fec0::1", "169.253.0.1"}) {
+    EXPECT_FALSE(is_guest_address(parse_address(other).value(), networks)) << other;
+  }
+}
+
+}  // namespace
+}  // namespace portway
