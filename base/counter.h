@@ -37,4 +37,5 @@ struct Histogram {
     sum_us.add(us);
   }
 };
+
 }  // namespace portway

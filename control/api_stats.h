@@ -1,5 +1,4 @@
-// Counts of the API and of the port pool. Written and read by the control
-// thread only: no atomics needed.
+// Counts of the API and of the port pool. Written and read by the control thread only: no atomics needed.
 #pragma once
 
 #include <array>

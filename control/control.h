@@ -180,7 +180,6 @@ class Control {
   const Config& config() const { return config_; }
   const Registry& registry() const { return registry_; }
   const PortAllocator& ports() const { return ports_; }
-  /// Why the store refuses changes for what became of its files; empty in peace.
   /// Promised and not served.
   std::size_t forwards_failed() const { return failures_.size(); }
   const SessionWatch& watch() const { return watch_; }

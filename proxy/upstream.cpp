@@ -71,9 +71,10 @@ int UpstreamOpener::open_once(const Target& target, SourcePlan plan, int& fd) {
 
 bool UpstreamOpener::is_routed(const Target& target, PortRange ports) const {
   if (options_.routed == nullptr || target.device <= 0) return false;
+  const Nanos now = io_.now();
   for (unsigned port = ports.first; port <= ports.last; ++port) {
     const Endpoint client(target.client.address(), static_cast<std::uint16_t>(port));
-    if (options_.routed->contain(target.device, client, target.guest.port(), io_.now())) return true;
+    if (options_.routed->contain(target.device, client, target.guest.port(), now)) return true;
   }
   return false;
 }
