@@ -6,6 +6,7 @@
 // the loader uses.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -28,8 +29,8 @@ enum class IoBackend : std::uint8_t {
 };
 std::string_view to_string(IoBackend backend);
 
-/// A field is named as its key; ranges are checked by the loader. A default of "" in the file stands for what
-/// the field's comment says.
+/// A field is named as its key, without the unit that its type has; sizes are in bytes. The loader checks the
+/// ranges. A default of "" in the file stands for what the field's comment says.
 struct Config {
   struct Node {
     std::string public_hostname;  // the "hostname" of the API's answers; this machine's name unless set
@@ -80,30 +81,47 @@ struct Config {
   };
 
   struct Proxy {
-    std::uint32_t workers = 0;  // threads; 0: one a core; at most 64
+    // Threads; 0: one a core; at most 64.
+    std::uint32_t workers = 0;
     IoBackend io_backend = IoBackend::kAuto;
     SourceMode source_mode = SourceMode::kAuto;
-    std::uint32_t source_rule_preference = 0;   // 0: chosen at start; 2-32,765
-    std::uint32_t source_route_table = 5210;    // not 0, 253 to 255
-    std::uint32_t source_mark_bit = 29;         // of the packet mark; at most 31
-    std::uint32_t connections_max = 65536;      // of the whole node; 1-1,000,000
-    std::uint32_t instance_share_percent = 75;  // of them, for one instance; 100: no share; 1-100
-    std::uint32_t connect_timeout_ms = 5000;    // for a guest to answer the SYN; 1-600,000
-    std::uint32_t half_close_timeout_s = 3600;  // of silence after one side's FIN; 0: never; at most 604,800
-    std::uint32_t keepalive_s = 300;     // of silence before TCP keepalive asks; 0: off; at most 32,767
-    std::uint32_t idle_timeout_s = 0;    // of silence both ways; 0: never, as under DNAT; at most 2,592,000
-    std::uint32_t drain_timeout_s = 30;  // for connections to end by themselves; 0: none; at most 86,400
-    std::uint32_t user_timeout_s =
-        900;  // for a guest to answer what was sent; 0: the kernel's; at most 86,400
-    std::uint32_t guest_receive_buffer_kib = 96;  // SO_RCVBUF towards guests; 0: the kernel's; at most 65,536
-    std::uint32_t client_receive_buffer_kib = 256;  // the same towards clients
-    std::uint32_t unsent_max_kib = 64;              // TCP_NOTSENT_LOWAT; 0: no limit; at most 65,536
-    bool copy_dscp = true;                          // of a client's SYN to what is sent to the guest
-    std::uint32_t refused_probe_ms =
-        1000;  // between probes of a guest's closed port, at most; 0: not probed; at most 10,000
-    std::uint32_t busy_poll_us =
-        50;  // that a worker looks for events before it sleeps; 0: none; at most 1,000
-    std::uint32_t pipes_max = 16384;  // of the whole node, each of 256 KiB at most; 1-1,000,000
+    // 0: chosen at start; 2-32,765.
+    std::uint32_t source_rule_preference = 0;
+    // Not 0, 253 to 255.
+    std::uint32_t source_route_table = 5210;
+    // Of the packet mark; at most 31.
+    std::uint32_t source_mark_bit = 29;
+    // Of the whole node; 1-1,000,000.
+    std::uint32_t connections_max = 65536;
+    // Of connections_max, for one instance (proxy/fair_share.h); 100: no share; 1-100.
+    std::uint32_t instance_share_percent = 75;
+    // For a guest to answer the SYN; 1 ms to 10 minutes.
+    std::chrono::milliseconds connect_timeout{5000};
+    // Without a byte moved, once one direction has ended; 0: never; at most a week.
+    std::chrono::seconds half_close_timeout{3600};
+    // Of silence before the first TCP keepalive probe; 0: none; at most 32,767 s.
+    std::chrono::seconds keepalive{300};
+    // Without a byte moved in either direction; 0: never, as under DNAT; at most 30 days.
+    std::chrono::seconds idle_timeout{0};
+    // For connections to end by themselves; 0: none; at most a day.
+    std::chrono::seconds drain_timeout{30};
+    // For a guest to answer what was sent; 0: the kernel's; at most a day.
+    std::chrono::seconds user_timeout{900};
+    // SO_RCVBUF towards guests, bytes (proxy/buffer_fit.h); 0: the kernel's; at most 64 MiB.
+    std::uint32_t guest_receive_buffer = 96 * 1024;
+    // The same towards clients.
+    std::uint32_t client_receive_buffer = 256 * 1024;
+    // TCP_NOTSENT_LOWAT of both sides, bytes; 0: no limit; at most 64 MiB.
+    std::uint32_t unsent_max = 64 * 1024;
+    // Whether the DSCP of a client's SYN is set on what is sent to the guest.
+    bool copy_dscp = true;
+    // The longest interval between probes of a guest's closed port (proxy/refusal_gates.h); 0: nobody is
+    // refused; at most 10 s.
+    std::chrono::milliseconds refused_probe{1000};
+    // That a worker looks for events before it sleeps (proxy/busy_poll.h); 0: none; at most 1 ms.
+    std::chrono::microseconds busy_poll{50};
+    // Of the whole node, each of 256 KiB at most; 1-1,000,000.
+    std::uint32_t pipes_max = 16384;
 
     friend bool operator==(const Proxy&, const Proxy&) = default;
   };

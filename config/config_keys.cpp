@@ -35,16 +35,23 @@ Error wrong(std::string detail) {
 template <class T>
 using Field = T& (*)(ConfigTarget);
 
-ConfigKey number_key(std::string_view name, std::int64_t min, std::int64_t max, Field<std::uint32_t> field,
-                     std::string_view help) {
+/// A field of `unit`s of a number, or of a duration, whose unit is its type's.
+template <class T>
+ConfigKey number_key(std::string_view name, std::int64_t min, std::int64_t max, Field<T> field,
+                     std::string_view help, std::int64_t unit = 1) {
   return {name, fmt::format("{} ({} to {})", help, min, max),
-          [field](ConfigTarget target) { return ConfigValue(std::int64_t{field(target)}); },
+          [=](ConfigTarget target) {
+            if constexpr (std::is_integral_v<T>)
+              return ConfigValue(std::int64_t{field(target)} / unit);
+            else
+              return ConfigValue(std::int64_t{field(target).count()});
+          },
           [=](ConfigTarget target, const ConfigValue& value) -> std::optional<std::string> {
             const auto number = std::get<std::int64_t>(value);
             if (number < min || number > max) {
               return fmt::format("{} is out of range; it must be {} to {}", number, min, max);
             }
-            field(target) = static_cast<std::uint32_t>(number);
+            field(target) = static_cast<T>(number * unit);
             return std::nullopt;
           }};
 }
@@ -266,11 +273,11 @@ std::vector<ConfigKey> make_keys() {
           "Whether guests may connect to api.listen and metrics.listen: clients from guests.networks, with a "
           "link-local address, or over the tap of an instance. They are closed at once unless this is "
           "true: a guest has no business there."),
-      number_key(
+      number_key<std::uint32_t>(
           "api.rate_limit_per_second", 0, 1'000'000,
           [](T t) -> auto& { return t.config.api.rate_limit_per_second; },
           "Requests a second that one key may make; more are answered 429. 0: no limit."),
-      number_key(
+      number_key<std::uint32_t>(
           "api.body_max_bytes", 1024, 16'777'216, [](T t) -> auto& { return t.config.api.body_max_bytes; },
           "The largest body of a request, in bytes; a larger one is answered 413."),
       text_key<std::optional<ListenAddress>>(
@@ -289,7 +296,7 @@ std::vector<ConfigKey> make_keys() {
           Cidr::parse, show_network,
           "The networks the guests live in, e.g. [\"198.18.0.0/15\", \"fd00::/8\"]: a guest's address must "
           "lie in one of them. Empty: no instance can be registered."),
-      number_key(
+      number_key<std::uint32_t>(
           "profiles.*.max_forwarded_ports", 0, 65535,
           [](T t) -> auto& { return t.profile.max_forwarded_ports; },
           "How many port forwards an instance of this profile may have. More profiles are tables beside "
@@ -300,7 +307,7 @@ std::vector<ConfigKey> make_keys() {
       text_key<std::string>(
           "store.path", [](T t) -> auto& { return t.config.store.path; }, parse_path, show_text,
           "The database file. SQLite puts files beside it, so its directory must be writable."),
-      number_key(
+      number_key<std::uint32_t>(
           "proxy.workers", 0, 64, [](T t) -> auto& { return t.config.proxy.workers; },
           "Threads that move bytes. 0: one for each core."),
       text_key<IoBackend>(
@@ -314,7 +321,7 @@ std::vector<ConfigKey> make_keys() {
           "header before the client's bytes, \"auto\" is transparent where that is possible, else plain."),
       without(
           {1}, "leaves no preference for the rule before it, which is taken too; it must be 0, or 2 or more",
-          number_key(
+          number_key<std::uint32_t>(
               "proxy.source_rule_preference", 0, 32'765,
               [](T t) -> auto& { return t.config.proxy.source_rule_preference; },
               "The preference of Portway's routing rule in `ip rule`, where guests see their clients' own "
@@ -322,21 +329,21 @@ std::vector<ConfigKey> make_keys() {
               "guests' answers away. 0: chosen at start, before everybody else's rules, 5109 at most.")),
       without(
           {253, 254, 255}, "is a routing table of the system's (default, main, local); give another one",
-          number_key(
+          number_key<std::uint32_t>(
               "proxy.source_route_table", 1, UINT32_MAX,
               [](T t) -> auto& { return t.config.proxy.source_route_table; },
               "The routing table of that rule, with one route that no other program may have there: local "
               "default dev lo. Not 253 to 255, which are the system's.")),
-      number_key(
+      number_key<std::uint32_t>(
           "proxy.source_mark_bit", 0, 31, [](T t) -> auto& { return t.config.proxy.source_mark_bit; },
           "The bit of the packet mark that is Portway's alone: it marks guests' answers for that rule, and "
           "it is cleared from whatever else a guest sends. Kubernetes uses bits 14 and 15, Cilium 8 to 11, "
           "Tailscale 16 to 23, Calico by default 16 to 31. Clients' addresses are not shown where another "
           "program's routing rule has the bit."),
-      number_key(
+      number_key<std::uint32_t>(
           "proxy.connections_max", 1, 1'000'000, [](T t) -> auto& { return t.config.proxy.connections_max; },
           "Connections of the whole node at a time; more are reset and counted."),
-      number_key(
+      number_key<std::uint32_t>(
           "proxy.instance_share_percent", 1, 100,
           [](T t) -> auto& { return t.config.proxy.instance_share_percent; },
           "Percentage of proxy.connections_max that one instance can have; the rest is kept for others. A "
@@ -344,63 +351,65 @@ std::vector<ConfigKey> make_keys() {
           "forward's. All clients behind a NAT gateway or load balancer in front of the node are one "
           "address: when the node runs short of connections, that share caps them together. Where "
           "connections run short, half-closed ones end sooner, silent ones first. 100: no shares."),
-      number_key(
-          "proxy.connect_timeout_ms", 1, 600'000,
-          [](T t) -> auto& { return t.config.proxy.connect_timeout_ms; },
+      number_key<std::chrono::milliseconds>(
+          "proxy.connect_timeout_ms", 1, 600'000, [](T t) -> auto& { return t.config.proxy.connect_timeout; },
           "Milliseconds a guest has to answer a connection."),
-      number_key(
+      number_key<std::chrono::seconds>(
           "proxy.half_close_timeout_s", 0, 604'800,
-          [](T t) -> auto& { return t.config.proxy.half_close_timeout_s; },
+          [](T t) -> auto& { return t.config.proxy.half_close_timeout; },
           "Seconds of silence after which a connection is ended when one side has finished sending. 0: "
           "never."),
-      number_key(
-          "proxy.user_timeout_s", 0, 86'400, [](T t) -> auto& { return t.config.proxy.user_timeout_s; },
+      number_key<std::chrono::seconds>(
+          "proxy.user_timeout_s", 0, 86'400, [](T t) -> auto& { return t.config.proxy.user_timeout; },
           "Seconds after which a guest that was sent something and answers nothing at all is given up. One "
           "that keeps its window closed, and answers when it is asked, is not. 0: the kernel's "
           "net.ipv4.tcp_retries2, about 15 minutes."),
-      number_key(
+      number_key<std::uint32_t>(
           "proxy.guest_receive_buffer_kib", 0, 65'536,
-          [](T t) -> auto& { return t.config.proxy.guest_receive_buffer_kib; },
+          [](T t) -> auto& { return t.config.proxy.guest_receive_buffer; },
           "Receive buffer of a connection's socket towards its guest, KiB; it grows for clients that are "
           "fast. Data that a slow client has not taken yet waits here and in the guest: a small buffer "
-          "keeps it fresh. 0: the kernel's choice (net.ipv4.tcp_rmem)."),
-      number_key(
+          "keeps it fresh. 0: the kernel's choice (net.ipv4.tcp_rmem).",
+          1024),
+      number_key<std::uint32_t>(
           "proxy.client_receive_buffer_kib", 0, 65'536,
-          [](T t) -> auto& { return t.config.proxy.client_receive_buffer_kib; },
+          [](T t) -> auto& { return t.config.proxy.client_receive_buffer; },
           "The same for the socket towards the client; it grows for guests that are fast and for paths that "
-          "are long. Needs CAP_NET_ADMIN. 0, or without it: the kernel's choice."),
-      number_key(
-          "proxy.unsent_max_kib", 0, 65'536, [](T t) -> auto& { return t.config.proxy.unsent_max_kib; },
+          "are long. Needs CAP_NET_ADMIN. 0, or without it: the kernel's choice.",
+          1024),
+      number_key<std::uint32_t>(
+          "proxy.unsent_max_kib", 0, 65'536, [](T t) -> auto& { return t.config.proxy.unsent_max; },
           "How much of a connection may wait unsent in a socket, KiB (TCP_NOTSENT_LOWAT). What is in "
-          "flight does not count, so that long paths are filled. 0: as much as net.ipv4.tcp_wmem allows."),
+          "flight does not count, so that long paths are filled. 0: as much as net.ipv4.tcp_wmem allows.",
+          1024),
       bool_key(
           "proxy.copy_dscp", [](T t) -> auto& { return t.config.proxy.copy_dscp; },
           "Whether the DSCP of a client's SYN is that of what its connection sends to the guest."),
-      number_key(
-          "proxy.refused_probe_ms", 0, 10'000, [](T t) -> auto& { return t.config.proxy.refused_probe_ms; },
+      number_key<std::chrono::milliseconds>(
+          "proxy.refused_probe_ms", 0, 10'000, [](T t) -> auto& { return t.config.proxy.refused_probe; },
           "After a guest refused a client, the node refuses it too, as under DNAT, until the guest's port is "
           "open to it again. Portway probes the port while clients come, with SYNs that become no "
           "connection, at intervals that grow with the time that it has been closed. This is the longest "
           "interval, in milliseconds. Where guests do not see their clients' addresses, all of a forward's "
           "clients are refused. 0: clients are accepted and reset."),
-      number_key(
-          "proxy.busy_poll_us", 0, 1'000, [](T t) -> auto& { return t.config.proxy.busy_poll_us; },
+      number_key<std::chrono::microseconds>(
+          "proxy.busy_poll_us", 0, 1'000, [](T t) -> auto& { return t.config.proxy.busy_poll; },
           "Microseconds that a worker looks for further events before it sleeps, while they come at such "
           "distances: answers of single connections take half as long. Other threads run in between. 0: "
           "workers sleep at once."),
-      number_key(
-          "proxy.keepalive_s", 0, 32'767, [](T t) -> auto& { return t.config.proxy.keepalive_s; },
+      number_key<std::chrono::seconds>(
+          "proxy.keepalive_s", 0, 32'767, [](T t) -> auto& { return t.config.proxy.keepalive; },
           "Seconds of silence after which TCP asks whether a side is still there. A client that does not "
           "answer is given up; a guest is only where it says that it does not know the connection, since a "
           "paused machine answers nothing. 0: never."),
-      number_key(
-          "proxy.idle_timeout_s", 0, 2'592'000, [](T t) -> auto& { return t.config.proxy.idle_timeout_s; },
+      number_key<std::chrono::seconds>(
+          "proxy.idle_timeout_s", 0, 2'592'000, [](T t) -> auto& { return t.config.proxy.idle_timeout; },
           "Seconds of silence both ways after which a connection is ended. 0: never."),
-      number_key(
-          "proxy.drain_timeout_s", 0, 86'400, [](T t) -> auto& { return t.config.proxy.drain_timeout_s; },
+      number_key<std::chrono::seconds>(
+          "proxy.drain_timeout_s", 0, 86'400, [](T t) -> auto& { return t.config.proxy.drain_timeout; },
           "Seconds that connections get to end by themselves when the daemon stops or their forward is "
           "drained. 0: they are reset at once."),
-      number_key(
+      number_key<std::uint32_t>(
           "proxy.pipes_max", 1, 1'000'000, [](T t) -> auto& { return t.config.proxy.pipes_max; },
           "Pipes of the whole node at a time, each of 256 KiB of kernel memory at most and held only while "
           "bytes are in flight."),
@@ -408,7 +417,7 @@ std::vector<ConfigKey> make_keys() {
           "log.access", [](T t) -> auto& { return t.config.log.access; }, parse_optional_path, show_text,
           "A file that gets a line of JSON for each connection that has ended: who ended it, how, and what "
           "it carried. SIGUSR1 begins a new one where the old one was moved away. Empty: none."),
-      number_key(
+      number_key<std::uint32_t>(
           "log.recent_connections", 0, 100'000, [](T t) -> auto& { return t.config.log.recent_connections; },
           "How many of the last connections that have ended are remembered, for the API to tell why."),
   };

@@ -141,32 +141,6 @@ std::unique_ptr<ClientRefusals> start_client_refusals_if_possible() {
   return nullptr;
 }
 
-ProxyOptions proxy_options(const Config& config, const RoutedConnections* routed, ClientRefusals* refusals,
-                           DeviceRequests* device_requests, std::uint32_t listeners_reserved) {
-  return {.workers = config.proxy.workers,
-          .io_backend = config.proxy.io_backend,
-          .public_addresses = config.node.public_addresses,
-          .connections_max = config.proxy.connections_max,
-          .pipes_max = config.proxy.pipes_max,
-          .instance_share_percent = config.proxy.instance_share_percent,
-          .listeners_reserved = listeners_reserved,
-          .busy_poll = std::chrono::microseconds(config.proxy.busy_poll_us),
-          .connections = {.connect_timeout = std::chrono::milliseconds(config.proxy.connect_timeout_ms),
-                          .half_close_timeout = std::chrono::seconds(config.proxy.half_close_timeout_s),
-                          .idle_timeout = std::chrono::seconds(config.proxy.idle_timeout_s),
-                          .drain_timeout = std::chrono::seconds(config.proxy.drain_timeout_s),
-                          .keepalive = std::chrono::seconds(config.proxy.keepalive_s),
-                          .user_timeout = std::chrono::seconds(config.proxy.user_timeout_s),
-                          .client_receive_buffer = config.proxy.client_receive_buffer_kib * 1024,
-                          .guest_receive_buffer = config.proxy.guest_receive_buffer_kib * 1024,
-                          .unsent_max = config.proxy.unsent_max_kib * 1024,
-                          .copy_dscp = config.proxy.copy_dscp,
-                          .refused_probe = std::chrono::milliseconds(config.proxy.refused_probe_ms),
-                          .client_refusals = refusals,
-                          .routed = routed,
-                          .device_requests = device_requests}};
-}
-
 struct StartedReturnPath {
   std::unique_ptr<ReturnPath> path = nullptr;
   std::string why_none = {};  // why the guests do not see their clients' addresses although they should
@@ -345,12 +319,11 @@ class Daemon {
         context_->stop();
         return;
       }
-      spdlog::info("signal {}: draining for up to {} s", number, config_.proxy.drain_timeout_s);
+      spdlog::info("signal {}: draining for up to {} s", number, config_.proxy.drain_timeout.count());
       tell_systemd("STOPPING=1");
       control_.drain();
       proxy_->stop_accepting();
-      drain_deadline_ =
-          std::chrono::steady_clock::now() + std::chrono::seconds(config_.proxy.drain_timeout_s);
+      drain_deadline_ = std::chrono::steady_clock::now() + config_.proxy.drain_timeout;
       wait_for_signal();
       wait_until_idle();
     });
@@ -522,8 +495,13 @@ int run(const Arguments& arguments, DaemonLog& log) {
   if (!return_path) return fail(return_path.error(), kExitFailed);
   auto client_refusals = start_client_refusals_if_possible();
   auto device_requests = std::make_unique<DeviceRequests>();
-  auto proxy = Proxy::start(proxy_options(*config, return_path->path ? return_path->path->routed() : nullptr,
-                                          client_refusals.get(), device_requests.get(), listeners_reserved));
+  auto proxy =
+      Proxy::start({.connections = {.config = config->proxy,
+                                    .client_refusals = client_refusals.get(),
+                                    .routed = return_path->path ? return_path->path->routed() : nullptr,
+                                    .device_requests = device_requests.get()},
+                    .public_addresses = config->node.public_addresses,
+                    .listeners_reserved = listeners_reserved});
   if (!proxy) return fail(proxy.error(), kExitFailed);
   auto context = std::make_unique<boost::asio::io_context>(1);
   auto watch = SessionWatch::start(*context);

@@ -207,7 +207,7 @@ std::optional<OpenedConnection> ConnectionSet::open(int downstream, const Served
   OpenedConnection opened{.forward = forward,
                           .downstream = downstream,
                           .client = client.endpoint,
-                          .dscp = options_.copy_dscp ? client.dscp : std::uint8_t{0},
+                          .dscp = options_.config.copy_dscp ? client.dscp : std::uint8_t{0},
                           .source = *plan,
                           .waits_for_device = waits,
                           .admitted = forward->admission.limited(),
@@ -375,13 +375,14 @@ void ConnectionSet::advance_connecting(std::uint32_t index) {
   }
   counters_.sources[static_cast<std::size_t>(slot.source)].add();
   slot.connected_ns = slot.active_ns = io_.now().count();
-  connections_[index].receive_buffer[kUpstream].begin(options_.guest_receive_buffer,
+  connections_[index].receive_buffer[kUpstream].begin(options_.config.guest_receive_buffer,
                                                       Nanos(slot.connected_ns));
   counters_.connect_duration.observe_us(elapsed_us(slot.accepted_ns, slot.connected_ns), kConnectBoundsS);
   forward.counters[worker_].connections_established.add();
   downstream.writable = true;
-  if (options_.user_timeout.count() > 0 || options_.keepalive.count() > 0) {
-    const Nanos wait = options_.user_timeout.count() > 0 ? std::min(looks_every(), kFirstLook) : kFirstLook;
+  if (options_.config.user_timeout.count() > 0 || options_.config.keepalive.count() > 0) {
+    const Nanos wait =
+        options_.config.user_timeout.count() > 0 ? std::min(looks_every(), kFirstLook) : kFirstLook;
     connections_[index].look_at = look_after(io_.now(), wait);
   }
   set_state(index, ConnectionState::kRelaying);
@@ -395,7 +396,7 @@ void ConnectionSet::on_connect_failed(std::uint32_t index, int error) {
   const ConnectError reason = connect_error(error);
   connections_[index].error = static_cast<std::int16_t>(error);
   connections_[index].forward->counters[worker_].connect_errors[static_cast<std::size_t>(reason)].add();
-  if (reason == ConnectError::kRefused && options_.refused_probe.count() > 0) {
+  if (reason == ConnectError::kRefused && options_.config.refused_probe.count() > 0) {
     const ConnectionSlot& slot = table_[index];
     const IpAddress client = to_endpoint(slot.client).address();
     Refusal refusal{
@@ -637,7 +638,7 @@ void ConnectionSet::relay_from(std::uint32_t index, Side from) {
 
 void ConnectionSet::fit_receive_buffer(std::uint32_t index, Side side) {
   const std::uint32_t least =
-      side == kUpstream ? options_.guest_receive_buffer : options_.client_receive_buffer;
+      side == kUpstream ? options_.config.guest_receive_buffer : options_.config.client_receive_buffer;
   if (least == 0) return;
   const ConnectionSlot& slot = table_[index];
   const int fd = slot.socket[side].fd;
@@ -795,7 +796,7 @@ void ConnectionSet::close_forward(const ServedForwardPtr& forward) {
   if (phase == ForwardPhase::kEnded) {
     end(forward, ForwardConnections::kAll, forward->why.load());
   } else if (phase == ForwardPhase::kDraining) {
-    draining_.push_back({io_.now() + options_.drain_timeout, forward, forward->why.load()});
+    draining_.push_back({io_.now() + options_.config.drain_timeout, forward, forward->why.load()});
   }
 }
 
@@ -1111,14 +1112,15 @@ void ConnectionSet::schedule(std::uint32_t index) {
   const ConnectionSlot& slot = table_[index];
   Nanos deadline = TimerWheel::kNever;
   if (slot.state == ConnectionState::kConnecting) {
-    deadline = deadline_after(slot.accepted_ns, options_.connect_timeout);
+    deadline = deadline_after(slot.accepted_ns, options_.config.connect_timeout);
     const Nanos ask = deadline_after(slot.accepted_ns, kAskAfter);
     if (io_.now() < ask) deadline = std::min(deadline, ask);
   } else if (slot.state == ConnectionState::kRelaying) {
-    deadline = std::min({deadline, connections_[index].reset_deadline, connections_[index].throttled_until,
-                         connections_[index].look_at, deadline_after(slot.active_ns, options_.idle_timeout)});
+    deadline =
+        std::min({deadline, connections_[index].reset_deadline, connections_[index].throttled_until,
+                  connections_[index].look_at, deadline_after(slot.active_ns, options_.config.idle_timeout)});
     if (slot.relay[kDownstream].ended || slot.relay[kUpstream].ended) {
-      deadline = std::min(deadline, deadline_after(slot.active_ns, options_.half_close_timeout));
+      deadline = std::min(deadline, deadline_after(slot.active_ns, options_.config.half_close_timeout));
     }
   } else {
     return;  // kResetting sets its own
@@ -1134,7 +1136,7 @@ void ConnectionSet::on_deadline(std::uint32_t index) {
   } else if (connections_[index].device_due != TimerWheel::kNever) {
     look_for_device(index);
   } else if (slot.state == ConnectionState::kConnecting) {
-    if (now >= deadline_after(slot.accepted_ns, options_.connect_timeout)) {
+    if (now >= deadline_after(slot.accepted_ns, options_.config.connect_timeout)) {
       on_connect_failed(index, ETIMEDOUT);
     } else if (const int error = -io_.socket_error(slot.socket[kUpstream].fd); error != 0) {
       on_connect_failed(index, error);
@@ -1147,10 +1149,10 @@ void ConnectionSet::on_deadline(std::uint32_t index) {
     connections_[index].throttled_until = TimerWheel::kNever;
     enqueue(index);
     schedule(index);
-  } else if (now >= deadline_after(slot.active_ns, options_.idle_timeout)) {
+  } else if (now >= deadline_after(slot.active_ns, options_.config.idle_timeout)) {
     terminate(index, CloseSide::kNode, CloseHow::kIdleTimeout, true, true);
   } else if ((slot.relay[kDownstream].ended || slot.relay[kUpstream].ended) &&
-             now >= deadline_after(slot.active_ns, options_.half_close_timeout)) {
+             now >= deadline_after(slot.active_ns, options_.config.half_close_timeout)) {
     terminate(index, CloseSide::kNode, CloseHow::kHalfCloseTimeout, true, true);
   } else if (now >= connections_[index].look_at) {
     look_at_guest(index);
@@ -1168,7 +1170,7 @@ void ConnectionSet::look_at_guest(std::uint32_t index) {
   Connection& connection = connections_[index];
   const int fd = slot.socket[kUpstream].fd;
   if (!std::exchange(connection.lasting, true)) upstream_.set_lasting(fd);
-  if (options_.user_timeout.count() == 0) {
+  if (options_.config.user_timeout.count() == 0) {
     connection.look_at = TimerWheel::kNever;
     return;
   }
@@ -1180,7 +1182,7 @@ void ConnectionSet::look_at_guest(std::uint32_t index) {
     const TcpSummary tcp = io_.tcp_summary(fd);
     connection.guest_owes_since = std::min(connection.guest_owes_since, now);
     const Nanos silence = std::min<Nanos>(now - connection.guest_owes_since, tcp.answered_ago);
-    const Nanos left = options_.user_timeout - silence;
+    const Nanos left = options_.config.user_timeout - silence;
     if (left <= Nanos::zero() && tcp.unanswered > 0) {
       slot.socket[kUpstream].error = ETIMEDOUT;
       on_reset(index, kUpstream);
@@ -1192,7 +1194,7 @@ void ConnectionSet::look_at_guest(std::uint32_t index) {
 }
 
 Nanos ConnectionSet::looks_every() const {
-  return std::max<Nanos>(Nanos(options_.user_timeout) / kLooksInTimeout, kLooksMin);
+  return std::max<Nanos>(Nanos(options_.config.user_timeout) / kLooksInTimeout, kLooksMin);
 }
 
 // --- Small parts.

@@ -54,12 +54,12 @@ Result<Fd> open_listen_socket(const Endpoint& endpoint, const ConnectionOptions&
   if (v6) enable(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY);
   enable(fd.get(), IPPROTO_TCP, TCP_NODELAY);
   enable(fd.get(), IPPROTO_TCP, TCP_SAVE_SYN);
-  if (options.keepalive.count() > 0) {
+  if (options.config.keepalive.count() > 0) {
     enable(fd.get(), SOL_SOCKET, SO_KEEPALIVE);
-    enable(fd.get(), IPPROTO_TCP, TCP_KEEPIDLE, static_cast<int>(options.keepalive.count()));
+    enable(fd.get(), IPPROTO_TCP, TCP_KEEPIDLE, static_cast<int>(options.config.keepalive.count()));
   }
-  if (options.unsent_max > 0) {
-    enable(fd.get(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, static_cast<int>(options.unsent_max));
+  if (options.config.unsent_max > 0) {
+    enable(fd.get(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, static_cast<int>(options.config.unsent_max));
   }
   if (::bind(fd.get(), endpoint.data(), static_cast<socklen_t>(endpoint.size())) < 0)
     return refused(endpoint, errno);

@@ -96,18 +96,19 @@ bool ServedForward::advance(ForwardPhase to, CloseHow reason) {
 }
 
 Result<std::unique_ptr<Proxy>> Proxy::start(const ProxyOptions& options) {
-  ProxyOptions chosen = options;
-  if (chosen.workers == 0) chosen.workers = std::max(1U, std::thread::hardware_concurrency());
+  const Config::Proxy& config = options.connections.config;
+  const unsigned workers =
+      config.workers != 0 ? config.workers : std::max(1U, std::thread::hardware_concurrency());
   std::string reason;
-  if (chosen.io_backend != IoBackend::kEpoll) {
-    auto ios = make_ios(make_uring_io, chosen.workers);
-    if (ios) return std::unique_ptr<Proxy>(new Proxy(chosen, "uring", "", std::move(*ios)));
-    if (chosen.io_backend == IoBackend::kUring) return ios.error();
+  if (config.io_backend != IoBackend::kEpoll) {
+    auto ios = make_ios(make_uring_io, workers);
+    if (ios) return std::unique_ptr<Proxy>(new Proxy(options, "uring", "", std::move(*ios)));
+    if (config.io_backend == IoBackend::kUring) return ios.error();
     reason = ios.error().detail;
   }
-  auto ios = make_ios(make_epoll_io, chosen.workers);
+  auto ios = make_ios(make_epoll_io, workers);
   if (!ios) return ios.error();
-  return std::unique_ptr<Proxy>(new Proxy(chosen, "epoll", std::move(reason), std::move(*ios)));
+  return std::unique_ptr<Proxy>(new Proxy(options, "epoll", std::move(reason), std::move(*ios)));
 }
 
 Proxy::Proxy(const ProxyOptions& options, std::string backend, std::string backend_reason,
@@ -115,15 +116,14 @@ Proxy::Proxy(const ProxyOptions& options, std::string backend, std::string backe
     : options_(options),
       backend_(std::move(backend)),
       backend_reason_(std::move(backend_reason)),
-      arena_(std::max<std::size_t>(options.connections_max, ios.size())),
-      share_(options.connections_max, options.instance_share_percent) {
+      arena_(std::max<std::size_t>(config().connections_max, ios.size())),
+      share_(config().connections_max, config().instance_share_percent) {
   const std::size_t count = ios.size();
   const std::size_t share = arena_.slots().size() / count;
   for (std::size_t i = 0; i < count; ++i) {
     const WorkerOptions worker{
         .index = i,
-        .pipes_max = std::max<std::uint32_t>(1, options.pipes_max / static_cast<std::uint32_t>(count)),
-        .busy_poll = options.busy_poll,
+        .pipes_max = std::max<std::uint32_t>(1, config().pipes_max / static_cast<std::uint32_t>(count)),
         .share = &share_,
         .connections = options.connections};
     const std::size_t size = i + 1 == count ? arena_.slots().size() - i * share : share;
@@ -289,8 +289,8 @@ void Proxy::count_listeners(ServedSession& session, bool open, std::size_t liste
   share_.set_sessions(busy_sessions_);
   listeners_ += open ? listeners : -listeners;
   const std::size_t beyond = listeners_ - std::min<std::size_t>(listeners_, options_.listeners_reserved);
-  const std::size_t lost = std::min<std::size_t>(options_.connections_max - 1, (beyond + 1) / 2);
-  share_.set_capacity(options_.connections_max - static_cast<std::uint32_t>(lost));
+  const std::size_t lost = std::min<std::size_t>(config().connections_max - 1, (beyond + 1) / 2);
+  share_.set_capacity(config().connections_max - static_cast<std::uint32_t>(lost));
 }
 
 void Proxy::set_limits(const ForwardId& id, const TrafficLimits& limits) {

@@ -21,16 +21,10 @@
 namespace portway {
 
 struct ProxyOptions {
-  unsigned workers = 0;  // 0: one a core
-  IoBackend io_backend = IoBackend::kAuto;
-  std::vector<IpAddress> public_addresses;
-  std::uint32_t connections_max = 65536;  // over all workers
-  std::uint32_t pipes_max = 16384;        // over all workers
-  unsigned instance_share_percent = 100;  // see proxy/fair_share.h
+  ConnectionOptions connections = {};  // with the configuration of the whole data plane
+  std::vector<IpAddress> public_addresses = {};
   // Descriptors that are there for listeners; those beyond take the place of connections, two each.
   std::uint32_t listeners_reserved = UINT32_MAX;
-  std::chrono::microseconds busy_poll{0};  // that a worker looks for events before it sleeps, at most
-  ConnectionOptions connections;
 };
 
 class Proxy final : public Dataplane {
@@ -84,6 +78,7 @@ class Proxy final : public Dataplane {
 
   Proxy(const ProxyOptions& options, std::string backend, std::string backend_reason,
         std::vector<std::unique_ptr<Io>> ios);
+  const Config::Proxy& config() const { return options_.connections.config; }
   void close(const ServedForwardPtr& forward, ForwardPhase to, CloseHow why);
   void count_listeners(ServedSession& session, bool open, std::size_t listeners);
   void take_waiting(const ServedForwardPtr& forward, int listener);

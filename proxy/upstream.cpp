@@ -81,8 +81,8 @@ bool UpstreamOpener::is_routed(const Target& target, PortRange ports) const {
 
 void UpstreamOpener::set_options(const Target& target, int fd) {
   io_.set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-  if (options_.guest_receive_buffer > 0) {
-    io_.set_option(fd, SOL_SOCKET, SO_RCVBUF, static_cast<int>(options_.guest_receive_buffer));
+  if (options_.config.guest_receive_buffer > 0) {
+    io_.set_option(fd, SOL_SOCKET, SO_RCVBUF, static_cast<int>(options_.config.guest_receive_buffer));
   }
   if (target.dscp != 0) {
     const bool v6 = target.guest.address().is_v6();
@@ -91,18 +91,18 @@ void UpstreamOpener::set_options(const Target& target, int fd) {
 }
 
 void UpstreamOpener::limit_unsent(int fd) {
-  if (options_.unsent_max > 0)
-    io_.set_option(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, static_cast<int>(options_.unsent_max));
+  if (options_.config.unsent_max > 0)
+    io_.set_option(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, static_cast<int>(options_.config.unsent_max));
 }
 
 void UpstreamOpener::set_lasting(int fd) {
-  if (options_.keepalive.count() > 0) {
+  if (options_.config.keepalive.count() > 0) {
     io_.set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
-    io_.set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, static_cast<int>(options_.keepalive.count()));
+    io_.set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, static_cast<int>(options_.config.keepalive.count()));
   }
-  if (options_.user_timeout.count() > 0) {
+  if (options_.config.user_timeout.count() > 0) {
     io_.set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(kLasting.count()));
-  } else if (options_.keepalive.count() > 0) {
+  } else if (options_.config.keepalive.count() > 0) {
     // Without TCP_USER_TIMEOUT the kernel counts unanswered probes.
     const auto between = std::chrono::duration_cast<std::chrono::seconds>(kLasting) / kKeepaliveProbes;
     io_.set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, static_cast<int>(between.count()));
@@ -111,7 +111,7 @@ void UpstreamOpener::set_lasting(int fd) {
 }
 
 void UpstreamOpener::end_lasting(int fd) {
-  const std::chrono::milliseconds timeout = options_.user_timeout;
+  const std::chrono::milliseconds timeout = options_.config.user_timeout;
   io_.set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(timeout.count()));
 }
 

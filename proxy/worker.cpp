@@ -46,17 +46,17 @@ Worker::Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<C
     : io_(std::move(io)),
       connections_max_(slots.size()),
       share_(options.share),
-      half_close_timeout_(options.connections.half_close_timeout),
+      half_close_timeout_(options.connections.config.half_close_timeout),
       closes_(kCloseRecords),
       connections_(*io_, options.connections, slots, options.pipes_max, counters_, closes_, options.index,
                    kConnectionToken),
       gates_(
-          *io_, options.connections.refused_probe, options.connections.client_refusals, counters_,
+          *io_, options.connections.config.refused_probe, options.connections.client_refusals, counters_,
           kProbeToken,
           {.shut = [this](const ServedForwardPtr& forward, bool v6) { shut_listeners(forward, v6); },
            .open = [this](const ServedForwardPtr& forward, bool v6) { return open_listeners(forward, v6); },
            .source_ports = [this] { return connections_.source_ports(); }}),
-      busy_poll_(options.busy_poll) {
+      busy_poll_(options.connections.config.busy_poll) {
   io_->count_in(counters_);
 }
 

@@ -31,8 +31,7 @@ namespace portway {
 struct WorkerOptions {
   std::size_t index = 0;  // into the forwards' counters
   std::uint32_t pipes_max = 16384;
-  std::chrono::microseconds busy_poll{0};  // see proxy/busy_poll.h; 0: sleep at once
-  const FairShare* share = nullptr;        // null: whoever comes first has the connections
+  const FairShare* share = nullptr;  // null: whoever comes first has the connections
   ConnectionOptions connections;
 };
 

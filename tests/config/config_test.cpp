@@ -113,11 +113,11 @@ TEST(Config, EveryKeyCanBeSet) {
   EXPECT_EQ(config.proxy.source_route_table, 4294967295U);
   EXPECT_EQ(config.proxy.source_mark_bit, 0U);
   EXPECT_EQ(config.proxy.connections_max, 100U);
-  EXPECT_EQ(config.proxy.connect_timeout_ms, 250U);
-  EXPECT_EQ(config.proxy.half_close_timeout_s, 60U);
-  EXPECT_EQ(config.proxy.keepalive_s, 0U);
-  EXPECT_EQ(config.proxy.idle_timeout_s, 600U);
-  EXPECT_EQ(config.proxy.drain_timeout_s, 5U);
+  EXPECT_EQ(config.proxy.connect_timeout, std::chrono::milliseconds(250));
+  EXPECT_EQ(config.proxy.half_close_timeout, std::chrono::seconds(60));
+  EXPECT_EQ(config.proxy.keepalive, std::chrono::seconds(0));
+  EXPECT_EQ(config.proxy.idle_timeout, std::chrono::seconds(600));
+  EXPECT_EQ(config.proxy.drain_timeout, std::chrono::seconds(5));
   EXPECT_EQ(config.proxy.pipes_max, 64U);
 }
 

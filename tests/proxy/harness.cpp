@@ -148,6 +148,7 @@ Rig::Rig(Backend backend, const RigOptions& options)
                                                           .source = options.source},
                                              1);
   WorkerOptions worker{.index = 0, .pipes_max = options.pipes_max, .connections = options.connections};
+  worker.connections.config.busy_poll = {};
   worker.connections.client_refusals = world_->refusals();
   worker.share = options.share;
   worker_ = std::make_unique<Worker>(std::move(io), worker, arena_.slots());

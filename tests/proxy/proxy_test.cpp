@@ -84,13 +84,14 @@ std::string receive(const Fd& fd) {
 
 class ProxyTest : public testing::TestWithParam<IoBackend> {
  protected:
-  void start(unsigned workers, std::chrono::microseconds busy_poll = {}, ProxyOptions options = {}) {
-    options.workers = workers;
-    options.busy_poll = busy_poll;
-    options.io_backend = GetParam();
-    options.public_addresses = {boost::asio::ip::address_v4::loopback()};
-    if (options.connections_max == ProxyOptions{}.connections_max) options.connections_max = 4096;
-    proxy_ = Proxy::start(options).value();
+  void start(unsigned workers, std::chrono::microseconds busy_poll = {},
+             Config::Proxy config = {.connections_max = 4096, .instance_share_percent = 100}) {
+    config.workers = workers;
+    config.busy_poll = busy_poll;
+    config.io_backend = GetParam();
+    proxy_ = Proxy::start({.connections = {.config = config},
+                           .public_addresses = {boost::asio::ip::address_v4::loopback()}})
+                 .value();
   }
 
   /// Serves `upstream` on a port that the kernel chose.
@@ -404,12 +405,7 @@ TEST_P(ProxyTest, LimitsThatAreSetLaterCountTheConnectionsThatAreThere) {
 
 class ShortProxyTest : public ProxyTest {
  protected:
-  void start() {
-    ProxyOptions options;
-    options.connections_max = 64;
-    options.instance_share_percent = 75;
-    ProxyTest::start(1, {}, options);
-  }
+  void start() { ProxyTest::start(1, {}, {.connections_max = 64, .instance_share_percent = 75}); }
   /// Both ends of a connection, if the client gets one. From another address each time.
   bool connect(std::uint16_t port, const Guest& guest, std::uint32_t host = 0) {
     Fd client = connect_to(port, host == 0 ? 1 + next_host_++ % 200 : host);

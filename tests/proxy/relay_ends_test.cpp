@@ -263,7 +263,7 @@ TEST_P(RelayEnds, ARefusedConnectionIsAResetAlsoToAClientThatHasSentEverything) 
 }
 
 TEST_P(RelayEnds, AGuestThatDoesNotAnswerInTimeIsAResetToTheClient) {
-  Rig rig(GetParam(), {.connections = {.connect_timeout = 50ms}, .guest = GuestAnswer::kSilent});
+  Rig rig(GetParam(), {.connections = {.config = {.connect_timeout = 50ms}}, .guest = GuestAnswer::kSilent});
   Peer& client = rig.connect();
   client.send("anybody there?");
   const Nanos before = rig.world().now();
@@ -298,7 +298,7 @@ TEST_P(RelayEnds, AGuestThatAnswersAndResetsAtOnceIsHeardFirst) {
 }
 
 TEST_P(RelayEnds, AClientThatResetsWhileTheGuestIsCalledEndsTheCall) {
-  Rig rig(GetParam(), {.connections = {.connect_timeout = 3600s}, .guest = GuestAnswer::kSilent});
+  Rig rig(GetParam(), {.connections = {.config = {.connect_timeout = 3600s}}, .guest = GuestAnswer::kSilent});
   Peer& client = rig.connect();
   ASSERT_TRUE(rig.run_until([&] { return rig.stats().connections_active == 1; }));
   client.reset();
@@ -307,7 +307,7 @@ TEST_P(RelayEnds, AClientThatResetsWhileTheGuestIsCalledEndsTheCall) {
 }
 
 TEST_P(RelayEnds, AClientThatEndsItsHalfWhileTheGuestIsCalledWaitsForTheTimeOut) {
-  Rig rig(GetParam(), {.connections = {.connect_timeout = 50ms}, .guest = GuestAnswer::kSilent});
+  Rig rig(GetParam(), {.connections = {.config = {.connect_timeout = 50ms}}, .guest = GuestAnswer::kSilent});
   Peer& client = rig.connect();
   client.shutdown_write();
   ASSERT_TRUE(rig.run_until([&] { return client.ended(); }));
@@ -317,7 +317,7 @@ TEST_P(RelayEnds, AClientThatEndsItsHalfWhileTheGuestIsCalledWaitsForTheTimeOut)
 // --- Time limits.
 
 TEST_P(RelayEnds, AnIdleConnectionIsResetAfterItsTimeOut) {
-  Rig rig(GetParam(), {.connections = {.idle_timeout = 1s}});
+  Rig rig(GetParam(), {.connections = {.config = {.idle_timeout = 1s}}});
   const auto [client, guest] = rig.open();
   client.send("x");
   ASSERT_TRUE(rig.run_until([&] { return client.was_reset() && guest.was_reset(); }));
@@ -326,7 +326,7 @@ TEST_P(RelayEnds, AnIdleConnectionIsResetAfterItsTimeOut) {
 }
 
 TEST_P(RelayEnds, AConnectionThatIsUsedIsNotIdle) {
-  Rig rig(GetParam(), {.connections = {.idle_timeout = 1s}});
+  Rig rig(GetParam(), {.connections = {.config = {.idle_timeout = 1s}}});
   const auto [client, guest] = rig.open();
   guest.echo();
   const Nanos start = rig.world().now();
@@ -340,7 +340,7 @@ TEST_P(RelayEnds, AConnectionThatIsUsedIsNotIdle) {
 }
 
 TEST_P(RelayEnds, AHalfClosedConnectionIsResetAfterItsTimeOut) {
-  Rig rig(GetParam(), {.connections = {.half_close_timeout = 1s}});
+  Rig rig(GetParam(), {.connections = {.config = {.half_close_timeout = 1s}}});
   const auto [client, guest] = rig.open();
   client.shutdown_write();
   ASSERT_TRUE(rig.run_until([&] { return client.was_reset(); }));
@@ -382,7 +382,7 @@ TEST_P(RelayEnds, AConnectionBeingMadeIsResetWithItsForward) {
 }
 
 TEST_P(RelayEnds, AConnectionIsDrainedForItsTimeAndThenReset) {
-  Rig rig(GetParam(), {.connections = {.drain_timeout = 1s}});
+  Rig rig(GetParam(), {.connections = {.config = {.drain_timeout = 1s}}});
   const auto [client, guest] = rig.open();
   rig.close_forward(ClosePolicy::kDrain);
   rig.settle();

@@ -26,10 +26,11 @@ constexpr SimNetworkOptions kNetwork{.latency =
 
 ConnectionOptions connection_options() {
   ConnectionOptions options;
-  options.idle_timeout = 60s;
-  options.drain_timeout = 5s;
-  options.keepalive = 0s;
-  options.user_timeout = 0s;
+  options.config.idle_timeout = 60s;
+  options.config.drain_timeout = 5s;
+  options.config.keepalive = 0s;
+  options.config.user_timeout = 0s;
+  options.config.busy_poll = 0us;
   return options;
 }
 
@@ -195,7 +196,7 @@ TEST_F(RelayIsolation, AForwardWithACrowdIsDrained) {
   settle_crowd();
   close_crowd(ForwardPhase::kDraining);
   turn();
-  pass_until(world_->now() + connection_options().drain_timeout - 50ms);
+  pass_until(world_->now() + connection_options().config.drain_timeout - 50ms);
   EXPECT_EQ(active(), kCrowd);
   ping_until([this] { return active() == 0; });
 }
@@ -203,10 +204,10 @@ TEST_F(RelayIsolation, AForwardWithACrowdIsDrained) {
 TEST_F(RelayIsolation, ACrowdIsIdleForTooLong) {
   settle_crowd();
   const Nanos settled = world_->now();
-  pass_until(settled + connection_options().idle_timeout / 2);
+  pass_until(settled + connection_options().config.idle_timeout / 2);
   std::size_t pings = 0;
   ping_until([&] { return ++pings > 1; });  // so that it is not idle for as long itself
-  pass_until(settled + connection_options().idle_timeout - 50ms);
+  pass_until(settled + connection_options().config.idle_timeout - 50ms);
   EXPECT_EQ(active(), kCrowd);
   ping_until([this] { return active() == 0; });
   EXPECT_EQ(worker_->counters()

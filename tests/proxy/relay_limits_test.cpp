@@ -287,7 +287,7 @@ TEST_P(RelayLimitsSimulated, HalfClosedConnectionsThatMoveBytesCostNoTurnsOfThei
 
 // It was ended a few milliseconds after its FIN, which came after an hour of silence.
 TEST_P(RelayLimitsSimulated, TheTimeOfAHalfClosedConnectionBeginsWithItsFin) {
-  Rig rig(GetParam(), {.connections = {.half_close_timeout = 3600s, .idle_timeout = 0s}});
+  Rig rig(GetParam(), {.connections = {.config = {.half_close_timeout = 3600s, .idle_timeout = 0s}}});
   auto [client, guest] = rig.open();
   client.send("question");
   ASSERT_TRUE(rig.run_until([&, &guest = guest] { return guest.received() == "question"; }));

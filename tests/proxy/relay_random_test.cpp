@@ -81,7 +81,7 @@ class RandomRun {
  private:
   RigOptions options(std::uint64_t seed) {
     RigOptions options;
-    options.connections.connect_timeout = 1h;
+    options.connections.config.connect_timeout = 1h;
     options.pipes_max = static_cast<std::uint32_t>(one_of({0, 1, 2, 256}));
     options.network = {.latency = Nanos(1000 + pick(200'000)),
                        .jitter = Nanos(pick(500'000)),

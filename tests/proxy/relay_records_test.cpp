@@ -153,7 +153,7 @@ TEST_P(RelayRecordsSimulated, APollThatCannotBeArmedIsRecordedWithItsError) {
 }
 
 TEST_P(RelayRecords, AGuestThatIsSilentTookTooLong) {
-  Rig rig(GetParam(), {.connections = {.connect_timeout = 50ms}, .guest = GuestAnswer::kSilent});
+  Rig rig(GetParam(), {.connections = {.config = {.connect_timeout = 50ms}}, .guest = GuestAnswer::kSilent});
   rig.connect();
   const CloseRecord record = record_of(rig);
   EXPECT_EQ(record.cause, (CloseCause{CloseSide::kGuest, CloseHow::kConnectTimeout}));
@@ -221,11 +221,11 @@ TEST_P(RelayRecords, AClientThatLeavesWhileTheGuestIsCalledIsTheClientsEnd) {
 
 TEST_P(RelayRecords, TimeOutsAreTheNodes) {
   {
-    Rig rig(GetParam(), {.connections = {.idle_timeout = 1s}});
+    Rig rig(GetParam(), {.connections = {.config = {.idle_timeout = 1s}}});
     exchange(rig);
     expect_exchanged(record_of(rig), {CloseSide::kNode, CloseHow::kIdleTimeout});
   }
-  Rig rig(GetParam(), {.connections = {.half_close_timeout = 1s}});
+  Rig rig(GetParam(), {.connections = {.config = {.half_close_timeout = 1s}}});
   exchange(rig).client.shutdown_write();
   expect_exchanged(record_of(rig), {CloseSide::kNode, CloseHow::kHalfCloseTimeout});
 }
@@ -237,7 +237,7 @@ TEST_P(RelayRecords, TheEndOfAForwardSaysWhyItEnded) {
     rig.close_forward(ClosePolicy::kReset, why);
     expect_exchanged(record_of(rig), {CloseSide::kNode, why});
   }
-  Rig rig(GetParam(), {.connections = {.drain_timeout = 1s}});
+  Rig rig(GetParam(), {.connections = {.config = {.drain_timeout = 1s}}});
   exchange(rig);
   rig.close_forward(ClosePolicy::kDrain, CloseHow::kInstanceStopped);
   expect_exchanged(record_of(rig), {CloseSide::kNode, CloseHow::kInstanceStopped});

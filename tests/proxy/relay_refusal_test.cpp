@@ -103,7 +103,7 @@ TEST_P(RelayRefusal, EstablishedConnectionsGoOn) {
 }
 
 TEST_P(RelayRefusal, SwitchedOffEveryClientIsAcceptedAndReset) {
-  Rig rig(GetParam(), {.connections = {.refused_probe = 0ms}, .guest = GuestAnswer::kRefuses});
+  Rig rig(GetParam(), {.connections = {.config = {.refused_probe = 0ms}}, .guest = GuestAnswer::kRefuses});
   for (int i = 0; i < 3; ++i) EXPECT_FALSE(is_refused(rig));
   EXPECT_EQ(rig.stats().connections_accepted, 3u);
   EXPECT_EQ(rig.counters().refusal_probes.get(), 0u);

@@ -19,7 +19,7 @@ INSTANTIATE_TEST_SUITE_P(Relay, RelaySilence, testing::Values(Backend::kUring, B
 using RelaySilenceSimulated = RelaySuite;
 INSTANTIATE_TEST_SUITE_P(Relay, RelaySilenceSimulated, testing::Values(Backend::kSim), backend_name);
 
-constexpr ConnectionOptions kSoon{.keepalive = 1s, .user_timeout = 1s};
+constexpr ConnectionOptions kSoon{.config = {.keepalive = 1s, .user_timeout = 1s}};
 
 /// Sends until the guest, which does not read, has closed its window.
 std::uint64_t fill(Rig& rig, const Rig::Pair& pair) {

@@ -160,7 +160,7 @@ TEST_P(RelaySourceSimulated, AClientThatHasUsedUpItsPortsIsToldSoAndNotSeenAsThe
 }
 
 TEST_P(RelaySourceSimulated, AGuestThatAnswersTheNodeAndNotItsClientsIsSilentToThem) {
-  Rig rig(GetParam(), {.connections = {.connect_timeout = 2000ms},
+  Rig rig(GetParam(), {.connections = {.config = {.connect_timeout = 2000ms}},
                        .guest = GuestAnswer::kServesNode,
                        .source = SourcePlan::kTransparent});
   for (int i = 0; i < 2; ++i) {
@@ -199,7 +199,7 @@ TEST_P(RelaySourceSimulated, AFewPortsAreTriedForAConnectionFromTheNodesAddress)
 }
 
 TEST_P(RelaySourceSimulated, AGuestThatIsSilentToEverybodyIsATimeOut) {
-  Rig rig(GetParam(), {.connections = {.connect_timeout = 2000ms},
+  Rig rig(GetParam(), {.connections = {.config = {.connect_timeout = 2000ms}},
                        .guest = GuestAnswer::kSilent,
                        .source = SourcePlan::kTransparent});
   const Nanos start = rig.world().now();
