@@ -30,4 +30,12 @@ void FailureLog::tell(std::string_view method, std::string_view route, std::stri
               error.detail, request_id, untold == 0 ? "" : fmt::format("; {} more of 5xx before it", untold));
 }
 
+void log_exception(std::string_view what, const std::exception_ptr& exception) {
+  try {
+    std::rethrow_exception(exception);
+  } catch (const std::exception& caught) {
+    spdlog::error("API: {}: {}", what, caught.what());
+  }
+}
+
 }  // namespace portway

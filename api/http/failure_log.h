@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <exception>
 #include <string_view>
 
 #include "base/error.h"
@@ -24,5 +25,8 @@ class FailureLog {
   int lines_ = 0;             // in this second
   std::uint64_t untold_ = 0;  // since the last line
 };
+
+/// Logs an exception that has ended a coroutine.
+void log_exception(std::string_view what, const std::exception_ptr& exception);
 
 }  // namespace portway

@@ -162,7 +162,7 @@ inline Response echo(const Request& request) {
 /// A server on loopback, unless the options name a Unix socket, on a thread of its own.
 class Running {
  public:
-  explicit Running(ServerOptions options = {}, Server::Handler handler = echo) {
+  explicit Running(ServerOptions options = {}, RequestHandler handler = echo) {
     if (!std::holds_alternative<UnixPath>(options.listen)) {
       options.listen = Endpoint(boost::asio::ip::address_v4::loopback(), 0);
     }
