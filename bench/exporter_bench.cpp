@@ -3,68 +3,29 @@
 #include <benchmark/benchmark.h>
 #include <malloc.h>
 
-#include <array>
-#include <boost/functional/hash.hpp>
 #include <fstream>
 #include <string>
-#include <unordered_map>
-#include <vector>
 
 #include "api/http/gzip.h"
 #include "metrics/exporter.h"
+#include "tests/metrics/node.h"
 
 namespace portway {
 namespace {
 
-struct Node {
+/// Five forwards an instance.
+class Node : public test::MeasuredNode {
+ public:
   explicit Node(std::size_t count) {
     for (std::size_t i = 0; i < count; ++i) {
-      Forward forward;
-      forward.id = make_uuid();
-      forward.instance_id = "sandbox-" + std::to_string(i / 5);
-      forward.label = "dev-server";
-      forward.guest_port = 3000;
-      forward.host_port = static_cast<std::uint16_t>(20000 + i);
-      forwards.push_back(forward);
-      ForwardStats one;
-      one.id = forward.id;
+      const Forward& forward = add_forward(static_cast<std::uint16_t>(20000 + i), "dev-server",
+                                           "sandbox-" + std::to_string(i / 5));
+      ForwardStats& one = dataplane.stats[forward.id];
       one.connections_established = 17 * i;
       one.received_bytes = 123'456'789 * i;
       one.sent_bytes = 9'876'543'210 * i;
-      index.emplace(one.id, stats.size());
-      stats.push_back(one);
     }
   }
-
-  Exporter exporter() {
-    return Exporter(
-        {.forwards_after =
-             [this](const ForwardPlace& after, const std::function<bool(const Forward&)>& visit) {
-               auto next = after.instance_id.empty() ? 0 : index.at(after.id) + 1;
-               while (next < forwards.size() && visit(forwards[next])) ++next;
-             },
-         .forward_stats = [this](const ForwardId& id) { return std::optional(stats[index.at(id)]); },
-         .node_stats =
-             [this] {
-               return NodeStats{
-                   .io_backend = "uring", .io_backend_reason = "", .workers = {&workers[0], &workers[1]}};
-             },
-         .port_pool = [] { return PortPool{.allocated = 10'000, .available = 2'768}; },
-         .access_log_dropped = [] { return std::uint64_t{0}; },
-         .log_lines_dropped = [] { return std::uint64_t{0}; },
-         .forwards_failed = [] { return std::uint64_t{0}; },
-         .instances_without_return_path = [] { return std::uint64_t{0}; },
-         .forged_packets = [] { return std::uint64_t{0}; },
-         .api_server = [] { return ServerStats{}; },
-         .answers = [] { return AnswerStats{}; },
-         .api = &api});
-  }
-
-  std::vector<Forward> forwards;
-  std::vector<ForwardStats> stats;
-  std::unordered_map<ForwardId, std::size_t, boost::hash<ForwardId>> index;
-  std::array<WorkerCounters, 2> workers;
-  ApiStats api;
 };
 
 /// A field of /proc/self/status in bytes: VmRSS, or VmHWM, the most it ever was.

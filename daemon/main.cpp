@@ -197,7 +197,7 @@ bool got_through(CloseHow how) {
 }
 
 /// The daemon, put together: each part is given what it uses, and nothing else.
-class Daemon {
+class Daemon final : NodeNumbersReader {
  public:
   Daemon(const Config& config, const Arguments& arguments, const DaemonLog& log,
          std::unique_ptr<boost::asio::io_context> context, std::unique_ptr<Store> store,
@@ -216,24 +216,11 @@ class Daemon {
         watch_(std::move(watch)),
         control_(config_, {*context_, *store_, *proxy_, *watch_, events_, stats_, return_path_.get(),
                            why_no_return_path}),
-        exporter_(
-            {.forwards_after = [this](
-                                   const ForwardPlace& place,
-                                   const auto& visit) { control_.registry().forwards_after(place, visit); },
-             .forward_stats = [this](const ForwardId& id) { return proxy_->forward_stats(id); },
-             .node_stats = [this] { return proxy_->node_stats(); },
-             .port_pool =
-                 [this] {
-                   return PortPool{control_.ports().used(), control_.ports().free()};
-                 },
-             .access_log_dropped = [this] { return access_log_ ? access_log_->dropped() : std::uint64_t{0}; },
-             .log_lines_dropped = [this] { return log_.lines_dropped(); },
-             .forwards_failed = [this] { return control_.forwards_failed(); },
-             .instances_without_return_path = [this] { return control_.instances_without_return_path(); },
-             .forged_packets = [this] { return control_.forged_packets(); },
-             .api_server = [this] { return api_server_ ? api_server_->stats() : ServerStats{}; },
-             .answers = [this] { return answers_.stats(); },
-             .api = &stats_}),
+        exporter_({.registry = control_.registry(),
+                   .dataplane = *proxy_,
+                   .ports = control_.ports(),
+                   .api = stats_,
+                   .node = *this}),
         api_({*context_, control_, *proxy_, stats_, recent_closes_}, [this](MetricsScope scope) -> NextPiece {
           return [scrape = std::shared_ptr<Scrape>(exporter_.scrape(scope))] { return scrape->next(); };
         }) {}
@@ -343,6 +330,16 @@ class Daemon {
       }
       wait_for_reopen();
     });
+  }
+
+  NodeNumbers read_numbers() const override {
+    return {.access_log_dropped = access_log_ ? access_log_->dropped() : 0,
+            .log_lines_dropped = log_.lines_dropped(),
+            .forwards_failed = control_.forwards_failed(),
+            .instances_without_return_path = control_.instances_without_return_path(),
+            .forged_packets = control_.forged_packets(),
+            .api_server = api_server_ ? api_server_->stats() : ServerStats{},
+            .answers = answers_.stats()};
   }
 
   /// Takes the records of connections that have ended from the workers.

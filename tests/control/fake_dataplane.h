@@ -12,7 +12,7 @@
 
 namespace portway::test {
 
-class FakeDataplane final : public Dataplane {
+class FakeDataplane : public Dataplane {
  public:
   Result<void> check_bind() const override {
     if (binds_left == 0) return Error{ErrorCode::kResourceExhausted, "no descriptor is left"};

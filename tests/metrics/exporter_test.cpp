@@ -10,7 +10,7 @@
 namespace portway {
 namespace {
 
-using test::Node;
+using test::MeasuredNode;
 using test::ParsedText;
 using testing::IsEmpty;
 using testing::Optional;
@@ -30,9 +30,15 @@ TEST(TextFormat, OfTheTestsIsReadStrictly) {
       << "buckets must ascend";
 }
 
+ParsedText scrape(const MeasuredNode& node) {
+  ParsedText parsed = test::parse_text_format(node.exporter().expose());
+  EXPECT_THAT(parsed.errors, testing::IsEmpty());
+  return parsed;
+}
+
 TEST(Exporter, TellsEveryFamilyWithHelpAndTypeOnANodeThatHasDoneNothing) {
-  Node node;
-  const ParsedText text = node.scrape();
+  MeasuredNode node;
+  const ParsedText text = scrape(node);
   for (const char* name : {"portway_forward_connections_active",
                            "portway_forward_connections_total",
                            "portway_forward_received_bytes_total",
@@ -72,37 +78,38 @@ TEST(Exporter, TellsEveryFamilyWithHelpAndTypeOnANodeThatHasDoneNothing) {
 
 TEST(Exporter, TellsTheApiServersNumbersAndItsCertificateOnlyWhereThereIsOne) {
   constexpr const char* kExpiry = "portway_api_tls_certificate_expiry_timestamp_seconds";
-  Node node;
-  node.api_server = {.connections = 2,
-                     .connections_total = 9,
-                     .connections_refused_network = 3,
-                     .connections_refused_limit = 1,
-                     .handshakes_failed = 4,
-                     .requests_refused = 5};
-  ParsedText text = node.scrape();
+  MeasuredNode node;
+  node.numbers.api_server = {.connections = 2,
+                             .connections_total = 9,
+                             .connections_refused_network = 3,
+                             .connections_refused_limit = 1,
+                             .handshakes_failed = 4,
+                             .requests_refused = 5};
+  ParsedText text = scrape(node);
   EXPECT_THAT(text.value("portway_api_connections", {}), Optional(2.0));
   EXPECT_THAT(text.value("portway_api_connections_total", {}), Optional(9.0));
   EXPECT_THAT(text.value("portway_api_connections_refused_total", {{"reason", "network"}}), Optional(3.0));
   EXPECT_THAT(text.value("portway_api_connections_refused_total", {{"reason", "tls"}}), Optional(4.0));
   EXPECT_THAT(text.value("portway_api_requests_refused_total", {}), Optional(5.0));
   EXPECT_FALSE(text.families.contains(kExpiry));
-  node.api_server.tls_certificate_expiry = 1'900'000'000;
-  text = node.scrape();
+  node.numbers.api_server.tls_certificate_expiry = 1'900'000'000;
+  text = scrape(node);
   EXPECT_THAT(text.value(kExpiry, {}), Optional(1.9e9));
 }
 
 TEST(Exporter, TellsAForwardsNumbersUnderItsId) {
-  Node node;
-  const std::string id = to_string(node.add_forward(20001).id);
-  node.stats[0] = {.id = node.stats[0].id,
-                   .connections_active = 3,
-                   .connections_accepted = 50,
-                   .connections_established = 40,
-                   .received_bytes = 9'007'199'254'740'991,
-                   .sent_bytes = 123'456'789'012,
-                   .connect_errors = {4, 3, 0, 0, 0, 0},
-                   .rejected = {2, 0, 1}};
-  const ParsedText text = node.scrape();
+  MeasuredNode node;
+  const ForwardId forward = node.add_forward(20001).id;
+  const std::string id = to_string(forward);
+  node.dataplane.stats[forward] = {.id = forward,
+                                   .connections_active = 3,
+                                   .connections_accepted = 50,
+                                   .connections_established = 40,
+                                   .received_bytes = 9'007'199'254'740'991,
+                                   .sent_bytes = 123'456'789'012,
+                                   .connect_errors = {4, 3, 0, 0, 0, 0},
+                                   .rejected = {2, 0, 1}};
+  const ParsedText text = scrape(node);
   EXPECT_THAT(text.value("portway_forward_connections_active", {{"forward", id}}), Optional(3.0));
   EXPECT_THAT(text.value("portway_forward_received_bytes_total", {{"forward", id}}),
               Optional(9007199254740991.0));
@@ -122,10 +129,9 @@ TEST(Exporter, TellsAForwardsNumbersUnderItsId) {
 }
 
 TEST(Exporter, TellsOnceWhatAForwardIs) {
-  Node node;
-  Forward& forward = node.add_forward(20001);
-  forward.label = "a \"quoted\" \\ label \xc3\xa9";
-  const ParsedText text = node.scrape();
+  MeasuredNode node;
+  const Forward& forward = node.add_forward(20001, "a \"quoted\" \\ label \xc3\xa9");
+  const ParsedText text = scrape(node);
   EXPECT_THAT(text.value("portway_forward_info", {{"forward", to_string(forward.id)},
                                                   {"label", forward.label},
                                                   {"instance_id", "vm-1"},
@@ -136,48 +142,47 @@ TEST(Exporter, TellsOnceWhatAForwardIs) {
 }
 
 TEST(Exporter, TellsNothingOfAForwardThatIsGone) {
-  Node node;
-  const std::string gone = to_string(node.add_forward(20001).id);
+  MeasuredNode node;
+  const ForwardId removed = node.add_forward(20001).id;
+  const std::string gone = to_string(removed);
   const std::string stays = to_string(node.add_forward(20002).id);
-  EXPECT_GT(node.scrape().series_with("forward", gone), 0);
-  node.forwards.erase(node.forwards.begin());
-  node.stats.erase(node.stats.begin());
-  const ParsedText text = node.scrape();
+  EXPECT_GT(scrape(node).series_with("forward", gone), 0);
+  node.remove_forward(removed);
+  const ParsedText text = scrape(node);
   EXPECT_EQ(text.series_with("forward", gone), 0);
   EXPECT_GT(text.series_with("forward", stays), 0);
 }
 
 TEST(Exporter, KeepsTheNodesCountsWhenAForwardIsGone) {
-  Node node;
-  node.add_forward(20001);
-  node.workers[0].spliced_bytes.add(1000);
-  node.workers[0].rejected[0].add(5);
+  MeasuredNode node;
+  const ForwardId forward = node.add_forward(20001).id;
+  node.dataplane.workers[0].spliced_bytes.add(1000);
+  node.dataplane.workers[0].rejected[0].add(5);
   const auto counts = [&] {
-    const ParsedText text = node.scrape();
+    const ParsedText text = scrape(node);
     return std::pair(text.value("portway_bytes_spliced_total"),
                      text.value("portway_connections_rejected_total", {{"reason", "connections_max"}}));
   };
   const auto before = counts();
   EXPECT_EQ(before, std::pair(std::optional(1000.0), std::optional(5.0)));
-  node.forwards.clear();
-  node.stats.clear();
+  node.remove_forward(forward);
   EXPECT_EQ(counts(), before);
 }
 
 TEST(Exporter, AddsUpTheWorkers) {
-  Node node;
-  node.workers[0].connections_active.add(2);
-  node.workers[1].connections_active.add(5);
-  node.workers[0].spliced_bytes.add(1'000'000);
-  node.workers[1].spliced_bytes.add(1);
-  node.workers[1].copied_bytes.add(77);
-  node.workers[0].pipes_in_use.add(3);
-  node.workers[1].pipes_clamped.add(4);
-  for (WorkerCounters& worker : node.workers) {
+  MeasuredNode node;
+  node.dataplane.workers[0].connections_active.add(2);
+  node.dataplane.workers[1].connections_active.add(5);
+  node.dataplane.workers[0].spliced_bytes.add(1'000'000);
+  node.dataplane.workers[1].spliced_bytes.add(1);
+  node.dataplane.workers[1].copied_bytes.add(77);
+  node.dataplane.workers[0].pipes_in_use.add(3);
+  node.dataplane.workers[1].pipes_clamped.add(4);
+  for (WorkerCounters& worker : node.dataplane.workers) {
     worker.closed[static_cast<std::size_t>(CloseSide::kGuest)][static_cast<std::size_t>(CloseHow::kReset)]
         .add(10);
   }
-  const ParsedText text = node.scrape();
+  const ParsedText text = scrape(node);
   EXPECT_THAT(text.value("portway_connections_active"), Optional(7.0));
   EXPECT_THAT(text.value("portway_bytes_spliced_total"), Optional(1'000'001.0));
   EXPECT_THAT(text.value("portway_bytes_copied_total"), Optional(77.0));
@@ -190,12 +195,12 @@ TEST(Exporter, AddsUpTheWorkers) {
 }
 
 TEST(Exporter, AddsUpTheWorkersHistograms) {
-  Node node;
-  node.workers[0].connect_duration.observe_us(90, kConnectBoundsS);
-  node.workers[1].connect_duration.observe_us(100, kConnectBoundsS);
-  node.workers[1].connect_duration.observe_us(2'000'000, kConnectBoundsS);
-  node.workers[1].connect_duration.observe_us(9'000'000, kConnectBoundsS);
-  const ParsedText text = node.scrape();
+  MeasuredNode node;
+  node.dataplane.workers[0].connect_duration.observe_us(90, kConnectBoundsS);
+  node.dataplane.workers[1].connect_duration.observe_us(100, kConnectBoundsS);
+  node.dataplane.workers[1].connect_duration.observe_us(2'000'000, kConnectBoundsS);
+  node.dataplane.workers[1].connect_duration.observe_us(9'000'000, kConnectBoundsS);
+  const ParsedText text = scrape(node);
   const auto bucket = [&](const char* le) {
     return text.value("portway_connect_duration_seconds_bucket", {{"le", le}});
   };
@@ -209,13 +214,13 @@ TEST(Exporter, AddsUpTheWorkersHistograms) {
 }
 
 TEST(Exporter, TellsPortsRequestsAndBackEnd) {
-  Node node;
-  node.pool = {.allocated = 12, .available = 88};
+  MeasuredNode node;
+  for (std::uint16_t port = 20000; port < 20012; ++port) ASSERT_TRUE(node.ports.take(port));
   node.api.count_port_allocation_error(PortAllocationError::kExhausted);
   node.api.count_request("/instances/{id}/port-forwards", 201, std::chrono::microseconds(700));
-  node.io_backend = "epoll";
-  node.io_backend_reason = "io_uring_setup: EPERM";
-  const ParsedText text = node.scrape();
+  node.dataplane.io_backend = "epoll";
+  node.dataplane.io_backend_reason = "io_uring_setup: EPERM";
+  const ParsedText text = scrape(node);
   EXPECT_THAT(text.value("portway_ports_allocated"), Optional(12.0));
   EXPECT_THAT(text.value("portway_ports_available"), Optional(88.0));
   EXPECT_THAT(text.value("portway_port_allocation_errors_total", {{"reason", "exhausted"}}), Optional(1.0));
@@ -231,16 +236,16 @@ TEST(Exporter, TellsPortsRequestsAndBackEnd) {
 }
 
 TEST(Exporter, CollectsTheSameFamiliesThatItExposes) {
-  Node node;
+  MeasuredNode node;
   node.add_forward(20001);
-  const ParsedText text = node.scrape();
+  const ParsedText text = scrape(node);
   const auto families = node.exporter().Collect();
   EXPECT_EQ(families.size(), text.families.size());
   for (const auto& family : families) EXPECT_TRUE(text.families.contains(family.name)) << family.name;
 }
 
 TEST(Exporter, TellsTheNodeOrTheForwardsAlone) {
-  Node node;
+  MeasuredNode node;
   node.add_forward(20001);
   const auto names = [&](MetricsScope scope) {
     std::set<std::string> all;
@@ -257,7 +262,7 @@ TEST(Exporter, TellsTheNodeOrTheForwardsAlone) {
 }
 
 TEST(Exporter, BoundsASeriesCountByForwardsAlone) {
-  Node node;
+  MeasuredNode node;
   const auto series = [&] {
     std::size_t count = 0;
     for (const auto& family : node.exporter().Collect()) count += family.metric.size();

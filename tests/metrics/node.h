@@ -1,75 +1,71 @@
-// What an exporter reads, as plain values that a test sets.
+// What an exporter reads, with numbers that a test or a benchmark sets.
 #pragma once
 
-#include <gmock/gmock.h>
-
-#include <algorithm>
 #include <array>
-#include <functional>
+#include <boost/functional/hash.hpp>
 #include <optional>
 #include <string>
-#include <vector>
+#include <unordered_map>
 
 #include "metrics/exporter.h"
-#include "tests/metrics/text_format.h"
+#include "tests/control/fake_dataplane.h"
 
 namespace portway::test {
 
-/// A node with forwards, two workers and an API, all of them plain values that a test sets.
-struct Node {
-  std::vector<Forward> forwards;
-  std::vector<ForwardStats> stats;
-  std::array<WorkerCounters, 2> workers;
-  std::string io_backend = "uring";
-  std::string io_backend_reason;
-  PortPool pool;
-  ServerStats api_server;
-  ApiStats api;
+/// A node with forwards, two workers and an API.
+class MeasuredNode : NodeNumbersReader {
+ public:
+  class Counted : public FakeDataplane {
+   public:
+    std::optional<ForwardStats> forward_stats(const ForwardId& id) const override {
+      const auto found = stats.find(id);
+      return found == stats.end() ? std::nullopt : std::optional(found->second);
+    }
+    NodeStats node_stats() const override {
+      return {.io_backend = io_backend,
+              .io_backend_reason = io_backend_reason,
+              .workers = {&workers[0], &workers[1]}};
+    }
 
-  Forward& add_forward(std::uint16_t host_port) {
+    std::unordered_map<ForwardId, ForwardStats, boost::hash<ForwardId>> stats;
+    std::array<WorkerCounters, 2> workers;
+    std::string io_backend = "uring";
+    std::string io_backend_reason;
+  };
+
+  MeasuredNode() = default;
+  MeasuredNode(const MeasuredNode&) = delete;
+  MeasuredNode& operator=(const MeasuredNode&) = delete;
+
+  const Forward& add_forward(std::uint16_t host_port, const std::string& label = "",
+                             const std::string& instance_id = "vm-1") {
+    Instance instance;
+    instance.id = instance_id;
+    registry.put_instance(instance);
     Forward forward;
     forward.id = make_uuid();
-    forward.instance_id = "vm-1";
+    forward.instance_id = instance_id;
+    forward.label = label;
     forward.guest_port = 3000;
     forward.host_port = host_port;
-    forwards.push_back(forward);
-    stats.push_back({.id = forwards.back().id});
-    return forwards.back();
+    dataplane.stats[forward.id] = {.id = forward.id};
+    return registry.add_forward(forward);
+  }
+  void remove_forward(const ForwardId& id) {
+    registry.remove_forward(id);
+    dataplane.stats.erase(id);
   }
 
-  Exporter exporter() {
-    return Exporter({.forwards_after =
-                         [this](const ForwardPlace& after, const std::function<bool(const Forward&)>& visit) {
-                           auto next = std::ranges::find(forwards, after.id, &Forward::id);
-                           next = next == forwards.end() ? forwards.begin() : next + 1;
-                           while (next != forwards.end() && visit(*next)) ++next;
-                         },
-                     .forward_stats = [this](const ForwardId& id) -> std::optional<ForwardStats> {
-                       const auto found = std::ranges::find(stats, id, &ForwardStats::id);
-                       return found == stats.end() ? std::nullopt : std::optional(*found);
-                     },
-                     .node_stats =
-                         [this] {
-                           return NodeStats{.io_backend = io_backend,
-                                            .io_backend_reason = io_backend_reason,
-                                            .workers = {&workers[0], &workers[1]}};
-                         },
-                     .port_pool = [this] { return pool; },
-                     .access_log_dropped = [] { return std::uint64_t{0}; },
-                     .log_lines_dropped = [] { return std::uint64_t{0}; },
-                     .forwards_failed = [] { return std::uint64_t{0}; },
-                     .instances_without_return_path = [] { return std::uint64_t{0}; },
-                     .forged_packets = [] { return std::uint64_t{0}; },
-                     .api_server = [this] { return api_server; },
-                     .answers = [] { return AnswerStats{}; },
-                     .api = &api});
-  }
+  Exporter exporter() const { return Exporter({registry, dataplane, ports, api, *this}); }
 
-  ParsedText scrape() {
-    ParsedText parsed = parse_text_format(exporter().expose());
-    EXPECT_THAT(parsed.errors, testing::IsEmpty());
-    return parsed;
-  }
+  Registry registry;
+  Counted dataplane;
+  PortAllocator ports{{20000, 20099}};
+  ApiStats api;
+  NodeNumbers numbers;
+
+ private:
+  NodeNumbers read_numbers() const override { return numbers; }
 };
 
 }  // namespace portway::test

@@ -10,6 +10,7 @@
 #include <ctime>
 
 #include "tests/metrics/node.h"
+#include "tests/metrics/text_format.h"
 
 namespace {
 time_t clock_step_seconds = 0;
@@ -54,7 +55,7 @@ TEST(ProcessStats, TellLimitMemoryCpuAndStart) {
 
 // Between the start and the first scrape, too.
 TEST(ProcessStats, TheStartDoesNotMoveWhenTheClockIsSet) {
-  test::Node node;
+  test::MeasuredNode node;
   const Exporter exporter = node.exporter();
   const std::chrono::duration<double> now = std::chrono::system_clock::now().time_since_epoch();
   for (const time_t step : {86'400, -86'400}) {

@@ -1,5 +1,5 @@
-// metrics/metrics.md, the operators' table of all metrics, is made of what the exporter tells. With
-// PORTWAY_UPDATE_REFERENCE=1 in the environment this test writes it anew.
+// metrics/metrics.md, the operators' table of all metrics, is made from the exporter's help texts. With
+// PORTWAY_UPDATE_REFERENCE=1 in the environment this test writes it again.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -31,9 +31,8 @@ std::string_view type_name(prometheus::MetricType type) {
 
 /// One forward that everything has happened to.
 std::string reference() {
-  Node node;
-  node.add_forward(20001);
-  node.stats.front().connect_errors.fill(1);
+  MeasuredNode node;
+  node.dataplane.stats[node.add_forward(20001).id].connect_errors.fill(1);
   node.api.count_request("/instances", 200, {});
   std::ostringstream out;
   out << kHead;
@@ -60,11 +59,11 @@ std::string read_file(const char* path) {
   return std::string(std::istreambuf_iterator<char>(file), {});
 }
 
-TEST(MetricsReference, IsWhatTheExporterTells) {
+TEST(MetricsReference, IsWhatTheExporterReports) {
   if (std::getenv("PORTWAY_UPDATE_REFERENCE") != nullptr)
     std::ofstream(PORTWAY_METRICS_REFERENCE) << reference();
-  EXPECT_EQ(read_file(PORTWAY_METRICS_REFERENCE), reference()) << "PORTWAY_UPDATE_REFERENCE=1 "
-                                                               << "makes " PORTWAY_METRICS_REFERENCE " anew";
+  EXPECT_EQ(read_file(PORTWAY_METRICS_REFERENCE), reference())
+      << "PORTWAY_UPDATE_REFERENCE=1 writes " PORTWAY_METRICS_REFERENCE " again";
 }
 
 }  // namespace

@@ -1,0 +1,145 @@
+#include "metrics/control_families.h"
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "metrics/process.h"
+
+namespace portway {
+namespace {
+
+/// A family with one number.
+struct NodeNumber {
+  MetricType type;
+  const char* name;
+  const char* help;
+  std::uint64_t NodeNumbers::*value;
+};
+
+constexpr NodeNumber kNodeNumbers[] = {
+    {MetricType::Counter, "portway_access_log_dropped_total",
+     "Lines of the access log that were lost because the disk was too slow or refused them; should stay 0.",
+     &NodeNumbers::access_log_dropped},
+    {MetricType::Counter, "portway_log_lines_dropped_total",
+     "Lines of the daemon's own log, on standard error, that were lost because they were not read fast "
+     "enough or could not be written; should stay 0.",
+     &NodeNumbers::log_lines_dropped},
+    {MetricType::Gauge, "portway_forwards_failed",
+     "Forwards that are promised and not served: another program has the port, or the guest's address is not "
+     "allowed any more; should be 0.",
+     &NodeNumbers::forwards_failed},
+    {MetricType::Gauge, "portway_instances_without_return_path",
+     "Running instances whose guests see the node's address instead of their clients', because something on "
+     "the node stands in the way of their answers; should be 0. Where source_mode transparent was asked for "
+     "by name, clients are turned away instead.",
+     &NodeNumbers::instances_without_return_path},
+    {MetricType::Counter, "portway_forged_packets_dropped_total",
+     "Packets of guests that were dropped because their source is the address of another guest of the node.",
+     &NodeNumbers::forged_packets},
+};
+
+void emit_ports(Sink& sink, const PortAllocator& ports, const ApiStats& api) {
+  emit(sink, MetricType::Gauge, "portway_ports_allocated",
+       "Host ports of the configured range that forwards hold.", std::uint64_t{ports.used()});
+  emit(sink, MetricType::Gauge, "portway_ports_available",
+       "Host ports of the configured range that no forward holds; at 0 a new forward is refused.",
+       std::uint64_t{ports.free()});
+  Family errors(sink, MetricType::Counter, "portway_port_allocation_errors_total",
+                "Host ports that could not be given: taken (the one asked for is in use), exhausted (none of "
+                "the range is left), resources (descriptors or memory ran out).",
+                {"reason"});
+  for (std::size_t i = 0; i < kPortAllocationErrors; ++i) {
+    errors.label(0, to_string(static_cast<PortAllocationError>(i))).add(api.port_allocation_errors[i]);
+  }
+}
+
+void emit_api(Sink& sink, const ApiStats& api) {
+  Family requests(sink, MetricType::Counter, "portway_api_requests_total",
+                  "Answers of the API, by route pattern and HTTP status code; \"other\" is a path that no "
+                  "route has. A pair that never occurred has no series.",
+                  {"route", "code"});
+  for (const auto& [key, count] : api.requests) {
+    requests.label(0, key.first).label(1, std::to_string(key.second)).add(count);
+  }
+  const std::array writers = {&api};
+  emit_histogram(
+      sink, "portway_api_request_duration_seconds",
+      "Time from a request read to its answer handed to the kernel, over all routes.", kRequestBoundsS,
+      writers, [](const ApiStats& stats) -> auto& { return stats.request_duration; });
+}
+
+void emit_api_server(Sink& sink, const ServerStats& server, const ApiStats& api) {
+  emit(sink, MetricType::Gauge, "portway_api_connections", "Connections to the API that are open now.",
+       server.connections);
+  emit(sink, MetricType::Counter, "portway_api_connections_total",
+       "Connections to the API, refused ones too.", server.connections_total);
+  {
+    Family refused(sink, MetricType::Counter, "portway_api_connections_refused_total",
+                   "Connections to the API that were refused: network (a guest's), limit (too many are "
+                   "open), tls (no handshake came about), streams (answered 503, too many streams are open).",
+                   {"reason"});
+    refused.label(0, "network").add(server.connections_refused_network);
+    refused.label(0, "limit").add(server.connections_refused_limit);
+    refused.label(0, "tls").add(server.handshakes_failed);
+    refused.label(0, "streams").add(server.streams_refused + api.streams_refused);
+  }
+  emit(sink, MetricType::Counter, "portway_api_requests_refused_total",
+       "Requests that never reached a route: not HTTP, too large or too slow.", server.requests_refused);
+  if (server.tls_certificate_expiry == 0) return;
+  emit(sink, MetricType::Gauge, "portway_api_tls_certificate_expiry_timestamp_seconds",
+       "When the certificate in use ends, in seconds since the epoch.",
+       static_cast<double>(server.tls_certificate_expiry));
+}
+
+void emit_answers(Sink& sink, const AnswerStats& answers) {
+  emit(sink, MetricType::Gauge, "portway_api_answer_bytes",
+       "Memory of the answers that clients of the API and of metrics.listen have asked for and not read yet.",
+       answers.bytes);
+  emit(sink, MetricType::Gauge, "portway_api_answer_bytes_max",
+       "The most that they may take together; nobody may have more of it than is left for all others.",
+       answers.bytes_max);
+  emit(sink, MetricType::Counter, "portway_api_answers_refused_total",
+       "Answers of status 503 in place of one for which there was no memory left: somebody asks and does not "
+       "read.",
+       answers.refused);
+}
+
+void emit_process(Sink& sink) {
+  Family(sink, MetricType::Gauge, "portway_build_info",
+         "Always 1: the version that runs and what it was built with.", {"version", "compiler"})
+      .label(0, PORTWAY_VERSION)
+      .label(1, __VERSION__)
+      .add(std::uint64_t{1});
+  const ProcessStats process = read_process_stats();
+  emit(sink, MetricType::Gauge, "process_open_fds", "Open descriptors; a relayed connection is two.",
+       process.open_fds);
+  emit(sink, MetricType::Gauge, "process_max_fds", "The limit on open descriptors (RLIMIT_NOFILE).",
+       process.max_fds);
+  emit(sink, MetricType::Gauge, "process_resident_memory_bytes",
+       "Resident memory of user space; the buffers of sockets and pipes are the kernel's and come on top.",
+       process.resident_bytes);
+  emit(sink, MetricType::Counter, "process_cpu_seconds_total",
+       "User and system time of all threads; rate() of it is the number of cores in use.",
+       process.cpu_seconds);
+  emit(sink, MetricType::Gauge, "process_start_time_seconds",
+       "When the process started, in seconds since the epoch; counters began at 0 then.",
+       process.start_time_seconds);
+}
+
+}  // namespace
+
+void emit_control(Sink& sink, const ExporterSources& sources) {
+  const NodeNumbers numbers = sources.node.read_numbers();
+  for (const NodeNumber& number : kNodeNumbers) {
+    emit(sink, number.type, number.name, number.help, numbers.*number.value);
+  }
+  emit_ports(sink, sources.ports, sources.api);
+  emit_api(sink, sources.api);
+  emit_api_server(sink, numbers.api_server, sources.api);
+  emit_answers(sink, numbers.answers);
+  emit_process(sink);
+}
+
+}  // namespace portway
