@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <sys/socket.h>
 #include <sys/time.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cassert>
@@ -106,9 +105,9 @@ std::string_view attribute_text(const rtattr& attribute) {
 }
 
 Result<std::unique_ptr<Netlink>> Netlink::open() {
-  const int socket = ::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
-  if (socket < 0) return refused("rtnetlink socket", errno, "");
-  std::unique_ptr<Netlink> netlink(new Netlink(socket));
+  Fd opened(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE));
+  if (!opened) return refused("rtnetlink socket", errno, "");
+  const int socket = opened.get();
   constexpr int kOn = 1;
   // Each makes something better and none is needed: the kernel's words in errors, and (Linux 4.20) dumps that
   // are filtered in the kernel.
@@ -118,11 +117,7 @@ Result<std::unique_ptr<Netlink>> Netlink::open() {
   if (::setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &kAnswerTimeout, sizeof kAnswerTimeout) != 0) {
     return refused("rtnetlink SO_RCVTIMEO", errno, "");
   }
-  return netlink;
-}
-
-Netlink::~Netlink() {
-  ::close(socket_);
+  return std::unique_ptr<Netlink>(new Netlink(std::move(opened)));
 }
 
 Result<bool> Netlink::request(NetlinkMessage& message, std::string_view what,
@@ -160,7 +155,7 @@ Netlink::Answer Netlink::exchange(NetlinkMessage& message,
                                   const std::function<void(const nlmsghdr&)>& on_message) {
   Answer answer;
   message.header().nlmsg_seq = ++sequence_;
-  if (::send(socket_, &message.header(), message.header().nlmsg_len, 0) < 0) {
+  if (::send(socket_.get(), &message.header(), message.header().nlmsg_len, 0) < 0) {
     answer.error = errno;
     return answer;
   }
@@ -172,7 +167,7 @@ Netlink::Answer Netlink::exchange(NetlinkMessage& message,
 bool Netlink::read(std::uint32_t sequence, Answer& answer,
                    const std::function<void(const nlmsghdr&)>& on_message) {
   alignas(nlmsghdr) std::array<char, 32 * 1024> buffer;  // the kernel cuts dumps for it
-  const auto got = ::recv(socket_, buffer.data(), buffer.size(), 0);
+  const auto got = ::recv(socket_.get(), buffer.data(), buffer.size(), 0);
   if (got < 0) {
     if (errno == EINTR) return false;
     answer.error = errno == EAGAIN ? ETIMEDOUT : errno;

@@ -16,8 +16,10 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "base/error.h"
+#include "base/fd.h"
 
 namespace portway {
 
@@ -68,7 +70,6 @@ const Body& netlink_body(const nlmsghdr& message) {
 class Netlink {
  public:
   static Result<std::unique_ptr<Netlink>> open();
-  ~Netlink();
   Netlink(const Netlink&) = delete;
   Netlink& operator=(const Netlink&) = delete;
 
@@ -89,7 +90,7 @@ class Netlink {
                     std::initializer_list<int> expected = {});
 
  private:
-  explicit Netlink(int socket) : socket_(socket) {}
+  explicit Netlink(Fd socket) : socket_(std::move(socket)) {}
 
   /// The answer to one message: its end, and the errno and text in it.
   struct Answer {
@@ -101,7 +102,7 @@ class Netlink {
   /// True when the answer has ended.
   bool read(std::uint32_t sequence, Answer& answer, const std::function<void(const nlmsghdr&)>& on_message);
 
-  const int socket_;
+  const Fd socket_;
   std::uint32_t sequence_ = 0;
 };
 

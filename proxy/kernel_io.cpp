@@ -19,6 +19,7 @@
 #include <span>
 #include <utility>
 
+#include "base/fd.h"
 #include "network/ephemeral_ports.h"
 #include "proxy/listen_socket.h"
 
@@ -234,21 +235,25 @@ std::ptrdiff_t KernelIo::write(int fd, const void* data, std::size_t size) {
 }
 
 int KernelIo::pipe(int (&fds)[2], std::size_t size) {
-  if (::pipe2(fds, O_NONBLOCK | O_CLOEXEC) < 0) return -errno;
+  int ends[2];
+  if (::pipe2(ends, O_NONBLOCK | O_CLOEXEC) < 0) return -errno;
+  Fd read_end(ends[0]);
+  Fd write_end(ends[1]);
   // Refused (EPERM) beyond the user's limit: then the default size has to do.
-  int got = ::fcntl(fds[1], F_SETPIPE_SZ, static_cast<int>(size));
-  if (got < 0) got = ::fcntl(fds[1], F_GETPIPE_SZ);
-  if (got >= 0) return got;
-  const int error = errno;
-  ::close(fds[0]);
-  ::close(fds[1]);
-  return -error;
+  int got = ::fcntl(write_end.get(), F_SETPIPE_SZ, static_cast<int>(size));
+  if (got < 0) got = ::fcntl(write_end.get(), F_GETPIPE_SZ);
+  if (got < 0) return -errno;
+  fds[0] = read_end.release();
+  fds[1] = write_end.release();
+  return got;
 }
 
 int KernelIo::shutdown(int fd, int how) {
   return result_of(::shutdown(fd, how));
 }
 
+// A slot is plain old data in shared memory, so its descriptors are numbers; these three functions alone
+// close them.
 void KernelIo::close(int fd) {
   ::close(fd);
 }
