@@ -16,7 +16,7 @@ std::string_view to_string(Grade grade) {
 
 namespace {
 
-void look(const Check& check, const Node& node, std::vector<NamedFinding>& findings) {
+void look(const Check& check, const NodeFacts& node, std::vector<NamedFinding>& findings) {
   if (check.of_node != nullptr) {
     findings.push_back({check.name, check.of_node(node)});
     return;
@@ -34,7 +34,7 @@ void look(const Check& check, const Node& node, std::vector<NamedFinding>& findi
 
 }  // namespace
 
-std::vector<NamedFinding> look_at(const Node& node) {
+std::vector<NamedFinding> look_at(const NodeFacts& node) {
   std::vector<NamedFinding> findings;
   for (const std::span<const Check> part : {kernel_checks(), tcp_checks(), setup_checks()}) {
     for (const Check& check : part) look(check, node, findings);

@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "client/node.h"
+#include "client/node_facts.h"
 
 namespace portway {
 
@@ -28,8 +28,8 @@ struct Finding {
 };
 
 struct Check {
-  using OfNode = Finding (*)(const Node&);
-  using OfProcess = Finding (*)(const Node&, const Subject&);  // for each subject
+  using OfNode = Finding (*)(const NodeFacts&);
+  using OfProcess = Finding (*)(const NodeFacts&, const Subject&);  // for each subject
 
   constexpr Check(std::string_view check_name, OfNode look) : name(check_name), of_node(look) {}
   constexpr Check(std::string_view check_name, OfProcess look) : name(check_name), of_process(look) {}
@@ -52,7 +52,7 @@ struct NamedFinding {
 
   friend bool operator==(const NamedFinding&, const NamedFinding&) = default;
 };
-std::vector<NamedFinding> look_at(const Node& node);
+std::vector<NamedFinding> look_at(const NodeFacts& node);
 
 /// "sysctl -w NAME=VALUE, and where to put it for good."
 std::string sysctl_remedy(std::string_view name, std::int64_t value);

@@ -61,7 +61,7 @@ std::optional<KnownServer> server_of(const Config::Api& api) {
                      api.tls_certificate};
 }
 
-void read_config(Node& node) {
+void read_config(NodeFacts& node) {
   std::error_code error;
   node.config_found = std::filesystem::exists(node.config_file, error);
   if (!node.config_found) return;
@@ -100,7 +100,7 @@ Outcome<void> report(const std::vector<NamedFinding>& findings, bool json_wanted
 }
 
 Outcome<void> run_doctor(const Invocation& invocation, Console& console) {
-  Node node;
+  NodeFacts node;
   node.config_file = invocation.arguments.text("--config");
   read_config(node);
   std::optional<KnownServer> known;

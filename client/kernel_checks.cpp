@@ -17,7 +17,7 @@ std::string who(const Subject& subject) {
   return subject.is_daemon() ? fmt::format("portwayd (process {})", subject.pid) : "this shell";
 }
 
-Finding check_kernel(const Node& node) {
+Finding check_kernel(const NodeFacts& node) {
   const std::string release = node.text("proc/sys/kernel/osrelease").value_or("");
   int major = 0;
   int minor = 0;
@@ -30,7 +30,7 @@ Finding check_kernel(const Node& node) {
           "Use Linux 5.19 or newer."};
 }
 
-Finding check_io_uring(const Node& node) {
+Finding check_io_uring(const NodeFacts& node) {
   const bool asked_for = node.config.proxy.io_backend == IoBackend::kUring;
   const bool unwanted = node.config.proxy.io_backend == IoBackend::kEpoll;
   if (unwanted) return {Grade::kOk, "Not used: proxy.io_backend is epoll."};
@@ -56,7 +56,7 @@ std::uint64_t descriptors_wanted(const Config& config) {
          std::uint64_t{config.ports.range.size()} * config.node.public_addresses.size() + 1024;
 }
 
-Finding check_descriptors(const Node& node, const Subject& subject) {
+Finding check_descriptors(const NodeFacts& node, const Subject& subject) {
   const std::uint64_t wanted = descriptors_wanted(node.config);
   const std::string has =
       fmt::format("{} may have {} descriptors, {} are wanted for {} connections", who(subject),
@@ -70,7 +70,7 @@ Finding check_descriptors(const Node& node, const Subject& subject) {
                       wanted)};
 }
 
-Finding check_open_files(const Node& node) {
+Finding check_open_files(const NodeFacts& node) {
   const auto wanted = static_cast<std::int64_t>(descriptors_wanted(node.config));
   const auto nr_open = node.sysctl("fs.nr_open");
   const auto file_max = node.sysctl("fs.file-max");
@@ -84,7 +84,7 @@ Finding check_open_files(const Node& node) {
   return {Grade::kOk, fmt::format("fs.nr_open is {}, fs.file-max {}.", *nr_open, *file_max)};
 }
 
-Finding check_pipes(const Node& node, const Subject& subject) {
+Finding check_pipes(const NodeFacts& node, const Subject& subject) {
   if (subject.has(Capability::kSysResource) || subject.has(Capability::kSysAdmin)) {
     return {Grade::kOk, "No limit: " + who(subject) + " has the capability for it."};
   }
@@ -138,7 +138,7 @@ Missing missing_for_guests(const Subject& subject, SourceMode mode) {
   return missing;
 }
 
-Finding check_capabilities(const Node& node, const Subject& subject) {
+Finding check_capabilities(const NodeFacts& node, const Subject& subject) {
   std::string held;
   for (const auto& [capability, name] :
        {std::pair(Capability::kNetBindService, "CAP_NET_BIND_SERVICE"),
@@ -168,7 +168,7 @@ Finding check_capabilities(const Node& node, const Subject& subject) {
 }
 
 /// Towards one guest port there are as many connections from the node's address, those in TIME_WAIT included.
-Finding check_source_ports(const Node& node, const Subject& subject) {
+Finding check_source_ports(const NodeFacts& node, const Subject& subject) {
   if (subject.has(Capability::kNetAdmin)) {
     return {Grade::kOk, "With CAP_NET_ADMIN portwayd ends TIME_WAIT towards guests by itself."};
   }
@@ -183,7 +183,7 @@ Finding check_source_ports(const Node& node, const Subject& subject) {
           "Give portwayd CAP_NET_ADMIN, or " + sysctl_remedy("net.ipv4.tcp_tw_reuse", 1)};
 }
 
-Finding check_backlog(const Node& node) {
+Finding check_backlog(const NodeFacts& node) {
   const auto most = node.sysctl("net.core.somaxconn");
   if (!most) return {Grade::kSkip, "net.core.somaxconn cannot be read."};
   if (*most >= kBacklog) return {Grade::kOk, fmt::format("net.core.somaxconn is {}.", *most)};
@@ -192,7 +192,7 @@ Finding check_backlog(const Node& node) {
           sysctl_remedy("net.core.somaxconn", kBacklog)};
 }
 
-Finding check_conntrack(const Node& node) {
+Finding check_conntrack(const NodeFacts& node) {
   const auto most = node.sysctl("net.netfilter.nf_conntrack_max");
   const auto now = node.sysctl("net.netfilter.nf_conntrack_count");
   if (!most || !now) return {Grade::kOk, "Not loaded: no connection is tracked."};

@@ -1,4 +1,4 @@
-#include "client/node.h"
+#include "client/node_facts.h"
 
 #include <net/if.h>
 #include <sys/ioctl.h>
@@ -93,16 +93,16 @@ bool read_process(const std::filesystem::path& process, Subject& subject) {
 
 }  // namespace
 
-std::optional<std::string> Node::text(const std::string& path) const {
+std::optional<std::string> NodeFacts::text(const std::string& path) const {
   return read_file(root / path);
 }
 
-std::optional<std::int64_t> Node::number(const std::string& path) const {
+std::optional<std::int64_t> NodeFacts::number(const std::string& path) const {
   const auto content = text(path);
   return content ? parse<std::int64_t>(*content) : std::nullopt;
 }
 
-std::optional<std::int64_t> Node::sysctl(std::string name) const {
+std::optional<std::int64_t> NodeFacts::sysctl(std::string name) const {
   std::ranges::replace(name, '.', '/');
   return number("proc/sys/" + name);
 }

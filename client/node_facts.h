@@ -62,7 +62,8 @@ enum class LinkState : std::uint8_t { kMissing, kNoCarrier, kCarrier };
 /// The network device's state, from the kernel (SIOCGIFFLAGS, netdevice(7)); no carrier also when it is down.
 LinkState link_state(const std::string& device);
 
-struct Node {
+/// One node.
+struct NodeFacts {
   std::filesystem::path root = "/";  // holds proc
   std::string config_file;
   bool config_found = false;

@@ -32,7 +32,7 @@ std::string error_text(int error) {
   return std::system_category().message(error);
 }
 
-Finding check_config(const Node& node) {
+Finding check_config(const NodeFacts& node) {
   if (node.config_error) {
     return {Grade::kFail, node.config_error->detail, "Correct the file; portwayd does not start with it."};
   }
@@ -53,7 +53,7 @@ Finding check_config(const Node& node) {
           "Change it in " + node.config_file + "."};
 }
 
-Finding check_addresses(const Node& node) {
+Finding check_addresses(const NodeFacts& node) {
   const auto& wanted = node.config.node.public_addresses;
   const auto present = node.host_addresses();
   if (!present) return {Grade::kSkip, present.error().detail};
@@ -72,7 +72,7 @@ Finding check_addresses(const Node& node) {
   return {Grade::kOk, fmt::format("Host ports are bound to {}.", fmt::join(to_strings(wanted), ", "))};
 }
 
-Finding check_port_range(const Node& node) {
+Finding check_port_range(const NodeFacts& node) {
   const EphemeralPortFiles files{.range = node.root / "proc/sys/net/ipv4/ip_local_port_range",
                                  .reserved = node.root / "proc/sys/net/ipv4/ip_local_reserved_ports"};
   const std::string range = to_string(node.config.ports.range);
@@ -91,7 +91,7 @@ std::filesystem::path existing_directory(const std::filesystem::path& file) {
   return directory;
 }
 
-Finding check_store(const Node& node, const Subject& subject) {
+Finding check_store(const NodeFacts& node, const Subject& subject) {
   const std::filesystem::path directory = existing_directory(node.config.store.path);
   struct stat status {};
   if (::stat(directory.c_str(), &status) != 0) {
@@ -114,7 +114,7 @@ Finding check_store(const Node& node, const Subject& subject) {
   return {Grade::kWarn, free, "Make room: on a full disk the API refuses changes (503)."};
 }
 
-Finding check_admin_key(const Node& node, const Subject& subject) {
+Finding check_admin_key(const NodeFacts& node, const Subject& subject) {
   const std::string& path = node.config.api.admin_key_file;
   struct stat status {};
   if (::stat(path.c_str(), &status) != 0) {
@@ -134,7 +134,7 @@ Finding check_admin_key(const Node& node, const Subject& subject) {
   return {Grade::kOk, fmt::format("{} has mode {:o}.", path, status.st_mode & 0777)};
 }
 
-Finding check_api(const Node& node) {
+Finding check_api(const NodeFacts& node) {
   const ApiFacts& api = node.api;
   if (!api.down) {
     const bool same = api.version.empty() || api.version == PORTWAY_VERSION;
@@ -155,14 +155,14 @@ Finding check_api(const Node& node) {
           api.down->remedy};
 }
 
-Finding check_key(const Node& node) {
+Finding check_key(const NodeFacts& node) {
   if (node.api.down) return {Grade::kSkip, "The API did not answer."};
   if (!node.api.refused) return {Grade::kOk, "The API takes the key."};
   return {Grade::kWarn, node.api.refused->message,
           "Use the admin key: --key-file " + node.config.api.admin_key_file};
 }
 
-Finding check_taps(const Node& node) {
+Finding check_taps(const NodeFacts& node) {
   if (node.api.down || node.api.refused) return {Grade::kSkip, "The API did not tell of the instances."};
   std::vector<std::string> missing;
   std::vector<std::string> silent;
@@ -193,7 +193,7 @@ Finding check_taps(const Node& node) {
 
 /// 0 is off; 1, strict, drops what the route back to its source does not lead to; 2, loose, lets pass
 /// whatever any route leads to. The larger of the two values counts (Documentation/networking/ip-sysctl.rst).
-Finding check_rp_filter(const Node& node) {
+Finding check_rp_filter(const NodeFacts& node) {
   if (node.api.down || node.api.refused) return {Grade::kSkip, "The API did not tell of the instances."};
   const std::int64_t all = node.sysctl("net.ipv4.conf.all.rp_filter").value_or(0);
   std::vector<std::string> open;

@@ -32,7 +32,7 @@ struct Counters {
 
 /// Of /proc/net/stat/arp_cache and ndisc_cache: a line of names, and a line of hexadecimal numbers a core.
 /// "entries" is the table's on each of them.
-std::optional<Counters> neighbour_counters(const Node& node, const std::string& file) {
+std::optional<Counters> neighbour_counters(const NodeFacts& node, const std::string& file) {
   const auto text = node.text("proc/net/stat/" + file);
   if (!text) return std::nullopt;
   std::istringstream lines(*text);
@@ -56,7 +56,7 @@ std::optional<Counters> neighbour_counters(const Node& node, const std::string& 
 
 /// The kernel keeps gc_thresh3 entries at most, of all network namespaces together; one more guest cannot be
 /// reached then.
-Finding check_neighbours(const Node& node, std::string_view family, const std::string& file) {
+Finding check_neighbours(const NodeFacts& node, std::string_view family, const std::string& file) {
   const std::string key = fmt::format("net.{}.neigh.default.gc_thresh3", family);
   const auto most = node.sysctl(key);
   if (!most) return {Grade::kSkip, key + " cannot be read; a network namespace has none of its own."};
@@ -78,11 +78,11 @@ Finding check_neighbours(const Node& node, std::string_view family, const std::s
   return {Grade::kOk, detail + "."};
 }
 
-Finding check_neighbours_v4(const Node& node) {
+Finding check_neighbours_v4(const NodeFacts& node) {
   return check_neighbours(node, "ipv4", "arp_cache");
 }
 
-Finding check_neighbours_v6(const Node& node) {
+Finding check_neighbours_v6(const NodeFacts& node) {
   return check_neighbours(node, "ipv6", "ndisc_cache");
 }
 
@@ -137,7 +137,7 @@ void count_ports(const std::filesystem::path& file, const std::vector<PortRange>
 }
 
 /// Towards one destination, from one address, there are as many connections as there are ephemeral ports.
-Finding check_ephemeral_ports(const Node& node) {
+Finding check_ephemeral_ports(const NodeFacts& node) {
   const std::vector<PortRange> ephemeral =
       ephemeral_ports({.range = node.root / "proc/sys/net/ipv4/ip_local_port_range",
                        .reserved = node.root / "proc/sys/net/ipv4/ip_local_reserved_ports"});
@@ -186,7 +186,7 @@ std::optional<std::int64_t> sockstat(const std::string& text, std::string_view n
 
 /// Pages, of all network namespaces together: above the second value of tcp_mem the kernel makes buffers
 /// smaller, above the third it refuses memory.
-Finding check_tcp_memory(const Node& node) {
+Finding check_tcp_memory(const NodeFacts& node) {
   std::istringstream limits(node.text("proc/sys/net/ipv4/tcp_mem").value_or(""));
   std::int64_t low = 0;
   std::int64_t pressure = 0;

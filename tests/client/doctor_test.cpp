@@ -106,7 +106,7 @@ class Doctor : public testing::Test {
 
   TemporaryDirectory directory_;
   std::map<std::string, LinkState> links_ = {{"tap0", LinkState::kCarrier}};  // others are missing
-  Node node_;
+  NodeFacts node_;
 };
 
 TEST_F(Doctor, FindsNothingWhereAllIsWell) {
