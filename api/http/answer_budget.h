@@ -1,9 +1,9 @@
-// The memory of answers on their way: what clients have asked for and have not read.
+// Bounds the memory of answers that clients have asked for and not read yet.
 //
-// A client that asks for much and reads nothing keeps its answer in memory until its time is over. So all
-// answers of all servers together have a budget, and nobody may have more of it than is left for everybody
-// else: half, who is alone; a third each, where two take what they can. Callers without a key, who can have
-// many addresses, have half of it together. What does not fit is refused, before it is sent.
+// A client that asks for much and reads nothing keeps its answer in memory until its timeout. So all answers
+// of all servers share a budget, and nobody may hold more of it than is left for all others: one caller alone
+// gets half, two greedy ones get a third each. Callers without a key, who can have many addresses, get half
+// of it together. What does not fit is refused before it is sent.
 //
 // Belongs to the control thread; shares may outlive this object.
 #pragma once
@@ -23,13 +23,13 @@ class AnswerBudget {
  public:
   static constexpr std::size_t kBytesMax = std::size_t{64} << 20;
 
-  /// Whose answers these are.
+  /// Who the answers are for.
   struct Payer {
     std::string name;
     bool has_key = false;
   };
 
-  /// Taken until it is destroyed.
+  /// Counts against the budget until it is destroyed.
   class Share {
    public:
     Share(Share&& other) noexcept = default;
@@ -50,14 +50,14 @@ class AnswerBudget {
   AnswerBudget(const AnswerBudget&) = delete;
   AnswerBudget& operator=(const AnswerBudget&) = delete;
 
-  /// Nothing, and it is counted, where they do not fit.
+  /// Nothing if they do not fit; the refusal is counted.
   std::optional<Share> take(const Payer& payer, std::size_t bytes);
-  /// For an answer that must be sent: it counts, and is not refused.
+  /// For an answer that must be sent: it counts against the budget, and is not refused.
   Share take_anyway(const Payer& payer, std::size_t bytes);
 
   AnswerStats stats() const;
 
-  /// Much was taken and is free again; true once for each time.
+  /// True once after a large share of the budget was taken and has been freed again.
   bool is_over_a_peak();
 
  private:

@@ -20,14 +20,15 @@ void FailureLog::tell(std::string_view method, std::string_view route, std::stri
     lines_ = 0;
   }
   if (lines_ == kLinesPerSecond) {
-    ++untold_;
+    ++left_out_;
     return;
   }
   ++lines_;
-  const std::uint64_t untold = std::exchange(untold_, 0);
+  const std::uint64_t left_out = std::exchange(left_out_, 0);
   spdlog::log(status == 500 ? spdlog::level::err : spdlog::level::warn,
               "API: {} {}: {} {}: {} (request {}{})", method, route, status, to_string(error.code),
-              error.detail, request_id, untold == 0 ? "" : fmt::format("; {} more of 5xx before it", untold));
+              error.detail, request_id,
+              left_out == 0 ? "" : fmt::format("; {} more of 5xx before it", left_out));
 }
 
 void log_exception(std::string_view what, const std::exception_ptr& exception) {

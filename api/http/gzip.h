@@ -1,4 +1,4 @@
-// gzip (RFC 1952) for answers that are large and repeat themselves. Any thread.
+// gzip (RFC 1952) for large, repetitive answers. Any thread.
 #pragma once
 
 #include <memory>
@@ -7,20 +7,20 @@
 
 namespace portway {
 
-/// Whether an Accept-Encoding header (RFC 9110, 12.5.3) takes gzip: named, or by "*", and not with q=0.
+/// Whether an Accept-Encoding header (RFC 9110, 12.5.3) accepts gzip: by name or by "*", and not with q=0.
 bool accepts_gzip(std::string_view accept_encoding);
 
-/// A text that comes piece by piece. At zlib's fastest level, in 32 KiB of memory: many readers may each have
-/// one for as long as they take to read.
+/// Compresses a text piece by piece, at zlib's fastest level and in 32 KiB of memory: many slow readers may
+/// each hold one.
 class Gzip {
  public:
-  /// nullptr when memory runs out.
+  /// Null if there is no memory.
   static std::unique_ptr<Gzip> start();
   ~Gzip();
   Gzip(const Gzip&) = delete;
   Gzip& operator=(const Gzip&) = delete;
 
-  /// What there is to send for the next piece; it may be nothing. An empty piece is the end.
+  /// The bytes to send after the next piece; may be none. An empty piece ends the text.
   std::string add(std::string_view piece);
 
  private:

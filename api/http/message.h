@@ -15,7 +15,7 @@
 
 namespace portway {
 
-/// Who has connected to a Unix socket, as the kernel knows it (SO_PEERCRED, unix(7)).
+/// The process at the other end of a Unix socket (SO_PEERCRED, unix(7)).
 struct PeerCredentials {
   std::int32_t pid = 0;
   std::uint32_t uid = 0;
@@ -23,7 +23,7 @@ struct PeerCredentials {
 };
 
 struct Request {
-  std::string id;      // made by the server for every request; the answer's X-Request-Id
+  std::string id;      // the answer's X-Request-Id: the client's own, or made by the server
   std::string method;  // "GET"
   std::string target;  // as sent: path and query, still percent-encoded
   std::map<std::string, std::string, std::less<>> headers;  // by lower-case name; the last one wins
@@ -31,14 +31,14 @@ struct Request {
   IpAddress peer;                                                  // unspecified for a Unix socket
   std::optional<PeerCredentials> peer_credentials = std::nullopt;  // of a Unix socket only
 
-  /// Empty when there is none; `name` in lower case.
+  /// Empty if there is none; `name` in lower case.
   std::string_view header(std::string_view name) const {
     const auto found = headers.find(name);
     return found == headers.end() ? std::string_view() : std::string_view(found->second);
   }
 };
 
-/// A body that goes on after its head: sent piece by piece until it ends or the client has gone.
+/// A body without a known end: sent piece by piece until it ends or the client has gone.
 class BodyStream {
  public:
   BodyStream() = default;
@@ -46,26 +46,23 @@ class BodyStream {
   BodyStream(const BodyStream&) = delete;
   BodyStream& operator=(const BodyStream&) = delete;
 
-  /// Called once by the server, before the first read(). `wake` may be called, on the server's thread,
-  /// whenever read() may have something, as long as the stream lives; it does nothing once the client has
-  /// gone.
+  /// Called once by the server, before the first read(). Call `wake` on the server's thread whenever read()
+  /// may have something, as long as the stream lives; it does nothing once the client has gone.
   virtual void on_ready(std::function<void()> wake) = 0;
 
-  /// What there is to send now; empty: nothing yet, and it is called again after the next wake; nullopt: the
-  /// end.
+  /// What there is to send now. Empty: nothing yet; it is called again after the next wake. nullopt: the end.
   virtual std::optional<std::string> read() = 0;
 
-  /// What keeps the connection alive: the server, which alone knows when something was last sent, asks for it
-  /// and sends it after each ServerOptions::stream_heartbeat in which nothing was. Empty: this kind of body
-  /// has no such thing.
+  /// Keeps the connection alive: the server sends it after each ServerOptions::stream_heartbeat in which
+  /// nothing else was sent. Empty: this kind of body has none.
   virtual std::string heartbeat() { return {}; }
 
-  /// It is ended early, because what it is about is no more (control/streams.h): what there is still to send.
-  /// Nothing of it is called afterwards.
+  /// Ends it early, because what it is about no longer exists: what there is still to send. Nothing of it is
+  /// called afterwards.
   virtual std::string finish_early() { return {}; }
 };
 
-/// The next piece of a body that is made while it is read; empty: that was all.
+/// The next piece of a body that is made while it is read; empty: the end.
 using NextPiece = std::function<std::string()>;
 
 struct Response {
@@ -77,9 +74,9 @@ struct Response {
   std::string_view lasting_body = {};  // of static storage duration
   NextPiece pieces = nullptr;          // about 16 KiB each
   std::shared_ptr<BodyStream> stream = nullptr;
-  // Whose memory it takes, as a name that two callers do not share; empty: the client's, by its address.
+  // Whose share of the budget it takes, as a name that no two callers share; empty: the client's address.
   std::string payer = {};
-  // Nothing was changed for it: it may be refused for want of memory (api/http/answer_budget.h).
+  // The request changed nothing: its answer may be refused if memory is short (api/http/answer_budget.h).
   bool repeatable = true;
 };
 

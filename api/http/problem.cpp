@@ -6,8 +6,7 @@
 namespace portway {
 namespace {
 
-// What "soon" means to a client that is told to come back: long enough for a port to be given back or a disk
-// to be cleared.
+// When a client should try again: long enough for a port to be released or disk space to be freed.
 constexpr std::string_view kRetryAfterS = "5";
 
 std::string_view title(unsigned status) {
@@ -120,8 +119,8 @@ Response problem(const Error& error, std::string_view request_id) {
                     .headers = {}};
   if (status == 401) response.headers.emplace_back("WWW-Authenticate", "Bearer");
   if (status == 503) response.headers.emplace_back("Retry-After", kRetryAfterS);
-  if (status == 429)
-    response.headers.emplace_back("Retry-After", "1");  // a key's bucket refills every second
+  // A key's bucket refills every second.
+  if (status == 429) response.headers.emplace_back("Retry-After", "1");
   return response;
 }
 

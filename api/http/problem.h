@@ -1,5 +1,5 @@
-// Errors as the API tells them: RFC 9457 problem documents. The one place where an ErrorCode becomes an HTTP
-// status.
+// Errors as the API reports them: RFC 9457 problem documents. The one place where an ErrorCode becomes an
+// HTTP status.
 #pragma once
 
 #include <string_view>
@@ -13,7 +13,7 @@ namespace portway {
 unsigned http_status(ErrorCode code);
 
 /// application/problem+json with type, title, status, detail, code, request_id, and field, limit and current
-/// where the error has them. 401 comes with WWW-Authenticate, 429 and 503 with Retry-After.
+/// if the error has them. 401 comes with WWW-Authenticate, 429 and 503 with Retry-After.
 Response problem(const Error& error, std::string_view request_id);
 
 }  // namespace portway

@@ -35,12 +35,12 @@ int select_protocol(SSL*, const unsigned char** out, unsigned char* out_length, 
   return SSL_TLSEXT_ERR_ALERT_FATAL;
 }
 
-/// False for want of memory only.
+/// False only if there is no memory.
 bool set_rules(SSL_CTX* context) {
   ::SSL_CTX_set_options(context, SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION |
                                      SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_PRIORITIZE_CHACHA |
                                      SSL_OP_NO_TICKET);
-  // Clients stay connected: resuming sessions would only be state to keep, and to keep secret.
+  // Clients stay connected: session resumption would only add state, and a secret to protect.
   ::SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF);
   ::SSL_CTX_set_num_tickets(context, 0);
   // Idle connections give their buffers back. The caller's buffer may move between two tries of a write.
@@ -85,8 +85,8 @@ TlsConnection::Step TlsConnection::step_of(int result) {
     case SSL_ERROR_ZERO_RETURN:
       return {.error = boost::asio::error::eof};
     default:
-      // A fault of the connection or of TLS: nothing may be sent any more. An end without close_notify is
-      // one too, since somebody else may have cut the connection.
+      // A fault of the connection or of TLS: nothing may be sent any more. So is an end without close_notify,
+      // since somebody else may have cut the connection.
       established_ = false;
       got_plain_http_ = ERR_GET_REASON(::ERR_peek_error()) == SSL_R_HTTP_REQUEST;
       return {.error = boost::asio::error::connection_reset};

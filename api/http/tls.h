@@ -1,9 +1,9 @@
-// TLS 1.2 and 1.3 for the server, straight on OpenSSL: a certificate with its rules, and the connections that
-// are made with it.
+// TLS 1.2 and 1.3 for the server, directly on OpenSSL: a certificate with its rules, and the connections that
+// use it.
 //
-// A TlsConnection works on a non-blocking socket that its caller owns and waits for: no buffers in between,
-// and closing stays in the caller's hands. OpenSSL writes without MSG_NOSIGNAL, so the process ignores
-// SIGPIPE. One thread for a connection; contexts are immutable.
+// A TlsConnection works on a non-blocking socket that its caller owns, waits for and closes; there are no
+// buffers in between. OpenSSL writes without MSG_NOSIGNAL, so the process ignores SIGPIPE. One thread for a
+// connection; contexts are immutable.
 #pragma once
 
 #include <openssl/types.h>
@@ -24,7 +24,7 @@ class TlsContext {
   /// Reads the files; errors are those of use_tls_files().
   static Result<std::shared_ptr<const TlsContext>> load(const TlsFiles& files);
 
-  /// When the certificate ends.
+  /// When the certificate expires.
   std::time_t expiry() const { return expiry_; }
 
  private:
@@ -37,12 +37,12 @@ class TlsContext {
 
 class TlsConnection {
  public:
-  /// What a step has done; when `wait` says so, it is to be repeated once the socket is ready for that.
+  /// The outcome of a step. If it must wait, repeat it once the socket is ready.
   struct Step {
     enum class Wait : std::uint8_t { kNo, kReadable, kWritable };
     Wait wait = Wait::kNo;
     std::size_t bytes = 0;
-    boost::system::error_code error = {};  // asio's eof when the client has said goodbye
+    boost::system::error_code error = {};  // asio's eof after the client's close_notify
   };
 
   /// The server's side. Throws std::bad_alloc.
@@ -51,7 +51,7 @@ class TlsConnection {
   Step handshake();
   Step read(void* buffer, std::size_t size);
   Step write(const void* buffer, std::size_t size);
-  /// Tells the client that nothing more comes (close_notify), if the socket takes it at once.
+  /// Sends close_notify, if the socket takes it at once.
   void finish();
 
   /// After a handshake that failed: the client had sent an HTTP request instead.

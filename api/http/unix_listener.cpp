@@ -22,7 +22,7 @@ Error cannot_listen(const std::string& path, int error) {
   };
   switch (error) {
     case EADDRINUSE:
-      return with(ErrorCode::kHostPortTaken, "end the daemon that has it, or choose another path");
+      return with(ErrorCode::kHostPortTaken, "stop the daemon that has it, or choose another path");
     case ENOENT:
     case ENOTDIR:
       return with(ErrorCode::kInvalidConfig, "make its directory first (systemd: RuntimeDirectory=)");
@@ -31,7 +31,7 @@ Error cannot_listen(const std::string& path, int error) {
     case EROFS:
       return with(ErrorCode::kInvalidConfig, "choose a directory that the daemon may write");
     case ENOTSOCK:
-      return with(ErrorCode::kInvalidConfig, "this file is something else; choose another path");
+      return with(ErrorCode::kInvalidConfig, "this file is not a socket; choose another path");
     default:
       return with(ErrorCode::kResourceExhausted, "the kernel lacks descriptors or memory");
   }
@@ -48,7 +48,7 @@ Fd make_socket() {
   return Fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
 }
 
-/// Removes what a dead daemon has left; an errno when the path cannot be used.
+/// Removes what a dead daemon has left; an errno if the path cannot be used.
 int clear_path(const std::string& path) {
   struct stat status {};
   if (::lstat(path.c_str(), &status) < 0) return errno == ENOENT ? 0 : errno;
@@ -71,7 +71,7 @@ Result<UnixListener> UnixListener::open(const UnixPath& where) {
   if (const int error = clear_path(path)) return cannot_listen(path, error);
   Fd socket = make_socket();
   if (!socket) return cannot_listen(path, errno);
-  // The file takes the socket's mode less the umask: at no moment may it be wider than meant.
+  // The file gets the socket's mode less the umask: it must never be wider than intended.
   ::fchmod(socket.get(), kMode);
   const sockaddr_un address = address_of(path);
   if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) < 0) {

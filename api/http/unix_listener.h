@@ -1,4 +1,4 @@
-// A listening Unix socket and its file, which nobody else uses at any moment.
+// A listening Unix socket and its file, which no other process can use at any moment.
 #pragma once
 
 #include <sys/types.h>
@@ -13,9 +13,9 @@ namespace portway {
 
 class UnixListener {
  public:
-  /// Listens at the path, with mode 0660; the file of a daemon that is dead is replaced. kHostPortTaken when
-  /// somebody listens there; kInvalidConfig for a path that is something else, has no directory or may not be
-  /// used; kResourceExhausted. With the path and the remedy.
+  /// Listens at the path, with mode 0660; replaces the file of a dead daemon. kHostPortTaken if somebody
+  /// listens there; kInvalidConfig if the path is something else, has no directory or may not be used;
+  /// kResourceExhausted. With the path and the remedy.
   static Result<UnixListener> open(const UnixPath& path);
 
   /// Removes the file, unless another has taken its place.
@@ -24,7 +24,7 @@ class UnixListener {
   UnixListener& operator=(UnixListener&&) = delete;
   void remove();
 
-  /// The socket, which is the caller's from now on.
+  /// Passes the socket to the caller.
   Fd take_socket() { return std::move(socket_); }
 
  private:
