@@ -19,10 +19,12 @@
 
 #include "api/capture.h"
 #include "api/check.h"
+#include "api/event_json.h"
 #include "api/http/gzip.h"
 #include "api/http/problem.h"
 #include "api/json.h"
 #include "api/openapi.h"
+#include "api/ticketed_stream.h"
 #include "api/ui.h"
 #include "control/access_log.h"
 
@@ -677,8 +679,9 @@ Result<Response> Api::check(const Call& call) {
   return Response{.status = 200, .body = {}, .headers = {}, .stream = std::move(*stream)};
 }
 
-Result<std::shared_ptr<BodyStream>> Api::open_stream(const StreamTerms& terms, const Streams::Make& make) {
-  auto stream = control_.streams().open(terms, make);
+Result<std::shared_ptr<BodyStream>> Api::open_stream(
+    const StreamTerms& terms, const std::function<Result<std::shared_ptr<BodyStream>>()>& make) {
+  auto stream = portway::open_stream(control_.streams(), terms, make);
   if (!stream && stream.error().code == ErrorCode::kConnectionLimit) ++stats_.streams_refused;
   return stream;
 }
@@ -890,8 +893,8 @@ Result<Response> Api::follow_events(const Call& call) {
   if (auto known = only_query(call, {"last_event_id"}); !known) return known.error();
   const std::string_view header = call.request.header("last-event-id");
   const std::string_view last = header.empty() ? query_or(call, "last_event_id", "") : header;
-  auto stream =
-      open_stream({.caller = call.caller}, [&] { return control_.events().subscribe(call.caller, last); });
+  auto stream = open_stream({.caller = call.caller},
+                            [&] { return event_stream(control_.events().subscribe(call.caller, last)); });
   if (!stream) return stream.error();
   return Response{.status = 200,
                   .body = {},

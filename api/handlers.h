@@ -4,6 +4,7 @@
 #pragma once
 
 #include <boost/asio/io_context.hpp>
+#include <boost/json/object.hpp>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -76,7 +77,8 @@ class Api {
   Result<Response> list_keys(const Call& call);
   Result<Response> delete_key(const Call& call);
 
-  Result<std::shared_ptr<BodyStream>> open_stream(const StreamTerms& terms, const Streams::Make& make);
+  Result<std::shared_ptr<BodyStream>> open_stream(
+      const StreamTerms& terms, const std::function<Result<std::shared_ptr<BodyStream>>()>& make);
   Result<Response> recent_connections(const Call& call);
   Result<Response> check(const Call& call);
   Result<Response> capture(const Call& call);

@@ -62,6 +62,13 @@ std::string lost_text(const std::vector<IpAddress>& addresses) {
       fmt::join(to_strings(addresses), ", "));
 }
 
+event::OfForward of_event(const Forward& forward) {
+  return {.id = forward.id,
+          .guest_port = forward.guest_port,
+          .host_port = forward.host_port,
+          .label = forward.label};
+}
+
 }  // namespace
 
 class Control::Lease {
@@ -215,7 +222,7 @@ void Control::serve_restored(std::vector<ForwardId> unbound, std::span<const IpA
 void Control::fail(const Instance& instance, const Forward& forward, const std::string& why) {
   spdlog::error("forward {} of instance {} is not served: {}", to_string(forward.id), instance.id, why);
   failures_.emplace(forward.id, why);
-  publish("forward.failed", instance, forward, {{"reason", why}});
+  publish(instance, event::ForwardFailed{of_event(forward), why});
 }
 
 /// The port of a forward that exists. The configuration and the host's addresses may have changed since it
@@ -282,7 +289,7 @@ void Control::retry_failed_forwards() {
     failures_.erase(id);
     serve(instance, *forward, std::move(*port));
     spdlog::info("forward {} of instance {} is served now", to_string(id), instance.id);
-    publish("forward.listening", instance, *forward);
+    publish(instance, event::ForwardListening{of_event(*forward)});
   }
 }
 
@@ -380,7 +387,7 @@ Result<Control::PutInstance> Control::put_instance(Instance asked, const std::op
   spdlog::info("instance {}: session {} at {} behind {}{}, by {}", instance.id,
                to_string(instance.session_id), fmt::join(to_strings(guest_addresses(instance)), " and "),
                instance.tap, instance.tap_index != 0 ? ", armed" : "", by);
-  publish("instance.started", instance);
+  publish(instance, event::InstanceStarted());
   if (const auto over = take_up(asked)) end_session(asked.id, *over);
   return PutInstance{instance, created};
 }
@@ -426,9 +433,9 @@ Result<Control::PutInstance> Control::change_in_place(const Instance& asked, std
   // The owner before does not see the instance any more, and learns from this why.
   if (before.owner != instance.owner) {
     dataplane_.change_owner(instance.session_id);
-    publish("instance.updated", before, {{"changed", boost::json::array{"owner"}}});
+    publish(before, event::InstanceUpdated{{"owner"}});
   }
-  publish("instance.updated", instance, {{"changed", boost::json::array(changed.begin(), changed.end())}});
+  publish(instance, event::InstanceUpdated{changed});
   if (before.vmm_pid != instance.vmm_pid) {
     if (const auto over = watch_.set_process(instance)) end_session(asked.id, *over);
   }
@@ -483,7 +490,7 @@ void Control::on_armed(const std::string& instance_id, const TapIdentity& tap) {
   dataplane_.set_device(armed.session_id, armed.tap_index);
   spdlog::info("instance {}: session {} armed, its tap {} (interface {}) has a carrier", armed.id,
                to_string(armed.session_id), armed.tap, armed.tap_index);
-  publish("instance.tap_up", armed);
+  publish(armed, event::InstanceTapUp());
   tell_fault(armed);
 }
 
@@ -502,7 +509,7 @@ void Control::on_tap_renamed(const std::string& instance_id, const std::string& 
   const Instance* known = registry_.find_instance(instance_id);
   if (known == nullptr) return;
   spdlog::info("instance {}: its tap {} is called {} now", instance_id, known->tap, name);
-  publish("instance.tap_renamed", *known, {{"tap", known->tap}, {"name", name}});
+  publish(*known, event::InstanceTapRenamed{.tap = known->tap, .name = name});
 }
 
 Result<void> Control::stop_instance(std::string_view id, const std::optional<Uuid>& session,
@@ -581,7 +588,7 @@ void Control::tell_stopped(const Instance& stopped, std::size_t forwards, std::s
 }
 
 void Control::publish_stopped(const Instance& stopped, std::size_t forwards) {
-  publish("instance.stopped", stopped, {{"reason", to_string(*stopped.ended)}, {"port_forwards", forwards}});
+  publish(stopped, event::InstanceStopped{.reason = *stopped.ended, .port_forwards = forwards});
 }
 
 /// The disk has the instance as it is, and nothing of its sessions that are over.
@@ -611,7 +618,7 @@ Result<void> Control::delete_instance(std::string_view id, const std::optional<U
   give_back_ports(forwards);
   spdlog::info("instance {}: deleted with session {} and {} forwards, by {}", deleted.id,
                to_string(deleted.session_id), forwards.size(), by);
-  publish("instance.deleted", deleted);
+  publish(deleted, event::InstanceDeleted());
   return {};
 }
 
@@ -693,7 +700,7 @@ Result<std::vector<ForwardStatus>> Control::create_forwards(const Principal& cal
   for (std::size_t i = 0; i < forwards.size(); ++i) {
     const Forward& published = registry_.add_forward(std::move(forwards[i]));
     serve(now_known, published, leases[i]->keep());
-    publish("forward.created", now_known, published);
+    publish(now_known, event::ForwardCreated{of_event(published)});
   }
   return made;
 }
@@ -732,7 +739,7 @@ Result<ForwardStatus> Control::update_forward(const Principal& caller, std::stri
     if (updated.limits != limits_before) dataplane_.set_limits(updated.id, updated.limits);
     dataplane_.set_source(updated.id, take_source(instance, updated));
   }
-  publish("forward.updated", instance, updated);
+  publish(instance, event::ForwardUpdated{of_event(updated)});
   return status_of(updated);
 }
 
@@ -776,7 +783,7 @@ Result<void> Control::delete_forward(const Principal& caller, std::string_view i
   dataplane_.close(id, policy, CloseHow::kForwardDeleted);
   forget_serving(removed);
   give_back_ports(removed);
-  publish("forward.deleted", *registry_.find_instance(instance_id), removed.front());
+  publish(*registry_.find_instance(instance_id), event::ForwardDeleted{of_event(removed.front())});
   return {};
 }
 
@@ -919,8 +926,7 @@ void Control::tell_fault(const Instance& instance) {
     return;
   }
   spdlog::warn("instance {} sees the node's address as its clients': {}", instance.id, fault);
-  publish("instance.source_mode_changed", instance,
-          {{"source_mode", source_mode(source_of(instance))}, {"reason", fault}});
+  publish(instance, event::InstanceSourceModeChanged{.plan = source_of(instance), .reason = fault});
 }
 
 /// After something has changed for connections to come.
@@ -1000,7 +1006,7 @@ void Control::tend_ways() {
     if (!fault.empty()) continue;
     spdlog::info("instance {} has its {} again", instance.id, leads_back() ? "return path" : "source guard");
     if (leads_back()) {
-      publish("instance.source_mode_changed", instance, {{"source_mode", source_mode(source_of(instance))}});
+      publish(instance, event::InstanceSourceModeChanged{.plan = source_of(instance), .reason = {}});
     }
   }
   retry_port_ways();
@@ -1040,10 +1046,9 @@ void Control::tell_refused(const CloseRecord& record) {
   // Records come a little late: it may be another owner's by now.
   if (forward == nullptr || record.is_former_owners()) return;
   if (!may_tell_refused(forward->instance_id)) return;
-  publish("connection.refused", *registry_.find_instance(forward->instance_id), *forward,
-          {{"client", to_string(to_endpoint(record.client))},
-           {"side", to_string(record.cause.side)},
-           {"how", to_string(record.cause.how)}});
+  publish(*registry_.find_instance(forward->instance_id),
+          event::ConnectionRefused{
+              .forward = of_event(*forward), .client = to_endpoint(record.client), .cause = record.cause});
 }
 
 /// A flood of clients must not push everything else out of the events that are kept, nor other instances'
@@ -1074,22 +1079,12 @@ void Control::explain(const CloseRecord& record) {
       to_string(record.guest()), record.forward->route.instance_id);
 }
 
-void Control::publish(std::string_view type, const Instance& instance, const boost::json::object& more) {
-  boost::json::object data{{"instance_id", instance.id},
-                           {"session_id", to_string(instance.session_id)},
-                           {"owner", instance.owner}};
-  for (const auto& [key, value] : more) data[key] = value;
-  events_.publish(type, instance.owner, data);
-}
-
-void Control::publish(std::string_view type, const Instance& instance, const Forward& forward,
-                      const boost::json::object& more) {
-  boost::json::object data{{"forward_id", to_string(forward.id)},
-                           {"guest_port", forward.guest_port},
-                           {"host_port", forward.host_port},
-                           {"label", forward.label}};
-  for (const auto& [key, value] : more) data[key] = value;
-  publish(type, instance, data);
+void Control::publish(const Instance& instance, event::Kind kind) {
+  events_.publish({.time = now(),
+                   .instance_id = instance.id,
+                   .session_id = instance.session_id,
+                   .owner = instance.owner,
+                   .kind = std::move(kind)});
 }
 
 Result<void> Control::check_running() const {

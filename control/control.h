@@ -243,9 +243,7 @@ class Control {
   bool may_tell_refused(const std::string& instance_id);
   void explain(const CloseRecord& record);
   void retry_port_ways();
-  void publish(std::string_view type, const Instance& instance, const boost::json::object& more = {});
-  void publish(std::string_view type, const Instance& instance, const Forward& forward,
-               const boost::json::object& more = {});
+  void publish(const Instance& instance, event::Kind kind);
 
   Config config_;
   Store& store_;

@@ -31,54 +31,7 @@ struct Streams::State {
   const KeyRing* keys;       // null once Streams is gone
   const Registry* registry;  // the same
   const StreamLimits limits;
-  std::list<Bound*> open;
-};
-
-/// A stream as the server gets it.
-class Streams::Bound final : public BodyStream {
- public:
-  Bound(std::shared_ptr<State> state, StreamTerms terms, std::shared_ptr<BodyStream> inner)
-      : state_(std::move(state)),
-        terms_(std::move(terms)),
-        inner_(std::move(inner)),
-        place_(state_->open.insert(state_->open.end(), this)) {}
-  ~Bound() override { state_->open.erase(place_); }
-  Bound(const Bound&) = delete;
-  Bound& operator=(const Bound&) = delete;
-
-  const Principal& caller() const { return terms_.caller; }
-
-  void on_ready(std::function<void()> wake) override {
-    wake_ = std::move(wake);
-    if (inner_ != nullptr) inner_->on_ready(wake_);
-  }
-
-  std::optional<std::string> read() override {
-    recheck();
-    if (inner_ != nullptr) return inner_->read();
-    if (last_words_.empty()) return std::nullopt;
-    return std::exchange(last_words_, {});
-  }
-
-  std::string heartbeat() override { return inner_ != nullptr ? inner_->heartbeat() : std::string(); }
-
-  void recheck() {
-    if (inner_ == nullptr) return;
-    const bool key_holds = state_->key_holds(terms_);
-    if (key_holds && state_->subject_holds(terms_)) return;
-    // To a caller whose key is gone nothing more is said.
-    if (key_holds) last_words_ = inner_->finish_early();
-    inner_.reset();
-    if (wake_) wake_();
-  }
-
- private:
-  const std::shared_ptr<State> state_;
-  const StreamTerms terms_;
-  std::shared_ptr<BodyStream> inner_;  // null once its terms do not hold
-  std::string last_words_;
-  std::function<void()> wake_;
-  const std::list<Bound*>::iterator place_;
+  std::list<StreamTicket*> open;
 };
 
 bool Streams::State::key_holds(const StreamTerms& terms) const {
@@ -102,7 +55,7 @@ bool Streams::State::subject_holds(const StreamTerms& terms) const {
 template <class Wanted>
 std::size_t Streams::State::count(Wanted wanted) const {
   return static_cast<std::size_t>(
-      std::ranges::count_if(open, [&](const Bound* stream) { return wanted(stream->caller()); }));
+      std::ranges::count_if(open, [&](const StreamTicket* ticket) { return wanted(ticket->caller()); }));
 }
 
 Result<void> Streams::State::check_share(const Principal& caller) const {
@@ -138,15 +91,29 @@ Streams::~Streams() {
   recheck();
 }
 
-Result<std::shared_ptr<BodyStream>> Streams::open(const StreamTerms& terms, const Make& make) {
+Result<std::unique_ptr<StreamTicket>> Streams::open(const StreamTerms& terms) {
   if (auto room = state_->check_share(terms.caller); !room) return room.error();
-  auto made = make();
-  if (!made) return made.error();
-  return std::shared_ptr<BodyStream>(std::make_shared<Bound>(state_, terms, std::move(*made)));
+  return std::make_unique<StreamTicket>(state_, terms);
 }
 
 void Streams::recheck() {
-  for (Bound* stream : state_->open) stream->recheck();
+  for (const StreamTicket* ticket : state_->open) {
+    if (ticket->recheck_) ticket->recheck_();
+  }
+}
+
+StreamTicket::StreamTicket(std::shared_ptr<Streams::State> state, StreamTerms terms)
+    : state_(std::move(state)),
+      terms_(std::move(terms)),
+      place_(state_->open.insert(state_->open.end(), this)) {}
+
+StreamTicket::~StreamTicket() {
+  state_->open.erase(place_);
+}
+
+StreamTicket::Validity StreamTicket::validity() const {
+  if (!state_->key_holds(terms_)) return Validity::kKeyGone;
+  return state_->subject_holds(terms_) ? Validity::kValid : Validity::kSubjectGone;
 }
 
 }  // namespace portway

@@ -1,33 +1,33 @@
 // The answers without an end that are open now: whose they are, how many of them each may have, and what ends
 // them.
 //
-// A stream is opened under a key and, where it is about an instance, under one session of it. It lasts as
-// long as both do: when the key is deleted or replaced, when the session ends in whatever way, or when the
+// A stream is opened under a key and, if it is about an instance, under one session of it. It lasts as long
+// as both do: when the key is deleted or replaced, when the session ends in whatever way, or when the
 // instance is another owner's, what the stream holds (a capture's socket, a check's connection) is closed at
-// once and the client gets the end of its body. Every kind of stream is opened here, so a new one has this
-// for nothing.
+// once and the client gets the end of its body. Every kind of stream is opened under a StreamTicket
+// (api/ticketed_stream.h), so a new one has this for nothing.
 //
 // Whether a stream's terms still hold is looked up, not remembered: before each piece that is sent, and by
 // recheck(), which makes it prompt.
 //
-// Belongs to the control thread; the streams may outlive this object, and end with it.
+// Belongs to the control thread; tickets may outlive this object, and are void from then on.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <list>
 #include <memory>
 #include <optional>
 #include <string>
 
-#include "api/http/message.h"
 #include "base/error.h"
 #include "control/auth.h"
 #include "control/registry.h"
 
 namespace portway {
 
-/// How many streams may be open at a time. Told in api/openapi.yaml and docs/api-errors.md.
+/// How many streams may be open at a time. Documented in api/openapi.yaml and docs/api-errors.md.
 struct StreamLimits {
   std::size_t node = 64;            // all of them
   std::size_t admins_reserve = 16;  // of those: tenants together cannot take them
@@ -48,29 +48,56 @@ struct StreamTerms {
   std::optional<StreamSubject> subject = std::nullopt;
 };
 
+class StreamTicket;
+
 class Streams {
  public:
-  using Make = std::function<Result<std::shared_ptr<BodyStream>>()>;
-
   /// Both must outlive it.
   Streams(const KeyRing& keys, const Registry& registry, const StreamLimits& limits = {});
   ~Streams();
   Streams(const Streams&) = delete;
   Streams& operator=(const Streams&) = delete;
 
-  /// The stream that `make` makes, bound to the terms. kConnectionLimit, before anything is made, when the
-  /// caller's owner has its share already, or the node (for tenants: all but the admins' reserve) is full;
-  /// else make's error.
-  Result<std::shared_ptr<BodyStream>> open(const StreamTerms& terms, const Make& make);
+  /// A place for a stream, until the ticket is destroyed. kConnectionLimit if the caller's owner has its
+  /// share already, or the node (for tenants: all but the admins' reserve) is full.
+  Result<std::unique_ptr<StreamTicket>> open(const StreamTerms& terms);
 
   /// Ends the streams whose terms do not hold any more. After a key or an instance has changed.
   void recheck();
 
  private:
+  friend StreamTicket;
   struct State;
-  class Bound;
 
-  const std::shared_ptr<State> state_;  // shared with the streams
+  const std::shared_ptr<State> state_;  // shared with the tickets
+};
+
+class StreamTicket {
+ public:
+  enum class Validity : std::uint8_t {
+    kValid,
+    kSubjectGone,  // the caller may still get the stream's last words
+    kKeyGone,      // nothing more may be said to the caller
+  };
+
+  StreamTicket(std::shared_ptr<Streams::State> state, StreamTerms terms);
+  ~StreamTicket();
+  StreamTicket(const StreamTicket&) = delete;
+  StreamTicket& operator=(const StreamTicket&) = delete;
+
+  const Principal& caller() const { return terms_.caller; }
+  /// At this moment.
+  Validity validity() const;
+  /// `recheck` is called whenever the terms may not hold any more. It must not destroy a ticket.
+  void on_recheck(std::function<void()> recheck) { recheck_ = std::move(recheck); }
+
+ private:
+  friend Streams;
+
+  const std::shared_ptr<Streams::State> state_;
+  const StreamTerms terms_;
+  std::function<void()> recheck_;
+  const std::list<StreamTicket*>::iterator place_;
 };
 
 }  // namespace portway

@@ -494,7 +494,7 @@ TEST_F(ConnectionsApi, WhatEndedInTheFormerOwnersTimeIsNotTheNextOnes) {
   EXPECT_EQ(seen(node.tenant_key("alice")), 2U);
   EXPECT_EQ(seen(Node::kAdminKey), 3U);
 
-  const auto events = node.events.subscribe({.key_id = {}, .role = Role::kTenant, .owner = "alice"}, "");
+  const auto events = node.follow({.key_id = {}, .role = Role::kTenant, .owner = "alice"});
   (void)events->read();
   CloseRecord refused{.forward = served};
   refused.ended_at = std::chrono::seconds(19);
@@ -510,8 +510,8 @@ TEST_F(ConnectionsApi, RefusedClientsOfOneInstanceCrowdOutNoOthers) {
   const Response other = node.call("POST", "/instances/vm-2/port-forwards", R"({"guest_port": 3000})");
   const ForwardId others =
       parse_uuid(std::string(Node::json(other).at("port_forward").at("id").as_string())).value();
-  const auto alices = node.events.subscribe({.key_id = {}, .role = Role::kTenant, .owner = "alice"}, "");
-  const auto bobs = node.events.subscribe({.key_id = {}, .role = Role::kTenant, .owner = "bob"}, "");
+  const auto alices = node.follow({.key_id = {}, .role = Role::kTenant, .owner = "alice"});
+  const auto bobs = node.follow({.key_id = {}, .role = Role::kTenant, .owner = "bob"});
   (void)alices->read();
   (void)bobs->read();
   const auto refuse = [&](const ForwardId& id, const std::string& instance) {

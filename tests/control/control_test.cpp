@@ -205,9 +205,9 @@ TEST(Control, AnotherOwnerOrProfileChangesTheSessionInPlace) {
   create(node, 3000);
   create(node, 3001);
   const Uuid session = node.control().registry().find_instance("vm-1")->session_id;
-  const auto events = node.events.subscribe(kAdmin, "");
-  const auto alices = node.events.subscribe({.key_id = {}, .role = Role::kTenant, .owner = "alice"}, "");
-  const auto bobs = node.events.subscribe({.key_id = {}, .role = Role::kTenant, .owner = "bob"}, "");
+  const auto events = node.follow(kAdmin);
+  const auto alices = node.follow({.key_id = {}, .role = Role::kTenant, .owner = "alice"});
+  const auto bobs = node.follow({.key_id = {}, .role = Role::kTenant, .owner = "bob"});
   const std::string alice = node.tenant_key("alice");
   const std::string bob = node.tenant_key("bob");
   const Response changed =
@@ -361,7 +361,7 @@ TEST(Control, AMachineThatIsGoneEndsItsSessionAtOnceAndForGood) {
   Node node;
   node.put("vm-1");
   const Forward forward = create(node, 3000).forward;
-  const auto events = node.events.subscribe(kAdmin, "");
+  const auto events = node.follow(kAdmin);
   node.control().end_session("vm-1", SessionEnd::kCarrierLost);
   EXPECT_EQ(node.dataplane.closed.back(), std::pair(forward.id, ClosePolicy::kReset));
   EXPECT_TRUE(node.control().ports().is_used(forward.host_port)) << "the store still promises it";
@@ -382,7 +382,7 @@ TEST(Control, AnEndThatTheDiskRefusesIsServedNoMoreAndSavedLater) {
   node.put("vm-1");
   const Forward forward = create(node, 3000).forward;
   node.lock_store();
-  const auto events = node.events.subscribe(kAdmin, "");
+  const auto events = node.follow(kAdmin);
   node.control().end_session("vm-1", SessionEnd::kVmmExited);
   EXPECT_TRUE(node.dataplane.opened.empty());
   EXPECT_EQ(node.call("POST", "/instances/vm-1/stop").status, 503U);
@@ -469,7 +469,7 @@ TEST(Control, AForwardThatFailedIsServedOnceItsPortIsFree) {
   node.dataplane.opened.clear();
   node.dataplane.taken = {forward.host_port};
   node.start();
-  const auto events = node.events.subscribe(kAdmin, "");
+  const auto events = node.follow(kAdmin);
   node.control().retry();
   EXPECT_TRUE(node.dataplane.opened.empty());
   node.dataplane.taken.clear();

@@ -1,6 +1,7 @@
-// The stream of events, as its reader gets it.
+// The events as their subscribers get them. As server-sent events: tests/api/event_json_test.cpp.
 #include "control/events.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <string>
@@ -12,106 +13,103 @@ namespace {
 const Principal kAdmin{.key_id = {}, .role = Role::kAdmin, .owner = "admin"};
 const Principal kAlice{.key_id = {}, .role = Role::kTenant, .owner = "alice"};
 
-struct Event {
-  std::string id;
-  std::string type;
+/// Publishes an event about the instance `id`.
+void publish(EventHub& hub, const std::string& id, const std::string& owner) {
+  hub.publish(
+      {.time = {}, .instance_id = id, .session_id = {}, .owner = owner, .kind = event::InstanceStarted()});
+}
+
+/// What a subscription has now: the instances that events are about, "gap" for a gap, and the ids.
+struct Items {
+  std::string about;
+  std::vector<std::string> ids;
 };
 
-/// The events that a stream has now.
-std::vector<Event> events(BodyStream& stream) {
-  std::vector<Event> found;
-  Event next;
-  const std::string text = stream.read().value();
-  for (std::size_t at = 0; at < text.size();) {
-    const std::size_t end = text.find('\n', at);
-    const std::string line = text.substr(at, end - at);
-    at = end + 1;
-    if (line.starts_with("id: ")) next.id = line.substr(4);
-    if (line.starts_with("event: ")) next.type = line.substr(7);
-    if (line.empty() && !next.type.empty()) found.push_back(std::exchange(next, {}));
+Items items(EventSubscription& subscription) {
+  Items found;
+  while (const auto item = subscription.next()) {
+    if (!found.about.empty()) found.about += ' ';
+    found.about += item->event != nullptr ? item->event->instance_id : "gap";
+    found.ids.push_back(item->id);
   }
   return found;
 }
 
-std::string types(BodyStream& stream) {
-  std::string all;
-  for (const Event& event : events(stream)) all += (all.empty() ? "" : " ") + event.type;
-  return all;
+std::string about(EventSubscription& subscription) {
+  return items(subscription).about;
 }
 
-TEST(EventHub, TellsWhatHappensFromNowOnAndWakesItsReaders) {
+TEST(EventHub, DeliversWhatHappensFromNowOnAndWakesItsSubscribers) {
   EventHub hub;
-  hub.publish("before", "alice", {});
+  publish(hub, "before", "alice");
   const auto stream = hub.subscribe(kAdmin, "");
   int woken = 0;
-  stream->on_ready([&woken] { ++woken; });
-  EXPECT_EQ(types(*stream), "");
-  hub.publish("one", "alice", {{"a", 1}});
-  hub.publish("two", "bob", {});
+  stream->on_event([&woken] { ++woken; });
+  EXPECT_EQ(about(*stream), "");
+  publish(hub, "one", "alice");
+  publish(hub, "two", "bob");
   EXPECT_EQ(woken, 2);
-  EXPECT_EQ(types(*stream), "one two");
-  EXPECT_EQ(stream->read(), "");
-  EXPECT_EQ(stream->heartbeat(), ":\n\n");  // a comment that keeps the connection
+  EXPECT_EQ(about(*stream), "one two");
+  EXPECT_FALSE(stream->next());
 }
 
-TEST(EventHub, ATenantSeesItsOwnOnly) {
+TEST(EventHub, ATenantSeesOnlyItsOwn) {
   EventHub hub;
   const auto stream = hub.subscribe(kAlice, "");
-  hub.publish("one", "alice", {});
-  hub.publish("two", "bob", {});
-  hub.publish("three", "alice", {});
-  EXPECT_EQ(types(*stream), "one three");
-  hub.publish("four", "bob", {});
-  EXPECT_EQ(stream->read(), "");  // not even that there was one
+  publish(hub, "one", "alice");
+  publish(hub, "two", "bob");
+  publish(hub, "three", "alice");
+  EXPECT_EQ(about(*stream), "one three");
+  publish(hub, "four", "bob");
+  EXPECT_FALSE(stream->next()) << "not even that there was one";
 }
 
-TEST(EventHub, AReaderGoesOnAfterTheLastEventItSaw) {
+TEST(EventHub, ASubscriberContinuesAfterTheLastEventItSaw) {
   EventHub hub;
   auto stream = hub.subscribe(kAdmin, "");
-  hub.publish("one", "alice", {});
-  hub.publish("two", "alice", {});
-  const std::string last = events(*stream).front().id;
+  publish(hub, "one", "alice");
+  publish(hub, "two", "alice");
+  const std::string last = items(*stream).ids.front();
   stream.reset();
-  hub.publish("three", "alice", {});
-  EXPECT_EQ(types(*hub.subscribe(kAdmin, last)), "two three");
+  publish(hub, "three", "alice");
+  EXPECT_EQ(about(*hub.subscribe(kAdmin, last)), "two three");
 }
 
-TEST(EventHub, AReaderThatWasAwayTooLongIsToldSo) {
+TEST(EventHub, ASubscriberThatWasAwayTooLongGetsAGap) {
   EventHub hub;
   const auto stream = hub.subscribe(kAdmin, "");
-  hub.publish("one", "alice", {});
-  const std::string last = events(*stream).front().id;
-  for (std::size_t i = 0; i <= EventHub::kKept; ++i) hub.publish("more", "alice", {});
+  publish(hub, "one", "alice");
+  const std::string last = items(*stream).ids.front();
+  for (std::size_t i = 0; i <= EventHub::kKept; ++i) publish(hub, "more", "alice");
   const auto late = hub.subscribe(kAdmin, last);
-  const auto first = events(*late);
-  ASSERT_EQ(first.size(), 1U);
-  EXPECT_EQ(first.front().type, "reset");
-  // It goes on from there.
-  hub.publish("next", "alice", {});
-  EXPECT_EQ(types(*hub.subscribe(kAdmin, first.front().id)), "next");
-  // And so is one that was here, and slow.
-  const std::string all = stream->read().value();
-  EXPECT_NE(all.find("event: reset"), std::string::npos);
+  const Items first = items(*late);
+  ASSERT_EQ(first.ids.size(), 1U);
+  EXPECT_EQ(first.about, "gap");
+  // It continues from there.
+  publish(hub, "next", "alice");
+  EXPECT_EQ(about(*hub.subscribe(kAdmin, first.ids.front())), "next");
+  // So does one that was here, and slow.
+  EXPECT_THAT(about(*stream), testing::HasSubstr("gap"));
 }
 
-TEST(EventHub, AnIdOfAnotherRunOrNoneAtAllIsAReset) {
+TEST(EventHub, AnIdOfAnotherRunOrNoneAtAllIsAGap) {
   EventHub before;
   EventHub hub;
   const auto stream = before.subscribe(kAdmin, "");
-  before.publish("one", "alice", {});
-  const std::string last = events(*stream).front().id;
+  publish(before, "one", "alice");
+  const std::string last = items(*stream).ids.front();
   for (const std::string& id : {last, std::string("17"), last + "x", std::string("-")}) {
-    EXPECT_EQ(types(*hub.subscribe(kAdmin, id)), "reset") << id;
+    EXPECT_EQ(about(*hub.subscribe(kAdmin, id)), "gap") << id;
   }
 }
 
-TEST(EventHub, AStreamThatIsGoneIsWokenNoMore) {
+TEST(EventHub, ASubscriberThatIsGoneIsWokenNoMore) {
   EventHub hub;
   auto stream = hub.subscribe(kAdmin, "");
   int woken = 0;
-  stream->on_ready([&woken] { ++woken; });
+  stream->on_event([&woken] { ++woken; });
   stream.reset();
-  hub.publish("one", "alice", {});
+  publish(hub, "one", "alice");
   EXPECT_EQ(woken, 0);
 }
 

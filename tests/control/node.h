@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "api/event_json.h"
 #include "api/handlers.h"
 #include "control/control.h"
 #include "tests/control/fake_dataplane.h"
@@ -135,6 +136,10 @@ class Node {
         call("PUT", "/instances/" + id,
              R"({"guest_address": "198.19.0.2", "tap": "tap-)" + id + R"(", "owner": ")" + owner + "\"}");
     ASSERT_LT(response.status, 300U) << response.body;
+  }
+  /// The body of GET /events for this caller.
+  std::shared_ptr<BodyStream> follow(const Principal& caller) {
+    return event_stream(events.subscribe(caller, ""));
   }
   /// A new tenant key's secret.
   std::string tenant_key(const std::string& owner = "alice") {

@@ -78,7 +78,7 @@ TEST_F(SessionsTest, ASessionFollowsItsTapToAnotherName) {
   const auto session = instance("vm-1").at("session_id");
   ASSERT_EQ(node_->call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})").status, 201U);
   const int device = node_->dataplane.opened.begin()->second.first.device;
-  const auto events = node_->events.subscribe({.key_id = {}, .role = Role::kAdmin, .owner = "admin"}, "");
+  const auto events = node_->follow({.key_id = {}, .role = Role::kAdmin, .owner = "admin"});
   std::string told = read(*events);
 
   network_->ip("link set tap0 name tap9");
@@ -195,7 +195,7 @@ TEST_P(EndsTest, WhatWasToldAsStoppedIsStoppedAfterACrash) {
   ASSERT_EQ(put("vm-1", "tap0", vmm->pid()).status, 201U);
   node_->settle();
   ASSERT_EQ(node_->call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})").status, 201U);
-  const auto events = node_->events.subscribe({.key_id = {}, .role = Role::kAdmin, .owner = "admin"}, "");
+  const auto events = node_->follow({.key_id = {}, .role = Role::kAdmin, .owner = "admin"});
 
   node_->lock_store();
   if (!how.armed_before_it_was_stored) machine = test::hold_tap(*network_, "tap0");
@@ -227,7 +227,7 @@ TEST_F(SessionsTest, AnEndThatACrashWouldUndoIsCutAtOnceAndToldOnceItIsOnDisk) {
   run_until_tap_is("up");
   node_->settle();
   ASSERT_EQ(node_->call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})").status, 201U);
-  const auto events = node_->events.subscribe({.key_id = {}, .role = Role::kAdmin, .owner = "admin"}, "");
+  const auto events = node_->follow({.key_id = {}, .role = Role::kAdmin, .owner = "admin"});
   node_->lock_store();
   network_->ip("link set tap0 down");  // the machine holds it still
   run_until([&] { return node_->dataplane.opened.empty(); });
@@ -377,7 +377,7 @@ TEST_F(WhileTheDiskTest, AnInstanceThatIsDeletedThenIsDeleted) {
 
 TEST_F(WhileTheDiskTest, ANewSessionThatIsBegunThenHasTheNextMachine) {
   const std::string old(instance("vm-1").at("session_id").as_string());
-  const auto events = node_->events.subscribe({.key_id = {}, .role = Role::kAdmin, .owner = "admin"}, "");
+  const auto events = node_->follow({.key_id = {}, .role = Role::kAdmin, .owner = "admin"});
   EXPECT_EQ(put("vm-1", "tap9").status, 200U);
   EXPECT_EQ(instance("vm-1").at("state"), "running");
   EXPECT_NE(instance("vm-1").at("session_id").as_string(), old);

@@ -92,7 +92,7 @@ TEST_F(SourcePaths, AReturnPathThatIsLostIsToldAndTakenAgainWhenItCanBeHad) {
       node.put("vm-1");
       const Forward forward = create(node, 3000).forward;
       const Forward plain = create(node, 3001, SourceMode::kPlain).forward;
-      const auto events = node.events.subscribe(kAdmin, "");
+      const auto events = node.follow(kAdmin);
       node.control().retry();
       EXPECT_EQ(served(node, forward), SourcePlan::kTransparent);
       EXPECT_EQ(node.control().instances_without_return_path(), 0U);
@@ -136,7 +136,7 @@ TEST_F(SourcePaths, OfTwoGuestAddressesOneMayLoseItsReturnPathAndTheOtherKeepsIt
       const Forward forward = create(node, 3000).forward;
       const auto source = [&](const Forward& each) { return node.dataplane.opened.at(each.id).first.source; };
       EXPECT_EQ(source(forward), SourcePlan::kTransparent);
-      const auto events = node.events.subscribe(kAdmin, "");
+      const auto events = node.follow(kAdmin);
       network_->ip("-6 rule add pref 77 iif tap-vm-1 blackhole");
       node.control().retry();
       const ForwardSource one_only(SourcePlan::kTransparent, SourcePlan::kNoReturnPath, false);
@@ -157,7 +157,7 @@ TEST_F(SourcePaths, OfTwoGuestAddressesOneMayLoseItsReturnPathAndTheOtherKeepsIt
 TEST_F(SourcePaths, WhatStandsInTheWayFromTheStartIsToldAfterTheSessionBegan) {
   run(ReturnPath::Kind::kProgram, [&](Node& node) {
     network_->ip("rule add pref 77 iif tap-vm-1 blackhole");
-    const auto events = node.events.subscribe(kAdmin, "");
+    const auto events = node.follow(kAdmin);
     node.put("vm-1");
     const std::string told = events->read().value();
     EXPECT_LT(told.find("instance.started"), told.find("instance.source_mode_changed"));
@@ -197,7 +197,7 @@ TEST_F(SourcePaths, AForwardForWhichNoRuleIsLeftSaysSoAndGetsTheNextOne) {
 TEST_F(SourcePaths, TheSourceGuardAloneIsNoReturnPathAndTellsNoSourceMode) {
   const auto taken = take_all_tcx(*network_, "tap-vm-1");  // a filter can be taken away
   run(ReturnPath::Kind::kGuardOnly, [&](Node& node) {
-    const auto events = node.events.subscribe(kAdmin, "");
+    const auto events = node.follow(kAdmin);
     node.put("vm-1");
     EXPECT_EQ(served(node, create(node, 3000).forward), SourcePlan::kNoReturnPath);
     run_command(network_.get(), {"tc", "qdisc", "del", "dev", "tap-vm-1", "clsact"});

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "api/openapi.h"
+#include "api/ticketed_stream.h"
 #include "tests/control/node.h"
 
 namespace portway {
@@ -49,10 +50,10 @@ class StreamsTest : public testing::Test {
   }
   Result<std::shared_ptr<BodyStream>> open(const Principal& caller,
                                            std::optional<StreamSubject> subject = std::nullopt) {
-    return streams_.open({.caller = caller, .subject = std::move(subject)},
-                         [this]() -> Result<std::shared_ptr<BodyStream>> {
-                           return std::shared_ptr<BodyStream>(std::make_shared<Talker>(alive_));
-                         });
+    return open_stream(streams_, {.caller = caller, .subject = std::move(subject)},
+                       [this]() -> Result<std::shared_ptr<BodyStream>> {
+                         return std::shared_ptr<BodyStream>(std::make_shared<Talker>(alive_));
+                       });
   }
   StreamSubject subject(std::int32_t tap_index = 0) const {
     return {.instance_id = instance_.id, .session_id = instance_.session_id, .tap_index = tap_index};
@@ -178,9 +179,10 @@ TEST_F(StreamsTest, OfOneAdminLeaveRoomForAnother) {
 TEST_F(StreamsTest, ThatMakeNothingTakeNoShare) {
   const Principal caller = key(Role::kTenant, "alice");
   for (int i = 0; i < 100; ++i) {
-    const auto failed = streams_.open({.caller = caller}, []() -> Result<std::shared_ptr<BodyStream>> {
-      return Error{ErrorCode::kForbidden, "no"};
-    });
+    const auto failed =
+        open_stream(streams_, {.caller = caller}, []() -> Result<std::shared_ptr<BodyStream>> {
+          return Error{ErrorCode::kForbidden, "no"};
+        });
     ASSERT_FALSE(failed);
     EXPECT_EQ(failed.error().code, ErrorCode::kForbidden);
   }
@@ -194,7 +196,7 @@ TEST(StreamsOfTheNode, EndWithItsControl) {
     KeyRing keys(0);
     Registry registry;
     Streams streams(keys, registry);
-    stream = streams.open({.caller = {}}, [&] { return std::make_shared<Talker>(alive); }).value();
+    stream = open_stream(streams, {.caller = {}}, [&] { return std::make_shared<Talker>(alive); }).value();
   }
   EXPECT_FALSE(alive);
   EXPECT_EQ(stream->read(), std::nullopt);

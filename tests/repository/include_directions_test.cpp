@@ -13,7 +13,7 @@
 namespace portway::test {
 namespace {
 
-const std::set<std::string> kBelowControl = {"base", "config", "network", "lifecycle", "proxy", "api/http"};
+const std::set<std::string> kBelowControl = {"base", "config", "network", "lifecycle", "proxy"};
 
 std::set<std::string> with(std::set<std::string> folders, const std::set<std::string>& more) {
   folders.insert(more.begin(), more.end());
@@ -28,10 +28,10 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
     {"api/http", {"base"}},
     {"proxy", {"base", "config", "network"}},
     {"control", kBelowControl},
-    {"metrics", with(kBelowControl, {"control"})},
-    {"api", with(kBelowControl, {"control", "metrics"})},
+    {"metrics", with(kBelowControl, {"control", "api/http"})},
+    {"api", with(kBelowControl, {"control", "metrics", "api/http"})},
     {"client", {"base", "config", "network", "proxy"}},
-    {"daemon", with(kBelowControl, {"control", "metrics", "api"})},
+    {"daemon", with(kBelowControl, {"control", "metrics", "api", "api/http"})},
 };
 
 /// The folder of the table that a file, named from the top, is in; empty where it is in none.

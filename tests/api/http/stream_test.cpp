@@ -4,7 +4,6 @@
 #include <string>
 #include <vector>
 
-#include "control/events.h"
 #include "tests/api/http/running_server.h"
 
 namespace portway {
@@ -148,44 +147,6 @@ TEST(Stream, ThatHasNoSignOfLifeStaysSilent) {
   }
   server.push("x");
   EXPECT_EQ(received(client, 6), "1\r\nx\r\n");
-}
-
-// The page asks for the events of a quiet node: a megabyte of heartbeats a second was what it got, for each
-// page that was open.
-TEST(Stream, OfEventsWithoutNewsIsOneHeartbeatForEachSilence) {
-  constexpr auto kHeartbeat = 50ms;
-  constexpr int kClients = 8;
-  EventHub hub;
-  const Principal tenant{.key_id = {}, .role = Role::kTenant, .owner = "alice"};
-  Running server({.stream_heartbeat = kHeartbeat}, [&](const Request&) {
-    return Response{.status = 200, .body = {}, .headers = {}, .stream = hub.subscribe(tenant, "")};
-  });
-  const auto began = std::chrono::steady_clock::now();
-  std::vector<std::unique_ptr<Client>> clients;
-  for (int i = 0; i < kClients; ++i) {
-    clients.push_back(std::make_unique<Client>(server.endpoint()));
-    clients.back()->call(kStream);
-  }
-  // Others' events wake these streams, and are no news to them. After the last heartbeat comes an event.
-  const std::string heartbeat = "3\r\n:\n\n\r\n";
-  const auto publish = [&](const std::string& owner) {
-    server.on_its_thread([&] {
-      hub.publish("forward.created", owner, {});
-      return 0;
-    });
-  };
-  while (std::chrono::steady_clock::now() < began + 10 * kHeartbeat) publish("bob");
-  publish("alice");
-  for (const auto& client : clients) {
-    std::string text;
-    while (!text.ends_with("}\n\n\r\n")) text += client->receive_some(4096);
-    const auto silences = (std::chrono::steady_clock::now() - began) / kHeartbeat;
-    long heartbeats = 0;
-    for (std::size_t at = 0; (at = text.find(heartbeat, at)) != std::string::npos; ++at) ++heartbeats;
-    EXPECT_GE(heartbeats, 1);
-    EXPECT_LE(heartbeats, silences);
-    EXPECT_LE(text.size(), 200 + heartbeat.size() * static_cast<std::size_t>(heartbeats));
-  }
 }
 
 TEST(Stream, EndsAtOnceWhenTheClientGoes) {

@@ -1,0 +1,129 @@
+#include "api/event_json.h"
+
+#include <fmt/format.h>
+
+#include <boost/json/array.hpp>
+#include <boost/json/serialize.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+
+namespace portway {
+namespace {
+
+// One read gives at most about this much: what waits for a slow client is not in our memory twice.
+constexpr std::size_t kReadBytes = 64 * 1024;
+constexpr std::string_view kRetry = "retry: 1000\n";  // a client's wait before it connects again, ms
+constexpr std::string_view kComment = ":\n\n";        // what readers skip
+
+template <class Kind>
+concept IsAboutAForward = requires(const Kind& kind) {
+  kind.forward;
+};
+
+// The fields that a type of event has beside its forward's: none, unless one of these says so.
+template <class Kind>
+void add_fields(boost::json::object& /*data*/, const Kind& /*kind*/) {}
+
+void add_fields(boost::json::object& data, const event::InstanceUpdated& updated) {
+  data["changed"] = boost::json::array(updated.changed.begin(), updated.changed.end());
+}
+
+void add_fields(boost::json::object& data, const event::InstanceTapRenamed& renamed) {
+  data["tap"] = renamed.tap;
+  data["name"] = renamed.name;
+}
+
+void add_fields(boost::json::object& data, const event::InstanceSourceModeChanged& changed) {
+  data["source_mode"] = source_mode(changed.plan);
+  if (!changed.reason.empty()) data["reason"] = changed.reason;
+}
+
+void add_fields(boost::json::object& data, const event::InstanceStopped& stopped) {
+  data["reason"] = to_string(stopped.reason);
+  data["port_forwards"] = stopped.port_forwards;
+}
+
+void add_fields(boost::json::object& data, const event::ForwardFailed& failed) {
+  data["reason"] = failed.reason;
+}
+
+void add_fields(boost::json::object& data, const event::ConnectionRefused& refused) {
+  data["client"] = to_string(refused.client);
+  data["side"] = to_string(refused.cause.side);
+  data["how"] = to_string(refused.cause.how);
+}
+
+std::string_view type_of(const Event& event) {
+  return std::visit([]<class Kind>(const Kind&) { return Kind::kType; }, event.kind);
+}
+
+std::string sse(std::string_view id, std::string_view type, const boost::json::object& data) {
+  return fmt::format("id: {}\nevent: {}\ndata: {}\n\n", id, type, boost::json::serialize(data));
+}
+
+std::string sse(const EventSubscription::Item& item) {
+  if (item.event != nullptr) return sse(item.id, type_of(*item.event), to_json(*item.event));
+  return sse(
+      item.id, "reset",
+      {{"time", to_rfc3339(now())}, {"reason", fmt::format("{}; events are missing here", item.gap_reason)}});
+}
+
+class EventStream final : public BodyStream {
+ public:
+  explicit EventStream(std::unique_ptr<EventSubscription> subscription)
+      : subscription_(std::move(subscription)) {}
+
+  void on_ready(std::function<void()> wake) override { subscription_->on_event(std::move(wake)); }
+
+  std::optional<std::string> read() override {
+    std::string text;
+    auto item = subscription_->next();
+    if (std::exchange(first_, false)) {
+      text = kRetry;
+      const bool has_gap = item && item->event == nullptr;
+      if (!has_gap) text += kComment;  // something to see at once that it is open
+    }
+    while (item) {
+      text += sse(*item);
+      if (text.size() >= kReadBytes) break;
+      item = subscription_->next();
+    }
+    return text;
+  }
+
+  std::string heartbeat() override { return std::string(kComment); }
+
+ private:
+  const std::unique_ptr<EventSubscription> subscription_;
+  bool first_ = true;
+};
+
+}  // namespace
+
+boost::json::object to_json(const Event& event) {
+  boost::json::object data{{"time", to_rfc3339(event.time)},
+                           {"instance_id", event.instance_id},
+                           {"session_id", to_string(event.session_id)},
+                           {"owner", event.owner}};
+  std::visit(
+      [&data]<class Kind>(const Kind& kind) {
+        if constexpr (IsAboutAForward<Kind>) {
+          data["forward_id"] = to_string(kind.forward.id);
+          data["guest_port"] = kind.forward.guest_port;
+          data["host_port"] = kind.forward.host_port;
+          data["label"] = kind.forward.label;
+        }
+        add_fields(data, kind);
+      },
+      event.kind);
+  return data;
+}
+
+std::shared_ptr<BodyStream> event_stream(std::unique_ptr<EventSubscription> subscription) {
+  return std::make_shared<EventStream>(std::move(subscription));
+}
+
+}  // namespace portway

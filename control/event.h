@@ -1,0 +1,108 @@
+// What happens on the node, as values: one struct for each type of event, with the fields that it has beside
+// those of every event. The API writes them as JSON (api/event_json.h).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "base/forward.h"
+#include "network/source_plan.h"
+#include "proxy/close_record.h"
+
+namespace portway {
+namespace event {
+
+// --- About an instance.
+
+struct InstanceStarted {
+  static constexpr std::string_view kType = "instance.started";
+};
+/// The session continues with other properties.
+struct InstanceUpdated {
+  static constexpr std::string_view kType = "instance.updated";
+  std::vector<std::string_view> changed;  // names of fields; string literals
+};
+/// Its tap has a carrier: the session is armed.
+struct InstanceTapUp {
+  static constexpr std::string_view kType = "instance.tap_up";
+};
+struct InstanceTapRenamed {
+  static constexpr std::string_view kType = "instance.tap_renamed";
+  std::string tap;   // as registered
+  std::string name;  // as it is called now
+};
+/// What its guest sees as its clients' address has changed.
+struct InstanceSourceModeChanged {
+  static constexpr std::string_view kType = "instance.source_mode_changed";
+  SourcePlan plan = SourcePlan::kPlain;
+  std::string reason;  // why there is no return path; empty if there is one again
+};
+struct InstanceStopped {
+  static constexpr std::string_view kType = "instance.stopped";
+  SessionEnd reason = SessionEnd::kStopped;
+  std::size_t port_forwards = 0;  // how many ended with it
+};
+struct InstanceDeleted {
+  static constexpr std::string_view kType = "instance.deleted";
+};
+
+// --- About a forward of it.
+
+/// The forward as it was when the event happened.
+struct OfForward {
+  ForwardId id{};
+  std::uint16_t guest_port = 0;
+  std::uint16_t host_port = 0;
+  std::string label;
+};
+
+struct ForwardCreated {
+  static constexpr std::string_view kType = "forward.created";
+  OfForward forward;
+};
+struct ForwardUpdated {
+  static constexpr std::string_view kType = "forward.updated";
+  OfForward forward;
+};
+struct ForwardDeleted {
+  static constexpr std::string_view kType = "forward.deleted";
+  OfForward forward;
+};
+/// A restored forward is not served.
+struct ForwardFailed {
+  static constexpr std::string_view kType = "forward.failed";
+  OfForward forward;
+  std::string reason;
+};
+/// A forward that had failed is served.
+struct ForwardListening {
+  static constexpr std::string_view kType = "forward.listening";
+  OfForward forward;
+};
+/// A client did not get through.
+struct ConnectionRefused {
+  static constexpr std::string_view kType = "connection.refused";
+  OfForward forward;
+  Endpoint client;
+  CloseCause cause;
+};
+
+using Kind = std::variant<InstanceStarted, InstanceUpdated, InstanceTapUp, InstanceTapRenamed,
+                          InstanceSourceModeChanged, InstanceStopped, InstanceDeleted, ForwardCreated,
+                          ForwardUpdated, ForwardDeleted, ForwardFailed, ForwardListening, ConnectionRefused>;
+
+}  // namespace event
+
+struct Event {
+  Timestamp time{};
+  std::string instance_id;
+  Uuid session_id{};
+  std::string owner;  // the tenant whose keys see it, besides admins'
+  event::Kind kind;
+};
+
+}  // namespace portway
