@@ -8,15 +8,15 @@
 
 #include "api/http/gzip.h"
 #include "metrics/exporter.h"
-#include "tests/metrics/node.h"
+#include "tests/metrics/measured_node.h"
 
 namespace portway {
 namespace {
 
 /// Five forwards an instance.
-class Node : public test::MeasuredNode {
+class NodeWithForwards : public test::MeasuredNode {
  public:
-  explicit Node(std::size_t count) {
+  explicit NodeWithForwards(std::size_t count) {
     for (std::size_t i = 0; i < count; ++i) {
       const Forward& forward = add_forward(static_cast<std::uint16_t>(20000 + i), "dev-server",
                                            "sandbox-" + std::to_string(i / 5));
@@ -48,7 +48,7 @@ double peak_bytes(const Exporter& exporter) {
 }
 
 void BM_ExporterExpose(benchmark::State& state) {
-  Node node(static_cast<std::size_t>(state.range(0)));
+  NodeWithForwards node(static_cast<std::size_t>(state.range(0)));
   const Exporter exporter = node.exporter();
   std::size_t bytes = 0;
   for (auto _ : state) bytes = exporter.expose().size();
@@ -64,7 +64,7 @@ BENCHMARK(BM_ExporterExpose)
 
 /// What Prometheus asks for: it says that it takes gzip.
 void BM_ExporterExposeAndGzip(benchmark::State& state) {
-  Node node(static_cast<std::size_t>(state.range(0)));
+  NodeWithForwards node(static_cast<std::size_t>(state.range(0)));
   const Exporter exporter = node.exporter();
   std::size_t bytes = 0;
   for (auto _ : state) {
@@ -82,7 +82,7 @@ BENCHMARK(BM_ExporterExposeAndGzip)->ArgName("forwards")->Arg(10'000)->Unit(benc
 
 /// The library's families instead of the text.
 void BM_ExporterCollect(benchmark::State& state) {
-  Node node(static_cast<std::size_t>(state.range(0)));
+  NodeWithForwards node(static_cast<std::size_t>(state.range(0)));
   const Exporter exporter = node.exporter();
   for (auto _ : state) benchmark::DoNotOptimize(exporter.Collect());
 }

@@ -3,36 +3,21 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
+#include "tests/support/no_descriptors.h"
 #include "tests/support/process.h"
 
 namespace portway {
 namespace {
 
+using test::NoDescriptors;
 using test::Process;
 
 bool has_ended(const ProcessWatch& watch, int timeout_ms) {
   pollfd ended{.fd = watch.descriptor(), .events = POLLIN, .revents = 0};
   return ::poll(&ended, 1, timeout_ms) == 1;
 }
-
-/// No more descriptors can be had while it lives: 0 to 2 are in use, and poll(2) takes as many as the limit.
-class NoDescriptors {
- public:
-  NoDescriptors() {
-    ::getrlimit(RLIMIT_NOFILE, &before_);
-    const rlimit none{.rlim_cur = 3, .rlim_max = before_.rlim_max};
-    ::setrlimit(RLIMIT_NOFILE, &none);
-  }
-  ~NoDescriptors() { ::setrlimit(RLIMIT_NOFILE, &before_); }
-  NoDescriptors(const NoDescriptors&) = delete;
-  NoDescriptors& operator=(const NoDescriptors&) = delete;
-
- private:
-  rlimit before_{};
-};
 
 TEST(ProcessWatch, TellsThatAProcessWasKilled) {
   Process process({.command = {"sleep", "1000"}});

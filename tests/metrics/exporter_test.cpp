@@ -4,7 +4,7 @@
 
 #include <memory>
 
-#include "tests/metrics/node.h"
+#include "tests/metrics/measured_node.h"
 #include "tests/metrics/text_format.h"
 
 namespace portway {

@@ -9,7 +9,7 @@
 #include <chrono>
 #include <ctime>
 
-#include "tests/metrics/node.h"
+#include "tests/metrics/measured_node.h"
 #include "tests/metrics/text_format.h"
 
 namespace {

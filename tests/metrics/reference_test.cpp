@@ -7,7 +7,7 @@
 #include <set>
 #include <sstream>
 
-#include "tests/metrics/node.h"
+#include "tests/metrics/measured_node.h"
 
 namespace portway::test {
 namespace {

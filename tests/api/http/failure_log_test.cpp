@@ -31,7 +31,7 @@ class Logged {
   const std::shared_ptr<spdlog::logger> before_;
 };
 
-TEST(FailureLog, TellsWhatFailedForWhomAndWhy) {
+TEST(FailureLog, ReportsWhatFailedForWhomAndWhy) {
   const Logged logged;
   FailureLog log;
   log.tell("PUT", "/instances/{id}", "request-7", {ErrorCode::kStoreUnavailable, "The disk is full."});
@@ -52,10 +52,10 @@ TEST(FailureLog, CountsWhatItLeavesOut) {
   FailureLog log;
   const Error error{ErrorCode::kPortPoolExhausted, "No port is free."};
   const auto lines = [&logged] { return std::ranges::count(logged.text(), '\n'); };
-  int told = 0;
-  while (lines() == told && told < 1000) {
+  int failed = 0;
+  while (lines() == failed && failed < 1000) {
     log.tell("POST", "/x", "r", error);
-    ++told;
+    ++failed;
   }
   EXPECT_EQ(lines(), FailureLog::kLinesPerSecond) << "of a flood";
   for (auto before = lines(); lines() == before;)

@@ -1,9 +1,7 @@
 // Taking connections, over real sockets on loopback: limits, clients that are refused, stopping.
 #include "api/http/server.h"
 
-#include <fcntl.h>
 #include <net/if.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <atomic>
@@ -11,6 +9,7 @@
 #include <vector>
 
 #include "tests/api/http/running_server.h"
+#include "tests/support/no_descriptors.h"
 
 namespace portway {
 namespace {
@@ -115,24 +114,6 @@ TEST(Server, DropsClientsThatAreRefusedByNowWhateverTheyAreDoing) {
   EXPECT_EQ(idle.receive_to_end(), "");
   EXPECT_EQ(busy.receive_to_end(), "");
 }
-
-/// As long as it lives no descriptor can be opened.
-class NoDescriptors {
- public:
-  NoDescriptors() {
-    ::getrlimit(RLIMIT_NOFILE, &before_);
-    const Fd next(::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0));  // the lowest free number
-    rlimit none = before_;
-    none.rlim_cur = static_cast<rlim_t>(next.get());
-    ::setrlimit(RLIMIT_NOFILE, &none);
-  }
-  ~NoDescriptors() { ::setrlimit(RLIMIT_NOFILE, &before_); }
-  NoDescriptors(const NoDescriptors&) = delete;
-  NoDescriptors& operator=(const NoDescriptors&) = delete;
-
- private:
-  rlimit before_{};
-};
 
 // moby#6402: one EMFILE ended accepting for good.
 TEST(Server, AcceptsAgainAfterDescriptorsHadRunOut) {

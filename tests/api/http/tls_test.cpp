@@ -164,7 +164,7 @@ TEST_F(Tls, GivesUpOnAClientThatDoesNotTakeItsAnswer) {
       [](const ServerStats& stats) { return stats.connections_total == 1 && stats.connections == 0; });
 }
 
-TEST_F(Tls, TellsAClientOfPlainHttp) {
+TEST_F(Tls, AnswersAClientOfPlainHttp) {
   Running server(options());
   Client client(server.endpoint());
   client.send(kGet);
@@ -198,7 +198,7 @@ TEST_F(Tls, CountsHandshakesAmongTheConnections) {
   EXPECT_EQ(server.stats().connections_evicted, 1U);
 }
 
-TEST_F(Tls, AsksForTheCertificatesOfClientsWhereThatIsConfigured) {
+TEST_F(Tls, AsksForClientCertificatesIfConfigured) {
   const std::string known = directory_ + "/known.pem";
   const std::string stranger = directory_ + "/stranger.pem";
   make_certificate(known);
@@ -217,7 +217,7 @@ TEST_F(Tls, AsksForTheCertificatesOfClientsWhereThatIsConfigured) {
   EXPECT_EQ(calls, 1);
 }
 
-TEST_F(Tls, TakesANewCertificateWhileConnectionsRunOn) {
+TEST_F(Tls, TakesANewCertificateWhileConnectionsContinue) {
   Running server(options());
   TlsClient before(server.endpoint());
   ASSERT_TRUE(before.handshake());

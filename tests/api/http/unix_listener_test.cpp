@@ -26,7 +26,7 @@ class UnixSocket : public testing::Test {
   const UnixPath path_{directory_ + "/api.sock"};
 };
 
-TEST_F(UnixSocket, TellsTheHandlerWhichProcessOfWhichUserCalls) {
+TEST_F(UnixSocket, NamesTheCallingProcessAndUserToTheHandler) {
   std::optional<Request> seen;
   Running server({.listen = path_}, [&seen](const Request& request) {
     seen = request;
