@@ -1,5 +1,8 @@
 #include "api/router.h"
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -35,6 +38,10 @@ std::optional<std::vector<std::string>> match(const std::vector<std::string>& pa
 }
 
 }  // namespace
+
+std::string account_of(const Principal& caller) {
+  return fmt::format("{}:{}", to_string(caller.role), caller.owner);
+}
 
 Router::Router(std::vector<Route> routes) : routes_(std::move(routes)) {
   for (const Route& route : routes_) patterns_.push_back(split(route.pattern));

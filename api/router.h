@@ -3,38 +3,46 @@
 // Belongs to the control thread.
 #pragma once
 
-#include <functional>
-#include <map>
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "api/http/message.h"
+#include "api/query.h"
 #include "base/error.h"
 #include "control/auth.h"
 
 namespace portway {
 
-/// Whose key a route asks for.
+struct ApiContext;
+
+/// Whose key a route requires.
 enum class Access : std::uint8_t {
   kPublic,  // none
-  kTenant,  // any
+  kTenant,  // anybody's
   kAdmin,
 };
 
 /// What a handler gets.
 struct Call {
   const Request& request;
-  Principal caller;                                       // meaningless where the access is kPublic
-  std::vector<std::string> path;                          // what stood for each {} of the pattern, decoded
-  std::map<std::string, std::string, std::less<>> query;  // decoded; a name given twice is refused before
+  Principal caller;               // meaningless if the access is kPublic
+  std::vector<std::string> path;  // the segment for each {} of the pattern, decoded
+  Query query;                    // what the route's parameters accept
 };
+
+/// All keys of one role and owner as one name: they share idempotency keys and memory for answers.
+std::string account_of(const Principal& caller);
+
+using Handler = Result<Response> (*)(const ApiContext& api, const Call& call);
 
 struct Route {
   std::string_view method;
   std::string_view pattern;  // "/instances/{id}"; {} stands for one segment
   Access access;
-  std::function<Result<Response>(const Call&)> handle;
+  QueryParameters query;
+  Handler handle;
 };
 
 class Router {
@@ -43,9 +51,9 @@ class Router {
   explicit Router(std::vector<Route> routes);
 
   struct Match {
-    const Route* route =
-        nullptr;  // null: no route for this path, or (`allowed` not empty) not with this method
-    std::vector<std::string> path;       // the decoded {} segments
+    /// Null: no route for this path, or (if `allowed` is not empty) not with this method.
+    const Route* route = nullptr;
+    std::vector<std::string> path;       // the segments for {}
     std::string allowed;                 // the path's methods, for Allow
     std::string_view pattern = "other";  // of the path, whatever the method: the label of its metrics
   };

@@ -46,9 +46,8 @@ class TicketedStream final : public BodyStream {
 
 }  // namespace
 
-Result<std::shared_ptr<BodyStream>> open_stream(
-    Streams& streams, const StreamTerms& terms,
-    const std::function<Result<std::shared_ptr<BodyStream>>()>& make) {
+Result<std::shared_ptr<BodyStream>> open_stream(Streams& streams, const StreamTerms& terms,
+                                                const MakeStream& make) {
   auto ticket = streams.open(terms);
   if (!ticket) return ticket.error();
   auto made = make();

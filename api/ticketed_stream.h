@@ -13,10 +13,11 @@
 
 namespace portway {
 
+using MakeStream = std::function<Result<std::shared_ptr<BodyStream>>()>;
+
 /// The stream that `make` makes, bound to the terms. Streams::open()'s error, before anything is made; else
 /// make's.
-Result<std::shared_ptr<BodyStream>> open_stream(
-    Streams& streams, const StreamTerms& terms,
-    const std::function<Result<std::shared_ptr<BodyStream>>()>& make);
+Result<std::shared_ptr<BodyStream>> open_stream(Streams& streams, const StreamTerms& terms,
+                                                const MakeStream& make);
 
 }  // namespace portway

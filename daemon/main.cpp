@@ -18,7 +18,7 @@
 #include <string>
 #include <vector>
 
-#include "api/handlers.h"
+#include "api/dispatch.h"
 #include "api/http/answer_budget.h"
 #include "api/http/server.h"
 #include "config/config.h"
@@ -221,9 +221,9 @@ class Daemon final : NodeNumbersReader {
                    .ports = control_.ports(),
                    .api = stats_,
                    .node = *this}),
-        api_({*context_, control_, *proxy_, stats_, recent_closes_}, [this](MetricsScope scope) -> NextPiece {
-          return [scrape = std::shared_ptr<Scrape>(exporter_.scrape(scope))] { return scrape->next(); };
-        }) {}
+        api_({*context_, control_, *proxy_, stats_, recent_closes_, [this](MetricsScope scope) -> NextPiece {
+                return [scrape = std::shared_ptr<Scrape>(exporter_.scrape(scope))] { return scrape->next(); };
+              }}) {}
 
   Result<void> start() {
     if (!config_.log.access.empty()) {
@@ -456,7 +456,7 @@ class Daemon final : NodeNumbersReader {
   RecentCloses recent_closes_{config_.log.recent_connections};
   Control control_;
   Exporter exporter_;
-  Api api_;
+  Dispatcher api_;
   std::unique_ptr<Server> api_server_;
   std::unique_ptr<Server> metrics_server_;
 };

@@ -1,4 +1,4 @@
-#include "api/handlers.h"
+#include "api/dispatch.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -12,7 +12,6 @@
 
 #include "api/http/problem.h"
 #include "api/openapi.h"
-#include "api/unique_keys.h"
 #include "tests/control/node.h"
 
 namespace portway {
@@ -1044,14 +1043,6 @@ TEST(Handlers, ABodyThatNamesAMemberTwiceIsRefused) {
   }
 }
 
-TEST(DuplicateKey, IsFoundAtAnyDepthAndOnlyInOneObject) {
-  EXPECT_EQ(duplicate_key(R"({"a": [{"b": 1, "c": {"d": 1, "d": 2}}]})"), "d");
-  EXPECT_EQ(duplicate_key(R"({"": 1, "": 2})"), "");
-  EXPECT_EQ(duplicate_key(R"({"a": {"a": {"b": "a"}}, "b": [{"a": 1}, {"a": 1}]})"), std::nullopt);
-  EXPECT_EQ(duplicate_key(R"({"a": 1, "a")"), "a");
-  EXPECT_EQ(duplicate_key("nothing"), std::nullopt);
-}
-
 /// The other way round, and what each answers, is openapi_test.py's.
 TEST(Contract, DocumentsEveryRouteAndWhoMayCallIt) {
   Node node;
@@ -1066,6 +1057,37 @@ TEST(Contract, DocumentsEveryRouteAndWhoMayCallIt) {
     EXPECT_EQ(fields.contains("security"), route.access == Access::kPublic) << route.pattern;
     EXPECT_EQ(std::string(fields.at("summary").as_string()).ends_with("(admin)"),
               route.access == Access::kAdmin)
+        << route.method << " " << route.pattern;
+  }
+}
+
+/// The query parameters that the contract documents for an operation.
+std::vector<std::string> documented_parameters(const boost::json::object& contract, const Route& route) {
+  const auto& path = contract.at("paths").at(route.pattern).as_object();
+  std::string method(route.method);
+  std::ranges::transform(method, method.begin(), [](char c) { return static_cast<char>(std::tolower(c)); });
+  std::vector<std::string> names;
+  for (const boost::json::object& owner : {path, path.at(method).as_object()}) {
+    const auto* list = owner.if_contains("parameters");
+    if (list == nullptr) continue;
+    for (boost::json::value parameter : list->as_array()) {
+      if (const auto* reference = parameter.as_object().if_contains("$ref")) {
+        const std::string_view name = reference->as_string();
+        parameter = contract.at("components").at("parameters").at(name.substr(name.rfind('/') + 1));
+      }
+      if (parameter.at("in") == "query") names.emplace_back(parameter.at("name").as_string());
+    }
+  }
+  return names;
+}
+
+TEST(Contract, DocumentsEveryQueryParameter) {
+  Node node;
+  const auto contract = boost::json::parse(openapi_json()).as_object();
+  for (const Route& route : node.api().routes()) {
+    std::vector<std::string> listed;
+    for (const auto& parameter : route.query.listed()) listed.emplace_back(parameter.name);
+    EXPECT_THAT(documented_parameters(contract, route), testing::UnorderedElementsAreArray(listed))
         << route.method << " " << route.pattern;
   }
 }

@@ -17,8 +17,8 @@
 #include <utility>
 #include <vector>
 
+#include "api/dispatch.h"
 #include "api/event_json.h"
-#include "api/handlers.h"
 #include "control/control.h"
 #include "tests/control/fake_dataplane.h"
 
@@ -64,12 +64,12 @@ class Node {
                                 [this](std::span<const IpAddress>) { return lost_addresses; }});
     control_->set_admin_key(kAdminKey);
     control_->restore().value();
-    api_ = std::make_unique<Api>(
-        Api::Parts{context, *control_, dataplane, stats, closes}, [](MetricsScope scope) -> NextPiece {
-          return [text = "metrics of scope " + std::to_string(static_cast<int>(scope))]() mutable {
-            return std::exchange(text, {});
-          };
-        });
+    api_ = std::make_unique<Dispatcher>(
+        ApiContext{context, *control_, dataplane, stats, closes, [](MetricsScope scope) -> NextPiece {
+                     return [text = "metrics of scope " + std::to_string(static_cast<int>(scope))]() mutable {
+                       return std::exchange(text, {});
+                     };
+                   }});
   }
   void stop() {
     api_.reset();
@@ -174,7 +174,7 @@ class Node {
   std::string path() const { return directory_ + "/portway.db"; }
   Control& control() { return *control_; }
   Store& store() { return *store_; }
-  Api& api() { return *api_; }
+  Dispatcher& api() { return *api_; }
 
   boost::asio::io_context context;
   FakeDataplane dataplane;
@@ -190,7 +190,7 @@ class Node {
   std::unique_ptr<Store> store_;
   std::unique_ptr<SessionWatch> watch_;
   std::unique_ptr<Control> control_;
-  std::unique_ptr<Api> api_;
+  std::unique_ptr<Dispatcher> api_;
   std::unique_ptr<SQLite::Database> locker_;
   std::function<void()> once_;
   Fd always_;  // readable

@@ -1,0 +1,28 @@
+// Answers that several resources give.
+//
+// Control thread.
+#pragma once
+
+#include <boost/json/object.hpp>
+#include <string>
+
+#include "api/http/message.h"
+#include "api/resources.h"
+#include "api/ticketed_stream.h"
+#include "base/error.h"
+#include "control/streams.h"
+
+namespace portway {
+
+/// 200 or another success with a JSON body.
+Response json_response(unsigned status, const boost::json::object& body);
+
+/// 204.
+Response no_content();
+
+/// 200 with the stream that `make` makes, which lasts as long as `terms` hold. An error of Streams::open(),
+/// before anything is made, or of `make`.
+Result<Response> stream_response(const ApiContext& api, const StreamTerms& terms, const MakeStream& make,
+                                 std::string content_type);
+
+}  // namespace portway

@@ -1,0 +1,94 @@
+// Looking into a forward: why clients do not get through (check), and its packets (capture).
+
+#include <fmt/format.h>
+#include <net/if.h>
+#include <spdlog/spdlog.h>
+
+#include <chrono>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "api/answers.h"
+#include "api/capture.h"
+#include "api/check.h"
+#include "api/resources.h"
+
+namespace portway {
+namespace {
+
+const auto kClient = text_parameter("client");
+const auto kSeconds = integer_parameter<std::int64_t>("seconds", 10, 1, 60);
+const auto kMaxBytes = integer_parameter<std::size_t>("max_bytes", 1'000'000, 1000, 16 * 1024 * 1024);
+
+/// The tap of this session; before it has had a carrier, the one that has its name now. 0: none.
+std::int32_t link_of(const Instance& instance) {
+  if (instance.tap_index != 0) return instance.tap_index;
+  return static_cast<std::int32_t>(::if_nametoindex(instance.tap.c_str()));
+}
+
+StreamSubject subject_of(const Instance& instance, std::int32_t tap_index = 0) {
+  return {.instance_id = instance.id, .session_id = instance.session_id, .tap_index = tap_index};
+}
+
+Result<Response> check(const ApiContext& api, const Call& call) {
+  api.control.look_at_addresses();
+  const auto found = api.control.find_forward(call.caller, call.path[0], call.path[1]);
+  if (!found) return found.error();
+  const Instance& instance = *api.control.registry().find_instance(call.path[0]);
+  CheckSubject subject{.forward = *found,
+                       .instance = instance,
+                       .tap_state = api.control.watch().tap_state(instance),
+                       .tap_fault = api.control.watch().tap_fault(instance),
+                       .client = std::nullopt};
+  // Not before the forward is found: what is not there is 404, whatever is asked of it.
+  if (const std::string client = call.query[kClient].value_or(""); !client.empty()) {
+    const auto address = parse_address(client);
+    if (!address) {
+      return Error{ErrorCode::kInvalidRequest, "client must be an IPv4 or IPv6 address.", "client"};
+    }
+    subject.client = *address;
+  }
+  subject.refusing = api.dataplane.refuses(found->forward.id, subject.client);
+  return stream_response(
+      api, {.caller = call.caller, .subject = subject_of(instance)},
+      [&] { return check_forward(api.context, subject); }, "application/json");
+}
+
+Result<Response> capture(const ApiContext& api, const Call& call) {
+  const auto found = api.control.find_forward(call.caller, call.path[0], call.path[1]);
+  if (!found) return found.error();
+  const Instance& instance = *api.control.registry().find_instance(call.path[0]);
+  const std::string what =
+      fmt::format("capture of forward {} of instance {} by key {}, request {}", call.path[1], call.path[0],
+                  to_string(call.caller.key_id), call.request.id);
+  std::vector<Endpoint> guests;
+  for (const IpAddress& address : guest_addresses(instance))
+    guests.emplace_back(address, found->forward.guest_port);
+  const CaptureOptions options{.tap = instance.tap,
+                               .link = link_of(instance),
+                               .guests = std::move(guests),
+                               .duration = std::chrono::seconds(call.query[kSeconds]),
+                               .max_bytes = call.query[kMaxBytes]};
+  const auto log_end = [what](const std::string& summary) { spdlog::info("{}: {}", what, summary); };
+  auto response = stream_response(
+      api, {.caller = call.caller, .subject = subject_of(instance, options.link)},
+      [&] { return start_capture(api.context, options, log_end); }, "application/vnd.tcpdump.pcap");
+  if (!response) return response.error();
+  spdlog::info("{}: begins", what);
+  response->headers.emplace_back("Cache-Control", "no-store");
+  return response;
+}
+
+}  // namespace
+
+std::vector<Route> diagnosis_routes() {
+  constexpr std::string_view kCheck = "/instances/{id}/port-forwards/{forward_id}/check";
+  constexpr std::string_view kCapture = "/instances/{id}/port-forwards/{forward_id}/capture";
+  return {
+      {"GET", kCheck, Access::kTenant, {kClient}, check},
+      {"POST", kCapture, Access::kAdmin, {kSeconds, kMaxBytes}, capture},
+  };
+}
+
+}  // namespace portway

@@ -1,0 +1,129 @@
+// /instances: what runs on the node, as its orchestrator registers it.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "api/answers.h"
+#include "api/json.h"
+#include "api/json_fields.h"
+#include "api/resources.h"
+
+namespace portway {
+namespace {
+
+const auto kSession = uuid_parameter("session_id", "must be the UUID of a session.");
+const auto kCursor = cursor_parameter<std::string>([](std::string_view text) { return std::string(text); });
+
+/// The fields `guest_address` and `guest_addresses` of a request: one of them, or both if they agree, as in
+/// an answer.
+Result<void> take_guest_addresses(Instance& asked, const std::optional<std::string>& address,
+                                  const std::vector<IpAddress>& addresses) {
+  if (!address) return set_guest_addresses(asked, addresses);
+  const auto parsed = parse_address(*address);
+  if (!parsed) {
+    return Error{ErrorCode::kInvalidAddress,
+                 fmt::format("guest_address {} must be an IPv4 or IPv6 address.", in_quotes(*address)),
+                 "guest_address"};
+  }
+  if (addresses.empty()) return set_guest_addresses(asked, std::span(&*parsed, 1));
+  if (std::ranges::find(addresses, *parsed) == addresses.end()) {
+    return Error{ErrorCode::kInvalidAddress,
+                 fmt::format("guest_address {} is not one of guest_addresses; leave it out, or add it there.",
+                             in_quotes(*address)),
+                 "guest_address"};
+  }
+  return set_guest_addresses(asked, addresses);
+}
+
+boost::json::object instance_json(const Control& control, const Instance& instance) {
+  return to_json({.instance = instance,
+                  .ending = control.is_ending(instance),
+                  .tap_state = to_string(control.watch().tap_state(instance)),
+                  .tap_fault = control.watch().tap_fault(instance),
+                  .forwards_max = control.profile_of(instance).max_forwarded_ports,
+                  .forwards_now = control.registry().forward_count(instance.id),
+                  .source = control.source_of(instance),
+                  .source_reason = control.source_reason(instance)});
+}
+
+Result<Response> get_instance(const ApiContext& api, const Call& call) {
+  const auto instance = api.control.find_instance(call.caller, call.path[0]);
+  if (!instance) return instance.error();
+  return json_response(200, {{"instance", instance_json(api.control, **instance)}});
+}
+
+Result<Response> put_instance(const ApiContext& api, const Call& call) {
+  JsonFields fields(call.request);
+  Instance asked;
+  asked.id = call.path[0];
+  const std::vector<IpAddress> addresses = fields.addresses("guest_addresses", 2);
+  const std::optional<std::string> address =
+      addresses.empty() ? fields.string("guest_address") : fields.string_or_none("guest_address");
+  asked.tap = fields.string("tap");
+  asked.owner = fields.string("owner");
+  asked.profile = fields.string_or("profile", "default");
+  if (const auto pid = fields.integer_or_none("vmm_pid", 1, INT32_MAX))
+    asked.vmm_pid = static_cast<std::int32_t>(*pid);
+  if (auto error = fields.finish()) return *error;
+  if (auto taken = take_guest_addresses(asked, address, addresses); !taken) return taken.error();
+  const auto put = api.control.put_instance(std::move(asked), call.query[kSession], who(call.caller));
+  if (!put) {
+    Error error = put.error();
+    if (error.field == "guest_address" && !addresses.empty()) error.field = "guest_addresses";
+    return error;
+  }
+  Response response =
+      json_response(put->created ? 201 : 200, {{"instance", instance_json(api.control, put->instance)}});
+  if (put->created) response.headers.emplace_back("Location", "/instances/" + put->instance.id);
+  return response;
+}
+
+Result<Response> list_instances(const ApiContext& api, const Call& call) {
+  const auto limit = call.query[kPageLimit];
+  const auto owner =
+      call.caller.role == Role::kAdmin ? std::nullopt : std::optional<std::string_view>(call.caller.owner);
+  const auto found = api.control.registry().instances(owner, call.query[kCursor], limit + 1);
+  boost::json::array list;
+  for (const Instance* instance : found) {
+    if (list.size() < limit) list.push_back(instance_json(api.control, *instance));
+  }
+  boost::json::object body;
+  if (found.size() > limit) body["next_cursor"] = found[limit - 1]->id;
+  body["instances"] = std::move(list);
+  return json_response(200, body);
+}
+
+Result<Response> stop_instance(const ApiContext& api, const Call& call) {
+  if (auto stopped = api.control.stop_instance(call.path[0], call.query[kSession], who(call.caller));
+      !stopped)
+    return stopped.error();
+  return get_instance(api, call);
+}
+
+Result<Response> delete_instance(const ApiContext& api, const Call& call) {
+  if (auto deleted = api.control.delete_instance(call.path[0], call.query[kSession], who(call.caller));
+      !deleted)
+    return deleted.error();
+  return no_content();
+}
+
+}  // namespace
+
+std::vector<Route> instance_routes() {
+  return {
+      {"GET", "/instances", Access::kTenant, {kPageLimit, kCursor}, list_instances},
+      {"GET", "/instances/{id}", Access::kTenant, {}, get_instance},
+      {"PUT", "/instances/{id}", Access::kAdmin, {kSession}, put_instance},
+      {"DELETE", "/instances/{id}", Access::kAdmin, {kSession}, delete_instance},
+      {"POST", "/instances/{id}/stop", Access::kAdmin, {kSession}, stop_instance},
+  };
+}
+
+}  // namespace portway

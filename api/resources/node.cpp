@@ -1,0 +1,77 @@
+// The node itself: what it is, whether it is alive and ready, which profiles it has.
+
+#include <boost/json.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "api/answers.h"
+#include "api/http/problem.h"
+#include "api/resources.h"
+
+namespace portway {
+namespace {
+
+Result<Response> list_profiles(const ApiContext& api, const Call&) {
+  boost::json::array list;
+  for (const auto& [name, profile] : api.control.config().profiles) {
+    list.push_back({{"name", name},
+                    {"max_forwarded_ports", profile.max_forwarded_ports},
+                    {"allow_host_port", profile.allow_host_port}});
+  }
+  return json_response(200, {{"profiles", std::move(list)}});
+}
+
+Result<Response> info(const ApiContext& api, const Call&) {
+  const Control& control = api.control;
+  const NodeStats node = api.dataplane.node_stats();
+  boost::json::object body;
+  body["hostname"] = control.config().node.public_hostname;
+  body["version"] = PORTWAY_VERSION;
+  body["io_backend"] = node.io_backend;
+  if (!node.io_backend_reason.empty()) body["io_backend_reason"] = node.io_backend_reason;
+  body["workers"] = node.workers.size();
+  body["source_mode"] = source_mode(control.node_source());
+  if (const std::string& why = control.source_reason(); !why.empty()) body["source_mode_reason"] = why;
+  if (const auto kind = control.return_path(); !kind.empty()) body["return_path"] = kind;
+  body["source_guard"] = control.has_source_guard();
+  body["instances"] = control.registry().instance_count();
+  body["port_forwards"] = control.registry().forward_count();
+  body["ports"] = {{"range", to_string(control.ports().range())},
+                   {"allocated", control.ports().used()},
+                   {"available", control.ports().free()}};
+  return json_response(200, body);
+}
+
+Result<Response> is_alive(const ApiContext&, const Call&) {
+  return json_response(200, {{"status", "ok"}});
+}
+
+/// Not ready is not a failure for the log: it may be asked every second for as long as it lasts.
+Result<Response> is_ready(const ApiContext& api, const Call& call) {
+  const auto ready = api.control.check_ready();
+  if (ready) return json_response(200, {{"status", "ready"}});
+  Error error = ready.error();
+  // Anybody may ask; the path of the store is for readers of the log only.
+  if (error.code == ErrorCode::kStoreUnavailable)
+    error.detail = "The disk does not take new promises; the daemon's log has the reason.";
+  return problem(error, call.request.id);
+}
+
+Result<Response> version(const ApiContext&, const Call&) {
+  return json_response(200, {{"version", PORTWAY_VERSION}});
+}
+
+}  // namespace
+
+std::vector<Route> node_routes() {
+  return {
+      {"GET", "/profiles", Access::kTenant, {}, list_profiles},
+      {"GET", "/v1/info", Access::kTenant, {}, info},
+      {"GET", "/healthz", Access::kPublic, QueryParameters::ignored(), is_alive},
+      {"GET", "/readyz", Access::kPublic, QueryParameters::ignored(), is_ready},
+      {"GET", "/version", Access::kPublic, QueryParameters::ignored(), version},
+  };
+}
+
+}  // namespace portway

@@ -1,0 +1,121 @@
+#include "api/json.h"
+
+#include <gtest/gtest.h>
+
+#include <boost/json.hpp>
+#include <string>
+#include <vector>
+
+namespace portway {
+namespace {
+
+std::vector<std::string> names_in(const boost::json::object& object) {
+  std::vector<std::string> names;
+  for (const auto& [name, value] : object) names.emplace_back(name);
+  return names;
+}
+
+ForwardStatus forward_status() {
+  ForwardStatus status;
+  status.forward.id = make_uuid();
+  status.forward.instance_id = "vm-1";
+  status.forward.guest_port = 3000;
+  status.forward.host_port = 28492;
+  status.forward.label = "dev";
+  status.bind_addresses = {"203.0.113.7", "2001:db8::7"};
+  return status;
+}
+
+TEST(Json, AForwardHasItsMembersInTheOrderOfTheContract) {
+  const boost::json::object json = to_json(forward_status());
+  EXPECT_EQ(names_in(json), (std::vector<std::string>{"id", "instance_id", "guest_port", "host_port",
+                                                      "protocol", "label", "state", "bind_address",
+                                                      "bind_addresses", "source_mode", "created_at"}));
+  EXPECT_EQ(json.at("state"), "listening");
+  EXPECT_EQ(json.at("bind_address"), "203.0.113.7");
+  EXPECT_EQ(json.at("bind_addresses").as_array().size(), 2U);
+}
+
+TEST(Json, AForwardThatIsNotServedSaysWhy) {
+  ForwardStatus status = forward_status();
+  status.failure = "the port is taken";
+  const boost::json::object json = to_json(status);
+  EXPECT_EQ(json.at("state"), "failed");
+  EXPECT_EQ(json.at("reason"), "the port is taken");
+}
+
+TEST(Json, AForwardHasOnlyTheLimitsThatAreSet) {
+  ForwardStatus status = forward_status();
+  status.forward.limits.max_connections = 10;
+  status.forward.limits.allowed_cidrs = {Cidr::parse("203.0.113.0/24").value()};
+  status.forward.admin_limits[static_cast<std::size_t>(Limit::kMaxConnections)] = true;
+  const boost::json::object json = to_json(status);
+  EXPECT_EQ(json.at("max_connections"), 10);
+  EXPECT_EQ(json.at("allowed_cidrs"), boost::json::array{"203.0.113.0/24"});
+  EXPECT_EQ(json.at("admin_limits"), boost::json::array{"max_connections"});
+  EXPECT_FALSE(json.contains("max_bytes_per_second"));
+}
+
+TEST(Json, AForwardHasCountersOnceItIsServed) {
+  ForwardStatus status = forward_status();
+  EXPECT_FALSE(to_json(status).contains("connections_total"));
+  status.stats.emplace();
+  status.stats->received_bytes = 7;
+  const boost::json::object json = to_json(status);
+  EXPECT_EQ(json.at("received_bytes"), 7);
+  EXPECT_TRUE(json.contains("connections_active"));
+  EXPECT_TRUE(json.contains("connections_total"));
+  EXPECT_TRUE(json.contains("sent_bytes"));
+}
+
+Instance instance() {
+  Instance instance;
+  instance.id = "vm-1";
+  instance.guest_address = parse_address("198.18.0.2").value();
+  instance.tap = "tap0";
+  instance.owner = "alice";
+  instance.profile = "default";
+  return instance;
+}
+
+TEST(Json, AnInstanceHasItsMembersInTheOrderOfTheContract) {
+  const boost::json::object json = to_json(InstanceStatus{.instance = instance(), .tap_state = "up"});
+  EXPECT_EQ(names_in(json), (std::vector<std::string>{"id", "guest_address", "guest_addresses", "tap",
+                                                      "owner", "profile", "session_id", "state", "tap_state",
+                                                      "source_mode", "port_forwards", "created_at"}));
+}
+
+TEST(Json, AnInstancesQuotaIsNeverOverdrawn) {
+  const InstanceStatus status{
+      .instance = instance(), .tap_state = "up", .forwards_max = 5, .forwards_now = 6};  // the profile shrank
+  const boost::json::object quota = to_json(status).at("port_forwards").as_object();
+  EXPECT_EQ(quota.at("limit"), 5);
+  EXPECT_EQ(quota.at("current"), 6);
+  EXPECT_EQ(quota.at("available"), 0);
+}
+
+TEST(Json, AnInstanceWhoseEndIsNotOnDiskIsEnding) {
+  InstanceStatus status{.instance = instance(), .tap_state = "up"};
+  EXPECT_EQ(to_json(status).at("state"), "running");
+  status.ending = true;
+  EXPECT_EQ(to_json(status).at("state"), "ending");
+}
+
+TEST(Json, AKeyDoesNotShowItsSecret) {
+  const boost::json::object json = to_json(ApiKey{
+      .id = make_uuid(), .role = Role::kTenant, .owner = "alice", .secret_sha256 = {}, .created_at = {}});
+  EXPECT_EQ(names_in(json), (std::vector<std::string>{"id", "role", "owner", "created_at"}));
+  EXPECT_EQ(json.at("role"), "tenant");
+}
+
+TEST(Json, AConnectionsRatesAreThoseOfItsWholeLife) {
+  LiveConnection connection;
+  connection.age = std::chrono::seconds(2);
+  connection.received_bytes = 1000;
+  EXPECT_EQ(to_json(connection).at("received_bytes_per_second"), 500.0);
+  connection.age = {};
+  EXPECT_EQ(to_json(connection).at("received_bytes_per_second"), 1'000'000.0) << "an age of 0 counts as 1 ms";
+}
+
+}  // namespace
+}  // namespace portway
