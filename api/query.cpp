@@ -10,6 +10,7 @@ namespace {
 
 Error unknown(const std::string& name, const QueryParameters& parameters) {
   std::vector<std::string_view> known;
+  known.reserve(parameters.listed().size());
   for (const QueryParameters::Each& each : parameters.listed()) known.push_back(each.name);
   return {ErrorCode::kUnknownField,
           fmt::format("There is no query parameter {}{}{}.", in_quotes(name),

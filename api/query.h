@@ -125,6 +125,7 @@ template <typename T>
 Parameter<T> choice_parameter(std::string_view name, std::vector<std::pair<std::string_view, T>> choices,
                               ErrorCode refusal) {
   std::vector<std::string_view> words;
+  words.reserve(choices.size());
   for (const auto& [word, value] : choices) words.push_back(word);
   const T first = choices.front().second;
   const auto parse = [choices = std::move(choices)](std::string_view text) -> std::optional<T> {

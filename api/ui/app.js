@@ -1,5 +1,5 @@
-// The page asks the API once a second with the key that was typed in, and at once when an event says that something changed.
-// What comes from tenants goes into the page as text only.
+// The page polls the API once a second with the key that was typed in, and at once after an event. Text from tenants is
+// inserted as text only, never as HTML.
 "use strict";
 
 const kSamples = 120; // of one second
@@ -7,9 +7,9 @@ const kForwardsShown = 50;
 const kPagesMax = 20; // of 1,000
 
 const $ = (id) => document.getElementById(id);
-const blank = $("main").cloneNode(true); // the page as nobody's
+const blank = $("main").cloneNode(true); // before any login
 
-/// What one key has asked for and shown. Nothing of it outlives it.
+/// The state of one login. Nothing of it is kept after the login.
 class Login {
   constructor(key) {
     this.key = key;
@@ -25,7 +25,7 @@ let login = null;
 
 class Forgotten extends Error {}
 
-/// What is awaited on behalf of a login comes through here: when it is there the page may be another's.
+/// Awaits a promise on behalf of a login, and throws if that login has ended meanwhile.
 async function during(mine, promise) {
   const [outcome] = await Promise.allSettled([promise]);
   if (mine !== login) throw new Forgotten();
@@ -63,7 +63,7 @@ function remember(list, value) {
   if (list.length > kSamples) list.shift();
 }
 
-/// A line over the last two minutes; the newest at the right edge.
+/// Draws the last two minutes as a line, with the newest value at the right edge.
 function line(path, values, most, width, height) {
   const step = width / (kSamples - 1);
   const start = width - (values.length - 1) * step;
@@ -179,9 +179,9 @@ function showNode({node}, info, metrics) {
   line($("throughput").querySelector(".sent"), node.sent, most, 240, 60);
   line($("throughput").querySelector(".received"), node.received, most, 240, 60);
   $("throughput-now").textContent =
-    `Throughput: ${rate(node.sent.at(-1))} to clients, ${rate(node.received.at(-1))} from clients; at most ${rate(most)}`;
+    `Throughput: ${rate(node.sent.at(-1))} to clients, ${rate(node.received.at(-1))} from clients; peak ${rate(most)}`;
   line($("connections").querySelector(".sent"), node.connections, Math.max(...node.connections), 240, 60);
-  $("connections-now").textContent = `Connections: ${node.connections.at(-1)}; at most ${Math.max(...node.connections)}`;
+  $("connections-now").textContent = `Connections: ${node.connections.at(-1)}; peak ${Math.max(...node.connections)}`;
 }
 
 function showForwards({history}, forwards) {
@@ -190,7 +190,7 @@ function showForwards({history}, forwards) {
     `${forward.instance_id} ${forward.label} ${forward.host_port} ${forward.guest_port}`.toLowerCase().includes(wanted));
   chosen.sort((a, b) => b.sentRate + b.receivedRate - a.sentRate - a.receivedRate || (a.id < b.id ? 1 : -1));
   const shown = chosen.slice(0, kForwardsShown);
-  $("forwards-count").textContent = `${shown.length} of ${forwards.length}, the busiest and the latest first`;
+  $("forwards-count").textContent = `${shown.length} of ${forwards.length}, busiest first, then latest`;
   $("forwards").replaceChildren(...shown.map((forward) => row([
     forward.instance_id, forward.label, `${forward.hostname}:${forward.host_port}`, forward.bind_addresses.join(", "), forward.guest_port,
     forward.state === "listening" ? ["listening", "good"] : [`failed: ${forward.reason}`, "bad"],
@@ -228,7 +228,7 @@ async function showCloses(mine) {
     [one.how, one.how === "fin" ? "" : "bad"], bytes(one.sent_bytes), bytes(one.received_bytes)])));
 }
 
-/// Gauges without labels out of the node's metrics.
+/// The node's metrics that have no labels. Null without an admin key.
 async function nodeMetrics(mine) {
   const answer = await ask(mine, "/metrics?scope=node");
   if (!answer.ok) return null;
@@ -262,7 +262,7 @@ async function refresh(mine) {
   say(`Up to date at ${new Date().toLocaleTimeString()}.`, false);
 }
 
-/// One at a time; what is asked for meanwhile is done once more afterwards.
+/// Runs one refresh at a time. Calls during a refresh cause one more afterwards.
 async function refreshNow() {
   const mine = login;
   if (mine === null) return;
@@ -275,7 +275,7 @@ async function refreshNow() {
     await refresh(mine);
   } catch (error) {
     if (error instanceof Refused) forget(error.message);
-    else if (!(error instanceof Forgotten)) say(`The node does not answer as it should: ${error.message}`, true);
+    else if (!(error instanceof Forgotten)) say(`Cannot refresh: ${error.message}`, true);
   } finally {
     mine.refreshing = false;
     if (mine.again) {
@@ -289,7 +289,7 @@ async function follow(mine) {
   while (mine === login) {
     try {
       const answer = await ask(mine, "/events");
-      if (!answer.ok) return; // it is asked every second all the same
+      if (!answer.ok) return; // the page still polls every second
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
       for (;;) {
         const {value, done} = await during(mine, reader.read());
@@ -297,13 +297,13 @@ async function follow(mine) {
         if (value.includes("event:")) refreshNow();
       }
     } catch {
-      // The daemon is gone, or comes back: once more, a second later. Or this login is over.
+      // The daemon is down or restarting: retry in a second. Or this login has ended.
     }
     await new Promise((resolve) => setTimeout(resolve, 1000));
   }
 }
 
-/// The page is nobody's again: all of it, whatever was shown.
+/// Ends the login and clears everything that was shown.
 function forget(why) {
   if (login !== null) login.over.abort();
   login = null;
@@ -311,7 +311,7 @@ function forget(why) {
   $("hostname").textContent = "";
   $("forget").hidden = true;
   $("key").value = "";
-  say(why ?? "The key is forgotten.", why !== undefined);
+  say(why ?? "Key forgotten.", why !== undefined);
 }
 
 $("login").addEventListener("submit", (event) => {
@@ -320,7 +320,7 @@ $("login").addEventListener("submit", (event) => {
   forget("");
   login = new Login(typed);
   $("forget").hidden = false;
-  say("Asking…", false);
+  say("Loading…", false);
   refreshNow();
   follow(login);
 });

@@ -260,9 +260,9 @@ TEST(StreamsApi, SixtyFourOfOneTenantDoNotLockOutTheAdmin) {
 TEST(StreamLimits, AreToldInTheContract) {
   const StreamLimits limits;
   const std::string text(openapi_json());
-  EXPECT_THAT(text, HasSubstr(fmt::format("at most {} streams open, one tenant {} and one admin {}",
+  EXPECT_THAT(text, HasSubstr(fmt::format("at most {} open streams, a tenant {} and an admin {},",
                                           limits.node, limits.tenant, limits.admin)));
-  EXPECT_THAT(text, HasSubstr(fmt::format("{} are kept for admins", limits.admins_reserve)));
+  EXPECT_THAT(text, HasSubstr(fmt::format("{} are reserved for admins", limits.admins_reserve)));
 }
 
 }  // namespace
