@@ -40,8 +40,7 @@ class SessionTransport {
   bool is_open() const { return socket_.is_open(); }
   bool has_tls() const { return tls_ != nullptr; }
 
-  /// Agrees on TLS with the client. After a failure, what is written goes out in
-  /// clear text.
+  /// Agrees on TLS with the client. After a failure, what is written goes out in clear text.
   enum class Handshake : std::uint8_t { kDone, kFailed, kGotPlainHttp };
   Awaitable<Handshake> handshake();
 

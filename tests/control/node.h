@@ -94,28 +94,15 @@ class Node {
 
   Response call(std::string method, std::string target, std::string body = "",
                 std::string_view key = kAdminKey) {
-    Request request;
-    request.id = "request-1";
-    request.method = std::move(method);
-    request.target = std::move(target);
-    request.body = std::move(body);
-    if (!key.empty()) request.headers["authorization"] = "Bearer " + std::string(key);
-    if (!request.body.empty()) request.headers["content-type"] = "application/json";
-    return api_->handle(request);
+    return api_->handle(request_of(std::move(method), std::move(target), std::move(body), key));
   }
 
   /// The same with an Idempotency-Key.
   Response call_once(std::string idempotency_key, std::string method, std::string target, std::string body,
                      std::string_view key = kAdminKey) {
-    Request request;
-    request.id = "request-1";
-    request.method = std::move(method);
-    request.target = std::move(target);
-    request.body = std::move(body);
-    request.headers = {{"authorization", "Bearer " + std::string(key)},
-                       {"content-type", "application/json"},
-                       {"idempotency-key", std::move(idempotency_key)}};
-    return api_->handle(request);
+    Request once = request_of(std::move(method), std::move(target), std::move(body), key);
+    once.headers["idempotency-key"] = std::move(idempotency_key);
+    return api_->handle(once);
   }
   /// The whole of a body that is made in pieces.
   static std::string whole(const Response& response) {
@@ -184,6 +171,17 @@ class Node {
   std::vector<IpAddress> lost_addresses;  // public ones that the node does not have
 
  private:
+  static Request request_of(std::string method, std::string target, std::string body, std::string_view key) {
+    Request request;
+    request.id = "request-1";
+    request.method = std::move(method);
+    request.target = std::move(target);
+    request.body = std::move(body);
+    if (!key.empty()) request.headers["authorization"] = "Bearer " + std::string(key);
+    if (!request.body.empty()) request.headers["content-type"] = "application/json";
+    return request;
+  }
+
   ReturnPath* const return_path_;
   const std::string directory_;
   const Config config_;
