@@ -97,7 +97,7 @@ Response Dispatcher::answer(const Request& request, std::string_view& pattern) {
 }
 
 Response Dispatcher::fail(const Request& request, std::string_view pattern, const Error& error) {
-  failures_.tell(request.method, pattern, request.id, error);
+  failures_.report(request.method, pattern, request.id, error);
   return problem(error, request.id);
 }
 

@@ -10,8 +10,8 @@
 
 namespace portway {
 
-void FailureLog::tell(std::string_view method, std::string_view route, std::string_view request_id,
-                      const Error& error) {
+void FailureLog::report(std::string_view method, std::string_view route, std::string_view request_id,
+                        const Error& error) {
   const unsigned status = http_status(error.code);
   if (status < 500) return;
   const auto now = std::chrono::steady_clock::now();

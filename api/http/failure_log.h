@@ -18,7 +18,8 @@ class FailureLog {
   static constexpr int kLinesPerSecond = 10;
 
   /// Does nothing unless the answer's status is 5xx. `route` is the pattern of the request's path.
-  void tell(std::string_view method, std::string_view route, std::string_view request_id, const Error& error);
+  void report(std::string_view method, std::string_view route, std::string_view request_id,
+              const Error& error);
 
  private:
   std::chrono::steady_clock::time_point second_began_{};

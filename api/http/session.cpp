@@ -301,7 +301,7 @@ Response Session::call_handler(const Request& request) const {
 /// The server's own answer to a request that the handler has seen.
 Response Session::fail(const Request& request, const Error& error) const {
   const std::string path = request.target.substr(0, request.target.find('?'));
-  sessions_->failures.tell(request.method, path, request.id, error);
+  sessions_->failures.report(request.method, path, request.id, error);
   return problem(error, request.id);
 }
 
@@ -398,7 +398,7 @@ asio::awaitable<void> Session::send_stream(AnswerFraming framing) {
 
 /// The connection's last answer.
 asio::awaitable<void> Session::refuse(RequestOutline request, Error error) {
-  sessions_->failures.tell(request.method.empty() ? "-" : request.method, "-", request.id, error);
+  sessions_->failures.report(request.method.empty() ? "-" : request.method, "-", request.id, error);
   Response response = problem(error, request.id);
   if (response.status < 500) ++sessions_->stats.requests_refused;
   AnswerFraming framing{

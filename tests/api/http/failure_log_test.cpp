@@ -34,7 +34,7 @@ class Logged {
 TEST(FailureLog, ReportsWhatFailedForWhomAndWhy) {
   const Logged logged;
   FailureLog log;
-  log.tell("PUT", "/instances/{id}", "request-7", {ErrorCode::kStoreUnavailable, "The disk is full."});
+  log.report("PUT", "/instances/{id}", "request-7", {ErrorCode::kStoreUnavailable, "The disk is full."});
   EXPECT_EQ(
       logged.text(),
       "warning API: PUT /instances/{id}: 503 store_unavailable: The disk is full. (request request-7)\n");
@@ -43,7 +43,7 @@ TEST(FailureLog, ReportsWhatFailedForWhomAndWhy) {
 TEST(FailureLog, IsSilentAboutMistakesOfClients) {
   const Logged logged;
   FailureLog log;
-  log.tell("GET", "other", "request-7", {ErrorCode::kNotFound, "There is nothing."});
+  log.report("GET", "other", "request-7", {ErrorCode::kNotFound, "There is nothing."});
   EXPECT_THAT(logged.text(), IsEmpty());
 }
 
@@ -54,12 +54,12 @@ TEST(FailureLog, CountsWhatItLeavesOut) {
   const auto lines = [&logged] { return std::ranges::count(logged.text(), '\n'); };
   int failed = 0;
   while (lines() == failed && failed < 1000) {
-    log.tell("POST", "/x", "r", error);
+    log.report("POST", "/x", "r", error);
     ++failed;
   }
   EXPECT_EQ(lines(), FailureLog::kLinesPerSecond) << "of a flood";
   for (auto before = lines(); lines() == before;)
-    log.tell("POST", "/x", "r", error);  // until the second is over
+    log.report("POST", "/x", "r", error);  // until the second is over
   EXPECT_THAT(logged.text(), HasSubstr(" more of 5xx before it)"));
 }
 
