@@ -1,9 +1,10 @@
 // What the operator decided: one struct, every key, its unit and its default.
 //
-// Loaded once at start by main, from a TOML file, environment variables and flags; constant afterwards and
-// readable by any thread. The keys are strict: what is not known here is refused, with the place and a
-// remedy. config/portway.toml is the reference for operators; it is printed from the same table of keys that
-// the loader uses.
+// Loaded by main at start, from a TOML file, environment variables and flags. There is one live Config: the
+// control thread's, which everything on that thread reads at the time that it needs a value. SIGHUP changes
+// its live keys (take_live_keys); the workers have their own copy of Proxy, which has none. Keys are strict:
+// an unknown one is an error that names the place and a remedy. config/portway.toml is the reference for
+// operators; it is printed from the same keys that the loader uses (config/config_keys.h).
 #pragma once
 
 #include <chrono>
@@ -23,7 +24,7 @@
 namespace portway {
 
 enum class IoBackend : std::uint8_t {
-  kAuto,  // io_uring where the kernel allows it, else epoll
+  kAuto,  // io_uring if the kernel allows it, else epoll
   kUring,
   kEpoll,
 };
@@ -33,43 +34,54 @@ std::string_view to_string(IoBackend backend);
 /// ranges. A default of "" in the file stands for what the field's comment says.
 struct Config {
   struct Node {
-    std::string public_hostname;  // the "hostname" of the API's answers; this machine's name unless set
-    std::vector<IpAddress> public_addresses = {
-        boost::asio::ip::address_v4::any()};  // host ports are bound here; 1-16
+    // The "hostname" of the API's answers; this machine's name unless set.
+    std::string public_hostname = {};
+    // Host ports are bound here; 1-16.
+    std::vector<IpAddress> public_addresses = {boost::asio::ip::address_v4::any()};
 
     friend bool operator==(const Node&, const Node&) = default;
   };
 
   struct Api {
-    ListenAddress listen = Endpoint(boost::asio::ip::address_v4::loopback(), 8080);  // port 0: any free one
-    std::string admin_key_file = "/etc/portway/admin.key";  // made with a random key when missing
-    std::vector<std::uint32_t> admin_uids;  // who is admin without a key, over a Unix socket; 0-64
-    std::string tls_certificate;            // PEM file, the chain included; "": plain HTTP
-    std::string tls_private_key;            // PEM file; with tls_certificate, and only then
-    std::string client_ca;                  // PEM file: who signs the certificates of clients; "": none asked
-    bool allow_guests = false;              // whether guests.networks may connect to the daemon's listeners
-    std::uint32_t rate_limit_per_second = 50;  // requests of one key; 0: no limit
-    std::uint32_t body_max_bytes = 65536;      // of a request; 1,024-16,777,216
+    // Port 0: any free one.
+    ListenAddress listen = Endpoint(boost::asio::ip::address_v4::loopback(), 8080);
+    // Made with a random key if it is missing.
+    std::string admin_key_file = "/etc/portway/admin.key";
+    // Who is admin without a key, over a Unix socket; 0-64.
+    std::vector<std::uint32_t> admin_uids = {};
+    // PEM file with the whole chain; "": plain HTTP.
+    std::string tls_certificate = {};
+    // PEM file; set together with tls_certificate.
+    std::string tls_private_key = {};
+    // PEM file: who signs the certificates of clients; "": clients need none.
+    std::string client_ca = {};
+    // Whether guests.networks may connect to the daemon's listeners.
+    bool allow_guests = false;
+    // Requests of one key; 0: no limit.
+    std::uint32_t rate_limit_per_second = 50;
+    // Of a request; 1,024-16,777,216.
+    std::uint32_t body_max_bytes = 65536;
 
     friend bool operator==(const Api&, const Api&) = default;
   };
 
   struct Metrics {
-    std::optional<ListenAddress>
-        listen;  // a listener without keys for /metrics; none: on the API's listener, with a key
+    // A listener without keys for /metrics; none: on the API's listener, with a key.
+    std::optional<ListenAddress> listen = std::nullopt;
 
     friend bool operator==(const Metrics&, const Metrics&) = default;
   };
 
   struct Ports {
-    PortRange range{20000, 32767};  // host ports; within 1024-65535
+    // Host ports; within 1024-65535.
+    PortRange range{20000, 32767};
 
     friend bool operator==(const Ports&, const Ports&) = default;
   };
 
   struct Guests {
-    std::vector<Cidr>
-        networks;  // a guest's address lies in one of these; empty: no instance can be registered; 0-64
+    // A guest's address lies in one of these; empty: no instance can be registered; 0-64.
+    std::vector<Cidr> networks = {};
 
     friend bool operator==(const Guests&, const Guests&) = default;
   };
@@ -127,35 +139,41 @@ struct Config {
   };
 
   struct Log {
-    std::string access;                       // a line for each connection that ended; empty: none
-    std::uint32_t recent_connections = 1000;  // of those, kept in memory; 0-100,000
+    // A line for each connection that ended; "": no log.
+    std::string access = {};
+    // Of those, kept in memory; 0-100,000.
+    std::uint32_t recent_connections = 1000;
 
     friend bool operator==(const Log&, const Log&) = default;
   };
 
-  Node node;
-  Api api;
-  Metrics metrics;
-  Ports ports;
-  Guests guests;
-  std::map<std::string, Profile, std::less<>> profiles = {{"default", Profile{}}};  // "default" always exists
-  Store store;
-  Proxy proxy;
-  Log log;
+  Node node = {};
+  Api api = {};
+  Metrics metrics = {};
+  Ports ports = {};
+  Guests guests = {};
+  // "default" always exists.
+  std::map<std::string, Profile, std::less<>> profiles = {{"default", Profile{}}};
+  Store store = {};
+  Proxy proxy = {};
+  Log log = {};
 
   friend bool operator==(const Config&, const Config&) = default;
 };
 
 /// A key set outside the file. The later one wins, so the environment's go before the flags'.
 struct Override {
-  std::string key;     // dotted, "api.listen"
-  std::string value;   // as text, without quotes; lists are separated by commas
-  std::string origin;  // what an error names instead of file:line, e.g. "PORTWAY_API_LISTEN"
+  // Dotted: "api.listen".
+  std::string key;
+  // As text, without quotes; lists are separated by commas.
+  std::string value;
+  // What an error names instead of file:line, e.g. "PORTWAY_API_LISTEN".
+  std::string origin;
 };
 
 /// The overrides in an environment (environ(7)): PORTWAY_<TABLE>_<KEY>, e.g. PORTWAY_API_LISTEN or
-/// PORTWAY_PROFILES_DEFAULT_MAX_FORWARDED_PORTS. A name that is nearly a key's is passed on too, for
-/// parse_config to refuse it; other PORTWAY_ variables are not ours (Kubernetes makes PORTWAY_SERVICE_HOST
+/// PORTWAY_PROFILES_DEFAULT_MAX_FORWARDED_PORTS. A name that is nearly a key's is returned too, so that
+/// parse_config refuses it; other PORTWAY_ variables are not ours (Kubernetes makes PORTWAY_SERVICE_HOST
 /// and the like).
 std::vector<Override> environment_overrides(const char* const* environment);
 
@@ -171,8 +189,8 @@ Result<Config> parse_config(std::string_view text, std::string_view source_name,
 /// parse_config on a file of at most 1 MiB.
 Result<Config> load_config(const std::string& path, std::span<const Override> overrides = {});
 
-/// Copies the keys that can change while the daemon runs (SIGHUP) to `running`; returns the names of those
-/// that cannot and differ.
+/// Copies the live keys, those that can change while the daemon runs (SIGHUP), to `running`. Returns the
+/// names of the other keys that differ: they need a restart.
 std::vector<std::string> take_live_keys(Config& running, const Config& wanted);
 
 /// What is allowed but probably not meant: sentences for the log and for --check.

@@ -163,19 +163,19 @@ Result<Principal> KeyRing::authenticate_user(std::uint32_t uid) {
 }
 
 KeyRing::Allowance KeyRing::full_allowance() const {
-  return {.tokens = static_cast<double>(rate_limit_), .refilled = std::chrono::steady_clock::now()};
+  return {.tokens = static_cast<double>(rate_limit()), .refilled = std::chrono::steady_clock::now()};
 }
 
 Result<void> KeyRing::spend(Allowance& allowance) const {
-  if (rate_limit_ == 0) return {};
+  if (rate_limit() == 0) return {};
   const auto now = std::chrono::steady_clock::now();
   const std::chrono::duration<double> elapsed = now - allowance.refilled;
   allowance.refilled = now;
-  allowance.tokens = std::min<double>(rate_limit_, allowance.tokens + elapsed.count() * rate_limit_);
+  allowance.tokens = std::min<double>(rate_limit(), allowance.tokens + elapsed.count() * rate_limit());
   if (allowance.tokens < 1) {
     return Error{.code = ErrorCode::kRateLimited,
-                 .detail = fmt::format("One caller may make {} calls a second; slow down.", rate_limit_),
-                 .limit = rate_limit_};
+                 .detail = fmt::format("One caller may make {} calls a second; slow down.", rate_limit()),
+                 .limit = rate_limit()};
   }
   allowance.tokens -= 1;
   return {};

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "config/config.h"
 #include "control/policy.h"
 #include "control/store.h"
 
@@ -42,8 +43,8 @@ Result<std::string> load_or_make_admin_key(const std::string& path);
 
 class KeyRing {
  public:
-  explicit KeyRing(std::uint32_t rate_limit_per_second) : rate_limit_(rate_limit_per_second) {}
-  void set_rate_limit(std::uint32_t per_second) { rate_limit_ = per_second; }
+  /// Reads rate_limit_per_second, which may change; `config` must outlive the ring.
+  explicit KeyRing(const Config::Api& config) : config_(config) {}
 
   /// A key with the same secret is replaced, and so is one with the same id.
   void add(const ApiKey& key);
@@ -74,7 +75,10 @@ class KeyRing {
   Allowance full_allowance() const;
   Result<void> spend(Allowance& allowance) const;
 
-  std::uint32_t rate_limit_;  // calls a second and in one burst; 0: no limit
+  /// Calls a second and in one burst; 0: no limit.
+  std::uint32_t rate_limit() const { return config_.rate_limit_per_second; }
+
+  const Config::Api& config_;
   // By hash. How long a search takes may tell how much of a hash is right, but an attacker cannot steer a
   // hash byte by byte: each guess at a secret has a hash that is unlike the last one's. The last comparison,
   // which decides, takes the same time for any two hashes all the same.

@@ -94,8 +94,8 @@ class Control::Lease {
   BoundPort port_;
 };
 
-Control::Control(Config config, const Parts& parts)
-    : config_(std::move(config)),
+Control::Control(const Config& config, const Parts& parts)
+    : config_(config),
       store_(parts.store),
       dataplane_(parts.dataplane),
       watch_(parts.watch),
@@ -106,7 +106,7 @@ Control::Control(Config config, const Parts& parts)
       return_path_kept_for_(parts.return_path_kept_for),
       find_lost_addresses_(parts.find_lost_addresses),
       ports_(config_.ports.range),
-      keys_(config_.api.rate_limit_per_second),
+      keys_(config_.api),
       unsaved_(parts.context, store_, registry_,
                {.before_save = [this](const std::string& id,
                                       UnsavedSessions::Entry& entry) { tell_end(id, entry); },
@@ -291,12 +291,6 @@ void Control::retry_failed_forwards() {
     spdlog::info("forward {} of instance {} is served now", to_string(id), instance.id);
     publish(instance, event::ForwardListening{of_event(*forward)});
   }
-}
-
-std::vector<std::string> Control::reload(const Config& wanted) {
-  std::vector<std::string> need_restart = take_live_keys(config_, wanted);
-  keys_.set_rate_limit(config_.api.rate_limit_per_second);
-  return need_restart;
 }
 
 // --- Keys.

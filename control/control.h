@@ -64,7 +64,8 @@ class Control {
     /// Which of these addresses the node does not have now.
     std::function<std::vector<IpAddress>(std::span<const IpAddress>)> find_lost_addresses = addresses_lost;
   };
-  Control(Config config, const Parts& parts);
+  /// `config` must outlive it. Its live keys may change between two calls; they are read where they are used.
+  Control(const Config& config, const Parts& parts);
   ~Control();
   Control(const Control&) = delete;
   Control& operator=(const Control&) = delete;
@@ -80,9 +81,6 @@ class Control {
   /// Tries again what the world prevented: commits that the disk refused, forwards whose port another program
   /// had. Cheap when there is nothing; call it every few seconds.
   void retry();
-
-  /// Takes over what may change while running; returns the keys that differ and need a restart.
-  std::vector<std::string> reload(const Config& wanted);
 
   // --- Keys. The secret is returned once and kept as a hash only.
 
@@ -245,7 +243,7 @@ class Control {
   void retry_port_ways();
   void publish(const Instance& instance, event::Kind kind);
 
-  Config config_;
+  const Config& config_;
   Store& store_;
   Dataplane& dataplane_;
   SessionWatch& watch_;

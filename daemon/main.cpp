@@ -287,13 +287,12 @@ class Daemon final : NodeNumbersReader {
   }
 
  private:
-  /// Whether a client is a guest is looked up in the one configuration that SIGHUP changes.
   ServerOptions server_options(const ListenAddress& listen) {
     return {.listen = listen,
             .body_max_bytes = config_.api.body_max_bytes,
             .answers = &answers_,
             .refuses = [this](const ClientOrigin& client) {
-              return !control_.config().api.allow_guests && control_.is_guest(client.address, client.link);
+              return !config_.api.allow_guests && control_.is_guest(client.address, client.link);
             }};
   }
 
@@ -402,7 +401,7 @@ class Daemon final : NodeNumbersReader {
     } else {
       spdlog::error("SIGHUP: the admin key stays as it was: {}", admin_key.error().detail);
     }
-    const std::vector<std::string> need_restart = control_.reload(*wanted);
+    const std::vector<std::string> need_restart = take_live_keys(config_, *wanted);
     api_server_->drop_refused();
     if (metrics_server_) metrics_server_->drop_refused();
     for (const std::string& warning : warnings(*wanted)) spdlog::warn("{}", warning);
@@ -430,7 +429,7 @@ class Daemon final : NodeNumbersReader {
     });
   }
 
-  const Config config_;  // as it was at start; Control has the one that SIGHUP changes
+  Config config_;  // the one that all others read; SIGHUP changes its live keys
   const Arguments arguments_;
   const DaemonLog& log_;
   const std::unique_ptr<boost::asio::io_context> context_;

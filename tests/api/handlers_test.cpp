@@ -235,7 +235,8 @@ TEST(Api, ADeletedKeyIsUnknownAtOnceAndAfterARestart) {
 
 TEST(Api, AKeyThatCallsTooOftenIsToldWhenToComeBack) {
   Node node;
-  KeyRing ring(2);
+  const Config::Api limits{.rate_limit_per_second = 2};
+  KeyRing ring(limits);
   ring.add({.id = make_uuid(),
             .role = Role::kTenant,
             .owner = "a",
@@ -1021,7 +1022,8 @@ TEST(AdminUids, AreNobodyUnlessConfigured) {
 }
 
 TEST(AdminUids, AreHeldToTheRateLimitEachForItself) {
-  KeyRing keys(2);
+  const Config::Api limits{.rate_limit_per_second = 2};
+  KeyRing keys(limits);
   EXPECT_EQ(keys.authenticate_user(0)->owner, "uid:0");
   EXPECT_TRUE(keys.authenticate_user(0));
   const auto third = keys.authenticate_user(0);

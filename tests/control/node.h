@@ -160,6 +160,7 @@ class Node {
 
   std::string path() const { return directory_ + "/portway.db"; }
   Control& control() { return *control_; }
+  Config& config() { return config_; }  // the live one
   Store& store() { return *store_; }
   Dispatcher& api() { return *api_; }
 
@@ -184,7 +185,7 @@ class Node {
 
   ReturnPath* const return_path_;
   const std::string directory_;
-  const Config config_;
+  Config config_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<SessionWatch> watch_;
   std::unique_ptr<Control> control_;

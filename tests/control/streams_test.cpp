@@ -70,7 +70,8 @@ class StreamsTest : public testing::Test {
     return opened;
   }
 
-  KeyRing keys_{0};
+  const Config::Api config_{.rate_limit_per_second = 0};
+  KeyRing keys_{config_};
   Registry registry_;
   Instance instance_{
       .id = "vm-1", .guest_address = {}, .tap = "tap0", .owner = "alice", .session_id = make_uuid()};
@@ -193,7 +194,8 @@ TEST(StreamsOfTheNode, EndWithItsControl) {
   bool alive = false;
   std::shared_ptr<BodyStream> stream;
   {
-    KeyRing keys(0);
+    const Config::Api config{.rate_limit_per_second = 0};
+    KeyRing keys(config);
     Registry registry;
     Streams streams(keys, registry);
     stream = open_stream(streams, {.caller = {}}, [&] { return std::make_shared<Talker>(alive); }).value();
