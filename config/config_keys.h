@@ -1,41 +1,38 @@
-// The table of configuration keys: names, meanings, ranges and fields. Used by config.cpp only: the loader,
-// the environment's names and the operators' reference are all made from it.
+// The configuration keys by name, and access to their members: what the loader, the environment's names and
+// the operators' reference are made from. Used by config/ only. The keys themselves are in
+// config/visit_keys.h.
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
-#include <variant>
 #include <vector>
 
 #include "config/config.h"
+#include "config/key_rules.h"
 
 namespace portway {
 
-/// What a key can hold, whatever it came from.
-using ConfigValue =
-    std::variant<std::int64_t, std::string, std::vector<std::string>, std::vector<std::int64_t>, bool>;
-
-/// Where a key writes to. The profile matters to profiles.*.* only.
-struct ConfigTarget {
-  Config& config;
-  Profile& profile;
-};
-
 struct ConfigKey {
-  std::string_view name;  // dotted; '*' stands for a profile's name
-  std::string help;       // for operators, a paragraph
-  std::function<ConfigValue(ConfigTarget)> get;
-  /// `value` has the alternative that get() returns. Returns what is wrong with it, or nothing and has set
-  /// the field.
-  std::function<std::optional<std::string>(ConfigTarget, const ConfigValue& value)> set;
-  bool live = false;  // can change while the daemon runs
+  // Dotted; '*' stands for a profile's name.
+  std::string_view name;
+  // For operators, a paragraph.
+  std::string help;
+  ConfigValue default_value;
+  // Can change while the daemon runs.
+  bool live = false;
 };
 
 /// In the order of the reference.
 const std::vector<ConfigKey>& config_keys();
+
+/// The values of all keys, in the order of config_keys(); of the default profile for those of a profile.
+std::vector<ConfigValue> key_values(const Config& config);
+
+/// Sets the key's member in `config`, or in `profile` if it is a profile's. `value` has the alternative of
+/// default_value. Returns what is wrong with it; then nothing is set.
+Problem set_key(Config& config, Profile& profile, const ConfigKey& key, const ConfigValue& value);
 
 /// The key with this dotted name, a profile's by any name ("profiles.small.max_forwarded_ports"); nullptr
 /// when unknown.
@@ -50,7 +47,7 @@ bool is_profile_name(std::string_view name);
 /// True for "api" and the like, "profiles" and "profiles.NAME".
 bool is_config_table(std::string_view name);
 
-/// For an unknown key or table: "did you mean api.listen?", or what there is to choose from.
+/// For an unknown key or table: "did you mean api.listen?", or the choices.
 std::string config_key_remedy(std::string_view name);
 
 /// The dotted name with "default" for the '*'.
@@ -62,7 +59,7 @@ std::string environment_name(const ConfigKey& key);
 /// The least number of characters to insert, delete or replace (Levenshtein).
 std::size_t edit_distance(std::string_view a, std::string_view b);
 
-/// Checks that concern several keys: what is wrong and the key to blame.
+/// What is wrong with several keys together, and the key to blame.
 struct ConfigConflict {
   std::string key;
   std::string problem;

@@ -1,0 +1,149 @@
+#include "config/key_rules.h"
+
+#include <fmt/ranges.h>
+
+#include <array>
+#include <cctype>
+
+namespace portway {
+namespace {
+
+using boost::asio::ip::address_v4;
+
+constexpr std::size_t kHostnameMaxBytes = 253;  // RFC 1035, section 2.3.4, as text
+constexpr std::size_t kPathMaxBytes = 4095;     // PATH_MAX without the terminator
+constexpr std::size_t kPublicAddressesMax = 16;
+constexpr std::size_t kGuestNetworksMax = 64;
+// The default of /proc/sys/kernel/overflowuid, "nobody": what every user who is not mapped into this user
+// namespace looks like.
+constexpr std::int64_t kOverflowUid = 65534;
+
+Error wrong(std::string detail) {
+  return {ErrorCode::kInvalidConfig, std::move(detail), ""};
+}
+
+template <class Enum, std::size_t N>
+Result<Enum> parse_name(std::string_view text, const std::array<std::string_view, N>& names) {
+  const auto* found = std::find(names.begin(), names.end(), text);
+  if (found != names.end()) return static_cast<Enum>(found - names.begin());
+  return wrong(fmt::format("{} is none of \"{}\"", in_quotes(text), fmt::join(names, "\", \"")));
+}
+
+constexpr auto kIoBackendNames = std::to_array<std::string_view>({"auto", "uring", "epoll"});
+static_assert(kIoBackendNames.size() == static_cast<std::size_t>(IoBackend::kEpoll) + 1);
+
+Result<IoBackend> parse_io_backend(std::string_view text) {
+  return parse_name<IoBackend>(text, kIoBackendNames);
+}
+
+Result<SourceMode> parse_mode(std::string_view text) {
+  if (const auto mode = parse_source_mode(text)) return *mode;
+  return wrong(in_quotes(text) + " is none of \"auto\", \"transparent\", \"plain\", \"proxy_v2\"");
+}
+
+template <class Enum>
+std::string show_name(const Enum& value) {
+  return std::string(to_string(value));
+}
+
+Result<std::string> parse_hostname(std::string_view text) {
+  const bool characters = std::all_of(text.begin(), text.end(), [](unsigned char c) {
+    return std::isalnum(c) != 0 || c == '.' || c == '-' || c == '_';
+  });
+  if (text.size() <= kHostnameMaxBytes && characters) return std::string(text);
+  return wrong(in_quotes(text) +
+               " is no host name; give the DNS name or the IPv4 address that clients connect to");
+}
+
+Result<std::string> parse_path(std::string_view text) {
+  if (!text.empty() && text.size() <= kPathMaxBytes && text.find('\0') == std::string_view::npos) {
+    return std::string(text);
+  }
+  return wrong(in_quotes(text) + " is no path of a file; give 1 to 4095 bytes");
+}
+
+Result<std::string> parse_optional_path(std::string_view text) {
+  if (text.empty()) return std::string();
+  return parse_path(text);
+}
+
+std::string show_text(const std::string& text) {
+  return text;
+}
+
+Result<IpAddress> parse_public_address(std::string_view text) {
+  Result<IpAddress> address = parse_address(text);
+  if (address && (address->is_multicast() || *address == IpAddress(address_v4::broadcast()))) {
+    return wrong(in_quotes(text) + " is a multicast or broadcast address; give an address of this machine");
+  }
+  return address;
+}
+
+std::string show_address(const IpAddress& address) {
+  return address.to_string();
+}
+
+Result<std::optional<ListenAddress>> parse_optional_listen(std::string_view text) {
+  std::optional<ListenAddress> listen;
+  if (text.empty()) return listen;
+  Result<ListenAddress> address = parse_listen_address(text);
+  if (!address) return address.error();
+  listen = std::move(*address);
+  return listen;
+}
+
+std::string show_optional_listen(const std::optional<ListenAddress>& address) {
+  return address ? to_string(*address) : "";
+}
+
+Result<PortRange> parse_host_ports(std::string_view text) {
+  Result<PortRange> range = parse_port_range(text);
+  if (range && range->first < 1024) {
+    return wrong(in_quotes(text) + " reaches below 1024, where system services live; start at 1024 or above");
+  }
+  return range;
+}
+
+std::string show_network(const Cidr& network) {
+  return network.to_string();
+}
+
+}  // namespace
+
+std::string_view to_string(IoBackend backend) {
+  return kIoBackendNames[static_cast<std::size_t>(backend)];
+}
+
+Problem Number::check(std::int64_t number) const {
+  if (std::ranges::find(excluded, number) != excluded.end()) return fmt::format("{} {}", number, why);
+  if (number >= min && number <= max) return std::nullopt;
+  return fmt::format("{} is out of range; it must be {} to {}", number, min, max);
+}
+
+Problem Uids::set(std::vector<std::uint32_t>& member, const ConfigValue& value) const {
+  const auto& numbers = std::get<std::vector<std::int64_t>>(value);
+  if (numbers.size() > max) return fmt::format("{} entries; there must be 0 to {}", numbers.size(), max);
+  std::vector<std::uint32_t> uids;
+  for (const std::int64_t number : numbers) {
+    if (number == kOverflowUid) {
+      return fmt::format("{} is \"nobody\", and whoever the kernel cannot name; leave it out", number);
+    }
+    if (number < 0 || number > UINT32_MAX - 1) return fmt::format("{} is no user's id (id -u)", number);
+    uids.push_back(static_cast<std::uint32_t>(number));
+  }
+  member = std::move(uids);
+  return std::nullopt;
+}
+
+const Text<std::string> kHostname{parse_hostname, show_text};
+const Text<std::string> kPath{parse_path, show_text};
+const Text<std::string> kOptionalPath{parse_optional_path, show_text};
+const Text<ListenAddress> kListen{parse_listen_address, to_string};
+const Text<std::optional<ListenAddress>> kOptionalListen{parse_optional_listen, show_optional_listen};
+const Text<PortRange> kHostPorts{parse_host_ports, to_string};
+const Text<IoBackend> kIoBackend{parse_io_backend, show_name};
+const Text<SourceMode> kSourceMode{parse_mode, show_name};
+const List<IpAddress> kPublicAddresses{1, kPublicAddressesMax, parse_public_address, show_address};
+const List<Cidr> kNetworks{0, kGuestNetworksMax, Cidr::parse, show_network};
+
+}  // namespace portway

@@ -1,0 +1,207 @@
+// Every configuration key, said once: its name, whether SIGHUP changes it, its meaning for operators, its
+// member and its rule, in the order of the reference. Loading, the reference and the live difference are
+// visits (config/config_keys.cpp).
+#pragma once
+
+#include <cstdint>
+
+#include "config/config.h"
+#include "config/key_rules.h"
+
+namespace portway {
+
+struct KeyText {
+  // Dotted; '*' stands for a profile's name.
+  std::string_view name;
+  // Can change while the daemon runs.
+  bool live;
+  // For operators, a paragraph.
+  std::string_view help;
+};
+
+/// Calls visit(KeyText, member, rule) for each key, with the members of `profile` for those of a profile.
+/// C and P are Config and Profile, or both const.
+template <class C, class P, class Visit>
+void visit_keys(C& config, P& profile, Visit visit) {
+  constexpr bool kLive = true;
+  constexpr bool kFixed = false;
+  visit(
+      {"node.public_hostname", kLive,
+       "The name clients connect to: the \"hostname\" of the API's answers. Empty: this machine's own name."},
+      config.node.public_hostname, kHostname);
+  visit({"node.public_addresses", kFixed,
+         "The addresses on which host ports are bound, IPv4 or IPv6. Naming the public ones is better than "
+         "0.0.0.0: the ports then stay closed on the node's other addresses."},
+        config.node.public_addresses, kPublicAddresses);
+  visit({"api.listen", kFixed,
+         "Where the REST API listens: ip:port, where port 0 is any free one, or unix:/path. Beyond loopback "
+         "set api.tls_certificate: keys would travel in clear text. A Unix socket has mode 0660 and the "
+         "daemon's group, or its directory's group if the directory is setgid."},
+        config.api.listen, kListen);
+  visit({"api.admin_key_file", kFixed,
+         "The file with the first admin key. If it is missing, it is created at start with a random key, "
+         "mode 0600."},
+        config.api.admin_key_file, kPath);
+  visit({"api.admin_uids", kFixed,
+         "Users (numeric ids) who are admin without a key when they call over the Unix socket, e.g. [0] for "
+         "root. Empty: everybody needs a key."},
+        config.api.admin_uids, Uids{.max = 64});
+  visit({"api.tls_certificate", kFixed,
+         "The PEM file with the API's certificate, followed by the chain of its authorities; api.listen then "
+         "speaks HTTPS only (TLS 1.2 or 1.3). Empty: plain HTTP. metrics.listen stays plain HTTP."},
+        config.api.tls_certificate, kOptionalPath);
+  visit({"api.tls_private_key", kFixed,
+         "The PEM file with the certificate's private key, without a passphrase. Set together with "
+         "api.tls_certificate."},
+        config.api.tls_private_key, kOptionalPath);
+  visit({"api.client_ca", kFixed,
+         "The PEM file with the authorities of clients' certificates: only clients with such a certificate "
+         "can connect, and they need a key as well. Empty: clients need no certificate."},
+        config.api.client_ca, kOptionalPath);
+  visit({"api.allow_guests", kFixed,
+         "Whether guests may connect to api.listen and metrics.listen: clients from guests.networks, with a "
+         "link-local address, or over the tap of an instance. Unless this is true, their connections are "
+         "closed at once."},
+        config.api.allow_guests, Flag{});
+  visit({"api.rate_limit_per_second", kLive,
+         "Requests a second that one key may make; more are answered with 429. 0: no limit."},
+        config.api.rate_limit_per_second, Number{0, 1'000'000});
+  visit({"api.body_max_bytes", kFixed,
+         "The largest body of a request, in bytes; a larger one is answered with 413."},
+        config.api.body_max_bytes, Number{1024, 16'777'216});
+  visit({"metrics.listen", kFixed,
+         "A separate listener for /metrics, ip:port or unix:/path, that needs no key. Empty: /metrics is on "
+         "the API's listener and needs a key."},
+        config.metrics.listen, kOptionalListen);
+  visit({"ports.range", kFixed,
+         "The host ports given to forwards, first-last, within 1024-65535. Keep them apart from the kernel's "
+         "net.ipv4.ip_local_port_range. If they overlap, reserve them with net.ipv4.ip_local_reserved_ports, "
+         "if that leaves the node enough ports (8192 or more) for its own outgoing connections; the log and "
+         "portway doctor name values that fit."},
+        config.ports.range, kHostPorts);
+  visit({"guests.networks", kLive,
+         "The networks the guests live in, e.g. [\"198.18.0.0/15\", \"fd00::/8\"]: a guest's address must "
+         "lie in one of them. Empty: no instance can be registered."},
+        config.guests.networks, kNetworks);
+  visit({"profiles.*.max_forwarded_ports", kLive,
+         "How many port forwards an instance of this profile may have. More profiles are tables beside this "
+         "one, e.g. [profiles.large]; a key that they leave out is as shown here."},
+        profile.max_forwarded_ports, Number{0, 65535});
+  visit({"profiles.*.allow_host_port", kLive,
+         "Whether tenants may ask for a specific host port; admins always may."},
+        profile.allow_host_port, Flag{});
+  visit({"store.path", kFixed,
+         "The database file. SQLite puts files beside it, so its directory must be writable."},
+        config.store.path, kPath);
+  visit({"proxy.workers", kFixed, "Threads that move bytes. 0: one for each core."}, config.proxy.workers,
+        Number{0, 64});
+  visit({"proxy.io_backend", kFixed,
+         "\"uring\" or \"epoll\"; \"auto\" is io_uring if the kernel allows it, else epoll."},
+        config.proxy.io_backend, kIoBackend);
+  visit({"proxy.source_mode", kFixed,
+         "The client's address as guests see it, unless a forward sets its own mode: \"transparent\" is the "
+         "client's own (needs CAP_NET_ADMIN and preferably CAP_BPF; Portway does not start if the node "
+         "cannot do it), \"plain\" is the node's, \"proxy_v2\" is the node's with a PROXY protocol header "
+         "before the client's bytes, \"auto\" is transparent if possible, else plain."},
+        config.proxy.source_mode, kSourceMode);
+  visit(
+      {"proxy.source_rule_preference", kFixed,
+       "The preference of Portway's routing rule in `ip rule`, used if guests see their clients' own "
+       "addresses; the preference before it is taken too. Rules of other programs that come earlier can keep "
+       "guests' answers away. 0: chosen at start, before everybody else's rules, 5109 at most."},
+      config.proxy.source_rule_preference,
+      Number{
+          .min = 0,
+          .max = 32'765,
+          .excluded = {1},
+          .why =
+              "leaves no preference for the rule before it, which is taken too; it must be 0, or 2 or more"});
+  visit({"proxy.source_route_table", kFixed,
+         "The routing table of that rule. It holds one route, local default dev lo, which no other program "
+         "may have there. Not 253 to 255, which are the system's."},
+        config.proxy.source_route_table,
+        Number{.min = 1,
+               .max = UINT32_MAX,
+               .excluded = {253, 254, 255},
+               .why = "is a routing table of the system's (default, main, local); give another one"});
+  visit({"proxy.source_mark_bit", kFixed,
+         "The bit of the packet mark that is Portway's alone: it marks guests' answers for that rule, and is "
+         "cleared from all other packets of guests. Kubernetes uses bits 14 and 15, Cilium 8 to 11, "
+         "Tailscale 16 to 23, Calico by default 16 to 31. Guests do not see clients' addresses if another "
+         "program's routing rule uses the bit."},
+        config.proxy.source_mark_bit, Number{0, 31});
+  visit({"proxy.connections_max", kFixed,
+         "Connections of the whole node at a time; more are reset and counted."},
+        config.proxy.connections_max, Number{1, 1'000'000});
+  visit({"proxy.instance_share_percent", kFixed,
+         "Percentage of proxy.connections_max that one instance can have; the rest is kept for others. A "
+         "forward can have the same percentage of its instance's, and a client address (IPv6: a /64) of its "
+         "forward's. All clients behind a NAT gateway or load balancer in front of the node are one address: "
+         "when the node runs short of connections, that share caps them together. Half-closed connections "
+         "also end sooner then, silent ones first. 100: no shares."},
+        config.proxy.instance_share_percent, Number{1, 100});
+  visit({"proxy.connect_timeout_ms", kFixed, "Milliseconds that a guest has to answer a connection."},
+        config.proxy.connect_timeout, Number{1, 600'000});
+  visit({"proxy.half_close_timeout_s", kFixed,
+         "Seconds of silence after which a half-closed connection (one side has finished sending) is ended. "
+         "0: never."},
+        config.proxy.half_close_timeout, Number{0, 604'800});
+  visit({"proxy.user_timeout_s", kFixed,
+         "Seconds after which a connection is ended if its guest owes an answer and sends none. A guest that "
+         "keeps its window closed, and answers probes of it, stays connected. 0: the kernel's "
+         "net.ipv4.tcp_retries2, about 15 minutes."},
+        config.proxy.user_timeout, Number{0, 86'400});
+  visit({"proxy.guest_receive_buffer_kib", kFixed,
+         "Receive buffer of a connection's socket towards its guest, KiB; it grows for fast clients. Data "
+         "that a slow client has not taken yet waits here and in the guest: a small buffer keeps it fresh. "
+         "0: the kernel's choice (net.ipv4.tcp_rmem)."},
+        config.proxy.guest_receive_buffer, Number{.min = 0, .max = 65'536, .unit = 1024});
+  visit({"proxy.client_receive_buffer_kib", kFixed,
+         "The same for the socket towards the client; it grows for fast guests and long paths. Needs "
+         "CAP_NET_ADMIN. 0, or without it: the kernel's choice."},
+        config.proxy.client_receive_buffer, Number{.min = 0, .max = 65'536, .unit = 1024});
+  visit({"proxy.unsent_max_kib", kFixed,
+         "How much of a connection may wait unsent in a socket, KiB (TCP_NOTSENT_LOWAT). Bytes in flight do "
+         "not count, so long paths are filled. 0: as much as net.ipv4.tcp_wmem allows."},
+        config.proxy.unsent_max, Number{.min = 0, .max = 65'536, .unit = 1024});
+  visit({"proxy.copy_dscp", kFixed,
+         "Whether the DSCP of a client's SYN is copied to what its connection sends to the guest."},
+        config.proxy.copy_dscp, Flag{});
+  visit({"proxy.refused_probe_ms", kFixed,
+         "After a guest has refused a client, the node refuses it too, as under DNAT, until the guest's port "
+         "is open to it again. Portway probes the port while clients come, with SYNs that never become a "
+         "connection, at growing intervals. This is the longest interval, in milliseconds. If guests do not "
+         "see their clients' addresses, all clients of the forward are refused. 0: clients are accepted and "
+         "reset."},
+        config.proxy.refused_probe, Number{0, 10'000});
+  visit({"proxy.busy_poll_us", kFixed,
+         "Microseconds that a worker polls for further events before it sleeps, as long as they follow each "
+         "other within that time: it halves the latency of single connections. Other threads run in between. "
+         "0: workers sleep at once."},
+        config.proxy.busy_poll, Number{0, 1'000});
+  visit({"proxy.keepalive_s", kFixed,
+         "Seconds of silence after which TCP keepalive probes a side. A client that does not answer is "
+         "disconnected. A guest is disconnected only if it answers with a RST, since a paused machine "
+         "answers nothing. 0: never."},
+        config.proxy.keepalive, Number{0, 32'767});
+  visit({"proxy.idle_timeout_s", kFixed,
+         "Seconds of silence in both directions after which a connection is ended. 0: never."},
+        config.proxy.idle_timeout, Number{0, 2'592'000});
+  visit({"proxy.drain_timeout_s", kFixed,
+         "Seconds that connections get to end by themselves when the daemon stops or their forward is "
+         "drained. 0: they are reset at once."},
+        config.proxy.drain_timeout, Number{0, 86'400});
+  visit({"proxy.pipes_max", kFixed,
+         "Pipes of the whole node at a time, each of 256 KiB of kernel memory at most and held only while "
+         "bytes are in flight."},
+        config.proxy.pipes_max, Number{1, 1'000'000});
+  visit({"log.access", kFixed,
+         "A file that gets a line of JSON for each connection that has ended: who ended it, how, and what it "
+         "carried. SIGUSR1 opens the file again after log rotation. Empty: none."},
+        config.log.access, kOptionalPath);
+  visit({"log.recent_connections", kFixed,
+         "How many ended connections are kept in memory, for the API to report why they ended."},
+        config.log.recent_connections, Number{0, 100'000});
+}
+
+}  // namespace portway
