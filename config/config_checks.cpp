@@ -36,15 +36,15 @@ std::optional<ConfigConflict> find_conflict(const Config& config) {
         });
     if (!covers) continue;
     return ConfigConflict{"node.public_addresses",
-                          fmt::format("{} covers the other addresses of its kind, which could "
-                                      "not be bound beside it; leave it or them out",
+                          fmt::format("{} covers the other addresses of its kind, which could not be bound "
+                                      "beside it; leave it or them out",
                                       any.to_string())};
   }
   const auto* endpoint = std::get_if<Endpoint>(&config.api.listen);
   if (config.metrics.listen == config.api.listen && (endpoint == nullptr || endpoint->port() != 0)) {
     return ConfigConflict{"metrics.listen",
-                          fmt::format("{} is where the API listens; give it another port, or leave it "
-                                      "empty to have /metrics on the API's listener",
+                          fmt::format("{} is where the API listens; give it another port, or leave it empty "
+                                      "to have /metrics on the API's listener",
                                       to_string(config.api.listen))};
   }
   return find_tls_conflict(config.api);

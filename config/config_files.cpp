@@ -30,14 +30,14 @@ class Files {
  public:
   std::vector<std::string> warnings;
 
-  /// A file that is made where it is missing.
+  /// A file that the daemon creates if it is missing.
   Result<void> made(std::string_view key, const fs::path& file) const {
     std::error_code ignored;
     if (!fs::is_directory(file, ignored)) return {};
     return unusable(key, file, "it is a directory; name a file");
   }
 
-  /// The directory of a file, made by the daemon where it is missing.
+  /// The directory of a file, which the daemon creates if it is missing.
   Result<void> made_directory(std::string_view key, const fs::path& file) {
     fs::path directory = fs::absolute(file).parent_path();
     std::error_code ignored;
@@ -47,7 +47,7 @@ class Files {
     return writable(key, directory);
   }
 
-  /// One that must be there.
+  /// A directory that must exist.
   Result<void> directory(std::string_view key, const fs::path& file) {
     const fs::path directory = fs::absolute(file).parent_path();
     std::error_code error;
@@ -57,7 +57,7 @@ class Files {
     return writable(key, directory);
   }
 
-  /// One that systemd may make for the daemon.
+  /// A directory that systemd may create for the daemon.
   void runtime_directory(std::string_view key, const fs::path& file) {
     if (const auto found = directory(key, file); !found) {
       warnings.push_back(
@@ -87,10 +87,11 @@ Result<void> check_admin_key(const std::string& path) {
   constexpr std::string_view kKey = "api.admin_key_file";
   struct stat status {};
   if (::stat(path.c_str(), &status) != 0 || (status.st_mode & 077) == 0) return {};
-  return unusable(kKey, path,
-                  fmt::format("others may use it (mode {:o}); chmod 600 it, and make a new key if somebody "
-                              "may have read it",
-                              status.st_mode & 0777));
+  return unusable(
+      kKey, path,
+      fmt::format(
+          "others may use it (mode {:o}); chmod 600 it, and make a new key if somebody may have read it",
+          status.st_mode & 0777));
 }
 
 }  // namespace

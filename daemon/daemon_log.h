@@ -1,8 +1,8 @@
-// The daemon's own log: spdlog's default logger, on standard error, for who reads it there: a terminal, a
-// file, journald, a container's runtime.
+// The daemon's own log: spdlog's default logger, on standard error, where a terminal, a file, journald or a
+// container's runtime reads it.
 //
-// Whoever logs never waits for that reader (control/line_writer.h). What is lost while it stalls is counted,
-// and a line says so where it is missing.
+// Logging never waits for that reader (control/line_writer.h). Lines lost while it stalls are counted, and a
+// line in their place says how many.
 #pragma once
 
 #include <cstdint>
@@ -16,19 +16,20 @@ class DaemonLog {
  public:
   /// spdlog logs here from now on.
   DaemonLog();
-  /// Gives the reader half a second for what is queued. Nothing is logged afterwards.
+  /// Waits half a second at most for the reader to take what is queued. Nothing is logged afterwards.
   ~DaemonLog();
   DaemonLog(const DaemonLog&) = delete;
   DaemonLog& operator=(const DaemonLog&) = delete;
 
-  /// Waits, half a second at most, until the reader has all of it: before something is said elsewhere.
+  /// Waits, half a second at most, until the reader has all of it: before other output.
   void drain();
 
   /// Lines lost. Any thread.
   std::uint64_t lines_dropped() const;
 
  private:
-  const std::shared_ptr<LineWriter> writer_;  // null: no thread could be had, and lines are written at once
+  // Null: no thread could be started, and lines are written directly.
+  const std::shared_ptr<LineWriter> writer_;
 };
 
 }  // namespace portway

@@ -1,12 +1,12 @@
-// Tells systemd how the daemon is doing (sd_notify(3)); nothing happens when it was not started by systemd.
+// Reports the daemon's state to systemd (sd_notify(3)); does nothing if systemd did not start it.
 #pragma once
 
 #include <string_view>
 
 namespace portway {
 
-/// "READY=1", "STOPPING=1", ... False when systemd does not take it now, or no socket can be had: say it
-/// again later. Does not wait.
+/// "READY=1", "STOPPING=1", ... False if systemd does not take it now, or no socket can be opened: try again
+/// later. Does not wait.
 bool notify(std::string_view state);
 
 }  // namespace portway

@@ -26,7 +26,7 @@ class TextWriter {
   using Labels = std::vector<prometheus::ClientMetric::Label>;
 
   void write_histogram(const prometheus::ClientMetric& metric);
-  /// NAME+SUFFIX{labels} up to the value; `bound` becomes the label "le" where there is one.
+  /// NAME+SUFFIX{labels} up to the value; `bound` becomes the label "le" if there is one.
   void begin_sample(std::string_view suffix, const Labels& labels, const double* bound = nullptr);
   void write_number(double value);
 

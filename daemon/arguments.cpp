@@ -1,0 +1,49 @@
+#include "daemon/arguments.h"
+
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <utility>
+
+#include "network/ephemeral_ports.h"
+
+namespace portway {
+
+std::optional<int> parse_arguments(int argc, char** argv, Arguments& arguments) {
+  CLI::App app{"Forwards host ports to the TCP services of microVMs, without netfilter."};
+  app.add_option("--config", arguments.config_path,
+                 "Configuration (TOML); without it, every key has its default");
+  app.add_option("--set", arguments.settings,
+                 "table.key=value: wins over the environment and the file; repeatable");
+  app.add_flag("--check", arguments.check,
+               "Only read the configuration and the files that it names: exits with 0 when they are good, "
+               "else with 2");
+  app.set_version_flag("--version", "portwayd " PORTWAY_VERSION);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : kExitBadConfig;  // 0: help or the version
+  }
+  return std::nullopt;
+}
+
+Result<Config> read_config(const Arguments& arguments) {
+  std::vector<Override> overrides = environment_overrides(::environ);
+  for (const std::string& setting : arguments.settings) {
+    auto parsed = parse_override(setting);
+    if (!parsed) return parsed.error();
+    overrides.push_back(std::move(*parsed));
+  }
+  return arguments.config_path.empty() ? parse_config("", "defaults", overrides)
+                                       : load_config(arguments.config_path, overrides);
+}
+
+std::vector<std::string> warnings(const Config& config) {
+  std::vector<std::string> all = config_warnings(config);
+  if (const auto overlap = ephemeral_overlap(config.ports.range)) {
+    all.push_back(overlap->problem + " " + overlap->remedy);
+  }
+  return all;
+}
+
+}  // namespace portway

@@ -1,0 +1,97 @@
+// The daemon: owns the parts that main has started, connects them, and runs them until a signal stops them.
+// Control thread only.
+#pragma once
+
+#include <boost/asio/io_context.hpp>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "api/dispatch.h"
+#include "api/http/answer_budget.h"
+#include "api/http/server.h"
+#include "config/config.h"
+#include "control/access_log.h"
+#include "control/control.h"
+#include "control/recent_closes.h"
+#include "control/store.h"
+#include "daemon/arguments.h"
+#include "daemon/daemon_log.h"
+#include "daemon/every.h"
+#include "daemon/network_parts.h"
+#include "daemon/signals.h"
+#include "lifecycle/session_watch.h"
+#include "metrics/exporter.h"
+#include "proxy/device_requests.h"
+#include "proxy/proxy.h"
+
+namespace portway {
+
+class Daemon final : NodeNumbersReader {
+ public:
+  /// What works before there is a control plane. Each outlives those after it.
+  struct Parts {
+    std::unique_ptr<boost::asio::io_context> context;
+    std::unique_ptr<Store> store;
+    StartedReturnPath return_path;
+    std::unique_ptr<ClientRefusals> client_refusals;  // may be null
+    std::unique_ptr<DeviceRequests> device_requests;
+    std::unique_ptr<Proxy> proxy;
+    std::unique_ptr<SessionWatch> watch;
+  };
+  Daemon(const Config& config, const Arguments& arguments, const DaemonLog& log, Parts parts);
+
+  /// Restores what the store has, and listens. An error is the reason to exit.
+  Result<void> start();
+
+  /// Until a signal stops it.
+  void run();
+
+ private:
+  ServerOptions server_options(const ListenAddress& listen);
+  NodeNumbers read_numbers() const override;
+  void log_start() const;
+  void stop();
+
+  void on_stop_signal(int signal);
+  void on_reload_signal();
+  void on_reopen_signal();
+  void reload();
+
+  void retry();
+  void drain_closes();
+  void stop_if_idle();
+
+  std::uint64_t open_connections() const;
+  void notify_systemd(const std::string& state);
+
+  Config config_;  // the one that all others read; SIGHUP changes its live keys
+  const Arguments arguments_;
+  const DaemonLog& log_;
+  Parts parts_;
+  ApiStats stats_;
+  AnswerBudget answers_;  // of both servers
+  EventHub events_;
+  // Null: none is wanted.
+  std::unique_ptr<AccessLog> access_log_;
+  RecentCloses recent_closes_{config_.log.recent_connections};
+  Control control_;
+  Exporter exporter_;
+  Dispatcher api_;
+  std::unique_ptr<Server> api_server_;
+  std::unique_ptr<Server> metrics_server_;
+
+  Signals signals_;
+  std::optional<Every> retries_;
+  std::optional<Every> closes_;
+  std::optional<Every> idle_check_;
+  std::chrono::steady_clock::time_point drain_deadline_;
+  // For requests under way when the daemon stops.
+  std::chrono::milliseconds last_answers_{1000};
+  // What systemd has not taken yet; empty: it knows all.
+  std::string pending_state_;
+};
+
+}  // namespace portway

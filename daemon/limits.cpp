@@ -1,0 +1,84 @@
+#include "daemon/limits.h"
+
+#include <malloc.h>
+#include <signal.h>
+#include <spdlog/spdlog.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+namespace portway {
+namespace {
+
+constexpr int kControlNice = -10;                 // beside workers at 0
+constexpr int kOwnMappingBytes = 128 * 1024;      // a block of memory
+constexpr std::uint64_t kRestDescriptors = 1024;  // for all that is no connection, pipe or listener
+constexpr std::uint32_t kAllListeners = UINT32_MAX;
+
+/// Descriptors beside those of connections and pipes: one for each forward and address, and some for the
+/// rest.
+std::uint64_t other_descriptors(const Config& config) {
+  return std::uint64_t{config.ports.range.size()} * config.node.public_addresses.size() + kRestDescriptors;
+}
+
+}  // namespace
+
+void return_large_blocks() {
+  // Set, so that glibc does not raise it to 32 MiB when it sees a large block freed (mallopt(3)): the heap
+  // would keep a burst of large answers for good.
+  ::mallopt(M_MMAP_THRESHOLD, kOwnMappingBytes);
+}
+
+void ignore_signals_of_writes() {
+  ::signal(SIGPIPE, SIG_IGN);  // splice(2) has no MSG_NOSIGNAL
+  ::signal(SIGXFSZ, SIG_IGN);  // under a limit on file size the store's writes fail, and forwarding continues
+}
+
+std::uint32_t raise_descriptor_limit(Config& config) {
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  const std::uint64_t wanted =
+      2ULL * config.proxy.connections_max + 2ULL * config.proxy.pipes_max + other_descriptors(config);
+  if (limit.rlim_max < wanted) {
+    const rlimit higher{.rlim_cur = wanted, .rlim_max = wanted};  // needs CAP_SYS_RESOURCE
+    if (::setrlimit(RLIMIT_NOFILE, &higher) == 0) return kAllListeners;
+  }
+  limit.rlim_cur = std::min<std::uint64_t>(limit.rlim_max, std::max<std::uint64_t>(limit.rlim_cur, wanted));
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+  if (limit.rlim_cur >= wanted) return kAllListeners;
+  // Few nodes forward every port, so an eighth is kept for listeners and the rest. Pipes are used while there
+  // are some and done without when not, so connections get most of what is left.
+  const std::uint64_t kept = std::min<std::uint64_t>(other_descriptors(config), limit.rlim_cur / 8);
+  const std::uint64_t left = limit.rlim_cur - kept;
+  config.proxy.connections_max =
+      static_cast<std::uint32_t>(std::clamp<std::uint64_t>(left * 7 / 16, 1, config.proxy.connections_max));
+  config.proxy.pipes_max =
+      static_cast<std::uint32_t>(std::clamp<std::uint64_t>(left / 16, 1, config.proxy.pipes_max));
+  spdlog::warn(
+      "RLIMIT_NOFILE is {} and {} are wanted: connections are limited to {} and pipes to {}; raise the limit "
+      "(systemd: LimitNOFILE=)",
+      limit.rlim_cur, wanted, config.proxy.connections_max, config.proxy.pipes_max);
+  const std::uint64_t not_wanted = left - std::min<std::uint64_t>(left, 2ULL * config.proxy.connections_max +
+                                                                            2ULL * config.proxy.pipes_max);
+  return static_cast<std::uint32_t>(kept - std::min(kept, kRestDescriptors) + not_wanted);
+}
+
+void prefer_this_thread() {
+  struct {
+    std::uint32_t size = 48;   // SCHED_ATTR_SIZE_VER0
+    std::uint32_t policy = 0;  // SCHED_OTHER
+    std::uint64_t flags = 0;
+    std::int32_t nice = kControlNice;
+    std::uint32_t priority = 0;
+    std::uint64_t runtime_ns = 100'000;  // the shortest slice there is
+    std::uint64_t deadline_ns = 0;
+    std::uint64_t period_ns = 0;
+  } attributes;
+  if (::syscall(SYS_sched_setattr, 0, &attributes, 0U) == 0) return;
+  attributes.nice = 0;
+  (void)::syscall(SYS_sched_setattr, 0, &attributes, 0U);
+}
+
+}  // namespace portway
