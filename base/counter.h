@@ -31,8 +31,9 @@ struct Histogram {
   Counter sum_us;
 
   void observe_us(std::uint64_t us, const std::array<double, N>& bounds_s) {
+    const auto value = static_cast<double>(us);
     std::size_t i = 0;
-    while (i<N&& static_cast<double>(us)> bounds_s[i] * 1e6) ++i;
+    while (i < N && bounds_s[i] * 1e6 < value) ++i;
     buckets[i].add();
     sum_us.add(us);
   }

@@ -89,6 +89,7 @@ struct List {
 
   ConfigValue get(const std::vector<T>& member) const {
     std::vector<std::string> texts;
+    texts.reserve(member.size());
     for (const T& item : member) texts.push_back(show(item));
     return texts;
   }
@@ -98,6 +99,7 @@ struct List {
       return fmt::format("{} entries; there must be {} to {}", texts.size(), min, max);
     }
     std::vector<T> items;
+    items.reserve(texts.size());
     for (const std::string& text : texts) {
       Result<T> parsed = parse(text);
       if (!parsed) return parsed.error().detail;
