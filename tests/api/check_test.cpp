@@ -376,7 +376,7 @@ TEST(GuestStep, WhereThereIsNoRightToAskNothingIsClaimed) {
   const Endpoint guest(boost::asio::ip::make_address("198.19.0.2"), kPort);
   const CheckStep step = guest_step(guest, {.node = EPERM, .client = std::nullopt});
   EXPECT_TRUE(step.ok);
-  EXPECT_THAT(step.detail, HasSubstr("was not asked"));
+  EXPECT_THAT(step.detail, HasSubstr("was not probed"));
 }
 
 }  // namespace

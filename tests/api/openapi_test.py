@@ -1,5 +1,5 @@
 """api/openapi.yaml against the real daemon, both ways: what it documents is produced here, status by status, and validated;
-what is produced and not documented fails. That the daemon has no route besides is for Contract's test in handlers_test.cpp.
+what is produced and not documented fails. That the daemon has no route besides is for contract_test.cpp.
 """
 import contextlib
 import json

@@ -137,6 +137,10 @@ class Node {
   static boost::json::object json(const Response& response) {
     return boost::json::parse(response.body).as_object();
   }
+  /// The id of the forward that a POST has created.
+  static std::string forward_id(const Response& created) {
+    return std::string(json(created).at("port_forward").at("id").as_string());
+  }
   static std::string code(const Response& response) {
     return std::string(json(response).at("code").as_string());
   }

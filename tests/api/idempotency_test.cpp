@@ -1,0 +1,118 @@
+#include "api/idempotency.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "tests/control/node.h"
+
+namespace portway {
+namespace {
+
+using test::Node;
+using testing::HasSubstr;
+
+TEST(Api, TheSameRequestWithTheSameIdempotencyKeyGetsTheSameAnswerAlsoAfterARestart) {
+  Node node;
+  node.put("vm-1");
+  const std::string path = "/instances/vm-1/port-forwards";
+  const Response first = node.call_once("again", "POST", path, R"({"guest_port": 3000})");
+  ASSERT_EQ(first.status, 201U) << first.body;
+  node.restart();
+  const Response second = node.call_once("again", "POST", path, R"({"guest_port": 3000})");
+  EXPECT_EQ(second.status, 201U);
+  EXPECT_EQ(second.body, first.body);
+  EXPECT_EQ(Node::header(second, "Location"), Node::header(first, "Location"));
+  EXPECT_EQ(Node::header(second, "Idempotency-Replayed"), "true");
+  EXPECT_EQ(node.control().registry().forward_count(), 1U);
+
+  const Response other = node.call_once("again", "POST", path, R"({"guest_port": 3001})");
+  EXPECT_EQ(other.status, 422U);
+  EXPECT_EQ(Node::code(other), "idempotency_key_reused");
+  // Another owner's key of the same name is another key.
+  EXPECT_EQ(node.call_once("again", "POST", path, R"({"guest_port": 3001})", node.tenant_key()).status, 201U);
+}
+
+// A 201 promises a port that leads to the caller's guest: said again after that has ended, it would send
+// clients to whoever has the port next.
+TEST(Api, AnAnswerIsNotGivenAgainWhenWhatItMadeIsGone) {
+  const std::string path = "/instances/vm-1/port-forwards";
+  const std::string body = R"({"guest_port": 3000})";
+  for (const std::string end :
+       {"forward deleted", "stopped", "new session", "deleted and registered again"}) {
+    Node node;
+    node.put("vm-1");
+    const std::string tenant = node.tenant_key();
+    const Response first = node.call_once("again", "POST", path, body, tenant);
+    ASSERT_EQ(first.status, 201U) << first.body;
+    if (end == "forward deleted") node.call("DELETE", path + "/" + Node::forward_id(first));
+    if (end == "stopped" || end == "new session") node.call("POST", "/instances/vm-1/stop");
+    if (end == "deleted and registered again") node.call("DELETE", "/instances/vm-1");
+    if (end != "forward deleted" && end != "stopped") node.put("vm-1");
+    for (int run = 0; run < 2; ++run) {
+      const Response again = node.call_once("again", "POST", path, body, tenant);
+      EXPECT_EQ(again.status, 409U) << end << ": " << again.body;
+      EXPECT_EQ(Node::code(again), "idempotent_answer_gone") << end;
+      EXPECT_EQ(node.control().registry().forward_count(), 0U) << "nor is it made again";
+      node.restart();
+    }
+    if (end == "stopped") node.put("vm-1");
+    EXPECT_EQ(node.call_once("another", "POST", path, body, tenant).status, 201U) << end;
+  }
+}
+
+TEST(Api, AnAnswerIsNotGivenAgainToWhoDoesNotSeeTheInstanceAnyMore) {
+  Node node;
+  node.put("vm-1", "alice");
+  const std::string path = "/instances/vm-1/port-forwards";
+  const std::string alice = node.tenant_key("alice");
+  ASSERT_EQ(node.call_once("again", "POST", path, R"({"guest_port": 3000})", alice).status, 201U);
+  node.put("vm-1", "bob");
+  EXPECT_EQ(node.call_once("again", "POST", path, R"({"guest_port": 3000})", alice).status, 404U);
+  node.call("DELETE", "/instances/vm-1");
+  EXPECT_EQ(node.call_once("again", "POST", path, R"({"guest_port": 3000})", alice).status, 404U);
+}
+
+TEST(Api, ABatchsAnswerIsNotGivenAgainWhenOneOfItsForwardsIsGone) {
+  Node node;
+  node.put("vm-1");
+  const std::string path = "/instances/vm-1/port-forwards";
+  const std::string body = R"({"port_forwards": [{"guest_port": 3000}, {"guest_port": 3001}]})";
+  const Response first = node.call_once("again", "POST", path + ":batch", body);
+  ASSERT_EQ(first.status, 201U);
+  EXPECT_EQ(node.call_once("again", "POST", path + ":batch", body).body, first.body);
+  const std::string second(Node::json(first).at("port_forwards").at(1).at("id").as_string());
+  node.call("DELETE", path + "/" + second);
+  const Response again = node.call_once("again", "POST", path + ":batch", body);
+  EXPECT_EQ(again.status, 409U);
+  EXPECT_EQ(Node::code(again), "idempotent_answer_gone");
+  EXPECT_THAT(again.body, HasSubstr("Of the 2 port forwards"));
+  EXPECT_EQ(node.control().registry().forward_count(), 1U);
+}
+
+TEST(Api, WhatWasRefusedMayBeTriedAgainWithTheSameIdempotencyKey) {
+  Node node;
+  node.put("vm-1");
+  const std::string path = "/instances/vm-1/port-forwards:batch";
+  const std::string body = R"({"port_forwards": [{"guest_port": 3000}]})";
+  node.call("POST", "/instances/vm-1/stop");
+  EXPECT_EQ(node.call_once("again", "POST", path, body).status, 409U);
+  node.put("vm-1");
+  EXPECT_EQ(node.call_once("again", "POST", path, body).status, 201U);
+}
+
+TEST(Api, AnIdempotencyKeyHasAShapeAndNoSecretIsRepeated) {
+  Node node;
+  node.put("vm-1");
+  const std::string path = "/instances/vm-1/port-forwards";
+  EXPECT_EQ(node.call_once("", "POST", path, R"({"guest_port": 3000})").status, 422U);
+  EXPECT_EQ(node.call_once(std::string(256, 'x'), "POST", path, R"({"guest_port": 3000})").status, 422U);
+  const Response refused =
+      node.call_once("again", "POST", "/api-keys", R"({"role": "tenant", "owner": "alice"})");
+  EXPECT_EQ(refused.status, 422U);
+  EXPECT_EQ(Node::json(refused).at("field"), "idempotency-key");
+}
+
+}  // namespace
+}  // namespace portway

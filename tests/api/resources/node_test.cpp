@@ -1,0 +1,80 @@
+// Readiness over the API.
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <string>
+#include <string_view>
+#include <thread>
+
+#include "tests/control/node.h"
+
+namespace portway {
+namespace {
+
+using test::Node;
+
+/// What GET /readyz and POST of a forward say, by turns: the same.
+void expect_ready_as_post(Node& node, std::string_view code) {
+  const Response made = node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})");
+  const Response ready = node.call("GET", "/readyz", "", "");
+  if (code.empty()) {
+    EXPECT_EQ(made.status, 201U) << made.body;
+    EXPECT_EQ(ready.status, 200U) << ready.body;
+    return;
+  }
+  EXPECT_EQ(made.status, 503U) << made.body;
+  ASSERT_EQ(ready.status, 503U) << ready.body;
+  EXPECT_EQ(Node::code(made), code);
+  EXPECT_EQ(Node::code(ready), code);
+  EXPECT_FALSE(Node::header(ready, "Retry-After").empty());
+}
+
+TEST(Readiness, EndsWithTheDescriptorsAndComesBackWithThem) {
+  Node node;
+  node.put("vm-1");
+  expect_ready_as_post(node, "");
+  node.dataplane.binds_left = 0;
+  expect_ready_as_post(node, "resource_exhausted");
+  node.dataplane.binds_left = -1;
+  expect_ready_as_post(node, "");
+}
+
+TEST(Readiness, EndsWithTheLastHostPort) {
+  Node node("[ports]\nrange = \"20000-20001\"\n");
+  node.put("vm-1");
+  expect_ready_as_post(node, "");
+  EXPECT_EQ(node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})").status, 201U);
+  expect_ready_as_post(node, "port_pool_exhausted");
+}
+
+TEST(Readiness, EndsWhenTheDaemonGoesDown) {
+  Node node;
+  node.put("vm-1");
+  node.control().drain();
+  expect_ready_as_post(node, "draining");
+}
+
+TEST(Readiness, FollowsTheDiskAlsoWhenNobodyWantsAnythingOfIt) {
+  Node node;
+  node.put("vm-1");
+  const auto becomes = [&node](unsigned status) {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (node.call("GET", "/readyz", "", "").status != status) {
+      if (std::chrono::steady_clock::now() > deadline) return false;
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));  // the store's thread asks the disk
+    }
+    return true;
+  };
+  node.lock_store();
+  EXPECT_TRUE(becomes(503));
+  expect_ready_as_post(node, "store_unavailable");
+  EXPECT_EQ(node.call("GET", "/readyz", "", "").body.find(node.path()), std::string::npos)
+      << "anybody may ask";
+  node.unlock_store();
+  EXPECT_TRUE(becomes(200));
+  expect_ready_as_post(node, "");
+}
+
+}  // namespace
+}  // namespace portway
