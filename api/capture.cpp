@@ -30,7 +30,7 @@ constexpr int kSocketBufferBytes = 4 * 1024 * 1024;
 
 // --- The filter: TCP between the guest's port and anybody, as classic BPF (bpf(4), the kernel's filter.rst).
 
-constexpr std::uint8_t kAccept = 254;  // places that jumps name until they are known
+constexpr std::uint8_t kAccept = 254;  // placeholders for jump targets, resolved by link()
 constexpr std::uint8_t kDrop = 255;
 
 sock_filter load(std::uint16_t size, std::uint32_t offset) {
@@ -88,7 +88,7 @@ std::vector<sock_filter> filter_v6(const Endpoint& guest) {
   };
   std::vector<sock_filter> code = {load(BPF_H, 12), jump(BPF_JEQ, ETH_P_IPV6, 0, kDrop),  //
                                    load(BPF_B, 20), jump(BPF_JEQ, IPPROTO_TCP, 0, kDrop)};
-  for (std::size_t i = 0; i < 4; ++i) {  // from the guest: else on to "to the guest"
+  for (std::size_t i = 0; i < 4; ++i) {  // from the guest; if not, continue with "to the guest"
     code.push_back(load(BPF_W, static_cast<std::uint32_t>(22 + 4 * i)));
     const auto no = static_cast<std::uint8_t>(2 * (3 - i) + 2);
     code.push_back(jump(BPF_JEQ, word(i), 0, no));
@@ -104,11 +104,11 @@ std::vector<sock_filter> filter_v6(const Endpoint& guest) {
   return link(std::move(code));
 }
 
-/// What is to or from one of them.
+/// Accepts what is to or from one of them.
 std::vector<sock_filter> filter_of(const std::vector<Endpoint>& guests) {
   std::vector<sock_filter> code;
   for (const Endpoint& guest : guests) {
-    if (!code.empty()) code.pop_back();  // what one filter drops, the next one looks at
+    if (!code.empty()) code.pop_back();  // what one filter drops, the next one examines
     const std::vector<sock_filter> more = guest.address().is_v6() ? filter_v6(guest) : filter_v4(guest);
     code.insert(code.end(), more.begin(), more.end());
   }
@@ -149,12 +149,12 @@ Error failed(const char* call, const std::string& tap) {
 
 Error no_device(const std::string& tap) {
   return {ErrorCode::kInstanceNotRunning,
-          fmt::format("There is no network device {}: the virtual machine does not run.", tap)};
+          fmt::format("There is no network device {}: the virtual machine is not running.", tap)};
 }
 
 Result<Fd> open_socket(const CaptureOptions& options) {
-  if (options.link == 0) return no_device(options.tap);  // to bind(2) it would be every device
-  // Protocol 0: nothing is received before the filter stands.
+  if (options.link == 0) return no_device(options.tap);  // bind(2) would take 0 for all devices
+  // Protocol 0: nothing is received before the filter is attached.
   Fd fd(::socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd) return failed("socket(AF_PACKET)", options.tap);
   std::vector<sock_filter> code = filter_of(options.guests);
@@ -215,7 +215,7 @@ class Capture final : public BodyStream, public std::enable_shared_from_this<Cap
     return std::exchange(out_, {});
   }
 
-  /// What the socket still holds may be the next session's; the file is whole without it.
+  /// Packets still in the socket may be the next session's; the file is complete without them.
   std::string finish_early() override { return std::exchange(out_, {}); }
 
  private:
@@ -230,7 +230,7 @@ class Capture final : public BodyStream, public std::enable_shared_from_this<Cap
                        });
   }
 
-  /// False when there is none now.
+  /// False if there is none now.
   bool read_packet() {
     alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(timespec))> control;
     iovec buffer{.iov_base = packet_.data(), .iov_len = packet_.size()};
@@ -239,7 +239,7 @@ class Capture final : public BodyStream, public std::enable_shared_from_this<Cap
     message.msg_iovlen = 1;
     message.msg_control = control.data();
     message.msg_controllen = control.size();
-    // MSG_TRUNC: the packet's real size, also where more than fits.
+    // MSG_TRUNC: returns the packet's real size, even if it does not fit.
     const ssize_t size = ::recvmsg(socket_.native_handle(), &message, MSG_TRUNC);
     if (size < 0) {
       over_ = errno != EAGAIN && errno != EINTR;  // ENETDOWN: the tap is gone
@@ -269,7 +269,7 @@ class Capture final : public BodyStream, public std::enable_shared_from_this<Cap
   boost::asio::posix::stream_descriptor socket_;
   boost::asio::steady_timer timer_;
   std::function<void()> wake_;
-  std::size_t left_;  // bytes the file may still get
+  std::size_t left_;  // bytes that may still be added to the file
   std::string out_;   // not read yet
   std::array<char, kSnapBytes> packet_;
   std::uint64_t packets_ = 0;

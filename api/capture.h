@@ -1,8 +1,9 @@
 // A bounded capture of one forward's upstream leg, as a pcap file that Wireshark reads
 // (draft-ietf-opsawg-pcap), for debugging: the packets between the node and the guest's port, on the tap.
 //
-// The kernel filters (SO_ATTACH_FILTER); what does not fit the socket's buffer is dropped and reported. It
-// knows of no session: control/streams.h ends it with that of its instance. Belongs to the control thread.
+// The kernel filters (SO_ATTACH_FILTER) and drops what does not fit into the socket's buffer; the number is
+// reported. The capture does not know sessions: control/streams.h ends it with its instance's. Belongs to the
+// control thread.
 #pragma once
 
 #include <boost/asio/io_context.hpp>
@@ -21,16 +22,16 @@
 namespace portway {
 
 struct CaptureOptions {
-  std::string tap;                    // for messages
-  std::int32_t link = 0;              // the tap's interface index: another device of its name is not captured
-  std::vector<Endpoint> guests;       // its addresses, at most one of each family, with the port
+  std::string tap;               // for messages
+  std::int32_t link = 0;         // the tap's interface index; a later device of that name is not captured
+  std::vector<Endpoint> guests;  // its addresses, at most one of each family, with the port
   std::chrono::seconds duration{10};  // 1-60
   std::size_t max_bytes = 1'000'000;  // of the file, 1,000-16,777,216; packets are cut at 65,535 bytes
 };
 
-/// Begins at once. `on_end` is called with a sentence for the log: how much was captured, and whether the
-/// kernel dropped some. kForbidden without CAP_NET_RAW, kInstanceNotRunning when there is no such device,
-/// kResourceExhausted for others.
+/// Starts at once. `on_end` is called with a text for the log: how many packets were captured and how many
+/// the kernel dropped. kForbidden without CAP_NET_RAW, kInstanceNotRunning if there is no such device,
+/// kResourceExhausted otherwise.
 Result<std::shared_ptr<BodyStream>> start_capture(boost::asio::io_context& context,
                                                   const CaptureOptions& options,
                                                   std::function<void(const std::string& summary)> on_end);

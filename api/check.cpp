@@ -26,10 +26,10 @@ using boost::system::error_code;
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-// How often it is looked for the guest's answer: without CAP_NET_RAW no event tells of it.
-constexpr milliseconds kLookEvery(5);
+// How often the probes are polled: without CAP_NET_RAW no event reports the guest's answer.
+constexpr milliseconds kPollInterval(5);
 
-// Nobody has these (RFC 5737, RFC 3849): they stand for any client.
+// Nobody has these documentation addresses (RFC 5737, RFC 3849): they stand for any client.
 constexpr std::string_view kAnyClientV4 = "192.0.2.1";
 constexpr std::string_view kAnyClientV6 = "2001:db8::1";
 
@@ -37,31 +37,30 @@ CheckStep listener_step(const ForwardStatus& status, bool refusing) {
   const std::string where =
       fmt::format("port {} of {}", status.forward.host_port, fmt::join(status.bind_addresses, ", "));
   if (!status.lost_addresses.empty()) {
-    return {"listener", false,
-            fmt::format("The node does not have {} now, where it is to listen: nothing for it arrives. Add "
-                        "the address to an "
-                        "interface (ip address add); the forward works again at once.",
-                        fmt::join(to_strings(status.lost_addresses), ", "))};
+    return {
+        "listener", false,
+        fmt::format("The node does not have {} now, so clients' packets do not arrive. Add the address to an "
+                    "interface (ip address add); the forward works again at once.",
+                    fmt::join(to_strings(status.lost_addresses), ", "))};
   }
   if (refusing) {
-    return {"listener", false,
-            fmt::format("The node listens on {}, and refuses clients there now, since the guest has refused "
-                        "one: guest port {} "
-                        "was closed. The guest is asked again every few milliseconds to a second "
-                        "(proxy.refused_probe_ms); "
-                        "once it answers, clients get through.",
-                        where, status.forward.guest_port)};
+    return {
+        "listener", false,
+        fmt::format("The node listens on {}, but refuses clients there now, because the guest has refused "
+                    "one: guest port {} was closed. The guest is probed every few milliseconds to a second "
+                    "(proxy.refused_probe_ms); once it answers, clients get through.",
+                    where, status.forward.guest_port)};
   }
   if (status.failure.empty()) return {"listener", true, fmt::format("The node listens on {}.", where)};
-  return {
-      "listener", false,
-      fmt::format("The node does not listen on {}: {} It is tried again every few seconds; to get another "
-                  "port, delete the forward and make it anew.",
-                  where, status.failure)};
+  return {"listener", false,
+          fmt::format(
+              "The node does not listen on {}: {} It retries every few seconds; to get another port, delete "
+              "the forward and create it again.",
+              where, status.failure)};
 }
 
-/// The guest's addresses that clients are led to, or the client that is asked for.
-std::vector<IpAddress> addresses_asked(const CheckSubject& subject) {
+/// The guest's addresses that clients are forwarded to, or the client in question.
+std::vector<IpAddress> addresses_in_question(const CheckSubject& subject) {
   const Instance& instance = subject.instance;
   if (!subject.client) return guest_addresses(instance);
   const bool to_v6 = instance.guest_address_v6 && is_genuine_v6(*subject.client);
@@ -73,27 +72,27 @@ SourcePlan plan_to(const CheckSubject& subject, const IpAddress& address) {
   return address == subject.instance.guest_address_v6 ? source.plan_v6 : source.plan;
 }
 
-/// Why a client is turned away although allowed_cidrs lets it in; empty when it is not.
-std::string turned_away(const CheckSubject& subject) {
+/// Why a client is rejected although allowed_cidrs admits it; empty if it is not.
+std::string why_rejected(const CheckSubject& subject) {
   const ForwardSource source = subject.forward.source;
-  const std::vector<IpAddress> addresses = addresses_asked(subject);
+  const std::vector<IpAddress> addresses = addresses_in_question(subject);
   for (const IpAddress& address : addresses) {
     if (!source.required || plan_to(subject, address) != SourcePlan::kNoReturnPath) continue;
     return fmt::format(
-        "source_mode is transparent, and nothing leads the answers of {} back to this node: its clients are "
-        "reset. GET /v1/info or the instance says why; or choose another source_mode.",
+        "source_mode is transparent, but there is no return path for the answers of {}: its clients are "
+        "reset. GET /v1/info or the instance has the reason. Or choose another source_mode.",
         address.to_string());
   }
   if (!subject.client || plan_to(subject, addresses.front()) != SourcePlan::kTransparent) return "";
   const auto plan = plan_source({*subject.client, 0}, {addresses.front(), 0});
   if (!plan) {
-    return fmt::format("{} is a link-local address, which no router would carry to a guest: it is reset.",
+    return fmt::format("{} is a link-local address, which no router would forward to a guest: it is reset.",
                        subject.client->to_string());
   }
   if (source.required && *plan == SourcePlan::kFamily) {
     return fmt::format(
-        "source_mode is transparent, and the guest cannot be shown {}, which is of the other "
-        "family: it is reset. Choose another source_mode, or give the instance an address of its family.",
+        "source_mode is transparent, but the guest cannot see {}, which is of the other address family: it "
+        "is reset. Choose another source_mode, or give the instance an address of that family.",
         subject.client->to_string());
   }
   return "";
@@ -102,12 +101,13 @@ std::string turned_away(const CheckSubject& subject) {
 CheckStep source_step(const CheckSubject& subject) {
   const TrafficLimits& limits = subject.forward.forward.limits;
   const std::optional<IpAddress>& client = subject.client;
-  if (const std::string why = turned_away(subject); !why.empty()) return {"source", false, why};
-  if (limits.allowed_cidrs.empty()) return {"source", true, "Clients may come from anywhere."};
+  if (const std::string why = why_rejected(subject); !why.empty()) return {"source", false, why};
+  if (limits.allowed_cidrs.empty()) return {"source", true, "Clients may connect from anywhere."};
   std::vector<std::string> names;
   for (const Cidr& network : limits.allowed_cidrs) names.push_back(network.to_string());
-  const std::string allowed = fmt::format("allowed_cidrs lets in {}", fmt::join(names, ", "));
-  if (!client) return {"source", true, allowed + "; other clients are reset. Ask with ?client=ADDRESS."};
+  const std::string allowed = fmt::format("allowed_cidrs admits {}", fmt::join(names, ", "));
+  if (!client)
+    return {"source", true, allowed + "; other clients are reset. Check one with ?client=ADDRESS."};
   const bool in = std::ranges::any_of(limits.allowed_cidrs,
                                       [&](const Cidr& network) { return network.contains(*client); });
   if (in) return {"source", true, fmt::format("{}, and so {}.", allowed, client->to_string())};
@@ -120,26 +120,27 @@ CheckStep tap_step(const Instance& instance, TapState state, const std::string& 
     case TapState::kUp:
       return {"tap", true, fmt::format("{} is up and has a carrier.", instance.tap)};
     case TapState::kNoCarrier:
-      return {"tap", false,
-              fmt::format("{} has no carrier: no virtual machine holds it open. Start the machine.",
-                          instance.tap)};
+      return {
+          "tap", false,
+          fmt::format("{} has no carrier: no virtual machine has it open. Start the machine.", instance.tap)};
     case TapState::kMissing:
       break;
   }
   return {"tap", false,
-          fmt::format("There is no network device {}. Create the tap, or register the instance with the one "
-                      "its machine has.",
-                      instance.tap)};
+          fmt::format(
+              "There is no network device {}. Create the tap, or register the instance with the tap that its "
+              "machine uses.",
+              instance.tap)};
 }
 
-/// The session's own tap, whatever its name is by now.
+/// The session's own tap, even if it was renamed.
 int device_of(const Instance& instance) {
   return instance.tap_index != 0 ? instance.tap_index
                                  : static_cast<int>(::if_nametoindex(instance.tap.c_str()));
 }
 
-/// Why the kernel would not take what the guest answers to `socket`, which is connected to it; empty where it
-/// does.
+/// Why the kernel would drop the guest's answers to `socket`, which is connected to it; empty if it would
+/// not.
 std::string why_dropped(const Instance& instance, const IpAddress& address, int device, const Fd& socket) {
   Endpoint local;
   auto size = static_cast<socklen_t>(local.capacity());
@@ -154,19 +155,19 @@ std::string why_dropped(const Instance& instance, const IpAddress& address, int 
   const auto other = out.error == 0 && out.link != device ? find_device(**netlink, out.link) : std::nullopt;
   if (!other) {
     return fmt::format(
-        "The kernel drops what comes from {0} over {1}: its check of the source address (rp_filter) does not "
-        "accept it. Give {1} an address in the guest's network, or run: ip route add {0} dev {1}",
+        "The kernel drops packets from {0} over {1}: its source address check (rp_filter) rejects them. Give "
+        "{1} an address in the guest's network, or run: ip route add {0} dev {1}",
         guest, instance.tap);
   }
   return fmt::format(
-      "The kernel drops what comes from {0} over {1}: the route to {0} leads over {2}, and {1} checks "
-      "source addresses strictly (rp_filter is 1). Is another machine with that address behind {2}? Give "
-      "each an "
-      "address of its own; else run: ip route add {0} dev {1}",
+      "The kernel drops packets from {0} over {1}: the route to {0} leads over {2}, and {1} checks source "
+      "addresses strictly (rp_filter is 1). Is another machine with that address behind {2}? Give each "
+      "machine an address of its own; otherwise run: ip route add {0} dev {1}",
       guest, instance.tap, other->name);
 }
 
-/// A socket as the data plane's upstream ones are; connecting a datagram socket asks for the route only.
+/// Looks up the route with a socket like the data plane's upstream ones; connecting a datagram socket sends
+/// nothing.
 CheckStep route_step(const Instance& instance, const IpAddress& address) {
   const Endpoint guest(address, 9);
   const int device = device_of(instance);
@@ -184,8 +185,9 @@ CheckStep route_step(const Instance& instance, const IpAddress& address) {
               address.to_string(), instance.tap, std::strerror(errno), address.to_string(), instance.tap)};
 }
 
-/// Where the guest would see a client's address: that one, or else one that stands for any.
-std::optional<IpAddress> asking_client(const CheckSubject& subject, const Endpoint& guest) {
+/// The client address to probe the guest from, if it would see one: the client in question, or one that
+/// stands for any.
+std::optional<IpAddress> probing_client(const CheckSubject& subject, const Endpoint& guest) {
   if (plan_to(subject, guest.address()) != SourcePlan::kTransparent) return std::nullopt;
   const IpAddress client = subject.client.value_or(
       boost::asio::ip::make_address(guest.address().is_v4() ? kAnyClientV4 : kAnyClientV6));
@@ -193,8 +195,7 @@ std::optional<IpAddress> asking_client(const CheckSubject& subject, const Endpoi
   return plan && is_transparent(*plan) ? std::optional(client) : std::nullopt;
 }
 
-/// One check. While it waits for the guest it is its reader's alone: nobody is connected to for an answer
-/// that nobody takes any more.
+/// One check. Only its reader owns it: if the client goes away, the probes end.
 class Check final : public BodyStream, public std::enable_shared_from_this<Check> {
  public:
   Check(boost::asio::io_context& context, const CheckSubject& subject) : subject_(subject), timer_(context) {}
@@ -204,12 +205,12 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
     add(source_step(subject_));
     add(tap_step(subject_.instance, subject_.tap_state, subject_.tap_fault));
     if (!steps_.back().ok) return finish();
-    for (const IpAddress& address : addresses_asked(subject_)) {
+    for (const IpAddress& address : addresses_in_question(subject_)) {
       add(route_step(subject_.instance, address));
       if (steps_.back().ok) guests_.push_back({.guest = {address, subject_.forward.forward.guest_port}});
     }
     if (guests_.empty()) return finish();
-    ask(timeout);
+    probe(timeout);
   }
 
   std::optional<std::string> read() override {
@@ -220,7 +221,7 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
   std::string finish_early() override {
     if (!finished_) {
       add({"guest", false,
-           "The instance's session ended before its guest had answered: nothing is behind the forward any "
+           "The instance's session ended before its guest answered: nothing is behind the forward any "
            "more."});
       finish();
     }
@@ -246,72 +247,72 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
     if (wake_) wake_();
   }
 
-  /// A guest's port, asked from one address.
-  struct Asked {
-    SynProbe probe;
+  /// The guest's port, probed from one address.
+  struct Probe {
+    SynProbe socket;
     int answer = -EAGAIN;
   };
   enum : std::size_t { kFromNode, kFromClient };
   /// The port at one of the guest's addresses.
   struct Guest {
     Endpoint guest;
-    std::optional<IpAddress> client = std::nullopt;  // that it is asked from, beside the node
-    std::array<Asked, 2> asked = {};
-    milliseconds after{};  // it had answered all
+    std::optional<IpAddress> client = std::nullopt;  // probed from it too, besides the node
+    std::array<Probe, 2> probes = {};
+    milliseconds after{};  // when the last probe was answered
     bool answered = false;
   };
 
-  void ask(milliseconds timeout) {
+  void probe(milliseconds timeout) {
     deadline_ = began_ + timeout;
     for (Guest& guest : guests_) {
-      guest.client = asking_client(subject_, guest.guest);
+      guest.client = probing_client(subject_, guest.guest);
       SynProbeTarget target{.guest = guest.guest, .device = device_of(subject_.instance)};
-      open(guest.asked[kFromNode], target);
+      open(guest.probes[kFromNode], target);
       target.source = guest.client;
-      if (guest.client) open(guest.asked[kFromClient], target);
+      if (guest.client) open(guest.probes[kFromClient], target);
     }
-    look();
+    poll();
   }
 
-  static void open(Asked& asked, const SynProbeTarget& target) {
-    const int error = SynProbe::open(target, asked.probe);
-    if (error != 0) asked.answer = error;
+  static void open(Probe& probe, const SynProbeTarget& target) {
+    const int error = SynProbe::open(target, probe.socket);
+    if (error != 0) probe.answer = error;
   }
 
-  /// False while an answer is waited for.
-  bool look_at(Guest& guest) const {
+  /// False while an answer is missing.
+  bool poll(Guest& guest) const {
     const bool over = steady_clock::now() >= deadline_;
     bool waiting = false;
-    for (std::size_t i = 0; i < (guest.client ? guest.asked.size() : 1); ++i) {
-      Asked& asked = guest.asked[i];
-      if (asked.answer == -EAGAIN) asked.answer = asked.probe.answer();
-      if (asked.answer == -EAGAIN && over) asked.answer = -ETIMEDOUT;
-      waiting |= asked.answer == -EAGAIN;
+    for (std::size_t i = 0; i < (guest.client ? guest.probes.size() : 1); ++i) {
+      Probe& probe = guest.probes[i];
+      if (probe.answer == -EAGAIN) probe.answer = probe.socket.answer();
+      if (probe.answer == -EAGAIN && over) probe.answer = -ETIMEDOUT;
+      waiting |= probe.answer == -EAGAIN;
     }
     if (!waiting && !std::exchange(guest.answered, true))
       guest.after = std::chrono::duration_cast<milliseconds>(steady_clock::now() - began_);
     return !waiting;
   }
 
-  void look() {
+  void poll() {
     if (finished_) return;
     bool waiting = false;
-    for (Guest& guest : guests_) waiting |= !look_at(guest);
+    for (Guest& guest : guests_) waiting |= !poll(guest);
     if (!waiting) return answered();
-    timer_.expires_after(kLookEvery);
+    timer_.expires_after(kPollInterval);
     timer_.async_wait([weak = weak_from_this()](error_code cancelled) {
       const auto self = weak.lock();
-      if (self && !cancelled) self->look();
+      if (self && !cancelled) self->poll();
     });
   }
 
   void answered() {
     for (const Guest& guest : guests_) {
       GuestAnswers answers;
-      answers.node = -guest.asked[kFromNode].answer;
+      answers.node = -guest.probes[kFromNode].answer;
       answers.any_client = !subject_.client;
       if (guest.client) {
-        answers.client = -guest.asked[kFromClient].answer;
+        answers.client = -guest.probes[kFromClient].answer;
         answers.client_address = *guest.client;
       }
       answers.after = guest.after;
@@ -323,7 +324,7 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
   const CheckSubject subject_;
   const steady_clock::time_point began_ = steady_clock::now();
   steady_clock::time_point deadline_;
-  std::vector<Guest> guests_;  // that are asked
+  std::vector<Guest> guests_;  // the addresses to probe
   boost::asio::steady_timer timer_;
   std::vector<CheckStep> steps_;
   std::function<void()> wake_;
@@ -331,7 +332,7 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
   bool read_ = false;
 };
 
-/// All who were asked for got this answer; `whence` says who they are.
+/// Every probe got this answer; `whence` says from where they were sent.
 CheckStep one_answer(const Endpoint& guest, int error, const std::string& whence, milliseconds after) {
   const std::string where = to_string(guest);
   switch (error) {
@@ -341,18 +342,18 @@ CheckStep one_answer(const Endpoint& guest, int error, const std::string& whence
     case ECONNREFUSED:
       return {
           "guest", false,
-          fmt::format("The guest answers{}, but nothing listens on {}. Start the service; if it runs, is it "
-                      "bound to 0.0.0.0 (or ::) and not to 127.0.0.1?",
-                      whence, where)};
+          fmt::format(
+              "The guest answers{}, but nothing listens on {}. Start the service. If it is running, is it "
+              "bound to 0.0.0.0 (or ::), not to 127.0.0.1?",
+              whence, where)};
     case ETIMEDOUT:
       return {"guest", false,
-              fmt::format(
-                  "The guest does not answer{} on {} within {} ms. Is it still booting, paused, or does a "
-                  "firewall in it drop packets?",
-                  whence, where, after.count())};
+              fmt::format("The guest does not answer{} on {} within {} ms. Is it still booting or paused, or "
+                          "does its own firewall drop packets?",
+                          whence, where, after.count())};
     case EHOSTUNREACH:
       return {"guest", false,
-              fmt::format("Nobody on the tap has the address {}. Compare guest_address with the guest's own "
+              fmt::format("Nothing on the tap has the address {}. Compare guest_address with the guest's own "
                           "configuration.",
                           guest.address().to_string())};
     case EADDRNOTAVAIL:
@@ -363,30 +364,31 @@ CheckStep one_answer(const Endpoint& guest, int error, const std::string& whence
                           where)};
     case EPERM:
       return {"guest", true,
-              fmt::format("{} was not asked: portwayd needs CAP_NET_ADMIN or CAP_NET_RAW for that.", where)};
+              fmt::format("{} was not probed: that needs CAP_NET_ADMIN or CAP_NET_RAW.", where)};
     default:
       return {"guest", false, fmt::format("The node cannot connect to {}: {}.", where, std::strerror(error))};
   }
 }
 
-/// A client got another answer than the node.
+/// The client's address and the node's got different answers.
 CheckStep two_answers(const Endpoint& guest, int node, int client, const std::string& from,
                       milliseconds after) {
   constexpr std::string_view kFilterOrRoute =
-      "Does it have a default route that leads to the node, and does its own firewall let clients in? With "
-      "source_mode plain, clients come from the node's address.";
+      "Does it have a default route to the node, and does its own firewall admit clients? With source_mode "
+      "plain, clients come from the node's address.";
   const std::string where = to_string(guest);
   if (client == 0) {
     return {"guest", true,
-            fmt::format("A service accepts connections on {}{} ({} ms). The node's own address gets no such "
-                        "answer, and no client needs it.",
-                        where, from, after.count())};
+            fmt::format(
+                "A service accepts connections on {}{} ({} ms). The node's own address gets no such answer, "
+                "but no client depends on it.",
+                where, from, after.count())};
   }
   if (client == ECONNREFUSED) {
     return {"guest", false,
             node == 0
-                ? fmt::format("A service on {} answers the node, but the guest refuses connections{}: its "
-                              "own firewall does. Let them in there.",
+                ? fmt::format("A service on {} answers the node, but the guest refuses connections{}, "
+                              "probably by its own firewall. Admit them there.",
                               where, from)
                 : fmt::format("The guest refuses connections to {}{}: nothing listens, or its own firewall "
                               "refuses them. It does not answer the node at all.",
@@ -410,14 +412,15 @@ CheckStep two_answers(const Endpoint& guest, int node, int client, const std::st
 
 CheckStep guest_step(const Endpoint& guest, const GuestAnswers& answers) {
   const auto& [node, client, address, any_client, after] = answers;
-  // The kernel tells only the node's own address that nobody is there.
+  // Only for probes from its own address does the kernel report that nothing answers ARP.
   if (!client || *client == EPERM || (node == EHOSTUNREACH && *client == ETIMEDOUT)) {
     return one_answer(guest, node, "", after);
   }
   const std::string from =
-      any_client ? fmt::format(" from clients' addresses (asked from {}; ?client=ADDRESS asks from another)",
-                               address.to_string())
-                 : fmt::format(" from {}", address.to_string());
+      any_client
+          ? fmt::format(" from clients' addresses (probed from {}; ?client=ADDRESS probes from another)",
+                        address.to_string())
+          : fmt::format(" from {}", address.to_string());
   if (*client == node) return one_answer(guest, node, from + " and from the node", after);
   return two_answers(guest, node, *client, from, after);
 }

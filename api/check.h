@@ -1,6 +1,6 @@
-// Explains a forward step by step, from the listener to the guest's answer to a SYN: what a tenant whose
-// service cannot be reached would otherwise ask the operator. The service never gets a connection
-// (network/syn_probe.h). Where guests see their clients' addresses, it is asked from one of them too.
+// Diagnoses a forward step by step, from the listener to the guest's answer to a SYN, so that a tenant whose
+// service cannot be reached does not have to ask the operator. The service never sees a connection
+// (network/syn_probe.h). If guests see their clients' addresses, it is also probed from one of them.
 //
 // Belongs to the control thread. The last step waits for the guest, so the answer is a stream.
 #pragma once
@@ -20,22 +20,22 @@
 namespace portway {
 
 struct CheckStep {
-  std::string step;    // "listener", "source", "tap", "route", "guest"
-  bool ok = false;     //
-  std::string detail;  // what is so, and where it is not ok, what to do about it
+  std::string step;  // "listener", "source", "tap", "route", "guest"
+  bool ok = false;
+  std::string detail;  // the finding and, if it is not ok, the remedy
 };
 
-/// What the SYNs to a guest's port were answered with: an errno as connect(2) has it, 0 when a service
-/// answered, ETIMEDOUT when nothing came.
+/// The answers to the SYNs sent to a guest's port, as an errno of connect(2): 0 if a service answered,
+/// ETIMEDOUT if nothing did.
 struct GuestAnswers {
   int node = 0;                              // to the node's address
   std::optional<int> client = std::nullopt;  // to a client's; none: clients come from the node's address
   IpAddress client_address = {};             // which one
-  bool any_client = true;                    // it stands for any of them; false: it was asked for
+  bool any_client = true;                    // it stands for any client; false: it is the one in question
   std::chrono::milliseconds after{};
 };
 
-/// The last step: `ok` is what clients would see.
+/// The last step: `ok` is what clients would get.
 CheckStep guest_step(const Endpoint& guest, const GuestAnswers& answers);
 
 struct CheckSubject {
@@ -44,12 +44,12 @@ struct CheckSubject {
   TapState tap_state = TapState::kMissing;
   std::string tap_fault = {};       // SessionWatch::tap_fault()
   bool refusing = false;            // Dataplane::refuses()
-  std::optional<IpAddress> client;  // would this one be let in, and answered?
+  std::optional<IpAddress> client;  // check whether this one would be admitted and answered
 };
 
 /// The JSON object {"check": {"ok", "steps": [...]}}, once the guest has answered or `timeout` has passed.
-/// Steps after the first that is not ok are left out where they could say nothing. A guest with two addresses
-/// is asked at both, or at the one that the client is led to: "route" and "guest" are told of each.
+/// Steps after a failed one are omitted if they would say nothing. A guest with two addresses is probed on
+/// both, or on the one that the client is forwarded to, with a "route" and a "guest" step for each.
 std::shared_ptr<BodyStream> check_forward(boost::asio::io_context& context, const CheckSubject& subject,
                                           std::chrono::milliseconds timeout = std::chrono::seconds(2));
 

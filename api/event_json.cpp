@@ -13,10 +13,10 @@
 namespace portway {
 namespace {
 
-// One read gives at most about this much: what waits for a slow client is not in our memory twice.
+// A read returns about this much at most, so that what waits for a slow client is not in memory twice.
 constexpr std::size_t kReadBytes = 64 * 1024;
-constexpr std::string_view kRetry = "retry: 1000\n";  // a client's wait before it connects again, ms
-constexpr std::string_view kComment = ":\n\n";        // what readers skip
+constexpr std::string_view kRetry = "retry: 1000\n";  // ms that a client waits before it reconnects
+constexpr std::string_view kComment = ":\n\n";        // readers skip it
 
 template <class Kind>
 concept IsAboutAForward = requires(const Kind& kind) {
@@ -84,7 +84,7 @@ class EventStream final : public BodyStream {
     if (std::exchange(first_, false)) {
       text = kRetry;
       const bool has_gap = item && item->event == nullptr;
-      if (!has_gap) text += kComment;  // something to see at once that it is open
+      if (!has_gap) text += kComment;  // shows at once that the stream is open
     }
     while (item) {
       text += sse(*item);

@@ -9,7 +9,7 @@
 namespace portway {
 namespace {
 
-/// Those that are set.
+/// The limits that are set.
 void add_limits(boost::json::object& out, const TrafficLimits& limits) {
   if (!limits.allowed_cidrs.empty()) {
     boost::json::array networks;
@@ -46,7 +46,7 @@ boost::json::object to_json(const ForwardStatus& status) {
   out["bind_address"] = status.bind_addresses.front();
   out["bind_addresses"] = boost::json::array(status.bind_addresses.begin(), status.bind_addresses.end());
   add_source(out, status.source.of_all());
-  // Its clients are turned away rather than seen as the node.
+  // Clients are rejected rather than shown with the node's address.
   if (status.source.required) out["source_mode"] = source_mode(SourcePlan::kTransparent);
   out["created_at"] = to_rfc3339(forward.created_at);
   add_limits(out, forward.limits);

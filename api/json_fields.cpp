@@ -149,7 +149,7 @@ void JsonFields::each(std::string_view name, std::size_t least, std::size_t most
 }
 
 std::optional<Error> JsonFields::finish() {
-  // First of all: a mistyped name explains the field that is missing.
+  // Before other errors: a mistyped name explains the missing field.
   for (const auto& [key, value] : object_) {
     if (std::ranges::find(known_, std::string_view(key)) != known_.end()) continue;
     return Error{ErrorCode::kUnknownField,
@@ -162,7 +162,7 @@ std::optional<Error> JsonFields::finish() {
 const boost::json::value* JsonFields::find(std::string_view name, bool required) {
   if (std::ranges::find(known_, name) == known_.end()) known_.emplace_back(name);
   const boost::json::value* value = object_.if_contains(name);
-  if (value != nullptr && value->is_null()) value = nullptr;  // null says "not given"
+  if (value != nullptr && value->is_null()) value = nullptr;  // null means "not given"
   if (value == nullptr && required)
     fail(ErrorCode::kInvalidRequest, name, fmt::format("{} is required.", name));
   return value;

@@ -20,19 +20,18 @@
 
 namespace portway {
 
-/// Reads the fields of a JSON object: a request's body, or one of a list's. The first thing that is wrong is
-/// remembered; later reads give empty values. Every field must be asked for: finish() refuses those that were
-/// not, by name.
+/// Reads the fields of a JSON object: a request's body, or an element of a list. Remembers the first error; a
+/// field that does not fit reads as an empty value. finish() rejects, by name, every field that was not read.
 class JsonFields {
  public:
   explicit JsonFields(const Request& request);
-  /// `path` stands before the names of fields in errors, e.g. "port_forwards[2].".
+  /// Errors put `path` before the names of fields, e.g. "port_forwards[2].".
   JsonFields(const boost::json::object& object, std::string path) : path_(std::move(path)), object_(object) {}
 
   std::string string(std::string_view name);  // required
   std::string string_or(std::string_view name, std::string_view fallback);
   std::optional<std::string> string_or_none(std::string_view name);
-  /// `code` is the error for a number that is no integer or out of the range.
+  /// `code` is the error for what is not an integer in the range.
   std::int64_t integer(std::string_view name, std::int64_t least, std::int64_t most,
                        ErrorCode code = ErrorCode::kInvalidRequest);  // required
   std::optional<std::int64_t> integer_or_none(std::string_view name, std::int64_t least, std::int64_t most,
@@ -41,18 +40,18 @@ class JsonFields {
   /// Calls `read` with the fields of each object in a list of `least` to `most`.
   void each(std::string_view name, std::size_t least, std::size_t most,
             const std::function<std::optional<Error>(JsonFields fields)>& read);  // required
-  /// Networks; none where the field is null or not given.
+  /// Networks; none if the field is null or absent.
   std::vector<Cidr> networks(std::string_view name, std::size_t most);
-  /// Addresses, at least one; none where the field is null or not given.
+  /// Addresses, at least one; none if the field is null or absent.
   std::vector<IpAddress> addresses(std::string_view name, std::size_t most);
-  /// Was the field given, also as null?
+  /// Whether the field was given, even as null.
   bool given(std::string_view name) { return find(name, false) != nullptr || object_.contains(name); }
 
-  /// What was read makes no sense: kInvalidRequest.
+  /// Rejects a value that was read: kInvalidRequest.
   void refuse(std::string_view name, std::string detail) {
     fail(ErrorCode::kInvalidRequest, name, std::move(detail));
   }
-  /// What is wrong, or nothing.
+  /// The error, if there is one.
   std::optional<Error> finish();
 
  private:

@@ -1,4 +1,4 @@
-// The API's contract, api/openapi.yaml, as the JSON that GET /openapi.json answers. Made by the build.
+// The API's contract, api/openapi.yaml, as the JSON of GET /openapi.json. Made by the build.
 #pragma once
 
 #include <string_view>

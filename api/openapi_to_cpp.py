@@ -2,7 +2,7 @@
 
     openapi_to_cpp.py openapi.yaml OUTPUT.cpp
 
-The bytes are an array: a literal as long as that is more than compilers promise to take.
+The bytes are an array, because compilers need not accept a string literal of that length.
 """
 import json
 import sys

@@ -1,4 +1,4 @@
-// The files of the page at /ui, api/ui, carried inside the daemon. Made by the build. Any thread.
+// The files of the page at /ui, from api/ui, embedded in the daemon by the build. Any thread.
 #pragma once
 
 #include <span>
@@ -14,10 +14,9 @@ struct UiFile {
 
 std::span<const UiFile> ui_files();
 
-/// For every file: nothing but its own scripts, styles and API, and in nobody's frame.
+/// The Content-Security-Policy of every file: only its own scripts, styles and API, and no framing.
 inline constexpr std::string_view kUiPolicy =
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    "base-uri "
-    "'none'; form-action 'none'; frame-ancestors 'none'";
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 }  // namespace portway

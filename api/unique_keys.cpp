@@ -9,7 +9,7 @@
 namespace portway {
 namespace {
 
-/// Boost.JSON's parser calls it for each part; false ends the parsing.
+/// Boost.JSON's parser calls it for each part; returning false stops the parser.
 struct KeyChecker {
   using Error = boost::system::error_code;
   using Text = boost::json::string_view;
@@ -56,8 +56,8 @@ struct KeyChecker {
   static bool on_comment_part(Text, Error&) { return true; }
   static bool on_comment(Text, Error&) { return true; }
 
-  std::vector<std::set<std::string>> levels;  // the names so far of the objects around the current place
-  std::string key;                            // as much of it as has come
+  std::vector<std::set<std::string>> levels;  // the names seen in the enclosing objects, outermost first
+  std::string key;                            // the part of it that was parsed
   std::optional<std::string> duplicate;
 };
 

@@ -1,5 +1,5 @@
-// JSON's objects may name a member twice, and readers differ in which one counts (RFC 8259, section 4): what
-// one checks another would not use.
+// A JSON object may name a member twice, and parsers differ in which one counts (RFC 8259, section 4): one
+// program would check a value that another does not use.
 #pragma once
 
 #include <optional>
@@ -8,8 +8,8 @@
 
 namespace portway {
 
-/// The first name that an object in `json`, at any depth, gives twice; nothing when none does or where `json`
-/// is not JSON.
+/// The first name that an object in `json`, at any depth, has twice; nothing if there is none or if `json` is
+/// not JSON.
 std::optional<std::string> duplicate_key(std::string_view json);
 
 }  // namespace portway
