@@ -59,6 +59,12 @@ struct OfForward {
   std::uint16_t host_port = 0;
   std::string label;
 };
+inline OfForward of(const Forward& forward) {
+  return {.id = forward.id,
+          .guest_port = forward.guest_port,
+          .host_port = forward.host_port,
+          .label = forward.label};
+}
 
 struct ForwardCreated {
   static constexpr std::string_view kType = "forward.created";

@@ -1,4 +1,5 @@
-// Instances and forwards as they are now: what was promised, what stands in the way of it, what they carry.
+// Instances, forwards and the node as they are now: what was promised, what stands in its way, what it
+// carries.
 #pragma once
 
 #include <cstddef>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "base/forward.h"
+#include "config/config.h"
 #include "network/source_plan.h"
 #include "proxy/dataplane.h"
 #include "proxy/stats.h"
@@ -35,6 +37,23 @@ struct InstanceStatus {
   std::size_t forwards_now = 0;
   SourcePlan source = SourcePlan::kPlain;  // of forwards that ask for nothing else
   std::string_view source_reason = "";     // why there is no return path, where there is none
+};
+
+/// The node as a whole.
+struct NodeInfo {
+  std::string hostname;           // node.public_hostname
+  std::string io_backend;         // NodeStats::io_backend
+  std::string io_backend_reason;  // why not the preferred one; empty if it is
+  std::size_t workers = 0;
+  SourcePlan source = SourcePlan::kPlain;  // to an instance with which nothing is wrong
+  std::string source_reason;               // why there is no return path although it was wanted
+  std::string_view return_path;            // "bpf" or "rules"; empty if there is none
+  bool has_source_guard = false;
+  std::size_t instances = 0;
+  std::size_t forwards = 0;
+  PortRange ports;
+  std::uint32_t ports_used = 0;
+  std::uint32_t ports_free = 0;
 };
 
 }  // namespace portway

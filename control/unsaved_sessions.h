@@ -26,7 +26,7 @@ class UnsavedSessions {
   struct Entry {
     Instance on_disk;               // as it is there
     std::vector<Forward> forwards;  // that have ended and are on disk still: their ports stay taken
-    bool end_told = true;           // false: it has ended, and nobody was told yet
+    bool end_reported = true;       // false: it has ended, and nobody knows yet
     std::uint64_t change = 0;       // the last one
   };
   struct Callbacks {

@@ -214,7 +214,7 @@ void Daemon::retry() {
 /// Takes the records of connections that have ended from the workers.
 void Daemon::drain_closes() {
   parts_.proxy->drain_closes([this](CloseRecord&& record) {
-    if (!got_through(record.cause.how)) control_.tell_refused(record);
+    if (!got_through(record.cause.how)) control_.report_refused(record);
     if (access_log_) access_log_->write(record);
     recent_closes_.add(std::move(record));
   });

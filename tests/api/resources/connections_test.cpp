@@ -96,10 +96,10 @@ TEST_F(ConnectionsApi, WhatEndedInTheFormerOwnersTimeIsNotTheNextOnes) {
   (void)events->read();
   CloseRecord refused{.forward = served};
   refused.ended_at = std::chrono::seconds(19);
-  node.control().tell_refused(refused);
+  node.control().report_refused(refused);
   EXPECT_EQ(events->read().value(), "");
   refused.ended_at = std::chrono::seconds(21);
-  node.control().tell_refused(refused);
+  node.control().report_refused(refused);
   EXPECT_NE(events->read().value().find("connection.refused"), std::string::npos);
 }
 
@@ -115,7 +115,7 @@ TEST_F(ConnectionsApi, RefusedClientsOfOneInstanceCrowdOutNoOthers) {
   const auto refuse = [&](const ForwardId& id, const std::string& instance) {
     CloseRecord record{.forward = std::make_shared<ServedForward>(
                            ForwardRoute{.id = id, .upstream = {}, .instance_id = instance}, 1)};
-    node.control().tell_refused(record);
+    node.control().report_refused(record);
   };
   for (int i = 0; i < 1000; ++i) refuse(forward, "vm-1");
   refuse(others, "vm-2");

@@ -1,0 +1,302 @@
+// Control's instances and their sessions: begun, changed, and ended by the orchestrator or by the world.
+#include "control/control.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
+#include "control/not_found.h"
+
+namespace portway {
+namespace {
+
+/// What the records of a session's connections say.
+CloseHow close_how(SessionEnd end) {
+  const bool tap_gone = end == SessionEnd::kCarrierLost || end == SessionEnd::kTapDeleted;
+  return tap_gone ? CloseHow::kTapGone : CloseHow::kInstanceStopped;
+}
+
+Result<void> check_session(const std::optional<Uuid>& meant, const Instance* known) {
+  if (!meant || (known != nullptr && known->session_id == *meant)) return {};
+  return Error{ErrorCode::kSessionMismatch,
+               known == nullptr
+                   ? fmt::format("There is no instance with session {}.", to_string(*meant))
+                   : fmt::format("Instance {} has session {} now; the one in session_id is over.", known->id,
+                                 to_string(known->session_id)),
+               "session_id"};
+}
+
+}  // namespace
+
+Result<Control::PutInstance> Control::put_instance(Instance asked, const std::optional<Uuid>& session,
+                                                   std::string_view by) {
+  if (auto running = check_running(); !running) return running.error();
+  const auto host_addresses = local_addresses();
+  if (!host_addresses) return host_addresses.error();
+  const InstanceLimits limits{config_.guests.networks, *host_addresses, config_.profiles};
+  if (auto checked = check_instance(asked, limits); !checked) return checked.error();
+
+  watch_.refresh(asked.id);  // a session whose end has not been noticed yet is not there any more
+  if (const Instance* known = registry_.find_instance(asked.id); auto meant = check_session(session, known)) {
+    const bool running = known != nullptr && known->state == InstanceState::kRunning;
+    if (running && is_machine_of(*known, asked)) return change_in_place(asked, by);
+  } else {
+    return meant.error();
+  }
+  if (auto identified = watch_.identify(asked); !identified) return identified.error();
+  if (auto free = check_tap_is_free(asked); !free) return free.error();
+  if (std::string fault = watch_.tap_fault(asked); !fault.empty()) {
+    return Error{ErrorCode::kInvalidRequest, std::move(fault), "tap"};
+  }
+  const Instance* before = registry_.find_instance(asked.id);
+  const bool created = before == nullptr;
+  asked.session_id = make_uuid();
+  asked.state = InstanceState::kRunning;
+  asked.created_at = created ? now() : before->created_at;
+  asked.boot_id = boot_id();
+  if (auto stored = store_.start_session(asked); !stored) return stored.error();
+  if (!created) replace_session(*registry_.find_instance(asked.id), asked);
+  const Instance& instance = registry_.put_instance(asked);
+  streams_.recheck();
+  spdlog::info("instance {}: session {} at {} behind {}{}, by {}", instance.id,
+               to_string(instance.session_id), fmt::join(to_strings(guest_addresses(instance)), " and "),
+               instance.tap, instance.tap_index != 0 ? ", armed" : "", by);
+  publish(instance, event::InstanceStarted());
+  if (const auto over = take_up(asked)) end_session(asked.id, *over);
+  return PutInstance{instance, created};
+}
+
+/// The same machine at the same place: the rest of a registration changes in place. Its tap may have another
+/// name by now, and the name that it had may be another tap's.
+bool Control::is_machine_of(const Instance& known, const Instance& asked) const {
+  if (guest_addresses(known) != guest_addresses(asked)) return false;
+  const std::int32_t named = watch_.interface_of(asked);
+  return known.tap_index != 0 && named != 0 ? named == known.tap_index : known.tap == asked.tap;
+}
+
+/// Another owner, profile, process or name of the tap of a session that continues, with its forwards and
+/// connections: those beyond a smaller profile's quota stay.
+Result<Control::PutInstance> Control::change_in_place(const Instance& asked, std::string_view by) {
+  const auto change = [&asked](Instance instance, std::uint64_t vmm_started) {
+    instance.owner = asked.owner;
+    instance.profile = asked.profile;
+    instance.tap = asked.tap;
+    instance.vmm_pid = asked.vmm_pid;
+    instance.vmm_started = vmm_started;
+    return instance;
+  };
+  const Instance before = *registry_.find_instance(asked.id);
+  std::vector<std::string_view> changed;
+  if (before.owner != asked.owner) changed.push_back("owner");
+  if (before.profile != asked.profile) changed.push_back("profile");
+  if (before.vmm_pid != asked.vmm_pid) changed.push_back("vmm_pid");
+  if (before.tap != asked.tap) changed.push_back("tap");
+  if (changed.empty()) return PutInstance{*registry_.find_instance(asked.id), false};
+  Instance wanted = change(before, before.vmm_started);
+  if (before.vmm_pid != asked.vmm_pid) {
+    if (auto identified = SessionWatch::identify_process(wanted); !identified) return identified.error();
+  }
+  if (auto stored = store_.put_instance(wanted); !stored) return stored.error();
+  if (UnsavedSessions::Entry* unsaved = unsaved_.find(asked.id)) unsaved->on_disk = wanted;
+  const Instance* known = registry_.find_instance(asked.id);
+  if (known->state != InstanceState::kRunning) return put_instance(asked, {}, by);  // it has ended meanwhile
+  const Instance& instance = registry_.put_instance(change(*known, wanted.vmm_started));
+  streams_.recheck();
+  spdlog::info("instance {}: session {} continues with another {}, by {}", instance.id,
+               to_string(instance.session_id), fmt::join(changed, ", "), by);
+  // The previous owner does not see the instance any more, and learns why from this.
+  if (before.owner != instance.owner) {
+    dataplane_.change_owner(instance.session_id);
+    publish(before, event::InstanceUpdated{{"owner"}});
+  }
+  publish(instance, event::InstanceUpdated{changed});
+  if (before.vmm_pid != instance.vmm_pid) {
+    if (const auto over = watch_.set_process(instance)) end_session(asked.id, *over);
+  }
+  return PutInstance{instance, false};
+}
+
+/// The disk has the new session, and nothing of the old one any more.
+void Control::replace_session(const Instance& old, const Instance& replacement) {
+  on_saved(old.id, unsaved_.take(old.id));
+  if (old.state != InstanceState::kRunning) return;
+  Instance replaced = old;
+  replaced.state = InstanceState::kStopped;
+  replaced.ended = SessionEnd::kReplaced;
+  const std::vector<Forward> ended = end_in_memory(replaced);
+  give_back_ports(ended);
+  spdlog::info("instance {}: session {} replaced by {}, ended with {} forwards", replaced.id,
+               to_string(replaced.session_id), to_string(replacement.session_id), ended.size());
+  publish_stopped(replaced, ended.size());
+}
+
+/// Two running instances behind one interface would let the clients of one reach the other's machine. Names
+/// do not show that: an interface may have had another one when its session began.
+Result<void> Control::check_tap_is_free(const Instance& asked) const {
+  const std::int32_t wanted = watch_.interface_of(asked);
+  for (const Instance* other : registry_.instances()) {
+    if (other->id == asked.id || other->state != InstanceState::kRunning) continue;
+    const std::int32_t taken = watch_.interface_of(*other);
+    const bool both_missing = wanted == 0 && taken == 0;
+    if (both_missing ? other->tap != asked.tap : taken != wanted) continue;
+    return Error{ErrorCode::kTapInUse,
+                 fmt::format("tap {} belongs to the running instance {}; stop that one first, or give this "
+                             "machine's own tap.",
+                             in_quotes(asked.tap), other->id),
+                 "tap"};
+  }
+  return {};
+}
+
+void Control::on_armed(const std::string& instance_id, const TapIdentity& tap) {
+  const Instance* known = registry_.find_instance(instance_id);
+  if (known == nullptr) return;
+  unsaved_.change(*known);
+  Instance instance = *known;
+  instance.tap_index = tap.index;
+  instance.tap_carrier_downs = tap.carrier_downs;
+  instance.idle_tap = {};
+  const Instance& armed = registry_.put_instance(std::move(instance));
+  streams_.recheck();
+  source_paths_.enable(armed);
+  source_paths_.apply(armed);
+  // Afterwards: until it has a device, no connection to the guest is made.
+  dataplane_.set_device(armed.session_id, armed.tap_index);
+  spdlog::info("instance {}: session {} armed, its tap {} (interface {}) has a carrier", armed.id,
+               to_string(armed.session_id), armed.tap, armed.tap_index);
+  publish(armed, event::InstanceTapUp());
+  source_paths_.report_fault(armed);
+}
+
+void Control::on_idle_tap(const std::string& instance_id, const TapIdentity& tap) {
+  const Instance* known = registry_.find_instance(instance_id);
+  if (known == nullptr) return;
+  unsaved_.change(*known);
+  Instance instance = *known;
+  instance.idle_tap = tap;
+  registry_.put_instance(std::move(instance));
+}
+
+/// It is the same interface, so it is the same machine. `tap` stays as registered, so that registering the
+/// instance again stays idempotent.
+void Control::on_tap_renamed(const std::string& instance_id, const std::string& name) {
+  const Instance* known = registry_.find_instance(instance_id);
+  if (known == nullptr) return;
+  spdlog::info("instance {}: its tap {} is called {} now", instance_id, known->tap, name);
+  publish(*known, event::InstanceTapRenamed{.tap = known->tap, .name = name});
+}
+
+Result<void> Control::stop_instance(std::string_view id, const std::optional<Uuid>& session,
+                                    std::string_view by) {
+  const Instance* known = registry_.find_instance(id);
+  if (known == nullptr) return no_such_instance();
+  if (auto meant = check_session(session, known); !meant) return meant;
+  const auto stopped_now = [](Instance instance) {
+    if (instance.state == InstanceState::kRunning) instance.ended = SessionEnd::kStopped;
+    instance.state = InstanceState::kStopped;
+    return instance;
+  };
+  UnsavedSessions::Entry* unsaved = unsaved_.find(id);
+  const std::uint64_t change = unsaved == nullptr ? 0 : unsaved->change;
+  if (known->state == InstanceState::kStopped && unsaved == nullptr) return {};
+  if (auto stored = store_.end_session(stopped_now(*known)); !stored) return stored.error();
+  known = registry_.find_instance(id);
+  unsaved = unsaved_.find(id);
+  const bool changed = unsaved != nullptr && unsaved->change != change;
+  if (known->state == InstanceState::kStopped && changed) {
+    // Its machine has gone meanwhile: that is the reason to save. That the session is over is on disk.
+    unsaved->on_disk = stopped_now(unsaved->on_disk);
+    report_end(known->id, *unsaved);
+    return {};
+  }
+  on_saved(known->id, unsaved_.take(id));
+  if (known->state == InstanceState::kStopped) return {};
+  const Instance stopped = stopped_now(*known);
+  const std::vector<Forward> ended = end_in_memory(stopped);
+  give_back_ports(ended);
+  report_stopped(stopped, ended.size(), by);
+  return {};
+}
+
+Result<void> Control::delete_instance(std::string_view id, const std::optional<Uuid>& session,
+                                      std::string_view by) {
+  const Instance* known = registry_.find_instance(id);
+  if (known == nullptr) return no_such_instance();
+  if (auto meant = check_session(session, known); !meant) return meant;
+  if (auto stored = store_.delete_instance(id); !stored) return stored.error();
+  const Instance deleted = *registry_.find_instance(id);
+  give_back_ports(unsaved_.take(id).forwards);
+  watch_.forget(id);
+  source_paths_.retire(deleted.id);
+  const std::vector<Forward> forwards = registry_.remove_instance(id);
+  streams_.recheck();
+  stop_serving(deleted.session_id, forwards, CloseHow::kInstanceStopped);
+  give_back_ports(forwards);
+  spdlog::info("instance {}: deleted with session {} and {} forwards, by {}", deleted.id,
+               to_string(deleted.session_id), forwards.size(), by);
+  publish(deleted, event::InstanceDeleted());
+  return {};
+}
+
+void Control::end_session(std::string_view id, SessionEnd why) {
+  const Instance* known = registry_.find_instance(id);
+  if (known == nullptr || known->state == InstanceState::kStopped) return;
+  UnsavedSessions::Entry& unsaved = unsaved_.change(*known);
+  Instance stopped = *known;
+  stopped.state = InstanceState::kStopped;
+  stopped.ended = why;
+  unsaved.end_reported = false;
+  std::ranges::move(end_in_memory(stopped), std::back_inserter(unsaved.forwards));
+  report_end(stopped.id, unsaved);
+}
+
+/// Unless a restart would not find out again that the session is over.
+void Control::report_end(const std::string& instance_id, UnsavedSessions::Entry& unsaved) {
+  if (unsaved.end_reported) return;
+  const Instance& stopped = *registry_.find_instance(instance_id);
+  unsaved.end_reported = unsaved.on_disk.state == InstanceState::kStopped ||
+                         stopped.ended == SessionEnd::kNodeRebooted || watch_.stays_over(unsaved.on_disk);
+  if (unsaved.end_reported) report_stopped(stopped, unsaved.forwards.size());
+}
+
+/// Its forwards are not served any more; their ports are still taken.
+std::vector<Forward> Control::end_in_memory(const Instance& stopped) {
+  watch_.forget(stopped.id);
+  source_paths_.retire(stopped.id);
+  std::vector<Forward> forwards = registry_.remove_forwards(stopped.id);
+  stop_serving(stopped.session_id, forwards, close_how(*stopped.ended));
+  if (making_.leases != nullptr && making_.instance_id == stopped.id) {
+    for (auto& lease : *making_.leases) lease->close();
+  }
+  registry_.put_instance(stopped);
+  streams_.recheck();
+  return forwards;
+}
+
+void Control::report_stopped(const Instance& stopped, std::size_t forwards, std::string_view by) {
+  spdlog::info("instance {}: session {} ended with {} forwards: {}{}{}", stopped.id,
+               to_string(stopped.session_id), forwards, to_string(*stopped.ended), by.empty() ? "" : ", by ",
+               by);
+  publish_stopped(stopped, forwards);
+}
+
+void Control::publish_stopped(const Instance& stopped, std::size_t forwards) {
+  publish(stopped, event::InstanceStopped{.reason = *stopped.ended, .port_forwards = forwards});
+}
+
+/// The disk has the instance as it is, and nothing of its sessions that are over.
+void Control::on_saved(const std::string& instance_id, const UnsavedSessions::Entry& saved) {
+  give_back_ports(saved.forwards);
+  if (!saved.end_reported) report_stopped(*registry_.find_instance(instance_id), saved.forwards.size());
+}
+
+bool Control::is_ending(const Instance& instance) const {
+  const UnsavedSessions::Entry* unsaved = unsaved_.find(instance.id);
+  return unsaved != nullptr && !unsaved->end_reported;
+}
+
+}  // namespace portway

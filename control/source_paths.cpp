@@ -1,0 +1,200 @@
+#include "control/source_paths.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace portway {
+namespace {
+
+// Links whose return path each maintain() looks at: a millisecond, or three if it is made of rules.
+constexpr std::size_t kLinksAtATime = 32;
+
+}  // namespace
+
+bool SourcePaths::leads_back() const {
+  return parts_.return_path != nullptr && parts_.return_path->kind() != ReturnPath::Kind::kGuardOnly;
+}
+
+SourcePlan SourcePaths::node_plan() const {
+  switch (parts_.config.proxy.source_mode) {
+    case SourceMode::kPlain:
+      return SourcePlan::kPlain;
+    case SourceMode::kProxyV2:
+      return SourcePlan::kProxyV2;
+    case SourceMode::kAuto:
+    case SourceMode::kTransparent:
+      break;
+  }
+  return leads_back() ? SourcePlan::kTransparent : SourcePlan::kNoReturnPath;
+}
+
+SourcePlan SourcePaths::plan_of(const Instance& instance) const {
+  return sources_of(instance, SourceMode::kAuto).of_all();
+}
+
+ForwardSource SourcePaths::sources_of(const Instance& instance, SourceMode wanted) const {
+  if (wanted == SourceMode::kPlain) return SourcePlan::kPlain;
+  if (wanted == SourceMode::kProxyV2) return SourcePlan::kProxyV2;
+  const SourcePlan node = node_plan();
+  if (node != SourcePlan::kTransparent || instance.tap_index == 0) return node;  // its path is still to come
+  const auto way = ways_.find(instance.id);
+  if (way == ways_.end()) return SourcePlan::kNoReturnPath;
+  const auto plan_to = [&](const IpAddress& address) {
+    const bool comes_back = parts_.return_path->fault(way->second, address).empty();
+    return comes_back ? SourcePlan::kTransparent : SourcePlan::kNoReturnPath;
+  };
+  const SourcePlan plan = plan_to(instance.guest_address);
+  return {plan, instance.guest_address_v6 ? plan_to(*instance.guest_address_v6) : plan, false};
+}
+
+ForwardSource SourcePaths::wanted_source(const Instance& instance, const Forward& forward) const {
+  const SourceMode wanted =
+      forward.source_mode == SourceMode::kAuto ? parts_.config.proxy.source_mode : forward.source_mode;
+  ForwardSource source = sources_of(instance, forward.source_mode);
+  source.required = wanted == SourceMode::kTransparent;
+  return source;
+}
+
+ForwardSource SourcePaths::source_of(const Instance& instance, const Forward& forward) const {
+  const ForwardSource source = wanted_source(instance, forward);
+  return without_rule_.contains(forward.id) ? source.without_return_path() : source;
+}
+
+Result<void> SourcePaths::check_mode(SourceMode wanted) const {
+  if (wanted != SourceMode::kTransparent || leads_back()) return {};
+  return Error{ErrorCode::kInvalidRequest,
+               fmt::format("This node cannot show guests their clients' addresses ({}); leave source_mode "
+                           "out, or ask for proxy_v2.",
+                           reason().empty() ? fmt::format("its proxy.source_mode is {}",
+                                                          to_string(parts_.config.proxy.source_mode))
+                                            : reason()),
+               "source_mode"};
+}
+
+std::string_view SourcePaths::kind() const {
+  if (!leads_back()) return "";
+  return parts_.return_path->kind() == ReturnPath::Kind::kProgram ? "bpf" : "rules";
+}
+
+const std::string& SourcePaths::reason(const Instance& instance) const {
+  const auto way = ways_.find(instance.id);
+  return leads_back() && way != ways_.end() ? parts_.return_path->fault(way->second) : reason();
+}
+
+std::size_t SourcePaths::instances_without() const {
+  if (!leads_back()) return 0;
+  return static_cast<std::size_t>(std::ranges::count_if(
+      ways_, [this](const auto& entry) { return !parts_.return_path->fault(entry.second).empty(); }));
+}
+
+void SourcePaths::enable(const Instance& instance) {
+  if (parts_.return_path == nullptr || instance.tap_index == 0) return;
+  ways_.insert_or_assign(instance.id, parts_.return_path->add(instance.tap_index, guest_addresses(instance)));
+}
+
+void SourcePaths::report_fault(const Instance& instance) {
+  const auto way = ways_.find(instance.id);
+  if (way == ways_.end()) return;
+  const std::string& fault = parts_.return_path->fault(way->second);
+  if (fault.empty()) return;
+  if (!leads_back()) {
+    spdlog::warn("instance {} has no source guard: {}", instance.id, fault);
+    return;
+  }
+  spdlog::warn("instance {} sees the node's address as its clients': {}", instance.id, fault);
+  parts_.on_change(instance, {.plan = plan_of(instance), .reason = fault});
+}
+
+void SourcePaths::apply(const Instance& instance) {
+  for (const Forward* forward : parts_.registry.forwards(instance.id)) {
+    parts_.dataplane.set_source(forward->id, acquire(instance, *forward));
+  }
+}
+
+void SourcePaths::retire(const std::string& instance_id) {
+  const auto way = ways_.extract(instance_id);
+  if (!way.empty()) retired_.push_back({way.mapped(), Clock::now()});
+}
+
+ForwardSource SourcePaths::acquire(const Instance& instance, const Forward& forward) {
+  const ForwardSource source = wanted_source(instance, forward);
+  if (!source.any_transparent() || parts_.return_path->kind() == ReturnPath::Kind::kProgram) {
+    without_rule_.erase(forward.id);
+    return source;
+  }
+  const auto way = ways_.find(instance.id);
+  if (way == ways_.end()) return source;  // it is still to come, and before it no connection is made
+  const Rule rule{.way = way->second, .guest_port = forward.guest_port};
+  const auto known = rules_.find(forward.id);
+  if (known != rules_.end() && known->second.way == rule.way) return source;
+  if (auto added = parts_.return_path->add_port(rule.way, rule.guest_port); !added) {
+    if (without_rule_.insert(forward.id).second) {
+      spdlog::warn("forward {} of instance {} {}: {}", to_string(forward.id), instance.id,
+                   source.required ? "turns clients away, since source_mode is transparent"
+                                   : "shows its guest the node's address as its clients'",
+                   added.error().detail);
+    }
+    return source.without_return_path();
+  }
+  without_rule_.erase(forward.id);
+  rules_.insert_or_assign(forward.id, rule);
+  return source;
+}
+
+void SourcePaths::release(const ForwardId& id) {
+  without_rule_.erase(id);
+  const auto rule = rules_.find(id);
+  if (rule != rules_.end()) rule->second.released = Clock::now();
+}
+
+void SourcePaths::maintain() {
+  if (parts_.return_path == nullptr) return;
+  remove_unused();
+  repair();
+  retry_rules();
+}
+
+void SourcePaths::remove_unused() {
+  const auto now = Clock::now();
+  std::erase_if(rules_, [&](const auto& entry) {
+    const auto& [id, rule] = entry;
+    // Connections may outlive their forward, and a socket that a worker hands over is not counted yet.
+    const bool over = rule.released && now - *rule.released >= parts_.kept_for && parts_.dataplane.ended(id);
+    if (over) parts_.return_path->remove_port(rule.way, rule.guest_port);
+    return over;
+  });
+  std::erase_if(retired_, [&](const Retired& old) {
+    const bool over = now - old.since >= parts_.kept_for;
+    if (over) parts_.return_path->remove(old.way);
+    return over;
+  });
+}
+
+void SourcePaths::repair() {
+  for (const auto& [way, fault] : parts_.return_path->mend(kLinksAtATime)) {
+    const auto found = std::ranges::find(ways_, way, [](const auto& entry) { return entry.second; });
+    if (found == ways_.end()) continue;
+    const Instance& instance = *parts_.registry.find_instance(found->first);
+    apply(instance);
+    report_fault(instance);
+    if (!fault.empty()) continue;
+    spdlog::info("instance {} has its {} again", instance.id, leads_back() ? "return path" : "source guard");
+    if (leads_back()) parts_.on_change(instance, {.plan = plan_of(instance), .reason = {}});
+  }
+}
+
+void SourcePaths::retry_rules() {
+  const std::vector<ForwardId> ids(without_rule_.begin(), without_rule_.end());
+  for (const ForwardId& id : ids) {
+    const Forward* forward = parts_.registry.find_forward(id);
+    if (forward == nullptr) continue;
+    const Instance& instance = *parts_.registry.find_instance(forward->instance_id);
+    const ForwardSource source = acquire(instance, *forward);
+    if (source.any_transparent()) parts_.dataplane.set_source(id, source);
+  }
+}
+
+}  // namespace portway
