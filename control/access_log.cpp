@@ -83,7 +83,7 @@ std::string to_json_line(const CloseRecord& record) {
 
 namespace {
 
-/// A FIFO without a reader is refused at once, where open(2) would wait for one.
+/// A FIFO without a reader is refused at once; open(2) would wait for one.
 Result<Fd> open_file(const std::string& path) {
   Fd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_CLOEXEC, 0640));
   if (!file) return cannot_open(path, errno == ENXIO ? "nobody reads this FIFO" : std::strerror(errno));

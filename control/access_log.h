@@ -1,6 +1,6 @@
 // The access log: one line of JSON for each connection that has ended.
 //
-// Lines are made on the control thread and written by a LineWriter: where the disk does not keep up, the
+// Lines are made on the control thread and written by a LineWriter: if the disk does not keep up, the
 // oldest lines are dropped and counted, and nobody waits. Control thread only.
 #pragma once
 
@@ -27,7 +27,7 @@ std::string to_json_line(const CloseRecord& record);
 class AccessLog {
  public:
   /// Appends to the file, which is made with mode 0640 when missing. kInvalidConfig when it cannot be opened,
-  /// kResourceExhausted where no thread can be had.
+  /// kResourceExhausted if no thread can be had.
   static Result<std::unique_ptr<AccessLog>> open(const std::string& path);
   /// Writes what is queued, for half a second at most.
   ~AccessLog();
@@ -36,7 +36,7 @@ class AccessLog {
 
   void write(const CloseRecord& record);
   /// Goes on in a new file of the same path, for who has moved the old one away (logrotate). What is queued
-  /// still goes to the old one, and so does the rest where the new one cannot be opened. The writer's thread
+  /// still goes to the old one, and so does the rest if the new one cannot be opened. The writer's thread
   /// opens it, since a disk may take its time, and calls `done` then, which must not wait; never once this
   /// object is destroyed.
   void reopen(std::function<void(const Result<void>&)> done);

@@ -59,7 +59,7 @@ Result<std::string> read_key(const std::string& path, const Fd& file) {
 
 /// Written beside it and moved into place: a crash leaves a whole key or none.
 Result<std::string> make_key(const std::string& path) {
-  std::error_code ignored;  // the open below tells it better
+  std::error_code ignored;  // the open below reports it better
   const std::filesystem::path directory = std::filesystem::path(path).parent_path();
   std::filesystem::create_directories(directory, ignored);
   const std::string key = make_secret();

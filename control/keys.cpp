@@ -9,8 +9,7 @@
 
 namespace portway {
 
-Keys::Keys(Store& store, const Config& config)
-    : store_(store), config_(config), ring_(config.api) {}
+Keys::Keys(Store& store, const Config& config) : store_(store), config_(config), ring_(config.api) {}
 
 Result<NewKey> Keys::create(Role role, std::string owner, const Principal& caller) {
   if (auto checked = check_owner(owner); !checked) return checked.error();

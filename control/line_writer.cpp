@@ -134,7 +134,7 @@ class LineWriter::Core {
 
   bool is_done() const { return queue_.empty() && !writing_ && !target_->open; }
 
-  /// `lock` is let go of meanwhile, but for telling what came of it: nobody is told after stop().
+  /// `lock` is let go of meanwhile, but for reporting what came of it: nothing is reported after stop().
   void open(Target& target, std::unique_lock<std::mutex>& lock) {
     writing_ = true;
     target.opening = true;

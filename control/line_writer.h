@@ -2,7 +2,7 @@
 // a thread of the writer's own, which may.
 //
 // A log's reader can stall: a pipe that is full, a terminal that is stopped, a disk. Between the two sides is
-// a bounded queue; where it is full the oldest lines are dropped and counted. Lines keep their order, and
+// a bounded queue; if it is full the oldest lines are dropped and counted. Lines keep their order, and
 // whole lines share a write(2) as long as that stays atomic on a pipe (PIPE_BUF). Where the disk takes a part
 // of a line that line is lost, and the next one begins on a line of its own: each line is either there,
 // whole, or counted. The descriptor may be of any kind and shared with other processes: it stays in the mode
@@ -34,7 +34,7 @@ struct LineWriterOptions {
 
 class LineWriter {
  public:
-  /// `target` may be invalid: every line is lost then. kResourceExhausted where no thread can be had.
+  /// `target` may be invalid: every line is lost then. kResourceExhausted if no thread can be had.
   static Result<std::unique_ptr<LineWriter>> start(Fd target, LineWriterOptions options = {});
   ~LineWriter();
   LineWriter(const LineWriter&) = delete;
@@ -46,7 +46,7 @@ class LineWriter {
   /// The lines from now on go there; those in the queue still go where they were meant to.
   void redirect(Fd target);
   /// The same to what `open` returns, which the writer's thread calls, since it may wait: once what was
-  /// queued before is written. Where it fails the lines go where they went before. `done` is told what came
+  /// queued before is written. If it fails the lines go where they went before. `done` gets what came
   /// of it, on that thread; it must not wait nor call this writer. A repeated call that finds the first one
   /// waiting is the same one. Neither is called any more once the writer is destroyed.
   using Open = std::function<Result<Fd>()>;

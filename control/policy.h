@@ -34,7 +34,7 @@ struct ForwardLimits {
 };
 
 /// kUnsupportedProtocol, kInvalidPort, kInvalidLabel, kBlockedPort, kPrivilegedPort, kForbidden (a host port
-/// asked for by a tenant) or kQuotaExceeded, in this order: what the caller can mend in the request comes
+/// asked for by a tenant) or kQuotaExceeded, in this order: what the caller can fix in the request comes
 /// first.
 Result<void> check_forward(const ForwardSpec& spec, const ForwardLimits& limits);
 

@@ -24,7 +24,7 @@ struct ForwardStatus {
   std::string failure;                               // why it is not listening; empty when it is
   std::vector<IpAddress> lost_addresses = {};        // of the public ones: the node does not have them now
   std::optional<ForwardStats> stats = std::nullopt;  // what it carries; none before it was served
-  ForwardSource source = {};                         // of connections to come, where their clients allow it
+  ForwardSource source = {};                         // of connections to come, if their clients allow it
 };
 
 /// An instance as it is.
@@ -36,7 +36,7 @@ struct InstanceStatus {
   std::uint32_t forwards_max = 0;
   std::size_t forwards_now = 0;
   SourcePlan source = SourcePlan::kPlain;  // of forwards that ask for nothing else
-  std::string_view source_reason = "";     // why there is no return path, where there is none
+  std::string_view source_reason = "";     // why there is no return path, if there is none
 };
 
 /// The node as a whole.

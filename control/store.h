@@ -5,11 +5,14 @@
 // has changed nothing, and the next one works once the disk does. What only a failed fsync(2) kept from being
 // acknowledged may still turn up when the machine crashes right after it: the disk did not say.
 //
-// SQLite, and so the disk, has a thread of its own, which works off one call after the other. The control
-// thread waits for its call to be done, which may take as long as a disk likes, and goes on doing what cannot
-// wait (Meanwhile). The rule that follows for callers: **what was true before a call may not be true after
-// it**. Look again; pointers into the registry do not survive a call. And what runs meanwhile only changes
-// memory: it must not call the store, except for save_sessions(), which does not wait.
+// SQLite, and so the disk, has a thread of its own (control/store_thread.h), which works off one call after
+// the other. The control thread waits for its call to be done, which may take as long as a disk likes, and
+// continues to do what cannot wait (Meanwhile). The rule that follows for callers: **what was true before a
+// call may not be true after it**. Look again; pointers into the registry do not survive a call. And what
+// runs meanwhile only changes memory: it must not call the store, except for save_sessions(), which does not
+// wait.
+//
+// The open file and its SQL are in control/store_connection.h, the schema in control/store_schema.h.
 //
 // Unless said otherwise errors are kStoreUnavailable, with the file, SQLite's message and a remedy; a
 // contradiction to what is stored (an id or host port that is there already, an unknown instance) is
@@ -54,18 +57,21 @@ struct IdempotentAnswer {
   std::string scope;  // whose key it is: the same word from two callers is two keys
   std::string key;
   std::array<std::uint8_t, 32> request_sha256{};
-  std::string location;  // of the answer; empty where it has none
+  std::string location;  // of the answer; empty if it has none
   std::string body;
   Timestamp created_at{};
 
   friend bool operator==(const IdempotentAnswer&, const IdempotentAnswer&) = default;
 };
 
+class StoreConnection;
+class StoreThread;
+
 class Store {
  public:
-  /// How long an answer is remembered, by the time that passes and not by the clock that somebody sets: where
-  /// the node was rebooted, what was between the last answer and the kernel's start does not count. How many
-  /// of one scope, and about how many bytes of bodies: the last one always, and up to a quarter more.
+  /// How long an answer is remembered, by the time that passes and not by the clock that somebody sets: after
+  /// a reboot, what was between the last answer and the kernel's start does not count. How many of one scope,
+  /// and about how many bytes of bodies: the last one always, and up to a quarter more.
   static constexpr std::chrono::hours kAnswerKept{24};
   static constexpr std::size_t kAnswersMax = 10'000;
   static constexpr std::size_t kAnswerBytesMax = std::size_t{4} << 20;
@@ -74,7 +80,7 @@ class Store {
   /// date. Refuses a file that another store has open, by whatever name, one that a newer Portway wrote, and
   /// one that is not Portway's. Other programs may read it meanwhile, as backups do. What looks as if
   /// something had been lost is in take_notices(). `prepare_thread` runs first on the store's thread; `clock`
-  /// tells how old answers are.
+  /// dates the answers.
   static Result<std::unique_ptr<Store>> open(const std::string& path,
                                              const std::function<void()>& prepare_thread = nullptr,
                                              const BootClock& clock = {});
@@ -89,11 +95,11 @@ class Store {
   };
   void set_meanwhile(Meanwhile meanwhile) { meanwhile_ = std::move(meanwhile); }
 
-  /// Files that are deleted or moved meanwhile are written anew from the ones that are still open, before the
-  /// next change, or by this, without waiting. Where that fails, or another file has the store's name,
+  /// Files that are deleted or moved meanwhile are written again from the ones that are still open, before
+  /// the next change, or by this, without waiting. If that fails, or another file has the store's name,
   /// changes are refused with kStoreUnavailable.
   void look_after_files();
-  /// Why changes are refused now for what became of the files; empty in peace.
+  /// Why changes are refused now for what became of the files; empty if they are not.
   std::string fault() const;
   /// For the operator.
   struct Notice {
@@ -139,19 +145,16 @@ class Store {
   /// Success if there is none.
   Result<void> delete_api_key(const Uuid& id);
 
-  /// What came of the last time that it was written to: kStoreUnavailable while the disk refuses. Does not
-  /// wait for the disk, and asks it (with a transaction that changes nothing) where that was more than
-  /// kAskAgain ago, so that the next call knows. A disk that has not answered for kPatience is one that
-  /// refuses.
+  /// The result of the last write: kStoreUnavailable while the disk refuses. Does not wait for the disk, and
+  /// asks it (with a transaction that changes nothing) if that was more than kAskAgain ago, so that the next
+  /// call knows. A disk that has not answered for kPatience counts as refusing.
   Result<void> writable();
   static constexpr std::chrono::milliseconds kAskAgain{1000};
   static constexpr std::chrono::milliseconds kPatience{5000};
 
  private:
   struct Health;
-  class Connection;
-  class Thread;
-  Store(std::string path, std::unique_ptr<Connection> connection, std::unique_ptr<Thread> thread);
+  Store(std::string path, std::unique_ptr<StoreConnection> connection, std::unique_ptr<StoreThread> thread);
 
   template <class Call>
   std::invoke_result_t<Call> on_thread(const Call& call);
@@ -166,7 +169,7 @@ class Store {
   static constexpr std::size_t kNoticesMax = 16;
 
   const std::string path_;
-  std::unique_ptr<Connection> connection_;  // the thread's
+  std::unique_ptr<StoreConnection> connection_;  // the thread's
   const std::unique_ptr<Health> health_;
   std::string checkpoint_fault_;  // that a notice was made of; the thread's
   mutable std::mutex mutex_;
@@ -175,7 +178,7 @@ class Store {
   std::atomic<bool> looking_ = false;  // a look is on its way
   Meanwhile meanwhile_;
   bool waiting_ = false;
-  const std::unique_ptr<Thread> thread_;  // ends before what it uses
+  const std::unique_ptr<StoreThread> thread_;  // ends before what it uses
 };
 
 }  // namespace portway

@@ -33,15 +33,15 @@ class StoreFiles {
   /// one's.
   Result<StoreFiles> make_successor() const;
   /// Gives the successor's database the name of this one's, and shares the lock with it. The -wal and -shm
-  /// are deleted before: all that they have must be in the database, where that is in its place. Where the
+  /// are deleted before: all that they have must be in the database, if that is in its place. If the
   /// successor, or the call, fails, the next successor can take the place.
   Result<void> hand_over(StoreFiles& successor);
 
-  /// Makes the lock's file anew where it is gone, which is all that is lost by that.
+  /// Makes the lock's file again if it is gone; nothing else is lost by that.
   Result<void> keep_lock();
   /// SQLite has opened the database: its files are those that are there now.
   void remember();
-  /// What has become of them: "portway.db-wal is gone"; empty in peace. Four stat(2).
+  /// What has become of them: "portway.db-wal is gone"; empty if nothing has. Four stat(2).
   std::string change() const;
   /// The name `path` still leads to the database.
   bool has_database() const { return fate(kDatabase) == Fate::kInPlace; }

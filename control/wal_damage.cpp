@@ -175,7 +175,7 @@ std::string wal_damage(const std::string& path) {
   }
   if (frames.goes_on_after_bad) {
     return lost(
-        fmt::format("{} is damaged: it is good up to page {}, and goes on after that.", name, frames.good));
+        fmt::format("{} is damaged: it is good up to page {}, and continues after that.", name, frames.good));
   }
   return "";
 }

@@ -914,7 +914,7 @@ TEST_F(StoreTest, FilesThatAreDeletedMeanwhileAreWrittenAnewBeforeTheNextChange)
     if (gone == 8) {
       EXPECT_THAT(notices, IsEmpty()) << "a lock is all that there was";
     } else {
-      EXPECT_THAT(notices, ElementsAre(HasSubstr("written anew")));
+      EXPECT_THAT(notices, ElementsAre(HasSubstr("written again")));
     }
     for (const std::string& suffix : kFiles) {
       EXPECT_TRUE(fs::exists(path() + suffix)) << suffix;

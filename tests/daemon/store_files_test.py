@@ -41,7 +41,7 @@ class StoreFiles(unittest.TestCase):
                     if change:
                         self.create(node)
                     else:
-                        self.assertTrue(wait_until(lambda node=node: "have been written anew" in node.output()))
+                        self.assertTrue(wait_until(lambda node=node: "have been written again" in node.output()))
                     known = self.ports(node)
                     self.assertEqual(len(known), 10 + change)
                     self.assertEqual(node.call("GET", "/readyz").status, 200)

@@ -1,0 +1,250 @@
+#include "control/store_connection.h"
+
+#include <SQLiteCpp/Statement.h>
+#include <sqlite3.h>
+#include <unistd.h>
+
+#include "control/store_rows.h"
+#include "control/store_schema.h"
+
+namespace portway {
+namespace {
+
+constexpr int kCheckpointPages = 1000;  // as SQLite's own
+constexpr int kBusyTimeoutMs = 500;     // for a sqlite3 shell that writes at this moment
+
+std::string remedy(int code) {
+  switch (code & 0xff) {
+    case SQLITE_FULL:
+      return "free space on its filesystem";
+    case SQLITE_READONLY:
+    case SQLITE_CANTOPEN:
+    case SQLITE_PERM:
+      return "make the file, its -wal and -shm and their directory writable for user " +
+             std::to_string(geteuid());
+    case SQLITE_IOERR:
+      return "look for the disk's errors in the kernel log, and for a quota or size limit that is used up";
+    case SQLITE_CORRUPT:
+    case SQLITE_NOTADB:
+      return "restore it from a backup, or move it away to start without instances and forwards";
+    case SQLITE_BUSY:
+    case SQLITE_LOCKED:
+      return "another program is writing to it; end that program";
+    default:
+      return "see https://www.sqlite.org/rescode.html";
+  }
+}
+
+Error failure(const std::string& path, const SQLite::Exception& exception) {
+  const int code = exception.getExtendedErrorCode();
+  const std::string what = std::string(exception.what()) + " (SQLite code " + std::to_string(code) + ")";
+  if (exception.getErrorCode() == SQLITE_CONSTRAINT) {
+    return {ErrorCode::kInternal, "The store " + path + " contradicts the registry: " + what + "."};
+  }
+  return store_unavailable(path, what + "; " + remedy(code));
+}
+
+/// SQLite's settings that belong to the connection.
+Result<void> set_up(SQLite::Database& database, const std::string& path) {
+  const std::string mode = database.execAndGet("PRAGMA journal_mode = WAL").getString();
+  if (mode != "wal") {
+    return store_unavailable(path,
+                             "its filesystem cannot share memory, which a write-ahead log needs; set "
+                             "store.path to a local filesystem");
+  }
+  database.exec("PRAGMA synchronous = FULL");  // NORMAL would lose the last commits at a power loss
+  database.exec("PRAGMA foreign_keys = ON");
+  return {};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<StoreConnection>> StoreConnection::open(const std::string& path, StoreFiles files,
+                                                               const BootClock& clock) {
+  try {
+    SQLite::Database database(path, SQLite::OPEN_READWRITE, kBusyTimeoutMs);
+    if (auto ours = check_store_ownership(database, path); !ours) return ours.error();
+    if (auto ready = set_up(database, path); !ready) return ready.error();
+    migrate_store(database);
+    return std::make_unique<StoreConnection>(path, std::move(files), std::move(database), clock);
+  } catch (const SQLite::Exception& exception) {
+    return portway::failure(path, exception);
+  }
+}
+
+StoreConnection::StoreConnection(std::string path, StoreFiles files, SQLite::Database database,
+                                 const BootClock& clock)
+    : path_(std::move(path)),
+      clock_(clock),
+      files_(std::move(files)),
+      database_(std::move(database)),
+      answers_(database_, statements_, clock) {
+  files_.remember();
+  ::sqlite3_wal_hook(database_.getHandle(), &StoreConnection::on_commit, this);
+}
+
+Error StoreConnection::failure(const SQLite::Exception& exception) const {
+  return portway::failure(path_, exception);
+}
+
+Result<std::unique_ptr<StoreConnection>> StoreConnection::move_to_new_files() {
+  try {
+    if (auto locked = files_.keep_lock(); !locked) return locked.error();
+    if (files_.change().empty()) return std::unique_ptr<StoreConnection>();
+    if (files_.is_replaced()) {
+      return store_unavailable(
+          path_,
+          "another file has its name; move that one away, and this one's content is "
+          "written there within seconds; or else stop portwayd, to start with that file");
+    }
+    if (files_.has_database()) {  // it must be complete before its log is deleted
+      const bool busy = database_.execAndGet("PRAGMA wal_checkpoint(TRUNCATE)").getInt() != 0;
+      if (busy) return store_unavailable(path_, "another program is reading it; end that program");
+    }
+    auto successor = files_.make_successor();
+    if (!successor) return successor.error();
+    SQLite::Statement copy(database_, "VACUUM INTO ?");
+    copy.bind(1, path_ + ".new");
+    copy.exec();
+    if (auto done = files_.hand_over(*successor); !done) return done.error();
+    return open(path_, std::move(*successor), clock_);
+  } catch (const SQLite::Exception& exception) {
+    return failure(exception);
+  }
+}
+
+void StoreConnection::set_names_are_ours(bool ours) {
+  ::sqlite3_db_config(database_.getHandle(), SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, ours ? 0 : 1, nullptr);
+}
+
+/// What SQLite does by itself, without reporting what came of it: the commit does not fail for it.
+int StoreConnection::on_commit(void* self, sqlite3* handle, const char* name, int log_pages) {
+  if (log_pages < kCheckpointPages) return SQLITE_OK;
+  const int code = ::sqlite3_wal_checkpoint_v2(handle, name, SQLITE_CHECKPOINT_PASSIVE, nullptr, nullptr);
+  std::string& fault = static_cast<StoreConnection*>(self)->checkpoint_fault_;
+  fault.clear();
+  if (code != SQLITE_OK && code != SQLITE_BUSY) fault = ::sqlite3_errstr(code) + ("; " + remedy(code));
+  return SQLITE_OK;
+}
+
+template <class Row>
+Result<std::vector<Row>> StoreConnection::load(const char* table, const char* query_text,
+                                               Row (*read)(rows::RowReader&)) {
+  try {
+    std::vector<Row> rows;
+    SQLite::Statement query(database_, query_text);
+    while (query.executeStep()) {
+      rows::RowReader reader(query);
+      rows.push_back(read(reader));
+      if (!reader.problem().empty()) {
+        return store_unavailable(
+            path_, "in table " + std::string(table) + ", the row with id " + in_quotes(reader.text("id")) +
+                       " makes no sense: " + reader.problem() + "; correct or delete that row with sqlite3");
+      }
+    }
+    return rows;
+  } catch (const SQLite::Exception& exception) {
+    return failure(exception);
+  }
+}
+
+Result<std::vector<Instance>> StoreConnection::load_instances() {
+  return load("instances", "SELECT * FROM instances ORDER BY id", rows::read_instance);
+}
+
+Result<std::vector<Forward>> StoreConnection::load_forwards() {
+  return load("forwards",
+              "SELECT *, EXISTS (SELECT 1 FROM instances WHERE instances.id = instance_id) AS "
+              "instance_exists FROM forwards ORDER BY id",
+              rows::read_forward);
+}
+
+Result<std::vector<ApiKey>> StoreConnection::load_api_keys() {
+  return load("api_keys", "SELECT * FROM api_keys ORDER BY id", rows::read_api_key);
+}
+
+Result<std::optional<IdempotentAnswer>> StoreConnection::find_answer(std::string_view scope,
+                                                                     std::string_view key) {
+  try {
+    return answers_.find(scope, key);
+  } catch (const SQLite::Exception& exception) {
+    return failure(exception);
+  }
+}
+
+void StoreConnection::put_instance(const Instance& instance) {
+  // Not REPLACE, which would delete the row first and, by cascade, its forwards.
+  statements_.execute(
+      "INSERT INTO instances (id, guest_address, tap, owner, profile, vmm_pid, session_id, state, "
+      "created_at, ended, tap_index, vmm_started, boot_id, tap_carrier_downs, idle_tap_index, "
+      "idle_tap_carrier_downs, guest_address_v6) "
+      "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+      "guest_address = excluded.guest_address, tap = excluded.tap, owner = excluded.owner, "
+      "profile = excluded.profile, vmm_pid = excluded.vmm_pid, session_id = excluded.session_id, "
+      "state = excluded.state, created_at = excluded.created_at, ended = excluded.ended, "
+      "tap_index = excluded.tap_index, vmm_started = excluded.vmm_started, boot_id = excluded.boot_id, "
+      "tap_carrier_downs = excluded.tap_carrier_downs, idle_tap_index = excluded.idle_tap_index, "
+      "idle_tap_carrier_downs = excluded.idle_tap_carrier_downs, "
+      "guest_address_v6 = excluded.guest_address_v6",
+      instance.id, instance.guest_address.to_string(), instance.tap, instance.owner, instance.profile,
+      instance.vmm_pid, instance.session_id, to_string(instance.state), instance.created_at, instance.ended,
+      instance.tap_index, instance.vmm_started, instance.boot_id, instance.tap_carrier_downs,
+      instance.idle_tap.index, instance.idle_tap.carrier_downs, instance.guest_address_v6);
+}
+
+void StoreConnection::delete_instance(std::string_view id) {
+  statements_.execute("DELETE FROM instances WHERE id = ?", id);
+}
+
+void StoreConnection::add_forward(const Forward& forward) {
+  const TrafficLimits& limits = forward.limits;
+  statements_.execute(
+      "INSERT INTO forwards (id, instance_id, session_id, guest_port, host_port, protocol, label, "
+      "created_at, allowed_cidrs, max_connections, max_connections_per_source, "
+      "max_new_connections_per_second, max_bytes_per_second, source_mode, admin_limits) "
+      "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+      forward.id, forward.instance_id, forward.session_id, forward.guest_port, forward.host_port,
+      forward.protocol, forward.label, forward.created_at, limits.allowed_cidrs, limits.max_connections,
+      limits.max_connections_per_source, limits.max_new_connections_per_second, limits.max_bytes_per_second,
+      to_string(forward.source_mode), forward.admin_limits);
+}
+
+bool StoreConnection::update_forward(const Forward& forward) {
+  const TrafficLimits& limits = forward.limits;
+  return statements_.execute(
+             "UPDATE forwards SET label = ?, allowed_cidrs = ?, max_connections = ?, "
+             "max_connections_per_source = ?, max_new_connections_per_second = ?, "
+             "max_bytes_per_second = ?, source_mode = ?, admin_limits = ? WHERE id = ?",
+             forward.label, limits.allowed_cidrs, limits.max_connections, limits.max_connections_per_source,
+             limits.max_new_connections_per_second, limits.max_bytes_per_second,
+             to_string(forward.source_mode), forward.admin_limits, forward.id) > 0;
+}
+
+void StoreConnection::delete_forward(const ForwardId& id) {
+  statements_.execute("DELETE FROM forwards WHERE id = ?", id);
+}
+
+void StoreConnection::delete_forwards(std::string_view instance_id) {
+  statements_.execute("DELETE FROM forwards WHERE instance_id = ?", instance_id);
+}
+
+void StoreConnection::delete_other_sessions(const Instance& instance) {
+  statements_.execute("DELETE FROM forwards WHERE instance_id = ? AND session_id <> ?", instance.id,
+                      instance.session_id);
+}
+
+void StoreConnection::add_api_key(const ApiKey& key) {
+  statements_.execute(
+      "INSERT INTO api_keys (id, role, owner, secret_sha256, created_at) VALUES (?, ?, ?, ?, ?)", key.id,
+      to_string(key.role), key.owner, key.secret_sha256, key.created_at);
+}
+
+void StoreConnection::delete_api_key(const Uuid& id) {
+  statements_.execute("DELETE FROM api_keys WHERE id = ?", id);
+}
+
+void StoreConnection::write_nothing_new() {
+  database_.exec("PRAGMA user_version = " + std::to_string(store_schema_version()));
+}
+
+}  // namespace portway
