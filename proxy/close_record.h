@@ -1,11 +1,12 @@
-// What is told of a connection when it has ended: one record of each.
+// What is reported of a connection that has ended: one record each.
 //
-// Made by its worker. It then goes through a bounded ring to the control thread, which writes the
-// access log and keeps the last ones; where the ring is full it is dropped and counted.
+// Made by its worker. It then goes through a bounded ring to the control thread, which writes the access log
+// and keeps the last ones. If the ring is full, the record is dropped and counted.
 #pragma once
 
 #include <cstdint>
 
+#include "proxy/close_cause.h"
 #include "proxy/connection_table.h"
 #include "proxy/io.h"
 #include "proxy/live_connection.h"
@@ -13,14 +14,6 @@
 #include "proxy/stats.h"
 
 namespace portway {
-
-/// Who ended a connection, and how: the labels of portway_connections_closed_total.
-struct CloseCause {
-  CloseSide side = CloseSide::kNode;
-  CloseHow how = CloseHow::kShutdown;
-
-  friend bool operator==(const CloseCause&, const CloseCause&) = default;
-};
 
 /// Times are the Io's monotonic clock.
 struct CloseRecord {

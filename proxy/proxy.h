@@ -11,8 +11,8 @@
 
 #include "base/endpoint.h"
 #include "config/config.h"
-#include "proxy/connection.h"
 #include "proxy/connection_table.h"
+#include "proxy/connections.h"
 #include "proxy/dataplane.h"
 #include "proxy/fair_share.h"
 #include "proxy/served_forward.h"

@@ -1,9 +1,8 @@
-// A forward as the data plane serves it: where its connections go, what became of it, and its counts, one set
-// for each worker.
+// A forward as the data plane serves it: its route, its phase, and its counts, one set for each worker.
 //
-// Shared by the control thread and every worker. What is not atomic, not under a mutex and not a worker's own
-// is constant after construction. It lives until the control plane has closed it and its last connection has
-// ended.
+// Shared by the control thread and every worker. Members that are not atomic, not under a mutex and not a
+// worker's own are constant after construction. It lives until the control plane has closed it and its last
+// connection has ended.
 #pragma once
 
 #include <atomic>
@@ -18,7 +17,9 @@
 #include <vector>
 
 #include "proxy/admission.h"
+#include "proxy/connection_lists.h"
 #include "proxy/dataplane.h"
+#include "proxy/run_queue.h"
 #include "proxy/stats.h"
 
 namespace portway {
@@ -44,31 +45,18 @@ enum class ForwardPhase : std::uint8_t {
   kEnded,     // closed: its connections are reset
 };
 
-/// A doubly linked list of connections, through a ListLinks of each.
-struct ConnectionList {
-  static constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
-  bool empty() const { return first == kNone; }
-  std::uint32_t first = kNone;
-  std::uint32_t last = kNone;
-  std::uint32_t size = 0;
-};
-struct ListLinks {
-  std::uint32_t next = ConnectionList::kNone;
-  std::uint32_t previous = ConnectionList::kNone;
-};
-
 /// A worker's connections of one forward.
 struct ForwardConnections {
   static constexpr std::uint64_t kAll = std::numeric_limits<std::uint64_t>::max();
 
-  ConnectionList all;                            // that live, the oldest first
-  ConnectionList ready;                          // that something has happened to, but for bulk streams
-  std::uint64_t end_until = 0;                   // those with serials up to this one are being ended
+  ConnectionList all;           // the live ones, the oldest first
+  HalfClosedList half_closed;   // those that have been half-closed and silent longest come first
+  RunQueue::Lane ready;         // those that had an event, except bulk streams
+  std::uint64_t end_until = 0;  // connections with serials up to this one are being ended
   CloseHow end_how = CloseHow::kForwardDeleted;  // what their records say
-  ConnectionList half_closed;                    // those that have been so and silent longest come first
-  std::uint32_t half_closed_place = 0;           // of the forward among those that have some
+  std::uint32_t half_closed_place = 0;           // the forward's index in HalfClosed
   std::optional<IpAddress> main_source;          // has most of the latest connections
-  std::chrono::nanoseconds sources_due{0};       // main_source is to be found out again then
+  std::chrono::nanoseconds sources_due{0};       // when to determine main_source again
 };
 
 struct ServedForward : std::enable_shared_from_this<ServedForward> {

@@ -9,6 +9,7 @@
 
 #include "base/random.h"
 #include "network/local_port_range.h"
+#include "network/proxy_header.h"
 #include "network/routed_connections.h"
 #include "network/source_plan.h"
 
@@ -24,6 +25,15 @@ constexpr std::chrono::milliseconds kLasting = std::chrono::hours(5 * 24);
 constexpr int kKeepaliveProbes = 127;  // the most that TCP_KEEPCNT takes
 
 }  // namespace
+
+std::optional<SourcePlan> first_plan(const ServedForward& forward, const Endpoint& client) {
+  const ForwardSource wanted = forward.source_of(client.address());
+  if (wanted.plan == SourcePlan::kNoReturnPath && wanted.required) return std::nullopt;
+  if (wanted.plan != SourcePlan::kTransparent) return wanted.plan;
+  const auto plan = plan_source(client, forward.route.upstream_of(client.address()));
+  if (plan == SourcePlan::kFamily && wanted.required) return std::nullopt;
+  return plan;
+}
 
 UpstreamOpener::UpstreamOpener(Io& io, const ConnectionOptions& options)
     : io_(io),
@@ -88,6 +98,16 @@ void UpstreamOpener::set_options(const Target& target, int fd) {
     const bool v6 = target.guest.address().is_v6();
     io_.set_option(fd, v6 ? IPPROTO_IPV6 : IPPROTO_IP, v6 ? IPV6_TCLASS : IP_TOS, target.dscp);
   }
+}
+
+/// The socket is new and empty: one that does not take a whole header is out of memory.
+int UpstreamOpener::send_proxy_header(int upstream, const Endpoint& client, int downstream) {
+  Endpoint destination;
+  if (const int result = io_.local_endpoint(downstream, destination); result < 0) return -result;
+  const ProxyHeader header = proxy_header(client, destination);
+  const std::ptrdiff_t sent = io_.send(upstream, header.bytes.data(), header.size, MSG_NOSIGNAL);
+  if (sent < 0) return static_cast<int>(-sent);
+  return sent == static_cast<std::ptrdiff_t>(header.size) ? 0 : ENOBUFS;
 }
 
 void UpstreamOpener::limit_unsent(int fd) {

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -19,9 +20,13 @@
 #include "proxy/connection_options.h"
 #include "proxy/dataplane.h"
 #include "proxy/io.h"
+#include "proxy/served_forward.h"
 #include "proxy/stats.h"
 
 namespace portway {
+
+/// How the guest is to see the client; nullopt if it must not see it at all.
+std::optional<SourcePlan> first_plan(const ServedForward& forward, const Endpoint& client);
 
 class UpstreamOpener {
  public:
@@ -41,19 +46,21 @@ class UpstreamOpener {
   /// `plan` becomes the one that was used; `fd` the socket, also on an error unless there is none (-1).
   /// -EADDRNOTAVAIL: no source port was to be had.
   int open(const Target& target, SourcePlan& plan, int& fd);
+  /// Sends the PROXY header of a client on a new connection; `downstream` is the client's socket. 0, or the
+  /// errno with which the socket did not take all of it.
+  int send_proxy_header(int upstream, const Endpoint& client, int downstream);
   /// For a connect(2) that chooses a port: at most kPortsAtOnce in a row, from anywhere; {0, 0} where the
   /// kernel may look at all.
   PortRange source_ports();
 
-  /// What only a connection needs that brings the guest more than a few requests: so many bytes.
+  /// Limits unsent bytes; worth the call only for a connection that brings the guest this many bytes.
   static constexpr std::uint64_t kMuch = 16 * 1024;
   void limit_unsent(int fd);
-  /// What only a connection that lasts needs: it is never ended for the guest's silence by the kernel, which
-  /// takes an answered probe of a closed window for silence too, nor by unanswered keepalive probes, since a
-  /// paused machine answers none. Their RST, where a guest has forgotten the connection, is what they are
-  /// for.
+  /// For a connection that lasts. The kernel never ends it for the guest's silence, because it takes an
+  /// answered probe of a closed window for silence too; nor for unanswered keepalive probes, because a paused
+  /// machine answers none. The probes are there for the RST of a guest that has forgotten the connection.
   void set_lasting(int fd);
-  /// Before it is closed with bytes that the guest has not acknowledged: nobody else would end it.
+  /// Before it is closed with bytes that the guest has not acknowledged: nothing else would end it.
   void end_lasting(int fd);
 
  private:

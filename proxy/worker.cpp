@@ -1,12 +1,13 @@
 #include "proxy/worker.h"
 
-#include <sys/socket.h>
-
 #include <algorithm>
 #include <cassert>
 #include <cerrno>
+#include <optional>
 #include <thread>
 #include <utility>
+
+#include "proxy/main_source.h"
 
 namespace portway {
 namespace {
@@ -18,15 +19,8 @@ constexpr Token kConnectionToken = Token{2} << kKindShift;
 constexpr Token kProbeToken = Token{4} << kKindShift;
 constexpr Token kIndexMask = kListenerToken - 1;
 
-/// In a turn. The others wait in their backlog: who comes to one forward in a crowd keeps nobody else
-/// waiting.
-constexpr int kAcceptsAtOnce = 8;
-
 /// Messages in a turn: closing a forward's listeners takes 10 us.
 constexpr std::size_t kMessagesAtOnce = 32;
-
-/// Descriptors may be freed by others than us, so accepting is tried again by itself.
-constexpr Nanos kAcceptPause = std::chrono::milliseconds(100);
 
 /// Records that wait for the control thread: with 100 ms between two of its looks, 40,000 ends a second.
 constexpr std::size_t kCloseRecords = 4096;
@@ -47,15 +41,17 @@ Worker::Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<C
       connections_max_(slots.size()),
       share_(options.share),
       half_close_timeout_(options.connections.config.half_close_timeout),
+      worker_(options.index),
       closes_(kCloseRecords),
+      listeners_(*io_, counters_, kListenerToken),
       connections_(*io_, options.connections, slots, options.pipes_max, counters_, closes_, options.index,
                    kConnectionToken),
-      gates_(
-          *io_, options.connections.config.refused_probe, options.connections.client_refusals, counters_,
-          kProbeToken,
-          {.shut = [this](const ServedForwardPtr& forward, bool v6) { shut_listeners(forward, v6); },
-           .open = [this](const ServedForwardPtr& forward, bool v6) { return open_listeners(forward, v6); },
-           .source_ports = [this] { return connections_.source_ports(); }}),
+      gates_(*io_, options.connections.config.refused_probe, options.connections.client_refusals, counters_,
+             kProbeToken,
+             {.shut = [this](const ServedForwardPtr& forward, bool v6) { listeners_.shut(*forward, v6); },
+              .open = [this](const ServedForwardPtr& forward,
+                             bool v6) { return listeners_.reopen(*forward, v6); },
+              .source_ports = [this] { return connections_.source_ports(); }}),
       busy_poll_(options.connections.config.busy_poll) {
   io_->count_in(counters_);
 }
@@ -99,22 +95,23 @@ void Worker::turn(Nanos max_wait) {
     } else if ((completion.token & kProbeToken) != 0) {
       gates_.on_poll(token, completion);
     } else {
-      on_listener(static_cast<std::uint32_t>(token), completion);
+      listeners_.on_poll(token, completion);
     }
   }
   if (read_ < reading_.size() || mail_.load(std::memory_order_relaxed)) read_mailbox();
-  accept_waiting();
+  listeners_.accept_waiting(
+      [this](int downstream, const ServedForwardPtr& forward) { on_accepted(downstream, forward); });
   connections_.run();
   connections_.expire();
-  if (connections_.half_closed_due()) {
-    connections_.expire_half_closed([this, total = total_load()](std::size_t ended) {
+  if (HalfClosed& half_closed = connections_.half_closed(); half_closed.due()) {
+    half_closed.expire([this, total = total_load()](std::size_t ended) {
       if (share_ == nullptr) return Nanos::zero();
       return share_->half_close_limit(total - std::min<std::uint64_t>(total, ended), half_close_timeout_);
     });
   }
   connections_.take_refused([this](const Refusal& refusal) { on_refused(refusal); });
   if (!gates_.empty()) gates_.run();
-  if (connections_.take_released()) accept_again_at_ = Nanos::zero();
+  if (connections_.take_released()) listeners_.resume();
 }
 
 std::span<const Completion> Worker::wait(Nanos max_wait) {
@@ -149,9 +146,9 @@ bool Worker::latency_bound() {
 Nanos Worker::wait_time(Nanos max_wait) const {
   if (connections_.runnable() || read_ < reading_.size()) return Nanos::zero();
   Nanos wait = max_wait;
-  if (!waiting_.empty()) wait = earlier(wait, std::max(Nanos::zero(), accept_again_at_ - io_->now()));
-  const Nanos next = connections_.until_next_deadline();
-  if (next != TimerWheel::kNever) wait = earlier(wait, next);
+  for (const Nanos next : {listeners_.until_next(), connections_.until_next_deadline()}) {
+    if (next != TimerWheel::kNever) wait = earlier(wait, next);
+  }
   if (!gates_.empty()) wait = earlier(wait, gates_.until_next());
   return wait;
 }
@@ -172,32 +169,11 @@ void Worker::read_mailbox() {
 }
 
 void Worker::on(OpenForward& message) {
-  for (Fd& fd : message.listeners) {
-    std::uint32_t index;
-    if (!free_listeners_.empty()) {
-      index = free_listeners_.back();
-      free_listeners_.pop_back();
-    } else {
-      index = static_cast<std::uint32_t>(listeners_.size());
-      listeners_.emplace_back();
-    }
-    listeners_[index].forward = message.forward;
-    listeners_[index].fd = fd.release();
-    message.forward->listener_slots.push_back(index);
-    ++listeners_open_;
-    if (stopping_) {
-      release_listener(index);
-    } else {
-      arm(index);
-    }
-  }
+  listeners_.add(message.forward, std::move(message.listeners));
 }
 
 void Worker::on(CloseForward& message) {
-  if (this == &listening_worker(*message.forward)) {
-    const std::vector<std::uint32_t> slots = message.forward->listener_slots;
-    for (const std::uint32_t index : slots) close_listener(index);
-  }
+  if (this == &listening_worker(*message.forward)) listeners_.close(*message.forward);
   gates_.forget(message.forward);
   connections_.close_forward(message.forward);
 }
@@ -240,66 +216,19 @@ void Worker::on(Refused& message) {
 void Worker::on(Stop&) {
   stopping_ = true;
   gates_.forget_all();
-  for (std::uint32_t index = 0; index < listeners_.size(); ++index) {
-    if (listeners_[index].forward) close_listener(index);
-  }
+  listeners_.close_all();
   connections_.reset_all(CloseHow::kShutdown);
 }
 
-// --- Listeners.
-
-void Worker::on_listener(std::uint32_t index, const Completion& completion) {
-  Listener& listener = listeners_[index];
-  listener.armed = completion.more;
-  if (listener.closing) {
-    if (!listener.armed) release_listener(index);
-    return;
-  }
-  if (completion.result < 0) {
-    pause_accepting();  // it could not be armed, for want of memory
-  } else if (!listener.armed) {
-    arm(index);
-  }
-  if (std::exchange(listener.waiting, true)) return;
-  waiting_.push_back(index);
-}
-
-/// One of each listener in turn, so that a crowd at one of them does not keep the clients of the others
-/// waiting.
-void Worker::accept_waiting() {
-  if (waiting_.empty() || (accept_again_at_ != Nanos::zero() && io_->now() < accept_again_at_)) return;
-  accept_again_at_ = Nanos::zero();
-  for (int left = kAcceptsAtOnce; left > 0 && !waiting_.empty(); --left) {
-    const std::uint32_t index = waiting_.front();
-    waiting_.pop_front();
-    Listener& listener = listeners_[index];
-    if (!listener.armed) arm(index);
-    const int downstream = io_->accept(listener.fd);
-    if (downstream == -EAGAIN || downstream == -EINVAL) {
-      listener.waiting = false;  // none is left; or it was shut down, by us
-      continue;
-    }
-    waiting_.push_back(index);
-    if (downstream >= 0) {
-      on_accepted(downstream, listener.forward);
-    } else if (downstream != -ECONNABORTED && downstream != -EINTR) {
-      return pause_accepting();  // EMFILE, ENFILE, ENOMEM, ...
-    }
-  }
-}
-
-void Worker::pause_accepting() {
-  counters_.accept_pauses.add();
-  if (accept_again_at_ == Nanos::zero()) accept_again_at_ = io_->now() + kAcceptPause;
-}
+// --- New connections.
 
 void Worker::on_accepted(int downstream, const ServedForwardPtr& forward) {
   if (stopping_) return connections_.reject(downstream, forward, RejectReason::kDraining);
   Worker& worker = least_loaded();
   if (worker.load() >= worker.connections_max())
     return connections_.reject(downstream, forward, RejectReason::kConnectionsMax);
-  if (!has_share(downstream, forward)) return;  // it was told
-  // Here, whoever is to have it: the guest sees a forward's clients in the order in which they came.
+  if (!has_share(downstream, forward)) return;
+  // Here, whichever worker gets it: the guest sees a forward's clients in the order in which they came.
   auto opened = connections_.open(downstream, forward);
   if (!opened) return;
   if (&worker == this || opened->upstream < 0 || opened->error != 0) {
@@ -316,34 +245,41 @@ std::uint64_t Worker::total_load() const {
   return total;
 }
 
-/// False when the client was turned away.
+/// False if the client was rejected.
 bool Worker::has_share(int downstream, const ServedForwardPtr& forward) {
   if (share_ == nullptr) return true;
   using Verdict = FairShare::Verdict;
-  const auto has_most = [&] { return connections_.has_most(*forward, downstream); };
+  HalfClosed& half_closed = connections_.half_closed();
   const std::uint64_t total = total_load();
   const bool may_replace = share_->may_replace(total);
-  const Verdict verdict = share_->ask(total, *forward, has_most);
-  if (verdict != Verdict::kAdmit && connections_.refuses(*forward, downstream))
-    return true;  // it will be told
+  const auto reject = [&](RejectReason reason) {
+    connections_.reject(downstream, forward, reason);
+    return false;
+  };
+  std::optional<IpAddress> source;  // only known where it matters
+  const Verdict verdict = share_->ask(total, *forward, [&] {
+    Endpoint client;
+    if (io_->remote_endpoint(downstream, client) < 0) return false;
+    source = source_of(client.address());
+    return has_most(*forward, worker_, *source, io_->now());
+  });
+  if (verdict == Verdict::kAdmit) return true;
+  if (connections_.refuses(*forward, downstream)) return true;  // open() rejects it, with its own reason
   switch (verdict) {
     case Verdict::kAdmit:
-      return true;
+      break;
     case Verdict::kMakeRoom:
-      connections_.replace_of_heaviest(share_->kept_for_instance());
-      return true;
+      half_closed.replace_of_heaviest(share_->kept_for_instance());
+      break;
     case Verdict::kInstanceShare:
-      if (may_replace && connections_.replace_of_session(*forward)) return true;
-      connections_.reject(downstream, forward, RejectReason::kInstanceShare);
-      return false;
+      if (may_replace && half_closed.replace_of_session(*forward)) break;
+      return reject(RejectReason::kInstanceShare);
     case Verdict::kForwardShare:
-      if (may_replace && connections_.replace_of_forward(*forward)) return true;
-      connections_.reject(downstream, forward, RejectReason::kForwardShare);
-      return false;
+      if (may_replace && half_closed.replace_of_forward(*forward)) break;
+      return reject(RejectReason::kForwardShare);
     case Verdict::kSourceShare:
-      if (may_replace && connections_.replace_of_source(*forward, downstream)) return true;
-      connections_.reject(downstream, forward, RejectReason::kSourceShare);
-      return false;
+      if (may_replace && half_closed.replace_of_source(*forward, *source)) break;
+      return reject(RejectReason::kSourceShare);
   }
   return true;
 }
@@ -358,33 +294,6 @@ Worker& Worker::least_loaded() {
     }
   }
   return *best;
-}
-
-void Worker::arm(std::uint32_t index) {
-  listeners_[index].armed = true;
-  io_->poll(kListenerToken | index, listeners_[index].fd);
-}
-
-void Worker::close_listener(std::uint32_t index) {
-  Listener& listener = listeners_[index];
-  if (listener.closing) return;
-  listener.closing = true;
-  if (std::exchange(listener.waiting, false)) std::erase(waiting_, index);
-  if (listener.armed) {
-    io_->cancel(kListenerToken | index, listener.fd);  // released with its last completion
-  } else {
-    release_listener(index);
-  }
-}
-
-void Worker::release_listener(std::uint32_t index) {
-  ServedForward& forward = *listeners_[index].forward;
-  std::erase(forward.listener_slots, index);
-  if (forward.listener_slots.empty()) forward.accepting.store(false, std::memory_order_release);
-  io_->close(listeners_[index].fd);
-  listeners_[index] = Listener{};
-  free_listeners_.push_back(index);
-  --listeners_open_;
 }
 
 // --- A guest's closed port.
@@ -404,47 +313,6 @@ void Worker::on_refused(const Refusal& refusal) {
 
 Worker& Worker::listening_worker(const ServedForward& forward) {
   return peers_.empty() ? *this : *peers_[forward.listening_worker];
-}
-
-/// Its clients go to the guest's second address.
-bool Worker::leads_v6(const Listener& listener) const {
-  Endpoint local;
-  return listener.forward->route.upstream_v6 && io_->local_endpoint(listener.fd, local) == 0 &&
-         is_genuine_v6(local.address());
-}
-
-/// Clients are refused from here on, and the port stays ours. SO_REUSEADDR has to go, or another program
-/// could listen on a port where nobody does.
-void Worker::shut_listeners(const ServedForwardPtr& forward, bool v6) {
-  const std::lock_guard lock(forward->listeners_mutex);
-  if (forward->phase.load() != ForwardPhase::kOpen) return;
-  forward->refusing[v6].store(true, std::memory_order_relaxed);
-  for (const std::uint32_t index : forward->listener_slots) {
-    Listener& listener = listeners_[index];
-    if (listener.closing || leads_v6(listener) != v6) continue;
-    listener.gated = true;
-    io_->set_option(listener.fd, SOL_SOCKET, SO_REUSEADDR, 0);
-    io_->shutdown(listener.fd, SHUT_RD);
-  }
-}
-
-bool Worker::open_listeners(const ServedForwardPtr& forward, bool v6) {
-  const std::lock_guard lock(forward->listeners_mutex);
-  if (forward->phase.load() != ForwardPhase::kOpen) return true;  // CloseForward is on its way
-  bool open = true;
-  for (const std::uint32_t index : forward->listener_slots) {
-    Listener& listener = listeners_[index];
-    if (listener.closing || !listener.gated || leads_v6(listener) != v6) continue;
-    io_->set_option(listener.fd, SOL_SOCKET, SO_REUSEADDR, 1);
-    if (io_->listen_again(listener.fd) < 0) {
-      io_->set_option(listener.fd, SOL_SOCKET, SO_REUSEADDR, 0);
-      open = false;
-      continue;
-    }
-    listener.gated = false;
-  }
-  if (open) forward->refusing[v6].store(false, std::memory_order_relaxed);
-  return open;
 }
 
 }  // namespace portway

@@ -8,7 +8,6 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <deque>
 #include <future>
 #include <memory>
 #include <mutex>
@@ -18,10 +17,11 @@
 
 #include "base/fd.h"
 #include "proxy/busy_poll.h"
-#include "proxy/connection.h"
+#include "proxy/connections.h"
 #include "proxy/dataplane.h"
 #include "proxy/fair_share.h"
 #include "proxy/io.h"
+#include "proxy/listeners.h"
 #include "proxy/refusal_gates.h"
 #include "proxy/served_forward.h"
 #include "proxy/stats.h"
@@ -111,19 +111,10 @@ class Worker {
   /// Waits for something to happen, at most `max_wait` (negative: for ever), and deals with it.
   void turn(Nanos max_wait);
   bool stopped() const {
-    return stopping_ && connections_.in_use() == 0 && listeners_open_ == 0 && gates_.empty();
+    return stopping_ && connections_.in_use() == 0 && listeners_.empty() && gates_.empty();
   }
 
  private:
-  struct Listener {
-    ServedForwardPtr forward;  // null: the entry is free
-    int fd = -1;
-    bool armed = false;    // the last completion of its poll is still to come
-    bool waiting = false;  // in waiting_
-    bool gated = false;    // shut, until its guest port is open again
-    bool closing = false;
-  };
-
   std::span<const Completion> wait(Nanos max_wait);
   bool latency_bound();
   Nanos wait_time(Nanos max_wait) const;
@@ -138,41 +129,28 @@ class Worker {
   void on(Refused& message);
   void on(Stop& message);
 
-  void on_listener(std::uint32_t index, const Completion& completion);
-  void accept_waiting();
-  void pause_accepting();
   void on_accepted(int downstream, const ServedForwardPtr& forward);
   std::uint64_t total_load() const;
   bool has_share(int downstream, const ServedForwardPtr& forward);
   Worker& least_loaded();
   Worker& listening_worker(const ServedForward& forward);
-  void arm(std::uint32_t index);
-  void close_listener(std::uint32_t index);
-  void release_listener(std::uint32_t index);
   void on_refused(const Refusal& refusal);
-  bool leads_v6(const Listener& listener) const;
-  void shut_listeners(const ServedForwardPtr& forward, bool v6);
-  bool open_listeners(const ServedForwardPtr& forward, bool v6);
 
   std::unique_ptr<Io> io_;
   const std::uint64_t connections_max_;
   const FairShare* const share_;
   const Nanos half_close_timeout_;
+  const std::size_t worker_;  // index into the forwards' counters
   WorkerCounters counters_;
   CloseRecordRing closes_;  // written by the worker's thread, read by the control thread
-  ConnectionSet connections_;
+  Listeners listeners_;
+  Connections connections_;
   RefusalGates gates_;
   BusyPoll busy_poll_;
   std::size_t events_before_ = 0;  // in the last turn
   std::uint64_t spliced_before_ = 0;
   std::span<const std::unique_ptr<Worker>> peers_;
 
-  std::vector<Listener> listeners_;
-  std::vector<std::uint32_t> free_listeners_;
-  std::deque<std::uint32_t>
-      waiting_;               // listeners that clients may wait at, the next one to be asked in front
-  Nanos accept_again_at_{0};  // descriptors ran out: clients wait in the backlog until then
-  std::size_t listeners_open_ = 0;
   bool stopping_ = false;
 
   std::mutex mailbox_mutex_;

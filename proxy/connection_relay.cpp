@@ -1,0 +1,129 @@
+// The bytes of a connection: what it does in kRelaying.
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+
+#include "proxy/connection.h"
+
+namespace portway {
+
+void Connection::advance_relaying() {
+  for (const Side from : kSides) {
+    relay_from(from);
+    if (slot_.state != ConnectionState::kRelaying) return;
+  }
+  if (slot_.relay[kDownstream].ended && slot_.relay[kUpstream].ended) {
+    // Both FINs were passed on. An error reported since then ends it the same way: all was delivered.
+    return terminate({close_side(slot_.first_ended), CloseHow::kFin});
+  }
+  for (const Side side : kSides) {
+    if (slot_.socket[side].error != 0 && slot_.socket[side].read_ended) return on_reset(side);
+  }
+}
+
+void Connection::relay_from(Side from) {
+  RelayState& state = slot_.relay[from];
+  if (state.ended) return;
+  RelayContext relaying{.io = context_.io,
+                        .pipes = context_.pipes,
+                        .counters = context_.counters,
+                        .buffer = context_.buffer,
+                        .budget = context_.queue.budget()};
+  ByteRate& rate = forward_->rate[from];
+  const std::uint64_t limit = rate.limit();
+  if (limit != 0) {
+    const std::uint64_t allowance = rate.allowance(limit, now());
+    if (allowance == 0) return throttle(rate.wait(now()));
+    relaying.bytes_max = allowance;
+  }
+  const std::uint64_t before = state.bytes;
+  const RelayStatus status = relay(relaying, state, slot_.socket[from], slot_.socket[other(from)]);
+  if (state.bytes != before) {
+    count_moved(from, before);
+    if (limit != 0) rate.spend(limit, state.bytes - before, now());
+  }
+  switch (status) {
+    case RelayStatus::kWaiting:
+      break;
+    case RelayStatus::kBudgetSpent:
+      enqueue();
+      break;
+    case RelayStatus::kSourceEnded:
+      state.ended = true;
+      on_source_ended(from);
+      break;
+    case RelayStatus::kSinkBroken:
+      state.ended = true;
+      on_sink_broken(from);
+      break;
+  }
+}
+
+void Connection::count_moved(Side from, std::uint64_t before) {
+  const std::uint64_t bytes = slot_.relay[from].bytes;
+  ForwardCounters& counts = forward_counters();
+  (from == kDownstream ? counts.received_bytes : counts.sent_bytes).add(bytes - before);
+  context_.queue.count_moved(bytes - before);
+  slot_.active_ns = context_.turn_began.count();
+  if (receive_buffer_[from].due(bytes)) fit_receive_buffer(from);
+  if (from == kDownstream && before < UpstreamOpener::kMuch && bytes >= UpstreamOpener::kMuch)
+    context_.upstream.limit_unsent(fd(kUpstream));
+}
+
+void Connection::on_source_ended(Side from) {
+  if (slot_.socket[from].error != 0) return on_reset(from);
+  SocketState& sink = slot_.socket[other(from)];
+  if (!slot_.relay[other(from)].ended) slot_.first_ended = from;
+  context_.io.shutdown(sink.fd, SHUT_WR);
+  sink.write_ended = true;
+  slot_.active_ns = context_.turn_began.count();  // the other side has its time from now on
+  context_.half_closed.add(*this);
+  schedule();
+}
+
+void Connection::on_sink_broken(Side from) {
+  SocketState& sink = slot_.socket[other(from)];
+  if (is_shortage(sink.error)) {
+    // No event reports free memory, and the sink would wait for the rest for ever.
+    error_ = sink.error;
+    return terminate({CloseSide::kNode, CloseHow::kResources});
+  }
+  // What the broken side sent before it broke is still to be delivered: read on, to its error or its end.
+  sink.readable = true;
+  sink.peer_closed = true;
+  if (sink.read_ended) {
+    on_reset(other(from));
+  } else {
+    enqueue();
+  }
+}
+
+void Connection::fit_receive_buffer(Side side) {
+  const std::uint32_t least =
+      side == kUpstream ? config().guest_receive_buffer : config().client_receive_buffer;
+  if (least == 0) return;
+  Io& io = context_.io;
+  const Nanos round_trip =
+      side == kUpstream ? Nanos::zero() : std::chrono::microseconds(io.tcp_summary(fd(side)).rtt_us);
+  const auto fit = receive_buffer_[side].fit(slot_.relay[side].bytes, context_.turn_began, least, round_trip);
+  if (!fit) return;
+  const auto size = static_cast<int>(*fit);
+  // Beyond net.core.rmem_max with CAP_NET_ADMIN only. Without it, a client's socket is left to the kernel, or
+  // a long path could not be filled.
+  const bool forced = io.set_option(fd(side), SOL_SOCKET, SO_RCVBUFFORCE, size) == 0;
+  if (side == kUpstream) {
+    if (!forced) io.set_option(fd(side), SOL_SOCKET, SO_RCVBUF, size);
+  } else if (forced) {
+    io.set_option(fd(side), IPPROTO_TCP, TCP_WINDOW_CLAMP, size);  // the window does not follow by itself
+  }
+}
+
+/// Only the timer continues it: no event reports that there are bytes to spend again.
+void Connection::throttle(Nanos wait) {
+  throttled_until_ = std::min(throttled_until_, now() + wait);
+  schedule();
+}
+
+}  // namespace portway

@@ -1,0 +1,248 @@
+#include "proxy/connections.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cerrno>
+#include <memory>
+
+namespace portway {
+
+Connections::Connections(Io& io, const ConnectionOptions& options, std::span<ConnectionSlot> slots,
+                         std::uint32_t pipes_max, WorkerCounters& counters, CloseRecordRing& closes,
+                         std::size_t worker, Token token_base)
+    : table_(slots), context_(io, options, pipes_max, counters, closes, worker, token_base) {}
+
+Connections::~Connections() {
+  assert(table_.in_use() == 0 && "reset_all() and run until empty first");
+}
+
+// --- From accept to a slot.
+
+std::optional<OpenedConnection> Connections::open(int downstream, const ServedForwardPtr& forward) {
+  Client client;  // stays without address and port if they are not known
+  context_.io.take_client(downstream, client);
+  const auto turn_away = [&](RejectReason reason) {
+    reject(downstream, forward, reason, client.endpoint);
+    return std::nullopt;
+  };
+  if (forward->phase.load() == ForwardPhase::kEnded) return turn_away(RejectReason::kForwardGone);
+  // Whoever it was, the guest is not to see the node in its place.
+  if (client.endpoint.port() == 0) return turn_away(RejectReason::kClientGone);
+  const ConnectionOptions& options = context_.options;
+  const int device = forward->session->device.load();  // before the source, which is set first
+  // What the guest is to see is not known before there is a device.
+  const bool waits = device == kNoDevice && options.device_requests != nullptr;
+  const auto plan = waits ? SourcePlan::kPlain : first_plan(*forward, client.endpoint);
+  if (!plan) return turn_away(RejectReason::kSourceAddress);
+  OpenedConnection opened{.forward = forward,
+                          .downstream = downstream,
+                          .client = client.endpoint,
+                          .dscp = options.config.copy_dscp ? client.dscp : std::uint8_t{0},
+                          .source = *plan,
+                          .waits_for_device = waits,
+                          .admitted = forward->admission.limited(),
+                          .accepted_at = context_.io.now()};
+  if (opened.admitted) {
+    if (const auto refused = forward->admission.ask(client.endpoint.address(), opened.accepted_at))
+      return turn_away(*refused);
+  }
+  if (waits) return opened;
+  const int result = context_.upstream.open({.guest = forward->route.upstream_of(client.endpoint.address()),
+                                             .device = device,
+                                             .client = client.endpoint,
+                                             .dscp = opened.dscp},
+                                            opened.source, opened.upstream);
+  if (result != -EINPROGRESS) opened.error = -result;
+  return opened;
+}
+
+void Connections::start(OpenedConnection opened) {
+  // The phase advances before the workers hear of it, and close_forward() finds what is started before that.
+  if (opened.forward->phase.load() == ForwardPhase::kEnded ||
+      of(*opened.forward).end_until == ForwardConnections::kAll)
+    return reject(opened, RejectReason::kForwardGone);
+  const auto index = table_.take();
+  if (!index) return reject(opened, RejectReason::kConnectionsMax);
+  if (*index == connections_.size()) connections_.emplace_back(context_, table_[*index], *index);
+  connections_[*index].start(std::move(opened));
+}
+
+bool Connections::refuses(ServedForward& forward, int downstream) {
+  Endpoint client;
+  if (context_.io.remote_endpoint(downstream, client) < 0 || !first_plan(forward, client)) return true;
+  return forward.admission.limited() && forward.admission.refuses(client.address(), context_.io.now());
+}
+
+void Connections::reject(const OpenedConnection& opened, RejectReason reason) {
+  if (opened.admitted) opened.forward->admission.leave(opened.client.address());
+  if (opened.upstream >= 0) context_.io.close_with_reset(opened.upstream);
+  reject(opened.downstream, opened.forward, reason, opened.client);
+}
+
+void Connections::reject(int downstream, const ServedForwardPtr& forward, RejectReason reason) {
+  Client client;
+  context_.io.take_client(downstream, client);
+  reject(downstream, forward, reason, client.endpoint);
+}
+
+void Connections::reject(int downstream, const ServedForwardPtr& forward, RejectReason reason,
+                         const Endpoint& client) {
+  context_.counters.rejected[static_cast<std::size_t>(reason)].add();
+  forward->counters[context_.worker].rejected[static_cast<std::size_t>(reason)].add();
+  CloseRecord record{.forward = forward};
+  record.client = to_plain(client);
+  record.accepted_at = record.ended_at = context_.io.now();
+  record.cause.how = close_how(reason);
+  context_.push(std::move(record));
+  context_.io.close_with_reset(downstream);
+}
+
+// --- A turn.
+
+void Connections::on_poll(Token token, const Completion& completion) {
+  connections_[Connection::index_of(token)].on_poll(Connection::side_of(token), completion);
+}
+
+void Connections::run() {
+  if (!context_.perhaps_urgent.empty()) find_urgent();
+  if (!runnable()) return;
+  context_.turn_began = context_.io.now();
+  if (!ending_.empty()) end_some();
+  context_.queue.run([this](RunQueue::Entry& entry) {
+    Connection& connection = connection_of(entry);
+    if (connection.advance()) release(connection);
+  });
+}
+
+/// The object is made anew for the slot's next connection.
+void Connections::release(Connection& connection) {
+  const std::uint32_t index = connection.index();
+  connection.release();
+  std::destroy_at(&connection);
+  table_.give_back(index);
+  std::construct_at(&connection, context_, table_[index], index);
+  released_ = true;
+}
+
+/// Before anything is read: a plain read would step over an urgent byte that is next.
+void Connections::find_urgent() {
+  const auto& marked = context_.perhaps_urgent;
+  asked_urgent_.clear();
+  for (const auto& [connection, side] : marked) {
+    asked_urgent_.push_back({connection->is_live() ? connection->fd(side) : -1, POLLPRI, 0});
+  }
+  context_.io.find_urgent(asked_urgent_);
+  for (std::size_t i = 0; i < marked.size(); ++i) {
+    if (asked_urgent_[i].revents != 0) marked[i].first->on_urgent(marked[i].second);
+  }
+  context_.perhaps_urgent.clear();
+}
+
+Nanos Connections::until_next_deadline() const {
+  const Nanos now = context_.io.now();
+  Nanos next = context_.half_closed.next_due();
+  if (!draining_.empty()) next = std::min(next, draining_.front().deadline);
+  if (next != TimerWheel::kNever) next = std::max(Nanos::zero(), next - now);
+  return std::min(next, context_.timers.until_next(now));
+}
+
+/// Many may be due at once: run() deals with them.
+void Connections::expire() {
+  const Nanos now = context_.io.now();
+  context_.timers.expire(now, [this](std::uint32_t index) { connections_[index].expire(); });
+  while (!draining_.empty() && draining_.front().deadline <= now) {
+    end(draining_.front().forward, ForwardConnections::kAll, draining_.front().how);
+    draining_.pop_front();
+  }
+}
+
+// --- Ends.
+
+void Connections::close_forward(const ServedForwardPtr& forward) {
+  const ForwardPhase phase = forward->phase.load();
+  if (phase == ForwardPhase::kEnded) {
+    end(forward, ForwardConnections::kAll, forward->why.load());
+  } else if (phase == ForwardPhase::kDraining) {
+    const Nanos deadline = context_.io.now() + context_.options.config.drain_timeout;
+    draining_.push_back({deadline, forward, forward->why.load()});
+  }
+}
+
+void Connections::end(const ServedForwardPtr& forward, std::uint64_t until, CloseHow how) {
+  ForwardConnections& own = of(*forward);
+  if (own.end_until == 0) ending_.push_back(forward);
+  own.end_until = std::max(own.end_until, until);
+  own.end_how = how;
+}
+
+/// A few of each forward in turn: tens of thousands that end at once delay nobody else.
+void Connections::end_some() {
+  for (std::size_t left = RunQueue::kStepsAtOnce; left > 0 && !ending_.empty(); --left) {
+    ServedForwardPtr forward = std::move(ending_.front());
+    ending_.pop_front();
+    ForwardConnections& own = of(*forward);
+    if (!own.all.empty() && connection_of(own.all.front()).serial() <= own.end_until) {
+      connection_of(own.all.front()).terminate({CloseSide::kNode, own.end_how});
+      ending_.push_back(std::move(forward));
+    } else if (own.end_until != ForwardConnections::kAll) {
+      own.end_until = 0;
+    }
+  }
+}
+
+void Connections::reset_all(CloseHow how) {
+  for (Connection& connection : connections_) {
+    if (connection.is_live()) connection.terminate({CloseSide::kNode, how});
+  }
+}
+
+std::size_t Connections::kill(const ServedForwardPtr& forward, ConnectionId id) {
+  std::size_t count = 0;
+  std::uint64_t last = 0;
+  for_each_live(*forward, [&](Connection& connection) {
+    last = connection.serial();
+    if (id == 0) {
+      ++count;
+    } else if (connection.id() == id) {
+      connection.terminate({CloseSide::kNode, CloseHow::kKilled});
+      ++count;
+    }
+  });
+  if (id == 0 && count != 0) end(forward, last, CloseHow::kKilled);
+  return count;
+}
+
+// --- All of a forward.
+
+/// Calls visit(Connection&) for each connection of the forward that is not being ended; `visit` may end the
+/// one that it is given.
+template <class Visit>
+void Connections::for_each_live(const ServedForward& forward, Visit visit) {
+  ForwardConnections& own = of(forward);
+  for (auto next = own.all.begin(); next != own.all.end();) {
+    Connection& connection = connection_of(*next++);
+    if (connection.serial() > own.end_until) visit(connection);
+  }
+}
+
+void Connections::count_for_limits(ServedForward& forward) {
+  for_each_live(forward, [&](Connection& connection) {
+    if (connection.admit()) forward.admission.enter(connection.client().address());
+  });
+}
+
+std::vector<LiveConnection> Connections::list(const ServedForward& forward, ConnectionId after,
+                                              std::size_t limit) {
+  std::vector<std::pair<ConnectionId, const Connection*>> found;
+  for_each_live(forward, [&](const Connection& connection) {
+    if (connection.id() > after) found.emplace_back(connection.id(), &connection);
+  });
+  const std::size_t count = std::min(limit, found.size());
+  std::partial_sort(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(count), found.end());
+  std::vector<LiveConnection> live;
+  live.reserve(count);
+  for (std::size_t i = 0; i < count; ++i) live.push_back(found[i].second->live());
+  return live;
+}
+
+}  // namespace portway

@@ -1,0 +1,106 @@
+// The connections of one worker: they start here, are listed, and end with their forward, their session or
+// the worker.
+//
+// All calls on the worker's thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "proxy/connection.h"
+
+namespace portway {
+
+class Connections {
+ public:
+  /// `worker` is this worker's index into the forwards' counters; `token_base` is or'ed into the tokens of
+  /// its polls; `closes` gets a record of each connection's end.
+  Connections(Io& io, const ConnectionOptions& options, std::span<ConnectionSlot> slots,
+              std::uint32_t pipes_max, WorkerCounters& counters, CloseRecordRing& closes, std::size_t worker,
+              Token token_base);
+  ~Connections();
+  Connections(const Connections&) = delete;
+  Connections& operator=(const Connections&) = delete;
+
+  /// Opens the connection to the guest for an accepted socket, and owns the socket from now on. Guests see
+  /// connections in the order of these calls. nullopt: the client was rejected, with a reset.
+  std::optional<OpenedConnection> open(int downstream, const ServedForwardPtr& forward);
+  /// Takes it over; another worker may have opened it. If every slot is in use, or its forward has ended
+  /// meanwhile, both sides are reset.
+  void start(OpenedConnection opened);
+  /// open() would reject this client as things are: no connection is to end for it.
+  bool refuses(ServedForward& forward, int downstream);
+  /// Resets both sides, without a connection.
+  void reject(const OpenedConnection& opened, RejectReason reason);
+  /// Resets the client, without a connection.
+  void reject(int downstream, const ServedForwardPtr& forward, RejectReason reason);
+
+  /// A completion of a poll; `token` is what token_base was or'ed with.
+  void on_poll(Token token, const Completion& completion);
+  /// Advances the connections whose turn it is.
+  void run();
+  /// Queues what has timed out.
+  void expire();
+
+  /// run() has work left; then nothing may wait.
+  bool runnable() const { return !context_.queue.empty() || !ending_.empty(); }
+  Nanos until_next_deadline() const;
+
+  /// Counts the forward's connections that were made while it had no limits.
+  void count_for_limits(ServedForward& forward);
+  /// The forward's phase has advanced: does to its connections what that means, in this turn and the next
+  /// ones.
+  void close_forward(const ServedForwardPtr& forward);
+  void reset_all(CloseHow how);
+  /// The connections of a forward with ids above `after`, at most `limit`, those with the lowest ids. A
+  /// microsecond or two for each one that it lists.
+  std::vector<LiveConnection> list(const ServedForward& forward, ConnectionId after, std::size_t limit);
+  /// Resets one connection of a forward, or all of them (0), in this turn and the next ones; returns how
+  /// many.
+  std::size_t kill(const ServedForwardPtr& forward, ConnectionId connection);
+
+  /// What ends for others if connections run short.
+  HalfClosed& half_closed() { return context_.half_closed; }
+  std::uint32_t in_use() const { return table_.in_use(); }
+  /// See UpstreamOpener::source_ports().
+  PortRange source_ports() { return context_.upstream.source_ports(); }
+  /// Calls take(const Refusal&) for each connection that the guest refused since the last call.
+  template <class Take>
+  void take_refused(Take take) {
+    for (const Refusal& refusal : context_.refused) take(refusal);
+    context_.refused.clear();
+  }
+  /// Descriptors were given back since the last call: accepting may work again.
+  bool take_released() { return std::exchange(released_, false); }
+
+ private:
+  ForwardConnections& of(const ServedForward& forward) const { return forward.connections[context_.worker]; }
+  void reject(int downstream, const ServedForwardPtr& forward, RejectReason reason, const Endpoint& client);
+  void release(Connection& connection);
+  void find_urgent();
+  void end(const ServedForwardPtr& forward, std::uint64_t until, CloseHow how);
+  void end_some();
+  template <class Visit>
+  void for_each_live(const ServedForward& forward, Visit visit);
+
+  ConnectionTable table_;
+  ConnectionContext context_;
+  std::deque<Connection> connections_;   // an object for each slot that was ever in use
+  std::deque<ServedForwardPtr> ending_;  // those with an end_until
+  struct Draining {
+    Nanos deadline;
+    ServedForwardPtr forward;
+    CloseHow how;
+  };
+  std::deque<Draining> draining_;     // in the order of their deadlines
+  std::vector<pollfd> asked_urgent_;  // scratch of find_urgent()
+  bool released_ = false;
+};
+
+}  // namespace portway

@@ -1,0 +1,98 @@
+// A worker's listeners: armed, asked for clients in turn, paused while descriptors are short, shut while a
+// guest's port is closed, and closed with their forward.
+//
+// All calls on the worker's thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+#include "base/fd.h"
+#include "proxy/io.h"
+#include "proxy/served_forward.h"
+#include "proxy/stats.h"
+#include "proxy/timer_wheel.h"
+
+namespace portway {
+
+class Listeners {
+ public:
+  /// Clients accepted in a turn. The others wait in their backlog: a crowd at one forward delays nobody else.
+  static constexpr int kAcceptsAtOnce = 8;
+
+  /// `token_base` is or'ed into the tokens of its polls.
+  Listeners(Io& io, WorkerCounters& counters, Token token_base)
+      : io_(io), counters_(counters), token_base_(token_base) {}
+  Listeners(const Listeners&) = delete;
+  Listeners& operator=(const Listeners&) = delete;
+
+  void add(const ServedForwardPtr& forward, std::vector<Fd> listeners);
+  /// Closes the forward's listeners; each one's descriptor once its poll has ended.
+  void close(const ServedForward& forward);
+  /// Closes all, and those that are added afterwards.
+  void close_all();
+  /// None is left, nor a descriptor of one.
+  bool empty() const { return open_ == 0; }
+
+  /// A completion of a poll; `token` is what token_base was or'ed with.
+  void on_poll(Token token, const Completion& completion);
+  /// Accepts one client of each listener in turn: calls accepted(int downstream, const ServedForwardPtr&).
+  template <class Accepted>
+  void accept_waiting(Accepted accepted);
+  /// Descriptors were given back: accepting may work again.
+  void resume() { accept_again_at_ = Nanos::zero(); }
+  /// How long accept_waiting() has nothing to do; TimerWheel::kNever if no client waits.
+  Nanos until_next() const;
+
+  // --- While a guest's port is closed. Of a forward's listeners: those whose clients go to the guest's
+  // second address (ForwardRoute::goes_v6), or the others.
+
+  /// Clients are refused from now on, and the port stays ours.
+  void shut(ServedForward& forward, bool v6);
+  /// False if a listener could not listen again, and reopen() is to be called again.
+  bool reopen(ServedForward& forward, bool v6);
+
+ private:
+  struct Listener {
+    ServedForwardPtr forward;  // null: the entry is free
+    int fd = -1;
+    bool armed = false;    // the last completion of its poll has not come
+    bool waiting = false;  // in waiting_
+    bool shut = false;     // until its guest port is open again
+    bool closing = false;
+  };
+
+  bool may_accept() const { return accept_again_at_ == Nanos::zero() || io_.now() >= accept_again_at_; }
+  int accept_next(ServedForwardPtr& forward);
+  void pause();
+  void arm(std::uint32_t index);
+  void close(std::uint32_t index);
+  void release(std::uint32_t index);
+  bool leads_v6(const Listener& listener) const;
+
+  Io& io_;
+  WorkerCounters& counters_;
+  const Token token_base_;
+  std::vector<Listener> listeners_;
+  std::vector<std::uint32_t> free_;    // entries of listeners_
+  std::deque<std::uint32_t> waiting_;  // entries at which clients may wait, the next one in front
+  Nanos accept_again_at_{0};           // descriptors ran out: clients wait in the backlog until then
+  std::size_t open_ = 0;
+  bool closed_ = false;
+};
+
+template <class Accepted>
+void Listeners::accept_waiting(Accepted accepted) {
+  if (waiting_.empty() || !may_accept()) return;
+  accept_again_at_ = Nanos::zero();
+  ServedForwardPtr forward;
+  for (int left = kAcceptsAtOnce; left > 0 && !waiting_.empty(); --left) {
+    const int downstream = accept_next(forward);
+    if (downstream >= 0) accepted(downstream, forward);
+    if (accept_again_at_ != Nanos::zero()) return;
+  }
+}
+
+}  // namespace portway
