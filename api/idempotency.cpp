@@ -37,9 +37,7 @@ std::vector<std::optional<Uuid>> forwards_in(const IdempotentAnswer& answer) {
 Result<void> check_holds(const ApiContext& api, const IdempotentAnswer& answer, const Instance& instance) {
   const std::vector<std::optional<Uuid>> ids = forwards_in(answer);
   const auto exists = [&](const std::optional<Uuid>& id) {
-    const Forward* forward = id ? api.control.registry().find_forward(*id) : nullptr;
-    return forward != nullptr && forward->instance_id == instance.id &&
-           forward->session_id == instance.session_id;
+    return id && api.control.has_forward(instance, *id);
   };
   const auto gone = std::ranges::count_if(ids, std::not_fn(exists));
   if (gone == 0 && !ids.empty()) return {};

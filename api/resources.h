@@ -21,7 +21,6 @@ namespace portway {
 struct ApiContext {
   boost::asio::io_context& context;
   Control& control;
-  Dataplane& dataplane;
   ApiStats& stats;
   const RecentCloses& closes;
   std::function<NextPiece(MetricsScope)> metrics;  // the pieces of a scrape's text (Exporter::scrape)

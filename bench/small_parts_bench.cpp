@@ -3,7 +3,9 @@
 
 #include <boost/json/serialize.hpp>
 
+#include "api/http/message.h"
 #include "api/json.h"
+#include "api/json_fields.h"
 #include "network/proxy_header.h"
 #include "network/source_plan.h"
 #include "proxy/admission.h"

@@ -47,7 +47,7 @@ Daemon::Daemon(const Config& config, const Arguments& arguments, const DaemonLog
                  .ports = control_.ports(),
                  .api = stats_,
                  .node = *this}),
-      api_({*parts_.context, control_, *parts_.proxy, stats_, recent_closes_,
+      api_({*parts_.context, control_, stats_, recent_closes_,
             [this](MetricsScope scope) -> NextPiece {
               return [scrape = std::shared_ptr<Scrape>(exporter_.scrape(scope))] { return scrape->next(); };
             }}),

@@ -51,7 +51,7 @@ Result<Response> list_connections(const ApiContext& api, const Call& call) {
     });
     return json_response(200, body);
   }
-  const auto live = api.dataplane.connections(id, call.query[kCursor], call.query[kPageLimit]);
+  const auto live = api.control.connections(id, call.query[kCursor], call.query[kPageLimit]);
   if (!live) return live.error();
   boost::json::array list;
   for (const LiveConnection& connection : live->connections) list.push_back(to_json(connection));
@@ -68,7 +68,7 @@ Result<Response> list_recent(const ApiContext& api, const Call& call) {
 Result<Response> end_all(const ApiContext& api, const Call& call) {
   const auto found = api.control.find_forward(call.caller, call.path[0], call.path[1]);
   if (!found) return found.error();
-  if (auto ended = api.dataplane.end_connections(found->forward.id, 0); !ended) return ended.error();
+  if (auto ended = api.control.end_connections(found->forward.id, 0); !ended) return ended.error();
   return no_content();
 }
 
@@ -78,7 +78,7 @@ Result<Response> end_one(const ApiContext& api, const Call& call) {
   const Error unknown{ErrorCode::kNotFound, "The forward has no connection with this id; it may have ended."};
   const auto connection = parse_connection_id(call.path[2]);
   if (!connection) return unknown;
-  const auto ended = api.dataplane.end_connections(found->forward.id, *connection);
+  const auto ended = api.control.end_connections(found->forward.id, *connection);
   if (!ended) return ended.error();
   if (*ended == 0) return unknown;
   return no_content();

@@ -35,11 +35,11 @@ Result<Response> check(const ApiContext& api, const Call& call) {
   api.control.look_at_addresses();
   const auto found = api.control.find_forward(call.caller, call.path[0], call.path[1]);
   if (!found) return found.error();
-  const Instance& instance = *api.control.registry().find_instance(call.path[0]);
+  const Instance& instance = **api.control.find_instance(call.caller, call.path[0]);  // its forward was found
   CheckSubject subject{.forward = *found,
                        .instance = instance,
-                       .tap_state = api.control.watch().tap_state(instance),
-                       .tap_fault = api.control.watch().tap_fault(instance),
+                       .tap_state = api.control.tap_state(instance),
+                       .tap_fault = api.control.tap_fault(instance),
                        .client = std::nullopt};
   // Not before the forward is found: what is not there is 404, whatever is asked of it.
   if (const std::string client = call.query[kClient].value_or(""); !client.empty()) {
@@ -49,7 +49,7 @@ Result<Response> check(const ApiContext& api, const Call& call) {
     }
     subject.client = *address;
   }
-  subject.refusing = api.dataplane.refuses(found->forward.id, subject.client);
+  subject.refusing = api.control.refuses(found->forward.id, subject.client);
   return stream_response(
       api, {.caller = call.caller, .subject = subject_of(instance)},
       [&] { return check_forward(api.context, subject); }, "application/json");
@@ -58,7 +58,7 @@ Result<Response> check(const ApiContext& api, const Call& call) {
 Result<Response> capture(const ApiContext& api, const Call& call) {
   const auto found = api.control.find_forward(call.caller, call.path[0], call.path[1]);
   if (!found) return found.error();
-  const Instance& instance = *api.control.registry().find_instance(call.path[0]);
+  const Instance& instance = **api.control.find_instance(call.caller, call.path[0]);  // its forward was found
   const std::string what =
       fmt::format("capture of forward {} of instance {} by key {}, request {}", call.path[1], call.path[0],
                   to_string(call.caller.key_id), call.request.id);

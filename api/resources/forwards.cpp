@@ -141,7 +141,7 @@ Result<Response> list_forwards(const ApiContext& api, const Call& call) {
   const std::optional<std::string> label = call.query[kLabel];
   boost::json::array list;
   std::string next;
-  for (const Forward* forward : api.control.registry().forwards(call.path[0], call.query[kCursor])) {
+  for (const Forward* forward : api.control.list_forwards(call.path[0], call.query[kCursor])) {
     if (label && forward->label != *label) continue;
     if (list.size() == limit) {
       next = std::string(list.back().at("id").as_string());

@@ -42,21 +42,10 @@ Result<void> take_guest_addresses(Instance& asked, const std::optional<std::stri
   return set_guest_addresses(asked, addresses);
 }
 
-boost::json::object instance_json(const Control& control, const Instance& instance) {
-  return to_json({.instance = instance,
-                  .ending = control.is_ending(instance),
-                  .tap_state = to_string(control.watch().tap_state(instance)),
-                  .tap_fault = control.watch().tap_fault(instance),
-                  .forwards_max = control.profile_of(instance).max_forwarded_ports,
-                  .forwards_now = control.registry().forward_count(instance.id),
-                  .source = control.source_of(instance),
-                  .source_reason = control.source_reason(instance)});
-}
-
 Result<Response> get_instance(const ApiContext& api, const Call& call) {
   const auto instance = api.control.find_instance(call.caller, call.path[0]);
   if (!instance) return instance.error();
-  return json_response(200, {{"instance", instance_json(api.control, **instance)}});
+  return json_response(200, {{"instance", to_json(api.control.status_of(**instance))}});
 }
 
 Result<Response> put_instance(const ApiContext& api, const Call& call) {
@@ -80,19 +69,17 @@ Result<Response> put_instance(const ApiContext& api, const Call& call) {
     return error;
   }
   Response response =
-      json_response(put->created ? 201 : 200, {{"instance", instance_json(api.control, put->instance)}});
+      json_response(put->created ? 201 : 200, {{"instance", to_json(api.control.status_of(put->instance))}});
   if (put->created) response.headers.emplace_back("Location", "/instances/" + put->instance.id);
   return response;
 }
 
 Result<Response> list_instances(const ApiContext& api, const Call& call) {
   const auto limit = call.query[kPageLimit];
-  const auto owner =
-      call.caller.role == Role::kAdmin ? std::nullopt : std::optional<std::string_view>(call.caller.owner);
-  const auto found = api.control.registry().instances(owner, call.query[kCursor], limit + 1);
+  const auto found = api.control.list_instances(call.caller, call.query[kCursor], limit + 1);
   boost::json::array list;
   for (const Instance* instance : found) {
-    if (list.size() < limit) list.push_back(instance_json(api.control, *instance));
+    if (list.size() < limit) list.push_back(to_json(api.control.status_of(*instance)));
   }
   boost::json::object body;
   if (found.size() > limit) body["next_cursor"] = found[limit - 1]->id;

@@ -23,23 +23,21 @@ Result<Response> list_profiles(const ApiContext& api, const Call&) {
 }
 
 Result<Response> info(const ApiContext& api, const Call&) {
-  const Control& control = api.control;
-  const NodeStats node = api.dataplane.node_stats();
+  const NodeInfo node = api.control.info();
   boost::json::object body;
-  body["hostname"] = control.config().node.public_hostname;
+  body["hostname"] = node.hostname;
   body["version"] = PORTWAY_VERSION;
   body["io_backend"] = node.io_backend;
   if (!node.io_backend_reason.empty()) body["io_backend_reason"] = node.io_backend_reason;
-  body["workers"] = node.workers.size();
-  body["source_mode"] = source_mode(control.node_source());
-  if (const std::string& why = control.source_reason(); !why.empty()) body["source_mode_reason"] = why;
-  if (const auto kind = control.return_path(); !kind.empty()) body["return_path"] = kind;
-  body["source_guard"] = control.has_source_guard();
-  body["instances"] = control.registry().instance_count();
-  body["port_forwards"] = control.registry().forward_count();
-  body["ports"] = {{"range", to_string(control.ports().range())},
-                   {"allocated", control.ports().used()},
-                   {"available", control.ports().free()}};
+  body["workers"] = node.workers;
+  body["source_mode"] = source_mode(node.source);
+  if (!node.source_reason.empty()) body["source_mode_reason"] = node.source_reason;
+  if (!node.return_path.empty()) body["return_path"] = node.return_path;
+  body["source_guard"] = node.has_source_guard;
+  body["instances"] = node.instances;
+  body["port_forwards"] = node.forwards;
+  body["ports"] = {
+      {"range", to_string(node.ports)}, {"allocated", node.ports_used}, {"available", node.ports_free}};
   return json_response(200, body);
 }
 

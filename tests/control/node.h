@@ -65,7 +65,7 @@ class Node {
     control_->set_admin_key(kAdminKey);
     control_->restore().value();
     api_ = std::make_unique<Dispatcher>(
-        ApiContext{context, *control_, dataplane, stats, closes, [](MetricsScope scope) -> NextPiece {
+        ApiContext{context, *control_, stats, closes, [](MetricsScope scope) -> NextPiece {
                      return [text = "metrics of scope " + std::to_string(static_cast<int>(scope))]() mutable {
                        return std::exchange(text, {});
                      };
