@@ -5,7 +5,6 @@
 #include <sys/stat.h>
 
 #include <csignal>
-#include <fstream>
 #include <sstream>
 
 #include "tests/control/node.h"
@@ -542,68 +541,6 @@ TEST(Control, AReloadTakesOverWhatMayChangeAndNamesTheRest) {
   EXPECT_NE(node.control().config().proxy.workers, 7U);
   create(node, 3000);
   EXPECT_EQ(try_create(node, 3001).error().code, ErrorCode::kQuotaExceeded);
-}
-
-class AdminKeyFile : public testing::Test {
- protected:
-  AdminKeyFile()
-      : directory_(testing::TempDir() + "/portway-key-" + to_string(make_uuid())),
-        path_(directory_ + "/admin.key") {}
-  ~AdminKeyFile() override { std::filesystem::remove_all(directory_); }
-  void write(std::string_view text, mode_t mode) {
-    std::filesystem::create_directories(directory_);
-    std::ofstream(path_) << text;
-    ::chmod(path_.c_str(), mode);
-  }
-  const std::string directory_;
-  const std::string path_;
-};
-
-TEST_F(AdminKeyFile, IsMadeOnceForItsOwnerOnly) {
-  const auto made = load_or_make_admin_key(path_);
-  ASSERT_TRUE(made);
-  struct stat status {};
-  ASSERT_EQ(::stat(path_.c_str(), &status), 0);
-  EXPECT_EQ(status.st_mode & 0777, 0600U);
-  EXPECT_EQ(load_or_make_admin_key(path_).value(), *made);
-}
-
-TEST_F(AdminKeyFile, ThatOthersMayReadIsRefusedWithTheRemedy) {
-  write("pwk_0123456789012345678901234567890123456789abc\n", 0644);
-  const auto refused = load_or_make_admin_key(path_);
-  ASSERT_FALSE(refused);
-  EXPECT_NE(refused.error().detail.find("chmod 600"), std::string::npos);
-}
-
-TEST_F(AdminKeyFile, IsNotMadeOutOfAFileThatWasLeftOver) {
-  write("", 0600);
-  std::filesystem::rename(path_, path_ + ".new");
-  ::chmod((path_ + ".new").c_str(), 0666);
-  ASSERT_TRUE(load_or_make_admin_key(path_));
-  struct stat status {};
-  ASSERT_EQ(::stat(path_.c_str(), &status), 0);
-  EXPECT_EQ(status.st_mode & 0777, 0600U);
-}
-
-TEST_F(AdminKeyFile, ThatIsNoRegularFileIsRefusedAtOnce) {
-  std::filesystem::create_directories(directory_);
-  ASSERT_EQ(::mkfifo(path_.c_str(), 0600), 0);
-  EXPECT_FALSE(load_or_make_admin_key(path_));
-}
-
-TEST_F(AdminKeyFile, ThatHoldsNoKeyIsRefused) {
-  write("", 0600);
-  EXPECT_FALSE(load_or_make_admin_key(path_));
-  write("password\n", 0600);
-  EXPECT_FALSE(load_or_make_admin_key(path_));
-}
-
-TEST(Secrets, AreLongRandomAndUrlSafe) {
-  const std::string secret = make_secret();
-  EXPECT_EQ(secret.size(), 47U);
-  EXPECT_NE(secret, make_secret());
-  EXPECT_EQ(secret.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"),
-            std::string::npos);
 }
 
 }  // namespace
