@@ -19,13 +19,14 @@ std::string reason(int error) {
   return std::system_category().message(error);
 }
 
-/// A file that is called PATH.part, and leaves a PATH that is there alone, until it is whole. What is no
-/// regular file, like a pipe, is written to as it is.
+/// A file that is named PATH.part until it is complete, so that an existing PATH stays untouched until then.
+/// Anything but a regular file, such as a pipe, is written to directly.
 class OutputFile {
  public:
   Outcome<void> open(const std::string& path) {
     std::error_code ignored;
-    const std::filesystem::path target = std::filesystem::weakly_canonical(path, ignored);  // not the link
+    const std::filesystem::path target =
+        std::filesystem::weakly_canonical(path, ignored);  // the target, not the link
     path_ = target.empty() ? path : target.string();
     struct stat status {};
     is_file_ = ::stat(path_.c_str(), &status) != 0 || S_ISREG(status.st_mode);
@@ -37,7 +38,7 @@ class OutputFile {
     }
     if (file_) return {};
     return Failure{Exit::kUsage, (is_file_ ? part() : path_) + " cannot be written: " + reason(errno) + ".",
-                   "Name another file with --write."};
+                   "Give another file with --write."};
   }
 
   bool write(std::string_view data) {
@@ -53,16 +54,16 @@ class OutputFile {
     return error_ == 0;
   }
 
-  /// It is whole, and gets its name. 0 or an errno, also of an earlier write().
+  /// The file is complete: gives it its final name. Returns 0 or an errno, also that of an earlier write().
   int finish() {
     if (error_ == 0 && is_file_ && ::rename(part().c_str(), path_.c_str()) != 0) error_ = errno;
     return error_;
   }
 
-  /// It will not be whole. Says where that is which came.
+  /// The file stays incomplete. Returns a sentence that says where the received part is, or nothing.
   std::string give_up() {
     if (!is_file_) return "";
-    if (size_ > 0) return "What came is in " + part() + ".";
+    if (size_ > 0) return "The received part is in " + part() + ".";
     ::unlink(part().c_str());
     return "";
   }
@@ -77,7 +78,7 @@ class OutputFile {
   std::size_t size_ = 0;
 };
 
-/// Without an error, the capture is whole and passed on.
+/// On success, the capture is complete and has been passed to `write`.
 template <class Write>
 Outcome<void> receive(const HttpClient& client, const Invocation& invocation, Write write) {
   const auto answer = client.stream(make_request(*invocation.command, invocation.arguments), write);
@@ -85,7 +86,7 @@ Outcome<void> receive(const HttpClient& client, const Invocation& invocation, Wr
   if (answer->status != 200) return refusal(*answer, client.options());
   if (answer->broke_off.empty()) return {};
   return Failure{Exit::kUnreachable,
-                 client.options().server.url + ": the capture broke off: " + answer->broke_off + "."};
+                 client.options().server.url + ": the capture was cut off: " + answer->broke_off + "."};
 }
 
 }  // namespace
@@ -96,8 +97,8 @@ Outcome<void> run_capture(const Invocation& invocation, Console& console) {
   const std::string& path = invocation.arguments.text("--write");
   if (path.empty()) {
     if (console.terminal) {
-      return Failure{Exit::kUsage, "A capture is no text.",
-                     "Name a file with --write, or pipe it into tcpdump -r -."};
+      return Failure{Exit::kUsage, "A capture is binary and is not written to a terminal.",
+                     "Give a file with --write, or pipe the output into tcpdump -r -."};
     }
     return receive(*client, invocation, [&](std::string_view data) {
       return console.out.write(data.data(), static_cast<std::streamsize>(data.size())).good();
@@ -112,7 +113,8 @@ Outcome<void> run_capture(const Invocation& invocation, Console& console) {
     return failure;
   }
   if (const int error = file.finish(); error != 0) {
-    return Failure{Exit::kRefused, path + ": the capture could not be written whole: " + reason(error) + ".",
+    return Failure{Exit::kRefused,
+                   path + ": the capture could not be written completely: " + reason(error) + ".",
                    file.give_up()};
   }
   return {};

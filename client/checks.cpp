@@ -24,7 +24,7 @@ void look(const Check& check, const NodeFacts& node, std::vector<NamedFinding>& 
   const std::size_t first = findings.size();
   for (const Subject& subject : node.subjects) {
     NamedFinding found{check.name, check.of_process(node, subject)};
-    // Processes of the same user have much in common.
+    // Daemons of the same user share many findings: report each once.
     if (std::find(findings.begin() + static_cast<std::ptrdiff_t>(first), findings.end(), found) ==
         findings.end()) {
       findings.push_back(std::move(found));
@@ -43,7 +43,7 @@ std::vector<NamedFinding> look_at(const NodeFacts& node) {
 }
 
 std::string sysctl_remedy(std::string_view name, std::int64_t value) {
-  return fmt::format("sysctl -w {}={}, and put it in /etc/sysctl.d/portway.conf.", name, value);
+  return fmt::format("sysctl -w {}={}, and add it to /etc/sysctl.d/portway.conf.", name, value);
 }
 
 }  // namespace portway

@@ -1,4 +1,4 @@
-// doctor's checks, as data: each looks at the node and finds one thing.
+// doctor's checks, as data: each one inspects the node and returns one finding.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ namespace portway {
 
 enum class Grade : std::uint8_t {
   kOk,
-  kSkip,  // could not be looked at
+  kSkip,  // could not be checked
   kWarn,  // works, but worse than it could
   kFail,  // does not work
 };
@@ -39,9 +39,9 @@ struct Check {
   OfProcess of_process = nullptr;
 };
 
-/// What the kernel grants: version, io_uring, limits, rights.
+/// What the kernel offers: version, io_uring, limits, capabilities.
 std::span<const Check> kernel_checks();
-/// What is left of the kernel's tables, ports and memory for TCP.
+/// What is left in the kernel's tables, ports and TCP memory.
 std::span<const Check> tcp_checks();
 /// What the operator set up: configuration, files, addresses, ports, devices, the daemon.
 std::span<const Check> setup_checks();
@@ -54,7 +54,7 @@ struct NamedFinding {
 };
 std::vector<NamedFinding> look_at(const NodeFacts& node);
 
-/// "sysctl -w NAME=VALUE, and where to put it for good."
+/// "sysctl -w NAME=VALUE", and the file that makes it permanent.
 std::string sysctl_remedy(std::string_view name, std::int64_t value);
 
 }  // namespace portway

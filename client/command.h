@@ -1,5 +1,5 @@
-// The commands of `portway`, as data. One table (commands.cpp) makes the command line, the help, the man page
-// and the shells' completions, and for most commands also the request and how its answer is shown: a new
+// The commands of `portway`, as data. One table (commands.cpp) defines the command line, the help, the man
+// page and the shells' completions, and for most commands also the request and how its answer is shown. A new
 // command is a new row.
 #pragma once
 
@@ -32,23 +32,23 @@ enum class Kind : std::uint8_t {
 };
 
 struct Parameter {
-  std::string_view name;  // "INSTANCE" is told by its position, "--label" by its name
+  std::string_view name;  // "INSTANCE" is positional, "--label" is an option
   std::string_view help;  // a sentence or two
   Kind kind = Kind::kText;
-  std::string_view value = "TEXT";  // what stands for the value in the help
+  std::string_view value = "TEXT";  // the placeholder of the value in the help
   Place place = Place::kLocal;
   std::string_view field = {};        // its name in the body, the query or the header
   char letter = 0;                    // "-o"
-  bool required = false;              // positional ones are
+  bool required = false;              // positional parameters always are
   bool repeatable = false;            // in a body: a list
-  std::string_view fallback = {};     // when it is not given
-  std::string_view environment = {};  // the variable that stands in for it
+  std::string_view fallback = {};     // the default value
+  std::string_view environment = {};  // the variable that can replace it
   std::vector<std::string_view> choices = {};
 
   bool positional() const { return !name.starts_with('-'); }
 };
 
-/// A column of a table: its title and the member of each object, "port_forwards.current" for an inner one.
+/// A column of a table: its title and the member of each object, "port_forwards.current" for a nested one.
 struct Column {
   std::string_view title;
   std::string_view member;
@@ -58,19 +58,19 @@ struct Command {
   using Show = void (*)(const Command&, const boost::json::object& answer, Console&);
 
   std::string_view noun;
-  std::string_view verb;  // empty where the noun is the command
+  std::string_view verb;  // empty if the noun is the command
   std::string_view summary;
   std::vector<Parameter> parameters = {};
 
-  // For commands that are one request:
+  // For commands that send one request:
   std::string_view method = {};
   std::string_view path = {};  // "/instances/{INSTANCE}"
   bool paged = false;          // a list that may come in several pages
-  std::string_view envelope =
-      {};  // the member of the answer that holds the resource or the list; none: 204 and no body
+  /// The member of the answer that holds the resource or the list; empty: 204 without a body.
+  std::string_view envelope = {};
   std::vector<Column> columns = {};  // of a list; empty: the members of its first object
   Show show = nullptr;               // for -o table; nullptr: prints nothing
-  std::string_view verdict = {};     // the resource's member whose false makes the command fail
+  std::string_view verdict = {};     // the member of the resource that makes the command fail if it is false
 
   Outcome<void> (*run)(const Invocation&, Console&);
   bool hidden = false;
@@ -92,17 +92,17 @@ std::span<const Parameter> global_parameters();
 
 using Environment = std::map<std::string, std::string, std::less<>>;
 
-/// What was given, by the parameter's name; fallbacks and environment variables are in here too.
+/// The arguments by parameter name, including fallbacks and values from environment variables.
 class Arguments {
  public:
   void set(std::string_view name, std::vector<std::string> values);
-  /// As set(), for a value that nobody gave.
+  /// As set(), for a default value.
   void set_fallback(std::string_view name, std::string_view value);
 
-  /// Whether somebody gave it.
+  /// Whether the user gave it, as an option or in the environment.
   bool given(std::string_view name) const { return has(name) && !fallbacks_.contains(name); }
   bool has(std::string_view name) const { return values_.contains(name); }
-  /// Empty when it was not given.
+  /// Empty if it was not given.
   const std::string& text(std::string_view name) const;
   const std::vector<std::string>& all(std::string_view name) const;
   std::optional<long> number(std::string_view name) const;  // of a kPort or kCount
@@ -121,11 +121,11 @@ struct Invocation {
   bool wants_json() const { return arguments.text("--output") == "json"; }
 };
 
-/// Where output goes; tests look at it.
+/// Where output goes; tests capture it.
 struct Console {
   std::ostream& out;
   std::ostream& err;
-  bool terminal = false;  // `out` is one: it can be redrawn
+  bool terminal = false;  // `out` is a terminal and can be redrawn
 };
 
 }  // namespace portway

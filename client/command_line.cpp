@@ -10,7 +10,7 @@
 namespace portway {
 namespace {
 
-constexpr std::string_view kDescription = "Forward ports of a microVM host: the client of portwayd.";
+constexpr std::string_view kDescription = "Client of portwayd: forwards ports of a microVM host.";
 
 void add_parameter(CLI::App& app, const Parameter& parameter) {
   std::string name(parameter.name);
@@ -30,12 +30,12 @@ void add_parameter(CLI::App& app, const Parameter& parameter) {
         CLI::IsMember(std::vector<std::string>(parameter.choices.begin(), parameter.choices.end())));
   }
   if (parameter.place == Place::kPath) {
-    option->check(CLI::Validator([](const std::string& text) { return text.empty() ? "it is empty" : ""; },
-                                 std::string()));
+    option->check(CLI::Validator(
+        [](const std::string& text) { return text.empty() ? "must not be empty" : ""; }, std::string()));
   }
 }
 
-/// What was given for the parameter, else the environment's, else the fallback.
+/// The parameter's value from the command line, else from the environment, else the fallback.
 void read_parameter(const CLI::App& app, const Parameter& parameter, Invocation& invocation) {
   const CLI::Option* option = app.get_option_no_throw(std::string(parameter.name));
   if (option != nullptr && option->count() > 0) {
@@ -50,7 +50,7 @@ void read_parameter(const CLI::App& app, const Parameter& parameter, Invocation&
   }
 }
 
-/// The tree of commands as CLI11 has it, made from the table.
+/// CLI11's tree of subcommands, built from the table.
 class CommandLine {
  public:
   CommandLine() {
@@ -64,11 +64,11 @@ class CommandLine {
   }
 
   Parsed parse(std::span<const std::string> words, const Environment& environment, Console& console) {
-    std::vector<std::string> reversed(words.rbegin(), words.rend());  // as CLI11 wants them
+    std::vector<std::string> reversed(words.rbegin(), words.rend());  // CLI11 expects this order
     try {
       app_.parse(reversed);
     } catch (const CLI::ParseError& error) {
-      return {.invocation = std::nullopt, .exit = tell(error, console)};
+      return {.invocation = std::nullopt, .exit = report(error, console)};
     }
     Invocation invocation{.command = &chosen(), .arguments = {}, .environment = environment};
     for (const Parameter& parameter : global_parameters()) read_parameter(app_, parameter, invocation);
@@ -85,7 +85,7 @@ class CommandLine {
     if (!command.verb.empty()) app = &noun(command.noun);
     const std::string_view name = command.verb.empty() ? command.noun : command.verb;
     CLI::App* added = app->add_subcommand(std::string(name), std::string(command.summary));
-    added->fallthrough();  // options that every command takes may stand anywhere
+    added->fallthrough();  // global options may appear anywhere
     if (command.hidden) added->group("");
     for (const Parameter& parameter : command.parameters) add_parameter(*added, parameter);
     apps_.emplace(&command, added);
@@ -111,17 +111,17 @@ class CommandLine {
     for (const auto& [command, app] : apps_) {
       if (app->parsed()) return *command;
     }
-    throw std::logic_error("the parser let no command pass");
+    throw std::logic_error("the parser accepted no command");
   }
 
-  /// The innermost command that was named: whose help helps.
+  /// The innermost command that was named: the one whose help is relevant.
   const CLI::App& innermost() const {
     const CLI::App* app = &app_;
     while (!app->get_subcommands().empty()) app = app->get_subcommands().front();
     return *app;
   }
 
-  Exit tell(const CLI::ParseError& error, Console& console) {
+  Exit report(const CLI::ParseError& error, Console& console) {
     if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) {
       app_.exit(error, console.out, console.err);  // help or version
       return Exit::kDone;
@@ -141,7 +141,7 @@ class CommandLine {
     return app.get_require_subcommand_min() > 0 && app.get_subcommands().empty();
   }
 
-  /// CLI11 only says that a subcommand is required.
+  /// CLI11 reports only that a subcommand is required; this lists the commands.
   std::string what_command(const CLI::App& app, const std::string& path) const {
     std::vector<std::string> names;
     for (const CLI::App* each : app.get_subcommands(nullptr)) {
@@ -185,7 +185,7 @@ int run_client(std::span<const std::string> words, const Environment& environmen
   const Parsed parsed = parse_command_line(words, environment, console);
   const Exit exit = parsed.invocation ? run(*parsed.invocation, console) : parsed.exit;
   if (!console.out.flush()) {
-    console.err << "portway: standard output cannot be written; is the disk full?\n";
+    console.err << "portway: standard output cannot be written; check whether the disk is full\n";
     return static_cast<int>(Exit::kRefused);
   }
   return static_cast<int>(exit);

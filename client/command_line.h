@@ -1,4 +1,4 @@
-// From words to an invocation: the command line, checked against the table of commands.
+// Parses the command line into an invocation, checked against the table of commands.
 #pragma once
 
 #include <optional>
@@ -9,15 +9,16 @@
 namespace portway {
 
 struct Parsed {
-  std::optional<Invocation> invocation;  // nothing: help or an error was printed,
-  Exit exit = Exit::kDone;               // and this is the exit code
+  /// Empty if help or an error was printed; then `exit` is the exit code.
+  std::optional<Invocation> invocation;
+  Exit exit = Exit::kDone;
 };
 
 /// `words` without the program's name.
 Parsed parse_command_line(std::span<const std::string> words, const Environment& environment,
                           Console& console);
 
-/// The whole program: parses, runs the command, tells a failure on `err`. Returns the exit code.
+/// The whole program: parses, runs the command and reports a failure on `err`. Returns the exit code.
 int run_client(std::span<const std::string> words, const Environment& environment, Console& console);
 
 }  // namespace portway

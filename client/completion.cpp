@@ -63,7 +63,7 @@ std::string option_names(std::string_view separator) {
   return names;
 }
 
-/// What can follow at first: nouns, and commands of one word.
+/// Candidates for the first word: nouns, and commands of one word.
 std::vector<Noun> first_words() {
   std::vector<Noun> words(nouns().begin(), nouns().end());
   for (const Command* command : visible_commands()) {
@@ -80,7 +80,7 @@ std::vector<Noun> verbs_of(std::string_view noun) {
   return verbs;
 }
 
-/// What run_complete_ids() has for the parameter; empty: nothing.
+/// The kind of ids that run_complete_ids() prints for the parameter; empty: none.
 std::string_view ids_for(const Parameter& parameter) {
   if (parameter.name == "INSTANCE") return "instances";
   if (parameter.name == "FORWARD") return "forwards";
@@ -122,7 +122,7 @@ std::string bash_command(const Command& command) {
     if (parameter.positional()) words.insert(words.end(), parameter.choices.begin(), parameter.choices.end());
     file = file || (parameter.positional() && parameter.kind == Kind::kFile);
   }
-  // A command of one word is followed by what it takes, not by a verb.
+  // A command of one word is followed by its arguments, not by a verb.
   const std::string pattern = '"' + std::string(command.noun) + " " +
                               (command.verb.empty() ? "\"*" : std::string(command.verb) + '"');
   return "    " + pattern + ") words=\"" + joined(words) + '"' +
@@ -174,7 +174,7 @@ std::string bash_script() {
 
 // --- zsh
 
-/// For a specification of _arguments or _describe, in single quotes.
+/// Escapes text for a specification of _arguments or _describe, in single quotes.
 std::string zsh_escaped(std::string_view text) {
   std::string out;
   for (const char c : text) {
@@ -194,7 +194,8 @@ std::string zsh_action(const Parameter& parameter) {
   if (const std::string_view ids = ids_for(parameter); !ids.empty()) {
     return "{_portway_ids " + std::string(ids) + "}";
   }
-  // Not nothing: _arguments would show a message, and with a message it inserts no option either.
+  // "()", not an empty action: for that _arguments would show a message, and then it would not insert options
+  // either.
   return parameter.positional() ? "()" : "";
 }
 
@@ -262,7 +263,7 @@ std::string zsh_script() {
   for (const Noun& noun : nouns())
     out += zsh_chooser("_portway_" + std::string(noun.name), verbs_of(noun.name));
   return out + zsh_chooser("_portway", first_words()) +
-         "# Found in fpath, it is the completion; sourced, it registers it.\n"
+         "# Autoloaded from fpath, this file completes; sourced, it registers the completion.\n"
          "if [[ $funcstack[1] == _portway ]]; then _portway \"$@\"; else compdef _portway portway; fi\n";
 }
 
@@ -335,16 +336,16 @@ std::string fish_script() {
       "        end\n"
       "    end\n"
       "end\n"
-      "function __portway_at --description 'Nothing but these words so far'\n"
+      "function __portway_at --description 'Exactly these words so far'\n"
       "    set -l words (__portway_words)\n"
       "    test \"$words\" = \"$argv\"\n"
       "end\n"
-      "function __portway_in --description 'These words first'\n"
+      "function __portway_in --description 'Starts with these words'\n"
       "    set -l words (__portway_words)\n"
       "    set -l count (count $argv)\n"
       "    test \"$words[1..$count]\" = \"$argv\"\n"
       "end\n"
-      "function __portway_after --description 'These words, and so many others, so far'\n"
+      "function __portway_after --description 'These words, and exactly this many others, so far'\n"
       "    set -l words (__portway_words)\n"
       "    set -l first (math (count $argv) - 1)\n"
       "    test (count $words) = (math $first + $argv[1]); and test \"$words[1..$first]\" = "
@@ -372,14 +373,14 @@ std::string completion_script(std::string_view shell) {
 }
 
 Outcome<void> run_complete_ids(const Invocation& invocation, Console& console) {
-  constexpr unsigned kSecondsMax = 3;  // whatever the server does; SIGALRM ends the process
+  constexpr unsigned kSecondsMax = 3;  // an upper bound for any server; SIGALRM ends the process
   constexpr std::size_t kIdsMax = 200;
   const std::string& kind = invocation.arguments.text("KIND");
   const std::string& instance = invocation.arguments.text("INSTANCE");
   Invocation quick = invocation;
   quick.arguments.set("--timeout", {"1"});
-  std::ostringstream unheard;
-  Console quiet{.out = console.out, .err = unheard};
+  std::ostringstream discarded;
+  Console quiet{.out = console.out, .err = discarded};
   const auto client = make_client(quick, quiet);
   if (!client) return {};
   const std::string path = kind == "keys" ? "/api-keys"
@@ -396,7 +397,7 @@ Outcome<void> run_complete_ids(const Invocation& invocation, Console& console) {
   if (list == nullptr || !list->is_array()) return {};
   for (const boost::json::value& item : list->get_array()) {
     const std::string id = item.is_object() ? text_of(item.get_object(), "id") : "";
-    // A shell expands what else may be in it.
+    // A shell would expand other characters.
     const bool plain = !id.empty() && std::ranges::all_of(id, [](unsigned char c) {
       return std::isalnum(c) != 0 || c == '-' || c == '_' || c == '.';
     });

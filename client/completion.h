@@ -1,4 +1,4 @@
-// Completion scripts for shells, made from the table of commands.
+// Completion scripts for shells, generated from the table of commands.
 #pragma once
 
 #include <string>
@@ -11,8 +11,8 @@ namespace portway {
 /// `shell` is bash, zsh or fish.
 std::string completion_script(std::string_view shell);
 
-/// Ids for a completion: a line each, 200 at most, from the server that the environment names, within three
-/// seconds. Nothing, and no word, where they cannot be had.
+/// Prints ids for a completion, one per line, at most 200, from the server that the environment names, within
+/// three seconds. Prints nothing, not even an error, if they are not available.
 Outcome<void> run_complete_ids(const Invocation& invocation, Console& console);
 
 Outcome<void> run_completion(const Invocation& invocation, Console& console);

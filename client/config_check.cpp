@@ -54,7 +54,7 @@ Outcome<void> run_config_check(const Invocation& invocation, Console& console) {
   }
   if (!config) return Failure{Exit::kRefused, config.error().detail};
   for (const std::string& warning : warnings) console.out << "warning: " << warning << "\n";
-  console.out << file << ": good\n";
+  console.out << file << ": valid\n";
   return {};
 }
 

@@ -1,4 +1,4 @@
-// `portway config check FILE`: what portwayd would say to the file.
+// `portway config check FILE`: checks the file as portwayd does at start.
 #pragma once
 
 #include "client/command.h"

@@ -18,7 +18,7 @@ std::string trimmed(const std::string& text) {
   return first == std::string::npos ? "" : text.substr(first, text.find_last_not_of(kBlanks) - first + 1);
 }
 
-/// What may stand in a header, and is no accident like the path of the file itself.
+/// Whether the key can be sent in a header. Rejects text that cannot be a key, such as several lines.
 bool looks_like_key(const std::string& key) {
   return !key.empty() && key.size() <= kKeyMax &&
          std::ranges::all_of(key, [](char c) { return c > ' ' && c <= '~'; });
@@ -31,7 +31,7 @@ Outcome<std::string> read_file(const std::string& path) {
   if (!file.is_open() || file.bad()) {
     return Failure{Exit::kUsage,
                    path + ": the key cannot be read: " + std::system_category().message(errno) + ".",
-                   "Name a readable file with --key-file or PORTWAY_API_KEY_FILE."};
+                   "Give a readable file in --key-file or PORTWAY_API_KEY_FILE."};
   }
   text.resize(static_cast<std::size_t>(file.gcount()));
   return text;
@@ -42,7 +42,7 @@ std::string warning_about(const std::string& path) {
   if (::stat(path.c_str(), &status) != 0 || !S_ISREG(status.st_mode) || (status.st_mode & 077) == 0) {
     return {};
   }
-  return path + ": others on this machine may use the key; chmod 600 " + path;
+  return path + ": other users of this machine can access the key; chmod 600 " + path;
 }
 
 }  // namespace
@@ -64,7 +64,7 @@ Outcome<Credentials> read_credentials(const Arguments& arguments, const Environm
     return credentials;
   }
   if (!looks_like_key(credentials.key)) {
-    return Failure{Exit::kUsage, origin + ": this is no API key.",
+    return Failure{Exit::kUsage, origin + ": this is not an API key.",
                    "Give one line of printable characters, as \"portway keys create\" prints it."};
   }
   return credentials;

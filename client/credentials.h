@@ -8,12 +8,12 @@
 namespace portway {
 
 struct Credentials {
-  std::string key;      // empty when none was given: some answers need none
-  std::string warning;  // what is unwise about where it is; empty when nothing
+  std::string key;      // empty if none was given: some requests need none
+  std::string warning;  // why its place is insecure; empty if it is not
 };
 
-/// From the file of --key-file (or PORTWAY_API_KEY_FILE), else from PORTWAY_API_KEY. kUsage when the file
-/// cannot be read or holds no key.
+/// From the file of --key-file (or PORTWAY_API_KEY_FILE), else from PORTWAY_API_KEY. kUsage if the file
+/// cannot be read or does not hold a key.
 Outcome<Credentials> read_credentials(const Arguments& arguments, const Environment& environment);
 
 }  // namespace portway

@@ -46,7 +46,7 @@ void ask_daemon(const HttpClient& client, ApiFacts& api) {
   }
 }
 
-/// As this node reaches it; nothing where it cannot be known (port 0).
+/// The API's address as seen from this node; nothing if it cannot be known (port 0).
 std::optional<KnownServer> server_of(const Config::Api& api) {
   if (const auto* path = std::get_if<UnixPath>(&api.listen)) return KnownServer{to_string(*path)};
   const auto& endpoint = std::get<Endpoint>(api.listen);
@@ -96,7 +96,7 @@ Outcome<void> report(const std::vector<NamedFinding>& findings, bool json_wanted
   console.out << (json_wanted ? pretty_json(json::object{{"checks", checks}, {"failed", failed}})
                               : aligned(rows));
   if (failed == 0) return {};
-  return Failure{Exit::kRefused, std::to_string(failed) + " of these checks failed."};
+  return Failure{Exit::kRefused, std::to_string(failed) + " of the checks failed."};
 }
 
 Outcome<void> run_doctor(const Invocation& invocation, Console& console) {

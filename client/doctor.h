@@ -1,5 +1,5 @@
-// `portway doctor`: looks at the node that it runs on and says what would keep Portway from doing well, each
-// with a remedy. Reads only; changes nothing.
+// `portway doctor`: checks the node that it runs on and reports what would keep Portway from working well,
+// with a remedy for each problem. It only reads and changes nothing.
 #pragma once
 
 #include <string_view>
@@ -12,7 +12,7 @@ namespace portway {
 
 inline constexpr std::string_view kDefaultConfigFile = "/etc/portway/portway.toml";
 
-/// Prints the findings; kRefused when one of them is a failure.
+/// Prints the findings; kRefused if a check failed.
 Outcome<void> report(const std::vector<NamedFinding>& findings, bool json, Console& console);
 
 Outcome<void> run_doctor(const Invocation& invocation, Console& console);

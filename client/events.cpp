@@ -18,7 +18,7 @@ namespace {
 namespace json = boost::json;
 using std::chrono::milliseconds;
 
-constexpr milliseconds kFirstWait{1000};  // unless the server says another
+constexpr milliseconds kFirstWait{1000};  // unless the server sends another one
 constexpr milliseconds kLongestWait{30000};
 
 /// "2026-01-31T12:00:00.000Z forward.created instance_id=vm-1 ...": the time and the type, then the members.
@@ -37,7 +37,7 @@ std::string event_line(const ServerEvent& event) {
   return line;
 }
 
-/// One object a line, for jq: {"id", "event", "data"}.
+/// One object per line, for jq: {"id", "event", "data"}.
 std::string event_json(const ServerEvent& event) {
   boost::system::error_code error;
   json::value data = json::parse(event.data, error);
@@ -71,7 +71,7 @@ class Follower {
       connected_before = true;
       parser_.restart();
       wait = heard_ ? parser_.retry().value_or(kFirstWait) : std::min(kLongestWait, wait * 2 + kFirstWait);
-      console_.err << "portway: the stream of events ended; connecting again in " << wait.count() << " ms\n";
+      console_.err << "portway: the event stream ended; reconnecting in " << wait.count() << " ms\n";
       std::this_thread::sleep_for(wait);
     }
     return {};
@@ -97,7 +97,7 @@ class Follower {
   const HttpClient client_;
   Console& console_;
   long left_;           // events to show
-  bool heard_ = false;  // something came on this connection
+  bool heard_ = false;  // data arrived on this connection
   SseParser parser_;
 };
 

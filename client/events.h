@@ -1,4 +1,4 @@
-// `portway events`: follows the node's events, over lost connections too.
+// `portway events`: follows the node's events and reconnects after a lost connection.
 #pragma once
 
 #include "client/command.h"

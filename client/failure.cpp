@@ -11,12 +11,12 @@ std::span<const ExitMeaning> exit_meanings() {
       {Exit::kRefused,
        "The server refused the request, a check failed (doctor, forwards check, config check), or the "
        "output could not be written."},
-      {Exit::kUsage, "The command line, an environment variable or a file named there is wrong."},
+      {Exit::kUsage, "The command line, an environment variable or a file that one of them names is wrong."},
       {Exit::kUnreachable,
-       "No answer, or not all of it: the server cannot be reached, is not trusted, or took too long."},
-      {Exit::kNotFound, "The instance, forward or key does not exist, or is somebody else's."},
-      {Exit::kNotAllowed, "No key, an unknown one, or one that may not do this."},
-      {Exit::kBusy, "Not now: too many requests, no port left, or the daemon is going down. Try again."},
+       "No answer or an incomplete one: the server cannot be reached, is not trusted, or took too long."},
+      {Exit::kNotFound, "The instance, forward or key does not exist or is owned by someone else."},
+      {Exit::kNotAllowed, "No key was given, or it is unknown or not allowed to do this."},
+      {Exit::kBusy, "Too many requests, no free port, or the daemon is shutting down. Try again later."},
   });
   return kMeanings;
 }

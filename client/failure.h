@@ -1,4 +1,4 @@
-// How a command can end: the exit codes that scripts rely on, and what is told when it is not 0.
+// The outcomes of a command: the exit codes that scripts rely on, and what is reported if it fails.
 #pragma once
 
 #include <boost/system/result.hpp>
@@ -9,7 +9,7 @@
 
 namespace portway {
 
-/// The process's exit code. Stable: documented in portway(1), which is made from exit_meanings().
+/// The process's exit code. Stable: documented in portway(1), which is generated from exit_meanings().
 enum class Exit : std::uint8_t {
   kDone = 0,
   kRefused = 1,
@@ -28,15 +28,16 @@ std::span<const ExitMeaning> exit_meanings();
 
 struct Failure {
   Exit exit = Exit::kRefused;
-  std::string message;       // what happened
-  std::string remedy = {};   // what to do about it
-  std::string problem = {};  // the server's problem document as it came; empty when it is not the server's
+  std::string message;      // what happened
+  std::string remedy = {};  // what to do about it
+  std::string problem =
+      {};  // the server's problem document, unchanged; empty if the failure is not the server's
 };
 
 template <class T>
 using Outcome = boost::system::result<T, Failure>;
 
-/// What Outcome::value() throws when nobody looked at the failure first: a mistake of ours.
+/// Called by Outcome::value() on a failure that was not checked before, which is a bug in the client.
 [[noreturn]] void throw_exception_from_error(const Failure& failure, const boost::source_location& where);
 
 }  // namespace portway

@@ -1,4 +1,4 @@
-// The only file with Boost.Beast: it is expensive to compile.
+// The only file that includes Boost.Beast, which is expensive to compile.
 #include "client/http.h"
 
 #include <boost/asio/connect.hpp>
@@ -31,7 +31,7 @@ using boost::system::error_code;
 constexpr std::size_t kBodyMax = 64U << 20;
 constexpr std::size_t kHeaderMax = 64U << 10;
 
-// One type for TCP and Unix sockets, so that everything below is compiled twice and not three times.
+// One type for TCP and Unix sockets: the templates below are instantiated twice instead of three times.
 using Plain = beast::basic_stream<asio::generic::stream_protocol>;
 using Tls = asio::ssl::stream<Plain>;
 
@@ -42,11 +42,11 @@ Failure unreachable(const ServerAddress& server, const std::string& what, std::s
 std::string connect_remedy(const ServerAddress& server, const error_code& error) {
   if (error == asio::error::access_denied) return "Join the socket's group, or use sudo.";
   const std::string where = server.transport == Transport::kUnix ? "the socket" : "the host and port";
-  return "Is portwayd running? Compare " + where +
-         " with its api.listen, and give the right one with --server or PORTWAY_SERVER.";
+  return "Check that portwayd is running. Compare " + where +
+         " with its api.listen, and give the right address in --server or PORTWAY_SERVER.";
 }
 
-/// The first certificate of the file, and not what its authorities have signed otherwise.
+/// Trusts the first certificate of the file, but no other certificate that its authorities have signed.
 bool trust_only(asio::ssl::context& tls, const std::string& file) {
   const std::unique_ptr<BIO, void (*)(BIO*)> bio(::BIO_new_file(file.c_str(), "r"), ::BIO_free_all);
   const std::unique_ptr<X509, void (*)(X509*)> certificate(
@@ -56,8 +56,8 @@ bool trust_only(asio::ssl::context& tls, const std::string& file) {
          ::X509_STORE_set_flags(store, X509_V_FLAG_PARTIAL_CHAIN) == 1;
 }
 
-/// One request and its answer. The calls are asynchronous for the sake of their time-outs only: each waits
-/// for its end.
+/// One request and its answer. The calls are asynchronous only to have timeouts: each one waits until it
+/// completes.
 class Exchange {
  public:
   Exchange(const HttpOptions& options, const HttpRequest& request, const HttpClient::OnData& on_data)
@@ -81,7 +81,7 @@ class Exchange {
 
   const HttpOptions& options_;
   const HttpRequest& request_;
-  const HttpClient::OnData& on_data_;  // empty for an answer that ends
+  const HttpClient::OnData& on_data_;  // empty if the answer has an end
   asio::io_context context_{1};
 };
 
@@ -118,7 +118,7 @@ Outcome<std::vector<Plain::endpoint_type>> Exchange::resolve() {
   asio::ip::tcp::resolver resolver(context_);
   const auto found = resolver.resolve(server.host, server.port, error);
   if (error) {
-    return unreachable(server, "the name cannot be resolved: " + error.message(), "Check --server.");
+    return unreachable(server, "the host name cannot be resolved: " + error.message(), "Check --server.");
   }
   std::vector<Plain::endpoint_type> endpoints;
   for (const auto& entry : found) endpoints.emplace_back(entry.endpoint());
@@ -138,7 +138,7 @@ Outcome<void> Exchange::connect(Plain& stream) {
     return unreachable(options_.server, "cannot connect: " + error.message(),
                        connect_remedy(options_.server, error));
   }
-  // A server that vanished without a word is found out, also while an endless answer is silent.
+  // Keepalive detects a server that disappeared without closing, also while a stream is idle.
   error_code ignored;
   stream.socket().set_option(asio::socket_base::keep_alive(true), ignored);
   return {};
@@ -154,8 +154,9 @@ Outcome<void> Exchange::set_up_tls(asio::ssl::context& tls) const {
       asio::ssl::context::no_sslv3 | asio::ssl::context::no_tlsv1 | asio::ssl::context::no_tlsv1_1, error);
   if (!options_.server_certificate_file.empty()) {
     if (!trust_only(tls, options_.server_certificate_file)) {
-      return Failure{Exit::kUsage, options_.server_certificate_file + ": no certificate can be read from it.",
-                     "Run this as a user who may read the file, or name the server with --server."};
+      return Failure{Exit::kUsage,
+                     options_.server_certificate_file + ": no certificate can be read from this file.",
+                     "Run this as a user who may read the file, or give the server with --server."};
     }
   } else if (options_.ca_file.empty()) {
     tls.set_default_verify_paths(error);
@@ -193,11 +194,12 @@ Outcome<void> Exchange::handshake(Tls& stream) {
     return unreachable(server,
                        "its certificate is not the one of " + options_.server_certificate_file +
                            ", or not valid: " + X509_verify_cert_error_string(verified),
-                       "Send portwayd SIGHUP to load the file anew, or name the server with --server.");
+                       "Send portwayd SIGHUP to reload the file, or give the server with --server.");
   }
   return unreachable(
-      server, std::string("its certificate is not trusted: ") + X509_verify_cert_error_string(verified),
-      "Give the authority's certificate with --ca, and the host as the certificate names it with --server.");
+      server,
+      std::string("the server's certificate is not trusted: ") + X509_verify_cert_error_string(verified),
+      "Give the authority's certificate with --ca, and in --server the host as the certificate names it.");
 }
 
 http::request<http::string_body> Exchange::message() const {
@@ -225,10 +227,10 @@ http::request<http::string_body> Exchange::message() const {
 Failure Exchange::broken(std::string_view what, const error_code& error) const {
   if (error == beast::error::timeout) {
     return unreachable(options_.server, "no answer within " + std::to_string(options_.timeout.count()) + " s",
-                       "Raise --timeout, or see what portwayd is busy with.");
+                       "Raise --timeout, or check what keeps portwayd busy.");
   }
   return unreachable(options_.server, std::string(what) + ": " + error.message(),
-                     "Does Portway's API listen there, and is http:// or https:// right?");
+                     "Check that Portway's API listens there, and that http:// or https:// is right.");
 }
 
 template <class Stream>
@@ -244,7 +246,7 @@ Outcome<HttpAnswer> Exchange::talk(Stream& stream) {
   parser.body_limit(boost::none);  // counted below
   if (const error_code error =
           wait(plain, [&](auto done) { http::async_read_header(stream, buffer, parser, done); })) {
-    return broken("the answer is no HTTP", error);
+    return broken("the answer is not HTTP", error);
   }
   HttpAnswer answer{.status = parser.get().result_int(),
                     .content_type = std::string(parser.get()[http::field::content_type]),
@@ -262,14 +264,15 @@ Outcome<HttpAnswer> Exchange::talk(Stream& stream) {
     const std::string_view data(chunk.data(), chunk.size() - body.size);
     if (endless && !data.empty() && !on_data_(data)) return answer;
     if (!endless) answer.body += data;
-    // Some servers end the connection without TLS's goodbye: an answer that is whole is one.
+    // Some servers close the connection without a TLS close_notify: a complete answer is accepted.
     if (error && endless) {
       answer.broke_off = error.message();
       break;
     }
     if (error) return broken("the answer broke off", error);
     if (answer.body.size() > kBodyMax) {
-      return unreachable(options_.server, "the answer is larger than 64 MiB", "Is this Portway's API?");
+      return unreachable(options_.server, "the answer is larger than 64 MiB",
+                         "Check --server: this may not be Portway's API.");
     }
   }
   return answer;

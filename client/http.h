@@ -1,4 +1,4 @@
-// HTTP requests, one at a time and each on a connection of its own: over TCP, TLS or a Unix socket.
+// HTTP requests over TCP, TLS or a Unix socket, one at a time, each on its own connection.
 #pragma once
 
 #include <chrono>
@@ -17,7 +17,7 @@ struct HttpRequest {
   std::string method = "GET";
   std::string target = "/";  // path and query, escaped
   std::vector<std::pair<std::string, std::string>> headers = {};
-  std::string body = {};  // JSON; none when empty
+  std::string body = {};  // JSON; empty: no body
 };
 
 struct HttpAnswer {
@@ -25,14 +25,14 @@ struct HttpAnswer {
   std::string content_type = {};
   std::string retry_after = {};
   std::string body = {};
-  std::string broke_off = {};  // of a stream: why it ended before the server had ended it
+  std::string broke_off = {};  // of a stream: why it ended before the server finished it
 };
 
 struct HttpOptions {
   ServerAddress server;
-  std::string key = {};  // the bearer key; none when empty
+  std::string key = {};  // the bearer key; empty: none is sent
   std::string ca_file = {};
-  std::string server_certificate_file = {};  // the one certificate that is trusted, for any host
+  std::string server_certificate_file = {};  // the only trusted certificate, for any host name
   std::string certificate_file = {};
   std::string private_key_file = {};
   std::chrono::seconds timeout{30};  // without progress
@@ -44,13 +44,13 @@ class HttpClient {
 
   const HttpOptions& options() const { return options_; }
 
-  /// The answer, whatever its status. kUnreachable when there is none; kUsage for a certificate file that
-  /// cannot be read. At most 64 MiB.
+  /// The answer, whatever its status, of at most 64 MiB. kUnreachable if there is none; kUsage if a
+  /// certificate file cannot be read.
   Outcome<HttpAnswer> send(const HttpRequest& request) const;
 
-  /// For an answer without an end: when its status is 200, its body goes to `on_data` as it comes, without a
-  /// time limit, until that returns false or the connection ends (broke_off). Another status is answered as
-  /// by send().
+  /// For an answer without an end: if its status is 200, passes its body to `on_data` as it arrives, without
+  /// a timeout, until that returns false or the connection ends (broke_off). Any other status is handled as
+  /// in send().
   using OnData = std::function<bool(std::string_view data)>;
   Outcome<HttpAnswer> stream(const HttpRequest& request, const OnData& on_data) const;
 

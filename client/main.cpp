@@ -1,4 +1,4 @@
-// portway: the command-line client. What it can do is the table in commands.cpp.
+// portway, the command-line client. commands.cpp lists its commands.
 #include <unistd.h>
 
 #include <cstdlib>
@@ -28,7 +28,7 @@ int main(int argc, char** argv) {
   try {
     return portway::run_client(words, read_environment(), console);
   } catch (const std::exception& error) {
-    std::cerr << "portway: a mistake of this program: " << error.what() << "\n";
+    std::cerr << "portway: internal error: " << error.what() << "\n";
     return static_cast<int>(portway::Exit::kRefused);
   }
 }

@@ -8,7 +8,7 @@
 namespace portway {
 namespace {
 
-/// Text for troff: backslashes, and hyphens that a reader may want to copy.
+/// Escapes text for troff: backslashes, and hyphens so that they can be copied from the page.
 std::string escaped(std::string_view text) {
   std::string out;
   for (const char c : text) {
@@ -23,7 +23,7 @@ std::string escaped(std::string_view text) {
   return out;
 }
 
-/// A line of text; a period or an apostrophe at its beginning would be a request.
+/// A line of text. A leading period or apostrophe is escaped: troff would read it as a request.
 std::string line(std::string_view text) {
   const bool request = text.starts_with('.') || text.starts_with('\'');
   return (request ? "\\&" : "") + escaped(text) + "\n";
@@ -81,10 +81,10 @@ struct Example {
   std::string_view command;
 };
 constexpr auto kExamples = std::to_array<Example>({
-    {"The node's orchestrator tells that a virtual machine runs:",
+    {"The node's orchestrator reports that a virtual machine is running:",
      "portway --key-file /etc/portway/admin.key instances put vm-1 \\\n"
      "    --guest-address 198.18.0.2 --tap tap0 --owner alice"},
-    {"It makes a key for the machine's owner:",
+    {"It creates a key for the machine's owner:",
      "(umask 077; portway --key-file /etc/portway/admin.key keys create --owner alice > alice.key)"},
     {"The owner exposes a web server:",
      "export PORTWAY_API_KEY_FILE=alice.key\nportway forwards create vm-1 3000 --label dev-server"},
@@ -110,22 +110,22 @@ std::string client_man_page() {
       ".SH NAME\nportway \\- forward ports of microVMs\n"
       ".SH SYNOPSIS\n\\fBportway\\fR [\\fIOPTION\\fR]... \\fINOUN\\fR \\fIVERB\\fR [\\fIARGUMENT\\fR]...\n"
       ".SH DESCRIPTION\n"
-      "The client of\n.BR portwayd (8)'s\nREST API. It asks the server of\n.BR \\-\\-server ,\n"
-      "with the key that a file or the environment holds. Options may stand before or after the command.\n"
-      ".PP\nAnswers are tables, or with\n.B \"\\-o json\"\nthe API's own JSON. Lists are complete: the "
-      "client "
-      "follows the API's pages.\n"
-      "What fails is told on standard error with what to do about it, and by the exit code.\n"
+      "The client of the REST API of\n.BR portwayd (8).\nIt sends requests to the server given by\n"
+      ".BR \\-\\-server ,\nwith the API key from a file or the environment.\n"
+      "Options may appear before or after the command.\n"
+      ".PP\nOutput is a table, or with\n.B \"\\-o json\"\nthe API's own JSON.\n"
+      "Lists are complete: the client follows the API's pages.\n"
+      "Errors are reported on standard error, with what to do about them, and by the exit code.\n"
       ".SH OPTIONS\n";
   for (const Parameter& parameter : global_parameters()) out += option_entry(parameter);
-  out += ".TP\n\\fB\\-h\\fR, \\fB\\-\\-help\\fR\nPrint help, of the command where one is named, and exit.\n";
+  out += ".TP\n\\fB\\-h\\fR, \\fB\\-\\-help\\fR\nPrint help, for the command if one is named, and exit.\n";
   out += ".TP\n\\fB\\-\\-version\\fR\nPrint the client's version and exit.\n.SH COMMANDS\n";
   for (const Command& command : commands()) {
     if (!command.hidden) out += command_entry(command);
   }
   return out +
-         ".SH ENVIRONMENT\n.TP\n\\fBPORTWAY_API_KEY\\fR\nThe API key, where no file is named.\n"
-         ".PP\nVariables that stand in for options are named there.\n"
+         ".SH ENVIRONMENT\n.TP\n\\fBPORTWAY_API_KEY\\fR\nThe API key, used if no file is named.\n"
+         ".PP\nVariables that can replace an option are listed with that option.\n"
          ".SH \"EXIT STATUS\"\n" +
          exit_entries() + ".SH EXAMPLES\n" + examples() +
          ".SH \"SEE ALSO\"\n.BR portwayd (8),\n.BR portway.toml (5)\n";
@@ -136,7 +136,7 @@ std::string config_man_page() {
                     "\" \"Portway\"\n"
                     ".SH NAME\nportway.toml \\- configuration of portwayd\n"
                     ".SH DESCRIPTION\n"
-                    "The file that\n.B portwayd \\-\\-config\nreads, in TOML. Check one with\n"
+                    "The TOML file that\n.B portwayd \\-\\-config\nreads. Check it with\n"
                     ".BR \"portway config check\" .\n"
                     ".SH KEYS\n.nf\n";
   const std::string reference = config_reference();

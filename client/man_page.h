@@ -1,4 +1,4 @@
-// Manual pages, made from the table of commands and from the table of configuration keys when Portway is
+// Manual pages, generated from the table of commands and the table of configuration keys when Portway is
 // built. portwayd(8) is written by hand: portwayd.8.
 #pragma once
 

@@ -30,7 +30,7 @@ std::optional<std::string> read_file(const std::filesystem::path& path) {
   return out;
 }
 
-/// What follows "KEY" up to the line's end: of /proc/PID/status and /proc/PID/limits.
+/// The text after "KEY" up to the end of the line, in /proc/PID/status and /proc/PID/limits.
 std::string value_after(const std::string& text, const std::string& key) {
   std::size_t found = text.starts_with(key) ? 0 : text.find("\n" + key);
   if (found == std::string::npos) return {};
@@ -79,12 +79,13 @@ void read_limits(const std::filesystem::path& process, Subject& subject) {
   std::string soft;
   std::string hard;
   limits >> soft >> hard;
-  // The daemon has raised its own already; another process's hard limit is what it could have.
+  // The daemon has already raised its soft limit; for this process, the hard limit shows what a daemon could
+  // get.
   subject.descriptors_max = parse<std::uint64_t>(subject.is_daemon() ? soft : hard)
                                 .value_or(std::numeric_limits<std::uint64_t>::max());
 }
 
-/// False when there is no such process.
+/// False if the process does not exist.
 bool read_process(const std::filesystem::path& process, Subject& subject) {
   if (!read_status(process, subject)) return false;
   read_limits(process, subject);
@@ -121,7 +122,7 @@ std::vector<Subject> find_subjects(const std::filesystem::path& root) {
   for (const pid_t pid : daemons(proc)) {
     Subject subject;
     subject.pid = pid;
-    // Without its status it has ended meanwhile.
+    // A process without a status has ended in the meantime.
     if (read_process(proc / std::to_string(pid), subject)) subjects.push_back(std::move(subject));
   }
   if (subjects.empty()) (void)read_process(proc / "self", subjects.emplace_back());

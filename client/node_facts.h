@@ -1,5 +1,5 @@
-// What doctor looks at: one node, as its files, its daemon and a few system calls show it. Tests make their
-// own.
+// The input of doctor's checks: one node, as seen in its files, its daemon and a few system calls. Tests
+// build their own.
 #pragma once
 
 #include <sys/types.h>
@@ -26,7 +26,7 @@ enum class Capability : unsigned {
   kBpf = 39,
 };
 
-/// A process whose rights and limits count: a running daemon, or this one where none runs.
+/// A process whose privileges and limits are checked: a running daemon, or this process if none runs.
 struct Subject {
   pid_t pid = 0;  // 0: this process
   uid_t uid = 0;
@@ -45,21 +45,22 @@ struct TapUser {
   std::string tap;
 };
 
-/// What the daemon told.
+/// What the daemon reported.
 struct ApiFacts {
   std::string server;           // its URL
   std::optional<Failure> down;  // why it did not answer, or is not ready
-  std::string version;          // empty when it did not tell
-  std::string io_backend;       // "" when it did not tell
+  std::string version;          // empty if not reported
+  std::string io_backend;       // empty if not reported
   std::string io_backend_reason;
-  bool source_guard = false;       // guests cannot send with each other's addresses
+  bool source_guard = false;       // guests cannot use each other's source addresses
   std::optional<Failure> refused;  // why it did not list the instances
-  std::vector<TapUser> running;    // those of running instances
+  std::vector<TapUser> running;    // taps of the running instances
 };
 
 enum class LinkState : std::uint8_t { kMissing, kNoCarrier, kCarrier };
 
-/// The network device's state, from the kernel (SIOCGIFFLAGS, netdevice(7)); no carrier also when it is down.
+/// The network device's state, from the kernel (SIOCGIFFLAGS, netdevice(7)); a device that is down has no
+/// carrier.
 LinkState link_state(const std::string& device);
 
 /// One node.
@@ -68,22 +69,22 @@ struct NodeFacts {
   std::string config_file;
   bool config_found = false;
   std::optional<Error> config_error;
-  Config config;                  // the defaults where the file is missing or wrong
-  std::vector<Subject> subjects;  // at least one; several daemons are all looked at with this configuration
+  Config config;                  // the defaults if the file is missing or invalid
+  std::vector<Subject> subjects;  // at least one; all daemons are checked against this configuration
   ApiFacts api;
   std::function<Result<void>()> try_io_uring;
   std::function<Result<std::vector<IpAddress>>()> host_addresses;
   std::function<LinkState(const std::string& device)> link;
 
-  /// The file below root, without the newline at its end; nothing when it cannot be read.
+  /// The content of a file below root, without its trailing newline; nothing if it cannot be read.
   std::optional<std::string> text(const std::string& path) const;
-  /// Its first number.
+  /// The first number in the file.
   std::optional<std::int64_t> number(const std::string& path) const;
-  /// number("proc/sys/" + name), dots being slashes.
+  /// number("proc/sys/" + name) with dots replaced by slashes.
   std::optional<std::int64_t> sysctl(std::string name) const;
 };
 
-/// The daemons' processes as /proc below `root` shows them, by number, or this one's.
+/// The running daemons in /proc below `root`, sorted by process id, or this process if there is none.
 std::vector<Subject> find_subjects(const std::filesystem::path& root);
 
 }  // namespace portway

@@ -72,12 +72,12 @@ std::string scaled_bytes(double bytes) {
   constexpr auto kUnits = std::to_array<std::string_view>({"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"});
   if (bytes < 1024) return fmt::format("{:.0f} B", bytes);
   std::size_t unit = 0;
-  // What would be rounded up to 1024 has the next unit.
+  // A value that would round up to 1024 takes the next unit.
   for (bytes /= 1024; bytes >= 1023.95 && unit + 1 < kUnits.size(); ++unit) bytes /= 1024;
   return fmt::format("{:.1f} {}", bytes, kUnits[unit]);
 }
 
-/// A member as a cell shows it: bytes scaled, as their names tell them, and objects as "name=value, ...".
+/// The text of a table cell: bytes scaled (recognized by the member's name), objects as "name=value, ...".
 std::string cell_of(std::string_view name, const json::value& value) {
   const bool rate = name.ends_with("bytes_per_second");
   if ((rate || name.ends_with("_bytes")) && value.is_number()) {
@@ -105,7 +105,7 @@ std::string cell_in(const json::object& object, std::string_view member) {
   return value->is_object() ? cell_in(value->get_object(), member.substr(dot + 1)) : std::string();
 }
 
-/// Columns on a terminal, as near as counting code points comes.
+/// Columns on a terminal, approximated by the number of code points.
 std::size_t width_of(std::string_view text) {
   return text.size() - static_cast<std::size_t>(std::ranges::count_if(text, is_continuation));
 }

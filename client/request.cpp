@@ -19,7 +19,7 @@ namespace {
 
 namespace json = boost::json;
 
-constexpr std::string_view kPageSize = "1000";  // the API's largest
+constexpr std::string_view kPageSize = "1000";  // the API's maximum
 constexpr std::size_t kPagesMax = 1000;
 
 json::value body_value(const Parameter& parameter, const Arguments& arguments) {
@@ -43,7 +43,7 @@ const Parameter& parameter_of(const Command& command, std::string_view name) {
   return *found;
 }
 
-/// What the arguments say together makes no sense.
+/// Why the arguments contradict each other or change nothing; nothing if they are fine.
 std::optional<Failure> why_not(const Command& command, const Arguments& arguments) {
   bool changes = false;
   for (const Parameter& parameter : command.parameters) {
@@ -52,8 +52,9 @@ std::optional<Failure> why_not(const Command& command, const Arguments& argument
     if (parameter.place != Place::kBodyNull) continue;
     for (const std::string& name : arguments.all(parameter.name)) {
       if (!arguments.has(parameter_of(command, name).name)) continue;
-      return Failure{Exit::kUsage, fmt::format("--{0} sets what {1} {0} takes away.", name, parameter.name),
-                     "Give one of them."};
+      return Failure{Exit::kUsage,
+                     fmt::format("--{0} sets the limit that {1} {0} removes.", name, parameter.name),
+                     "Give only one of them."};
     }
   }
   if (changes || command.method != "PATCH") return std::nullopt;
@@ -93,16 +94,16 @@ Exit exit_of(unsigned status) {
   }
 }
 
-/// What the client knows and the server does not.
+/// A remedy that only the client knows, not the server.
 std::string remedy(const HttpAnswer& answer, const HttpOptions& options) {
   if (answer.status == 401 && options.key.empty()) {
-    return "No key was sent: name its file with --key-file or PORTWAY_API_KEY_FILE, or set PORTWAY_API_KEY.";
+    return "No key was sent: give its file in --key-file or PORTWAY_API_KEY_FILE, or set PORTWAY_API_KEY.";
   }
-  if (answer.status == 401) return "The key that was sent is not one of this server's: " + options.server.url;
+  if (answer.status == 401) return "The key that was sent is not known to this server: " + options.server.url;
   return answer.retry_after.empty() ? "" : "Try again in " + answer.retry_after + " s.";
 }
 
-/// Moves the list of `page` to the end of `answer`'s, and its cursor in place of the old one.
+/// Appends the list of `page` to the list of `answer` and replaces the cursor.
 void append_page(json::object& answer, json::object& page, std::string_view envelope) {
   json::value* more = page.if_contains(envelope);
   json::value* list = answer.if_contains(envelope);
@@ -128,7 +129,7 @@ Outcome<HttpClient> make_client(const Invocation& invocation, Console& console, 
   if (!credentials->warning.empty()) console.err << "portway: " << credentials->warning << "\n";
   if (server->transport == Transport::kHttp && !server->local() && !credentials->key.empty()) {
     console.err << "portway: " << server->url
-                << ": the key crosses the network in clear text; use https://\n";
+                << ": the key is sent over the network in clear text; use https://\n";
   }
   return HttpClient({.server = std::move(*server),
                      .key = std::move(credentials->key),
@@ -173,8 +174,8 @@ Outcome<json::object> ask(const HttpClient& client, const HttpRequest& request) 
   boost::system::error_code error;
   json::value value = json::parse(answer->body, error);
   if (error || !value.is_object()) {
-    return Failure{Exit::kUnreachable, client.options().server.url + ": the answer is no JSON object.",
-                   "Does Portway's API listen there? Check --server."};
+    return Failure{Exit::kUnreachable, client.options().server.url + ": the answer is not a JSON object.",
+                   "Check that Portway's API listens there (--server)."};
   }
   return std::move(value.get_object());
 }
@@ -186,7 +187,7 @@ Outcome<json::object> fetch(const HttpClient& client, const Command& command, co
     if (cursor.empty()) break;
     if (pages == kPagesMax) {
       return Failure{Exit::kUnreachable, fmt::format("The list has more than {} pages.", kPagesMax),
-                     "Is this Portway's API?"};
+                     "Check --server: this may not be Portway's API."};
     }
     auto page = ask(client, make_request(command, arguments, cursor));
     if (!page) return page.error();
@@ -204,7 +205,7 @@ Failure refusal(const HttpAnswer& answer, const HttpOptions& options) {
     return {exit_of(answer.status),
             options.server.url + ": HTTP status " + std::to_string(answer.status) +
                 " without a problem document.",
-            "Is something between you and Portway's API?"};
+            "Check --server, and whether a proxy stands between you and Portway's API."};
   }
   const json::object& problem = document.get_object();
   std::string message = text_of(problem, "title") + ": " + text_of(problem, "detail");
@@ -229,7 +230,7 @@ Outcome<void> run_request(const Invocation& invocation, Console& console) {
   if (command.verdict.empty()) return {};
   const std::string verdict = fmt::format("{}.{}", command.envelope, command.verdict);
   if (text_of(*answer, verdict) == "true") return {};
-  return Failure{Exit::kRefused, invocation.wants_json() ? "" : "The check found what is not ok."};
+  return Failure{Exit::kRefused, invocation.wants_json() ? "" : "A step of the check is not ok."};
 }
 
 }  // namespace portway

@@ -13,8 +13,8 @@ namespace {
 constexpr std::string_view kUnixPrefix = "unix:";
 
 Failure not_a_server(std::string_view url, std::string_view why) {
-  return {Exit::kUsage, in_quotes(url) + " is no server: " + std::string(why) + ".",
-          "Write http://HOST:PORT, https://HOST[:PORT] or unix:/PATH in --server or PORTWAY_SERVER."};
+  return {Exit::kUsage, in_quotes(url) + " is not a server address: " + std::string(why) + ".",
+          "Give http://HOST:PORT, https://HOST[:PORT] or unix:/PATH in --server or PORTWAY_SERVER."};
 }
 
 }  // namespace
@@ -33,20 +33,20 @@ Outcome<ServerAddress> parse_server_address(std::string_view url) {
     server.host = url.substr(kUnixPrefix.size());
     // sockaddr_un has room for 107 bytes and a zero.
     if (!server.host.starts_with('/') || server.host.size() > 107) {
-      return not_a_server(url, "a socket's path begins with / and has 107 bytes at most");
+      return not_a_server(url, "a socket's path must start with / and have at most 107 bytes");
     }
     return server;
   }
   const auto parsed = boost::urls::parse_uri(url);
-  if (!parsed) return not_a_server(url, "it is no URL");
+  if (!parsed) return not_a_server(url, "it is not a URL");
   if (parsed->scheme() != "http" && parsed->scheme() != "https") {
-    return not_a_server(url, "its scheme is not known");
+    return not_a_server(url, "its scheme is unknown");
   }
-  if (parsed->has_userinfo()) return not_a_server(url, "a key does not belong into it");
+  if (parsed->has_userinfo()) return not_a_server(url, "it must not contain a key");
   if (parsed->has_query() || parsed->has_fragment() || parsed->host_address().empty()) {
-    return not_a_server(url, "it must be a host and perhaps a port and a path");
+    return not_a_server(url, "it must have a host, optionally a port and a path, and nothing else");
   }
-  if (parsed->has_port() && parsed->port_number() == 0) return not_a_server(url, "its port is no number");
+  if (parsed->has_port() && parsed->port_number() == 0) return not_a_server(url, "its port is not a number");
   const bool https = parsed->scheme() == "https";
   server.transport = https ? Transport::kHttps : Transport::kHttp;
   server.host = parsed->host_address();

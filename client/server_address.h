@@ -1,4 +1,4 @@
-// Where the server is, as --server says it.
+// The server's address as given in --server.
 #pragma once
 
 #include <cstdint>
@@ -15,18 +15,18 @@ struct ServerAddress {
   Transport transport = Transport::kHttp;
   std::string host;    // a name or an address, without brackets; for kUnix the socket's path
   std::string port;    // digits; empty for kUnix
-  std::string prefix;  // of every path, "/portway"; empty or without a slash at its end
-  std::string url;     // as it was given, for messages
+  std::string prefix;  // of every path, such as "/portway"; empty, or without a trailing slash
+  std::string url;     // as given, for messages
 
-  /// Whether what is sent stays on this machine.
+  /// Whether requests stay on this machine.
   bool local() const;
 };
 
-/// "http://127.0.0.1:8080", "https://api.example/prefix", "unix:/run/portway/api.sock". kUsage with the
-/// remedy.
+/// "http://127.0.0.1:8080", "https://api.example/prefix", "unix:/run/portway/api.sock". Fails with
+/// kUsage and a remedy.
 Outcome<ServerAddress> parse_server_address(std::string_view url);
 
-/// One segment of a path, or a query's value, with everything but RFC 3986's unreserved characters escaped.
+/// One path segment or query value, with everything but RFC 3986's unreserved characters escaped.
 std::string percent_encoded(std::string_view text);
 
 }  // namespace portway

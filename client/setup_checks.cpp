@@ -19,7 +19,7 @@ constexpr std::uint64_t kDiskMin = 64U << 20;
 
 enum class Access : unsigned { kRead = 4, kWrite = 2 };
 
-/// What the mode bits say for the subject; access lists and read-only mounts are not looked at.
+/// Whether the mode bits allow the access; ignores access control lists and read-only mounts.
 bool may(const Subject& subject, Access access, const struct stat& status) {
   if (subject.uid == 0) return true;
   const auto bit = static_cast<mode_t>(access);
@@ -34,21 +34,21 @@ std::string error_text(int error) {
 
 Finding check_config(const NodeFacts& node) {
   if (node.config_error) {
-    return {Grade::kFail, node.config_error->detail, "Correct the file; portwayd does not start with it."};
+    return {Grade::kFail, node.config_error->detail, "Fix the file; portwayd does not start with it."};
   }
   if (!node.config_found) {
-    return {Grade::kWarn, node.config_file + " is not there; the defaults are assumed.",
-            "Name portwayd's file with --config."};
+    return {Grade::kWarn, node.config_file + " does not exist; the defaults are assumed.",
+            "Give portwayd's configuration file with --config."};
   }
   const Config::Api& api = node.config.api;
   if (!api.tls_certificate.empty()) {
     const auto tls = check_tls_files({api.tls_certificate, api.tls_private_key, api.client_ca});
     if (!tls) {
-      return {Grade::kFail, tls.error().detail + ".", "Correct it; portwayd does not start like this."};
+      return {Grade::kFail, tls.error().detail + ".", "Fix it; portwayd does not start with it."};
     }
   }
   const std::vector<std::string> warnings = config_warnings(node.config);
-  if (warnings.empty()) return {Grade::kOk, node.config_file + " is good."};
+  if (warnings.empty()) return {Grade::kOk, node.config_file + " is valid."};
   return {Grade::kWarn, fmt::format("{}", fmt::join(warnings, " ")),
           "Change it in " + node.config_file + "."};
 }
@@ -65,9 +65,9 @@ Finding check_addresses(const NodeFacts& node) {
   }
   if (!missing.empty()) {
     return {Grade::kFail,
-            fmt::format("This node does not have {}: no port can be bound there.",
+            fmt::format("This node does not have {}: ports cannot be bound there.",
                         fmt::join(to_strings(missing), ", ")),
-            "Add the address to an interface, or correct node.public_addresses."};
+            "Add the address to an interface, or fix node.public_addresses."};
   }
   return {Grade::kOk, fmt::format("Host ports are bound to {}.", fmt::join(to_strings(wanted), ", "))};
 }
@@ -77,11 +77,11 @@ Finding check_port_range(const NodeFacts& node) {
                                  .reserved = node.root / "proc/sys/net/ipv4/ip_local_reserved_ports"};
   const std::string range = to_string(node.config.ports.range);
   const auto overlap = ephemeral_overlap(node.config.ports.range, files);
-  if (!overlap) return {Grade::kOk, "The kernel gives none of " + range + " to outgoing connections."};
+  if (!overlap) return {Grade::kOk, "The kernel uses no port of " + range + " for outgoing connections."};
   return {Grade::kWarn, overlap->problem, overlap->remedy};
 }
 
-/// Where the store is, or the directory in which portwayd would make its directory.
+/// The store's directory, or its nearest parent that exists, in which portwayd would create it.
 std::filesystem::path existing_directory(const std::filesystem::path& file) {
   std::filesystem::path directory = std::filesystem::absolute(file).parent_path();
   std::error_code ignored;
@@ -99,33 +99,34 @@ Finding check_store(const NodeFacts& node, const Subject& subject) {
   }
   if (!S_ISDIR(status.st_mode) || !may(subject, Access::kWrite, status)) {
     const std::filesystem::path wanted = std::filesystem::absolute(node.config.store.path).parent_path();
-    return {Grade::kFail, fmt::format("{}: user {} cannot write there.", directory.string(), subject.uid),
-            fmt::format("install -d -m 0750 -o {} {}, or correct store.path.", subject.uid, wanted.string())};
+    return {Grade::kFail, fmt::format("{}: user {} cannot write to it.", directory.string(), subject.uid),
+            fmt::format("install -d -m 0750 -o {} {}, or fix store.path.", subject.uid, wanted.string())};
   }
   struct statvfs disk {};
   if (::statvfs(directory.c_str(), &disk) != 0) return {Grade::kSkip, error_text(errno)};
   if ((disk.f_flag & ST_RDONLY) != 0) {
-    return {Grade::kFail, directory.string() + " is on a disk that is mounted read-only.",
-            "Mount it writable (mount -o remount,rw), or correct store.path."};
+    return {Grade::kFail, directory.string() + " is on a file system that is mounted read-only.",
+            "Mount it writable (mount -o remount,rw), or fix store.path."};
   }
   const std::uint64_t left = std::uint64_t{disk.f_bavail} * disk.f_frsize;
-  const std::string free = fmt::format("{} is writable, {} MiB are free.", directory.string(), left >> 20);
+  const std::string free = fmt::format("{} is writable and has {} MiB free.", directory.string(), left >> 20);
   if (left >= kDiskMin) return {Grade::kOk, free};
-  return {Grade::kWarn, free, "Make room: on a full disk the API refuses changes (503)."};
+  return {Grade::kWarn, free, "Free some space: if the disk is full, the API refuses changes (503)."};
 }
 
 Finding check_admin_key(const NodeFacts& node, const Subject& subject) {
   const std::string& path = node.config.api.admin_key_file;
   struct stat status {};
   if (::stat(path.c_str(), &status) != 0) {
-    if (errno == ENOENT) return {Grade::kOk, path + " is not there; portwayd makes it at its first start."};
+    if (errno == ENOENT)
+      return {Grade::kOk, path + " does not exist; portwayd creates it at its first start."};
     return {Grade::kSkip, fmt::format("{}: {}.", path, error_text(errno))};
   }
   if ((status.st_mode & 077) != 0) {
     return {Grade::kFail,
-            fmt::format("{}: others may use it (mode {:o}); portwayd refuses to start.", path,
+            fmt::format("{} is accessible to others (mode {:o}); portwayd refuses to start.", path,
                         status.st_mode & 0777),
-            "chmod 600 " + path + ", and make a new key if somebody may have read it."};
+            "chmod 600 " + path + ", and create a new key if someone may have read it."};
   }
   if (!may(subject, Access::kRead, status)) {
     return {Grade::kFail, fmt::format("{}: user {} cannot read it.", path, subject.uid),
@@ -148,22 +149,22 @@ Finding check_api(const NodeFacts& node) {
     if (subject.is_daemon()) running.push_back(subject.pid);
   }
   if (running.empty()) {
-    return {Grade::kWarn, api.down->message, "Start portwayd, or name its API with --server."};
+    return {Grade::kWarn, api.down->message, "Start portwayd, or give the address of its API with --server."};
   }
   return {Grade::kFail,
-          fmt::format("{} portwayd runs (process {}).", api.down->message, fmt::join(running, ", ")),
+          fmt::format("{} portwayd is running (process {}).", api.down->message, fmt::join(running, ", ")),
           api.down->remedy};
 }
 
 Finding check_key(const NodeFacts& node) {
   if (node.api.down) return {Grade::kSkip, "The API did not answer."};
-  if (!node.api.refused) return {Grade::kOk, "The API takes the key."};
+  if (!node.api.refused) return {Grade::kOk, "The API accepts the key."};
   return {Grade::kWarn, node.api.refused->message,
           "Use the admin key: --key-file " + node.config.api.admin_key_file};
 }
 
 Finding check_taps(const NodeFacts& node) {
-  if (node.api.down || node.api.refused) return {Grade::kSkip, "The API did not tell of the instances."};
+  if (node.api.down || node.api.refused) return {Grade::kSkip, "The API did not list the instances."};
   std::vector<std::string> missing;
   std::vector<std::string> silent;
   for (const TapUser& user : node.api.running) {
@@ -180,42 +181,45 @@ Finding check_taps(const NodeFacts& node) {
     }
   }
   if (!missing.empty()) {
-    return {Grade::kFail, fmt::format("These are not on this node: {}.", fmt::join(missing, ", ")),
-            "Tell that the VM stopped (portway instances stop), or put the instance with its right tap."};
+    return {Grade::kFail, fmt::format("Devices missing on this node: {}.", fmt::join(missing, ", ")),
+            "Report that the VM has stopped (portway instances stop), or register the instance again "
+            "with the right tap (portway instances put)."};
   }
   if (!silent.empty()) {
     return {Grade::kWarn, fmt::format("No carrier: {}.", fmt::join(silent, ", ")),
-            "ip link set DEVICE up, and see whether the VMM holds it open."};
+            "ip link set DEVICE up, and check that the VMM holds it open."};
   }
   return {Grade::kOk,
-          fmt::format("Devices with a carrier: {}, one for each running instance.", node.api.running.size())};
+          fmt::format("Devices with carrier: {}, one for each running instance.", node.api.running.size())};
 }
 
-/// 0 is off; 1, strict, drops what the route back to its source does not lead to; 2, loose, lets pass
-/// whatever any route leads to. The larger of the two values counts (Documentation/networking/ip-sysctl.rst).
+/// 0 is off. 1 (strict) drops packets that arrive on another device than the route back to their source. 2
+/// (loose) accepts packets whose source any route leads to. The larger of the two values applies
+/// (Documentation/networking/ip-sysctl.rst).
 Finding check_rp_filter(const NodeFacts& node) {
-  if (node.api.down || node.api.refused) return {Grade::kSkip, "The API did not tell of the instances."};
+  if (node.api.down || node.api.refused) return {Grade::kSkip, "The API did not list the instances."};
   const std::int64_t all = node.sysctl("net.ipv4.conf.all.rp_filter").value_or(0);
   std::vector<std::string> open;
   for (const TapUser& user : node.api.running) {
-    // Not sysctl(): a device's name may have dots.
+    // Not sysctl(): a device's name may contain dots.
     const auto own = node.number("proc/sys/net/ipv4/conf/" + user.tap + "/rp_filter");
     if (own && std::max(*own, all) != 1) open.push_back(user.tap);
   }
-  if (open.empty()) return {Grade::kOk, "No guest can send with another's IPv4 address."};
+  if (open.empty()) return {Grade::kOk, "No guest can use another guest's IPv4 source address."};
   const std::string where =
       fmt::format("Reverse path filtering is off or loose on {}", fmt::join(open, ", "));
   const std::string strict = fmt::format("sysctl -w {}net/ipv4/conf/{}/rp_filter=1",
                                          all > 1 ? "net/ipv4/conf/all/rp_filter=0 " : "", open.front());
   if (node.api.source_guard) {
     return {Grade::kWarn,
-            where + ": a guest can send with the address of a machine that is no guest of this node.",
+            where + ": a guest can use the source address of a machine that is not a guest of this node.",
             strict};
   }
   return {Grade::kWarn,
-          where + ": a guest can send with another guest's address, and so end its connections.",
+          where + ": a guest can use another guest's address as its source, and so end its connections.",
           strict +
-              "; or give portwayd CAP_BPF and CAP_NET_ADMIN, which it needs to drop such packets, IPv6 too."};
+              "; or grant portwayd CAP_BPF and CAP_NET_ADMIN, which it needs to drop such packets, IPv6 "
+              "included."};
 }
 
 }  // namespace

@@ -61,7 +61,7 @@ bool SseParser::on_line(std::string_view line) {
       retry_ = std::chrono::milliseconds(milliseconds);
     }
   }
-  return true;  // a line that begins with a colon is a comment: it keeps the connection awake
+  return true;  // a line that begins with a colon is a comment: a keepalive
 }
 
 }  // namespace portway

@@ -1,4 +1,4 @@
-// Server-sent events, as the HTML standard has them (section 9.2.6, "Interpreting an event stream").
+// Parser of server-sent events (HTML standard, section 9.2.6, "Interpreting an event stream").
 #pragma once
 
 #include <chrono>
@@ -10,23 +10,24 @@
 namespace portway {
 
 struct ServerEvent {
-  std::string id;    // the last one that was sent, also with an earlier event
-  std::string type;  // "message" when none was sent
+  std::string id;    // the last id received, possibly with an earlier event
+  std::string type;  // "message" if none was sent
   std::string data;
 };
 
 class SseParser {
  public:
-  /// Of a line, and of an event's data; a stream with longer ones is no stream of ours.
+  /// The limit of a line and of an event's data; Portway sends nothing longer.
   static constexpr std::size_t kLineMax = 1 << 20;
 
   /// Returns false to stop.
   using OnEvent = std::function<bool(const ServerEvent& event)>;
   explicit SseParser(OnEvent on_event) : on_event_(std::move(on_event)) {}
 
-  /// The next bytes of the stream, cut anywhere. False when on_event said so, or something was too long.
+  /// Parses the next bytes of the stream, split anywhere. False if on_event returned false or a limit was
+  /// exceeded.
   bool feed(std::string_view data);
-  /// The connection ended: an unfinished event is forgotten, the last id stays.
+  /// Call when the connection has ended: drops an incomplete event, keeps the last id.
   void restart();
 
   const std::string& last_id() const { return id_; }

@@ -1,4 +1,4 @@
-// What the node has of what every connection needs: neighbour entries, source ports, memory for TCP.
+// doctor's checks of the resources that every connection needs: neighbour entries, source ports, TCP memory.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -18,20 +18,20 @@ namespace portway {
 namespace {
 
 constexpr std::int64_t kPagesPerMiB = 256;
-constexpr std::int64_t kNeighboursRoom = 128;  // for others than guests: routers, other nodes
+constexpr std::int64_t kNeighboursRoom = 128;  // for neighbours that are not guests: routers, other nodes
 
-/// Enough of it is in use that a burst can take the rest.
+/// So much is in use that a burst could exhaust the rest.
 bool nearly_full(std::int64_t used, std::int64_t most) {
   return used >= most - most / 5;
 }
 
 struct Counters {
   std::int64_t entries = 0;
-  std::int64_t table_fulls = 0;  // how often an entry was wanted and there was no room, since boot
+  std::int64_t table_fulls = 0;  // entries refused for lack of room since boot
 };
 
-/// Of /proc/net/stat/arp_cache and ndisc_cache: a line of names, and a line of hexadecimal numbers a core.
-/// "entries" is the table's on each of them.
+/// Reads /proc/net/stat/arp_cache or ndisc_cache: a line of names, then a line of hexadecimal numbers per
+/// core. "entries" is that of the whole table on each line.
 std::optional<Counters> neighbour_counters(const NodeFacts& node, const std::string& file) {
   const auto text = node.text("proc/net/stat/" + file);
   if (!text) return std::nullopt;
@@ -54,26 +54,26 @@ std::optional<Counters> neighbour_counters(const NodeFacts& node, const std::str
   return counters;
 }
 
-/// The kernel keeps gc_thresh3 entries at most, of all network namespaces together; one more guest cannot be
-/// reached then.
+/// The kernel keeps at most gc_thresh3 entries for all network namespaces together. With a full table,
+/// further guests cannot be reached.
 Finding check_neighbours(const NodeFacts& node, std::string_view family, const std::string& file) {
   const std::string key = fmt::format("net.{}.neigh.default.gc_thresh3", family);
   const auto most = node.sysctl(key);
-  if (!most) return {Grade::kSkip, key + " cannot be read; a network namespace has none of its own."};
+  if (!most) return {Grade::kSkip, key + " cannot be read; it exists only in the initial network namespace."};
   const Counters counters = neighbour_counters(node, file).value_or(Counters{});
   const auto guests = static_cast<std::int64_t>(node.api.running.size());
   const std::int64_t wanted = std::max(guests, counters.entries) + kNeighboursRoom;
-  std::string detail = fmt::format("{} is {}; {} neighbours are known now, and {} instances run", key, *most,
-                                   counters.entries, guests);
+  std::string detail = fmt::format("{} is {}; {} neighbours are known, and {} instances are running", key,
+                                   *most, counters.entries, guests);
   if (counters.table_fulls > 0) {
     detail += fmt::format("; the table was full {} times since boot", counters.table_fulls);
   }
   const std::string remedy = sysctl_remedy(key, std::max<std::int64_t>(wanted * 2, 4096));
   if (guests >= *most || counters.entries >= *most) {
-    return {Grade::kFail, detail + ": guests that are not known yet cannot be reached.", remedy};
+    return {Grade::kFail, detail + ": guests without an entry cannot be reached.", remedy};
   }
   if (counters.table_fulls > 0 || wanted > *most || nearly_full(counters.entries, *most)) {
-    return {Grade::kWarn, detail + ": where it is full, new guests cannot be reached.", remedy};
+    return {Grade::kWarn, detail + ": when the table is full, new guests cannot be reached.", remedy};
   }
   return {Grade::kOk, detail + "."};
 }
@@ -86,7 +86,7 @@ Finding check_neighbours_v6(const NodeFacts& node) {
   return check_neighbours(node, "ipv6", "ndisc_cache");
 }
 
-/// "0201A8C0:0016" of /proc/net/tcp: the address in 32-bit words of this machine's order, and the port.
+/// Parses "0201A8C0:0016" of /proc/net/tcp: the address in 32-bit words in host byte order, and the port.
 std::string endpoint_text(const std::string& hex) {
   const std::size_t colon = hex.find(':');
   std::array<unsigned char, 16> bytes{};
@@ -106,7 +106,7 @@ std::string endpoint_text(const std::string& hex) {
 
 struct PortsInUse {
   bool readable = false;
-  std::unordered_set<std::uint16_t> ports;           // ephemeral ones that are not listened on
+  std::unordered_set<std::uint16_t> ports;           // ephemeral ports without a listener
   std::unordered_map<std::string, std::size_t> use;  // by "LOCAL-ADDRESS DESTINATION"
 };
 
@@ -136,7 +136,7 @@ void count_ports(const std::filesystem::path& file, const std::vector<PortRange>
   }
 }
 
-/// Towards one destination, from one address, there are as many connections as there are ephemeral ports.
+/// The ephemeral ports limit the connections from one address to one destination.
 Finding check_ephemeral_ports(const NodeFacts& node) {
   const std::vector<PortRange> ephemeral =
       ephemeral_ports({.range = node.root / "proc/sys/net/ipv4/ip_local_port_range",
@@ -155,16 +155,18 @@ Finding check_ephemeral_ports(const NodeFacts& node) {
   std::string detail = fmt::format("{} of {} ephemeral ports are in use", in_use.ports.size(), all);
   if (busiest > 0) {
     const std::string& key = most->first;
-    detail += fmt::format(", {} of them towards {}", busiest, endpoint_text(key.substr(key.find(' ') + 1)));
+    detail += fmt::format(", {} of them for connections to {}", busiest,
+                          endpoint_text(key.substr(key.find(' ') + 1)));
   }
   if (nearly_full(static_cast<std::int64_t>(busiest), all)) {
-    return {Grade::kWarn, detail + ": soon no more connections to it can be made from the same address.",
-            "Widen net.ipv4.ip_local_port_range (beside ports.range), or " +
+    return {Grade::kWarn,
+            detail + ": soon no more connections to that destination can be opened from the same address.",
+            "Widen net.ipv4.ip_local_port_range (outside ports.range), or " +
                 sysctl_remedy("net.ipv4.tcp_tw_reuse", 1)};
   }
   if (all < kEphemeralPortsMin) {
-    return {Grade::kWarn, detail + ": so few are soon used up by short connections to one destination.",
-            "Widen net.ipv4.ip_local_port_range (beside ports.range), or reserve fewer in "
+    return {Grade::kWarn, detail + ": so few are soon exhausted by short connections to one destination.",
+            "Widen net.ipv4.ip_local_port_range (outside ports.range), or reserve fewer in "
             "net.ipv4.ip_local_reserved_ports."};
   }
   return {Grade::kOk, detail + "."};
@@ -184,8 +186,8 @@ std::optional<std::int64_t> sockstat(const std::string& text, std::string_view n
   return std::nullopt;
 }
 
-/// Pages, of all network namespaces together: above the second value of tcp_mem the kernel makes buffers
-/// smaller, above the third it refuses memory.
+/// In pages, for all network namespaces together: above the second value of tcp_mem the kernel shrinks
+/// buffers, above the third it refuses memory.
 Finding check_tcp_memory(const NodeFacts& node) {
   std::istringstream limits(node.text("proc/sys/net/ipv4/tcp_mem").value_or(""));
   std::int64_t low = 0;
@@ -193,20 +195,20 @@ Finding check_tcp_memory(const NodeFacts& node) {
   std::int64_t high = 0;
   const auto used = sockstat(node.text("proc/net/sockstat").value_or(""), "mem");
   if (!used || !(limits >> low >> pressure >> high)) {
-    return {
-        Grade::kSkip,
-        "net.ipv4.tcp_mem or /proc/net/sockstat cannot be read; a network namespace has none of its own."};
+    return {Grade::kSkip,
+            "net.ipv4.tcp_mem or /proc/net/sockstat cannot be read; tcp_mem exists only in the initial "
+            "network namespace."};
   }
-  const std::string detail =
-      fmt::format("TCP uses {} MiB; buffers shrink above {} and are refused above {} (net.ipv4.tcp_mem)",
-                  *used / kPagesPerMiB, pressure / kPagesPerMiB, high / kPagesPerMiB);
+  const std::string detail = fmt::format(
+      "TCP uses {} MiB; buffers shrink above {} MiB and are refused above {} MiB (net.ipv4.tcp_mem)",
+      *used / kPagesPerMiB, pressure / kPagesPerMiB, high / kPagesPerMiB);
   const std::string remedy = fmt::format(
-      "sysctl -w net.ipv4.tcp_mem=\"{} {} {}\" if the node has the memory; or lower "
+      "sysctl -w net.ipv4.tcp_mem=\"{} {} {}\" if the node has enough memory; or lower "
       "proxy.connections_max or the buffers in [proxy].",
       low * 2, pressure * 2, high * 2);
   if (*used >= high) return {Grade::kFail, detail + ": connections stall and are reset.", remedy};
   if (nearly_full(*used, pressure)) {
-    return {Grade::kWarn, detail + ": connections become slow.", remedy};
+    return {Grade::kWarn, detail + ": connections slow down.", remedy};
   }
   return {Grade::kOk, detail + "."};
 }

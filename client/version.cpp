@@ -18,7 +18,7 @@ Outcome<void> run_version(const Invocation& invocation, Console& console) {
     console.out << pretty_json(versions);
   } else {
     console.out << "client: " << PORTWAY_VERSION
-                << "\nserver: " << (server ? text_of(versions, "server") : "none answers") << "\n";
+                << "\nserver: " << (server ? text_of(versions, "server") : "no answer") << "\n";
   }
   if (!server) return server.error();
   return {};

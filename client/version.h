@@ -1,4 +1,4 @@
-// `portway version`: the client's version and, where one answers, the server's.
+// `portway version`: the client's version and, if the server answers, the server's version.
 #pragma once
 
 #include "client/command.h"

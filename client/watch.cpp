@@ -12,12 +12,12 @@
 namespace portway {
 namespace {
 
-// Cursor home, and erase to the end of the screen (ECMA-48): redraws without a flicker.
+// Cursor home, then erase to the end of the screen (ECMA-48): redraws without flicker.
 constexpr const char* kRedraw = "\x1b[H\x1b[J";
 
 void show(const Invocation& invocation, const boost::json::object& answer, Console& console) {
   if (invocation.wants_json()) {
-    console.out << boost::json::serialize(answer) << std::endl;  // an object a line, for jq
+    console.out << boost::json::serialize(answer) << std::endl;  // one object per line, for jq
     return;
   }
   if (console.terminal) console.out << kRedraw;

@@ -1,5 +1,5 @@
-// `portway forwards watch`: lists an instance's forwards again and again, every two seconds unless told
-// otherwise. It asks instead of following events because what a forward carries changes without one.
+// `portway forwards watch`: lists an instance's forwards at regular intervals, by default every two
+// seconds. It polls instead of following events because traffic counters change without an event.
 #pragma once
 
 #include "client/command.h"

@@ -1,4 +1,4 @@
-// What is understood without asking a server: words, options, the environment, and the exit code for usage.
+// What is parsed without contacting a server: words, options, the environment, and the exit code for usage.
 
 #include "client/command_line.h"
 
@@ -26,7 +26,7 @@ Invocation parsed(const std::vector<std::string>& words, const Environment& envi
   return result.invocation.value_or(Invocation{});
 }
 
-TEST(CommandLine, TakesOptionsOfEveryCommandBeforeAndAfterIt) {
+TEST(CommandLine, TakesGlobalOptionsBeforeAndAfterTheCommand) {
   for (const auto& words : {std::vector<std::string>{"-o", "json", "forwards", "list", "vm-1"},
                             std::vector<std::string>{"forwards", "list", "vm-1", "--output=json"}}) {
     const Invocation invocation = parsed(words);
@@ -36,7 +36,7 @@ TEST(CommandLine, TakesOptionsOfEveryCommandBeforeAndAfterIt) {
   }
 }
 
-TEST(CommandLine, PrefersTheOptionToTheEnvironmentAndThatToTheDefault) {
+TEST(CommandLine, PrefersTheOptionOverTheEnvironmentOverTheDefault) {
   const Environment environment = {{"PORTWAY_SERVER", "http://from-environment:1"}};
   EXPECT_EQ(parsed({"instances", "list"}).arguments.text("--server"), "http://127.0.0.1:8080");
   EXPECT_EQ(parsed({"instances", "list"}, environment).arguments.text("--server"),
@@ -71,7 +71,7 @@ TEST(CommandLine, RefusesWhatItDoesNotKnowAndNamesTheHelp) {
               HasSubstr("See portway forwards create --help."));
 }
 
-TEST(CommandLine, NamesTheCommandsThatThereAre) {
+TEST(CommandLine, ListsTheAvailableCommands) {
   EXPECT_THAT(run_portway({"dance"}).err, HasSubstr("There is no command \"portway dance\": "));
   EXPECT_THAT(run_portway({"--output", "json", "dance"}).err, HasSubstr("\"portway dance\""));
   EXPECT_THAT(run_portway({"--tempo", "fast", "dance"}).err, HasSubstr("There is no option --tempo."));
@@ -117,7 +117,7 @@ TEST(CommandLine, FailsWhenItsOutputIsLost) {
   EXPECT_THAT(err.str(), HasSubstr("standard output cannot be written"));
 }
 
-TEST(Commands, PutEveryPlaceholderOfTheirPathAmongTheirParameters) {
+TEST(Commands, HaveAParameterForEveryPlaceholderInTheirPath) {
   for (const Command& command : commands()) {
     std::size_t placeholders = 0;
     for (const Parameter& parameter : command.parameters) {
@@ -147,7 +147,7 @@ TEST(ServerAddress, IsAUrlOrAUnixSocket) {
   EXPECT_EQ(socket->host, "/run/portway/api.sock");
 }
 
-TEST(ServerAddress, SaysWhatToWriteWhenItIsNone) {
+TEST(ServerAddress, SaysWhatToGiveWhenItIsInvalid) {
   for (const char* url : {"", "127.0.0.1:8080", "ftp://host", "http://", "http://key@host",
                           "http://host/?q=1", "unix:relative", "http://host:port"}) {
     const auto address = parse_server_address(url);

@@ -101,7 +101,7 @@ TEST_F(ClientAndDaemon, RegisterForwardListAndEnd) {
   EXPECT_EQ(portway({"instances", "get", "vm-1"}).exit, 4);
 }
 
-TEST_F(ClientAndDaemon, TellRefusalsByTheirExitCode) {
+TEST_F(ClientAndDaemon, ReportRefusalsByExitCode) {
   Ended run = portway({"forwards", "create", "vm-9", "3000"});
   EXPECT_EQ(run.exit, 4);
   EXPECT_THAT(run.output, HasSubstr("code: not_found"));
@@ -121,7 +121,7 @@ TEST_F(ClientAndDaemon, TellRefusalsByTheirExitCode) {
   EXPECT_EQ(portway({"instances", "list"}, stranger).exit, 5);
 }
 
-TEST_F(ClientAndDaemon, AgreeInTheDoctorsEyes) {
+TEST_F(ClientAndDaemon, PassDoctorsChecks) {
   ASSERT_EQ(portway({"instances", "put", "vm-1", "--guest-address", "198.19.0.2", "--tap", "tap0", "--owner",
                      "alice"})
                 .exit,
@@ -129,7 +129,7 @@ TEST_F(ClientAndDaemon, AgreeInTheDoctorsEyes) {
   const Ended run = portway({"doctor", "--config", config_});
   EXPECT_EQ(run.exit, 0) << run.output;
   EXPECT_THAT(run.output,
-              AllOf(HasSubstr("is ready, version " PORTWAY_VERSION), HasSubstr("The API takes the key.")));
+              AllOf(HasSubstr("is ready, version " PORTWAY_VERSION), HasSubstr("The API accepts the key.")));
   EXPECT_THAT(run.output, Not(HasSubstr("\nfail ")));
   EXPECT_THAT(run.output, Not(HasSubstr("tap0 (vm-1)")));
 }
@@ -189,10 +189,10 @@ TEST_F(ClientAndSecureDaemon, TalkOverTlsWithACertificateOnEachSide) {
   EXPECT_EQ(list_instances({"--server=" + url, key, "--ca=" + server, "--cert=" + client}), 0) << output_;
   EXPECT_NE(list_instances({"--server=" + url, key, "--ca=" + server}), 0);
   EXPECT_NE(list_instances({"--server=" + url, key, "--cert=" + client}), 0);
-  EXPECT_THAT(output_, HasSubstr("its certificate is not trusted"));
+  EXPECT_THAT(output_, HasSubstr("the server's certificate is not trusted"));
 }
 
-TEST_F(ClientAndSecureDaemon, TalkFromAGuestsNetworkOnlyWhereThatIsAllowed) {
+TEST_F(ClientAndSecureDaemon, TalkFromAGuestsNetworkOnlyIfThatIsAllowed) {
   const std::string guests = "[guests]\nnetworks = [\"127.0.0.0/8\"]\n";
   for (const bool allowed : {false, true}) {
     start(std::string("listen = \"127.0.0.1:0\"\n") + (allowed ? "allow_guests = true\n" : "") + guests);
@@ -204,7 +204,7 @@ TEST_F(ClientAndSecureDaemon, TalkFromAGuestsNetworkOnlyWhereThatIsAllowed) {
   }
 }
 
-TEST_F(ClientAndDaemon, AgreeOnTheVersionAndOnWhoIsGone) {
+TEST_F(ClientAndDaemon, ReportTheSameVersionAndThatTheDaemonIsGone) {
   Ended run = portway({"version"});
   EXPECT_EQ(run.exit, 0);
   EXPECT_EQ(run.output, "client: " PORTWAY_VERSION "\nserver: " PORTWAY_VERSION "\n");
@@ -212,7 +212,7 @@ TEST_F(ClientAndDaemon, AgreeOnTheVersionAndOnWhoIsGone) {
   ASSERT_TRUE(daemon_->wait(30s).has_value());
   run = portway({"instances", "list"});
   EXPECT_EQ(run.exit, 3);
-  EXPECT_THAT(run.output, HasSubstr("Is portwayd running?"));
+  EXPECT_THAT(run.output, HasSubstr("Check that portwayd is running."));
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// doctor's findings on nodes made for the purpose: files in a temporary directory, and a daemon that says
-// what the test wants.
+// doctor's findings on simulated nodes: files in a temporary directory, and a daemon that reports what the
+// test sets.
 
 #include "client/doctor.h"
 
@@ -29,7 +29,7 @@ constexpr const char* kNoSockets = "  sl  local_address rem_address   st\n";
 constexpr std::uint64_t kWanted =
     bit(Capability::kNetAdmin) | bit(Capability::kNetRaw) | bit(Capability::kBpf);
 
-/// A node on which everything is as it should be; a test then spoils one thing.
+/// A node on which everything is fine; each test then breaks one thing.
 class Doctor : public testing::Test {
  protected:
   Doctor() {
@@ -95,7 +95,7 @@ class Doctor : public testing::Test {
     return {};
   }
 
-  /// The check has this grade, says `what` and how to mend it.
+  /// The check has this grade, says `what`, and suggests `remedy`.
   void expect(std::string_view name, Grade grade, const std::string& what, const std::string& remedy = "") {
     const Finding finding = find(name);
     EXPECT_EQ(to_string(finding.grade), to_string(grade)) << name << ": " << finding.detail;
@@ -109,14 +109,14 @@ class Doctor : public testing::Test {
   NodeFacts node_;
 };
 
-TEST_F(Doctor, FindsNothingWhereAllIsWell) {
+TEST_F(Doctor, ReportsOkForEveryCheckOnAHealthyNode) {
   for (const NamedFinding& named : look_at(node_)) {
     EXPECT_EQ(to_string(named.finding.grade), "ok") << named.name << ": " << named.finding.detail;
     EXPECT_THAT(named.finding.detail, testing::EndsWith("."));
   }
 }
 
-TEST_F(Doctor, WarnsOfAKernelWithoutMultishotAccept) {
+TEST_F(Doctor, WarnsAboutAKernelWithoutMultishotAccept) {
   for (const char* release : {"5.18.19", "4.19.0-amd64", "5.4"}) {
     sysctl("kernel/osrelease", release);
     expect("kernel", Grade::kWarn, release, "5.19");
@@ -125,7 +125,7 @@ TEST_F(Doctor, WarnsOfAKernelWithoutMultishotAccept) {
   expect("kernel", Grade::kOk, "5.19.0");
 }
 
-TEST_F(Doctor, TellsWhyThereIsNoIoUring) {
+TEST_F(Doctor, ReportsWhyIoUringIsNotUsed) {
   node_.api.io_backend = "epoll";
   node_.api.io_backend_reason = "io_uring: Operation not permitted";
   expect("io_uring", Grade::kWarn, "Operation not permitted", "seccomp");
@@ -157,7 +157,7 @@ TEST_F(Doctor, ComparesDescriptorsWithTheConfiguration) {
   expect("open-files", Grade::kWarn, "fs.file-max is 100000", "sysctl -w fs.file-max=");
 }
 
-TEST_F(Doctor, WarnsOfSmallPipesOnlyWithoutTheCapability) {
+TEST_F(Doctor, WarnsAboutSmallPipesOnlyWithoutTheCapability) {
   expect("pipes", Grade::kOk, "capability");
   subject().capabilities = 0;
   expect("pipes", Grade::kWarn, "after 256 busy pipes", "fs.pipe-user-pages-soft=1048576");
@@ -165,12 +165,12 @@ TEST_F(Doctor, WarnsOfSmallPipesOnlyWithoutTheCapability) {
   expect("pipes", Grade::kOk, "");
 }
 
-TEST_F(Doctor, NamesTheCapabilitiesThatAreThereAndThoseThatAreMissing) {
+TEST_F(Doctor, NamesTheCapabilitiesThatArePresentAndMissing) {
   expect("capabilities", Grade::kOk, "has CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_SYS_RESOURCE");
   subject().capabilities = bit(Capability::kNetAdmin) | bit(Capability::kNetRaw);
-  expect("capabilities", Grade::kWarn, "but not CAP_BPF: a client that a guest refuses",
+  expect("capabilities", Grade::kWarn, "but not CAP_BPF: a client whose connection the guest refuses",
          "AmbientCapabilities");
-  expect("capabilities", Grade::kWarn, "no more than 128 guest ports");
+  expect("capabilities", Grade::kWarn, "at most 128 guest ports");
   subject().capabilities |= bit(Capability::kSysAdmin);  // includes CAP_BPF
   expect("capabilities", Grade::kOk, "CAP_SYS_ADMIN");
   subject().capabilities = 0;
@@ -184,8 +184,8 @@ TEST_F(Doctor, NamesTheCapabilitiesThatAreThereAndThoseThatAreMissing) {
   expect("capabilities", Grade::kOk, "CAP_NET_BIND_SERVICE");
 }
 
-// Which of two daemons was meant could not be known, and this shell was looked at.
-TEST_F(Doctor, LooksAtEachOfSeveralDaemons) {
+// With two daemons, doctor could not choose one and checked this shell instead.
+TEST_F(Doctor, ChecksEachOfSeveralDaemons) {
   Subject second = subject();
   second.pid = 43;
   second.capabilities = bit(Capability::kNetAdmin) | bit(Capability::kNetRaw);
@@ -203,12 +203,12 @@ TEST_F(Doctor, LooksAtEachOfSeveralDaemons) {
   EXPECT_THAT(found["descriptors"],
               testing::ElementsAre(testing::StartsWith("ok portwayd (process 42)"),
                                    testing::StartsWith("warn portwayd (process 43) may have 1024")));
-  EXPECT_THAT(found["store"], testing::SizeIs(1)) << "of the same user, the same is said once";
+  EXPECT_THAT(found["store"], testing::SizeIs(1)) << "a finding that two daemons share is reported once";
   node_.api.down = Failure{Exit::kUnreachable, "Nobody.", "Look."};
-  expect("api", Grade::kFail, "portwayd runs (process 42, 43)", "Look.");
+  expect("api", Grade::kFail, "portwayd is running (process 42, 43)", "Look.");
 }
 
-TEST_F(Doctor, WarnsWhereShortConnectionsUseUpTheSourcePorts) {
+TEST_F(Doctor, WarnsIfShortConnectionsCanExhaustTheSourcePorts) {
   expect("source-ports", Grade::kOk, "CAP_NET_ADMIN");
   subject().capabilities = 0;
   expect("source-ports", Grade::kOk, "tcp_tw_reuse is 1");
@@ -216,7 +216,7 @@ TEST_F(Doctor, WarnsWhereShortConnectionsUseUpTheSourcePorts) {
   expect("source-ports", Grade::kWarn, "tcp_tw_reuse is 2", "sysctl -w net.ipv4.tcp_tw_reuse=1");
 }
 
-TEST_F(Doctor, CountsTheNeighboursThatHaveRoom) {
+TEST_F(Doctor, ComparesNeighboursWithTheirTablesSize) {
   constexpr const char* kHead = "entries  allocs table_fulls\n";
   for (const auto& [family, check, file] :
        {std::tuple("ipv4", "neighbours", "arp_cache"), std::tuple("ipv6", "neighbours-v6", "ndisc_cache")}) {
@@ -224,7 +224,7 @@ TEST_F(Doctor, CountsTheNeighboursThatHaveRoom) {
     const std::string path = std::string("net/") + family + "/neigh/default/gc_thresh3";
     const std::string table = std::string("proc/net/stat/") + file;
     directory_.write(table, std::string(kHead) + "00000010 00000ff0 00000000\n00000010 0000000a 00000000\n");
-    expect(check, Grade::kOk, key + " is 1024; 16 neighbours are known now, and 1 instances run");
+    expect(check, Grade::kOk, key + " is 1024; 16 neighbours are known, and 1 instances are running");
     directory_.write(table, std::string(kHead) + "00000384 00000ff0 00000000\n");  // 900
     expect(check, Grade::kWarn, "900 neighbours", "sysctl -w " + key + "=4096");
     directory_.write(table, std::string(kHead) + "00000400 00000ff0 00000000\n");
@@ -235,7 +235,7 @@ TEST_F(Doctor, CountsTheNeighboursThatHaveRoom) {
     sysctl(path, "100");
     expect(check, Grade::kWarn, "is 100", "sysctl -w " + key + "=4096");
     sysctl(path, "1");
-    expect(check, Grade::kFail, "1 instances run", "sysctl -w " + key + "=4096");
+    expect(check, Grade::kFail, "1 instances are running", "sysctl -w " + key + "=4096");
     std::filesystem::remove(directory_.path() / "proc/sys" / path);
     expect(check, Grade::kSkip, key);
   }
@@ -243,7 +243,7 @@ TEST_F(Doctor, CountsTheNeighboursThatHaveRoom) {
 
 TEST_F(Doctor, CountsTheEphemeralPortsTowardsTheBusiestDestination) {
   expect("ephemeral-ports", Grade::kOk, "0 of 28232 ephemeral ports are in use.");
-  // 0x8000 is 32768. A listener, and a port that the kernel does not hand out, are nobody's.
+  // 0x8000 is 32768. Listeners, and ports that the kernel does not hand out, are not counted.
   std::string tcp = kNoSockets;
   tcp += "   0: 00000000:8000 00000000:0000 0A 0\n   1: 0100007F:0016 0200007F:0050 01 0\n";
   tcp += "   2: 0100007F:8000 0200007F:0050 06 0\n   3: 0100007F:8001 0200007F:0050 01 0\n";
@@ -254,15 +254,16 @@ TEST_F(Doctor, CountsTheEphemeralPortsTowardsTheBusiestDestination) {
       std::string(kNoSockets) +
           "   0: 00000000000000000000000001000000:8002 00000000000000000000000001000000:0050 01\n");
   expect("ephemeral-ports", Grade::kOk,
-         "3 of 28232 ephemeral ports are in use, 2 of them towards 127.0.0.2:80.");
+         "3 of 28232 ephemeral ports are in use, 2 of them for connections to 127.0.0.2:80.");
   sysctl("net/ipv4/ip_local_port_range", "32768\t32769");
   expect("ephemeral-ports", Grade::kWarn, "soon no more connections", "net.ipv4.tcp_tw_reuse=1");
   sysctl("net/ipv4/ip_local_port_range", "32768\t33999");
   expect("ephemeral-ports", Grade::kWarn, "so few", "ip_local_port_range");
 }
 
-TEST_F(Doctor, ComparesTcpsMemoryWithItsLimits) {
-  expect("tcp-memory", Grade::kOk, "TCP uses 10 MiB; buffers shrink above 781 and are refused above 1171");
+TEST_F(Doctor, ComparesTcpMemoryWithItsLimits) {
+  expect("tcp-memory", Grade::kOk,
+         "TCP uses 10 MiB; buffers shrink above 781 MiB and are refused above 1171 MiB");
   const auto use = [this](int pages) {
     directory_.write("proc/net/sockstat", "TCP: inuse 9 orphan 0 tw 0 alloc 9 mem " + std::to_string(pages));
   };
@@ -274,7 +275,7 @@ TEST_F(Doctor, ComparesTcpsMemoryWithItsLimits) {
   expect("tcp-memory", Grade::kSkip, "net.ipv4.tcp_mem");
 }
 
-TEST_F(Doctor, WarnsOfAShortBacklogAndAFullConnectionTable) {
+TEST_F(Doctor, WarnsAboutAShortBacklogAndAFullConntrackTable) {
   sysctl("net/core/somaxconn", "128");
   expect("backlog", Grade::kWarn, "128", "net.core.somaxconn=4096");
   expect("conntrack", Grade::kOk, "Not loaded");
@@ -285,7 +286,7 @@ TEST_F(Doctor, WarnsOfAShortBacklogAndAFullConnectionTable) {
   expect("conntrack", Grade::kWarn, "800 of 1000", "nf_conntrack_max=2000");
 }
 
-TEST_F(Doctor, TellsWhatIsWrongWithTheConfiguration) {
+TEST_F(Doctor, ReportsWhatIsWrongWithTheConfiguration) {
   node_.config.guests.networks.clear();
   expect("config", Grade::kWarn, "guests.networks is empty", node_.config_file);
   node_.config_found = false;
@@ -294,7 +295,7 @@ TEST_F(Doctor, TellsWhatIsWrongWithTheConfiguration) {
   expect("config", Grade::kFail, "portway.toml:3");
 }
 
-TEST_F(Doctor, MissesAPublicAddress) {
+TEST_F(Doctor, ReportsAMissingPublicAddress) {
   node_.config.node.public_addresses = {parse_address("192.0.2.1").value()};
   expect("addresses", Grade::kOk, "192.0.2.1");
   node_.config.node.public_addresses.push_back(parse_address("203.0.113.7").value());
@@ -311,13 +312,13 @@ TEST_F(Doctor, WarnsWhenTheKernelHandsOutPortsOfTheRange) {
   expect("port-range", Grade::kWarn, "12768 ports", "Do not reserve them all: that would leave 232 ports");
 }
 
-TEST_F(Doctor, LooksWhetherTheDaemonCanWriteItsStore) {
+TEST_F(Doctor, ChecksThatTheDaemonCanWriteItsStore) {
   expect("store", Grade::kOk, directory_.path());
   node_.config.store.path = directory_.path() / "made/by/portwayd.db";
   expect("store", Grade::kOk, directory_.path());
   subject().uid = 65533;
   subject().groups.clear();
-  expect("store", Grade::kFail, "user 65533 cannot write", "install -d -m 0750 -o 65533");
+  expect("store", Grade::kFail, "user 65533 cannot write to it", "install -d -m 0750 -o 65533");
   ::chmod(directory_.path().c_str(), 0707);
   expect("store", Grade::kOk, "writable");
   ::chmod(directory_.path().c_str(), 0700);
@@ -334,12 +335,12 @@ TEST_F(Doctor, RefusesAnAdminKeyThatOthersCanRead) {
   expect("admin-key", Grade::kOk, "first start");
 }
 
-TEST_F(Doctor, TellsAStoppedDaemonFromOneThatDoesNotAnswer) {
+TEST_F(Doctor, DistinguishesAStoppedDaemonFromOneThatDoesNotAnswer) {
   node_.api.down =
       Failure{Exit::kUnreachable, "http://127.0.0.1:8080: cannot connect: Connection refused.", "Look."};
-  expect("api", Grade::kFail, "portwayd runs (process 42)", "Look.");
-  expect("taps", Grade::kSkip, "did not tell");
-  expect("rp-filter", Grade::kSkip, "did not tell");
+  expect("api", Grade::kFail, "portwayd is running (process 42)", "Look.");
+  expect("taps", Grade::kSkip, "did not list");
+  expect("rp-filter", Grade::kSkip, "did not list");
   subject().pid = 0;
   expect("api", Grade::kWarn, "Connection refused", "Start portwayd");
   node_.api.down.reset();
@@ -349,7 +350,7 @@ TEST_F(Doctor, TellsAStoppedDaemonFromOneThatDoesNotAnswer) {
   expect("key", Grade::kWarn, "Unauthorized", "--key-file " + node_.config.api.admin_key_file);
 }
 
-TEST_F(Doctor, LooksForTheTapsOfRunningInstances) {
+TEST_F(Doctor, ChecksTheTapsOfRunningInstances) {
   node_.api.running.push_back({"vm-2", "tap2"});
   expect("taps", Grade::kFail, "tap2 (vm-2)", "portway instances stop");
   links_["tap2"] = LinkState::kNoCarrier;
@@ -357,8 +358,8 @@ TEST_F(Doctor, LooksForTheTapsOfRunningInstances) {
   sysctl("net/ipv4/conf/tap2/rp_filter", "0");
 }
 
-// Loose counted as good once: it lets a guest send with its neighbour's address.
-TEST_F(Doctor, WarnsWhereAGuestCanSendWithAnothersAddress) {
+// Loose filtering once passed: it lets a guest use its neighbour's source address.
+TEST_F(Doctor, WarnsIfAGuestCanUseAnothersAddress) {
   node_.api.running = {{"vm-2", "tap2"}};
   links_["tap2"] = LinkState::kCarrier;
   for (const auto& [all, own] : {std::pair("0", "0"), std::pair("0", "2"), std::pair("2", "0")}) {
@@ -366,12 +367,13 @@ TEST_F(Doctor, WarnsWhereAGuestCanSendWithAnothersAddress) {
     sysctl("net/ipv4/conf/all/rp_filter", all);
     sysctl("net/ipv4/conf/tap2/rp_filter", own);
     node_.api.source_guard = false;
-    expect("rp-filter", Grade::kWarn, "another guest's address", "net/ipv4/conf/tap2/rp_filter=1");
+    expect("rp-filter", Grade::kWarn, "another guest's address as its source",
+           "net/ipv4/conf/tap2/rp_filter=1");
     expect("rp-filter", Grade::kWarn, "tap2", "CAP_BPF");
     node_.api.source_guard = true;
-    expect("rp-filter", Grade::kWarn, "no guest of this node", "net/ipv4/conf/tap2/rp_filter=1");
+    expect("rp-filter", Grade::kWarn, "not a guest of this node", "net/ipv4/conf/tap2/rp_filter=1");
   }
-  // The larger value counts: strict on the tap alone would not be.
+  // The larger value applies: 1 on the tap alone would not be strict.
   sysctl("net/ipv4/conf/tap2/rp_filter", "1");
   expect("rp-filter", Grade::kWarn, "tap2", "sysctl -w net/ipv4/conf/all/rp_filter=0");
   sysctl("net/ipv4/conf/all/rp_filter", "1");
@@ -379,7 +381,7 @@ TEST_F(Doctor, WarnsWhereAGuestCanSendWithAnothersAddress) {
   expect("rp-filter", Grade::kOk, "");
 }
 
-TEST_F(Doctor, LooksAtTheDaemonWhereThereIsOneAndAtItselfWhereNot) {
+TEST_F(Doctor, ChecksTheDaemonIfOneRunsAndItselfOtherwise) {
   directory_.write("proc/self/status",
                    "Name:\tportway\nUid:\t1000\t1000\t1000\t1000\nGid:\t100\t100\t100\t100\n"
                    "Groups:\t4 27 \nCapEff:\t0000000000000000\n");
@@ -406,28 +408,28 @@ TEST_F(Doctor, LooksAtTheDaemonWhereThereIsOneAndAtItselfWhereNot) {
 
   directory_.write("proc/9/comm", "portwayd\n");
   directory_.write("proc/9/status", "Uid:\t5\t5\t5\t5\nGid:\t5\t5\t5\t5\nCapEff:\t0\n");
-  directory_.write("proc/78/comm", "portwayd\n");  // has ended by now: no status
+  directory_.write("proc/78/comm", "portwayd\n");  // has ended: no status
   const std::vector<Subject> both = find_subjects(directory_.path());
   ASSERT_THAT(both, testing::SizeIs(2));
   EXPECT_EQ(both[0].pid, 9);
   EXPECT_EQ(both[1].pid, 77);
 }
 
-TEST_F(Doctor, ReportsATableOrJsonAndFailsWithTheFirstFailure) {
+TEST_F(Doctor, ReportsATableOrJsonAndFailsIfACheckFailed) {
   const std::vector<NamedFinding> findings = {{"one", {Grade::kOk, "Fine."}},
-                                              {"two", {Grade::kFail, "Broken.", "Mend it."}}};
+                                              {"two", {Grade::kFail, "Broken.", "Fix it."}}};
   std::ostringstream out;
   Console console{.out = out, .err = out};
   const auto reported = report(findings, false, console);
   ASSERT_FALSE(reported);
   EXPECT_EQ(reported.error().exit, Exit::kRefused);
-  EXPECT_EQ(out.str(), "ok    one  Fine.\nfail  two  Broken.\n           -> Mend it.\n");
+  EXPECT_EQ(out.str(), "ok    one  Fine.\nfail  two  Broken.\n           -> Fix it.\n");
 
   out.str("");
   EXPECT_FALSE(report(findings, true, console));
   const auto json = boost::json::parse(out.str());
   EXPECT_EQ(json.at("failed"), 1);
-  EXPECT_EQ(json.at("checks").at(1).at("remedy"), "Mend it.");
+  EXPECT_EQ(json.at("checks").at(1).at("remedy"), "Fix it.");
   EXPECT_TRUE(report({findings[0]}, false, console));
 }
 
@@ -443,7 +445,7 @@ TEST(DoctorsServer, IsTheOneOfTheConfiguration) {
     const std::string port = server.url().substr(server.url().rfind(':'));
     EXPECT_THAT(doctor("listen = \"127.0.0.1" + port + "\"\n"), HasSubstr(server.url() + " is ready"));
     EXPECT_THAT(doctor("listen = \"0.0.0.0" + port + "\"\n"), HasSubstr(server.url() + " is ready"));
-    // Whoever names a server means it.
+    // A server that is named explicitly takes precedence.
     const std::string config = directory.write("portway.toml", "[api]\nlisten = \"127.0.0.1:1\"\n");
     EXPECT_THAT(run_portway({"doctor", "--config", config}, {{"PORTWAY_SERVER", server.url()}}).out,
                 HasSubstr(server.url() + " is ready"));
@@ -468,19 +470,19 @@ TEST(DoctorsServer, IsTheOneOfTheConfiguration) {
   EXPECT_THAT(tls(other), HasSubstr("its certificate is not the one of " + other));
 }
 
-TEST(ConfigCheck, SaysWhatPortwaydWouldSay) {
+TEST(ConfigCheck, ReportsWhatPortwaydWouldReport) {
   const TemporaryDirectory directory;
   const std::string good = directory.write("good.toml", "[guests]\nnetworks = [\"198.18.0.0/15\"]\n");
   ClientRun run = run_portway({"config", "check", good});
   EXPECT_EQ(run.exit, 0);
-  EXPECT_THAT(run.out, HasSubstr(good + ": good\n"));
+  EXPECT_THAT(run.out, HasSubstr(good + ": valid\n"));
 
   const std::string bad = directory.write("bad.toml", "[api]\nlisten_on = \"127.0.0.1:80\"\n");
   run = run_portway({"config", "check", bad});
   EXPECT_EQ(run.exit, 1);
   EXPECT_THAT(run.err, AllOf(HasSubstr(bad + ":2"), HasSubstr("listen_on")));
 
-  // Good was said of whatever the keys named.
+  // The check once accepted whatever files the keys named.
   const auto check = [&](const std::string& text) {
     return run_portway({"config", "check", directory.write("files.toml", text)});
   };

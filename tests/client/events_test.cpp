@@ -26,7 +26,7 @@ std::vector<std::string> events_of(const std::vector<std::string>& pieces) {
   return events;
 }
 
-TEST(SseParser, ReadsTheSameEventsHoweverTheStreamIsCut) {
+TEST(SseParser, ReadsTheSameEventsHoweverTheStreamIsSplit) {
   const std::string stream =
       ": awake\n\nid: 1\nevent: forward.created\ndata: {\"a\":1}\n\r\n\r"
       "data:one\rdata: two\rid:2\r\rid: 3\n\nevent: nothing\n\ndata\n\n";
@@ -37,7 +37,7 @@ TEST(SseParser, ReadsTheSameEventsHoweverTheStreamIsCut) {
   EXPECT_THAT(events_of(bytes), expected);
 }
 
-TEST(SseParser, ForgetsAnEventThatWasCutOffButNotTheLastId) {
+TEST(SseParser, DropsAnIncompleteEventButKeepsTheLastId) {
   std::vector<std::string> events;
   SseParser parser([&events](const ServerEvent& event) {
     events.push_back(event.id + "|" + event.data);
@@ -57,7 +57,7 @@ TEST(SseParser, RefusesALineWithoutAnEnd) {
 
 constexpr const char* kStream = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
 
-TEST(Events, GoOnAfterTheLastOneWhenTheConnectionIsLost) {
+TEST(Events, ContinueAfterTheLastOneWhenTheConnectionIsLost) {
   FakeServer server("tcp", [](const std::string& request) -> std::string {
     if (request.find("Last-Event-ID") == std::string::npos) {
       return std::string(kStream) +
@@ -71,14 +71,14 @@ TEST(Events, GoOnAfterTheLastOneWhenTheConnectionIsLost) {
   const ClientRun run = run_portway({"events", "--count", "2", "--server", server.url()});
   EXPECT_EQ(run.exit, 0) << run.err;
   EXPECT_EQ(run.out, "2026-01-31T12:00:00.000Z forward.created instance_id=vm-1 reason=\"a b\"\nx\n");
-  EXPECT_THAT(run.err, HasSubstr("connecting again in 1 ms"));
+  EXPECT_THAT(run.err, HasSubstr("reconnecting in 1 ms"));
   EXPECT_THAT(server.requests(),
               ElementsAre(AllOf(HasSubstr("GET /events HTTP/1.1"), HasSubstr("Accept: text/event-stream"),
                                 Not(HasSubstr("Last-Event-ID"))),
                           HasSubstr("Last-Event-ID: 42\r\n")));
 }
 
-TEST(Events, BeginAfterTheOneThatWasAskedForAndAreJsonLines) {
+TEST(Events, StartAfterTheRequestedIdAndPrintJsonLines) {
   FakeServer server("tcp", [](const std::string&) {
     return std::string(kStream) + "id: 9\nevent: e\ndata: {\"n\":1}\n\n";
   });
@@ -89,7 +89,7 @@ TEST(Events, BeginAfterTheOneThatWasAskedForAndAreJsonLines) {
   EXPECT_THAT(server.requests(), ElementsAre(HasSubstr("Last-Event-ID: 8\r\n")));
 }
 
-TEST(Events, AreNotWaitedForWhereTheServerRefuses) {
+TEST(Events, DoNotWaitIfTheServerRefuses) {
   const FakeServer server("tcp", [](const std::string&) {
     return problem_answer(
         403, R"({"title":"Forbidden","detail":"This call needs an admin key.","code":"forbidden"})");
@@ -100,7 +100,7 @@ TEST(Events, AreNotWaitedForWhereTheServerRefuses) {
   EXPECT_THAT(server.requests(), SizeIs(1));
 }
 
-TEST(Events, EndWhenTheServerIsNotThereAtFirst) {
+TEST(Events, EndIfTheFirstConnectionFails) {
   const ClientRun run = run_portway({"events", "--server", "unix:/nowhere/api.sock"});
   EXPECT_EQ(run.exit, 3);
   EXPECT_THAT(run.out, IsEmpty());

@@ -1,4 +1,4 @@
-// An HTTP server that answers what a test tells it to, over TCP, TLS or a Unix socket; one connection at a
+// An HTTP server that gives the answers a test chooses, over TCP, TLS or a Unix socket; one connection at a
 // time, each for one request.
 #pragma once
 
@@ -13,7 +13,7 @@
 
 namespace portway::test {
 
-/// A directory that is removed with it.
+/// A temporary directory, removed by the destructor.
 class TemporaryDirectory {
  public:
   TemporaryDirectory();
@@ -22,7 +22,7 @@ class TemporaryDirectory {
   TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
 
   const std::filesystem::path& path() const { return path_; }
-  /// Writes a file in it, making its directories, and returns its path.
+  /// Writes a file in the directory, creates parent directories, and returns the path.
   std::string write(const std::string& name, const std::string& text) const;
 
  private:
@@ -31,17 +31,17 @@ class TemporaryDirectory {
 
 class FakeServer {
  public:
-  /// The bytes of the answer to `request`, after which the connection ends; nothing: it stays open without
-  /// one.
+  /// The bytes of the answer to `request`, after which the connection closes; nothing: it stays open without
+  /// an answer.
   using Answer = std::function<std::optional<std::string>(const std::string& request)>;
 
-  /// "tcp", "unix:/PATH", "tls:/PEM-FILE" with its certificate, or "mtls:/PEM-FILE", which also asks for that
-  /// certificate of its clients.
+  /// "tcp", "unix:/PATH", "tls:/PEM-FILE" with its certificate, or "mtls:/PEM-FILE", which also requires that
+  /// certificate from its clients.
   FakeServer(const std::string& transport, Answer answer);
   ~FakeServer();
 
   std::string url() const;
-  /// What it was asked so far, head and body.
+  /// The requests received so far, head and body.
   std::vector<std::string> requests() const;
 
  private:

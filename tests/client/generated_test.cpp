@@ -1,4 +1,4 @@
-// What is made from the table of commands: completions, tried in their shells, and manual pages.
+// What is generated from the table of commands: completions, tested in real shells, and manual pages.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

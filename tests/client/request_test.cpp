@@ -1,4 +1,4 @@
-// Commands against a server that says what the API says: requests, tables, JSON, exit codes, messages.
+// Commands against a fake server that answers like the API: requests, tables, JSON, exit codes, messages.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -26,7 +26,7 @@ using testing::StartsWith;
 constexpr const char* kForward =
     R"({"id":"f-1","instance_id":"vm-1","guest_port":3000,"host_port":38492,"protocol":"tcp","label":"dev-server"})";
 
-/// A server that gives everybody the same answer.
+/// A server that gives the same answer to every request.
 class OneAnswer : public FakeServer {
  public:
   explicit OneAnswer(std::string answer)
@@ -39,7 +39,7 @@ class OneAnswer : public FakeServer {
   }
 };
 
-TEST(Request, CreatesAForwardAsTheContractHasItAndPrintsItsEndpoint) {
+TEST(Request, CreatesAForwardAsTheApiSpecifiesAndPrintsItsEndpoint) {
   OneAnswer server(http_answer(
       201, std::string(R"({"port_forward":)") + kForward + R"(,"hostname":"compute-1.example"})"));
   const ClientRun run = server.run(
@@ -71,7 +71,7 @@ TEST(Request, KeepsALabelThatLooksLikeANumberAString) {
   EXPECT_THAT(server.requests(), ElementsAre(EndsWith(R"("label":"8080"})")));
 }
 
-TEST(Request, TakesLimitsAway) {
+TEST(Request, RemovesLimits) {
   OneAnswer server(http_answer(200, R"({"port_forward":{"id":"f-1"}})"));
   const ClientRun run = server.run({"forwards", "update", "vm-1", "f-1", "--max-connections", "5",
                                     "--no-limit", "allowed-cidr", "--no-limit", "max-per-source"});
@@ -81,7 +81,7 @@ TEST(Request, TakesLimitsAway) {
                   R"({"max_connections":5,"allowed_cidrs":null,"max_connections_per_source":null})")));
 }
 
-TEST(Request, AnUpdateThatMakesNoSenseIsNotSent) {
+TEST(Request, DoesNotSendAContradictoryOrEmptyUpdate) {
   OneAnswer server(http_answer(200, R"({"port_forward":{"id":"f-1"}})"));
   const ClientRun nothing = server.run({"forwards", "update", "vm-1", "f-1"});
   EXPECT_EQ(nothing.exit, 2);
@@ -89,7 +89,8 @@ TEST(Request, AnUpdateThatMakesNoSenseIsNotSent) {
   const ClientRun both = server.run(
       {"forwards", "update", "vm-1", "f-1", "--max-connections", "5", "--no-limit", "max-connections"});
   EXPECT_EQ(both.exit, 2);
-  EXPECT_THAT(both.err, HasSubstr("--max-connections sets what --no-limit max-connections takes away"));
+  EXPECT_THAT(both.err,
+              HasSubstr("--max-connections sets the limit that --no-limit max-connections removes"));
   EXPECT_EQ(server.run({"forwards", "update", "vm-1", "f-1", "--no-limit", "speed"}).exit, 2);
   EXPECT_THAT(server.requests(), IsEmpty());
 }
@@ -103,7 +104,7 @@ TEST(Request, RegistersAGuestWithAnAddressOfEachFamily) {
       ElementsAre(EndsWith(R"({"guest_addresses":["198.19.0.2","fd00::2"],"tap":"tap0","owner":"alice"})")));
 }
 
-TEST(Request, NamesTheSessionThatIsMeant) {
+TEST(Request, SendsTheSessionId) {
   OneAnswer server(http_answer(200, R"({"instance":{"id":"vm-1"}})"));
   server.run({"instances", "stop", "vm-1", "--session-id", "s-1"});
   server.run({"instances", "delete", "vm-1", "--session-id", "s-1"});
@@ -176,7 +177,7 @@ TEST(Request, FollowsTheCursorToTheLastPage) {
   EXPECT_THAT(server.requests(), SizeIs(3));
 }
 
-TEST(Request, PrintsTheApisJsonIndentedAndInItsOrder) {
+TEST(Request, PrintsTheApisJsonIndentedInItsOriginalOrder) {
   OneAnswer server(http_answer(
       200, R"({"port_forward":{"id":"f-1","host_port":38492,"cidrs":[],"limits":{}},"hostname":"h"})"));
   EXPECT_EQ(server.run({"-o", "json", "forwards", "get", "vm-1", "f-1"}).out,
@@ -193,7 +194,7 @@ TEST(Request, PrintsAKeysSecretAloneOnStandardOutput) {
   EXPECT_THAT(server.requests(), ElementsAre(EndsWith(R"({"owner":"alice","role":"tenant"})")));
 }
 
-TEST(Request, PrintsNothingWhenTheresNothingToSay) {
+TEST(Request, PrintsNothingIfTheAnswerHasNoBody) {
   OneAnswer server("HTTP/1.1 204 No Content\r\n\r\n");
   for (const char* format : {"table", "json"}) {
     const ClientRun run =
@@ -205,7 +206,7 @@ TEST(Request, PrintsNothingWhenTheresNothingToSay) {
               StartsWith("DELETE /instances/vm-1/port-forwards/f-1?connections=drain HTTP/1.1"));
 }
 
-TEST(Request, ShowsNoControlCharactersOfOthers) {
+TEST(Request, ReplacesControlCharactersFromTheServer) {
   OneAnswer server(
       http_answer(200, R"({"instances":[{"id":"\u001b]0;owned\u0007","tap":"\u009b31m","owner":"Zoë"}]})"));
   EXPECT_EQ(server.run({"instances", "list"}).out, "ID          TAP   OWNER\n?]0;owned?  ?31m  Zoë\n");
@@ -228,7 +229,7 @@ constexpr const char* kWholeCapture =
     "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\npcap\r\n0\r\n\r\n";
 constexpr const char* kHalfCapture = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\npcap\r\n";
 
-TEST(Capture, ReplacesAFileOnlyWhenItIsWhole) {
+TEST(Capture, ReplacesAFileOnlyWhenItIsComplete) {
   const TemporaryDirectory directory;
   const std::string file = directory.write("web.pcap", "yesterday's");
   const std::vector<std::string> words = {"forwards", "capture", "vm-1", "f-1", "--write", file};
@@ -241,8 +242,8 @@ TEST(Capture, ReplacesAFileOnlyWhenItIsWhole) {
   OneAnswer broken(kHalfCapture);
   const ClientRun run = broken.run(words);
   EXPECT_EQ(run.exit, 3);
-  EXPECT_THAT(run.err,
-              AllOf(HasSubstr("the capture broke off"), HasSubstr("What came is in " + file + ".part")));
+  EXPECT_THAT(run.err, AllOf(HasSubstr("the capture was cut off"),
+                             HasSubstr("The received part is in " + file + ".part")));
   EXPECT_EQ(contents(file), "yesterday's");
   EXPECT_EQ(contents(file + ".part"), "pcap");
 
@@ -252,17 +253,17 @@ TEST(Capture, ReplacesAFileOnlyWhenItIsWhole) {
   EXPECT_THAT(files_in(directory.path()), ElementsAre("web.pcap"));
 }
 
-TEST(Capture, ThatBreaksOffOnStandardOutputFails) {
+TEST(Capture, ThatIsCutOffOnStandardOutputFails) {
   OneAnswer broken(kHalfCapture);
   const ClientRun run = broken.run({"forwards", "capture", "vm-1", "f-1"});
   EXPECT_EQ(run.exit, 3);
   EXPECT_EQ(run.out, "pcap");
-  EXPECT_THAT(run.err, HasSubstr("the capture broke off"));
+  EXPECT_THAT(run.err, HasSubstr("the capture was cut off"));
   OneAnswer whole(kWholeCapture);
   EXPECT_EQ(whole.run({"forwards", "capture", "vm-1", "f-1"}).exit, 0);
 }
 
-TEST(Capture, GoesIntoWhatIsNoFileAndThroughLinks) {
+TEST(Capture, WritesToDevicesAndThroughLinks) {
   const TemporaryDirectory directory;
   OneAnswer server(kWholeCapture);
   EXPECT_EQ(server.run({"forwards", "capture", "vm-1", "f-1", "--write", "/dev/null"}).exit, 0);
@@ -276,10 +277,10 @@ TEST(Capture, GoesIntoWhatIsNoFileAndThroughLinks) {
   const ClientRun nowhere = server.run({"forwards", "capture", "vm-1", "f-1", "--write", "/nowhere/a.pcap"});
   EXPECT_EQ(nowhere.exit, 2);
   EXPECT_THAT(nowhere.err, HasSubstr("/nowhere/a.pcap.part"));
-  EXPECT_THAT(server.requests(), SizeIs(2)) << "no capture begins that cannot be written";
+  EXPECT_THAT(server.requests(), SizeIs(2)) << "a capture that cannot be written must not start";
 }
 
-TEST(ForwardCheck, FailsWhereAStepIsNotOk) {
+TEST(ForwardCheck, FailsIfAStepIsNotOk) {
   const auto answer = [](bool ok) {
     const std::string value = ok ? "true" : "false";
     return http_answer(200, R"({"check":{"ok":)" + value + R"(,"steps":[{"step":"guest","ok":)" + value +
@@ -298,9 +299,9 @@ TEST(ForwardCheck, FailsWhereAStepIsNotOk) {
   EXPECT_THAT(json.err, IsEmpty());
 }
 
-// --- What fails.
+// --- Failures.
 
-TEST(Refusal, IsToldWithAllThatTheProblemDocumentSays) {
+TEST(Refusal, ReportsEverythingInTheProblemDocument) {
   OneAnswer server(problem_answer(
       409, R"({"type":"about:blank","title":"Conflict","status":409,"detail":"Delete one first.",)"
            R"("code":"quota_exceeded","request_id":"r-1","limit":5,"current":5})"));
@@ -312,7 +313,7 @@ TEST(Refusal, IsToldWithAllThatTheProblemDocumentSays) {
             "request_id: r-1\n");
 }
 
-TEST(Refusal, IsTheProblemDocumentItselfWhereJsonIsAskedFor) {
+TEST(Refusal, PrintsTheProblemDocumentItselfIfJsonIsRequested) {
   OneAnswer server(problem_answer(
       422, R"({"title":"t","status":422,"detail":"d","code":"invalid_label","field":"label"})"));
   const ClientRun run = server.run({"-o", "json", "forwards", "create", "vm-1", "3000"});
@@ -349,12 +350,12 @@ TEST(Refusal, SaysWhenToTryAgain) {
   EXPECT_THAT(server.run({"instances", "list"}).err, HasSubstr("Try again in 7 s."));
 }
 
-TEST(Refusal, ForWantOfAKeySaysWhereToPutOne) {
+TEST(Refusal, WithoutAKeySaysWhereToGiveOne) {
   OneAnswer server(
       problem_answer(401, R"({"title":"Unauthorized","detail":"Send a key.","code":"unauthorized"})"));
   EXPECT_THAT(server.run({"instances", "list"}).err, HasSubstr("PORTWAY_API_KEY_FILE"));
   EXPECT_THAT(server.run({"instances", "list"}, {{"PORTWAY_API_KEY", "pwk_x"}}).err,
-              AllOf(HasSubstr("not one of this server's"), Not(HasSubstr("pwk_x"))));
+              AllOf(HasSubstr("not known to this server"), Not(HasSubstr("pwk_x"))));
 }
 
 TEST(Unreachable, NamesTheServerAndTheRemedy) {
@@ -365,8 +366,8 @@ TEST(Unreachable, NamesTheServerAndTheRemedy) {
   }
   const ClientRun run = run_portway({"instances", "list", "--server", url});
   EXPECT_EQ(run.exit, 3);
-  EXPECT_THAT(run.err,
-              AllOf(HasSubstr(url), HasSubstr("Connection refused"), HasSubstr("Is portwayd running?")));
+  EXPECT_THAT(run.err, AllOf(HasSubstr(url), HasSubstr("Connection refused"),
+                             HasSubstr("Check that portwayd is running.")));
 }
 
 TEST(Unreachable, IsAServerThatTakesTooLong) {
@@ -383,7 +384,7 @@ TEST(Unreachable, IsWhateverIsNotTheApi) {
     OneAnswer server(answer);
     const ClientRun run = server.run({"instances", "list"});
     EXPECT_EQ(run.exit, 3) << answer;
-    EXPECT_THAT(run.err, HasSubstr("Does Portway's API listen there")) << answer;
+    EXPECT_THAT(run.err, HasSubstr("Check that Portway's API listens there")) << answer;
   }
 }
 
@@ -395,7 +396,7 @@ TEST(Unreachable, IsASocketThatIsNotThere) {
   EXPECT_THAT(run.err, HasSubstr("No such file or directory"));
 }
 
-// --- Ways to the server.
+// --- Transports.
 
 TEST(Transport, IsAUnixSocketToo) {
   const TemporaryDirectory directory;
@@ -430,7 +431,7 @@ TEST(Transport, IsTlsWithATrustedCertificateOnly) {
   EXPECT_THAT(server.requests(), SizeIs(1)) << "the key must not reach a server that is not trusted";
 }
 
-TEST(Transport, ShowsTheClientsCertificateWhereOneIsGiven) {
+TEST(Transport, PresentsTheClientsCertificateIfOneIsGiven) {
   const TemporaryDirectory directory;
   const std::string pem = directory.path() / "both.pem";
   make_certificate(pem);
@@ -466,7 +467,7 @@ TEST(Credentials, ComeFromAFileWithoutItsNewline) {
   }
 }
 
-TEST(Credentials, InAFileThatOthersCanReadAreWarnedOf) {
+TEST(Credentials, InAFileThatOthersCanReadCauseAWarning) {
   const TemporaryDirectory directory;
   const std::string file = directory.write("admin.key", "pwk_from_file\n");
   ::chmod(file.c_str(), 0644);
@@ -476,7 +477,7 @@ TEST(Credentials, InAFileThatOthersCanReadAreWarnedOf) {
   EXPECT_THAT(run.err, HasSubstr("chmod 600 " + file));
 }
 
-TEST(Credentials, ThatAreNoneAreRefusedBeforeAnythingIsSent) {
+TEST(Credentials, ThatAreInvalidAreRefusedBeforeAnythingIsSent) {
   const TemporaryDirectory directory;
   OneAnswer server(http_answer(200, "{}"));
   for (const std::string& file :
@@ -495,7 +496,7 @@ TEST(Version, IsTheClientsAndTheServers) {
   EXPECT_EQ(server.run({"version"}).out, "client: " PORTWAY_VERSION "\nserver: 9.9.9\n");
 }
 
-TEST(Watch, ListsAgainAndLeavesOutWhatTheServerDoesNotTell) {
+TEST(Watch, ListsAgainAndLeavesOutWhatTheServerDoesNotReport) {
   int asked = 0;
   FakeServer server("tcp", [&asked](const std::string&) {
     return http_answer(200, R"({"port_forwards":[{"id":"f-1","host_port":1,"connections_active":)" +
