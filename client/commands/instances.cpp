@@ -1,0 +1,108 @@
+// `portway instances`: virtual machines whose ports can be forwarded.
+#include "client/commands/parts.h"
+
+#include "client/output.h"
+#include "client/request.h"
+
+namespace portway {
+namespace {
+
+const Parameter kSession{
+    .name = "--session-id",
+    .help =
+        "Act on this session only. This makes a repeated command safe: without it, a retry could "
+        "reach the session of the next machine.",
+    .value = "UUID",
+    .place = Place::kQuery,
+    .field = "session_id"};
+
+}  // namespace
+
+std::vector<Command> instance_commands() {
+  return {
+      {.noun = "instances",
+       .verb = "list",
+       .summary = "List the instances that your key may see.",
+       .method = "GET",
+       .path = "/instances",
+       .paged = true,
+       .envelope = "instances",
+       .columns = {{"ID", "id"},
+                   {"STATE", "state"},
+                   {"GUEST ADDRESS", "guest_addresses"},
+                   {"TAP", "tap"},
+                   {"OWNER", "owner"},
+                   {"PROFILE", "profile"},
+                   {"FORWARDS", "port_forwards.current"},
+                   {"LIMIT", "port_forwards.limit"},
+                   {"SOURCE MODE", "source_mode"}},
+       .show = show_list,
+       .run = run_request},
+      {.noun = "instances",
+       .verb = "get",
+       .summary = "Show one instance.",
+       .parameters = {kInstance},
+       .method = "GET",
+       .path = "/instances/{INSTANCE}",
+       .envelope = "instance",
+       .show = show_resource,
+       .run = run_request},
+      {.noun = "instances",
+       .verb = "put",
+       .summary = "Report that the instance's VM is running; a different address or tap starts a new session "
+                  "and ends the forwards of the old one (admin).",
+       .parameters =
+           {kInstance,
+            {.name = "--guest-address",
+             .help = "The guest's address behind the tap. Give it twice for IPv4 and IPv6: each client "
+                     "is connected to the address of its own family.",
+             .value = "ADDRESS",
+             .place = Place::kBody,
+             .field = "guest_addresses",
+             .required = true,
+             .repeatable = true},
+            {.name = "--tap",
+             .help = "The node's network device that leads to the guest.",
+             .value = "DEVICE",
+             .place = Place::kBody,
+             .field = "tap",
+             .required = true},
+            {.name = "--owner",
+             .help = "The owner, whose keys see the instance.",
+             .place = Place::kBody,
+             .field = "owner",
+             .required = true},
+            {.name = "--profile",
+             .help = "The name of a set of limits in the node's configuration; \"default\" when absent.",
+             .place = Place::kBody,
+             .field = "profile"},
+            {.name = "--vmm-pid",
+             .help = "The process id of the VMM: when it exits, the session ends.",
+             .kind = Kind::kCount,
+             .value = "PID",
+             .place = Place::kBody,
+             .field = "vmm_pid"},
+            kSession},
+       .method = "PUT",
+       .path = "/instances/{INSTANCE}",
+       .envelope = "instance",
+       .show = show_resource,
+       .run = run_request},
+      {.noun = "instances",
+       .verb = "stop",
+       .summary = "Report that the VM has stopped: its forwards end and their connections are reset (admin).",
+       .parameters = {kInstance, kSession},
+       .method = "POST",
+       .path = "/instances/{INSTANCE}/stop",
+       .run = run_request},
+      {.noun = "instances",
+       .verb = "delete",
+       .summary = "Delete an instance, its forwards and their connections (admin).",
+       .parameters = {kInstance, kSession},
+       .method = "DELETE",
+       .path = "/instances/{INSTANCE}",
+       .run = run_request},
+  };
+}
+
+}  // namespace portway

@@ -1,0 +1,83 @@
+// Commands without a resource of their own: profiles, events, checks of the node, and what the program prints
+// about itself.
+#include "client/commands/parts.h"
+
+#include "client/completion.h"
+#include "client/config_check.h"
+#include "client/doctor.h"
+#include "client/events.h"
+#include "client/man_page.h"
+#include "client/output.h"
+#include "client/request.h"
+#include "client/version.h"
+
+namespace portway {
+
+std::vector<Command> node_commands() {
+  return {
+      {.noun = "profiles",
+       .verb = "list",
+       .summary = "List the profiles and their limits.",
+       .method = "GET",
+       .path = "/profiles",
+       .envelope = "profiles",
+       .show = show_list,
+       .run = run_request},
+      {.noun = "events",
+       .verb = "",
+       .summary = "Follow the node's events, one per line; after a lost connection, continues where it "
+                  "left off (admin).",
+       .parameters = {{.name = "--since",
+                       .help = "Start after the event with this id.",
+                       .value = "ID",
+                       .place = Place::kHeader,
+                       .field = "Last-Event-ID"},
+                      kUpdates},
+       .method = "GET",
+       .path = "/events",
+       .run = run_events},
+      {.noun = "config",
+       .verb = "check",
+       .summary =
+           "Check a configuration file of portwayd and the files that it names, without contacting a server.",
+       .parameters = {{.name = "FILE", .help = "The TOML file.", .kind = Kind::kFile}},
+       .run = run_config_check},
+      {.noun = "doctor",
+       .verb = "",
+       .summary =
+           "Check this node (kernel, limits, ports, devices, files and the daemon) and suggest remedies.",
+       .parameters = {{.name = "--config",
+                       .help =
+                           "The daemon's configuration file. It also gives the address of the API, unless "
+                           "--server is given.",
+                       .kind = Kind::kFile,
+                       .value = "FILE",
+                       .fallback = kDefaultConfigFile}},
+       .run = run_doctor},
+      {.noun = "completion",
+       .verb = "",
+       .summary = "Print a shell's completion script.",
+       .parameters = {{.name = "SHELL", .help = "The shell.", .choices = {"bash", "zsh", "fish"}}},
+       .run = run_completion},
+      {.noun = "complete-ids",
+       .verb = "",
+       .summary = "Print ids, for the completion scripts.",
+       .parameters = {{.name = "KIND", .help = "Which ones.", .choices = {"instances", "forwards", "keys"}},
+                      {.name = "INSTANCE",
+                       .help = "The instance whose forwards are listed; ignored for other kinds."}},
+       .run = run_complete_ids,
+       .hidden = true},
+      {.noun = "version",
+       .verb = "",
+       .summary = "Print the versions of the client and the server.",
+       .run = run_version},
+      {.noun = "man-page",
+       .verb = "",
+       .summary = "Print a manual page in troff, for the build.",
+       .parameters = {{.name = "PAGE", .help = "Which one.", .choices = {"portway.1", "portway.toml.5"}}},
+       .run = run_man_page,
+       .hidden = true},
+  };
+}
+
+}  // namespace portway
