@@ -27,7 +27,7 @@ int check(const Config& config, const Arguments& arguments, DaemonLog& log) {
   if (!files) return fail(files.error(), kExitBadConfig);
   for (const std::string& warning : *files) spdlog::warn("{}", warning);
   log.drain();
-  fmt::print("{}: good\n", arguments.config_path.empty() ? "the defaults" : arguments.config_path);
+  fmt::print("{}: valid\n", arguments.config_path.empty() ? "the defaults" : arguments.config_path);
   return 0;
 }
 
