@@ -18,8 +18,7 @@
 namespace portway {
 namespace {
 
-constexpr int kReceiveBuffer =
-    1024 * 1024;  // bursts of a thousand taps; what overflows it is told by ENOBUFS
+constexpr int kReceiveBuffer = 1024 * 1024;  // bursts of a thousand taps; ENOBUFS reports an overflow
 constexpr int kFirstDumpTimeoutMs = 30'000;  // others may hold the kernel's lock of all links for long
 constexpr int kDumpStuckAfter = 10;          // calls of ask_again()
 
@@ -29,7 +28,7 @@ Error refused(std::string_view what, int error) {
                                 std::strerror(error))};
 }
 
-/// What the kernel calls a link's master, which it tells where the link has one.
+/// What the kernel calls a link's master, which it reports if the link has one.
 std::string master_kind_of(const rtattr& link_info) {
   auto rest = static_cast<int>(RTA_PAYLOAD(&link_info));
   for (auto* attribute = static_cast<const rtattr*>(RTA_DATA(&link_info)); RTA_OK(attribute, rest);
@@ -110,7 +109,7 @@ void LinkMonitor::refresh(std::string_view name) {
   request.attribute.rta_len = static_cast<unsigned short>(RTA_LENGTH(sizeof request.name));
   request.attribute.rta_type = IFLA_IFNAME;
   name.copy(request.name, name.size());
-  // The kernel answers before send(2) returns, after all that it has told so far.
+  // The kernel answers before send(2) returns, after everything that it has reported so far.
   (void)send_to_kernel(&request, sizeof request);
   read();
 }
@@ -141,7 +140,7 @@ void LinkMonitor::read() {
     if (got > 0) {
       on_messages(buffer.data(), static_cast<std::size_t>(got));
     } else if (got < 0 && errno == ENOBUFS) {
-      // Messages were lost: only a new dump tells what is true now.
+      // Messages were lost: only a new dump shows the current state.
       if (dumping_) {
         dump_again_ = true;
       } else {

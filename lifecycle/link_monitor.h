@@ -1,9 +1,9 @@
 // Which network devices exist and have a carrier, from rtnetlink(7): how the node learns that a guest's tap
 // is gone.
 //
-// No socket event tells of it: an established connection stays writable and a pending connect stays pending.
+// No socket event reports it: an established connection stays writable and a pending connect stays pending.
 // The kernel's link messages arrive within a millisecond of a virtual machine's end. Everything is keyed on
-// the interface index: a device that is made anew under the same name is another device.
+// the interface index: a device created again under the same name is another device.
 //
 // Messages get lost, and a carrier may come back before the next one: whether it was lost meanwhile is told
 // by the kernel's count of that, which every message has.
@@ -65,7 +65,7 @@ class LinkMonitor {
   /// a second late (the kernel's linkwatch).
   void refresh(std::string_view name);
 
-  /// Messages were lost, and the list of all links that tells what is true is not there yet. Nothing is taken
+  /// Messages were lost, and the new list of all links is not there yet. Nothing is taken
   /// for gone meanwhile.
   bool unsettled() const { return dumping_ || dump_wanted_; }
   /// To be called every now and then while it is unsettled: asks for the list again where the kernel refused

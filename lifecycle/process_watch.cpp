@@ -21,7 +21,7 @@ struct ProcessStat {
   std::uint64_t started = 0;
 };
 
-/// Nothing where it cannot be read, whatever the reason: a file that is missing is no proof, since /proc may
+/// Nothing if it cannot be read, whatever the reason: a missing file proves nothing, since /proc may
 /// not be mounted or may hide other users' processes.
 std::optional<ProcessStat> read_stat(std::int32_t pid) {
   std::ifstream file(fmt::format("/proc/{}/stat", pid));

@@ -13,7 +13,7 @@
 namespace portway {
 
 enum class ProcessState : std::uint8_t {
-  kRuns,    // and descriptor() tells of its end
+  kRuns,    // and descriptor() reports its end
   kUnseen,  // nothing says that it has ended, and nothing will tell: look() again
   kEnded,
 };

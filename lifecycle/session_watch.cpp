@@ -20,19 +20,19 @@ namespace {
 constexpr auto kTapStateNames = std::to_array<std::string_view>({"missing", "no_carrier", "up"});
 static_assert(kTapStateNames.size() == static_cast<std::size_t>(TapState::kUp) + 1);
 
-// Keys of what epoll(7) tells of; a process has one of those after them.
+// Keys of what epoll(7) reports; a process has one of those after them.
 constexpr std::uint64_t kLinks = 0;
 constexpr std::uint64_t kTimer = 1;
 
 constexpr std::size_t kEventsMax = 256;    // in one dispatch()
-constexpr long kAskAgainNs = 100'000'000;  // what the kernel would not tell
+constexpr long kAskAgainNs = 100'000'000;  // what the kernel did not report
 constexpr std::size_t kAskedInATick = 64;  // processes, 20 us each: beyond, each is asked less often
 
 TapIdentity identity_of(const Link& link) {
   return {.index = link.index, .carrier_downs = link.carrier_downs};
 }
 
-/// Also where nothing was told of it: counts that are not the same are two times that it had a carrier.
+/// Also if nothing was reported about it: counts that are not the same are two times that it had a carrier.
 bool lost_carrier_since(const TapIdentity& then, const Link& now) {
   return then.carrier_downs && now.carrier_downs && *then.carrier_downs != *now.carrier_downs;
 }
@@ -122,7 +122,7 @@ void SessionWatch::free_interface(const Session& session) {
 }
 
 void SessionWatch::look_at_waiting() {
-  std::vector<std::string> instances;  // what is told may change the sessions
+  std::vector<std::string> instances;  // a callback may change the sessions
   for (const int index : std::exchange(freed_, {})) {
     const auto link = links_->find(index);
     if (!link || !by_name_.contains(link->name)) continue;
@@ -205,7 +205,7 @@ Result<void> SessionWatch::identify_process(Instance& instance) {
 
 std::optional<SessionEnd> SessionWatch::watch(Instance& instance) {
   forget(instance.id);
-  // Whether it had a machine meanwhile, nobody can tell any more.
+  // It is no longer known whether it had a machine meanwhile.
   const bool waited_in_vain = instance.tap_index == 0 && instance.idle_tap.index != 0;
   if (waited_in_vain && !links_->find(instance.idle_tap.index)) return SessionEnd::kTapDeleted;
   const TapLook look = look_at_tap(instance.id, instance.tap,
@@ -307,8 +307,8 @@ bool SessionWatch::is_others(int index, const std::string& instance_id) const {
 }
 
 void SessionWatch::on_link(const Link& link, bool) {
-  // First whose it is, then who waits for its name: the one may let go of what the other then gets. Found
-  // first and told later: what is told may change the sessions.
+  // First whose it is, then who waits for its name: the one may let go of what the other then gets. All are
+  // found before any is reported: a callback may change the sessions.
   std::vector<std::string> instances;
   if (const auto own = by_index_.find(link.index); own != by_index_.end()) instances.push_back(own->second);
   const auto [first, last] = by_name_.equal_range(link.name);
@@ -375,8 +375,7 @@ std::string SessionWatch::tap_fault(const Instance& instance) const {
                                         master ? master->name : std::to_string(link->master));
   return fmt::format(
       "{0} is a port of {1}, which takes all that comes in by it: clients would time out. Take it out (ip "
-      "link set {0} "
-      "nomaster) and give it an address in the guest's network{2}.",
+      "link set {0} nomaster) and give it an address in the guest's network{2}.",
       link->name, whole,
       link->master_kind == "bridge" && master
           ? fmt::format(", or, where no other guest is behind {0}, register the machine with the tap {0}",

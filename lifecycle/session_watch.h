@@ -3,9 +3,9 @@
 //
 // A session is *armed* once its tap has had a carrier; before, the virtual machine is still to come and
 // nothing can be lost. An armed session belongs to one interface index, to the time since one loss of its
-// carrier, and to one process. So a tap that is made anew under the same name, a machine that takes the place
-// of another on the same tap, or a pid that is used again is another virtual machine, also where nobody saw
-// the change; and a tap that is renamed is the same one. Two sessions are never behind one interface.
+// carrier, and to one process. So a tap that is created again under the same name, a machine that takes the
+// place of another on the same tap, or a pid that is used again is another virtual machine, also where nobody
+// saw the change; and a tap that is renamed is the same one. Two sessions are never behind one interface.
 //
 // A session that is not armed goes by its tap's name. It remembers the tap as it was first seen up and
 // without a carrier: a carrier that was lost since then is a machine that has come and gone unseen. What
@@ -13,7 +13,7 @@
 // session has the interface of that name, it waits for that one's end as well.
 //
 // What cannot be seen is not gone: where the kernel refuses to tell of a process or of the links, the
-// sessions stay, and it is asked again, every 100 ms, until it tells.
+// sessions stay, and it is asked again, every 100 ms, until it answers.
 //
 // Belongs to one thread. Everything it waits for is behind one descriptor, so that whoever has to wait for
 // something else can go on noticing ends: poll descriptor(), then call dispatch().
@@ -103,7 +103,7 @@ class SessionWatch {
   /// nothing is known of it.
   std::string tap_fault(const Instance& instance) const;
 
-  /// Processes whose end nothing tells of, so that they are asked for.
+  /// Processes whose end no event reports, so they are polled.
   std::size_t processes_unseen() const { return unseen_.size(); }
 
  private:
@@ -111,7 +111,7 @@ class SessionWatch {
     std::string name;       // of its tap: while it is armed as it is now, before as it was registered
     TapIdentity tap;        // once it is armed
     TapIdentity idle_tap;   // before
-    std::uint64_t key = 0;  // what epoll(7) tells of its process with
+    std::uint64_t key = 0;  // with which epoll(7) reports its process
     std::optional<ProcessWatch> process = std::nullopt;
     bool in_events = false;  // its process's descriptor is
 

@@ -1,6 +1,6 @@
 // A BPF program with its maps in the kernel, from an object that the daemon carries (CMakeLists.txt makes
-// NAME_object() of NAME.bpf.c). It is taken out of the kernel when the object and whatever it is attached by
-// are gone.
+// NAME_object() of NAME.bpf.c). The kernel frees it once this object and everything that attaches it are
+// gone.
 #pragma once
 
 #include <cstddef>
@@ -20,9 +20,9 @@ namespace portway {
 
 class BpfObject {
  public:
-  /// kResourceExhausted when the kernel refuses; the detail says why and what would help. `kernel_needed` is
-  /// for that: "Linux 5.9". Needs CAP_BPF and CAP_NET_ADMIN.
-  /// `constants` are the object's read-only data, where it has some that are not known until now.
+  /// kResourceExhausted when the kernel refuses; the detail says why and what would help, and names
+  /// `kernel_needed` ("Linux 5.9"). Needs CAP_BPF and CAP_NET_ADMIN.
+  /// `constants` are the object's read-only data, if it has any that are known only at load time.
   static Result<std::unique_ptr<BpfObject>> load(std::span<const unsigned char> bytes,
                                                  std::string_view kernel_needed,
                                                  std::span<const std::byte> constants = {});
@@ -30,12 +30,12 @@ class BpfObject {
   BpfObject(const BpfObject&) = delete;
   BpfObject& operator=(const BpfObject&) = delete;
 
-  /// What is in the object, by its name in the source. The descriptors belong to this.
+  /// Looks up a program or map by its name in the source. This object owns the descriptors.
   bpf_program* program(const char* name) const;
   int program_fd(const char* name) const;
   int map_fd(const char* name) const;
 
-  /// Of a call that has failed with this errno.
+  /// The error for a call that failed with this errno.
   Error refused(std::string_view what, int error) const;
 
  private:

@@ -17,20 +17,20 @@ class ClientRefusals {
  public:
   virtual ~ClientRefusals() = default;
 
-  /// From now on the client's SYNs to `local` are answered with RST, from whatever port; connections that are
-  /// there run on. `local` is the address and port that the client connects to, not a wildcard. False when
-  /// there is no room (4,096 at once), or the kernel refuses: then nothing changes. A second call for the
-  /// same begins anew: last_asked() is zero again.
+  /// From now on the client's SYNs to `local` are answered with RST, from any source port; existing
+  /// connections continue. `local` is the address and port that the client connects to, not a wildcard.
+  /// False if the table is full (4,096 entries) or the kernel refuses; then nothing changes. A second call
+  /// for the same pair starts again: last_asked() is zero.
   virtual bool refuse(const Endpoint& local, const IpAddress& client) = 0;
-  /// The opposite; fine when it was not refused.
+  /// Undoes refuse(); idempotent.
   virtual void allow(const Endpoint& local, const IpAddress& client) = 0;
   /// When the client was last refused, on the monotonic clock; zero: not since refuse(), or it is not
   /// refused.
   virtual std::chrono::nanoseconds last_asked(const Endpoint& local, const IpAddress& client) = 0;
 };
 
-/// A program in the calling thread's network namespace (refuse.bpf.c), which goes with the object, or the
-/// process, however that ends. kResourceExhausted where the kernel refuses; the detail says why, and what
+/// A program in the calling thread's network namespace (refuse.bpf.c), removed with the object, or with
+/// the process, however that ends. kResourceExhausted if the kernel refuses; the detail says why, and what
 /// would help: it needs CAP_BPF and CAP_NET_ADMIN, and Linux 5.9. An IPv4 address may be written as
 /// ::ffff:a.b.c.d too.
 Result<std::unique_ptr<ClientRefusals>> start_client_refusals();

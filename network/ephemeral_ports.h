@@ -11,14 +11,14 @@
 
 namespace portway {
 
-/// Where Linux says which ports it hands out by itself to outgoing connections (ip-sysctl.rst).
+/// The files in which Linux lists the ports it assigns to outgoing connections (ip-sysctl.rst).
 struct EphemeralPortFiles {
   std::string range = "/proc/sys/net/ipv4/ip_local_port_range";
   std::string reserved = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 };
 
-/// The ports that it hands out, in the calling thread's network namespace, ascending; empty when the files
-/// cannot be read.
+/// The ports that the kernel assigns, in the calling thread's network namespace, ascending; empty when the
+/// files cannot be read.
 std::vector<PortRange> ephemeral_ports(const EphemeralPortFiles& files = {});
 
 /// How many ports a remedy leaves at least to the node's own outgoing connections (to guests included, where
@@ -31,8 +31,8 @@ struct EphemeralOverlap {
   std::string remedy;   // with values that fit: a sysctl, a ports.range, or both
 };
 
-/// What there is to say when the kernel may give ports of `range` to outgoing connections; nothing when it
-/// does not, or when the files cannot be read.
+/// The overlap, if the kernel may give ports of `range` to outgoing connections; nothing if it does not, or
+/// if the files cannot be read.
 std::optional<EphemeralOverlap> ephemeral_overlap(const PortRange& range,
                                                   const EphemeralPortFiles& files = {});
 

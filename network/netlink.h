@@ -50,7 +50,7 @@ class NetlinkMessage {
   std::size_t nested_ = 0;                            // where the open nested attribute starts
 };
 
-/// Calls `on_attribute` for each attribute of a chain of `size` bytes; what is cut off is not told.
+/// Calls `on_attribute` for each attribute of a chain of `size` bytes; truncated ones are skipped.
 void for_each_attribute(const void* attributes, std::size_t size,
                         const std::function<void(const rtattr&)>& on_attribute);
 /// The same for the attributes behind the body of a message.
@@ -74,17 +74,17 @@ class Netlink {
   Netlink& operator=(const Netlink&) = delete;
 
   /// True when the kernel did it, false when its answer was one of the errors in `expected` (EEXIST, ENOENT,
-  /// ...). Any other is kResourceExhausted, whose detail begins with `what`; it names the capability where
-  /// that is what lacks.
+  /// ...). Any other is kResourceExhausted, whose detail begins with `what`; it names the capability if
+  /// one is missing.
   Result<bool> request(NetlinkMessage& message, std::string_view what,
                        std::initializer_list<int> expected = {});
 
   /// Of a request that is answered with a message: calls `on_message` with it. The errno of the kernel's
-  /// answer, 0 when there is none: what it means is for the caller to say.
+  /// answer, 0 if there is none; the caller interprets it.
   int query(NetlinkMessage& message, const std::function<void(const nlmsghdr&)>& on_message);
 
   /// Calls `on_message` for each message of the answer, which ends consistent. An error in `expected` is an
-  /// empty list. `on_restart` comes first, and again when the list changed meanwhile and is read anew.
+  /// empty list. `on_restart` comes first, and again when the list changed meanwhile and is read again.
   Result<void> dump(NetlinkMessage& message, std::string_view what, const std::function<void()>& on_restart,
                     const std::function<void(const nlmsghdr&)>& on_message,
                     std::initializer_list<int> expected = {});

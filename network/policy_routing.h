@@ -1,5 +1,5 @@
 // Routing rules and local routes of the node (ip-rule(8), ip-route(8)), as far as the return path needs them.
-// What is made here carries a protocol number of our own, by which it is told from everybody else's.
+// What is made here carries a protocol number of our own, which distinguishes it from everybody else's.
 #pragma once
 
 #include <cstdint>
@@ -21,18 +21,19 @@ inline constexpr std::uint8_t kPortwayProtocol = 210;
 struct RoutingRule {
   std::uint32_t preference = 0;
   std::uint32_t table = 0;
-  std::string interface = {};  // that they come in by; "lo": that the node sends, and looking up where a
-                               // source is; empty: any
-  std::uint32_t mark = 0;      // these bits are all set; ours look at no others
+  // The interface that they arrive on; "lo": those that the node sends, and looking up where a source is;
+  // empty: any.
+  std::string interface = {};
+  std::uint32_t mark = 0;  // these bits are all set; ours look at no others
   std::optional<IpAddress> source = std::nullopt;
   std::uint16_t source_port = 0;  // TCP; 0: any, and any protocol
 
   friend bool operator==(const RoutingRule&, const RoutingRule&) = default;
 };
 
-/// `family` is AF_INET or AF_INET6. An EEXIST is fine: what is asked for is there.
+/// `family` is AF_INET or AF_INET6. Idempotent: EEXIST is success.
 Result<void> add_rule(Netlink& netlink, int family, const RoutingRule& rule);
-/// Also fine when there is none.
+/// Idempotent: succeeds if there is none.
 Result<void> delete_rule(Netlink& netlink, int family, const RoutingRule& rule);
 /// Those of kPortwayProtocol.
 Result<std::vector<RoutingRule>> our_rules(Netlink& netlink, int family);
@@ -76,8 +77,8 @@ OutputRoute look_up_output_route(Netlink& netlink, const IpAddress& destination)
 /// Every address of this node's interfaces, without zones: about a millisecond where there are a thousand.
 /// kResourceExhausted when the kernel does not answer.
 Result<std::vector<IpAddress>> local_addresses();
-/// Those that are no address of this node now. None where the kernel does not tell; 0.0.0.0 and :: always
-/// are.
+/// Those that are no address of this node now. None if the kernel does not answer. 0.0.0.0 and :: are
+/// never lost.
 std::vector<IpAddress> addresses_lost(std::span<const IpAddress> addresses);
 
 }  // namespace portway

@@ -55,7 +55,7 @@ class SynProbe {
   /// tell it of an IPv6 guest, nor to a client's address.
   int answer();
 
-  /// No event tells that a service answered: ask again after a few milliseconds.
+  /// No event reports that a service answered: ask again after a few milliseconds.
   bool needs_asking() const { return !raw_; }
 
  private:

@@ -60,7 +60,7 @@ Result<bool> hook_is_empty(Netlink& netlink, int link) {
   return empty;
 }
 
-/// What is told of a "bpf" filter.
+/// What the kernel reports about a "bpf" filter.
 struct FilterOptions {
   std::string_view name = "";
   std::uint32_t program = 0;
