@@ -1,4 +1,4 @@
-// What went wrong, in words for whoever can mend it, and a way to return it.
+// What went wrong, in words for whoever can fix it, and a way to return it.
 //
 // Exceptions do not cross our functions: what can fail returns a Result. An ErrorCode is stable: it is the
 // `code` of the API's problem documents, and becomes an HTTP status in exactly one place

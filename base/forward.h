@@ -34,7 +34,7 @@ std::string_view to_string(InstanceState state);
 /// Why a session ended.
 enum class SessionEnd : std::uint8_t {
   kStopped,       // the orchestrator said so
-  kReplaced,      // it registered the instance anew
+  kReplaced,      // it registered the instance again
   kDeleted,       // it deleted the instance
   kCarrierLost,   // nobody holds the tap open any more
   kTapDeleted,    //
@@ -44,12 +44,12 @@ enum class SessionEnd : std::uint8_t {
 std::string_view to_string(SessionEnd end);
 std::optional<SessionEnd> parse_session_end(std::string_view text);
 
-/// What tells a network device from another, and one machine behind it from the next: names are used again,
-/// an index is not, and the kernel's count of lost carriers never goes back.
+/// What distinguishes one network device from another, and one machine behind it from the next: names are
+/// reused, an index is not, and the kernel's count of lost carriers never goes back.
 struct TapIdentity {
   std::int32_t index = 0;  // 0: none
-  std::optional<std::uint32_t> carrier_downs =
-      std::nullopt;  // absent: the kernel does not tell (before 4.16)
+  // Absent: the kernel does not report it (before 4.16).
+  std::optional<std::uint32_t> carrier_downs = std::nullopt;
 
   friend bool operator==(const TapIdentity&, const TapIdentity&) = default;
 };
@@ -68,7 +68,7 @@ struct Instance {
   Timestamp created_at{};
   std::optional<SessionEnd> ended = std::nullopt;  // why it is stopped
 
-  // What tells this session's virtual machine from a later one.
+  // What distinguishes this session's virtual machine from a later one.
   std::int32_t tap_index = 0;  // the tap's interface index since it had a carrier in this session; 0: not yet
   std::optional<std::uint32_t> tap_carrier_downs = std::nullopt;  // TapIdentity::carrier_downs at that time
   // Until then: the tap as it was when it was first seen up and without a carrier.

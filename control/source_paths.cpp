@@ -174,7 +174,7 @@ void SourcePaths::remove_unused() {
 }
 
 void SourcePaths::repair() {
-  for (const auto& [way, fault] : parts_.return_path->mend(kLinksAtATime)) {
+  for (const auto& [way, fault] : parts_.return_path->repair(kLinksAtATime)) {
     const auto found = std::ranges::find(ways_, way, [](const auto& entry) { return entry.second; });
     if (found == ways_.end()) continue;
     const Instance& instance = *parts_.registry.find_instance(found->first);

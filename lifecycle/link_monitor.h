@@ -51,8 +51,8 @@ class LinkMonitor {
   using OnChange = std::function<void(const Link& link, bool gone)>;
   using Send = std::function<ssize_t(int socket, const void* bytes, std::size_t size)>;  // send(2)
 
-  /// Reads all links. They are known when it returns, and what exists then is not told. kResourceExhausted
-  /// where the netlink socket is refused. `send` is for tests of a kernel that refuses.
+  /// Reads all links. They are known when it returns, and what exists then is not reported.
+  /// kResourceExhausted where the netlink socket is refused. `send` is for tests of a kernel that refuses.
   static Result<std::unique_ptr<LinkMonitor>> start(OnChange on_change, Send send = nullptr);
   LinkMonitor(const LinkMonitor&) = delete;
   LinkMonitor& operator=(const LinkMonitor&) = delete;

@@ -110,7 +110,7 @@ void SessionWatch::refresh(const std::string& instance_id) {
   links_->refresh(std::string(session->second.name));  // a copy: the session may end
 }
 
-/// Nothing tells of it but ourselves. Not at once: who ends a session may be about to begin the next one
+/// Only we report it. Not at once: whoever ends a session may be about to begin the next one
 /// behind the same interface, or in the middle of other changes.
 void SessionWatch::free_interface(const Session& session) {
   if (session.index() == 0) return;

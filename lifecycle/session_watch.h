@@ -16,7 +16,7 @@
 // sessions stay, and it is asked again, every 100 ms, until it answers.
 //
 // Belongs to one thread. Everything it waits for is behind one descriptor, so that whoever has to wait for
-// something else can go on noticing ends: poll descriptor(), then call dispatch().
+// something else can still notice ends: poll descriptor(), then call dispatch().
 #pragma once
 
 #include <boost/asio/io_context.hpp>
@@ -73,17 +73,17 @@ class SessionWatch {
   /// As dispatch(), and what is known of this instance's tap is true now (LinkMonitor::refresh()).
   void refresh(const std::string& instance_id);
 
-  /// Finds out what tells the machine of a new session from a later one (Instance says what that is), as it
-  /// is now: what has happened so far is worked off. Errors are identify_process()'s.
+  /// Finds out what distinguishes the machine of a new session from a later one (Instance says what that is),
+  /// as it is now: what has happened so far is worked off. Errors are identify_process()'s.
   Result<void> identify(Instance& instance);
   /// The same of its process alone. kInvalidRequest when there is no process `vmm_pid`; kResourceExhausted
-  /// when it cannot be told now when that process began, so that a later one with its pid could pass for it.
+  /// if it is not known now when that process began, so that a later one with its pid could pass for it.
   static Result<void> identify_process(Instance& instance);
 
   /// Watches a running instance's session, in place of the instance's earlier one. What is found out about
-  /// its machine (Instance: "what tells this session's virtual machine from a later one") is compared with
-  /// what `instance` has, and added to it; on_armed and on_idle_tap are not called then. Why the session is
-  /// over already, or nothing and it is watched.
+  /// its machine (Instance: "what distinguishes this session's virtual machine from a later one") is compared
+  /// with what `instance` has, and added to it; on_armed and on_idle_tap are not called then. Why the session
+  /// is over already, or nothing and it is watched.
   std::optional<SessionEnd> watch(Instance& instance);
   /// The session, which is watched, has this process from now on, or none. Why it is over already.
   std::optional<SessionEnd> set_process(const Instance& instance);

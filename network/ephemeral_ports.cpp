@@ -141,7 +141,7 @@ std::string count_of(const PortRange& range) {
   return " (" + std::to_string(range.size()) + " ports)";
 }
 
-/// Where reserving the whole of ports.range would leave too few ports.
+/// If reserving the whole of ports.range would leave too few ports.
 std::string other_remedy(const Conflict& conflict) {
   for (const std::uint32_t lowest : {kAboveMostServices, kFirstUnprivileged}) {
     const auto range = other_range(conflict, lowest);

@@ -309,9 +309,9 @@ std::vector<IpAddress> addresses_lost(std::span<const IpAddress> addresses) {
     if (address.is_unspecified()) return false;
     const OutputRoute route = look_up_output_route(**netlink, address);
     // ENETUNREACH and the like are answers about the route.
-    const bool told = route.error == 0 || route.error == ENETUNREACH || route.error == EHOSTUNREACH ||
-                      route.error == EACCES || route.error == EINVAL;
-    return told && route.type != RTN_LOCAL;
+    const bool answered = route.error == 0 || route.error == ENETUNREACH || route.error == EHOSTUNREACH ||
+                          route.error == EACCES || route.error == EINVAL;
+    return answered && route.type != RTN_LOCAL;
   });
   return lost;
 }

@@ -529,7 +529,7 @@ void ReturnPath::forget_port(int link, Guest& guest, std::uint16_t guest_port) {
   (void)set_syn_filter(link, guest);
 }
 
-std::vector<ReturnPath::Change> ReturnPath::mend(std::size_t links_max) {
+std::vector<ReturnPath::Change> ReturnPath::repair(std::size_t links_max) {
   std::set<int> changed;
   const auto note = [&changed](int link, Guest& guest, std::size_t address, const Result<void>& done) {
     std::string fault = done ? "" : done.error().detail;
@@ -538,7 +538,7 @@ std::vector<ReturnPath::Change> ReturnPath::mend(std::size_t links_max) {
   };
   std::map<int, Result<void>> node;
   for (const int family : kFamilies) {
-    const Result<void>& done = node.emplace(family, mend_node(family)).first->second;
+    const Result<void>& done = node.emplace(family, repair_node(family)).first->second;
     if (done) continue;
     for (auto& [link, guest] : guests_) {
       for (std::size_t i = 0; i < guest.addresses.size(); ++i) {
@@ -547,13 +547,13 @@ std::vector<ReturnPath::Change> ReturnPath::mend(std::size_t links_max) {
     }
   }
   for (std::size_t count = 0; count < std::min(links_max, guests_.size()); ++count) {
-    auto next = guests_.upper_bound(mended_);
+    auto next = guests_.upper_bound(repaired_);
     if (next == guests_.end()) next = guests_.begin();
     auto& [link, guest] = *next;
-    mended_ = link;
+    repaired_ = link;
     for (std::size_t i = 0; i < guest.addresses.size(); ++i) {
       if (node.at(family_of(guest.addresses[i])))
-        note(link, guest, i, mend_link(link, guest, guest.addresses[i]));
+        note(link, guest, i, repair_link(link, guest, guest.addresses[i]));
     }
   }
   std::vector<Change> changes;
@@ -565,13 +565,13 @@ std::vector<ReturnPath::Change> ReturnPath::mend(std::size_t links_max) {
 }
 
 /// For the answers of one of the guest's addresses.
-Result<void> ReturnPath::mend_link(int link, Guest& guest, const IpAddress& address) {
+Result<void> ReturnPath::repair_link(int link, Guest& guest, const IpAddress& address) {
   if (verify_link(link, guest, address)) return {};
   if (auto done = make_link(link, guest); !done) return done;
   return verify_link(link, guest, address);
 }
 
-Result<void> ReturnPath::mend_node(int family) {
+Result<void> ReturnPath::repair_node(int family) {
   if (guests_of(family) == 0 || verify_node(family)) return {};
   if (auto done = make_node(family); !done) return done;
   return verify_node(family);

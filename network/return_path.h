@@ -14,7 +14,7 @@
 // Nothing is changed for packets that belong to no connection of the node: the guest's own connections and
 // routed traffic go their way.
 //
-// Where the kernel takes no program (no CAP_BPF, an old kernel, lockdown) there is a rule for each forwarded
+// If the kernel takes no program (no CAP_BPF, an old kernel, lockdown) there is a rule for each forwarded
 // port of a guest instead:
 //     5109: iif TAP from GUEST ipproto tcp sport PORT lookup 5210
 // which costs every packet of the node a little for each rule, so there are at most kPortsMax of them; and
@@ -25,12 +25,12 @@
 // take the guest's own.
 //
 // The program is attached by tcx (Linux 6.6), else by a clsact filter. Other people's programs and filters on
-// the tap go on, either way. A killed daemon's tcx program ends with it, a filter stays until the next start.
-// Between the two, what a guest still sends on connections that the kernel has yet to end goes where it is
-// addressed; the next start's program finds their sockets again.
+// the tap continue, either way. A killed daemon's tcx program ends with it, a filter stays until the next
+// start. Between the two, what a guest still sends on connections that the kernel has yet to end goes where
+// it is addressed; the next start's program finds their sockets again.
 //
 // The same program is the source guard: it drops what one guest sends with another's address (steer.bpf.c).
-// Where clients' addresses are not wanted, there can be the guard alone, without rules and route.
+// If clients' addresses are not wanted, there can be the guard alone, without rules and route.
 //
 // Everything it makes can be recognised (protocol 210, filter "portway_steer"), and what a predecessor left
 // is removed at start. So that two of them in one network namespace do not end each other, the second one
@@ -110,7 +110,7 @@ class ReturnPath {
   /// addresses: one, or one of each family. `link` is the interface index of its tap, an Ethernet device; one
   /// guest a link, a second call replaces its addresses and takes the ports away. What was made is read back,
   /// and the kernel is asked what it would do with an answer. Look at fault(): where that is not empty,
-  /// mend() tries again until remove(). Call it before the first connection, whose answers would be lost.
+  /// repair() tries again until remove(). Call it before the first connection, whose answers would be lost.
   Way add(int link, const std::vector<IpAddress>& addresses);
   Way add(int link, const IpAddress& address) { return add(link, std::vector{address}); }
 
@@ -138,7 +138,7 @@ class ReturnPath {
 
   /// Looks whether all is well with the node and with at most `links_max` links, the next ones each time, and
   /// makes what is not there, by the tap's present name where rules name it.
-  std::vector<Change> mend(std::size_t links_max);
+  std::vector<Change> repair(std::size_t links_max);
 
  private:
   struct Guest {
@@ -171,8 +171,8 @@ class ReturnPath {
   Result<void> verify_node(int family) const;
   Result<void> verify_link(int link, const Guest& guest, const IpAddress& address) const;
   Result<void> verify_routes(int link, const Guest& guest, const IpAddress& address) const;
-  Result<void> mend_node(int family);
-  Result<void> mend_link(int link, Guest& guest, const IpAddress& address);
+  Result<void> repair_node(int family);
+  Result<void> repair_link(int link, Guest& guest, const IpAddress& address);
   std::size_t guests_of(int family) const;
   std::size_t ports() const;
 
@@ -185,7 +185,7 @@ class ReturnPath {
   const std::string why_no_v6_;  // why no socket can have the address of an IPv6 client; empty where it can
   std::map<int, Guest> guests_;  // by link
   std::uint64_t generations_ = 0;
-  int mended_ = 0;  // the link that mend() looked at last
+  int repaired_ = 0;  // the link that repair() looked at last
 };
 
 }  // namespace portway

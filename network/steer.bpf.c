@@ -397,5 +397,5 @@ int portway_steer(struct __sk_buff* skb) {
   __u32 bit = verdict == kSteer ? steer_mark : 0;
   asm volatile("" : "+r"(bit));
   skb->mark = (skb->mark & ~steer_mark) | bit;
-  return TC_ACT_UNSPEC;  // no verdict: other people's filters go on, and may still drop it
+  return TC_ACT_UNSPEC;  // no verdict: other programs' filters still see it, and may drop it
 }

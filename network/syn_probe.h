@@ -4,7 +4,7 @@
 // The SYN is sent by an ordinary TCP socket, whose filter (SO_ATTACH_FILTER) keeps the answer from it. The
 // answer is read from a raw socket, and the RST is sent there: the guest's half-open connection is gone at
 // once. What a process may not do changes that:
-//  - No CAP_NET_RAW: the TCP socket's count of dropped segments (SO_MEMINFO) tells that there was an answer;
+//  - No CAP_NET_RAW: the TCP socket's count of dropped segments (SO_MEMINFO) shows that there was an answer;
 //  the
 //    kernel sends the RST when the guest repeats it, a second later.
 //  - No filter, which newer kernels (seen in 6.18) allow a TCP socket only with CAP_NET_ADMIN: the raw socket
@@ -12,7 +12,7 @@
 //    address: a return path leads to sockets.
 //  - Neither: there is no such probe (-EPERM).
 //
-// What the guest says is taken as it is: an answer that is made up tells a lie about the guest's own port. No
+// The guest's answer is taken as it is: a false one is false about the guest's own port only. No
 // call blocks or allocates. One thread at a time; the network namespace is that of the thread that opens it.
 // Linux 5.1 (SO_BINDTOIFINDEX).
 #pragma once
@@ -49,10 +49,10 @@ class SynProbe {
   /// To be polled for POLLIN and POLLERR, until answer() has said anything but -EAGAIN.
   int fd() const { return raw_ ? raw_.get() : tcp_.get(); }
 
-  /// 0: a service answered (and was told RST). -ECONNREFUSED: the guest refused. Another negative errno, as
+  /// 0: a service answered (and was sent RST). -ECONNREFUSED: the guest refused. Another negative errno, as
   /// connect(2) says it: nobody was reached. -EAGAIN: no answer yet. An error that no answer of the guest's
-  /// caused (-EHOSTUNREACH) may be told by no event: ask once more when the time is over. The kernel does not
-  /// tell it of an IPv6 guest, nor to a client's address.
+  /// caused (-EHOSTUNREACH) may be reported by no event: ask once more when the time is over. The kernel does
+  /// not tell it of an IPv6 guest, nor to a client's address.
   int answer();
 
   /// No event reports that a service answered: ask again after a few milliseconds.

@@ -97,9 +97,9 @@ TEST_P(DualStackGuest, WhatStandsInTheWayOfOneFamilyIsNoFaultOfTheOther) {
     const std::string family = blocked.is_v4() ? "-4 " : "-6 ";
     world_->node.ip(family + "rule add pref 77 iif tap0 blackhole");
     world_->node.run([&] {
-      EXPECT_THAT(path->mend(16), ElementsAre(FieldsAre(way, AllOf(HasSubstr(blocked.to_string()),
-                                                                   Not(HasSubstr(other.to_string()))))));
-      EXPECT_THAT(path->mend(16), IsEmpty()) << "it is told once";
+      EXPECT_THAT(path->repair(16), ElementsAre(FieldsAre(way, AllOf(HasSubstr(blocked.to_string()),
+                                                                     Not(HasSubstr(other.to_string()))))));
+      EXPECT_THAT(path->repair(16), IsEmpty()) << "it is told once";
     });
     EXPECT_NE(path->fault(way, blocked), "");
     EXPECT_EQ(path->fault(way, other), "");
@@ -108,7 +108,7 @@ TEST_P(DualStackGuest, WhatStandsInTheWayOfOneFamilyIsNoFaultOfTheOther) {
     // Another forward meanwhile: the one that works has its way.
     world_->node.run([&] { EXPECT_TRUE(path->add_port(way, kPort + 1)); });
     world_->node.ip(family + "rule del pref 77");
-    world_->node.run([&] { EXPECT_THAT(path->mend(16), ElementsAre(FieldsAre(way, ""))); });
+    world_->node.run([&] { EXPECT_THAT(path->repair(16), ElementsAre(FieldsAre(way, ""))); });
     expect_a_conversation(network);
   }
 }
@@ -119,7 +119,7 @@ TEST_P(DualStackGuest, WhatSomebodyRemovesIsMendedForBoth) {
   const std::string before = world_->listing();
   for (const std::string family : {"-4", "-6"}) {
     world_->node.ip(family + " rule del pref 5109");
-    world_->node.run([&] { EXPECT_THAT(path->mend(16), IsEmpty()) << "it never was a fault"; });
+    world_->node.run([&] { EXPECT_THAT(path->repair(16), IsEmpty()) << "it never was a fault"; });
     EXPECT_EQ(world_->listing(), before);
   }
 }

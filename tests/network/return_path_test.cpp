@@ -732,7 +732,7 @@ TEST_P(ReturnPathRulesTest, ASynFromAForwardedPortReachesNoServiceOfTheNode) {
 
   world_->delete_hook("tap0");
   EXPECT_TRUE(is_answered(syn(kForwarded))) << "this is what it is for";
-  EXPECT_THAT(path_->mend(16), IsEmpty());
+  EXPECT_THAT(path_->repair(16), IsEmpty());
   EXPECT_FALSE(is_answered(syn(kForwarded))) << "it is put back";
 }
 
@@ -957,7 +957,7 @@ TEST_F(ReturnPathTest, OthersTcxProgramsGoOnBeforeItAndAfterItAndWithoutIt) {
   EXPECT_GT(first->packets(), 0U);
   first.reset();
   expect_a_connection();
-  EXPECT_THAT(path->mend(16), IsEmpty());
+  EXPECT_THAT(path->repair(16), IsEmpty());
 
   path->remove(way);
   EXPECT_THAT(tcx_programs(world_->node, "tap0"), ElementsAre("foreign"));
@@ -1075,7 +1075,7 @@ TEST_F(ReturnPathTest, TailscalesCleanUpTakesNoRuleOfOurs) {
   for (const char* preference : {"5210", "5230", "5250", "5270"}) {
     world_->node.ip(std::string("rule del pref ") + preference);
   }
-  EXPECT_THAT(path->mend(16), IsEmpty());
+  EXPECT_THAT(path->repair(16), IsEmpty());
   EXPECT_THAT(world_->listing(), AllOf(HasSubstr("5108:\tfrom all"), HasSubstr("5109:\tfrom all")));
 }
 
@@ -1098,7 +1098,7 @@ TEST_F(ReturnPathTest, AFirstPlaceThatIsTakenIsAFaultUntilItIsFree) {
   EXPECT_THAT(path->fault(way), HasSubstr("tc filter add pref 1"));
   EXPECT_EQ(world_->listing(), before);
   run_command(&world_->node, {"tc", "filter", "del", "dev", "tap0", "ingress", "pref", "1"});
-  EXPECT_THAT(path->mend(16), ElementsAre(FieldsAre(way, "")));
+  EXPECT_THAT(path->repair(16), ElementsAre(FieldsAre(way, "")));
   EXPECT_EQ(path->fault(way), "");
 }
 
@@ -1120,7 +1120,7 @@ TEST_F(ReturnPathTest, ALinkThatIsGoneIsRemovedAndOneMadeAnewUnderItsIndexIsAdde
   EXPECT_THAT(tcx_programs(world_->node, "tap7"), ElementsAre("portway_steer"));
   world_->node.ip("link del tap7");
   world_->node.ip("link add tap7 index 777 type veth peer name peer7");
-  EXPECT_THAT(path->mend(16), IsEmpty());
+  EXPECT_THAT(path->repair(16), IsEmpty());
   EXPECT_THAT(tcx_programs(world_->node, "tap7"), ElementsAre("portway_steer"));
   world_->node.ip("link del tap7");
   path->remove(way);
@@ -1168,8 +1168,8 @@ TEST_F(ReturnPathTest, WhatSomebodyRemovedIsMended) {
   world_->node.ip("-6 rule del pref 5108");
   world_->node.ip("route flush table 5210");
   world_->delete_hook("tap0");
-  EXPECT_THAT(path->mend(1), IsEmpty());
-  EXPECT_THAT(path->mend(1), IsEmpty());
+  EXPECT_THAT(path->repair(1), IsEmpty());
+  EXPECT_THAT(path->repair(1), IsEmpty());
   EXPECT_EQ(world_->listing(), with);
 }
 
@@ -1178,8 +1178,8 @@ TEST_F(ReturnPathTest, ALinkThatCannotBeMendedIsToldOnce) {
   const Way gone = add(*path, world_->link("tap0"), address(kV4.guest));
   add(*path, world_->link("tap1"), address(kV4.neighbour));
   world_->node.ip("link del tap0");
-  EXPECT_THAT(path->mend(16), ElementsAre(FieldsAre(gone, HasSubstr("there is no link"))));
-  EXPECT_THAT(path->mend(16), IsEmpty());
+  EXPECT_THAT(path->repair(16), ElementsAre(FieldsAre(gone, HasSubstr("there is no link"))));
+  EXPECT_THAT(path->repair(16), IsEmpty());
   path->remove(gone);
   EXPECT_EQ(path->fault(gone), "");
 }
@@ -1197,10 +1197,10 @@ TEST_P(ReturnPathForwardTest, ARuleOfSomebodyElsesThatComesFirstIsToldAndItsEndT
     const Fd listener = listen(world_->guest, guest(0));
     EXPECT_EQ(world_->connect_as(client(0), local_of(listener), "tap0", kShort).error, EINPROGRESS)
         << "this is what would happen to clients";
-    EXPECT_THAT(path->mend(16), ElementsAre(FieldsAre(way, AllOf(HasSubstr(guest(0).address().to_string()),
-                                                                 HasSubstr("tap0"), HasSubstr("77")))));
+    EXPECT_THAT(path->repair(16), ElementsAre(FieldsAre(way, AllOf(HasSubstr(guest(0).address().to_string()),
+                                                                   HasSubstr("tap0"), HasSubstr("77")))));
     world_->node.ip(family + "rule del pref 77");
-    EXPECT_THAT(path->mend(16), ElementsAre(FieldsAre(way, "")));
+    EXPECT_THAT(path->repair(16), ElementsAre(FieldsAre(way, "")));
     EXPECT_EQ(world_->connect_as(client(0), local_of(listener)).error, 0);
   }
 }
@@ -1212,7 +1212,7 @@ TEST_F(ReturnPathTest, ACheckOfTheSourceAddressThatRefusesTheGuestIsTold) {
   const Way way = path->add(world_->link("tap0"), address(kV4.guest));
   EXPECT_THAT(path->fault(way), AllOf(HasSubstr("rp_filter"), HasSubstr("198.18.2.2"), HasSubstr("tap0")));
   world_->node.ip("address add 198.18.2.1/24 dev tap0");
-  EXPECT_THAT(path->mend(16), ElementsAre(FieldsAre(way, "")));
+  EXPECT_THAT(path->repair(16), ElementsAre(FieldsAre(way, "")));
 }
 
 TEST_F(ReturnPathTest, ARuleThatComesBeforeAPortsIsToldToo) {
@@ -1224,7 +1224,7 @@ TEST_F(ReturnPathTest, ARuleThatComesBeforeAPortsIsToldToo) {
     world_->node.ip("rule add pref 77 iif tap0 ipproto tcp sport 3000 lookup main");
     const auto more = path->add_port(way, 3001);
     EXPECT_TRUE(more);
-    EXPECT_THAT(path->mend(16), ElementsAre(FieldsAre(way, HasSubstr("77"))));
+    EXPECT_THAT(path->repair(16), ElementsAre(FieldsAre(way, HasSubstr("77"))));
     world_->node.ip("rule add pref 78 iif tap0 lookup main");
     const auto refused = path->add_port(way, 3002);
     ASSERT_FALSE(refused);
@@ -1232,7 +1232,7 @@ TEST_F(ReturnPathTest, ARuleThatComesBeforeAPortsIsToldToo) {
     EXPECT_THAT(world_->listing(), Not(HasSubstr("sport 3002")));
     world_->node.ip("rule del pref 77");
     world_->node.ip("rule del pref 78");
-    EXPECT_THAT(path->mend(16), ElementsAre(FieldsAre(way, "")));
+    EXPECT_THAT(path->repair(16), ElementsAre(FieldsAre(way, "")));
   });
 }
 
@@ -1242,11 +1242,11 @@ TEST_F(ReturnPathTest, WhatIsWrongWithTheNodeIsToldOfAllItsGuestsAtOnce) {
   const Way other = add(*path, world_->link("tap1"), address(kV4.neighbour));
   world_->node.ip("route flush table 5210");
   world_->node.ip("route add local default dev lo table 5210 proto static");
-  EXPECT_THAT(path->mend(1), UnorderedElementsAre(FieldsAre(one, HasSubstr("table 5210")),
-                                                  FieldsAre(other, HasSubstr("table 5210"))));
+  EXPECT_THAT(path->repair(1), UnorderedElementsAre(FieldsAre(one, HasSubstr("table 5210")),
+                                                    FieldsAre(other, HasSubstr("table 5210"))));
   world_->node.ip("route flush table 5210");
-  EXPECT_THAT(path->mend(1), ElementsAre(FieldsAre(_, "")));
-  EXPECT_THAT(path->mend(1), ElementsAre(FieldsAre(_, "")));
+  EXPECT_THAT(path->repair(1), ElementsAre(FieldsAre(_, "")));
+  EXPECT_THAT(path->repair(1), ElementsAre(FieldsAre(_, "")));
 }
 
 TEST_F(ReturnPathTest, ADeviceThatIsNoEthernetIsAFault) {
@@ -1333,7 +1333,7 @@ TEST_F(ReturnPathTest, RulesFollowATapThatIsRenamed) {
     world_->node.ip("link set tap0 name tap9");
     world_->node.ip("link set tap9 up");
     world_->node.ip("link add tap0 type veth peer name other");
-    EXPECT_THAT(path->mend(16), IsEmpty());
+    EXPECT_THAT(path->repair(16), IsEmpty());
     EXPECT_THAT(world_->listing(), AllOf(HasSubstr("iif tap9 ipproto tcp"), Not(HasSubstr("iif tap0"))));
     EXPECT_EQ(world_->connect_as({address(kV4.client), 40000}, local_of(listener), "tap9").error, 0);
     world_->node.ip("link set tap9 down");
