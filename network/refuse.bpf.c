@@ -1,9 +1,9 @@
-// Socket look-up program (BPF_PROG_TYPE_SK_LOOKUP) of the node's network namespace: refuses a client at one
-// of the node's addresses and ports, where the listener would accept it. The kernel then answers the client's
-// SYN with RST, as if nothing listened.
+// Socket lookup program (BPF_PROG_TYPE_SK_LOOKUP) of the node's network namespace: refuses a client at one
+// of the node's addresses and ports although a listener would accept it. The kernel then answers the
+// client's SYN with RST, as if nothing listened.
 //
-// Runs where the kernel looks for a listener: for a SYN, and for a stray segment of no connection.
-// Connections that are there are not affected. Linux 5.9.
+// Runs when the kernel looks for a listener: for a SYN, and for a stray segment of no connection. Existing
+// connections are not affected. Linux 5.9.
 #include "network/refuse.h"
 
 #include <linux/bpf.h>
@@ -12,7 +12,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-enum { kAddressFamilyV4 = 2 };  // AF_INET, whose header is none of the kernel's
+enum { kAddressFamilyV4 = 2 };  // AF_INET; its header belongs to the C library
 
 struct {
   __uint(type, BPF_MAP_TYPE_HASH);

@@ -24,8 +24,8 @@
 namespace portway {
 namespace {
 
-// Where nobody's rules come earlier: apart from Tailscale's, 5210 to 5290, which it deletes whoever made
-// them.
+// Used unless another program's rules come earlier. Outside of 5210 to 5290: Tailscale deletes rules there,
+// whoever made them.
 constexpr std::uint32_t kUsualPreference = 5108;
 // An abstract Unix socket's name is one network namespace's.
 constexpr std::string_view kLockName{"\0portway/return-path", 20};
@@ -96,7 +96,7 @@ Result<void> remove_everything(Netlink& netlink) {
   return {};
 }
 
-/// One that comes before everybody's rules, as does the one below it; where that cannot be, the usual one.
+/// A preference that comes before all other rules, as does the one below it; if there is none, the usual one.
 Result<std::uint32_t> choose_preference(Netlink& netlink) {
   std::uint32_t chosen = kUsualPreference + 1;
   for (const int family : kFamilies) {
@@ -127,7 +127,7 @@ Result<void> check_mark(Netlink& netlink, const ReturnPathSettings& settings) {
   return {};
 }
 
-/// Nobody else's, for as long as it is open.
+/// Reserved for this process for as long as it is open.
 Result<Fd> take_lock() {
   Fd lock(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   sockaddr_un name{};

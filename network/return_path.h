@@ -1,43 +1,43 @@
-// The way back of connections that reach a guest with the client's own address (IP_TRANSPARENT): the guest
-// answers to an address that is not the node's, and the answer has to come to the node's stack all the same.
-// What DNAT gets from conntrack, without netfilter.
+// The return path of connections that reach a guest from the client's own address (IP_TRANSPARENT). The
+// guest answers to an address that is not the node's, and the answers must still come to the node's own
+// stack. This is what conntrack does for DNAT, without netfilter.
 //
-// On each guest's tap a packet program marks the answers to the node's connections, and ICMP errors about
-// them (steer.bpf.c); for the node, per address family, there is
+// On each guest's tap, a packet program marks the answers to the node's connections, and ICMP errors about
+// them (steer.bpf.c). The node has, per address family:
 //     5108: iif lo fwmark 0x20000000/0x20000000 lookup main
 //     5109: fwmark 0x20000000/0x20000000 lookup 5210
 //     local default dev lo table 5210
-// The preferences are lower ones where somebody's rules come earlier at start: ours concern nobody else's
-// packets. These, the table and the bit of the mark can be set otherwise.
-// The first is for the check of the source address: with src_valid_mark it is looked up with the packet's
-// mark too, and would find all the world to be this node. Cost does not grow with the number of forwards.
-// Nothing is changed for packets that belong to no connection of the node: the guest's own connections and
-// routed traffic go their way.
+// If another program's rules come earlier, ours take lower preferences at start: they concern only our
+// packets. The preferences, the table and the mark's bit are settings. The first rule is for the kernel's
+// check of the source address: with src_valid_mark that lookup uses the packet's mark too, and would take
+// every address for this node's. The cost does not grow with the number of forwards. Packets that belong
+// to no connection of the node are not affected: the guest's own connections and routed traffic take their
+// usual way.
 //
-// If the kernel takes no program (no CAP_BPF, an old kernel, lockdown) there is a rule for each forwarded
-// port of a guest instead:
+// If the kernel accepts no program (no CAP_BPF, an old kernel, lockdown), each forwarded port of a guest
+// has a rule instead:
 //     5109: iif TAP from GUEST ipproto tcp sport PORT lookup 5210
-// which costs every packet of the node a little for each rule, so there are at most kPortsMax of them; and
-// the guest's own connections from a forwarded port number do not work, nor do routed ones to it. The rule
-// would deliver the SYNs of such connections to the node, where a service on all addresses would answer them:
-// a classic filter on the tap, which needs no CAP_BPF, drops them (syn_filter.h). There is no source guard
-// then, and ICMP errors do not come back: no rule can look at what they quote, and one for all ICMP would
-// take the guest's own.
+// Each rule costs every packet of the node a little, so there are at most kPortsMax of them. The guest's
+// own connections from a forwarded port number do not work, nor do routed connections to it. The rule
+// would deliver the SYNs of such connections to the node, and a service on all addresses would answer
+// them. A classic filter on the tap, which needs no CAP_BPF, drops them (syn_filter.h). In this case there
+// is no source guard, and ICMP errors do not come back: no rule can look at what they quote, and a rule
+// for all ICMP would take the guest's own.
 //
-// The program is attached by tcx (Linux 6.6), else by a clsact filter. Other people's programs and filters on
-// the tap continue, either way. A killed daemon's tcx program ends with it, a filter stays until the next
-// start. Between the two, what a guest still sends on connections that the kernel has yet to end goes where
-// it is addressed; the next start's program finds their sockets again.
+// The program is attached by tcx (Linux 6.6), else by a clsact filter. Either way, other programs and
+// filters on the tap still see the packets. The tcx program of a killed daemon ends with it; a filter
+// stays until the next start. In between, what a guest still sends on connections that the kernel has yet
+// to end goes where it is addressed. The program of the next start finds their sockets again.
 //
-// The same program is the source guard: it drops what one guest sends with another's address (steer.bpf.c).
-// If clients' addresses are not wanted, there can be the guard alone, without rules and route.
+// The same program is the source guard: it drops what one guest sends from another guest's address
+// (steer.bpf.c). If clients' addresses are not wanted, the guard can run alone, without rules and route.
 //
-// Everything it makes can be recognised (protocol 210, filter "portway_steer"), and what a predecessor left
-// is removed at start. So that two of them in one network namespace do not end each other, the second one
-// does not start.
+// Everything that this class creates is recognisable (protocol 210, filter "portway_steer"), and what a
+// predecessor left behind is removed at start. A second instance in the same network namespace does not
+// start, so that the two do not remove each other's parts.
 //
-// Control thread; the network namespace is that of the thread that calls start(), which makes the other calls
-// too: the kernel attaches to a link of the caller's.
+// Control thread. The network namespace is that of the thread that calls start(); the same thread makes
+// the other calls, because the kernel attaches to a link of the caller's namespace.
 #pragma once
 
 #include <cstddef>
@@ -57,7 +57,7 @@
 
 namespace portway {
 
-/// What it takes of the numbers that all programs of a node share.
+/// Numbers that all programs of a node share.
 struct ReturnPathSettings {
   std::uint32_t rule_preference = 0;  // of the rule that leads to the table, from 2; the one before it is
                                       // taken too. 0: chosen at start
@@ -66,8 +66,8 @@ struct ReturnPathSettings {
                                       // (16-23) use
 };
 
-/// What add() has made for a guest. A link's next add() has another generation, and what names the one before
-/// has no effect any more: a late clean-up of an ended session cannot hit the next one on its tap.
+/// What add() has set up for a guest. The link's next add() has another generation, and calls that name an
+/// earlier one have no effect: a late clean-up of an ended session cannot hit the next session on its tap.
 struct Way {
   int link = 0;
   std::uint64_t generation = 0;
@@ -84,11 +84,11 @@ class ReturnPath {
     kGuardOnly,  // no return path: connections need a source address of the node
   };
 
-  /// kResourceExhausted when the node cannot have it; the detail says why, and what would help (CAP_BPF and
-  /// CAP_NET_ADMIN, a newer kernel). Then nothing was made. It also tries whether a socket can be bound to an
-  /// address that is not the node's: what works then is refused later only where a port is in use. kProgram:
-  /// rules where the kernel takes no program; kRules: whatever the kernel can do.
-  /// kProgram is also refused where a routing rule of another program has the mark's bit.
+  /// kResourceExhausted if the node cannot have it; the detail says why, and what would help (CAP_BPF and
+  /// CAP_NET_ADMIN, a newer kernel). Then nothing was set up. It also tries to bind a socket to an address
+  /// that is not the node's: if that works, a later bind is refused only if its port is in use. kProgram
+  /// falls back to rules if the kernel accepts no program; kRules uses rules whatever the kernel can do.
+  /// kProgram is also refused if a routing rule of another program uses the mark's bit.
   static Result<std::unique_ptr<ReturnPath>> start(Kind wanted = Kind::kProgram,
                                                    const ReturnPathSettings& settings = {});
 
@@ -99,45 +99,44 @@ class ReturnPath {
 
   Kind kind() const { return kind_; }
   bool has_guard() const { return program_ != nullptr; }
-  /// For the relay, as long as this object lives; any thread. Null where the program is not there.
+  /// For the relay, as long as this object lives; any thread. Null if there is no program.
   const RoutedConnections* routed() const { return program_ ? &program_->routed() : nullptr; }
   /// Packets that the guard has dropped so far.
   std::uint64_t forged_packets() const { return program_ ? program_->forged_packets() : 0; }
-  /// Why it is not a program; empty where it is.
+  /// Why there is no program; empty if there is one.
   const std::string& why_rules() const { return why_rules_; }
 
-  /// From now on the guest's answers shall come back (not with kGuardOnly), and no other guest send with its
-  /// addresses: one, or one of each family. `link` is the interface index of its tap, an Ethernet device; one
-  /// guest a link, a second call replaces its addresses and takes the ports away. What was made is read back,
-  /// and the kernel is asked what it would do with an answer. Look at fault(): where that is not empty,
+  /// From now on the guest's answers come back (not with kGuardOnly), and no other guest can send from its
+  /// addresses: one, or one of each family. `link` is the interface index of its tap, an Ethernet device. A
+  /// link has one guest: a second call replaces its addresses and removes its ports. What was set up is read
+  /// back, and the kernel is asked what it would do with an answer. Look at fault(): if it is not empty,
   /// repair() tries again until remove(). Call it before the first connection, whose answers would be lost.
   Way add(int link, const std::vector<IpAddress>& addresses);
   Way add(int link, const IpAddress& address) { return add(link, std::vector{address}); }
 
-  /// What stands in the way: why the guest's answers do not come back (kGuardOnly: why the guard is not on
-  /// its tap). Empty where nothing does, and for a way that is no more. Of several, the first address's.
+  /// Why the guest's answers do not come back (kGuardOnly: why the guard is not on its tap). Empty if they
+  /// do, and for a way that was removed or replaced. Of several addresses, the first one's.
   const std::string& fault(const Way& way) const;
-  /// The same of the answers that this one of the guest's addresses sends.
+  /// The same for one of the guest's addresses.
   const std::string& fault(const Way& way, const IpAddress& address) const;
 
-  /// The opposite of add(). Fine when the link is gone. Connections that are still open hang: end them first.
+  /// Undoes add(). Fine if the link is gone. Connections that are still open would hang: end them first.
   void remove(const Way& way);
 
-  /// With rules, the answers from a port of the guest come back only after this, those of all its addresses;
-  /// otherwise it does nothing.
-  /// kResourceExhausted when there are kPortsMax. Each call has its remove_port(), and remove() goes for all
-  /// of a way's.
+  /// With rules, the answers from a port of the guest, from all its addresses, come back only after this
+  /// call. Otherwise it does nothing. kResourceExhausted if there are kPortsMax. Each call needs its
+  /// remove_port(); remove() removes all ports of a way.
   Result<void> add_port(const Way& way, std::uint16_t guest_port);
   void remove_port(const Way& way, std::uint16_t guest_port);
 
-  /// A way that has got a fault, or has lost it, in one of its guest's addresses.
+  /// A way with a new fault, or without the one it had, at one of its guest's addresses.
   struct Change {
     Way way;
     std::string fault;
   };
 
-  /// Looks whether all is well with the node and with at most `links_max` links, the next ones each time, and
-  /// makes what is not there, by the tap's present name where rules name it.
+  /// Checks the node and at most `links_max` links, the next ones each time, and sets up what is missing;
+  /// rules use the tap's present name.
   std::vector<Change> repair(std::size_t links_max);
 
  private:

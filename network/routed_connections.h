@@ -3,10 +3,10 @@
 // and the routed one would end. conntrack gives the second one another port; so does the relay
 // (SourcePlan::kPortInUse).
 //
-// The packet program on the guest's tap notes them as the guest's segments pass (steer.bpf.c), in a table
-// that is mapped into memory and read without a system call. It has those that were opened since the program
-// is there, and of older ones those on which the guest has sent something within two minutes; of each guest
-// the latest, up to 256.
+// The packet program on the guest's tap records them as the guest's segments pass (steer.bpf.c), in a table
+// that is mapped into memory and read without a system call. It has the connections that were opened since
+// the program was attached, and older ones on which the guest has sent something within two minutes; of each
+// guest the latest, up to 256.
 #pragma once
 
 #include <chrono>

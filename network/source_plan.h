@@ -31,7 +31,7 @@ enum class SourcePlan : std::uint8_t {
 inline constexpr std::size_t kSourcePlans = static_cast<std::size_t>(SourcePlan::kNoReturnPath) + 1;
 /// "transparent", "proxy_v2" or "plain".
 std::string_view source_mode(SourcePlan plan);
-/// Why it is not the mode that was asked for, e.g. "hairpin"; empty where it is.
+/// Why it is not the mode that was asked for, e.g. "hairpin"; empty if it is.
 std::string_view source_fallback(SourcePlan plan);
 
 /// Whether the guest sees the client's address.

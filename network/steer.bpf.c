@@ -1,47 +1,48 @@
 // tc ingress program on a guest's tap (Ethernet). It does two things to the packets that the guest sends.
 //
-// The source guard. A packet with the address of another tap's guest as its source is dropped. Nothing else
-// stops it where rp_filter is off or loose, and never for IPv6. A forged segment would find no socket on this
-// tap, and the RST that the node answers it with goes to the guest it names, whose connection it ends. What
-// counts is the source address in the IP header: fragments and extension headers have it in the same place
-// (the one option that replaces it, Mobile IPv6's home address, needs an XFRM state on the node). Addresses
-// that no guest of the node has may pass: a guest may route for others. Two taps whose guests have the same
-// address may both use it.
+// The source guard drops a packet whose source address belongs to another tap's guest. Nothing else stops
+// such packets if rp_filter is off or loose, and nothing ever does for IPv6. A forged segment would find
+// no socket on this tap, and the RST that the node answers with would go to the guest that owns the
+// address, and end its connection. The source address in the IP header decides: fragments and extension
+// headers have it in the same place (the one option that replaces it, Mobile IPv6's home address, needs an
+// XFRM state on the node). Addresses that no guest of the node has may pass: a guest may route for others.
+// Two taps whose guests have the same address may both use it.
 //
-// Steering. A connection to the guest may carry a client's address as its source (IP_TRANSPARENT). The
+// Steering. A connection to the guest may have a client's address as its source (IP_TRANSPARENT). The
 // guest's answers then go to an address that is not the node's, and would be forwarded or dropped. The
 // program asks the kernel whether the packet belongs to a socket, and marks it if so; a rule
-// (return_path.cpp) delivers what is marked to the node's own stack.
+// (return_path.cpp) delivers marked packets to the node's own stack.
 //
-// Nothing that is not the relay's is ever steered:
-//  - Only the guest's own packets are: the source address is the one registered for this tap, of its family.
-//  - The socket has exactly the packet's addresses and ports, and is in a state of the side that opened the
-//    connection. A listener on the wildcard address "matches" every destination: a guest could reach the
-//    node's services by any foreign address. Half-open entries of a listener (NEW_SYN_RECV, SYN_RECV) are the
-//    node's services too. A socket of some other program of the node with exactly these addresses is that
-//    program's connection to this guest: it is delivered there with the mark or without.
-//  - It is bound to this tap (SO_BINDTODEVICE), or to none: the lookup compares the interface the packet came
-//    in by, so a guest does not match another guest's connections.
-//  - The stack looks the socket up again, and meets the same one or none that takes the packet. It looks for
-//    a listener in two cases. A SYN makes it do so instead of TIME_WAIT (tcp_timewait_state_process()):
-//    segments with SYN and without ACK are never steered, whatever is found; no answer to the relay looks so.
-//    (Where ip_early_demux is on, the kernel does not forward them to the client either: ip_forward() drops
-//    packets for which a socket was found.)
-//    And the socket that was found may be gone by then. Of a listener, a segment without SYN, or with SYN and
-//    ACK, gets a RST or nothing (tcp_rcv_state_process(), TCP_LISTEN), so that no connection comes to be,
-//    unless it acknowledges a SYN cookie. The kernel makes a cookie for a SYN with the same addresses and
-//    ports, and such a SYN has never reached the listener.
-//  - The kernel's table `local` (preference 0) comes before our rule, so the mark opens no way to the node's
-//    addresses that was not there without it.
+// Only the relay's packets are steered:
+//  - They come from the guest itself: the source address is the one registered for this tap, of its
+//    family.
+//  - The socket has exactly the packet's addresses and ports, and is in a state of the side that opened
+//    the connection. A listener on the wildcard address "matches" every destination: a guest could reach
+//    the node's services by any foreign address. Half-open entries of a listener (NEW_SYN_RECV, SYN_RECV)
+//    are the node's services too. If another program of the node has a socket with exactly these
+//    addresses, that is its own connection to this guest: it is delivered there with or without the mark.
+//  - The socket is bound to this tap (SO_BINDTODEVICE), or to none: the lookup compares the interface that
+//    the packet came in by, so a guest does not match another guest's connections.
+//  - The stack looks the socket up again, and finds the same one or none that takes the packet. It looks
+//    for a listener in two cases. For a SYN, it does so instead of using a TIME_WAIT
+//    (tcp_timewait_state_process()): segments with SYN and without ACK are never steered, whatever is
+//    found; no answer to the relay looks like that. (With ip_early_demux on, the kernel does not forward
+//    them to the client either: ip_forward() drops packets for which a socket was found.) Or the socket
+//    may be gone by then. A listener answers a segment without SYN, or with SYN and ACK, with a RST or
+//    nothing (tcp_rcv_state_process(), TCP_LISTEN), so no connection is made, unless the segment
+//    acknowledges a SYN cookie. The kernel makes a cookie for a SYN with the same addresses and ports, and
+//    such a SYN has never reached the listener.
+//  - The kernel's table `local` (preference 0) comes before our rule, so the mark opens no way to the
+//    node's addresses that was not there without it.
 //
 // ICMP errors about a connection are steered too: a refusal by the guest's packet filter, or what a router
-// behind the tap says of the path's MTU. They go to the client's address, as they quote a packet that came
-// from it, and would tell the client of an address that it does not know. Whose they are is what the quoted
-// header says, so that anybody behind the tap may send them, but only about this tap's guest: the quoted
-// packet went to the guest's address, from the address that the error is sent to, and belongs to a socket
-// that is looked up as above. The stack looks the socket up by the quoted header too, and by the interface,
-// and checks the quoted sequence number (tcp_v4_err(), tcp_v6_err()). Redirects change the node's routes:
-// they are dropped.
+// behind the tap reports of the path's MTU. They are addressed to the client, because they quote a packet
+// that came from its address, and would show the client an address that it does not know. The quoted
+// header decides to which connection they belong. So anybody behind the tap may send them, but only about
+// this tap's guest: the quoted packet went to the guest's address, from the address that the error is sent
+// to, and belongs to a socket that is looked up as above. The stack looks the socket up by the quoted
+// header too, and by the interface, and checks the quoted sequence number (tcp_v4_err(), tcp_v6_err()).
+// Redirects would change the node's routes: they are dropped.
 //
 // Runs in the kernel for each packet from the guest. bpf_skc_lookup_tcp: Linux 5.2.
 #include "network/steer.h"
@@ -58,8 +59,8 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-// One bit of the packet mark means "belongs to a connection of this node's stack". The loader says which; the
-// rest of the mark is other people's.
+// One bit of the packet mark means "belongs to a connection of this node's stack". The loader sets which; the
+// other bits belong to other programs.
 const volatile __u32 steer_mark;
 
 struct {
@@ -70,7 +71,7 @@ struct {
   __type(value, struct SteerGuest);
 } guests SEC(".maps");
 
-// The addresses that any guest has.
+// The addresses of all guests.
 struct {
   __uint(type, BPF_MAP_TYPE_HASH);
   __uint(map_flags, BPF_F_NO_PREALLOC);
@@ -88,7 +89,7 @@ struct {
   __type(value, struct RoutedSet);
 } routed SEC(".maps");
 
-// Packets that the source guard has dropped.
+// Packets that the source guard dropped.
 struct {
   __uint(type, BPF_MAP_TYPE_ARRAY);
   __uint(max_entries, 1);
@@ -110,7 +111,7 @@ enum { kIcmpHeaderSize = 8, kExtensionsMax = 4 };
 // Types of ICMP errors (RFC 792): <linux/icmp.h> needs the C library's headers.
 enum { kUnreachable = 3, kSourceQuench = 4, kRedirect = 5, kTimeExceeded = 11, kParameterProblem = 12 };
 
-// Seconds that a connection is kept in mind after the guest's last segment: as long as conntrack does
+// Seconds that a connection is remembered after the guest's last segment: as long as conntrack does
 // (nf_conntrack_tcp_timeout_established), and before it is known to be established and after the guest's FIN
 // (nf_conntrack_tcp_timeout_syn_recv, _time_wait).
 enum { kRoutedLong = 5 * 24 * 60 * 60, kRoutedShort = 120 };
@@ -203,9 +204,9 @@ static __always_inline bool read_tcp(struct __sk_buff* skb, __u32 header, struct
 }
 
 // The guest's segment belongs to no connection of the node. Only an answer to a SYN takes the place of
-// another connection that is still kept in mind; any segment takes one that is free, so that those are learnt
+// another connection that is still remembered; any segment takes a free place, so that connections are learnt
 // that are older than this program. What may be a late segment on a connection that the relay has given up is
-// kept in mind for a short time only: an answer to a SYN that nothing follows, and a burst of segments.
+// remembered for a short time only: an answer to a SYN that nothing follows, and a burst of segments.
 static __always_inline void note_routed(struct __sk_buff* skb, const struct BpfAddress* client,
                                         const struct TcpStart* tcp) {
   const struct RoutedKey key = routed_key(skb->ifindex, client, tcp->ports[1], tcp->ports[0]);
@@ -312,8 +313,8 @@ static __always_inline enum Verdict about_v4(struct __sk_buff* skb, const struct
   return type == kRedirect ? kDrop : kSteer;
 }
 
-// Where the TCP header of a quoted packet is: behind extension headers that a router may have put in. 0:
-// there is none.
+// The offset of a quoted packet's TCP header, behind extension headers that a router may have added. 0: there
+// is none.
 static __always_inline __u32 find_tcp(struct __sk_buff* skb, __u32 at, __u8 next) {
 #pragma unroll
   for (int headers = 0; headers < kExtensionsMax; ++headers) {

@@ -1,20 +1,19 @@
 // Asks whether a service of a guest listens, by half a handshake: a SYN, and a RST for its answer. The
-// service never gets a connection, so one that accepts once is not used up.
+// service never gets a connection, so a service that accepts only once is not used up.
 //
-// The SYN is sent by an ordinary TCP socket, whose filter (SO_ATTACH_FILTER) keeps the answer from it. The
-// answer is read from a raw socket, and the RST is sent there: the guest's half-open connection is gone at
-// once. What a process may not do changes that:
-//  - No CAP_NET_RAW: the TCP socket's count of dropped segments (SO_MEMINFO) shows that there was an answer;
-//  the
-//    kernel sends the RST when the guest repeats it, a second later.
-//  - No filter, which newer kernels (seen in 6.18) allow a TCP socket only with CAP_NET_ADMIN: the raw socket
-//    sends the SYN, once, and the kernel, which has no socket for the answer, the RST. Only from the node's
-//    address: a return path leads to sockets.
+// An ordinary TCP socket sends the SYN; its filter (SO_ATTACH_FILTER) keeps the answer from it. A raw
+// socket reads the answer and sends the RST, so the guest's half-open connection is gone at once. With
+// fewer privileges:
+//  - No CAP_NET_RAW: the TCP socket's count of dropped segments (SO_MEMINFO) shows that there was an
+//    answer. The kernel sends the RST when the guest repeats it, a second later.
+//  - No filter, which newer kernels (seen in 6.18) allow on a TCP socket only with CAP_NET_ADMIN: the raw
+//    socket sends the SYN, once, and the kernel, which has no socket for the answer, sends the RST. Only
+//    from the node's address: a return path leads to sockets.
 //  - Neither: there is no such probe (-EPERM).
 //
-// The guest's answer is taken as it is: a false one is false about the guest's own port only. No
-// call blocks or allocates. One thread at a time; the network namespace is that of the thread that opens it.
-// Linux 5.1 (SO_BINDTOIFINDEX).
+// The guest's answer is believed: a false one is false about the guest's own port only. No call blocks or
+// allocates. One thread at a time; the network namespace is that of the thread that opens it. Linux 5.1
+// (SO_BINDTOIFINDEX).
 #pragma once
 
 #include <cstdint>
@@ -28,11 +27,11 @@ namespace portway {
 struct SynProbeTarget {
   Endpoint guest;
   int device = 0;  // interface index of the guest's tap; 0: not bound to one
-  /// A client's address to ask with: it needs a return path, and CAP_NET_ADMIN or CAP_NET_RAW. None: the
+  /// A client's address to probe from: it needs a return path, and CAP_NET_ADMIN or CAP_NET_RAW. None: the
   /// node's. Of the same family as the guest's.
   std::optional<IpAddress> source = std::nullopt;
   /// The kernel looks for a free source port among these only (-EADDRNOTAVAIL when there is none), if it is
-  /// Linux 6.3 or later; {0, 0}: among all, which takes it long when few are left.
+  /// Linux 6.3 or later; {0, 0}: among all, which takes it long if few are left.
   PortRange source_ports = {};
 };
 

@@ -1,5 +1,5 @@
-// Filters at a link's ingress (tc(8), tc-bpf(8)): the hook `clsact` and our one filter in it. Other people's
-// filters are neither changed nor deleted.
+// Filters at a link's ingress (tc(8), tc-bpf(8)): the hook `clsact` and our one filter in it. Other
+// programs' filters are neither changed nor deleted.
 #pragma once
 
 #include <linux/filter.h>
@@ -27,10 +27,10 @@ struct OurFilter {
 /// The links that have a clsact hook.
 Result<std::vector<int>> links_with_hook(Netlink& netlink);
 
-/// Our filters at the link's ingress; one in peace, none when the link or its hook is gone.
+/// Our filters at the link's ingress: normally one; none if the link or its hook is gone.
 Result<std::vector<OurFilter>> our_filters(Netlink& netlink, int link);
 
-/// Attaches the program, making the hook when there is none. It comes before other people's filters: a
+/// Attaches the program, making the hook when there is none. It comes before other programs' filters: a
 /// verdict of theirs would end the walk before it. kResourceExhausted also when another kind of filter has
 /// the first place.
 Result<void> add_filter(Netlink& netlink, int link, int program_fd);

@@ -25,14 +25,14 @@ class Admission {
   /// New connections that were left over stay so: only a first limit of them begins with a full second's.
   void set_limits(const TrafficLimits& limits);
 
-  /// True when ask() may say no: else a connection needs neither ask() nor leave().
+  /// ask() may reject; if not, a connection needs neither ask() nor leave().
   bool limited() const { return limited_.load(std::memory_order_relaxed); }
 
-  /// Why this client is turned away, or nothing and it is counted until leave().
+  /// Why this client is rejected; nothing if it is admitted, and counted until leave().
   std::optional<RejectReason> ask(const IpAddress& client, Time now);
-  /// Whether ask() would say why not, now; nothing is counted.
+  /// Whether ask() would reject this client now; nothing is counted.
   bool refuses(const IpAddress& client, Time now);
-  /// Counts a connection that is there already, until leave().
+  /// Counts an existing connection, until leave().
   void enter(const IpAddress& client);
   /// A connection that ask() or enter() counted has ended.
   void leave(const IpAddress& client);

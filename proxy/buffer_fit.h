@@ -1,7 +1,7 @@
-// How large a relay's receive buffers are. What its receiver is slow to take waits in them, costs the node
-// memory, and gets old; what a fast one takes costs less in large pieces. So a buffer holds as much as the
-// receiver takes in kQueueTime, kQueueMax at most, and towards a client also what is on its way to the node
-// meanwhile: twice the path's bandwidth-delay product, as the kernel's own tuning has it (tcp(7),
+// How large a relay's receive buffers are. Bytes that a slow receiver has not taken wait in them, cost the
+// node memory, and get old; a fast receiver is served more cheaply in large pieces. So a buffer holds as much
+// as the receiver takes in kQueueTime, kQueueMax at most, and towards a client also what is on its way to the
+// node meanwhile: twice the path's bandwidth-delay product, as the kernel's own tuning has it (tcp(7),
 // tcp_moderate_rcvbuf). That tuning counts what the relay reads, not what the receiver takes, and begins with
 // megabytes.
 #pragma once

@@ -1,10 +1,10 @@
 // How long a worker looks for events before it sleeps.
 //
-// To be woken takes longer than most answers of a guest: tens of microseconds on a virtual machine, twice for
-// each request and response. So a worker that has something to do again and again within a window looks for
-// it, and lets other threads run between two looks; one that does not sleeps at once. The window grows where
-// sleeps turn out to be short, and closes after a long silence, or where looking is in vain too often: then
-// it stays closed for a while. The same idea as KVM's halt polling (Documentation/virt/kvm/halt-polling.rst).
+// A wake-up takes longer than most answers of a guest: tens of microseconds on a virtual machine, twice for
+// each request and response. So a worker that repeatedly has something to do within a window polls for it,
+// and lets other threads run between two polls; otherwise it sleeps at once. The window grows if sleeps turn
+// out to be short. It closes after a long silence, or if polling is in vain too often, and then stays closed
+// for a while. The same idea as KVM's halt polling (Documentation/virt/kvm/halt-polling.rst).
 #pragma once
 
 #include "proxy/io.h"

@@ -1,8 +1,8 @@
 // The connections of the process: one bounded array of plain-old-data slots in one shared mapping.
 //
-// A slot holds what another process would need to carry the connection on: descriptor numbers, ids, the state
-// of each side and each direction, counts. Nothing in it is a pointer. What is only of use to the process
-// that runs it (the forward object, timers, what is armed in the ring) stands beside it, in Connection
+// A slot holds what another process would need to continue the connection: descriptor numbers, ids, the state
+// of each side and each direction, counts. Nothing in it is a pointer. What only this process
+// can use (the forward object, timers, what is armed in the ring) stands beside it, in Connection
 // (proxy/connection.h).
 //
 // A SlotArena is cut into one ConnectionTable a worker; a table belongs to its worker's thread.
@@ -29,15 +29,15 @@ constexpr Side other(Side side) {
   return side == kDownstream ? kUpstream : kDownstream;
 }
 
-/// What is known of one socket. Readiness is remembered here because the ring tells each edge once.
+/// What is known of one socket. Readiness is remembered here because the ring reports each edge once.
 struct SocketState {
   std::int32_t fd = -1;
   std::int16_t error = 0;  // the errno that ended it (ECONNRESET, ETIMEDOUT, ...), 0 while it is sound
   bool readable = false;   // a read may give something: until it gives EAGAIN
   bool writable = false;   // a write may be taken: until it gives EAGAIN
-  bool peer_closed =
-      false;  // POLLRDHUP, POLLHUP or POLLERR was told: a short read does not prove "drained" any more
-  bool urgent = false;       // POLLPRI was told: splice(2) stops at the urgent mark
+  // POLLRDHUP, POLLHUP or POLLERR was reported: a short read does not prove "drained" any more.
+  bool peer_closed = false;
+  bool urgent = false;       // POLLPRI was reported: splice(2) stops at the urgent mark
   bool read_ended = false;   // FIN or an error was read
   bool write_ended = false;  // we sent FIN, or it takes nothing any more
 };
@@ -66,12 +66,12 @@ enum class ConnectionState : std::uint8_t {
   kConnecting,  // accepted from the client; the guest has not answered yet
   kRelaying,    // both sides are connected; either direction may have ended
   kResetting,   // one side was reset: the other is reset too once it has acknowledged what was sent to it
-  kClosing,     // nothing is moved any more: waiting for the last completions of what is armed
+  kClosing,     // no more bytes move: waiting for the last completions of armed polls
 };
 
 /// An address and a port as plain old data.
 struct PlainEndpoint {
-  std::array<std::uint8_t, 16> address{};  // in network order; the first four bytes where it is IPv4
+  std::array<std::uint8_t, 16> address{};  // in network order; the first four bytes if it is IPv4
   std::uint16_t port = 0;                  // 0: not known
   bool is_v6 = false;
 };
@@ -81,7 +81,7 @@ Endpoint to_endpoint(const PlainEndpoint& plain);
 struct ConnectionSlot {
   ForwardId forward{};
   PlainEndpoint client;
-  std::uint64_t serial = 0;  // counts up within a table: tells two connections in one slot apart
+  std::uint64_t serial = 0;  // counts up within a table: distinguishes two connections in one slot
   SocketState socket[2];
   RelayState relay[2];
   std::int64_t accepted_ns = 0;  // on the monotonic clock
@@ -97,7 +97,7 @@ static_assert(sizeof(ConnectionSlot) <= 256);
 /// The mapping. Its pages are touched, and so cost memory, only once a slot in them has been in use.
 class SlotArena {
  public:
-  /// Throws std::bad_alloc when the mapping is refused.
+  /// Throws std::bad_alloc if the mapping is refused.
   explicit SlotArena(std::size_t slots);
   ~SlotArena();
   SlotArena(const SlotArena&) = delete;
@@ -115,7 +115,7 @@ class ConnectionTable {
  public:
   explicit ConnectionTable(std::span<ConnectionSlot> slots) : slots_(slots) {}
 
-  /// nullopt when every slot is in use.
+  /// nullopt if every slot is in use.
   std::optional<std::uint32_t> take();
   void give_back(std::uint32_t index);
 

@@ -35,7 +35,7 @@ class BoundPort {
 inline constexpr int kAnyDevice = 0;  // not bound
 inline constexpr int kNoDevice = -1;  // there is none yet: connections to the guest fail
 
-/// Whose address a forward's guest is to see as its clients'.
+/// Whose address a forward's guest sees as its clients'.
 struct alignas(4) ForwardSource {  // an atomic one needs no lock
   constexpr ForwardSource(SourcePlan source_plan = SourcePlan::kPlain, bool source_required = false)
       : ForwardSource(source_plan, source_plan, source_required) {}
@@ -43,8 +43,8 @@ struct alignas(4) ForwardSource {  // an atomic one needs no lock
       : plan(source_plan), plan_v6(source_plan_v6), required(source_required) {}
 
   SourcePlan plan;     // kTransparent: as far as a connection's client allows it
-  SourcePlan plan_v6;  // the same of what goes to ForwardRoute::upstream_v6
-  bool required;       // it was asked for by name: a client with which it is impossible is turned away
+  SourcePlan plan_v6;  // the same for what goes to ForwardRoute::upstream_v6
+  bool required;       // it was asked for by name: a client for which it is impossible is rejected
 
   /// What holds for clients of both ways.
   constexpr SourcePlan of_all() const { return plan == SourcePlan::kTransparent ? plan_v6 : plan; }
@@ -81,10 +81,10 @@ struct ForwardRoute {
   }
 };
 
-/// What becomes of the established connections of a forward that is closed.
+/// What happens to the established connections of a forward that is closed.
 enum class ClosePolicy : std::uint8_t {
-  kKeep,   // they run on until they end, as under kernel DNAT when the rule is deleted
-  kDrain,  // they run on for the configured drain time, then they are reset
+  kKeep,   // they continue until they end, as under kernel DNAT when the rule is deleted
+  kDrain,  // they continue for the configured drain time, then they are reset
   kReset,  // they are reset now
 };
 
@@ -98,13 +98,13 @@ class Dataplane {
  public:
   virtual ~Dataplane() = default;
 
-  /// Takes `port` on every public address. kHostPortTaken when anybody has it, kResourceExhausted when
-  /// descriptors or memory ran out, kInvalidConfig when a public address is not one of this host's.
+  /// Takes `port` on every public address. kHostPortTaken if another program has it, kResourceExhausted if
+  /// descriptors or memory ran out, kInvalidConfig if a public address is not one of this host's.
   virtual Result<BoundPort> bind(std::uint16_t port) = 0;
   /// Whether a port could be bound now, as far as its number has nothing to do with it; errors as of bind().
   virtual Result<void> check_bind() const = 0;
 
-  /// Serves `route` on a port taken before. Cannot fail: what could fail has been done by bind.
+  /// Serves `route` on a port taken before. Cannot fail: bind() has done what could fail.
   virtual void open(ForwardRoute route, BoundPort port) = 0;
 
   /// Stops accepting for the forward and gives its port back, soon (within a worker's turn); unknown ids are
@@ -117,12 +117,12 @@ class Dataplane {
   /// were closed before and those that are still on their way between two workers. Unknown ids are ignored.
   virtual void end_session(const Uuid& session_id, CloseHow why) = 0;
 
-  /// The session, with its open forwards and their connections, is another owner's from now on. What that one
-  /// could not see, nor end, ends: the connections of forwards that were closed before. Unknown ids are
-  /// ignored.
+  /// The session, with its open forwards and their connections, has another owner from now on. Connections
+  /// that the new owner could neither see nor end are reset: those of forwards that were closed before.
+  /// Unknown ids are ignored.
   virtual void change_owner(const Uuid& session_id) = 0;
 
-  /// The device of the session's connections to come. Unknown ids are ignored.
+  /// The device of the session's future connections. Unknown ids are ignored.
   virtual void set_device(const Uuid& session_id, int device) = 0;
 
   /// The forward was closed, or never opened, and its last connection has ended.
@@ -130,19 +130,20 @@ class Dataplane {
 
   /// The live connections of a forward, those with ids above `after`, at most `limit`. Each worker is asked
   /// and answers between two of its turns: this waits for that, microseconds as a rule. kResourceExhausted
-  /// when a worker was too busy to answer within 250 ms.
+  /// if a worker was too busy to answer within 250 ms.
   virtual Result<ConnectionPage> connections(const ForwardId& id, ConnectionId after, std::size_t limit) = 0;
-  /// Resets one connection of a forward, or all of them (0), and returns how many it was: none when the
-  /// forward has no such one. Errors as above; the connections end all the same.
+  /// Resets one connection of a forward, or all of them (0), and returns how many: 0 if the
+  /// forward has no such connection. Errors as above; the connections end all the same.
   virtual Result<std::size_t> end_connections(const ForwardId& id, ConnectionId connection) = 0;
 
-  /// Other limits for a forward that is open; unknown ids are ignored. Connections that are there stay.
+  /// Changes the limits of an open forward; unknown ids are ignored. Existing connections stay.
   virtual void set_limits(const ForwardId& id, const TrafficLimits& limits) = 0;
 
-  /// Another source address for connections to come of a forward that is open; unknown ids are ignored.
+  /// Changes the source address of future connections of an open forward; unknown ids are ignored.
   virtual void set_source(const ForwardId& id, ForwardSource source) = 0;
 
-  /// Clients of a forward are refused now, whose guest has refused one: all of them, or this one.
+  /// Whether clients of a forward are refused now, because its guest has refused one: all of them, or this
+  /// one.
   virtual bool refuses(const ForwardId& id, const std::optional<IpAddress>& client) const = 0;
 
   /// Counts of one forward, or of all open ones in no order.

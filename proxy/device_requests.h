@@ -1,4 +1,4 @@
-// Instances whose clients wait for their tap's carrier. The kernel tells of a carrier up to a second late
+// Instances whose clients wait for their tap's carrier. The kernel reports a carrier up to a second late
 // while other links change: a worker that has a client for a session without a device asks the control thread
 // to look.
 //

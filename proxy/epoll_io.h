@@ -1,4 +1,4 @@
-// Readiness from epoll: where io_uring is refused.
+// Readiness from epoll, if io_uring is refused.
 #pragma once
 
 #include <memory>

@@ -2,19 +2,18 @@
 // instance, has a share that nobody else can take.
 //
 // One instance may have `instance_percent` of the node's connections (75 by default), and all instances
-// together as many without asking. The rest is kept: an instance that has fewer connections than an equal
-// part of the rest still gets one. The same holds for the forwards of an instance within what it may have,
-// and for clients within a forward, where one source address gets no more once it has most of the
-// connections.
+// together may have as many without a check. The rest is reserved: an instance that has fewer connections
+// than an equal part of the rest still gets one. The same holds for the forwards of an instance within its
+// share, and for clients within a forward: a source address with most of the connections gets no more.
 //
-// Who is over its share gets a connection in place of one of its own that is half-closed (one side has sent
-// FIN, the other has not), of the 64 oldest the most silent one; otherwise it is turned away. An instance
-// gives up one of its forward with most connections if that has been silent for a second, else one of the
-// newcomer's forward. An instance that gets one of what is kept takes the place of a half-closed one that has
-// been silent for a second, of the instance with most. And where connections are short, half-closed ones are
-// given less time: conntrack's, at half of the node's connections.
+// An instance, forward or client over its share gets a connection only in place of a half-closed one of its
+// own (one side has sent FIN, the other has not): of the 64 oldest, the one that has been silent for longest.
+// If there is none, the client is rejected. An instance gives up a connection of its forward with most
+// connections, if that has been silent for a second, else one of the newcomer's forward. An instance that
+// gets a reserved connection replaces a half-closed one, silent for a second, of the instance with most. And
+// if connections are short, half-closed ones get less time: conntrack's, at half of the node's connections.
 //
-// Shared by the workers and the control thread; relaxed atomics, since a few connections more or less do not
+// Shared by the workers and the control thread. Relaxed atomics: a few connections more or less do not
 // matter.
 #pragma once
 
@@ -29,11 +28,11 @@ namespace portway {
 
 class FairShare {
  public:
-  /// `instance_percent` of 100: nobody is held back.
+  /// With an `instance_percent` of 100 nobody is limited.
   FairShare(std::uint32_t capacity, unsigned instance_percent)
       : percent_(instance_percent), capacity_(capacity) {}
 
-  /// How many connections the node can have now: fewer where listeners take the descriptors. Control thread.
+  /// How many connections the node can have now: fewer if listeners take the descriptors. Control thread.
   void set_capacity(std::uint32_t capacity) { capacity_.store(capacity, std::memory_order_relaxed); }
   std::uint32_t capacity() const { return capacity_.load(std::memory_order_relaxed); }
   /// The sessions that have open forwards. Control thread.
@@ -65,13 +64,13 @@ class FairShare {
     return total >= node_max ? Verdict::kMakeRoom : Verdict::kAdmit;
   }
 
-  /// So many connections an instance gets whatever the others have.
+  /// The connections that an instance gets whatever the others have.
   std::uint64_t kept_for_instance() const {
     return kept(capacity(), sessions_.load(std::memory_order_relaxed));
   }
 
-  /// Whether one more may be admitted in another's place, which keeps its slot until it is closed; otherwise
-  /// many at once would use up what is kept.
+  /// Whether one more may be admitted in place of another, which keeps its slot until it is closed. Without
+  /// this limit, many at once would use up what is reserved.
   bool may_replace(std::uint64_t total) const {
     const std::uint64_t all = capacity();
     return percent_ >= 100 || total < part(all) + (all - part(all)) / 4;

@@ -1,7 +1,7 @@
 // The one door to the kernel for the data plane.
 //
 // Two kinds of calls. *Armed* operations (poll) are answered later by completions that wait()
-// returns: the ring, or epoll, only tells. *Direct* calls move bytes and change sockets at once and never
+// returns: the ring, or epoll, only reports. *Direct* calls move bytes and change sockets at once and never
 // block. Both kinds return -errno on failure; errno itself is not used.
 //
 // Implementations: UringIo, EpollIo (both over KernelIo's direct calls) and, for tests, SimIo (tests/sim). An
@@ -38,7 +38,7 @@ struct Completion {
 /// Who opened an accepted connection.
 struct Client {
   Endpoint endpoint;
-  std::uint8_t dscp = 0;  // that its SYN had, shifted left by two; 0 also where that is not known
+  std::uint8_t dscp = 0;  // that its SYN had, shifted left by two; 0 also if that is not known
 };
 
 /// Nanoseconds on the monotonic clock, as the Io sees it (virtual in the simulator).
@@ -49,8 +49,8 @@ struct TcpSummary {
   std::uint32_t rtt_us = 0;       // smoothed; 0: not known
   std::uint32_t retransmits = 0;  // segments sent again
   bool closed = false;            // both FINs are acknowledged, or it was reset
-  std::uint32_t unanswered =
-      0;  // times that the peer was asked (retransmissions, probes) since it last answered
+  // How often the peer was asked (retransmissions, probes) since it last answered.
+  std::uint32_t unanswered = 0;
   std::chrono::milliseconds answered_ago{0};  // it last acknowledged anything
 };
 
@@ -60,7 +60,7 @@ class PortProbe {
  public:
   virtual ~PortProbe() = default;
 
-  /// As SynProbe has them.
+  /// As in SynProbe.
   virtual int fd() const = 0;
   virtual int answer() = 0;
   virtual bool needs_asking() const = 0;
@@ -71,22 +71,21 @@ class Io {
   virtual ~Io() = default;
 
   virtual std::string_view name() const = 0;  // "uring", "epoll", "sim"
-  /// Where it counts what the kernel refuses it. Before the first wait().
+  /// Where to count what the kernel refuses. Before the first wait().
   virtual void count_in(WorkerCounters&) {}
   virtual Nanos now() const = 0;
 
   // --- Armed operations. One poll at a time on a descriptor; the descriptor must stay open until the last
   // completion (more == false) was seen.
 
-  /// Tells of readiness again and again: POLLIN, POLLOUT, POLLRDHUP, POLLPRI, POLLERR, POLLHUP, as they come.
-  /// POLLPRI alone proves nothing, see find_urgent().
-  /// Edge-like: what was told once is not repeated, so the caller keeps its own readable/writable flags.
-  /// Tells the state at the time of arming too. May end by itself: arm it again. A listener is readable when
-  /// a client waits at it, and tells POLLHUP after shutdown(SHUT_RD).
+  /// Reports readiness each time it changes: POLLIN, POLLOUT, POLLRDHUP, POLLPRI, POLLERR, POLLHUP. POLLPRI
+  /// alone proves nothing, see find_urgent(). Edge-triggered: an event is not repeated, so the caller keeps
+  /// its own readable/writable flags. Also reports the state at the time of arming. May end by itself: arm it
+  /// again. A listener is readable if a client waits at it, and reports POLLHUP after shutdown(SHUT_RD).
   virtual void poll(Token token, int fd) = 0;
 
-  /// Ends the armed operation of `fd`, which has this token: its last completion, -ECANCELED or an event that
-  /// was faster, follows from wait(). No other armed operation may have the token.
+  /// Ends the armed operation of `fd` with this token: wait() returns its last completion, -ECANCELED or an
+  /// event that came first. No other armed operation may have the token.
   virtual void cancel(Token token, int fd) = 0;
 
   /// Submits what was armed and returns completions: at least one, unless `timeout` passed or wake() was
@@ -99,15 +98,15 @@ class Io {
   // --- Direct calls.
 
   /// The client that has waited longest at a listener: a non-blocking, close-on-exec socket. -EAGAIN when
-  /// none waits, -EINVAL after shutdown(SHUT_RD). -EMFILE, -ENFILE, -ENOMEM, ...: the client goes on waiting.
+  /// none waits, -EINVAL after shutdown(SHUT_RD). -EMFILE, -ENFILE, -ENOMEM, ...: the client keeps waiting.
   virtual int accept(int listener) = 0;
   /// A non-blocking TCP socket; AF_INET or AF_INET6.
   virtual int socket(int family) = 0;
-  /// 0 when connected at once; -EINPROGRESS: poll tells POLLOUT, or POLLERR and socket_error() why not.
+  /// 0 when connected at once; -EINPROGRESS: poll reports POLLOUT, or POLLERR and socket_error() the reason.
   virtual int connect(int fd, const Endpoint& to) = 0;
   /// SO_ERROR as -errno, or 0; reading it clears it.
   virtual int socket_error(int fd) = 0;
-  /// Sends a SYN; null with `error`, as of SynProbe::open(), when it was not sent, or refused at once.
+  /// Sends a SYN; null with `error`, as of SynProbe::open(), if it was not sent, or was refused at once.
   virtual std::unique_ptr<PortProbe> probe(const SynProbeTarget& target, int& error) = 0;
   virtual int set_option(int fd, int level, int option, int value) = 0;
   /// SO_BINDTOIFINDEX; `device` is an interface index. -ENODEV when there is no such device.
@@ -115,8 +114,8 @@ class Io {
   /// Gives a socket that is to be connected an address that need not be the node's (IP_TRANSPARENT,
   /// IPV6_TRANSPARENT), and its port, which other sockets may have too; port 0 is one that connect() chooses.
   virtual int bind_transparent(int fd, const Endpoint& source) = 0;
-  /// Of an accepted socket. The SYN is read, and freed, by the first call: a second one does not know the
-  /// DSCP any more. -ENOTCONN where the client has reset the connection and its SYN was not kept.
+  /// Of an accepted socket. The first call reads the SYN and frees it: a second one does not know the DSCP.
+  /// -ENOTCONN if the client has reset the connection and its SYN was not kept.
   virtual int take_client(int fd, Client& out) = 0;
   virtual int local_endpoint(int fd, Endpoint& out) = 0;
   virtual int remote_endpoint(int fd, Endpoint& out) = 0;
@@ -132,9 +131,9 @@ class Io {
   virtual int unread(int fd) = 0;
   /// All zero when it cannot be read.
   virtual TcpSummary tcp_summary(int fd) = 0;
-  /// For `events` POLLPRI: sets `revents` to it where a socket has an urgent byte that was not read yet, else
-  /// to 0. Negative descriptors are passed over. One call for many: io_uring passes on what the waker said,
-  /// and TCP says POLLIN | POLLPRI at every arrival.
+  /// For `events` POLLPRI: sets `revents` to POLLPRI if the socket has an urgent byte that was not read yet,
+  /// else to 0. Skips negative descriptors. One call for many sockets: io_uring passes on the mask of the
+  /// wake-up, and TCP wakes with POLLIN | POLLPRI at every arrival.
   virtual void find_urgent(std::span<pollfd> sockets) = 0;
   /// True when the next byte to be read is the urgent one (SIOCATMARK).
   virtual bool at_urgent_mark(int fd) = 0;
@@ -152,8 +151,8 @@ class Io {
   virtual void close(int fd) = 0;
   /// Closes a socket so that its peer gets RST (SO_LINGER 0): unread and unacknowledged bytes are lost.
   virtual void close_with_reset(int fd) = 0;
-  /// Closes a connection's socket whose TIME_WAIT has begun (TcpSummary::closed), and ends that where the
-  /// kernel lets us; `remote` and `device` are what the socket was connected and bound to.
+  /// Closes a connection's socket whose TIME_WAIT has begun (TcpSummary::closed), and ends it if the
+  /// kernel permits; `remote` and `device` are what the socket was connected and bound to.
   virtual void close_time_wait(int fd, const Endpoint& remote, int device) = 0;
 };
 

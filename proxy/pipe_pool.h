@@ -69,8 +69,8 @@ class PipePool {
   WorkerCounters& counters_;
   std::vector<Pipe> idle_;
   std::uint32_t open_ = 0;
-  std::array<std::byte, kSpareSize>
-      spare_{};  // written to now: when it is needed there is no memory to be had
+  // Written to at construction: when it is needed, there may be no memory left.
+  std::array<std::byte, kSpareSize> spare_{};
   std::size_t spare_begin_ = 0;
   std::size_t spare_size_ = 0;
   RelayState* spare_owner_ = nullptr;  // has in_spare set; null: it is empty

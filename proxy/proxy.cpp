@@ -271,7 +271,7 @@ void Proxy::close(const ServedForwardPtr& forward, ForwardPhase to, CloseHow why
   closing_max_ = std::max<std::size_t>(64, 2 * closing_.size());
 }
 
-/// Clients whose connection is established and that nobody has accepted: under DNAT the guest has them
+/// Clients whose connection is established but not accepted yet: under DNAT the guest has them
 /// already. A shutdown would reset them.
 void Proxy::take_waiting(const ServedForwardPtr& forward, int listener) {
   for (int i = 0; i < kListenBacklog; ++i) {

@@ -29,8 +29,8 @@ struct ProxyOptions {
 
 class Proxy final : public Dataplane {
  public:
-  /// Starts the workers. Fails with kResourceExhausted where io_backend is kUring and io_uring is refused, or
-  /// where descriptors, memory or threads ran out; kAuto goes on with epoll and says why in node_stats().
+  /// Starts the workers. Fails with kResourceExhausted if io_backend is kUring and io_uring is refused, or
+  /// if descriptors, memory or threads ran out; kAuto continues with epoll and says why in node_stats().
   static Result<std::unique_ptr<Proxy>> start(const ProxyOptions& options);
   /// As stop() does.
   ~Proxy() override;

@@ -83,7 +83,7 @@ RefusalGates::Gate* RefusalGates::place_for(const Refusal& refusal) {
   for (Gate& gate : gates_) {
     if ((gate.state != State::kWaiting && gate.state != State::kOpen) || (has_share && !of_forward(gate)))
       continue;
-    // One that keeps nobody out is missed least.
+    // A gate that keeps nobody out is missed least.
     const auto rank = [](const Gate& each) { return std::pair(each.shut, each.since); };
     if (longest == nullptr || rank(gate) < rank(*longest)) longest = &gate;
   }
@@ -94,7 +94,7 @@ RefusalGates::Gate* RefusalGates::place_for(const Refusal& refusal) {
   return longest;
 }
 
-/// False when it cannot be.
+/// False if that is impossible.
 bool RefusalGates::shut(Gate& gate) {
   if (gate.client) {
     const std::lock_guard lock(gate.forward->listeners_mutex);

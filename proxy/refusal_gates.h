@@ -1,26 +1,26 @@
 // Refuses clients while a guest's port is closed, as DNAT does: the node answers their SYNs with RST, and the
 // guest's port is probed until it is open.
 //
-// Whom a refusal concerns is whom the guest has refused. If guests see their clients' own addresses, that is
-// one client: the guest's packet filter may refuse it and nobody else (a *client gate*, kept by
-// ClientRefusals). If the guest sees the node whoever the client is, it is everybody (a *forward gate*: the
-// forward's listeners are shut). The client whose connection the guest refused has been accepted already and
-// sees a reset; "connection refused" is what it, or everybody, sees afterwards. Where a guest has an address
-// of each family, "everybody" is the clients of one family: the other address's port is another one.
+// A refusal applies to whom the guest has refused. If guests see their clients' own addresses, that is one
+// client: the guest's packet filter may refuse it and nobody else (a *client gate*, kept by ClientRefusals).
+// If the guest sees the node whoever the client is, it applies to all clients (a *forward gate*: the
+// forward's listeners are shut). The client whose connection the guest refused was accepted before, and sees
+// a reset; afterwards it, or everybody, sees "connection refused". If a guest has an address of each family,
+// "everybody" is the clients of one family: the other address's port is another port.
 //
-// The guest is asked again before anybody is refused: its refusal may have been a passing one, or that of one
-// connection. It is asked with the address that was refused, and with a SYN that becomes no connection
-// (Io::probe). The interval grows with the time that the port has
-// been closed: an eighth of it, 10 ms at least and `interval_max` at most. A client gate ends when its client
-// has not come back for kForgetAfter, and asks half as often while it has not; a forward gate, which cannot
-// know, after kForwardGateMax. What is in doubt is let through: silence, an error, a full table.
+// The guest is probed again before anybody is refused: its refusal may have been temporary, or concern one
+// connection. The probe comes from the address that was refused, and its SYN becomes no connection
+// (Io::probe). The interval grows with the time that the port has been closed: an eighth of it, at least 10
+// ms and at most `interval_max`. A client gate ends if its client has not come back for kForgetAfter, and
+// probes half as often while it stays away. A forward gate, which cannot know, ends after kForwardGateMax. In
+// doubt, clients are let in: after silence, an error, or with a full table.
 //
 // A guest that limits the rate of connections refuses some of them, and a probe takes the place of a client.
-// So when clients were let in and the next one is refused before any was served, they are let in for a while:
-// kLetInMin, and twice as long each time. That is forgotten kForgetAfter later.
+// So if clients were let in and the next one is refused before any was served, they are let in for a while:
+// kLetInMin, and twice as long each time. kForgetAfter later that is forgotten.
 //
-// At most kGatesMax gates a worker and kGatesPerForward a forward. One more takes the place of the one that
-// waits longest.
+// At most kGatesMax gates a worker and kGatesPerForward a forward. A further one takes the place of the gate
+// that waits longest.
 //
 // Belongs to one worker's thread.
 #pragma once
@@ -43,7 +43,7 @@ namespace portway {
 struct Refusal {
   ServedForwardPtr forward;
   IpAddress client;
-  Endpoint local;             // where the client has connected to
+  Endpoint local;             // what the client has connected to
   bool own_address = false;   // the guest has seen the client's address; else the node's
   bool concerns_all = false;  // every client of the forward is seen as this one was
 };
@@ -55,12 +55,12 @@ class RefusalGates {
   static constexpr std::chrono::seconds kForgetAfter{3};
   static constexpr std::chrono::seconds kForwardGateMax{60};
   static constexpr std::chrono::milliseconds kLetInMin{100};
-  static constexpr unsigned kInVainMax = 8;  // times that they double: 12.8 s
+  static constexpr unsigned kInVainMax = 8;  // how often the time doubles: 12.8 s
 
   /// What the worker does for it.
   struct Hooks {
-    /// To a forward's listeners: to those that lead to the guest's second address (ForwardRoute::goes_v6), or
-    /// to the others. open(): false when it could not, and is to be asked again.
+    /// Shuts or opens a forward's listeners: those that lead to the guest's second address
+    /// (ForwardRoute::goes_v6), or the others. open() is false if it failed and is to be called again.
     std::function<void(const ServedForwardPtr&, bool v6)> shut;
     std::function<bool(const ServedForwardPtr&, bool v6)> open;
     std::function<PortRange()> source_ports;  // of a probe; see SynProbeTarget
@@ -86,7 +86,7 @@ class RefusalGates {
   /// Zero when something is due.
   Nanos until_next() const;
 
-  /// There is no gate, and no descriptor.
+  /// There is no gate and no descriptor left.
   bool empty() const { return in_use_ == 0; }
 
  private:
@@ -107,15 +107,15 @@ class RefusalGates {
     Verdict verdict = Verdict::kRefused;
     bool shut = false;  // clients are refused
     bool armed = false;
-    bool asked = true;  // somebody has come between the last two probes
+    bool asked = true;  // a client has come between the last two probes
     std::unique_ptr<PortProbe> probe;
     Nanos since{};    // when it was added
     Nanos probed{};   // when the last probe began
     Nanos give_up{};  // while probing: no answer by then is none
     Nanos due{};
     std::uint64_t served = 0;  // how many connections the forward had served when it was opened
-    unsigned in_vain = 0;      // so often it was opened, and the next client was refused
-    bool told = false;         // whether it was in vain this time is known
+    unsigned in_vain = 0;      // how often it was opened and the next client was refused
+    bool told = false;         // it is known whether it was in vain this time
     Nanos open_until{};
   };
 

@@ -18,7 +18,7 @@ void release_pipe(PipePool& pipes, RelayState& state) {
   state.pipe_capacity = 0;
 }
 
-/// One call's work on one direction. A step returns a status to stop with, or nothing to go on.
+/// One call's work on one direction. A step returns a status to stop with, or nothing to continue.
 class Mover {
  public:
   Mover(const RelayContext& context, RelayState& state, SocketState& source, SocketState& sink)
@@ -54,7 +54,7 @@ class Mover {
     return copy();
   }
 
-  /// Bytes from the source into the (empty) pipe; the next step takes them on.
+  /// Bytes from the source into the (empty) pipe; the next step moves them to the sink.
   std::optional<RelayStatus> fill() {
     const std::size_t share =
         std::max(context_.budget - moved_, kSmallSplice);  // so that a small move is one
@@ -67,7 +67,7 @@ class Mover {
     return std::nullopt;
   }
 
-  /// Where the kernel finds no page to splice with, it says EAGAIN although there are bytes, and no event
+  /// If the kernel finds no page to splice with, it returns EAGAIN although there are bytes, and no event
   /// would follow; or, after FIN, that this is the end, which would cut the stream off.
   std::optional<RelayStatus> on_nothing_spliced(std::ptrdiff_t result) {
     if ((result != 0 && result != -EAGAIN) || io_.unread(source_.fd) <= 0) return on_read_end(result);
@@ -104,7 +104,7 @@ class Mover {
     const auto got = io_.recv(source_.fd, context_.buffer.data(), size, 0);
     if (got <= 0) return on_read_end(got);
     const auto read = static_cast<std::size_t>(got);
-    // A short read means "drained" unless the end is near: FIN and errors are told by a further read.
+    // A short read means "drained" unless the end is near: a further read reports FIN and errors.
     if (read < size && !source_.peer_closed && !source_.urgent) source_.readable = false;
     note_read(read);
     return send_or_keep(context_.buffer.first(read));
@@ -168,7 +168,7 @@ class Mover {
       context_.counters.copied_bytes.add(1);
       delivered(1);
     }
-    source_.urgent = false;                // told again with the next one
+    source_.urgent = false;                // reported again with the next one
     if (left() == 0) return std::nullopt;  // a read of nothing would look like FIN
     return copy();                         // a plain read steps over the mark
   }
@@ -195,7 +195,7 @@ class Mover {
   std::optional<RelayStatus> on_read_end(std::ptrdiff_t result) {
     if (result == -EAGAIN) {
       // The pipe is empty here, so this speaks of the source. At an urgent mark a plain read would get
-      // further: poll tells POLLPRI with it, and copy_urgent() does that.
+      // further: poll reports POLLPRI with it, and copy_urgent() does that.
       source_.readable = false;
       return RelayStatus::kWaiting;
     }

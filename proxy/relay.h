@@ -2,11 +2,11 @@
 //
 // Small messages are copied: recv(2) into the worker's buffer, send(2), and what the sink does not take waits
 // in a pipe. Bulk is spliced, socket to pipe to socket, and never enters user space. Between two calls no
-// byte is in our memory, but for what a pipe did not take (PipePool): so back-pressure is TCP's own and an
+// byte is in our memory, except what a pipe did not take (PipePool): so back-pressure is TCP's own, and an
 // idle direction holds nothing.
 //
 // Whether a byte may be moved is remembered in the sockets' `readable` and `writable`; the caller sets them
-// from what poll tells, the relay clears them on EAGAIN.
+// from what poll reports, the relay clears them on EAGAIN.
 #pragma once
 
 #include <cstddef>
@@ -19,9 +19,9 @@
 
 namespace portway {
 
-/// Of bulk streams, at most about this many bytes a turn of their worker, in moves that fill a pipe: those
-/// who do not get their turn then are the first of the next one. In a turn in which others have messages, a
-/// stream gets the share only.
+/// Bulk streams move about this many bytes in a turn of their worker, in moves that fill a pipe. Streams not
+/// served go first in the next turn. In a turn in which other connections have messages, a stream gets only
+/// the share.
 inline constexpr std::size_t kRelayBudgetBytes = 1024 * 1024;
 inline constexpr std::size_t kRelayShareBesideMessages = 24 * 1024;
 /// At most this many moves a direction and turn.
@@ -43,7 +43,7 @@ enum class RelayStatus : std::uint8_t {
   kSourceEnded,  // the source's FIN or error was read (source.error says which) and the sink's socket has all
                  // that came before
   kSinkBroken,   // the sink takes nothing any more: sink.error says why; what was in the pipe is discarded.
-                 // Where it is ENOMEM or ENOBUFS the sink is sound, and the relay cannot go on
+                 // With ENOMEM or ENOBUFS the sink is sound, but the relay cannot continue
 };
 
 /// Copying turns into splicing after this many bytes in reads of at least kLargeRead in a row; splicing turns

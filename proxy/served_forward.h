@@ -88,8 +88,8 @@ struct ServedForward : std::enable_shared_from_this<ServedForward> {
     const ForwardSource each = source.load(std::memory_order_relaxed);
     return {route.goes_v6(client) ? each.plan_v6 : each.plan, each.required};
   }
-  /// From the control thread, before it tells the workers: whoever starts a connection afterwards sees it.
-  /// False when it was as far already.
+  /// From the control thread, before the workers hear of it: whoever starts a connection afterwards sees it.
+  /// False if it had advanced as far already.
   bool advance(ForwardPhase to, CloseHow why);
 
   const ForwardRoute route;
@@ -114,7 +114,7 @@ struct ServedForward : std::enable_shared_from_this<ServedForward> {
   // Whom its listeners refuse; under listeners_mutex. Those that are left when it is closed, the control
   // thread lets in again: the port may be another forward's next.
   std::vector<std::pair<Endpoint, IpAddress>> refused_clients;
-  std::vector<int> listeners;  // the control thread's; open until the worker is told of the end
+  std::vector<int> listeners;                 // the control thread's; open until the worker hears of the end
   std::vector<std::uint32_t> listener_slots;  // the listening worker's
 };
 

@@ -1,4 +1,4 @@
-// Counters of the data plane: plain numbers, each with one writer, read by anybody at any time.
+// Counters of the data plane: plain numbers, each with one writer, read by any thread at any time.
 //
 // A worker adds to its own counters with a relaxed load and store (no locked instruction); a scrape reads
 // them with relaxed loads. No scrape stops or messages a worker. The readers add the workers' values up.
@@ -37,8 +37,8 @@ enum class CloseHow : std::uint8_t {
   kResources,         // memory ran out
   kInstanceStopped,   // the forward went with its instance's session
   kTapGone,           // the guest's tap went away
-  kKilled,            // somebody asked for it by the API
-  kEvicted,           // half-closed, and ended for another one where connections were short
+  kKilled,            // by a request of the API
+  kEvicted,           // half-closed, and ended for another one when connections were short
   kLimit,             // turned away as soon as it was accepted: in records only, the counts have RejectReason
 };
 inline constexpr std::size_t kCloseHows = static_cast<std::size_t>(CloseHow::kLimit) + 1;
@@ -105,7 +105,7 @@ struct alignas(64) WorkerCounters {
   Counter pipes_open;           // in use or pooled
   Counter pipes_in_use;         // held by a connection
   Counter pipes_clamped;        // open ones that were made smaller than asked by the kernel's per-user limit
-  Counter pipes_exhausted;      // times a relay had to go on without one
+  Counter pipes_exhausted;      // how often a relay had to do without one
   Counter pipe_writes_short;    // times one did not take all it has room for, for want of memory
   Counter refusal_gates;        // forwards that refuse clients now, since their guest ports do
   Counter refusal_gates_total;  // times that one began to

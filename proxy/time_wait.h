@@ -7,7 +7,7 @@
 // segment is old, and a lost acknowledgement leaves the guest with a connection that a RST ends, after
 // everything was delivered.
 //
-// Needs CAP_NET_ADMIN and a kernel with INET_DIAG_DESTROY (sock_diag(7)); where it cannot be had, nothing
+// Needs CAP_NET_ADMIN and a kernel with INET_DIAG_DESTROY (sock_diag(7)); without them, nothing
 // happens.
 #pragma once
 

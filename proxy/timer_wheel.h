@@ -25,7 +25,7 @@ class TimerWheel {
   void clear(std::uint32_t index) { set(index, kNever); }
 
   /// Calls expired(index) for each deadline at or before `now`, rounded up to a tick, after clearing it. The
-  /// callback may set that index anew and touches no other.
+  /// callback may set that index again and touches no other.
   template <class Expired>
   void expire(Nanos now, Expired expired);
 
@@ -64,7 +64,7 @@ void TimerWheel::expire(Nanos now, Expired expired) {
     const std::uint64_t bucket = ++tick_ % kBuckets;
     std::uint32_t index = heads_[bucket];
     while (index != kNone) {
-      // An expired entry may be set anew by the callback, into this bucket at the earliest one turn later, at
+      // The callback may set an expired entry again, into this bucket at the earliest one turn later, at
       // its head.
       const std::uint32_t next = entries_[index].next;
       if (entries_[index].deadline <= now) {

@@ -33,7 +33,7 @@ constexpr unsigned kNumberShift = 32;
 constexpr Nanos kRefusedMin = std::chrono::milliseconds(1);
 constexpr Nanos kRefusedMax = std::chrono::milliseconds(100);
 
-// Between two times that everything is armed anew: twice as long each time while completions are being lost,
+// Between two times that everything is armed again: twice as long each time while completions are being lost,
 // since what was armed before has one more completion each.
 constexpr Nanos kRecoveryMin = std::chrono::milliseconds(20);
 constexpr Nanos kRecoveryMax = std::chrono::seconds(1);
@@ -118,8 +118,8 @@ Error refused(int result) {
           .field = "proxy.io_backend"};
 }
 
-/// Everything that is armed is remembered by its descriptor. So where completions are lost, which the kernel
-/// tells without saying which, all of it can be armed again: arming tells the present state.
+/// Everything that is armed is remembered by its descriptor. If completions are lost, which the kernel
+/// reports without saying which, all of it can be armed again: arming reports the present state.
 class UringIo final : public KernelIo {
  public:
   UringIo(const io_uring& ring, Fd event, UringEnter enter)
@@ -228,7 +228,7 @@ class UringIo final : public KernelIo {
   void enable() {
     enabled_ = true;
     enable_ring(ring_);
-    io_uring_register_ring_fd(&ring_);  // saves the look-up of the ring's descriptor; harmless where it fails
+    io_uring_register_ring_fd(&ring_);  // saves the lookup of the ring's descriptor; harmless if it fails
     arm(Kind::kWake, 0, event_.get());
   }
 
@@ -237,7 +237,7 @@ class UringIo final : public KernelIo {
     while (put_in < waiting_.size() && put(waiting_[put_in])) ++put_in;
     waiting_.erase(waiting_.begin(), waiting_.begin() + static_cast<std::ptrdiff_t>(put_in));
     if (submit(waiting_.empty() ? timeout : Nanos::zero())) return;
-    // What is armed already goes on.
+    // What is armed already stays so.
     const Nanos limit = earlier(timeout, std::max(Nanos::zero(), submit_again_at_ - now()));
     __kernel_timespec time{.tv_sec = 0, .tv_nsec = limit.count()};
     io_uring_cqe* cqe = nullptr;
@@ -248,7 +248,7 @@ class UringIo final : public KernelIo {
     }
   }
 
-  /// False where the kernel refuses, now or a moment ago.
+  /// False if the kernel refuses, now or a moment ago.
   bool submit(Nanos timeout) {
     if (submit_again_at_ != Nanos::zero() && now() < submit_again_at_) return false;
     const int result = enter_(ring_, timeout);
@@ -304,7 +304,7 @@ class UringIo final : public KernelIo {
     const int fd = static_cast<int>(static_cast<std::uint32_t>(cqe.user_data));
     Operation& operation = operation_of(fd);
     const bool more = (cqe.flags & IORING_CQE_F_MORE) != 0;
-    if (operation.id != cqe.user_data || operation.kind == Kind::kNone) return;  // it was armed anew since
+    if (operation.id != cqe.user_data || operation.kind == Kind::kNone) return;  // it was armed again since
     if (operation.kind == Kind::kWake) {
       if (!more) operation.kind = Kind::kNone;
       on_wake(cqe.res);
@@ -329,7 +329,7 @@ class UringIo final : public KernelIo {
     request({Kind::kNone, fd, cqe.user_data});
   }
 
-  /// Completions were lost: everything is armed anew. What was to be cancelled is over for the caller.
+  /// Completions were lost: everything is armed again. What was to be cancelled is over for the caller.
   void recover() {
     must_recover_ = false;
     lost_ = *ring_.cq.koverflow;

@@ -57,7 +57,7 @@ Worker::Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<C
 }
 
 Worker::~Worker() {
-  // Handed over after the last turn: nobody will take them.
+  // Handed over after the last turn: no turn will take them.
   const auto turn_away = [this](const Message& message) {
     if (const auto* client = std::get_if<TakeClient>(&message)) io_->close_with_reset(client->downstream);
     if (const auto* connection = std::get_if<TakeConnection>(&message))

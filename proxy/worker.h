@@ -1,8 +1,8 @@
 // A worker: one thread with its own ring, its own listeners and its own connections.
 //
 // A listener belongs to one worker, which accepts a few of its clients in a turn, opens their connections to
-// the guest in that order, and hands each to the least loaded worker. Everything else stays where it is; what
-// crosses threads comes through the mailbox, and the counters are read by anybody.
+// the guest in that order, and hands each to the least loaded worker. Everything else stays on its
+// thread: what crosses threads comes through the mailbox, and any thread may read the counters.
 #pragma once
 
 #include <atomic>
@@ -156,7 +156,7 @@ class Worker {
   std::mutex mailbox_mutex_;
   std::vector<Message> mailbox_;               // under mailbox_mutex_
   std::vector<Message> reading_;               // out of the mailbox
-  std::size_t read_ = 0;                       // so many of them have been dealt with
+  std::size_t read_ = 0;                       // how many of them were handled
   std::atomic<bool> mail_{false};              // something may be in mailbox_ and a wake-up is on its way
   std::atomic<std::uint64_t> handed_over_{0};  // TakeConnection and TakeClient messages in mailbox_
 };
