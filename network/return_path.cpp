@@ -1,16 +1,12 @@
 #include "network/return_path.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
-#include <net/if_arp.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstddef>
 #include <cstring>
 #include <iterator>
 #include <set>
@@ -18,17 +14,12 @@
 #include <utility>
 
 #include "network/policy_routing.h"
+#include "network/return_path_checks.h"
 #include "network/syn_filter.h"
 #include "network/traffic_control.h"
 
 namespace portway {
 namespace {
-
-// Used unless another program's rules come earlier. Outside of 5210 to 5290: Tailscale deletes rules there,
-// whoever made them.
-constexpr std::uint32_t kUsualPreference = 5108;
-// An abstract Unix socket's name is one network namespace's.
-constexpr std::string_view kLockName{"\0portway/return-path", 20};
 
 std::uint32_t mark_of(const ReturnPathSettings& settings) {
   return std::uint32_t{1} << settings.mark_bit;
@@ -44,103 +35,10 @@ std::array<RoutingRule, 2> mark_rules(const ReturnPathSettings& settings) {
       RoutingRule{.preference = settings.rule_preference, .table = settings.table, .mark = mark},
   };
 }
-constexpr std::array kFamilies = {AF_INET, AF_INET6};
 const std::string kNoFault;
 
 int family_of(const IpAddress& address) {
   return address.is_v4() ? AF_INET : AF_INET6;
-}
-
-/// All of ours, also those that a predecessor made otherwise.
-Result<void> remove_rules(Netlink& netlink, int family) {
-  auto rules = our_rules(netlink, family);
-  if (!rules) return rules.error();
-  for (const RoutingRule& rule : *rules) {
-    if (auto done = delete_rule(netlink, family, rule); !done) return done.error();
-  }
-  return {};
-}
-
-Result<void> remove_from_node(Netlink& netlink, int family, std::uint32_t table) {
-  if (auto done = remove_rules(netlink, family); !done) return done.error();
-  auto has_route = has_local_default(netlink, family, table);
-  if (!has_route) return has_route.error();
-  if (!*has_route) return {};
-  return delete_local_default(netlink, family, table);
-}
-
-Result<void> remove_our_filters(Netlink& netlink, int link) {
-  auto filters = our_filters(netlink, link);
-  if (!filters) return filters.error();
-  for (const OurFilter& filter : *filters) {
-    if (auto done = delete_filter(netlink, link, filter); !done) return done.error();
-  }
-  return {};
-}
-
-/// What a predecessor left that did not end by itself, whatever its settings were.
-Result<void> remove_everything(Netlink& netlink) {
-  for (const int family : kFamilies) {
-    if (auto done = remove_rules(netlink, family); !done) return done.error();
-    auto tables = tables_with_local_default(netlink, family);
-    if (!tables) return tables.error();
-    for (const std::uint32_t table : *tables) {
-      if (auto done = delete_local_default(netlink, family, table); !done) return done.error();
-    }
-  }
-  auto links = links_with_hook(netlink);
-  if (!links) return links.error();
-  for (const int link : *links) {
-    if (auto done = remove_our_filters(netlink, link); !done) return done.error();
-  }
-  return {};
-}
-
-/// A preference that comes before all other rules, as does the one below it; if there is none, the usual one.
-Result<std::uint32_t> choose_preference(Netlink& netlink) {
-  std::uint32_t chosen = kUsualPreference + 1;
-  for (const int family : kFamilies) {
-    auto others = other_rules(netlink, family);
-    if (!others) return others.error();
-    for (const RoutingRule& other : *others) {
-      if (other.preference > 2) chosen = std::min(chosen, other.preference - 1);
-    }
-  }
-  return chosen;
-}
-
-/// Our rule would take the packets that another program marks with our bit.
-Result<void> check_mark(Netlink& netlink, const ReturnPathSettings& settings) {
-  for (const int family : kFamilies) {
-    auto others = other_rules(netlink, family);
-    if (!others) return others.error();
-    for (const RoutingRule& other : *others) {
-      if ((other.mark & mark_of(settings)) == 0) continue;
-      return Error{
-          .code = ErrorCode::kResourceExhausted,
-          .detail = fmt::format("return path: another program's routing rule (preference {}, fwmark "
-                                "{:#x}) uses bit {} of the packet mark; set proxy.source_mark_bit to "
-                                "one that no rule in `ip rule` has",
-                                other.preference, other.mark, settings.mark_bit)};
-    }
-  }
-  return {};
-}
-
-/// Reserved for this process for as long as it is open.
-Result<Fd> take_lock() {
-  Fd lock(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-  sockaddr_un name{};
-  name.sun_family = AF_UNIX;
-  std::ranges::copy(kLockName, name.sun_path);
-  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + kLockName.size());
-  if (lock && ::bind(lock.get(), reinterpret_cast<const sockaddr*>(&name), size) == 0) return lock;
-  return Error{.code = ErrorCode::kResourceExhausted,
-               .detail = errno == EADDRINUSE
-                             ? "another Portway shows guests their clients' addresses in this network "
-                               "namespace; run one only"
-                             : fmt::format("return path: the lock of the network namespace: {}",
-                                           std::strerror(errno))};
 }
 
 RoutingRule port_rule(const ReturnPathSettings& settings, const std::string& tap, const IpAddress& guest,
@@ -152,60 +50,9 @@ RoutingRule port_rule(const ReturnPathSettings& settings, const std::string& tap
           .source_port = port};
 }
 
-/// Empty when there is none.
-std::string name_of(Netlink& netlink, int link) {
-  const auto device = find_device(netlink, link);
-  return device ? device->name : "";
-}
-
-Error no_such_link(int link) {
-  return {.code = ErrorCode::kResourceExhausted,
-          .detail = fmt::format("return path: there is no link {}", link)};
-}
-
 std::string to_text(const RoutingRule& rule) {
   if (rule.source_port == 0) return fmt::format("rule {}", rule.preference);
   return fmt::format("the rule for port {} of {}", rule.source_port, rule.interface);
-}
-
-// Nobody has these (RFC 5737, RFC 3849): they stand for clients' addresses.
-const IpAddress kAnyClientV4 = boost::asio::ip::address_v4(0xc0000201);  // 192.0.2.1
-const IpAddress kAnyClientV6 =                                           // 2001:db8::1
-    boost::asio::ip::address_v6({0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1});
-
-/// Whether a socket can be bound to an address that is not the node's (ip(7), IP_TRANSPARENT).
-Result<void> try_transparent(const IpAddress& client) {
-  const bool v4 = client.is_v4();
-  const Endpoint address(client, 0);
-  constexpr int kOn = 1;
-  const Fd socket(::socket(v4 ? AF_INET : AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  const bool done = socket &&
-                    ::setsockopt(socket.get(), v4 ? SOL_IP : SOL_IPV6, v4 ? IP_TRANSPARENT : IPV6_TRANSPARENT,
-                                 &kOn, sizeof kOn) == 0 &&
-                    ::bind(socket.get(), address.data(), static_cast<socklen_t>(address.size())) == 0;
-  if (done) return {};
-  return Error{
-      .code = ErrorCode::kResourceExhausted,
-      .detail = fmt::format("return path: no socket can have a client's {} address (IP_TRANSPARENT): "
-                            "{}{}",
-                            v4 ? "IPv4" : "IPv6", std::strerror(errno),
-                            errno == EPERM ? "; it needs CAP_NET_ADMIN or CAP_NET_RAW" : "")};
-}
-
-/// The program reads Ethernet frames.
-Result<void> check_ethernet(Netlink& netlink, int link) {
-  const auto device = find_device(netlink, link);
-  if (!device) return no_such_link(link);
-  if (device->type == ARPHRD_ETHER) return {};
-  return Error{
-      .code = ErrorCode::kResourceExhausted,
-      .detail = fmt::format("return path: {} is no Ethernet device; give the guest a tap", device->name)};
-}
-
-/// Whether the network may be changed at all.
-Result<void> try_rules(Netlink& netlink, std::uint32_t table) {
-  if (auto done = add_local_default(netlink, AF_INET, table); !done) return done.error();
-  return delete_local_default(netlink, AF_INET, table);
 }
 
 Error missing(std::string_view what, std::uint32_t table) {
@@ -229,39 +76,6 @@ InputPacket answer_of(int link, const IpAddress& guest, std::uint16_t port, std:
           .source_port = port};
 }
 
-/// Whether the kernel would deliver such a packet to this node; if not, what stands in the way.
-Result<void> deliver(Netlink& netlink, std::uint32_t preference, const InputPacket& packet) {
-  const InputRoute route = look_up_input_route(netlink, packet);
-  if (route.error == 0 && route.type == RTN_LOCAL) return {};
-  const int family = packet.source.is_v4() ? AF_INET : AF_INET6;
-  const std::string guest = packet.source.to_string();
-  const std::string device = name_of(netlink, packet.link);
-  std::string reason =
-      route.error != 0 ? std::strerror(route.error) : fmt::format("routing table {} has them", route.table);
-  if (family == AF_INET && (route.error == EINVAL || route.error == EXDEV)) {
-    reason = fmt::format(
-        "the kernel's check of the source address (rp_filter) refuses them where no route leads to {0} over "
-        "{1}, "
-        "and a blackhole does; give the tap an address in the guest's network, or run: ip route add {0} dev "
-        "{1}",
-        guest, device);
-  }
-  std::vector<std::uint32_t> before;
-  if (auto others = other_rules(netlink, family)) {
-    for (const RoutingRule& other : *others) {
-      if (other.preference <= preference) before.push_back(other.preference);
-    }
-  }
-  if (!before.empty()) {
-    reason += fmt::format("; routing rules that come before Portway's (preference {}): {}", preference,
-                          fmt::join(before, ", "));
-  }
-  return Error{
-      .code = ErrorCode::kResourceExhausted,
-      .detail = fmt::format("return path: answers of {} on {} to its clients do not come to the node: {}",
-                            guest, device, reason)};
-}
-
 }  // namespace
 
 bool ReturnPath::Guest::has(int family) const {
@@ -275,7 +89,7 @@ const std::string& ReturnPath::Guest::fault() const {
 }
 
 Result<std::unique_ptr<ReturnPath>> ReturnPath::start(Kind wanted, const ReturnPathSettings& settings) {
-  auto lock = take_lock();
+  auto lock = take_return_path_lock();
   if (!lock) return lock.error();
   auto netlink = Netlink::open();
   if (!netlink) return netlink.error();
@@ -305,7 +119,7 @@ Result<std::unique_ptr<ReturnPath>> ReturnPath::start(Kind wanted, const ReturnP
   }
   const Kind kind = program ? wanted : Kind::kRules;
   if (kind == Kind::kProgram) {
-    if (auto done = check_mark(**netlink, settings); !done) return done.error();
+    if (auto done = check_mark(**netlink, settings.mark_bit); !done) return done.error();
   }
   std::string why_no_v6;
   if (kind != Kind::kGuardOnly) {
@@ -507,7 +321,8 @@ Result<void> ReturnPath::add_port(const Way& way, std::uint16_t guest_port) {
     // Of two addresses, one whose way is blocked already does not cost the other one its answers.
     const bool blocked = guest->addresses.size() > 1 && !fault(way, address).empty();
     if (done && !blocked)
-      done = deliver(*netlink_, settings_.rule_preference, answer_of(way.link, address, guest_port, 0));
+      done =
+          check_delivery(*netlink_, settings_.rule_preference, answer_of(way.link, address, guest_port, 0));
   }
   if (!done) forget_port(way.link, *guest, guest_port);
   return done;
@@ -633,9 +448,11 @@ Result<void> ReturnPath::verify_link(int link, const Guest& guest, const IpAddre
 Result<void> ReturnPath::verify_routes(int link, const Guest& guest, const IpAddress& address) const {
   if (kind_ == Kind::kGuardOnly) return {};
   if (kind_ == Kind::kProgram)
-    return deliver(*netlink_, settings_.rule_preference, answer_of(link, address, 0, mark_of(settings_)));
+    return check_delivery(*netlink_, settings_.rule_preference,
+                          answer_of(link, address, 0, mark_of(settings_)));
   for (const auto& [port, count] : guest.ports) {
-    if (auto done = deliver(*netlink_, settings_.rule_preference, answer_of(link, address, port, 0)); !done)
+    if (auto done = check_delivery(*netlink_, settings_.rule_preference, answer_of(link, address, port, 0));
+        !done)
       return done;
   }
   return {};
