@@ -115,7 +115,7 @@ class LineWriter::Core {
  private:
   struct File {
     Fd fd;
-    bool torn = false;  // a part of a line is at its end: the next one must not go on with it
+    bool torn = false;  // a part of a line is at its end: the next one must not continue it
   };
   /// Where lines go. The file is the thread's once it is open.
   struct Target {

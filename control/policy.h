@@ -65,7 +65,7 @@ Result<void> check_instance(const Instance& instance, const InstanceLimits& limi
 Result<void> check_guest_address(const IpAddress& address, std::span<const Cidr> guest_networks,
                                  std::span<const IpAddress> host_addresses);
 
-/// Whether a client with this address is a guest as far as the address tells: inside a guest network, or
+/// Whether a client with this address is a guest as far as the address shows: inside a guest network, or
 /// link-local, which a guest is to its node by whatever address it has besides.
 bool is_guest_address(const IpAddress& address, std::span<const Cidr> guest_networks);
 

@@ -5,7 +5,7 @@
 // The kernel's link messages arrive within a millisecond of a virtual machine's end. Everything is keyed on
 // the interface index: a device created again under the same name is another device.
 //
-// Messages get lost, and a carrier may come back before the next one: whether it was lost meanwhile is told
+// Messages get lost, and a carrier may come back before the next one: whether it was lost meanwhile is shown
 // by the kernel's count of that, which every message has.
 //
 // Belongs to one thread, which calls read() when descriptor() is readable and gets the callbacks from there.

@@ -46,7 +46,7 @@ constexpr WorkerMember kWorkerMembers[] = {
      "client that had just been accepted may be lost.",
      &WorkerCounters::io_losses},
     {MetricType::Counter, "portway_pipes_exhausted_total",
-     "Times that a relay had to go on without a pipe, at the bound on pipes or for want of descriptors.",
+     "Times that a relay had to do without a pipe, at the bound on pipes or for want of descriptors.",
      &WorkerCounters::pipes_exhausted},
     {MetricType::Counter, "portway_pipe_writes_short_total",
      "Times that a pipe did not take all it has room for, since the kernel had no memory for it: bulk is "
@@ -81,7 +81,7 @@ std::uint64_t sum_over(const std::vector<const WorkerCounters*>& workers, Get ge
 void emit_closes(Sink& sink, const std::vector<const WorkerCounters*>& workers) {
   Family closed(sink, MetricType::Counter, "portway_connections_closed_total",
                 "Connections that ended, by who ended them (client, guest, node) and how: fin (both "
-                "directions ended cleanly; the side sent FIN first), reset, refused, a time-out, "
+                "directions ended cleanly; the side sent FIN first), reset, refused, a timeout, "
                 "forward_deleted, instance_stopped, tap_gone, killed (by the API), shutdown, evicted "
                 "(half-closed, where connections were short). The access log has the same words.",
                 {"side", "how"});

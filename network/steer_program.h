@@ -32,10 +32,10 @@ class SteerProgram {
   Result<void> set_guest(int link, const std::vector<IpAddress>& addresses, bool steered);
   void remove_guest(int link);
 
-  /// Attaches it at the link's ingress by tcx, before everybody else's programs there. They go on, before and
-  /// after, and nobody but this object can detach it; it also ends with the process. False where that cannot
-  /// be: the kernel has no tcx (before Linux 6.6), the link has as many programs as the kernel takes, or
-  /// there is no such link.
+  /// Attaches it at the link's ingress by tcx, before all other programs there. They still see the
+  /// packets, and nobody but this object can detach it; it also ends with the process. False where that
+  /// cannot be: the kernel has no tcx (before Linux 6.6), the link has as many programs as the kernel takes,
+  /// or there is no such link.
   bool attach(int link);
   /// By attach(), to the link that is there now.
   bool is_attached(int link) const;

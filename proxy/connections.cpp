@@ -114,7 +114,7 @@ void Connections::run() {
   });
 }
 
-/// The object is made anew for the slot's next connection.
+/// The object is constructed again for the slot's next connection.
 void Connections::release(Connection& connection) {
   const std::uint32_t index = connection.index();
   connection.release();

@@ -126,7 +126,7 @@ const ServedForward* HalfClosed::heaviest(Weigh weigh) {
 }
 
 /// Of those that have been half-closed for longest and are `wanted`, the one that has been silent for
-/// longest, and for `least` at least: a download goes on long after its client's FIN.
+/// longest, and for `least` at least: a download continues long after its client's FIN.
 template <class Wanted>
 bool HalfClosed::evict_from(HalfClosedList& list, Nanos least, Wanted wanted) {
   Connection* most_silent = nullptr;

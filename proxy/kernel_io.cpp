@@ -191,7 +191,7 @@ TcpSummary KernelIo::tcp_summary(int fd) {
   socklen_t size = sizeof info;
   if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) < 0) return {};
   // Where a window has shrunk below what is in flight, retransmissions probe it that are counted nowhere:
-  // then the time-out tells, if it has passed since the last answer.
+  // then the timeout shows it, if it has passed since the last answer.
   const bool timed_out = info.tcpi_unacked > 0 && info.tcpi_backoff > 0 &&
                          std::uint64_t{1000} * info.tcpi_last_ack_recv > info.tcpi_rto;
   return {.rtt_us = info.tcpi_rtt,

@@ -157,7 +157,7 @@ class Mover {
     return std::nullopt;
   }
 
-  /// Up to the urgent mark by copying; at the mark, the urgent byte goes on as an urgent byte.
+  /// Up to the urgent mark by copying; at the mark, the urgent byte is passed on as one.
   std::optional<RelayStatus> copy_urgent() {
     if (!io_.at_urgent_mark(source_.fd)) return copy();
     char byte;

@@ -42,7 +42,7 @@ constexpr Nanos kRecoveryMax = std::chrono::seconds(1);
 int set_up(io_uring& ring, unsigned submissions, unsigned completions) {
   // SINGLE_ISSUER (6.0) and DEFER_TASKRUN (6.1): completions are worked off only when we ask, on our own
   // thread, so a wake-up never interrupts a relay. COOP_TASKRUN (5.19) is the older, weaker form of it.
-  // TASKRUN_FLAG (5.19) tells that there are more; see collect_all().
+  // TASKRUN_FLAG (5.19) shows that there are more; see collect_all().
   // NO_SQARRAY (6.6) would save a cache line but needs liburing 2.5.
   const unsigned preferred[] = {
       IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG |

@@ -145,7 +145,7 @@ asio::awaitable<void> Session::refuse_connection() {
   co_await linger();
 }
 
-/// False if it failed; the client has been told why as far as possible.
+/// False if it failed; the client was sent the reason if possible.
 asio::awaitable<bool> Session::handshake() {
   if (!transport_.has_tls()) co_return true;
   set_deadline(sessions_->options.header_timeout, OnDeadline::kClose);
