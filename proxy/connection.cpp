@@ -91,12 +91,9 @@ void Connection::look_for_device() {
   const auto plan = device == kNoDevice ? SourcePlan::kPlain : first_plan(*forward_, client());
   if (!plan) return terminate({CloseSide::kNode, CloseHow::kLimit});
   slot_.source = *plan;
-  const int result = context_.upstream.open({.guest = forward_->route.upstream_of(client().address()),
-                                             .device = device,
-                                             .client = client(),
-                                             .dscp = dscp_},
-                                            slot_.source, slot_.socket[kUpstream].fd);
-  on_connecting(result == -EINPROGRESS ? 0 : -result);
+  on_connecting(
+      context_.upstream.open({.forward = *forward_, .device = device, .client = client(), .dscp = dscp_},
+                             slot_.source, slot_.socket[kUpstream].fd));
 }
 
 void Connection::advance_connecting() {

@@ -208,8 +208,8 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
 
   ServedForwardPtr forward_;
   Nanos throttled_until_ = TimerWheel::kNever;  // the forward's byte rate is spent until then
-  Nanos reset_deadline_ =
-      TimerWheel::kNever;               // an error was reported: deliver what came before it until then
+  // An error was reported: deliver what came before it until then.
+  Nanos reset_deadline_ = TimerWheel::kNever;
   Nanos look_at_ = TimerWheel::kNever;  // when to look at what no event reports; what, the state says
   Nanos guest_owes_since_ = TimerWheel::kNever;  // an acknowledgement, as far as looks show
   Nanos device_due_ = TimerWheel::kNever;        // the session has no device: wait for one until then

@@ -47,12 +47,9 @@ std::optional<OpenedConnection> Connections::open(int downstream, const ServedFo
       return turn_away(*refused);
   }
   if (waits) return opened;
-  const int result = context_.upstream.open({.guest = forward->route.upstream_of(client.endpoint.address()),
-                                             .device = device,
-                                             .client = client.endpoint,
-                                             .dscp = opened.dscp},
-                                            opened.source, opened.upstream);
-  if (result != -EINPROGRESS) opened.error = -result;
+  opened.error = context_.upstream.open(
+      {.forward = *forward, .device = device, .client = client.endpoint, .dscp = opened.dscp}, opened.source,
+      opened.upstream);
   return opened;
 }
 

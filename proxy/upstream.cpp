@@ -46,16 +46,16 @@ int UpstreamOpener::open(const Target& target, SourcePlan& plan, int& fd) {
   if (plan == SourcePlan::kTransparent && is_routed(target, {port, port})) plan = SourcePlan::kPortInUse;
   for (;;) {
     const int result = open_once(target, plan, fd);
-    if (result == 0 || result == -EINPROGRESS) return result;
+    if (result == 0 || result == -EINPROGRESS) return 0;
     const auto next = plan_after_failure(plan, -result);
-    if (!next) return result;
+    if (!next) return -result;
     plan = *next;
     if (fd >= 0) io_.close(fd);
   }
 }
 
 int UpstreamOpener::open_once(const Target& target, SourcePlan plan, int& fd) {
-  const Endpoint& guest = target.guest;
+  const Endpoint& guest = target.guest();
   fd = -1;
   if (target.device == kNoDevice) return -ENODEV;
   fd = io_.socket(guest.address().is_v6() ? AF_INET6 : AF_INET);
@@ -84,7 +84,7 @@ bool UpstreamOpener::is_routed(const Target& target, PortRange ports) const {
   const Nanos now = io_.now();
   for (unsigned port = ports.first; port <= ports.last; ++port) {
     const Endpoint client(target.client.address(), static_cast<std::uint16_t>(port));
-    if (options_.routed->contain(target.device, client, target.guest.port(), now)) return true;
+    if (options_.routed->contain(target.device, client, target.guest().port(), now)) return true;
   }
   return false;
 }
@@ -95,7 +95,7 @@ void UpstreamOpener::set_options(const Target& target, int fd) {
     io_.set_option(fd, SOL_SOCKET, SO_RCVBUF, static_cast<int>(options_.config.guest_receive_buffer));
   }
   if (target.dscp != 0) {
-    const bool v6 = target.guest.address().is_v6();
+    const bool v6 = target.guest().address().is_v6();
     io_.set_option(fd, v6 ? IPPROTO_IPV6 : IPPROTO_IP, v6 ? IPV6_TCLASS : IP_TOS, target.dscp);
   }
 }
@@ -152,7 +152,7 @@ int UpstreamOpener::connect(int fd, const Target& target, SourcePlan plan) {
     const PortRange ports = source_ports();
     if (is_transparent(plan) && tries < kTries - 1 && is_routed(target, ports)) continue;
     const bool bounded = ports.first != 0 && ask_for_ports(fd, ports.first, ports.last) == 0;
-    result = io_.connect(fd, target.guest);
+    result = io_.connect(fd, target.guest());
     if (!bounded) break;  // it has looked at all of them; also an older kernel
   }
   return result;

@@ -37,14 +37,16 @@ class UpstreamOpener {
   UpstreamOpener(Io& io, const ConnectionOptions& options);
 
   struct Target {
-    Endpoint guest;
+    const ServedForward& forward;
     int device = kAnyDevice;  // interface index, kAnyDevice or kNoDevice
     Endpoint client;
     std::uint8_t dscp = 0;  // shifted left by two; 0: the kernel's
+
+    const Endpoint& guest() const { return forward.route.upstream_of(client.address()); }
   };
-  /// Opens a socket to the target's guest and connects it: 0, -EINPROGRESS or -errno of the last attempt.
-  /// `plan` becomes the one that was used; `fd` the socket, also on an error unless there is none (-1).
-  /// -EADDRNOTAVAIL: no source port was to be had.
+  /// Opens a socket to the client's guest and connects it: 0 if the connection is under way or made, else the
+  /// errno of the last attempt. `plan` becomes the one that was used; `fd` the socket, also on an error
+  /// unless there is none (-1). EADDRNOTAVAIL: no source port is free.
   int open(const Target& target, SourcePlan& plan, int& fd);
   /// Sends the PROXY header of a client on a new connection; `downstream` is the client's socket. 0, or the
   /// errno with which the socket did not take all of it.
