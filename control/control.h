@@ -118,8 +118,6 @@ class Control {
   /// The virtual machine is gone: the same as stop_instance, but nothing can refuse it, and it does not wait
   /// for the disk.
   void end_session(std::string_view id, SessionEnd why);
-  /// Its session is over, which is not reported before it is on disk: a restart would not find it out again.
-  bool is_ending(const Instance& instance) const;
   /// Sessions that differ between memory and disk.
   std::size_t sessions_unsaved() const { return unsaved_.size(); }
   /// Asks once more for what is not on disk. At the end, before the store goes.
@@ -133,7 +131,6 @@ class Control {
   TapState tap_state(const Instance& instance) const { return watch_.tap_state(instance); }
   /// SessionWatch::tap_fault().
   std::string tap_fault(const Instance& instance) const { return watch_.tap_fault(instance); }
-  const Profile& profile_of(const Instance& instance) const;
 
   // --- Forwards.
 
@@ -172,13 +169,7 @@ class Control {
 
   // --- The address that guests see as their clients' (control/source_paths.h).
 
-  SourcePlan source_of(const Instance& instance) const { return source_paths_.plan_of(instance); }
-  SourcePlan node_source() const { return source_paths_.node_plan(); }
-  std::string_view return_path() const { return source_paths_.kind(); }
-  bool has_source_guard() const { return source_paths_.has_guard(); }
   std::uint64_t forged_packets() const { return source_paths_.forged_packets(); }
-  const std::string& source_reason() const { return source_paths_.reason(); }
-  const std::string& source_reason(const Instance& instance) const { return source_paths_.reason(instance); }
   std::size_t instances_without_return_path() const { return source_paths_.instances_without(); }
 
   /// Publishes that a client did not get through, within RefusedClients' limits.
@@ -192,7 +183,6 @@ class Control {
   const PortAllocator& ports() const { return ports_; }
   /// Promised and not served.
   std::size_t forwards_failed() const { return failures_.size(); }
-  const SessionWatch& watch() const { return watch_; }
   EventHub& events() { return events_; }
   Streams& streams() { return streams_; }
   /// Whether a client of the node's own listeners is a guest: by its address, or because it comes over the
@@ -220,6 +210,9 @@ class Control {
   void retry_failed_forwards();
 
   // Instances.
+  /// Its session is over, which is not reported before it is on disk: a restart would not find it out again.
+  bool is_ending(const Instance& instance) const;
+  const Profile& profile_of(const Instance& instance) const;
   bool is_machine_of(const Instance& known, const Instance& asked) const;
   Result<PutInstance> change_in_place(const Instance& asked, std::string_view by);
   void replace_session(const Instance& old, const Instance& replacement);

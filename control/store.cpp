@@ -12,11 +12,7 @@
 #include "control/wal_damage.h"
 
 namespace portway {
-namespace {
-
 namespace fs = std::filesystem;
-
-}  // namespace
 
 /// What is known of the disk. Any thread.
 struct Store::Health {
