@@ -199,8 +199,8 @@ asio::awaitable<bool> Session::serve_one() {
     co_return false;
   }
   const bool keep_alive = framing.keep_alive;
-  const bool answered = co_await answer(std::move(response), std::move(framing));
-  co_return answered&& keep_alive;
+  if (!co_await answer(std::move(response), std::move(framing))) co_return false;
+  co_return keep_alive;
 }
 
 /// False if there is none: the client has gone, or its request was refused.
