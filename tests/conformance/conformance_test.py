@@ -44,6 +44,30 @@ TAIL = """
 - Virtual machines instead of namespaces, paused ones among them: `tests/e2e`.
 - Without CAP_BPF the return path is a rule for each forwarded port instead of a program: then the guest's own connections from a forwarded port number, and routed ones to it, do not
   work.
+
+## Other forwarders
+What the README's table says of these was measured once, on 2026-11-28; no test repeats it. A client, a node and a guest in network namespaces, links of veth, a small client and server on
+sockets, three rounds, which did not differ. A reset is a close with SO_LINGER 0, at once, after 100,000 bytes, in the middle of a download and while the client sends.
+
+| observed | nft DNAT | HAProxy | docker-proxy | RootlessKit |
+|---|---|---|---|---|
+| guest sees | the client's address, its port | the node's address | the node's address | 127.0.0.1 |
+| client half-closes: guest reads | 1,000 bytes, then FIN | the same | the same | the same |
+| the guest's answer afterwards: client reads | 1 MiB, then FIN | the same | the same | the same |
+| guest half-closes: client reads | 1,000 bytes, then FIN | the same | the same | the same |
+| the client's bytes afterwards: guest reads | 1 MiB, then FIN | the same | the same | the same |
+| guest resets: client reads | ECONNRESET | FIN | FIN | FIN |
+| guest resets, client sends | ECONNRESET | EPIPE | EPIPE | EPIPE |
+| guest closes with bytes unread: client reads | ECONNRESET | FIN | FIN | FIN |
+| client resets: guest reads | ECONNRESET | ECONNRESET | FIN | FIN |
+| closed port: client | ECONNREFUSED | connected, after 3 s FIN | connected, then FIN [a] | connected, then FIN [a] |
+
+[a] Usually ECONNRESET instead, if the client has sent something.
+
+- HAProxy 2.6.12, `mode tcp`, otherwise defaults. With `option nolinger` in frontend and backend the client still reads FIN, and the guest reads ECONNRESET after the client's half-close.
+- docker-proxy of docker.io 20.10.24, without dockerd: `-proto tcp -host-ip NODE -host-port PORT -container-ip GUEST -container-port 80`.
+- RootlessKit 1.1.0, as an ordinary user: `--net=slirp4netns --port-driver=builtin -p NODE:PORT:80/tcp`, the server inside. With `--port-driver=slirp4netns` the server sees the client's address and
+  port, reads ECONNRESET after the client's reset, and a client that sends into the guest's reset gets ECONNRESET; a client that reads gets FIN all the same.
 """
 
 
