@@ -221,6 +221,7 @@ static __always_inline void note_routed(struct __sk_buff* skb, const struct BpfA
     if (known) continue;
     known = entry >> 32 == key.tag;
     if (known || routed_until(entry) < routed_until(*place)) place = &set->entry[way];
+    asm volatile("" : "+r"(place));  // not base + index, see portway_steer()
   }
   const __u32 until = routed_until(*place);
   const __u32 before = (__u32)*place >> kRoutedStateShift;
@@ -387,7 +388,10 @@ int portway_steer(struct __sk_buff* skb) {
   if (!guest) return TC_ACT_UNSPEC;
   struct Packet packet = {};
   if (!read_packet(skb, &packet)) return drop();
-  const bool of_guest = equal(&packet.source, &guest->address[packet.version == 6]);
+  // Each address on a path of its own: without CAP_PERFMON the verifier does not allow an offset that depends
+  // on the path.
+  const bool of_guest = packet.version == 6 ? equal(&packet.source, &guest->address[1])
+                                            : equal(&packet.source, &guest->address[0]);
   if (packet.version != 0 && !of_guest && bpf_map_lookup_elem(&owners, &packet.source)) return drop();
   if (!guest->steered) return TC_ACT_UNSPEC;
   const enum Verdict verdict = packet.version == 0 ? kNotOurs : judge(skb, &packet, guest, of_guest);

@@ -1346,6 +1346,19 @@ TEST_F(ReturnPathTest, RulesFollowATapThatIsRenamed) {
   });
 }
 
+// As root all capabilities are there, and CAP_PERFMON lets the verifier accept more: a daemon that had only
+// the two that the documents name got rules, and no source guard.
+TEST_F(ReturnPathTest, NeedsNoMoreThanCapBpfAndCapNetAdmin) {
+  const int tap = world_->link("tap0");
+  world_->node.run([tap] {
+    keep_capabilities({CAP_BPF, CAP_NET_ADMIN});
+    const auto path = ReturnPath::start();
+    ASSERT_TRUE(path) << path.error().detail;
+    EXPECT_EQ((*path)->kind(), ReturnPath::Kind::kProgram) << (*path)->why_rules();
+    add(**path, tap, address(kV4.guest));
+  });
+}
+
 TEST_F(ReturnPathTest, WithoutTheCapabilitiesItSaysWhichItNeeds) {
   world_->node.run([] {
     drop_capabilities({CAP_BPF, CAP_SYS_ADMIN});
