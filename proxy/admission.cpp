@@ -6,7 +6,7 @@ namespace portway {
 
 void Admission::set_limits(const TrafficLimits& limits) {
   const std::lock_guard lock(mutex_);
-  // A change is no refill, or whoever may change another limit could have as many as it likes.
+  // A change does not refill the allowance: repeated changes would get around the limit.
   const double rate = limits.max_new_connections_per_second;
   new_connections_ = limits_.max_new_connections_per_second == 0 ? rate : std::min(new_connections_, rate);
   limits_ = limits;
@@ -82,7 +82,7 @@ std::uint64_t ByteRate::allowance(std::uint64_t limit, Time now) const {
 
 ByteRate::Time ByteRate::wait(Time now) const {
   const std::int64_t ahead_ns = paid_until_ns_.load(std::memory_order_relaxed) - now.count();
-  // Half the burst at a time: many small waits would cost more than they move.
+  // Wait for half the burst at a time: many small waits would cost more than they move.
   return Time(std::max<std::int64_t>(1'000'000, ahead_ns - kBurst.count() / 2));
 }
 

@@ -1,7 +1,7 @@
 // The limits of a forward: who may connect, how many, how often, and how many bytes a second.
 //
-// What a node with netfilter would have in nftables beside the DNAT rule. A forward without limits pays one
-// relaxed load for each connection and one for each turn of a relay.
+// With netfilter, nftables rules beside the DNAT rule would do the same. A forward without limits costs
+// one relaxed load per connection and one per turn of a relay.
 #pragma once
 
 #include <atomic>
@@ -17,18 +17,19 @@
 
 namespace portway {
 
-/// Decides about new connections. Any thread; a short lock, taken only while a limit is set.
+/// Admits or rejects new connections. Any thread; takes a short lock, but only while a limit is set.
 class Admission {
  public:
   using Time = std::chrono::nanoseconds;  // on the monotonic clock
 
-  /// New connections that were left over stay so: only a first limit of them begins with a full second's.
+  /// The allowance of new connections carries over: only the first limit on them starts with a full
+  /// second's allowance.
   void set_limits(const TrafficLimits& limits);
 
-  /// ask() may reject; if not, a connection needs neither ask() nor leave().
+  /// True: ask() may reject. False: a connection needs neither ask() nor leave().
   bool limited() const { return limited_.load(std::memory_order_relaxed); }
 
-  /// Why this client is rejected; nothing if it is admitted, and counted until leave().
+  /// Why this client is rejected; nullopt if it is admitted, which counts it until leave().
   std::optional<RejectReason> ask(const IpAddress& client, Time now);
   /// Whether ask() would reject this client now; nothing is counted.
   bool refuses(const IpAddress& client, Time now);
@@ -42,18 +43,19 @@ class Admission {
   std::optional<RejectReason> why_not(const IpAddress& client) const;
 
   std::atomic<bool> limited_{false};
-  std::mutex mutex_;  // protects what follows
+  std::mutex mutex_;  // protects the members below
   TrafficLimits limits_;
   std::uint32_t connections_ = 0;
-  std::map<IpAddress, std::uint32_t> by_source_;  // those that have connections
-  double new_connections_ = 0;                    // that may come now
+  std::map<IpAddress, std::uint32_t> by_source_;  // only sources that have connections
+  double new_connections_ = 0;                    // allowed now
   Time refilled_{};
 };
 
 /// Bytes a second of one direction of a forward, over all its connections and workers.
 ///
-/// A virtual clock (GCRA, ITU-T I.371) runs ahead of the real one by what was moved: whoever finds it ahead
-/// by more than kBurst waits. Moved bytes are paid for afterwards. Any thread, without a lock.
+/// A virtual clock (GCRA, ITU-T I.371) advances by the bytes moved. A caller that finds it more than
+/// kBurst ahead of the real clock waits. Bytes are charged after they were moved. Any thread, without a
+/// lock.
 class ByteRate {
  public:
   using Time = std::chrono::nanoseconds;
@@ -65,9 +67,9 @@ class ByteRate {
   }
   std::uint64_t limit() const { return bytes_per_second_.load(std::memory_order_relaxed); }
 
-  /// How many bytes may be moved in one go now; 0: none before wait() has passed. `limit`: what limit() says,
-  /// but not 0. The same for this and for spend(): a move is paid for at the price that it was granted at, so
-  /// a lower limit never makes anybody wait for what was moved before.
+  /// How many bytes may be moved in one go now; 0: none until wait() has passed. `limit` is the value of
+  /// limit(), not 0. Pass the same value to spend(): a move is charged at the rate at which it was
+  /// granted, so lowering the limit does not delay anybody for bytes moved earlier.
   std::uint64_t allowance(std::uint64_t limit, Time now) const;
   Time wait(Time now) const;
   void spend(std::uint64_t limit, std::uint64_t bytes, Time now);

@@ -1,9 +1,9 @@
 // How large a relay's receive buffers are. Bytes that a slow receiver has not taken wait in them, cost the
-// node memory, and get old; a fast receiver is served more cheaply in large pieces. So a buffer holds as much
-// as the receiver takes in kQueueTime, kQueueMax at most, and towards a client also what is on its way to the
-// node meanwhile: twice the path's bandwidth-delay product, as the kernel's own tuning has it (tcp(7),
-// tcp_moderate_rcvbuf). That tuning counts what the relay reads, not what the receiver takes, and begins with
-// megabytes.
+// node memory, and become stale; large pieces make a fast receiver cheaper to serve. So a buffer holds
+// what the receiver takes in kQueueTime, at most kQueueMax. A client's buffer also has room for the bytes
+// in flight: twice the path's bandwidth-delay product, as in the kernel's own tuning (tcp(7),
+// tcp_moderate_rcvbuf). That tuning counts what the relay reads, not what the receiver takes, and starts
+// with megabytes.
 #pragma once
 
 #include <algorithm>
@@ -23,14 +23,15 @@ class BufferFit {
   static constexpr std::uint32_t kQueueMax = 1024 * 1024;
   static constexpr std::uint32_t kMax = 6 * 1024 * 1024;  // tcp_rmem[2] of most kernels
 
-  /// It has this size, bytes, from the beginning.
+  /// `size` is the buffer's initial size in bytes.
   void begin(std::uint32_t size, std::chrono::nanoseconds now) {
     size_ = size;
     since_ = now;
   }
-  /// Whether to ask fit(), `bytes` having been taken in all.
+  /// Whether to call fit(); `bytes` is the total taken so far.
   bool due(std::uint64_t bytes) const { return bytes - bytes_ >= (size_ == 0 ? kFirstBytes : kEveryBytes); }
-  /// The size to set, bytes; none: as it is. `least` is the configured size, `round_trip` the path's.
+  /// The size to set, in bytes; nullopt: keep the current one. `least` is the configured size,
+  /// `round_trip` the path's.
   std::optional<std::uint32_t> fit(std::uint64_t bytes, std::chrono::nanoseconds now, std::uint32_t least,
                                    std::chrono::nanoseconds round_trip) {
     const auto taken = static_cast<double>(bytes - std::exchange(bytes_, bytes));

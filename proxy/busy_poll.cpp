@@ -10,7 +10,7 @@ void BusyPoll::happened(Nanos idle) {
     credit_ = std::min(credit_ + 1, kCreditMax);
     return;
   }
-  if (idle > 2 * max_) {  // a sleep and a wake-up are little beside that
+  if (idle > 2 * max_) {  // a sleep and a wake-up take little time in comparison
     window_ = Nanos::zero();
     return;
   }
@@ -26,7 +26,7 @@ void BusyPoll::happened(Nanos idle) {
     window_ = Nanos::zero();
     return;
   }
-  // The sleep was short, the way to wake up from it included.
+  // The sleep was short, including the wake-up.
   window_ = std::clamp(2 * window_, std::min(kFirst, max_), max_);
 }
 

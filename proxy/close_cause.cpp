@@ -5,8 +5,8 @@
 namespace portway {
 namespace {
 
-/// TCP itself gave the peer up: it answered neither keepalive probes nor retransmissions. If an ICMP error
-/// has arrived meanwhile, the socket reports that instead (sk_err_soft), a refusal among them.
+/// TCP gave up: the peer answered neither keepalive probes nor retransmissions. If an ICMP error has
+/// arrived meanwhile, such as a refusal, the socket reports that instead (sk_err_soft).
 bool is_silence(int error) {
   const ConnectError reported = connect_error(error);
   return reported == ConnectError::kTimeout || reported == ConnectError::kUnreachable ||
@@ -32,7 +32,7 @@ ConnectError connect_error(int error) {
       return ConnectError::kRefused;
     case ETIMEDOUT:
       return ConnectError::kTimeout;
-    // What the kernel makes of ICMP errors (icmp_err_convert[], tab_unreach[] of icmpv6).
+    // The kernel's errnos for ICMP errors (icmp_err_convert[], tab_unreach[] of icmpv6).
     case EHOSTUNREACH:
     case ENETUNREACH:
     case ENETDOWN:
@@ -91,7 +91,7 @@ CloseCause cause_of(Side side, int error) {
 }
 
 bool is_reset(int error) {
-  return error == ECONNRESET || error == EPIPE;  // EPIPE: the peer had sent FIN before
+  return error == ECONNRESET || error == EPIPE;  // EPIPE: after the peer's FIN
 }
 
 bool is_shortage(int error) {

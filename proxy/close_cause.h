@@ -31,7 +31,7 @@ CloseCause cause_of(Side side, int error);
 /// The peer of an established connection has reset it. (A refused connect reports ECONNREFUSED.)
 bool is_reset(int error);
 
-/// The node ran short of memory; the peer has nothing to do with it.
+/// The node ran short of memory; the peer is not at fault.
 bool is_shortage(int error);
 
 }  // namespace portway

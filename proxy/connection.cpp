@@ -9,15 +9,15 @@
 namespace portway {
 namespace {
 
-// How often a side that is to be reset is asked whether it has acknowledged everything, and for how long at
-// most: a client that reads nothing must not hold a slot for ever.
+// How often, and for how long at most, a side that is to be reset is checked for acknowledgement of
+// everything: a client that reads nothing must not hold a slot for ever.
 constexpr Nanos kResetPollMin = std::chrono::milliseconds(4);
 constexpr Nanos kResetPollMax = std::chrono::milliseconds(250);
 constexpr Nanos kResetDeliveryMax = std::chrono::seconds(10);
 
-// An ICMP error that arrives before connect(2) has returned, as over a veth pair, ends no connection, and no
-// event reports it: the socket is asked once (SO_ERROR). The next SYN, and so the next error, is a second
-// away.
+// An ICMP error that arrives before connect(2) has returned, as over a veth pair, does not end the
+// connection, and no event reports it. So SO_ERROR is read once: the next SYN, and with it the next error,
+// is a second away.
 constexpr Nanos kAskAfter = std::chrono::milliseconds(20);
 
 // How long a client waits for its session's device, and how often the connection looks for it.
@@ -39,7 +39,7 @@ void Connection::start(OpenedConnection opened) {
   slot_.accepted_ns = slot_.active_ns = opened.accepted_at.count();
   slot_.client = to_plain(opened.client);
   slot_.source = opened.source;
-  // The forward may have got limits since it was opened.
+  // The forward may have been given limits since the connection was opened.
   if (!opened.admitted && opened.forward->admission.limited()) {
     opened.forward->admission.enter(opened.client.address());
     opened.admitted = true;
@@ -62,7 +62,7 @@ void Connection::start(OpenedConnection opened) {
   }
 }
 
-/// The connection to the guest is under way, or failed at once.
+/// The connection to the guest is under way, or has failed at once.
 void Connection::on_connecting(int error) {
   if (error != 0) return on_connect_failed(error);
   arm(kUpstream);
@@ -71,7 +71,7 @@ void Connection::on_connecting(int error) {
   schedule();
 }
 
-/// The machine may have come up without a message from the kernel yet: the control thread is asked to look.
+/// The virtual machine may be up before the kernel has reported it: asks the control thread to check.
 void Connection::wait_for_device() {
   device_due_ = now() + kDeviceWait;
   if (!forward_->session->device_asked_for.exchange(true))
@@ -81,7 +81,7 @@ void Connection::wait_for_device() {
 }
 
 void Connection::look_for_device() {
-  const int device = forward_->session->device.load();  // before the source, which is set first
+  const int device = forward_->session->device.load();  // read before the source, which is set first
   if (device == kNoDevice && now() < device_due_) {
     look_at_ = now() + kDeviceLooks;
     return schedule();
@@ -123,7 +123,7 @@ void Connection::on_connected() {
   slot_.socket[kDownstream].writable = true;
   set_state(ConnectionState::kRelaying);
   plan_first_look();
-  // The guest may have answered, sent something and reset since: one event reports all of it.
+  // The guest may have answered, sent data and reset: one event reports all of it.
   if (slot_.socket[kUpstream].error != 0) await_error(kUpstream);
   schedule();
 }
@@ -133,7 +133,7 @@ void Connection::on_connect_failed(int error) {
   error_ = static_cast<std::int16_t>(error);
   forward_counters().connect_errors[static_cast<std::size_t>(reason)].add();
   if (reason == ConnectError::kRefused && config().refused_probe.count() > 0) add_refusal();
-  // RST, never FIN: a clean end would say that a service was there and had nothing to send.
+  // RST, never FIN: a clean end would look like a service with nothing to send.
   terminate(cause_of(reason));
 }
 
@@ -154,7 +154,7 @@ void Connection::on_poll(Side side, const Completion& completion) {
   armed_[side] = completion.more;
   if (slot_.state == ConnectionState::kClosing) return join();
   if (completion.result < 0) {
-    // The poll could not be armed, for want of memory: without it the connection is blind.
+    // The poll could not be armed for lack of memory, and the connection gets no events without it.
     error_ = static_cast<std::int16_t>(-completion.result);
     return terminate({CloseSide::kNode, CloseHow::kResources});
   }
@@ -170,8 +170,8 @@ void Connection::on_events(Side side, std::uint32_t events) {
   if ((events & (POLLRDHUP | POLLHUP | POLLERR)) != 0) socket.peer_closed = true;
   if ((events & POLLPRI) != 0) context_.perhaps_urgent.emplace_back(this, side);
   if ((events & POLLERR) == 0) return;
-  // While the sockets relay, an error is found by reading, after the bytes before it. Only if nothing is
-  // read, before the connection is made or after FIN, the socket has to be asked for it: asking clears it.
+  // While the sockets relay, reading finds the error after the bytes that came before it. Only if nothing
+  // is read, before the connection is made or after FIN, SO_ERROR must be read, which clears it.
   const bool unread = slot_.state != ConnectionState::kRelaying || socket.read_ended;
   if (unread && socket.error == 0)
     socket.error = static_cast<std::int16_t>(-context_.io.socket_error(socket.fd));
@@ -179,12 +179,12 @@ void Connection::on_events(Side side, std::uint32_t events) {
 }
 
 void Connection::on_urgent(Side side) {
-  // An urgent byte that is next is no POLLIN: but only a read gets past it.
+  // If the next byte is urgent, POLLIN is not reported, but only a read gets past it.
   slot_.socket[side].urgent = slot_.socket[side].readable = true;
 }
 
-/// An error was reported while the bytes before it may still be on their way to a side that does not read:
-/// that lasts kResetDeliveryMax at most.
+/// An error was reported, but bytes before it may still be on their way to a side that does not read.
+/// Waits for them kResetDeliveryMax at most.
 void Connection::await_error(Side side) {
   if (slot_.state != ConnectionState::kRelaying || reset_deadline_ != TimerWheel::kNever) return;
   reset_deadline_ = now() + kResetDeliveryMax;
@@ -192,11 +192,11 @@ void Connection::await_error(Side side) {
   schedule();
 }
 
-/// The error was not read in time: nothing is read any more, so the socket can be asked for it.
+/// The error was not read in time. Nothing is read any more, so SO_ERROR can be used.
 void Connection::on_error_unread() {
   SocketState& socket = slot_.socket[failed_];
   if (socket.error == 0) socket.error = static_cast<std::int16_t>(-context_.io.socket_error(socket.fd));
-  if (socket.error == 0) socket.error = ECONNRESET;  // reported, and cleared since
+  if (socket.error == 0) socket.error = ECONNRESET;  // reported, but cleared since
   fail(failed_, socket.error);
 }
 
@@ -208,7 +208,7 @@ void Connection::expire() {
 bool Connection::advance() {
   if (std::exchange(due_, false)) {
     on_deadline();
-    if (!is_live()) return false;  // join() has queued it again, or the last completion will
+    if (!is_live()) return false;  // join() has queued it, or the last completion will
   }
   switch (slot_.state) {
     case ConnectionState::kConnecting:
@@ -231,8 +231,9 @@ bool Connection::advance() {
 
 // --- Ends.
 
-/// `side` was reset, and everything it sent before is in the other side's socket: the other one is reset as
-/// well, once it has acknowledged that. A linger-0 close at once would take back what it has not read yet.
+/// `side` was reset, and everything it had sent is in the other side's socket. The other side is reset
+/// too, once it has acknowledged that: an immediate close with linger 0 would discard what is still
+/// unacknowledged.
 void Connection::on_reset(Side side) {
   const int error = slot_.socket[side].error;
   cause_ = cause_of(side, error);
@@ -249,7 +250,8 @@ void Connection::advance_resetting() {
   const SocketState& survivor = slot_.socket[other(slot_.first_ended)];
   const bool delivered = survivor.error != 0 || context_.io.unacknowledged(survivor.fd) <= 0;
   if (delivered || now() >= reset_deadline_) return terminate(cause_);
-  // No event reports an acknowledgement. The longer nothing has moved, the less often the socket is asked.
+  // No event reports an acknowledgement. The longer nothing has moved, the less often the socket is
+  // checked.
   look_at_ = now() + std::clamp<Nanos>((now() - active()) / 8, kResetPollMin, kResetPollMax);
   schedule();
 }
@@ -264,19 +266,19 @@ void Connection::terminate(const CloseCause& cause) {
   cause_ = cause;
   if (device_due_ != TimerWheel::kNever) forward_->session->device_asked_for.store(false);
   context_.half_closed.remove(*this);
-  if (cause.how == CloseHow::kFin) error_ = 0;  // reported after everything was delivered
+  if (cause.how == CloseHow::kFin) error_ = 0;  // reported after everything had been delivered
   siblings().all.erase(ConnectionList::s_iterator_to(static_cast<InForward&>(*this)));
   context_.timers.clear(index_);
   due_ = false;
   set_state(ConnectionState::kClosing);
   for (const Side side : kSides) {
-    // close(2) would neither send FIN nor RST while the ring holds the file.
+    // close(2) would send neither FIN nor RST while the ring holds the file.
     if (armed_[side]) context_.io.cancel(context_.token_base | token_of(index_, side), fd(side));
   }
   join();
 }
 
-/// Releases it in its turn, once the last completions have come.
+/// Queues its release once the last completions have come.
 void Connection::join() {
   if (is_joined()) enqueue();
 }
@@ -292,8 +294,8 @@ void Connection::release() {
   CloseRecord record = make_record();
   record.forward = std::move(forward_);
   const bool tcp_closed = record.tcp[kUpstream].closed;
-  // Its TIME_WAIT holds one of the node's own ports. With the client's address the port is the client's,
-  // which does not come back with it any sooner.
+  // A TIME_WAIT holds one of the node's own ports. With the client's address the port is the client's, and
+  // ending the TIME_WAIT gains nothing.
   const bool time_wait =
       cause_ == CloseCause{CloseSide::kClient, CloseHow::kFin} && tcp_closed && !is_transparent(slot_.source);
   for (const Side side : kSides) {
@@ -355,7 +357,7 @@ LiveConnection Connection::live() const {
   return live;
 }
 
-/// Bytes from one side that are in the node.
+/// Bytes from one side that the node still holds.
 std::uint64_t Connection::queued(Side from) const {
   const int sink = fd(other(from));
   const int unread = fd(from) < 0 ? 0 : std::max(0, context_.io.unread(fd(from)));
@@ -382,7 +384,7 @@ void Connection::arm(Side side) {
   context_.io.poll(context_.token_base | token_of(index_, side), fd(side));
 }
 
-/// Has nothing to move but what is spliced.
+/// Has only spliced bytes to move.
 bool Connection::is_stream() const {
   const auto has_message = [this](Side from) {
     return slot_.relay[from].mode == RelayMode::kCopy && slot_.socket[from].readable &&

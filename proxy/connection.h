@@ -1,13 +1,13 @@
 // One connection: an object over its slot, from the accepted client to the last descriptor closed.
 //
-// kConnecting -> kRelaying -> (kResetting ->) kClosing -> kFree. An event only marks the connection and puts
-// it into the run queue; advance() then does what there is to do, however many events came. Teardown has
-// three steps: terminate (no more bytes move, armed polls are cancelled), join (the last completions arrive),
-// release (descriptors closed, record written). The slot (proxy/connection_table.h) holds what another
-// process would need to continue; the object beside it holds what only this process can use.
+// kConnecting -> kRelaying -> (kResetting ->) kClosing -> kFree. An event only marks the connection and
+// puts it into the run queue; advance() then does all that is due, however many events came. Teardown has
+// three steps: terminate (no more bytes move, armed polls are cancelled), join (the last completions
+// arrive), release (descriptors closed, record written). The slot (proxy/connection_table.h) holds what
+// another process would need to continue; the object beside it holds what only this process can use.
 //
-// All calls on the worker's thread. connection.cpp has its life, connection_relay.cpp its bytes, and
-// connection_deadlines.cpp what it does when time has passed.
+// All calls on the worker's thread. connection.cpp has the life cycle, connection_relay.cpp the relaying,
+// and connection_deadlines.cpp the timeouts.
 #pragma once
 
 #include <array>
@@ -42,11 +42,11 @@ struct OpenedConnection {
   ServedForwardPtr forward;
   int downstream = -1;
   int upstream = -1;  // -1: no socket could be opened
-  int error = 0;      // the errno with which the connection failed at once; 0: it is under way, or made
+  int error = 0;      // the errno of an immediate failure; 0: it is under way, or made
   Endpoint client;
   std::uint8_t dscp = 0;  // of the client's SYN, shifted left by two; 0: none, or not copied
   SourcePlan source = SourcePlan::kPlain;
-  bool waits_for_device = false;  // it is connected once its session has one
+  bool waits_for_device = false;  // it connects once its session has one
   bool admitted = false;          // the forward's admission counts it
   Nanos accepted_at{0};
 };
@@ -88,14 +88,14 @@ struct ConnectionContext {
   RunQueue queue;
   HalfClosed half_closed;
   Nanos turn_began{0};                                       // when the queue's turn began
-  std::vector<Refusal> refused;                              // by guests, since somebody took them
+  std::vector<Refusal> refused;                              // by guests, since they were last taken
   std::vector<std::pair<Connection*, Side>> perhaps_urgent;  // POLLPRI was reported in this turn
   std::array<std::byte, PipePool::kSpareSize> buffer;        // scratch for copying
 };
 
 class Connection : public RunQueue::Entry, public InForward, public InHalfClosed {
  public:
-  /// `index` is the slot's: it names the connection's timer and polls.
+  /// `index` is the slot's; it identifies the connection's timer and polls.
   Connection(ConnectionContext& context, ConnectionSlot& slot, std::uint32_t index)
       : context_(context), slot_(slot), index_(index) {}
   Connection(const Connection&) = delete;
@@ -106,7 +106,7 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   static std::uint32_t index_of(Token token) { return static_cast<std::uint32_t>(token >> 1); }
   static Side side_of(Token token) { return (token & 1) != 0 ? kUpstream : kDownstream; }
 
-  /// Takes over both sockets; the slot is free.
+  /// Takes ownership of both sockets; the slot must be free.
   void start(OpenedConnection opened);
   /// A completion of the poll of one side's socket.
   void on_poll(Side side, const Completion& completion);
@@ -114,13 +114,13 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   void on_urgent(Side side);
   /// Its deadline has passed.
   void expire();
-  /// Does what events and deadlines have left to do. True: it has ended, release() it.
+  /// Does what events and deadlines made due. True: it has ended, release() it.
   [[nodiscard]] bool advance();
   /// No more bytes move. Resets both sides, unless both FINs were passed on (CloseHow::kFin).
   void terminate(const CloseCause& cause);
-  /// Closes what it holds and writes its record. The slot and this object are not used afterwards.
+  /// Closes its descriptors and writes its record. Do not use the slot or this object afterwards.
   void release();
-  /// The forward's admission counts it from now on; false if it did already.
+  /// The forward's admission counts it from now on; false if it already did.
   bool admit() { return !std::exchange(admitted_, true); }
 
   bool is_live() const {
@@ -143,15 +143,15 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   struct Deadline {
     enum class Why : std::uint8_t {
       kNone,
-      kDevice,          // see whether its session has a device
+      kDevice,          // check whether its session has a device
       kConnectError,    // ask for an error that no event reports
       kConnectTimeout,  // the guest has not answered
-      kUnreadError,     // an error was reported and not read in time
+      kUnreadError,     // a reported error was not read in time
       kByteRate,        // there are bytes to spend again
       kIdle,
       kHalfClosed,
-      kGuestSilence,  // see whether the guest still answers
-      kDelivery,      // see whether everything was delivered before the reset
+      kGuestSilence,  // check whether the guest still answers
+      kDelivery,      // check whether everything was delivered before the reset
     };
     Nanos when = TimerWheel::kNever;
     Why why = Why::kNone;
@@ -210,8 +210,8 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   Nanos throttled_until_ = TimerWheel::kNever;  // the forward's byte rate is spent until then
   // An error was reported: deliver what came before it until then.
   Nanos reset_deadline_ = TimerWheel::kNever;
-  Nanos look_at_ = TimerWheel::kNever;  // when to look at what no event reports; what, the state says
-  Nanos guest_owes_since_ = TimerWheel::kNever;  // an acknowledgement, as far as looks show
+  Nanos look_at_ = TimerWheel::kNever;           // when to check what no event reports; the state says what
+  Nanos guest_owes_since_ = TimerWheel::kNever;  // an acknowledgement, as far as the checks show
   Nanos device_due_ = TimerWheel::kNever;        // the session has no device: wait for one until then
   BufferFit receive_buffer_[2];
   CloseCause cause_;

@@ -1,4 +1,4 @@
-// What a connection does when time has passed without an event.
+// The timeouts of a connection.
 #include <algorithm>
 #include <cerrno>
 
@@ -7,8 +7,8 @@
 namespace portway {
 namespace {
 
-// A connection is looked at when it has lasted this long, then at intervals in which little is missed of
-// proxy.user_timeout_s. Looks that are due together are made together, so that a worker may sleep.
+// A connection is checked when it has lasted this long, then at intervals that are short compared with
+// proxy.user_timeout_s. Checks that are due together are made together, which lets a worker sleep.
 constexpr Nanos kFirstLook = std::chrono::seconds(10);
 constexpr Nanos kLooksMin = std::chrono::milliseconds(250);
 constexpr int kLooksInTimeout = 16;
@@ -23,15 +23,15 @@ Nanos looks_every(const Config::Proxy& config) {
   return std::max<Nanos>(Nanos(config.user_timeout) / kLooksInTimeout, kLooksMin);
 }
 
-/// Zero is never.
+/// Zero: never.
 Nanos deadline_after(std::int64_t from_ns, Nanos span) {
   return span == Nanos::zero() ? TimerWheel::kNever : Nanos(from_ns) + span;
 }
 
 }  // namespace
 
-/// The earliest deadline that the connection's state has. Bytes that move do not move the timer:
-/// on_deadline() looks again.
+/// The earliest deadline in the connection's state. Moving bytes does not move the timer: on_deadline()
+/// checks again.
 Connection::Deadline Connection::deadline() const {
   using Why = Deadline::Why;
   Deadline next;
@@ -107,9 +107,9 @@ void Connection::plan_first_look() {
   }
 }
 
-/// The guest's silence counts from when it has something to answer, and only if it was asked: one whose
-/// window is closed answers each probe, which come up to two minutes apart, and a paused one need not answer
-/// keepalive.
+/// The guest's silence counts from when it has something to acknowledge, and only if TCP asked for an
+/// answer: a guest with a closed window answers each probe, up to two minutes apart, and a paused one need
+/// not answer keepalive.
 void Connection::look_at_guest() {
   if (!std::exchange(lasting_, true)) context_.upstream.set_lasting(fd(kUpstream));
   if (config().user_timeout.count() == 0) {

@@ -1,4 +1,4 @@
-// How connections are treated; the same for all of them. Constant once the workers run.
+// Options that all connections share. Constant once the workers run.
 #pragma once
 
 #include "config/config.h"
@@ -11,9 +11,9 @@ class RoutedConnections;
 
 struct ConnectionOptions {
   Config::Proxy config = {};
-  // Null: single clients cannot be refused.
+  // Null: a single client cannot be refused.
   ClientRefusals* client_refusals = nullptr;
-  // Null: what clients' own routes carry is not known.
+  // Null: connections by clients' own routes are not known.
   const RoutedConnections* routed = nullptr;
   // Null: clients of sessions without a device are reset at once.
   DeviceRequests* device_requests = nullptr;

@@ -1,4 +1,4 @@
-// The bytes of a connection: what it does in kRelaying.
+// Relays the bytes of a connection: state kRelaying.
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
@@ -15,7 +15,7 @@ void Connection::advance_relaying() {
     if (slot_.state != ConnectionState::kRelaying) return;
   }
   if (slot_.relay[kDownstream].ended && slot_.relay[kUpstream].ended) {
-    // Both FINs were passed on. An error reported since then ends it the same way: all was delivered.
+    // Both FINs were passed on. A later error changes nothing: everything was delivered.
     return terminate({close_side(slot_.first_ended), CloseHow::kFin});
   }
   for (const Side side : kSides) {
@@ -78,7 +78,7 @@ void Connection::on_source_ended(Side from) {
   if (!slot_.relay[other(from)].ended) slot_.first_ended = from;
   context_.io.shutdown(sink.fd, SHUT_WR);
   sink.write_ended = true;
-  slot_.active_ns = context_.turn_began.count();  // the other side has its time from now on
+  slot_.active_ns = context_.turn_began.count();  // the other side's timeout starts now
   context_.half_closed.add(*this);
   schedule();
 }
@@ -86,11 +86,11 @@ void Connection::on_source_ended(Side from) {
 void Connection::on_sink_broken(Side from) {
   SocketState& sink = slot_.socket[other(from)];
   if (is_shortage(sink.error)) {
-    // No event reports free memory, and the sink would wait for the rest for ever.
+    // No event reports that memory is free again: the sink would wait for the rest for ever.
     error_ = sink.error;
     return terminate({CloseSide::kNode, CloseHow::kResources});
   }
-  // What the broken side sent before it broke is still to be delivered: read on, to its error or its end.
+  // What the broken side has sent is still to be delivered: read on to its error or end.
   sink.readable = true;
   sink.peer_closed = true;
   if (sink.read_ended) {
@@ -110,17 +110,17 @@ void Connection::fit_receive_buffer(Side side) {
   const auto fit = receive_buffer_[side].fit(slot_.relay[side].bytes, context_.turn_began, least, round_trip);
   if (!fit) return;
   const auto size = static_cast<int>(*fit);
-  // Beyond net.core.rmem_max with CAP_NET_ADMIN only. Without it, a client's socket is left to the kernel, or
-  // a long path could not be filled.
+  // Beyond net.core.rmem_max only with CAP_NET_ADMIN. Without it, the kernel sizes a client's buffer:
+  // net.core.rmem_max is too small for a long path.
   const bool forced = io.set_option(fd(side), SOL_SOCKET, SO_RCVBUFFORCE, size) == 0;
   if (side == kUpstream) {
     if (!forced) io.set_option(fd(side), SOL_SOCKET, SO_RCVBUF, size);
   } else if (forced) {
-    io.set_option(fd(side), IPPROTO_TCP, TCP_WINDOW_CLAMP, size);  // the window does not follow by itself
+    io.set_option(fd(side), IPPROTO_TCP, TCP_WINDOW_CLAMP, size);  // the window does not follow the buffer
   }
 }
 
-/// Only the timer continues it: no event reports that there are bytes to spend again.
+/// Only the timer resumes it: no event reports that bytes are allowed again.
 void Connection::throttle(Nanos wait) {
   throttled_until_ = std::min(throttled_until_, now() + wait);
   schedule();

@@ -24,11 +24,11 @@ Endpoint to_endpoint(const PlainEndpoint& plain) {
 }
 
 SlotArena::SlotArena(std::size_t slots) {
-  // Shared, so that a process that inherits the mapping sees the slots; untouched pages take no memory.
+  // Shared, for a process that inherits the mapping; untouched pages take no memory.
   void* memory = ::mmap(nullptr, slots * sizeof(ConnectionSlot), PROT_READ | PROT_WRITE,
                         MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
-  // Zero pages are valid free slots as they stand: take() writes every field.
+  // Zero pages are valid free slots: take() writes every field.
   slots_ = {static_cast<ConnectionSlot*>(memory), slots};
 }
 

@@ -1,9 +1,8 @@
 // The connections of the process: one bounded array of plain-old-data slots in one shared mapping.
 //
-// A slot holds what another process would need to continue the connection: descriptor numbers, ids, the state
-// of each side and each direction, counts. Nothing in it is a pointer. What only this process
-// can use (the forward object, timers, what is armed in the ring) stands beside it, in Connection
-// (proxy/connection.h).
+// A slot holds what another process would need to continue the connection: descriptor numbers, ids, the
+// state of each side and each direction, counts. Nothing in it is a pointer. What only this process can
+// use (the forward object, timers, operations armed in the ring) is in Connection (proxy/connection.h).
 //
 // A SlotArena is cut into one ConnectionTable a worker; a table belongs to its worker's thread.
 #pragma once
@@ -29,17 +28,17 @@ constexpr Side other(Side side) {
   return side == kDownstream ? kUpstream : kDownstream;
 }
 
-/// What is known of one socket. Readiness is remembered here because the ring reports each edge once.
+/// The state of one socket. Readiness is remembered here because the ring reports each edge once.
 struct SocketState {
   std::int32_t fd = -1;
-  std::int16_t error = 0;  // the errno that ended it (ECONNRESET, ETIMEDOUT, ...), 0 while it is sound
-  bool readable = false;   // a read may give something: until it gives EAGAIN
-  bool writable = false;   // a write may be taken: until it gives EAGAIN
+  std::int16_t error = 0;  // the errno that ended it (ECONNRESET, ETIMEDOUT, ...), 0: none
+  bool readable = false;   // a read may return something; cleared by EAGAIN
+  bool writable = false;   // a write may succeed; cleared by EAGAIN
   // POLLRDHUP, POLLHUP or POLLERR was reported: a short read does not prove "drained" any more.
   bool peer_closed = false;
   bool urgent = false;       // POLLPRI was reported: splice(2) stops at the urgent mark
   bool read_ended = false;   // FIN or an error was read
-  bool write_ended = false;  // we sent FIN, or it takes nothing any more
+  bool write_ended = false;  // we sent FIN, or it accepts nothing any more
 };
 
 /// How a direction moves its bytes.
@@ -58,7 +57,7 @@ struct RelayState {
   std::uint32_t streak = 0;         // copying: bytes in large reads in a row; splicing: small moves in a row
   RelayMode mode = RelayMode::kCopy;
   bool in_spare = false;  // its latest bytes are in the pool's spare buffer
-  bool ended = false;     // all was delivered that will be, and the end was passed on
+  bool ended = false;     // everything was delivered, as far as possible, and the end passed on
 };
 
 enum class ConnectionState : std::uint8_t {
@@ -109,7 +108,7 @@ class SlotArena {
   std::span<ConnectionSlot> slots_;
 };
 
-/// Hands slots out, the lowest free one first where that is cheap, so that a quiet table stays small in
+/// Hands out slots, the lowest free one first if that is cheap: a table with little traffic takes little
 /// memory.
 class ConnectionTable {
  public:
@@ -127,7 +126,7 @@ class ConnectionTable {
 
  private:
   std::span<ConnectionSlot> slots_;
-  std::vector<std::uint32_t> free_;  // given back, last in first out; below high_water_
+  std::vector<std::uint32_t> free_;  // returned slots, last in first out; below high_water_
   std::uint32_t high_water_ = 0;
   std::uint32_t in_use_ = 0;
   std::uint64_t serial_ = 0;

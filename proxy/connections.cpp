@@ -19,18 +19,18 @@ Connections::~Connections() {
 // --- From accept to a slot.
 
 std::optional<OpenedConnection> Connections::open(int downstream, const ServedForwardPtr& forward) {
-  Client client;  // stays without address and port if they are not known
+  Client client;  // no address and port if they are unknown
   context_.io.take_client(downstream, client);
   const auto turn_away = [&](RejectReason reason) {
     reject(downstream, forward, reason, client.endpoint);
     return std::nullopt;
   };
   if (forward->phase.load() == ForwardPhase::kEnded) return turn_away(RejectReason::kForwardGone);
-  // Whoever it was, the guest is not to see the node in its place.
+  // The guest must not see the node's address in place of an unknown client's.
   if (client.endpoint.port() == 0) return turn_away(RejectReason::kClientGone);
   const ConnectionOptions& options = context_.options;
-  const int device = forward->session->device.load();  // before the source, which is set first
-  // What the guest is to see is not known before there is a device.
+  const int device = forward->session->device.load();  // read before the source, which is set first
+  // The source plan is not known before there is a device.
   const bool waits = device == kNoDevice && options.device_requests != nullptr;
   const auto plan = waits ? SourcePlan::kPlain : first_plan(*forward, client.endpoint);
   if (!plan) return turn_away(RejectReason::kSourceAddress);
@@ -54,7 +54,8 @@ std::optional<OpenedConnection> Connections::open(int downstream, const ServedFo
 }
 
 void Connections::start(OpenedConnection opened) {
-  // The phase advances before the workers hear of it, and close_forward() finds what is started before that.
+  // The phase advances before the workers get the message, and close_forward() finds what was started
+  // before that.
   if (opened.forward->phase.load() == ForwardPhase::kEnded ||
       of(*opened.forward).end_until == ForwardConnections::kAll)
     return reject(opened, RejectReason::kForwardGone);
@@ -121,7 +122,7 @@ void Connections::release(Connection& connection) {
   released_ = true;
 }
 
-/// Before anything is read: a plain read would step over an urgent byte that is next.
+/// Call it before anything is read: a plain read would skip an urgent byte that is next.
 void Connections::find_urgent() {
   const auto& marked = context_.perhaps_urgent;
   asked_urgent_.clear();
@@ -143,7 +144,7 @@ Nanos Connections::until_next_deadline() const {
   return std::min(next, context_.timers.until_next(now));
 }
 
-/// Many may be due at once: run() deals with them.
+/// Many may be due at once: run() handles them.
 void Connections::expire() {
   const Nanos now = context_.io.now();
   context_.timers.expire(now, [this](std::uint32_t index) { connections_[index].expire(); });
@@ -172,7 +173,7 @@ void Connections::end(const ServedForwardPtr& forward, std::uint64_t until, Clos
   own.end_how = how;
 }
 
-/// A few of each forward in turn: tens of thousands that end at once delay nobody else.
+/// A few of each forward in turn: ending tens of thousands at once delays nobody else.
 void Connections::end_some() {
   for (std::size_t left = RunQueue::kStepsAtOnce; left > 0 && !ending_.empty(); --left) {
     ServedForwardPtr forward = std::move(ending_.front());

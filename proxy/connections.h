@@ -1,4 +1,4 @@
-// The connections of one worker: they start here, are listed, and end with their forward, their session or
+// The connections of one worker: starts and lists them, and ends them with their forward, their session or
 // the worker.
 //
 // All calls on the worker's thread.
@@ -20,7 +20,7 @@ namespace portway {
 class Connections {
  public:
   /// `worker` is this worker's index into the forwards' counters; `token_base` is or'ed into the tokens of
-  /// its polls; `closes` gets a record of each connection's end.
+  /// its polls; `closes` gets a record of each ended connection.
   Connections(Io& io, const ConnectionOptions& options, std::span<ConnectionSlot> slots,
               std::uint32_t pipes_max, WorkerCounters& counters, CloseRecordRing& closes, std::size_t worker,
               Token token_base);
@@ -28,13 +28,13 @@ class Connections {
   Connections(const Connections&) = delete;
   Connections& operator=(const Connections&) = delete;
 
-  /// Opens the connection to the guest for an accepted socket, and owns the socket from now on. Guests see
-  /// connections in the order of these calls. nullopt: the client was rejected, with a reset.
+  /// Opens the connection to the guest for an accepted socket, and takes ownership of the socket. Guests
+  /// see connections in the order of these calls. nullopt: the client was rejected, with a reset.
   std::optional<OpenedConnection> open(int downstream, const ServedForwardPtr& forward);
-  /// Takes it over; another worker may have opened it. If every slot is in use, or its forward has ended
-  /// meanwhile, both sides are reset.
+  /// Takes an opened connection, possibly from another worker. Resets both sides if every slot is in use,
+  /// or if the forward has ended meanwhile.
   void start(OpenedConnection opened);
-  /// open() would reject this client as things are: no connection is to end for it.
+  /// open() would reject this client now: do not evict a connection for it.
   bool refuses(ServedForward& forward, int downstream);
   /// Resets both sides, without a connection.
   void reject(const OpenedConnection& opened, RejectReason reason);
@@ -45,27 +45,26 @@ class Connections {
   void on_poll(Token token, const Completion& completion);
   /// Advances the connections whose turn it is.
   void run();
-  /// Queues what has timed out.
+  /// Queues connections that have timed out.
   void expire();
 
   /// run() has work left; then nothing may wait.
   bool runnable() const { return !context_.queue.empty() || !ending_.empty(); }
   Nanos until_next_deadline() const;
 
-  /// Counts the forward's connections that were made while it had no limits.
+  /// Counts connections that were made while the forward had no limits.
   void count_for_limits(ServedForward& forward);
-  /// The forward's phase has advanced: does to its connections what that means, in this turn and the next
-  /// ones.
+  /// The forward's phase has advanced: applies it to the connections, in this turn and the next ones.
   void close_forward(const ServedForwardPtr& forward);
   void reset_all(CloseHow how);
-  /// The connections of a forward with ids above `after`, at most `limit`, those with the lowest ids. A
-  /// microsecond or two for each one that it lists.
+  /// At most `limit` connections of a forward with ids above `after`, the lowest ids first. Takes a
+  /// microsecond or two per listed connection.
   std::vector<LiveConnection> list(const ServedForward& forward, ConnectionId after, std::size_t limit);
   /// Resets one connection of a forward, or all of them (0), in this turn and the next ones; returns how
   /// many.
   std::size_t kill(const ServedForwardPtr& forward, ConnectionId connection);
 
-  /// What ends for others if connections run short.
+  /// The connections to evict if connections run short.
   HalfClosed& half_closed() { return context_.half_closed; }
   std::uint32_t in_use() const { return table_.in_use(); }
   /// See UpstreamOpener::source_ports().
@@ -76,7 +75,7 @@ class Connections {
     for (const Refusal& refusal : context_.refused) take(refusal);
     context_.refused.clear();
   }
-  /// Descriptors were given back since the last call: accepting may work again.
+  /// Descriptors were closed since the last call: accepting may work again.
   bool take_released() { return std::exchange(released_, false); }
 
  private:
@@ -92,7 +91,7 @@ class Connections {
   ConnectionTable table_;
   ConnectionContext context_;
   std::deque<Connection> connections_;   // an object for each slot that was ever in use
-  std::deque<ServedForwardPtr> ending_;  // those with an end_until
+  std::deque<ServedForwardPtr> ending_;  // forwards with an end_until
   struct Draining {
     Nanos deadline;
     ServedForwardPtr forward;

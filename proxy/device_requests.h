@@ -1,6 +1,6 @@
-// Instances whose clients wait for their tap's carrier. The kernel reports a carrier up to a second late
-// while other links change: a worker that has a client for a session without a device asks the control thread
-// to look.
+// Instances whose clients wait for their tap's carrier. While other links change, the kernel reports a
+// carrier up to a second late. So a worker that has a client for a session without a device asks the
+// control thread to check.
 //
 // ask() from any worker, take() from the control thread, often.
 #pragma once
@@ -19,7 +19,7 @@ class DeviceRequests {
     instances_.insert(instance_id);
   }
 
-  /// Those asked for since the last call; each once.
+  /// The instances requested since the last call, each once.
   std::set<std::string> take() {
     const std::lock_guard lock(mutex_);
     return std::exchange(instances_, {});
@@ -27,7 +27,7 @@ class DeviceRequests {
 
  private:
   std::mutex mutex_;
-  std::set<std::string> instances_;  // no more than there are with forwards
+  std::set<std::string> instances_;  // at most the instances with forwards
 };
 
 }  // namespace portway

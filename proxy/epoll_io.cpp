@@ -27,7 +27,7 @@ class EpollIo final : public KernelIo {
   void poll(Token token, int fd) override {
     operation(fd) = {token, true};
     epoll_event event{.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET, .data = {.fd = fd}};
-    // One that was cancelled and is still open is known to the kernel.
+    // The kernel still has a descriptor whose operation was cancelled but that is still open.
     if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) < 0 &&
         (errno != EEXIST || ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, fd, &event) < 0)) {
       operation(fd) = {};
@@ -36,8 +36,8 @@ class EpollIo final : public KernelIo {
   }
 
   void cancel(Token, int fd) override {
-    // Not EPOLL_CTL_DEL: what is cancelled is closed next, which does the same. Until then its events are
-    // passed over.
+    // Not EPOLL_CTL_DEL: a cancelled descriptor is closed next, which does the same. Until then its events
+    // are ignored.
     if (!operation(fd).armed) return;
     pending_.push_back({operation(fd).token, -ECANCELED, false});
     operation(fd) = {};
@@ -54,7 +54,7 @@ class EpollIo final : public KernelIo {
         std::uint64_t wakes;
         [[maybe_unused]] const auto got = ::read(fd, &wakes, sizeof wakes);
       } else if (operation(fd).armed) {
-        // The bits of epoll and poll are the same ones.
+        // The bits of epoll and poll are the same.
         completions_.push_back({operation(fd).token, static_cast<std::int32_t>(events_[i].events), true});
       }
     }

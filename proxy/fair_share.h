@@ -1,17 +1,19 @@
 // Who may have one of the node's connections when they run short: every instance, and every forward of an
 // instance, has a share that nobody else can take.
 //
-// One instance may have `instance_percent` of the node's connections (75 by default), and all instances
-// together may have as many without a check. The rest is reserved: an instance that has fewer connections
-// than an equal part of the rest still gets one. The same holds for the forwards of an instance within its
-// share, and for clients within a forward: a source address with most of the connections gets no more.
+// One instance may have `instance_percent` of the node's connections (75 by default). Until all instances
+// together have that many, nothing is checked. The rest is reserved: an instance that has fewer
+// connections than an equal part of the rest still gets one. The same holds for the forwards of an
+// instance within its share, and for clients within a forward: a source address that has most of the
+// connections gets no more.
 //
-// An instance, forward or client over its share gets a connection only in place of a half-closed one of its
-// own (one side has sent FIN, the other has not): of the 64 oldest, the one that has been silent for longest.
-// If there is none, the client is rejected. An instance gives up a connection of its forward with most
-// connections, if that has been silent for a second, else one of the newcomer's forward. An instance that
-// gets a reserved connection replaces a half-closed one, silent for a second, of the instance with most. And
-// if connections are short, half-closed ones get less time: conntrack's, at half of the node's connections.
+// An instance, forward or client over its share gets a connection only in place of a half-closed one of
+// its own (one side has sent FIN, the other has not): the longest silent of the 64 oldest. If there is
+// none, the client is rejected. An instance gives up a connection of its forward with the most connections
+// if that connection has been silent for a second, else one of the new client's forward. An instance that
+// gets a reserved connection replaces a half-closed one, silent for a second, of the instance with the
+// most. If connections run short, half-closed ones also time out earlier: after conntrack's timeout once
+// half of the node's connections are in use.
 //
 // Shared by the workers and the control thread. Relaxed atomics: a few connections more or less do not
 // matter.
@@ -32,7 +34,7 @@ class FairShare {
   FairShare(std::uint32_t capacity, unsigned instance_percent)
       : percent_(instance_percent), capacity_(capacity) {}
 
-  /// How many connections the node can have now: fewer if listeners take the descriptors. Control thread.
+  /// How many connections the node can have now: fewer if listeners use the descriptors. Control thread.
   void set_capacity(std::uint32_t capacity) { capacity_.store(capacity, std::memory_order_relaxed); }
   std::uint32_t capacity() const { return capacity_.load(std::memory_order_relaxed); }
   /// The sessions that have open forwards. Control thread.
@@ -40,13 +42,13 @@ class FairShare {
 
   enum class Verdict : std::uint8_t {
     kAdmit,
-    kMakeRoom,       // admit, and end a silent half-closed connection of whoever has most
+    kMakeRoom,       // admit, and end a silent half-closed connection of the instance with the most
     kInstanceShare,  // its instance is over its share
-    kForwardShare,   // its forward is, of what its instance may have
-    kSourceShare,    // its source address is, of what its forward may have
+    kForwardShare,   // its forward is, within the instance's share
+    kSourceShare,    // its source address is, within the forward's share
   };
   /// For a new connection of `forward`; `total` is how many the node has. `has_most()` says whether the
-  /// client's address has most of the forward's connections; it is asked only where that matters.
+  /// client's address has most of the forward's connections; it is called only if that matters.
   template <class HasMost>
   Verdict ask(std::uint64_t total, const ServedForward& forward, HasMost has_most) const {
     const ServedSession& session = *forward.session;
@@ -55,7 +57,7 @@ class FairShare {
     const std::uint64_t node_max = part(all);
     const std::uint32_t forwards = session.forwards.load(std::memory_order_relaxed);
     if (total >= node_max && of_instance >= kept_for_instance()) return Verdict::kInstanceShare;
-    // A forward without siblings may have all of its instance's.
+    // An instance's only forward may use the whole share.
     if (forwards > 1 && of_instance >= part(node_max) &&
         forward.connections_now() >= kept(node_max, forwards))
       return Verdict::kForwardShare;
@@ -64,21 +66,21 @@ class FairShare {
     return total >= node_max ? Verdict::kMakeRoom : Verdict::kAdmit;
   }
 
-  /// The connections that an instance gets whatever the others have.
+  /// The connections that an instance can always get, whatever the others have.
   std::uint64_t kept_for_instance() const {
     return kept(capacity(), sessions_.load(std::memory_order_relaxed));
   }
 
-  /// Whether one more may be admitted in place of another, which keeps its slot until it is closed. Without
-  /// this limit, many at once would use up what is reserved.
+  /// Whether one more may be admitted in place of another, which keeps its slot until it is closed.
+  /// Without this limit, many replacements at once would use up the reserve.
   bool may_replace(std::uint64_t total) const {
     const std::uint64_t all = capacity();
     return percent_ >= 100 || total < part(all) + (all - part(all)) / 4;
   }
 
-  /// How long a half-closed connection may stay silent; `configured` (0: for ever) while fewer than an eighth
-  /// of the connections are in use, then less, down to 120 s (nf_conntrack_tcp_timeout_fin_wait) from half
-  /// on.
+  /// How long a half-closed connection may stay silent; `configured` (0: for ever) while fewer than an
+  /// eighth of the connections are in use, then less, down to 120 s (nf_conntrack_tcp_timeout_fin_wait)
+  /// once half are in use.
   std::chrono::nanoseconds half_close_limit(std::uint64_t total, std::chrono::nanoseconds configured) const {
     constexpr std::chrono::nanoseconds kLeast = std::chrono::seconds(120);
     const double used = static_cast<double>(total) / std::max<double>(1, capacity());
@@ -100,7 +102,7 @@ class FairShare {
   static constexpr double kMany = 0.5;
 
   std::uint64_t part(std::uint64_t whole) const { return whole * percent_ / 100; }
-  /// An equal part, for each of `heads`, of what is kept.
+  /// The part of the reserve that each of `heads` gets.
   std::uint64_t kept(std::uint64_t whole, std::uint32_t heads) const {
     return std::max<std::uint64_t>(1, (whole - part(whole)) / std::max<std::uint32_t>(1, heads));
   }

@@ -10,10 +10,10 @@ namespace {
 
 constexpr Nanos kEvery = std::chrono::seconds(1);
 
-// In one expire(): of all forwards, and of one.
+// Connections looked at in one expire(): of all forwards, and of one.
 constexpr std::size_t kSeenAtOnce = 256;
 constexpr std::size_t kSeenOfForward = 64;
-// For one newcomer: connections of a forward, and forwards.
+// Looked at for one new client: connections of a forward, and forwards.
 constexpr std::size_t kEvictionsSeen = 64;
 constexpr std::size_t kForwardsSeen = 256;
 
@@ -51,7 +51,7 @@ void HalfClosed::expire(const std::function<Nanos(std::size_t)>& limit) {
   std::size_t ended = 0;
   std::size_t seen = 0;
   bool unseen = false;
-  // Continues behind the forward that it stopped at, so that each gets its turn.
+  // Continues after the forward at which it stopped: each gets its turn.
   for (std::size_t left = forwards_.size(); left > 0 && seen < kSeenAtOnce && !forwards_.empty(); --left) {
     next_ = std::min(next_ - 1, forwards_.size() - 1);                      // 0 - 1: the last
     const ServedForwardPtr forward = forwards_[next_]->shared_from_this();  // it may end here
@@ -109,7 +109,7 @@ bool HalfClosed::replace_of_heaviest(std::uint64_t kept) {
 }
 
 /// The forward with half-closed connections here that weighs most; null if none weighs anything. Looks at
-/// some of them, and continues behind these the next time.
+/// some of them, and continues after these the next time.
 template <class Weigh>
 const ServedForward* HalfClosed::heaviest(Weigh weigh) {
   const ServedForward* found = nullptr;
@@ -125,8 +125,8 @@ const ServedForward* HalfClosed::heaviest(Weigh weigh) {
   return found;
 }
 
-/// Of those that have been half-closed for longest and are `wanted`, the one that has been silent for
-/// longest, and for `least` at least: a download continues long after its client's FIN.
+/// Of the `wanted` connections that have been half-closed for longest: the longest silent, if it has been
+/// silent for `least`. A download may continue long after its client's FIN.
 template <class Wanted>
 bool HalfClosed::evict_from(HalfClosedList& list, Nanos least, Wanted wanted) {
   Connection* most_silent = nullptr;

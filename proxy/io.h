@@ -1,4 +1,4 @@
-// The one door to the kernel for the data plane.
+// The data plane's only interface to the kernel.
 //
 // Two kinds of calls. *Armed* operations (poll) are answered later by completions that wait()
 // returns: the ring, or epoll, only reports. *Direct* calls move bytes and change sockets at once and never
@@ -26,7 +26,7 @@
 
 namespace portway {
 
-/// The caller's name for an armed operation; the Io only carries it.
+/// The caller's name for an armed operation; the Io does not interpret it.
 using Token = std::uint64_t;
 
 struct Completion {
@@ -38,24 +38,24 @@ struct Completion {
 /// Who opened an accepted connection.
 struct Client {
   Endpoint endpoint;
-  std::uint8_t dscp = 0;  // that its SYN had, shifted left by two; 0 also if that is not known
+  std::uint8_t dscp = 0;  // of its SYN, shifted left by two; 0 also if unknown
 };
 
 /// Nanoseconds on the monotonic clock, as the Io sees it (virtual in the simulator).
 using Nanos = std::chrono::nanoseconds;
 
-/// What TCP knows of a socket's life (TCP_INFO, tcp(7)).
+/// What the kernel's TCP reports about a socket (TCP_INFO, tcp(7)).
 struct TcpSummary {
-  std::uint32_t rtt_us = 0;       // smoothed; 0: not known
+  std::uint32_t rtt_us = 0;       // smoothed; 0: unknown
   std::uint32_t retransmits = 0;  // segments sent again
   bool closed = false;            // both FINs are acknowledged, or it was reset
-  // How often the peer was asked (retransmissions, probes) since it last answered.
+  // Retransmissions and probes since the peer last answered.
   std::uint32_t unanswered = 0;
-  std::chrono::milliseconds answered_ago{0};  // it last acknowledged anything
+  std::chrono::milliseconds answered_ago{0};  // since it last acknowledged anything
 };
 
-/// Asks whether a guest's port is open without making a connection: the guest's SYN-ACK is answered with RST,
-/// so that no service accepts it. Destroying it closes its descriptors.
+/// Asks whether a guest's port is open without making a connection: the guest's SYN-ACK is answered with
+/// RST, and no service accepts a connection. Destroying it closes its descriptors.
 class PortProbe {
  public:
   virtual ~PortProbe() = default;
@@ -71,17 +71,18 @@ class Io {
   virtual ~Io() = default;
 
   virtual std::string_view name() const = 0;  // "uring", "epoll", "sim"
-  /// Where to count what the kernel refuses. Before the first wait().
+  /// Where to count what the kernel refuses. Call it before the first wait().
   virtual void count_in(WorkerCounters&) {}
   virtual Nanos now() const = 0;
 
   // --- Armed operations. One poll at a time on a descriptor; the descriptor must stay open until the last
   // completion (more == false) was seen.
 
-  /// Reports readiness each time it changes: POLLIN, POLLOUT, POLLRDHUP, POLLPRI, POLLERR, POLLHUP. POLLPRI
-  /// alone proves nothing, see find_urgent(). Edge-triggered: an event is not repeated, so the caller keeps
-  /// its own readable/writable flags. Also reports the state at the time of arming. May end by itself: arm it
-  /// again. A listener is readable if a client waits at it, and reports POLLHUP after shutdown(SHUT_RD).
+  /// Reports readiness each time it changes: POLLIN, POLLOUT, POLLRDHUP, POLLPRI, POLLERR, POLLHUP.
+  /// POLLPRI alone proves nothing; see find_urgent(). Edge-triggered: an event is not repeated, so the
+  /// caller keeps its own readable/writable flags. Also reports the state at the time of arming. The poll
+  /// may end by itself: arm it again. A listener is readable if a client waits in its backlog, and reports
+  /// POLLHUP after shutdown(SHUT_RD).
   virtual void poll(Token token, int fd) = 0;
 
   /// Ends the armed operation of `fd` with this token: wait() returns its last completion, -ECANCELED or an
@@ -92,50 +93,53 @@ class Io {
   /// called. Zero polls; a negative one waits for ever. The span is valid until the next call.
   virtual std::span<const Completion> wait(Nanos timeout) = 0;
 
-  /// Makes a wait() under way, or else the next one, return soon. Any thread; does not block.
+  /// Makes the current wait(), or else the next one, return soon. Any thread; does not block.
   virtual void wake() = 0;
 
   // --- Direct calls.
 
-  /// The client that has waited longest at a listener: a non-blocking, close-on-exec socket. -EAGAIN when
-  /// none waits, -EINVAL after shutdown(SHUT_RD). -EMFILE, -ENFILE, -ENOMEM, ...: the client keeps waiting.
+  /// The client that has waited longest in a listener's backlog: a non-blocking, close-on-exec socket.
+  /// -EAGAIN if none waits, -EINVAL after shutdown(SHUT_RD). -EMFILE, -ENFILE, -ENOMEM, ...: the client
+  /// keeps waiting.
   virtual int accept(int listener) = 0;
   /// A non-blocking TCP socket; AF_INET or AF_INET6.
   virtual int socket(int family) = 0;
-  /// 0 when connected at once; -EINPROGRESS: poll reports POLLOUT, or POLLERR and socket_error() the reason.
+  /// 0 if connected at once. -EINPROGRESS: poll will report POLLOUT, or POLLERR and then socket_error()
+  /// the reason.
   virtual int connect(int fd, const Endpoint& to) = 0;
   /// SO_ERROR as -errno, or 0; reading it clears it.
   virtual int socket_error(int fd) = 0;
-  /// Sends a SYN; null with `error`, as of SynProbe::open(), if it was not sent, or was refused at once.
+  /// Sends a SYN. Null, with `error` as from SynProbe::open(), if it could not be sent or was refused at
+  /// once.
   virtual std::unique_ptr<PortProbe> probe(const SynProbeTarget& target, int& error) = 0;
   virtual int set_option(int fd, int level, int option, int value) = 0;
-  /// SO_BINDTOIFINDEX; `device` is an interface index. -ENODEV when there is no such device.
+  /// SO_BINDTOIFINDEX; `device` is an interface index. -ENODEV if there is no such device.
   virtual int bind_to_device(int fd, int device) = 0;
-  /// Gives a socket that is to be connected an address that need not be the node's (IP_TRANSPARENT,
-  /// IPV6_TRANSPARENT), and its port, which other sockets may have too; port 0 is one that connect() chooses.
+  /// Before connect(): binds a socket to an address that need not be the node's (IP_TRANSPARENT,
+  /// IPV6_TRANSPARENT), and to its port, which other sockets may have too. Port 0: connect() chooses one.
   virtual int bind_transparent(int fd, const Endpoint& source) = 0;
-  /// Of an accepted socket. The first call reads the SYN and frees it: a second one does not know the DSCP.
-  /// -ENOTCONN if the client has reset the connection and its SYN was not kept.
+  /// Of an accepted socket. The first call reads the SYN and frees it; a later one no longer knows the
+  /// DSCP. -ENOTCONN if the client has reset the connection and its SYN was not kept.
   virtual int take_client(int fd, Client& out) = 0;
   virtual int local_endpoint(int fd, Endpoint& out) = 0;
   virtual int remote_endpoint(int fd, Endpoint& out) = 0;
-  /// The ports that the kernel gives to outgoing connections, ascending: net.ipv4.ip_local_port_range without
-  /// net.ipv4.ip_local_reserved_ports. Empty when that cannot be read. Reads files.
+  /// The ports that the kernel gives to outgoing connections, ascending: net.ipv4.ip_local_port_range
+  /// without net.ipv4.ip_local_reserved_ports. Empty if they cannot be read. Reads files.
   virtual std::vector<PortRange> local_ports() = 0;
-  /// A listener that shutdown(SHUT_RD) has stopped accepts again. -EADDRINUSE when another socket took the
-  /// port meanwhile.
+  /// Makes a listener that shutdown(SHUT_RD) has stopped accept again. -EADDRINUSE if another socket took
+  /// the port meanwhile.
   virtual int listen_again(int fd) = 0;
   /// Bytes the peer has not acknowledged yet, FIN included (SIOCOUTQ).
   virtual int unacknowledged(int fd) = 0;
-  /// Bytes that have arrived and were not read yet (SIOCINQ).
+  /// Bytes that have arrived and are still unread (SIOCINQ).
   virtual int unread(int fd) = 0;
-  /// All zero when it cannot be read.
+  /// All zero if it cannot be read.
   virtual TcpSummary tcp_summary(int fd) = 0;
-  /// For `events` POLLPRI: sets `revents` to POLLPRI if the socket has an urgent byte that was not read yet,
-  /// else to 0. Skips negative descriptors. One call for many sockets: io_uring passes on the mask of the
-  /// wake-up, and TCP wakes with POLLIN | POLLPRI at every arrival.
+  /// For `events` POLLPRI: sets `revents` to POLLPRI if the socket has an unread urgent byte, else to 0.
+  /// Skips negative descriptors. Needed because io_uring passes on the mask of the wake-up, and TCP wakes
+  /// with POLLIN | POLLPRI at every arrival. One call for many sockets.
   virtual void find_urgent(std::span<pollfd> sockets) = 0;
-  /// True when the next byte to be read is the urgent one (SIOCATMARK).
+  /// True if the next byte to read is the urgent one (SIOCATMARK).
   virtual bool at_urgent_mark(int fd) = 0;
 
   virtual std::ptrdiff_t recv(int fd, void* buffer, std::size_t size, int flags) = 0;
@@ -145,14 +149,14 @@ class Io {
   /// Into a pipe.
   virtual std::ptrdiff_t write(int fd, const void* data, std::size_t size) = 0;
 
-  /// A non-blocking pipe of about `size` bytes: fds[0] is the reading end. Returns the size really got.
+  /// A non-blocking pipe of about `size` bytes: fds[0] is the reading end. Returns the actual size.
   virtual int pipe(int (&fds)[2], std::size_t size) = 0;
   virtual int shutdown(int fd, int how) = 0;
   virtual void close(int fd) = 0;
   /// Closes a socket so that its peer gets RST (SO_LINGER 0): unread and unacknowledged bytes are lost.
   virtual void close_with_reset(int fd) = 0;
-  /// Closes a connection's socket whose TIME_WAIT has begun (TcpSummary::closed), and ends it if the
-  /// kernel permits; `remote` and `device` are what the socket was connected and bound to.
+  /// Closes a connection's socket whose TIME_WAIT has begun (TcpSummary::closed), and ends the TIME_WAIT
+  /// if the kernel permits. `remote` and `device` are what the socket was connected and bound to.
   virtual void close_time_wait(int fd, const Endpoint& remote, int device) = 0;
 };
 

@@ -26,14 +26,14 @@
 namespace portway {
 namespace {
 
-/// A call's result in the house's form: -errno on failure.
+/// A call's result as an Io returns it: -errno on failure.
 template <class T>
 T result_of(T result) {
   return result < 0 ? static_cast<T>(-errno) : result;
 }
 
-/// A call for each message, past glibc's wrapper: in a process with threads that one makes itself a
-/// cancellation point, two locked instructions a call, and nobody cancels our threads.
+/// A system call without glibc's wrapper, for calls made per message: in a process with threads the
+/// wrapper is a cancellation point, which costs two locked instructions, and nobody cancels our threads.
 template <class... Arguments>
 std::ptrdiff_t call(long number, Arguments... arguments) {
   return result_of(std::ptrdiff_t{::syscall(number, arguments...)});
@@ -53,8 +53,8 @@ std::uint16_t big_endian_16(const std::uint8_t* bytes) {
   return static_cast<std::uint16_t>(bytes[0] << 8 | bytes[1]);
 }
 
-/// From the IP and TCP headers of a SYN as they came (RFC 791, RFC 8200). False where the endpoint is not all
-/// in them: extension headers, or a link-local address, which is nothing without its link.
+/// Reads the client from the IP and TCP headers of its SYN (RFC 791, RFC 8200). False if they do not give
+/// the whole endpoint: extension headers, or a link-local address, which needs its link.
 bool client_of_syn(std::span<const std::uint8_t> syn, Client& out) {
   constexpr std::size_t kIpv4Min = 20;
   constexpr std::size_t kIpv6 = 40;
@@ -163,8 +163,8 @@ std::vector<PortRange> KernelIo::local_ports() {
 }
 
 int KernelIo::take_client(int fd, Client& out) {
-  // One call gives both; where the SYN was not kept (SYN cookies) or does not tell all, a second one is due.
-  // With too small a buffer the kernel would keep the SYN.
+  // One call returns both. If the SYN was not kept (SYN cookies) or is not enough, a second call is
+  // needed. If the buffer were too small, the kernel would keep the SYN.
   std::array<std::uint8_t, 256> syn;
   socklen_t size = syn.size();
   if (::getsockopt(fd, IPPROTO_TCP, TCP_SAVED_SYN, syn.data(), &size) < 0) size = 0;
@@ -190,8 +190,8 @@ TcpSummary KernelIo::tcp_summary(int fd) {
   tcp_info info{};
   socklen_t size = sizeof info;
   if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) < 0) return {};
-  // Where a window has shrunk below what is in flight, retransmissions probe it that are counted nowhere:
-  // then the timeout shows it, if it has passed since the last answer.
+  // If a window has shrunk below the bytes in flight, retransmissions probe it but are not counted. Then
+  // one is counted if the timeout has passed since the last answer.
   const bool timed_out = info.tcpi_unacked > 0 && info.tcpi_backoff > 0 &&
                          std::uint64_t{1000} * info.tcpi_last_ack_recv > info.tcpi_rto;
   return {.rtt_us = info.tcpi_rtt,
@@ -202,7 +202,7 @@ TcpSummary KernelIo::tcp_summary(int fd) {
 }
 
 void KernelIo::find_urgent(std::span<pollfd> sockets) {
-  // A socket can be among them more than once, and poll(2) refuses more entries than RLIMIT_NOFILE.
+  // A socket may occur more than once, and poll(2) refuses more entries than RLIMIT_NOFILE.
   constexpr std::size_t kAtOnce = 256;
   for (std::size_t done = 0; done < sockets.size(); done += kAtOnce) {
     const auto some = sockets.subspan(done, std::min(kAtOnce, sockets.size() - done));
@@ -225,8 +225,8 @@ std::ptrdiff_t KernelIo::send(int fd, const void* data, std::size_t size, int fl
 }
 
 std::ptrdiff_t KernelIo::splice(int from, int to, std::size_t size) {
-  // SPLICE_F_NONBLOCK speaks of the pipe only; the sockets are O_NONBLOCK. SPLICE_F_MORE would hold back the
-  // last piece of a message for about 200 ms, TCP_NODELAY or not.
+  // SPLICE_F_NONBLOCK applies only to the pipe; the sockets are O_NONBLOCK. SPLICE_F_MORE would hold back
+  // the last piece of a message for about 200 ms, TCP_NODELAY or not.
   return call(SYS_splice, from, nullptr, to, nullptr, size, SPLICE_F_NONBLOCK | SPLICE_F_MOVE);
 }
 
@@ -239,7 +239,7 @@ int KernelIo::pipe(int (&fds)[2], std::size_t size) {
   if (::pipe2(ends, O_NONBLOCK | O_CLOEXEC) < 0) return -errno;
   Fd read_end(ends[0]);
   Fd write_end(ends[1]);
-  // Refused (EPERM) beyond the user's limit: then the default size has to do.
+  // Refused (EPERM) beyond the user's limit: the pipe keeps its default size.
   int got = ::fcntl(write_end.get(), F_SETPIPE_SZ, static_cast<int>(size));
   if (got < 0) got = ::fcntl(write_end.get(), F_GETPIPE_SZ);
   if (got < 0) return -errno;
@@ -252,7 +252,7 @@ int KernelIo::shutdown(int fd, int how) {
   return result_of(::shutdown(fd, how));
 }
 
-// A slot is plain old data in shared memory, so its descriptors are numbers; these three functions alone
+// A slot is plain old data in shared memory, so its descriptors are numbers; only these three functions
 // close them.
 void KernelIo::close(int fd) {
   ::close(fd);

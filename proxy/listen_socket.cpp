@@ -48,8 +48,8 @@ Result<Fd> open_listen_socket(const Endpoint& endpoint, const ConnectionOptions&
   const bool v6 = endpoint.address().is_v6();
   Fd fd(::socket(v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP));
   if (!fd) return refused(endpoint, errno);
-  // A port whose last connections are in TIME_WAIT is free; one that somebody listens on is not, with or
-  // without this.
+  // With it, a port whose last connections are in TIME_WAIT is free. A port that somebody listens on never
+  // is.
   enable(fd.get(), SOL_SOCKET, SO_REUSEADDR);
   if (v6) enable(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY);
   enable(fd.get(), IPPROTO_TCP, TCP_NODELAY);
@@ -63,7 +63,7 @@ Result<Fd> open_listen_socket(const Endpoint& endpoint, const ConnectionOptions&
   }
   if (::bind(fd.get(), endpoint.data(), static_cast<socklen_t>(endpoint.size())) < 0)
     return refused(endpoint, errno);
-  // Only listening takes the port for good: before, another socket with SO_REUSEADDR could still bind it.
+  // Only listen(2) takes the port exclusively: until then another socket with SO_REUSEADDR can bind it.
   if (::listen(fd.get(), kListenBacklog) < 0) return refused(endpoint, errno);
   return fd;
 }

@@ -8,14 +8,14 @@
 
 namespace portway {
 
-/// Clients that wait to be accepted; the kernel bounds it by net.core.somaxconn (4,096 by default).
+/// How many clients may wait to be accepted; the kernel bounds it by net.core.somaxconn (4,096 by
+/// default).
 inline constexpr int kListenBacklog = 4096;
 
-/// A non-blocking socket, bound and listening. Accepted sockets inherit what is set here: TCP_NODELAY, the
-/// options' keepalive and TCP_NOTSENT_LOWAT. Their clients' SYNs are kept for
-/// Io::take_client(). Errors: kHostPortTaken (EADDRINUSE),
-/// kPrivilegedPort (EACCES), kInvalidConfig (EADDRNOTAVAIL: not an address of this host), kResourceExhausted
-/// (descriptors, memory).
+/// A non-blocking socket, bound and listening. Accepted sockets inherit TCP_NODELAY, the options'
+/// keepalive and TCP_NOTSENT_LOWAT. The kernel keeps their SYNs for Io::take_client(). Errors:
+/// kHostPortTaken (EADDRINUSE), kPrivilegedPort (EACCES), kInvalidConfig (EADDRNOTAVAIL: not an address of
+/// this host), kResourceExhausted (descriptors, memory).
 Result<Fd> open_listen_socket(const Endpoint& endpoint, const ConnectionOptions& options);
 
 }  // namespace portway

@@ -10,7 +10,7 @@
 namespace portway {
 namespace {
 
-/// Others free descriptors too, so accepting is tried again after this time.
+/// Other parts free descriptors too, so accepting is tried again after this time.
 constexpr Nanos kPause = std::chrono::milliseconds(100);
 
 }  // namespace
@@ -58,15 +58,15 @@ void Listeners::on_poll(Token token, const Completion& completion) {
     return;
   }
   if (completion.result < 0) {
-    pause();  // it could not be armed, for want of memory
+    pause();  // it could not be armed for lack of memory
   } else if (!listener.armed) {
     arm(index);
   }
   if (!std::exchange(listener.waiting, true)) waiting_.push_back(index);
 }
 
-/// One client of the next listener, which goes to the end: a crowd at one of them does not delay the clients
-/// of the others. -errno if there is none.
+/// One client of the next listener, which goes to the end: a crowd at one listener does not delay the
+/// others' clients. -errno if there is none.
 int Listeners::accept_next(ServedForwardPtr& forward) {
   const std::uint32_t index = waiting_.front();
   waiting_.pop_front();
@@ -74,7 +74,7 @@ int Listeners::accept_next(ServedForwardPtr& forward) {
   if (!listener.armed) arm(index);
   const int downstream = io_.accept(listener.fd);
   if (downstream == -EAGAIN || downstream == -EINVAL) {
-    listener.waiting = false;  // no client is left; or we have shut it down
+    listener.waiting = false;  // no client is left, or we have shut it down
     return downstream;
   }
   waiting_.push_back(index);
@@ -125,14 +125,14 @@ void Listeners::release(std::uint32_t index) {
 
 // --- A guest's closed port.
 
-/// Its clients go to the guest's second address.
+/// Whether its clients go to the guest's second address.
 bool Listeners::leads_v6(const Listener& listener) const {
   Endpoint local;
   return listener.forward->route.upstream_v6 && io_.local_endpoint(listener.fd, local) == 0 &&
          is_genuine_v6(local.address());
 }
 
-/// SO_REUSEADDR has to go, or another program could listen on a port on which nobody does.
+/// Clears SO_REUSEADDR, or another program could take the port while nobody listens on it.
 void Listeners::shut(ServedForward& forward, bool v6) {
   const std::lock_guard lock(forward.listeners_mutex);
   if (forward.phase.load() != ForwardPhase::kOpen) return;

@@ -1,5 +1,5 @@
-// A worker's listeners: armed, asked for clients in turn, paused while descriptors are short, shut while a
-// guest's port is closed, and closed with their forward.
+// A worker's listeners: accepts from them in turn, pauses while descriptors are short, shuts them while a
+// guest's port is closed, and closes them with their forward.
 //
 // All calls on the worker's thread.
 #pragma once
@@ -19,7 +19,8 @@ namespace portway {
 
 class Listeners {
  public:
-  /// Clients accepted in a turn. The others wait in their backlog: a crowd at one forward delays nobody else.
+  /// Clients accepted in a turn. The others wait in the backlog: a crowd at one forward delays nobody
+  /// else.
   static constexpr int kAcceptsAtOnce = 8;
 
   /// `token_base` is or'ed into the tokens of its polls.
@@ -31,9 +32,9 @@ class Listeners {
   void add(const ServedForwardPtr& forward, std::vector<Fd> listeners);
   /// Closes the forward's listeners; each one's descriptor once its poll has ended.
   void close(const ServedForward& forward);
-  /// Closes all, and those that are added afterwards.
+  /// Closes all listeners, and those that are added later.
   void close_all();
-  /// None is left, nor a descriptor of one.
+  /// No listener is left, nor the descriptor of one.
   bool empty() const { return open_ == 0; }
 
   /// A completion of a poll; `token` is what token_base was or'ed with.
@@ -41,26 +42,26 @@ class Listeners {
   /// Accepts one client of each listener in turn: calls accepted(int downstream, const ServedForwardPtr&).
   template <class Accepted>
   void accept_waiting(Accepted accepted);
-  /// Descriptors were given back: accepting may work again.
+  /// Descriptors were closed: accepting may work again.
   void resume() { accept_again_at_ = Nanos::zero(); }
-  /// How long accept_waiting() has nothing to do; TimerWheel::kNever if no client waits.
+  /// How long accept_waiting() will have nothing to do; TimerWheel::kNever if no client waits.
   Nanos until_next() const;
 
   // --- While a guest's port is closed. Of a forward's listeners: those whose clients go to the guest's
   // second address (ForwardRoute::goes_v6), or the others.
 
-  /// Clients are refused from now on, and the port stays ours.
+  /// Refuses clients from now on, and keeps the port.
   void shut(ServedForward& forward, bool v6);
-  /// False if a listener could not listen again, and reopen() is to be called again.
+  /// False if a listener could not listen again: call reopen() again later.
   bool reopen(ServedForward& forward, bool v6);
 
  private:
   struct Listener {
     ServedForwardPtr forward;  // null: the entry is free
     int fd = -1;
-    bool armed = false;    // the last completion of its poll has not come
+    bool armed = false;    // its poll's last completion is still to come
     bool waiting = false;  // in waiting_
-    bool shut = false;     // until its guest port is open again
+    bool shut = false;     // the guest's port is closed
     bool closing = false;
   };
 
@@ -77,7 +78,7 @@ class Listeners {
   const Token token_base_;
   std::vector<Listener> listeners_;
   std::vector<std::uint32_t> free_;    // entries of listeners_
-  std::deque<std::uint32_t> waiting_;  // entries at which clients may wait, the next one in front
+  std::deque<std::uint32_t> waiting_;  // entries that may have clients, the next one in front
   Nanos accept_again_at_{0};           // descriptors ran out: clients wait in the backlog until then
   std::size_t open_ = 0;
   bool closed_ = false;

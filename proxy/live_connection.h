@@ -1,5 +1,4 @@
-// A connection that exists, as the control plane sees it: plain values, made by its worker when somebody
-// asks.
+// A live connection as the control plane sees it: plain values, made by its worker on request.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +10,8 @@
 
 namespace portway {
 
-/// Names a connection while the process lives: a worker's ids ascend, and no two are the same. 0 is none.
-/// Below 2^53, so that a JSON number holds it.
+/// Unique while the process lives; a worker's ids ascend. 0: none. Below 2^53, so a JSON number can hold
+/// it.
 using ConnectionId = std::uint64_t;
 inline constexpr unsigned kConnectionIdWorkerBits = 12;  // the lowest ones
 
@@ -26,7 +25,7 @@ enum class LiveState : std::uint8_t {
 inline constexpr std::size_t kLiveStates = 5;
 std::string_view to_string(LiveState state);
 
-/// A connection that exists, as its worker saw it a moment ago.
+/// A connection as its worker saw it a moment ago.
 struct LiveConnection {
   ConnectionId id = 0;
   Endpoint client = {};
@@ -35,7 +34,7 @@ struct LiveConnection {
   Nanos idle{};  // since bytes last moved
   std::uint64_t received_bytes = 0;
   std::uint64_t sent_bytes = 0;
-  // On their way through the node: unread, in a pipe, or not acknowledged by whom they are for.
+  // Bytes on their way through the node: unread, in a pipe, or not acknowledged by the receiver.
   std::uint64_t received_queued_bytes = 0;
   std::uint64_t sent_queued_bytes = 0;
   TcpSummary tcp[2] = {};

@@ -7,7 +7,7 @@
 namespace portway {
 namespace {
 
-// How many of a forward's latest connections are looked at: at least, at most, and how often.
+// How many of a forward's latest connections are considered, at least and at most, and how often.
 constexpr std::size_t kSeenMin = 16;
 constexpr std::size_t kSeenMax = 1024;
 constexpr Nanos kEvery = std::chrono::milliseconds(100);
@@ -20,7 +20,7 @@ std::optional<IpAddress> main_source(const ServedForward& forward, const Connect
       visit(connection_of(*each).source());
     return seen;
   };
-  // Boyer and Moore's majority vote: if one has more than half, it is the candidate that is left.
+  // Boyer and Moore's majority vote: a source with more than half is the candidate that is left.
   IpAddress candidate;
   std::size_t votes = 0;
   const std::size_t seen = for_each_latest([&](const IpAddress& source) {

@@ -7,7 +7,7 @@
 namespace portway {
 namespace {
 
-// For so long after a pipe has not taken everything, none is asked to.
+// For this long after a pipe has not taken everything, relays do not rely on pipes.
 constexpr Nanos kKeepPause = std::chrono::seconds(1);
 
 }  // namespace
@@ -85,7 +85,7 @@ void PipePool::take_from_spare(std::size_t size) {
   if (spare_size_ == 0) std::exchange(spare_owner_, nullptr)->in_spare = false;
 }
 
-/// Its owner's sink may not read for hours, and the others need it.
+/// The owner's sink may not read for hours, and other relays need the buffer.
 void PipePool::move_spare_to_pipe() {
   RelayState& owner = *spare_owner_;
   const auto written = lend(owner) ? io_.write(owner.pipe[1], spare().data(), spare_size_) : 0;

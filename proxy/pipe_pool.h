@@ -1,9 +1,9 @@
 // Pipes for relays: opened when first needed, kept for the next relay, bounded.
 //
-// A relay holds a pipe only while bytes are in it. An empty pipe takes what fits into it, unless the kernel
-// has no page for it (the memory cgroup is full). What is left then waits in the pool's one spare buffer.
-// Until that is empty again, by way of the sink or of a pipe, relays read nothing that they might have to
-// keep.
+// A relay holds a pipe only while bytes are in it. An empty pipe takes what fits into it, unless the
+// kernel has no page for it (the memory cgroup is full). The rest then waits in the pool's only spare
+// buffer. Until the buffer has been emptied, into the sink or into a pipe, relays read nothing that they
+// might have to keep.
 //
 // Belongs to one worker's thread.
 #pragma once
@@ -39,19 +39,20 @@ class PipePool {
   PipePool(const PipePool&) = delete;
   PipePool& operator=(const PipePool&) = delete;
 
-  /// Makes sure that the next take() succeeds. False, and counted, when the bound or the system refuses
+  /// Makes sure that the next take() succeeds. False, and counted, if the bound or the system refuses
   /// another pipe.
   bool reserve();
   std::optional<Pipe> take();
-  /// The same for a relay that has none yet.
+  /// Gives the relay a pipe if it has none; false as in reserve().
   bool lend(RelayState& to);
-  /// `drained`: the pipe is empty. One that is not must not be used again: its bytes belong to somebody else.
+  /// `drained`: the pipe is empty. Otherwise it is closed: its bytes must not reach another connection.
   void give_back(const Pipe& pipe, bool drained);
 
   /// The capacity of the pipe that take() would give after reserve().
   std::uint32_t next_capacity() const { return idle_.empty() ? 0 : idle_.back().capacity; }
 
-  /// What a pipe does not take has a place: then bytes may be read that the sink has not taken yet.
+  /// There is room for what a pipe may not take: a relay may read bytes that the sink does not take at
+  /// once.
   bool may_keep();
   /// Bytes that come after those in the relay's pipe, at most kSpareSize; only after may_keep().
   void put_in_spare(RelayState& owner, std::span<const std::byte> bytes);
@@ -69,12 +70,12 @@ class PipePool {
   WorkerCounters& counters_;
   std::vector<Pipe> idle_;
   std::uint32_t open_ = 0;
-  // Written to at construction: when it is needed, there may be no memory left.
+  // Written to at construction: there may be no memory left when it is needed.
   std::array<std::byte, kSpareSize> spare_{};
   std::size_t spare_begin_ = 0;
   std::size_t spare_size_ = 0;
-  RelayState* spare_owner_ = nullptr;  // has in_spare set; null: it is empty
-  Nanos keep_again_at_{0};             // a pipe has not taken everything a moment ago; 0: none has
+  RelayState* spare_owner_ = nullptr;  // has in_spare set; null: the buffer is empty
+  Nanos keep_again_at_{0};             // a pipe did not take everything; 0: not lately
 };
 
 }  // namespace portway

@@ -33,7 +33,7 @@ Result<std::vector<std::unique_ptr<Io>>> make_ios(Result<std::unique_ptr<Io>> (*
 /// A worker answers between two of its turns, which are milliseconds even under the heaviest load.
 constexpr std::chrono::milliseconds kAnswerTimeout{250};
 
-/// Posts make_message(promise) to every worker and waits for what they answer.
+/// Posts make_message(promise) to every worker and waits for the answers.
 template <class Answer, class MakeMessage>
 Result<std::vector<Answer>> ask(const std::vector<std::unique_ptr<Worker>>& workers,
                                 MakeMessage make_message) {
@@ -81,8 +81,8 @@ std::uint64_t ServedForward::connections_now() const {
 }
 
 bool ServedForward::idle() const {
-  // In this order: a connection is on its way before it is no longer to be accepted, and active before it is
-  // no longer on its way.
+  // In this order: a connection counts as handed over before accepting ends, and as active before the
+  // hand-over ends.
   if (accepting.load(std::memory_order_acquire)) return false;
   if (handed_over.load(std::memory_order_acquire) != 0) return false;
   return connections_now() == 0;
@@ -221,7 +221,7 @@ void Proxy::set_device(const Uuid& session_id, int device) {
   if (session != sessions_.end()) session->second.served->device.store(device);
 }
 
-/// Forgets a session's closed forwards that have no connection left, once there are many.
+/// Drops a session's closed forwards that have no connection left, once there are many.
 void Proxy::prune(const Uuid& session_id) {
   const auto found = sessions_.find(session_id);
   if (found == sessions_.end()) return;
@@ -254,7 +254,7 @@ void Proxy::close(const ServedForwardPtr& forward, ForwardPhase to, CloseHow why
   }
   if (was_open) {
     count_listeners(*forward->session, false, forward->listeners.size());
-    // At once, not when the worker gets to it: from here on a client is refused, and the port can be bound
+    // Now, not when the worker gets to it: from here on clients are refused and the port can be bound
     // again.
     for (const int listener : forward->listeners) {
       if (to != ForwardPhase::kEnded) take_waiting(forward, listener);
@@ -271,8 +271,8 @@ void Proxy::close(const ServedForwardPtr& forward, ForwardPhase to, CloseHow why
   closing_max_ = std::max<std::size_t>(64, 2 * closing_.size());
 }
 
-/// Clients whose connection is established but not accepted yet: under DNAT the guest has them
-/// already. A shutdown would reset them.
+/// Accepts clients that still wait in the backlog, which a shutdown would reset: under DNAT they would
+/// already be connected to the guest.
 void Proxy::take_waiting(const ServedForwardPtr& forward, int listener) {
   for (int i = 0; i < kListenBacklog; ++i) {
     const int client = ::accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
@@ -281,7 +281,7 @@ void Proxy::take_waiting(const ServedForwardPtr& forward, int listener) {
   }
 }
 
-/// A forward is opened or closed: what that means for everybody's share.
+/// A forward was opened or closed: adjusts everybody's share.
 void Proxy::count_listeners(ServedSession& session, bool open, std::size_t listeners) {
   const std::uint32_t forwards = session.forwards.load() + (open ? 1 : -1);
   session.forwards.store(forwards);

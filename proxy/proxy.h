@@ -21,9 +21,9 @@
 namespace portway {
 
 struct ProxyOptions {
-  ConnectionOptions connections = {};  // with the configuration of the whole data plane
+  ConnectionOptions connections = {};  // includes the configuration of the data plane
   std::vector<IpAddress> public_addresses = {};
-  // Descriptors that are there for listeners; those beyond take the place of connections, two each.
+  // Descriptors reserved for listeners. Two listeners beyond them cost one connection.
   std::uint32_t listeners_reserved = UINT32_MAX;
 };
 
@@ -53,27 +53,27 @@ class Proxy final : public Dataplane {
   std::vector<ForwardStats> forward_stats() const override;
   NodeStats node_stats() const override;
 
-  /// Calls take(CloseRecord&&) for each connection that has ended since the last call, worker by worker. To
-  /// be called often: what does not fit a worker's ring meanwhile is dropped and counted.
+  /// Calls take(CloseRecord&&) for each connection that has ended since the last call, worker by worker.
+  /// Call it often: records that do not fit into a worker's ring are dropped and counted.
   template <class Take>
   void drain_closes(Take take) {
     for (const auto& worker : workers_) worker->drain_closes(take);
   }
 
-  /// Closes every forward and lets their connections run on: the first half of a graceful end.
+  /// Closes every forward but lets connections continue: the first half of a graceful shutdown.
   void stop_accepting();
   /// No connection is left.
   bool idle() const;
-  /// Resets what is still connected and joins the workers; nothing else may be asked afterwards but
-  /// drain_closes() and counts.
+  /// Resets the remaining connections and joins the workers. Afterwards only drain_closes() and the counts
+  /// may be used.
   void stop();
 
  private:
   /// A session with forwards, or with connections of forwards that were closed.
   struct Session {
     ServedSessionPtr served;
-    std::vector<ServedForwardPtr> forwards;  // also closed ones, until prune() finds them without connections
-    std::size_t prune_at = 64;               // that many forwards
+    std::vector<ServedForwardPtr> forwards;  // also closed ones, until prune() drops them
+    std::size_t prune_at = 64;               // the number of forwards at which to prune
   };
 
   Proxy(const ProxyOptions& options, std::string backend, std::string backend_reason,
@@ -90,14 +90,14 @@ class Proxy final : public Dataplane {
   SlotArena arena_;
   FairShare share_;
   std::size_t listeners_ = 0;        // of open forwards
-  std::uint32_t busy_sessions_ = 0;  // that have open forwards
+  std::uint32_t busy_sessions_ = 0;  // sessions with open forwards
   std::vector<std::unique_ptr<Worker>> workers_;
   std::vector<std::thread> threads_;
-  std::unordered_map<ForwardId, ServedForwardPtr, boost::hash<ForwardId>> forwards_;  // those that are open
+  std::unordered_map<ForwardId, ServedForwardPtr, boost::hash<ForwardId>> forwards_;  // the open ones
   std::unordered_map<Uuid, Session, boost::hash<Uuid>> sessions_;
   std::unordered_map<ForwardId, std::weak_ptr<ServedForward>, boost::hash<ForwardId>>
       closing_;                   // closed ones, for ended(); pruned now and then
-  std::size_t closing_max_ = 64;  // then it is time
+  std::size_t closing_max_ = 64;  // prune at this size
   std::size_t next_worker_ = 0;
 };
 

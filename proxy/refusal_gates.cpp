@@ -12,9 +12,9 @@ namespace portway {
 namespace {
 
 constexpr Nanos kIntervalMin = std::chrono::milliseconds(10);
-// A guest that does not even refuse any more is no reason to refuse clients.
+// If the guest does not answer a probe at all within this time, clients are let in.
 constexpr Nanos kAnswerMax = std::chrono::seconds(1);
-// Between two questions to a probe whose answer no event reports.
+// Interval for checking a probe whose answer no event reports.
 constexpr Nanos kAskEvery = std::chrono::milliseconds(2);
 
 }  // namespace
@@ -68,8 +68,8 @@ RefusalGates::Gate* RefusalGates::find(const Refusal& refusal) {
   return found == gates_.end() ? nullptr : &*found;
 }
 
-/// A free one, or that of the gate which waits longest, of the same forward if that has its share; null when
-/// none can be had.
+/// A free gate, or that which has waited longest, from the same forward if the forward has used up its
+/// share; null if none can be had.
 RefusalGates::Gate* RefusalGates::place_for(const Refusal& refusal) {
   const auto of_forward = [&](const Gate& gate) { return gate.forward == refusal.forward; };
   const bool has_share =
@@ -83,11 +83,11 @@ RefusalGates::Gate* RefusalGates::place_for(const Refusal& refusal) {
   for (Gate& gate : gates_) {
     if ((gate.state != State::kWaiting && gate.state != State::kOpen) || (has_share && !of_forward(gate)))
       continue;
-    // A gate that keeps nobody out is missed least.
+    // First a gate that refuses nobody.
     const auto rank = [](const Gate& each) { return std::pair(each.shut, each.since); };
     if (longest == nullptr || rank(gate) < rank(*longest)) longest = &gate;
   }
-  // A client has just asked for this one; nobody may ask for the other ever again.
+  // A client has just been refused here; the other gate's client may never come back.
   if (longest == nullptr || !open(*longest)) return nullptr;
   if (longest->state == State::kWaiting) counters_.refusal_gates_skipped.add();
   release(*longest);
@@ -99,7 +99,7 @@ bool RefusalGates::shut(Gate& gate) {
   if (gate.client) {
     const std::lock_guard lock(gate.forward->listeners_mutex);
     if (gate.forward->phase.load() != ForwardPhase::kOpen) return false;
-    // Another worker may have this client refused already.
+    // Another worker may already refuse this client.
     auto& refused = gate.forward->refused_clients;
     const std::pair entry(gate.client->local, gate.client->client);
     if (std::ranges::find(refused, entry) == refused.end() && !refusals_->refuse(entry.first, entry.second))
@@ -114,7 +114,7 @@ bool RefusalGates::shut(Gate& gate) {
   return true;
 }
 
-/// False when it is to be tried again.
+/// False: try again later.
 bool RefusalGates::open(Gate& gate) {
   if (!gate.shut) return true;
   if (gate.client) {
@@ -122,7 +122,7 @@ bool RefusalGates::open(Gate& gate) {
     auto& refused = gate.forward->refused_clients;
     const std::pair entry(gate.client->local, gate.client->client);
     const auto found = std::ranges::find(refused, entry);
-    // Not in there: the forward was closed, and its port may be another one's by now.
+    // If it is not there, the forward was closed, and another forward may have the port.
     if (found != refused.end()) {
       refused.erase(found);
       if (std::ranges::find(refused, entry) == refused.end()) refusals_->allow(entry.first, entry.second);
@@ -151,7 +151,7 @@ void RefusalGates::forget(const ServedForwardPtr& forward) {
 
 void RefusalGates::forget_all() {
   for (std::uint32_t index = 0; index < gates_.size(); ++index) {
-    // forget() may free what it is given.
+    // forget() may free its argument.
     if (const ServedForwardPtr forward = gates_[index].forward) forget(forward);
   }
 }
@@ -178,7 +178,7 @@ Nanos RefusalGates::until_next() const {
   return next == TimerWheel::kNever ? Nanos(-1) : std::max(Nanos::zero(), next - io_.now());
 }
 
-/// When somebody asked for what it keeps shut, as far as that is known.
+/// When a client last tried to connect, as far as is known.
 Nanos RefusalGates::last_asked(const Gate& gate) const {
   if (!gate.client) return gate.since;
   return std::max(gate.since, Nanos(refusals_->last_asked(gate.client->local, gate.client->client)));
@@ -199,7 +199,7 @@ void RefusalGates::on_due(std::uint32_t index) {
 void RefusalGates::probe(std::uint32_t index) {
   Gate& gate = gates_[index];
   counters_.refusal_probes.add();
-  // Nobody has come since the last probe: then half as often, until it is forgotten.
+  // If no client has come since the last probe, probe half as often, until the gate is forgotten.
   gate.asked = !gate.client || last_asked(gate) >= gate.probed;
   gate.probed = io_.now();
   gate.give_up = gate.probed + kAnswerMax;
@@ -216,8 +216,8 @@ void RefusalGates::probe(std::uint32_t index) {
   int error = 0;
   gate.probe = io_.probe(target, error);
   if (gate.probe == nullptr) {
-    // Without a descriptor nothing is known: what is shut stays shut, and nothing else is. Other errors are
-    // for clients to see.
+    // Without a descriptor nothing is known: a gate that is shut stays shut, one that is not does not
+    // become so. Other errors are left for clients to see.
     const bool unknown = error == -EMFILE || error == -ENFILE;
     const bool refused = error == -ECONNREFUSED || (unknown && gate.shut);
     return end_probe(index, refused ? Verdict::kRefused : Verdict::kLetIn);
@@ -246,7 +246,7 @@ void RefusalGates::on_poll(Token token, const Completion& completion) {
   if (gate.state == State::kProbing) {
     ask(index);
     if (gate.state != State::kProbing || gate.armed) return;
-    if (completion.result < 0) return end_probe(index, Verdict::kLetIn);  // for want of memory
+    if (completion.result < 0) return end_probe(index, Verdict::kLetIn);  // for lack of memory
     gate.armed = true;
     io_.poll(token_base_ | index, gate.probe->fd());
   } else if (!gate.armed) {
@@ -265,7 +265,7 @@ void RefusalGates::end_probe(std::uint32_t index, Verdict verdict) {
   }
 }
 
-/// The probe is over, and its descriptors are nobody's any more.
+/// The probe has ended, and its descriptors are released.
 void RefusalGates::settle(std::uint32_t index) {
   Gate& gate = gates_[index];
   gate.probe.reset();
@@ -287,7 +287,7 @@ void RefusalGates::let_in(Gate& gate) {
   gate.due = gate.open_until + kForgetAfter;
 }
 
-/// The guest has refused one that was let in.
+/// The guest has refused a client that was let in.
 void RefusalGates::refused_again(Gate& gate) {
   const Nanos now = io_.now();
   if (!std::exchange(gate.told, true)) {
@@ -312,7 +312,7 @@ void RefusalGates::wait(Gate& gate) {
 
 void RefusalGates::release(Gate& gate) {
   if (gate.shut) {
-    // Its forward is closed: the listeners stay as they are, and the refused client is in no list any more.
+    // Its forward is closed: the listeners stay as they are, and the refused client is no longer listed.
     gate.shut = false;
     counters_.refusal_gates.sub();
   }

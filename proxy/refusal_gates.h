@@ -1,26 +1,27 @@
 // Refuses clients while a guest's port is closed, as DNAT does: the node answers their SYNs with RST, and the
 // guest's port is probed until it is open.
 //
-// A refusal applies to whom the guest has refused. If guests see their clients' own addresses, that is one
-// client: the guest's packet filter may refuse it and nobody else (a *client gate*, kept by ClientRefusals).
-// If the guest sees the node whoever the client is, it applies to all clients (a *forward gate*: the
-// forward's listeners are shut). The client whose connection the guest refused was accepted before, and sees
-// a reset; afterwards it, or everybody, sees "connection refused". If a guest has an address of each family,
-// "everybody" is the clients of one family: the other address's port is another port.
+// A refusal applies to whomever the guest has refused. If guests see their clients' own addresses, that is
+// one client: the guest's packet filter may refuse it and nobody else (a *client gate*, kept by
+// ClientRefusals). If the guest sees the node's address for every client, the refusal applies to all
+// clients (a *forward gate*: the forward's listeners are shut). The client whose connection the guest
+// refused has already been accepted and sees a reset; afterwards it, or everybody, sees "connection
+// refused". If a guest has an address of each family, "everybody" means the clients of one family: the
+// port may be open on the other address.
 //
 // The guest is probed again before anybody is refused: its refusal may have been temporary, or concern one
 // connection. The probe comes from the address that was refused, and its SYN becomes no connection
-// (Io::probe). The interval grows with the time that the port has been closed: an eighth of it, at least 10
-// ms and at most `interval_max`. A client gate ends if its client has not come back for kForgetAfter, and
-// probes half as often while it stays away. A forward gate, which cannot know, ends after kForwardGateMax. In
-// doubt, clients are let in: after silence, an error, or with a full table.
+// (Io::probe). The interval is an eighth of the time that the port has been closed, at least 10 ms and at
+// most `interval_max`. A client gate ends if its client has not come back for kForgetAfter, and probes
+// half as often while it stays away. A forward gate, which cannot see whether clients come, ends after
+// kForwardGateMax. In doubt, clients are let in: after silence, after an error, or if the table is full.
 //
-// A guest that limits the rate of connections refuses some of them, and a probe takes the place of a client.
-// So if clients were let in and the next one is refused before any was served, they are let in for a while:
-// kLetInMin, and twice as long each time. kForgetAfter later that is forgotten.
+// A guest that limits the rate of connections refuses some of them, and a probe uses up a client's place.
+// So if clients were let in and the next one is refused before any was served, clients are let in for a
+// while: kLetInMin, doubled each time. After kForgetAfter the doubling starts over.
 //
-// At most kGatesMax gates a worker and kGatesPerForward a forward. A further one takes the place of the gate
-// that waits longest.
+// At most kGatesMax gates per worker and kGatesPerForward per forward. A further one replaces the gate
+// that has waited longest.
 //
 // Belongs to one worker's thread.
 #pragma once
@@ -43,9 +44,9 @@ namespace portway {
 struct Refusal {
   ServedForwardPtr forward;
   IpAddress client;
-  Endpoint local;             // what the client has connected to
-  bool own_address = false;   // the guest has seen the client's address; else the node's
-  bool concerns_all = false;  // every client of the forward is seen as this one was
+  Endpoint local;             // what the client connected to
+  bool own_address = false;   // the guest saw the client's address; else the node's
+  bool concerns_all = false;  // the guest sees every client of the forward like this one
 };
 
 class RefusalGates {
@@ -57,10 +58,10 @@ class RefusalGates {
   static constexpr std::chrono::milliseconds kLetInMin{100};
   static constexpr unsigned kInVainMax = 8;  // how often the time doubles: 12.8 s
 
-  /// What the worker does for it.
+  /// What the gates need from their worker.
   struct Hooks {
-    /// Shuts or opens a forward's listeners: those that lead to the guest's second address
-    /// (ForwardRoute::goes_v6), or the others. open() is false if it failed and is to be called again.
+    /// Shuts or opens a forward's listeners: with `v6` those that lead to the guest's second address
+    /// (ForwardRoute::goes_v6), else the others. open() returns false if it failed: call it again later.
     std::function<void(const ServedForwardPtr&, bool v6)> shut;
     std::function<bool(const ServedForwardPtr&, bool v6)> open;
     std::function<PortRange()> source_ports;  // of a probe; see SynProbeTarget
@@ -75,7 +76,7 @@ class RefusalGates {
   RefusalGates& operator=(const RefusalGates&) = delete;
 
   void add(const Refusal& refusal);
-  /// The forward is closed: its gates go, and its listeners stay as they are.
+  /// The forward is closed: removes its gates and leaves its listeners as they are.
   void forget(const ServedForwardPtr& forward);
   void forget_all();
 
@@ -83,19 +84,19 @@ class RefusalGates {
   void on_poll(Token token, const Completion& completion);
   /// Probes what is due.
   void run();
-  /// Zero when something is due.
+  /// Zero if something is due.
   Nanos until_next() const;
 
-  /// There is no gate and no descriptor left.
+  /// No gate and no descriptor is left.
   bool empty() const { return in_use_ == 0; }
 
  private:
   enum class State : std::uint8_t {
     kFree,
     kWaiting,  // until due, for the next probe
-    kProbing,  // until due, for the guest's answer; or to ask for it
+    kProbing,  // until due, for the guest's answer or the next check for it
     kEnding,   // for the last completion of the probe's poll
-    kOpen,     // clients are let in, and until due it is known how that went
+    kOpen,     // clients are let in; the outcome is known at due
   };
   enum class Verdict : std::uint8_t { kRefused, kLetIn, kForgotten };
 
@@ -111,11 +112,11 @@ class RefusalGates {
     std::unique_ptr<PortProbe> probe;
     Nanos since{};    // when it was added
     Nanos probed{};   // when the last probe began
-    Nanos give_up{};  // while probing: no answer by then is none
+    Nanos give_up{};  // while probing: stop waiting for an answer then
     Nanos due{};
-    std::uint64_t served = 0;  // how many connections the forward had served when it was opened
-    unsigned in_vain = 0;      // how often it was opened and the next client was refused
-    bool told = false;         // it is known whether it was in vain this time
+    std::uint64_t served = 0;  // connections that the forward had served when the gate opened
+    unsigned in_vain = 0;      // how often it opened and the next client was refused
+    bool told = false;         // the outcome of this opening is known
     Nanos open_until{};
   };
 

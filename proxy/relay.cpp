@@ -48,16 +48,17 @@ class Mover {
     }
     if (source_.read_ended) return RelayStatus::kSourceEnded;
     if (!source_.readable || !sink_.writable) return RelayStatus::kWaiting;
-    // splice(2) cannot cross the urgent mark: it would answer EAGAIN for ever while poll says "readable".
+    // splice(2) cannot cross the urgent mark: it would return EAGAIN for ever while poll reports
+    // "readable".
     if (source_.urgent) return copy_urgent();
     if (state_.mode == RelayMode::kSplice && context_.pipes.lend(state_)) return fill();
     return copy();
   }
 
-  /// Bytes from the source into the (empty) pipe; the next step moves them to the sink.
+  /// Moves bytes from the source into the (empty) pipe; the next step moves them to the sink.
   std::optional<RelayStatus> fill() {
     const std::size_t share =
-        std::max(context_.budget - moved_, kSmallSplice);  // so that a small move is one
+        std::max(context_.budget - moved_, kSmallSplice);  // a lower one looks like a small move
     const std::size_t size = std::min<std::size_t>({state_.pipe_capacity, share, left()});
     const auto got = io_.splice(source_.fd, state_.pipe[1], size);
     if (got <= 0) return on_nothing_spliced(got);
@@ -67,15 +68,15 @@ class Mover {
     return std::nullopt;
   }
 
-  /// If the kernel finds no page to splice with, it returns EAGAIN although there are bytes, and no event
-  /// would follow; or, after FIN, that this is the end, which would cut the stream off.
+  /// If the kernel has no page to splice with, it returns EAGAIN although there are bytes, and no event
+  /// would follow. After FIN it returns 0, the end, and the stream would be cut off.
   std::optional<RelayStatus> on_nothing_spliced(std::ptrdiff_t result) {
     if ((result != 0 && result != -EAGAIN) || io_.unread(source_.fd) <= 0) return on_read_end(result);
-    if (!std::exchange(spliced_in_vain_, true)) return std::nullopt;  // perhaps they have come only now
+    if (!std::exchange(spliced_in_vain_, true)) return std::nullopt;  // the bytes may have come only now
     return copy();
   }
 
-  /// Bytes from the pipe to the sink.
+  /// Moves bytes from the pipe to the sink.
   std::optional<RelayStatus> flush() {
     const auto sent = io_.splice(state_.pipe[0], sink_.fd, state_.pipe_bytes);
     if (sent <= 0) return on_write_failed(sent);
@@ -104,7 +105,7 @@ class Mover {
     const auto got = io_.recv(source_.fd, context_.buffer.data(), size, 0);
     if (got <= 0) return on_read_end(got);
     const auto read = static_cast<std::size_t>(got);
-    // A short read means "drained" unless the end is near: a further read reports FIN and errors.
+    // A short read means "drained", unless a FIN or an error is next, which only another read reports.
     if (read < size && !source_.peer_closed && !source_.urgent) source_.readable = false;
     note_read(read);
     return send_or_keep(context_.buffer.first(read));
@@ -122,8 +123,8 @@ class Mover {
     return std::nullopt;
   }
 
-  /// The rest of a copied read waits in the pipe that copy() reserved. It was empty, so it has room; but the
-  /// kernel may have no pages for it.
+  /// The rest of a copied read waits in the pipe that copy() reserved. The pipe is empty, so it has room,
+  /// but the kernel may have no pages for it.
   void keep(std::span<const std::byte> rest) {
     std::ptrdiff_t written =
         context_.pipes.lend(state_) ? io_.write(state_.pipe[1], rest.data(), rest.size()) : 0;
@@ -133,8 +134,7 @@ class Mover {
     if (!left.empty()) context_.pipes.put_in_spare(state_, left);
   }
 
-  /// No pipe to be had: look at the bytes, send them, and only then take as many as were sent out of the
-  /// source.
+  /// No pipe is available: peek at the bytes, send them, and only then read as many as were sent.
   std::optional<RelayStatus> copy_without_pipe() {
     const std::size_t size = std::min(context_.buffer.size(), left());
     const auto seen = io_.recv(source_.fd, context_.buffer.data(), size, MSG_PEEK);
@@ -146,7 +146,7 @@ class Mover {
     return take_out(static_cast<std::size_t>(sent));
   }
 
-  /// Bytes out of the source that were seen there and sent: what stays would be sent again. A read ends early
+  /// Reads the bytes that were peeked at and sent; any that stayed would be sent again. A read ends early
   /// at an urgent mark that was set meanwhile.
   std::optional<RelayStatus> take_out(std::size_t size) {
     while (size > 0) {
@@ -168,12 +168,12 @@ class Mover {
       context_.counters.copied_bytes.add(1);
       delivered(1);
     }
-    source_.urgent = false;                // reported again with the next one
+    source_.urgent = false;                // reported again with the next urgent byte
     if (left() == 0) return std::nullopt;  // a read of nothing would look like FIN
     return copy();                         // a plain read steps over the mark
   }
 
-  /// Of what may be moved at all.
+  /// How much may still be moved in this call.
   std::size_t left() const { return context_.bytes_max - moved_; }
 
   void note_read(std::size_t size) {
@@ -194,8 +194,8 @@ class Mover {
 
   std::optional<RelayStatus> on_read_end(std::ptrdiff_t result) {
     if (result == -EAGAIN) {
-      // The pipe is empty here, so this speaks of the source. At an urgent mark a plain read would get
-      // further: poll reports POLLPRI with it, and copy_urgent() does that.
+      // The pipe is empty here, so EAGAIN comes from the source. At an urgent mark a plain read would get
+      // further: poll reports POLLPRI, and copy_urgent() reads it.
       source_.readable = false;
       return RelayStatus::kWaiting;
     }

@@ -1,12 +1,12 @@
 // One direction of a connection: moves bytes from the source's socket to the sink's, adaptively.
 //
-// Small messages are copied: recv(2) into the worker's buffer, send(2), and what the sink does not take waits
+// Small messages are copied: recv(2) into the worker's buffer, send(2); what the sink does not take waits
 // in a pipe. Bulk is spliced, socket to pipe to socket, and never enters user space. Between two calls no
-// byte is in our memory, except what a pipe did not take (PipePool): so back-pressure is TCP's own, and an
+// byte is in our memory, except what a pipe did not take (PipePool). So back-pressure is TCP's own, and an
 // idle direction holds nothing.
 //
-// Whether a byte may be moved is remembered in the sockets' `readable` and `writable`; the caller sets them
-// from what poll reports, the relay clears them on EAGAIN.
+// The sockets' `readable` and `writable` say whether a byte may be moved: the caller sets them when poll
+// reports readiness, the relay clears them on EAGAIN.
 #pragma once
 
 #include <cstddef>
@@ -19,12 +19,12 @@
 
 namespace portway {
 
-/// Bulk streams move about this many bytes in a turn of their worker, in moves that fill a pipe. Streams not
-/// served go first in the next turn. In a turn in which other connections have messages, a stream gets only
-/// the share.
+/// Bulk streams move about this many bytes in a turn of their worker, in moves that fill a pipe. Streams
+/// that were not served go first in the next turn. If other connections have messages in a turn, a stream
+/// gets only the share.
 inline constexpr std::size_t kRelayBudgetBytes = 1024 * 1024;
 inline constexpr std::size_t kRelayShareBesideMessages = 24 * 1024;
-/// At most this many moves a direction and turn.
+/// At most this many moves per direction and turn.
 inline constexpr unsigned kRelayBudgetMoves = 16;
 
 /// What a worker's relays share.
@@ -32,32 +32,32 @@ struct RelayContext {
   Io& io;
   PipePool& pipes;
   WorkerCounters& counters;
-  std::span<std::byte> buffer;  // scratch for copying, PipePool::kSpareSize at most: empty between two calls
+  std::span<std::byte> buffer;  // scratch for copying, at most PipePool::kSpareSize; empty between two calls
   std::size_t budget = kRelayBudgetBytes;  // of this call; the last move may go beyond it
-  std::size_t bytes_max = SIZE_MAX;        // of this call; nothing goes beyond it
+  std::size_t bytes_max = SIZE_MAX;        // of this call; a hard limit
 };
 
 enum class RelayStatus : std::uint8_t {
   kWaiting,      // for readiness of one of the sockets
-  kBudgetSpent,  // more could be moved: call again after the other connections had their turn
+  kBudgetSpent,  // more could be moved: call again after the other connections' turn
   kSourceEnded,  // the source's FIN or error was read (source.error says which) and the sink's socket has all
                  // that came before
   kSinkBroken,   // the sink takes nothing any more: sink.error says why; what was in the pipe is discarded.
                  // With ENOMEM or ENOBUFS the sink is sound, but the relay cannot continue
 };
 
-/// Copying turns into splicing after this many bytes in reads of at least kLargeRead in a row; splicing turns
-/// back after kSmallSplices moves in a row below kSmallSplice. Messages of 16 and 32 KiB are cheaper copied
-/// than spliced, and a pipe has to be at hand for each: docs/performance.md.
+/// Copying turns into splicing after this many bytes in reads of at least kLargeRead in a row; splicing
+/// turns back after kSmallSplices moves in a row below kSmallSplice. Messages of 16 and 32 KiB are cheaper
+/// to copy than to splice, and splicing needs a pipe for each: docs/performance.md.
 inline constexpr std::uint32_t kSpliceAfter = 128 * 1024;
 inline constexpr std::size_t kLargeRead = 48 * 1024;
 inline constexpr std::size_t kSmallSplice = 24 * 1024;
 inline constexpr std::uint32_t kSmallSplices = 8;
 
-/// Moves what can be moved now. Not to be called again after kSourceEnded or kSinkBroken.
+/// Moves what can be moved now. Do not call it again after kSourceEnded or kSinkBroken.
 RelayStatus relay(const RelayContext& context, RelayState& state, SocketState& source, SocketState& sink);
 
-/// Gives back what the direction holds, with the bytes in it.
+/// Returns what the direction holds to the pool, and discards the bytes in it.
 void discard_kept(PipePool& pipes, RelayState& state);
 
 }  // namespace portway

@@ -1,10 +1,10 @@
-// Which connection advances next. Messages come first, one connection of each forward in turn, so a forward
-// with many events does not delay the others. Then bulk streams, one after the other, until the turn has
-// moved its budget; streams not served go first in the next turn.
+// Which connection advances next. Messages come first, one connection of each forward in turn, so a
+// forward with many events does not delay the others. Then bulk streams, one after the other, until the
+// turn has moved its budget; streams that were not served go first in the next turn.
 //
-// A connection is in the queue at most once, however many events it had. Knows nothing of sockets: an Entry
-// is the part of a connection that is queued, a Lane the part of a forward that queues it. Belongs to one
-// worker's thread.
+// A connection is in the queue at most once, however many events it had. Independent of sockets: an Entry
+// is the queued part of a connection, a Lane the queueing part of a forward. Belongs to one worker's
+// thread.
 #pragma once
 
 #include <algorithm>
@@ -20,27 +20,27 @@ namespace portway {
 
 class RunQueue {
  public:
-  /// Steps in a turn, each of 5 to 40 us: that is how long a neighbour waits for its turn. The same number of
-  /// bulk streams at most.
+  /// Steps in a turn, 5 to 40 us each, which bounds how long a neighbour waits for its turn. Also the most
+  /// bulk streams in a turn.
   static constexpr std::size_t kStepsAtOnce = 32;
 
   class Entry : public boost::intrusive::list_base_hook<> {
     friend class RunQueue;
     enum class Place : std::uint8_t { kNone, kMessages, kStreams } place_ = Place::kNone;
   };
-  /// The entries of one forward that wait with a message or another event. Must outlive its entries' stay.
+  /// The entries of one forward that wait with a message or another event. Must outlive its entries.
   using Lane = boost::intrusive::list<Entry>;
 
   bool empty() const { return messages_ == 0 && streams_.empty(); }
-  /// Queued as a message: nothing can get it forward any further.
+  /// Queued as a message, the highest priority.
   static bool is_first(const Entry& entry) { return entry.place_ == Entry::Place::kMessages; }
   /// Moves an entry that is queued as a stream, so that a message does not wait with the streams.
   void add_message(Entry& entry, Lane& lane);
-  /// Keeps the place of an entry that is queued already.
+  /// Does not move an entry that is already queued.
   void add_stream(Entry& entry);
 
-  /// Calls advance(Entry&) for each entry whose turn it is, after taking it out. Entries added meanwhile have
-  /// their turn after the next look at new events.
+  /// Calls advance(Entry&) for each entry whose turn it is, after taking it out. Entries added meanwhile
+  /// wait until the worker has looked at new events.
   template <class Advance>
   void run(Advance advance);
 
@@ -51,7 +51,7 @@ class RunQueue {
  private:
   using Place = Entry::Place;
 
-  std::deque<Lane*> lanes_;   // those with entries, the next one in front
+  std::deque<Lane*> lanes_;   // lanes with entries, the next one in front
   std::size_t messages_ = 0;  // entries in all lanes
   Lane streams_;              // the next one in front
   std::size_t budget_ = kRelayBudgetBytes;
@@ -75,7 +75,7 @@ void RunQueue::run(Advance advance) {
     if (!lane.empty()) lanes_.push_back(&lane);
     advance(entry);
   }
-  moved_ = 0;  // messages, however large, take nothing from the streams' budget
+  moved_ = 0;  // messages, however large, do not use up the streams' budget
   for (std::size_t left = std::min(streams_.size(), kStepsAtOnce); left > 0 && moved_ < kRelayBudgetBytes;
        --left) {
     Entry& entry = streams_.front();

@@ -30,17 +30,17 @@ struct ServedSession {
 
   const Uuid id;
   std::atomic<int> device;                    // see ForwardRoute::device; set by the control thread
-  std::atomic<bool> device_asked_for{false};  // by a client that waits; see DeviceRequests
+  std::atomic<bool> device_asked_for{false};  // by a waiting client; see DeviceRequests
   std::atomic<std::uint32_t> connections{0};  // of all its forwards
   std::atomic<std::uint32_t> forwards{0};     // open ones; set by the control thread
-  std::chrono::nanoseconds owned_since{0};    // by its owner, on the monotonic clock; the control thread's
+  std::chrono::nanoseconds owned_since{0};    // by its owner, on the monotonic clock; control thread only
 };
 using ServedSessionPtr = std::shared_ptr<ServedSession>;
 
-/// How far a forward's end has come. It only moves on.
+/// How far a forward's end has come. It only advances.
 enum class ForwardPhase : std::uint8_t {
   kOpen,
-  kKept,      // closed: its connections run on
+  kKept,      // closed: its connections continue
   kDraining,  // closed: its connections have a deadline
   kEnded,     // closed: its connections are reset
 };
@@ -51,7 +51,7 @@ struct ForwardConnections {
 
   ConnectionList all;           // the live ones, the oldest first
   HalfClosedList half_closed;   // those that have been half-closed and silent longest come first
-  RunQueue::Lane ready;         // those that had an event, except bulk streams
+  RunQueue::Lane ready;         // those with an event, except bulk streams
   std::uint64_t end_until = 0;  // connections with serials up to this one are being ended
   CloseHow end_how = CloseHow::kForwardDeleted;  // what their records say
   std::uint32_t half_closed_place = 0;           // the forward's index in HalfClosed
@@ -60,7 +60,8 @@ struct ForwardConnections {
 };
 
 struct ServedForward : std::enable_shared_from_this<ServedForward> {
-  /// `listening` is the index of the worker that has its listeners. Without a session it has one of its own.
+  /// `listening` is the index of the worker that has its listeners. If no session is given, it gets one of
+  /// its own.
   ServedForward(ForwardRoute forward_route, std::size_t workers, std::size_t listening = 0,
                 ServedSessionPtr of_session = nullptr)
       : route(std::move(forward_route)),
@@ -76,20 +77,20 @@ struct ServedForward : std::enable_shared_from_this<ServedForward> {
 
   ForwardStats stats() const;
   std::uint64_t connections_now() const;
-  /// It is closed, and no connection is left: none is waiting to be accepted or on its way between workers.
+  /// It is closed and has no connection left, not even in the backlog or on its way between workers.
   bool idle() const;
-  /// From the control thread; holds for what comes afterwards.
+  /// From the control thread; applies to what comes afterwards.
   void set_limits(const TrafficLimits& limits) {
     admission.set_limits(limits);
     for (ByteRate& each : rate) each.set_limit(limits.max_bytes_per_second);
   }
-  /// The source of this client's connection: its `plan` is the client's.
+  /// The source of this client's connection: `plan` holds the plan for its family.
   ForwardSource source_of(const IpAddress& client) const {
     const ForwardSource each = source.load(std::memory_order_relaxed);
     return {route.goes_v6(client) ? each.plan_v6 : each.plan, each.required};
   }
-  /// From the control thread, before the workers hear of it: whoever starts a connection afterwards sees it.
-  /// False if it had advanced as far already.
+  /// From the control thread, before the workers get the message: whoever starts a connection afterwards
+  /// sees it. False if it had already advanced that far.
   bool advance(ForwardPhase to, CloseHow why);
 
   const ForwardRoute route;
@@ -101,21 +102,23 @@ struct ServedForward : std::enable_shared_from_this<ServedForward> {
   Admission admission;
   ByteRate rate[2];                   // of the bytes that come from each side
   std::atomic<ForwardSource> source;  // set by the control thread
-  // Its guest port is closed, and so are its listeners: [1] those whose clients go to route.upstream_v6.
+  // The guest's port is closed and the listeners are shut; [1] is for clients that go to
+  // route.upstream_v6.
   std::atomic<bool> refusing[2] = {false, false};
   std::atomic<ForwardPhase> phase{ForwardPhase::kOpen};
-  std::atomic<CloseHow> why{CloseHow::kForwardDeleted};  // what records of connections that it ends say
+  std::atomic<CloseHow> why{CloseHow::kForwardDeleted};  // the cause in records of connections that this ends
   // Accepted connections on their way to another worker: not yet among connections_active.
   std::atomic<std::uint32_t> handed_over{0};
   std::atomic<bool> accepting{false};  // its worker may still accept for it
 
-  // Held while listeners are shut or opened, so that none can listen again once `phase` says that it is over.
+  // Held while listeners are shut or opened: none may listen again once `phase` says that the forward is
+  // closed.
   std::mutex listeners_mutex;
-  // Whom its listeners refuse; under listeners_mutex. Those that are left when it is closed, the control
-  // thread lets in again: the port may be another forward's next.
+  // Clients that its listeners refuse; under listeners_mutex. When the forward is closed, the control
+  // thread removes the remaining refusals: another forward may get the port.
   std::vector<std::pair<Endpoint, IpAddress>> refused_clients;
-  std::vector<int> listeners;                 // the control thread's; open until the worker hears of the end
-  std::vector<std::uint32_t> listener_slots;  // the listening worker's
+  std::vector<int> listeners;                 // control thread only; open until the worker hears of the close
+  std::vector<std::uint32_t> listener_slots;  // listening worker only
 };
 
 using ServedForwardPtr = std::shared_ptr<ServedForward>;

@@ -1,5 +1,5 @@
-// A bounded queue from one thread to one other, without locks. What does not fit is not taken: the writer
-// never waits.
+// A bounded queue from one thread to one other, without locks. A full queue rejects: the writer never
+// waits.
 #pragma once
 
 #include <atomic>
@@ -18,7 +18,7 @@ class SpscRing {
     assert(capacity != 0 && (capacity & (capacity - 1)) == 0);
   }
 
-  /// The writing thread. False when the ring is full.
+  /// The writing thread. False if the ring is full.
   bool push(T&& value) {
     const std::size_t tail = tail_.load(std::memory_order_relaxed);
     if (tail - head_.load(std::memory_order_acquire) == entries_.size()) return false;

@@ -1,7 +1,7 @@
 // Counters of the data plane: plain numbers, each with one writer, read by any thread at any time.
 //
 // A worker adds to its own counters with a relaxed load and store (no locked instruction); a scrape reads
-// them with relaxed loads. No scrape stops or messages a worker. The readers add the workers' values up.
+// them with relaxed loads. No scrape stops or messages a worker. The readers add up the workers' values.
 #pragma once
 
 #include <array>
@@ -33,13 +33,13 @@ enum class CloseHow : std::uint8_t {
   kHalfCloseTimeout,  // one direction had ended and the other stayed silent
   kKeepaliveTimeout,  // the side stopped answering (keepalive or retransmissions)
   kForwardDeleted,    //
-  kShutdown,          // the daemon went down
+  kShutdown,          // the daemon shut down
   kResources,         // memory ran out
-  kInstanceStopped,   // the forward went with its instance's session
-  kTapGone,           // the guest's tap went away
-  kKilled,            // by a request of the API
-  kEvicted,           // half-closed, and ended for another one when connections were short
-  kLimit,             // turned away as soon as it was accepted: in records only, the counts have RejectReason
+  kInstanceStopped,   // the instance's session ended, and the forward with it
+  kTapGone,           // the guest's tap is gone
+  kKilled,            // by an API request
+  kEvicted,           // half-closed, and ended for another when connections were short
+  kLimit,             // rejected right after accept: in records only, the counts have RejectReason
 };
 inline constexpr std::size_t kCloseHows = static_cast<std::size_t>(CloseHow::kLimit) + 1;
 std::string_view to_string(CloseHow how);
@@ -57,7 +57,7 @@ enum class ConnectError : std::uint8_t {
 inline constexpr std::size_t kConnectErrors = static_cast<std::size_t>(ConnectError::kOther) + 1;
 std::string_view to_string(ConnectError error);
 
-/// Why an accepted connection was turned away at once.
+/// Why an accepted connection was rejected at once.
 enum class RejectReason : std::uint8_t {
   kConnectionsMax,         // of the node
   kForwardGone,            //
@@ -66,11 +66,11 @@ enum class RejectReason : std::uint8_t {
   kForwardConnectionsMax,  // the forward's max_connections
   kSourceConnectionsMax,   // its max_connections_per_source
   kNewConnectionRate,      // its max_new_connections_per_second
-  kSourceAddress,  // the guest cannot be shown the client's address, and must not be shown the node's instead
-  kInstanceShare,  // its instance has its share of the node's connections, and they are short
-  kForwardShare,   // the same, for its forward within the instance
-  kSourceShare,    // the same, for its source address within the forward
-  kClientGone,     // it had reset the connection before it was looked at
+  kSourceAddress,          // the guest cannot see the client's address, and must not see the node's instead
+  kInstanceShare,          // its instance has used up its share, and connections are short
+  kForwardShare,           // the same, for its forward within the instance
+  kSourceShare,            // the same, for its source address within the forward
+  kClientGone,             // it had reset the connection before it was looked at
 };
 inline constexpr std::size_t kRejectReasons = static_cast<std::size_t>(RejectReason::kClientGone) + 1;
 std::string_view to_string(RejectReason reason);
@@ -97,28 +97,28 @@ struct alignas(64) WorkerCounters {
   Counter connections_active;
   std::array<std::array<Counter, kCloseHows>, kCloseSides> closed;
   std::array<Counter, kRejectReasons> rejected;
-  Counter io_refusals;  // submissions to the ring that the kernel did not take; they are made again
-  Counter io_losses;    // times that the kernel had no memory for completions; what was armed is armed again
-  Counter accept_pauses;  // accepting stopped for want of descriptors, and resumed later
+  Counter io_refusals;    // submissions to the ring that the kernel refused; they are retried
+  Counter io_losses;      // times that the kernel had no memory for completions; everything is armed again
+  Counter accept_pauses;  // times that accepting paused for lack of descriptors
   Counter spliced_bytes;
   Counter copied_bytes;
-  Counter pipes_open;           // in use or pooled
-  Counter pipes_in_use;         // held by a connection
-  Counter pipes_clamped;        // open ones that were made smaller than asked by the kernel's per-user limit
-  Counter pipes_exhausted;      // how often a relay had to do without one
-  Counter pipe_writes_short;    // times one did not take all it has room for, for want of memory
-  Counter refusal_gates;        // forwards that refuse clients now, since their guest ports do
-  Counter refusal_gates_total;  // times that one began to
-  Counter refusal_gates_skipped;  // times that one did not, or ended early, since as many as can did
-  Counter refusal_probes;         // connections to guests that asked whether the port is open again
-  Counter busy_poll_ns;           // spent looking for events instead of sleeping
-  Counter close_records_dropped;  // the control thread did not keep up
+  Counter pipes_open;                         // in use or pooled
+  Counter pipes_in_use;                       // held by a connection
+  Counter pipes_clamped;                      // open pipes that the kernel's per-user limit made smaller
+  Counter pipes_exhausted;                    // how often a relay had to do without one
+  Counter pipe_writes_short;                  // times one took less than it had room for, for lack of memory
+  Counter refusal_gates;                      // gates that refuse clients now, because the guest does
+  Counter refusal_gates_total;                // gates ever started
+  Counter refusal_gates_skipped;              // gates not started, or ended early, because of a bound
+  Counter refusal_probes;                     // SYNs that tested whether a guest's port is open again
+  Counter busy_poll_ns;                       // spent looking for events instead of sleeping
+  Counter close_records_dropped;              // the control thread did not keep up
   std::array<Counter, kSourcePlans> sources;  // connections that the guest answered
   Histogram<kConnectBoundsS.size()> connect_duration;
   Histogram<kConnectionBoundsS.size()> connection_duration;
 };
 
-/// The counts of one forward added up over the workers, at one moment.
+/// The counts of one forward, summed over the workers, at one moment.
 struct ForwardStats {
   ForwardId id{};
   std::uint64_t connections_active = 0;
@@ -130,12 +130,12 @@ struct ForwardStats {
   std::array<std::uint64_t, kRejectReasons> rejected{};
 };
 
-/// What the data plane says of itself at one moment.
+/// The state of the data plane at one moment.
 struct NodeStats {
   std::string io_backend;                      // "uring" or "epoll"
-  std::string io_backend_reason;               // why not the preferred one; empty when it is
-  std::vector<const WorkerCounters*> workers;  // live as long as the data plane
-  std::uint64_t connections_max = 0;           // as many as the node can have now
+  std::string io_backend_reason;               // why not the preferred one; empty if it is
+  std::vector<const WorkerCounters*> workers;  // valid as long as the data plane
+  std::uint64_t connections_max = 0;           // how many the node can have now
 };
 
 }  // namespace portway

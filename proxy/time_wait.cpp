@@ -53,7 +53,7 @@ void TimeWaitEnder::end(const Endpoint& local, const Endpoint& remote, int devic
   if (!send(request)) return;
   inet_diag_msg found{};
   if (!receive(request.header.nlmsg_seq, found)) return;
-  // Another connection has these addresses and ports already, or none: the guest had ended first.
+  // Another connection already has these addresses and ports, or none has: the guest had ended first.
   if (found.idiag_state != TCP_TIME_WAIT) return;
   request.header.nlmsg_type = SOCK_DESTROY;  // Linux 4.9; of a TIME_WAIT: 5.19
   std::ranges::copy(found.id.idiag_cookie, request.body.id.idiag_cookie);
@@ -65,7 +65,7 @@ bool TimeWaitEnder::send(Request& request) {
   return ::send(socket_.get(), &request, sizeof request, MSG_DONTWAIT) > 0;
 }
 
-/// The answer is there when send(2) returns.
+/// The answer is available when send(2) returns.
 bool TimeWaitEnder::receive(std::uint32_t sequence, inet_diag_msg& found) {
   alignas(nlmsghdr) std::array<char, 1024> message;
   while (true) {

@@ -10,7 +10,7 @@ void TimerWheel::set(std::uint32_t index, Nanos deadline) {
     if (deadline == kNever) return;
     entries_.resize(index + 1);
   }
-  // A deadline in a bucket already looked at would wait a whole turn: it is due with the next one instead.
+  // A deadline in a bucket that is done would wait a whole turn: use the next bucket instead.
   deadline = std::max(deadline, kTick * static_cast<std::int64_t>(tick_));
   if (entries_[index].deadline == deadline) return;
   if (entries_[index].deadline != kNever) unlink(index);
@@ -26,13 +26,13 @@ Nanos TimerWheel::until_next(Nanos now) const {
   return due > now ? due - now : Nanos::zero();
 }
 
-/// The first bucket from this one on, round the wheel, that holds something; one does.
+/// The first non-empty bucket from this one on, round the wheel; there must be one.
 std::uint64_t TimerWheel::next_occupied(std::uint64_t from) const {
   const std::uint64_t word = from / 64;
   if (const std::uint64_t rest = occupied_[word] >> (from % 64); rest != 0) {
     return from + static_cast<std::uint64_t>(std::countr_zero(rest));
   }
-  const std::uint64_t after = word + 1;  // and at last this word's beginning
+  const std::uint64_t after = word + 1;  // and last, the beginning of this word
   const auto words =
       static_cast<std::uint64_t>(std::countr_zero(std::rotr(occupied_words_, static_cast<int>(after % 64))));
   const std::uint64_t next = (after + words) % 64;

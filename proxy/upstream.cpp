@@ -16,13 +16,13 @@
 namespace portway {
 namespace {
 
-constexpr Nanos kLocalPortsReadEvery = std::chrono::seconds(2);  // settings can change any time
+constexpr Nanos kLocalPortsReadEvery = std::chrono::seconds(2);  // settings can change at any time
 
-constexpr std::uint32_t kSearchAll = 1024;  // so few ports take the kernel no time
+constexpr std::uint32_t kSearchAll = 1024;  // the kernel searches so few ports quickly
 
 // As long as conntrack keeps an established connection (nf_conntrack_tcp_timeout_established).
 constexpr std::chrono::milliseconds kLasting = std::chrono::hours(5 * 24);
-constexpr int kKeepaliveProbes = 127;  // the most that TCP_KEEPCNT takes
+constexpr int kKeepaliveProbes = 127;  // the maximum of TCP_KEEPCNT
 
 }  // namespace
 
@@ -66,7 +66,7 @@ int UpstreamOpener::open_once(const Target& target, SourcePlan plan, int& fd) {
   }
   set_options(target, fd);
   if (target.device != kAnyDevice) {
-    // Without it, packets for a guest whose tap is gone would leave by the default route.
+    // Otherwise packets for a guest whose tap is gone would leave by the default route.
     if (const int result = io_.bind_to_device(fd, target.device); result < 0) return result;
   }
   if (!is_transparent(plan)) return connect(fd, target, plan);
@@ -74,7 +74,7 @@ int UpstreamOpener::open_once(const Target& target, SourcePlan plan, int& fd) {
   if (const int result = bind_to_client(fd, source); result < 0) return result;
   if (source.port() == 0) return connect(fd, target, plan);
   const int result = io_.connect(fd, guest);
-  // Somebody is bound to this port, at whatever address: then bind(2) to it takes it from nobody.
+  // A socket is already bound to this port, at some address, so bind(2) takes it from nobody.
   if (result == -EADDRNOTAVAIL && io_.bind_transparent(fd, source) == 0) return io_.connect(fd, guest);
   return result;
 }
@@ -100,7 +100,7 @@ void UpstreamOpener::set_options(const Target& target, int fd) {
   }
 }
 
-/// The socket is new and empty: one that does not take a whole header is out of memory.
+/// The socket is new and empty: if it does not take the whole header, memory is short.
 int UpstreamOpener::send_proxy_header(int upstream, const Endpoint& client, int downstream) {
   Endpoint destination;
   if (const int result = io_.local_endpoint(downstream, destination); result < 0) return -result;
@@ -145,7 +145,7 @@ int UpstreamOpener::bind_to_client(int fd, const Endpoint& source) {
   return io_.bind_transparent(fd, source);
 }
 
-/// With a source port of the kernel's choice.
+/// The kernel chooses the source port.
 int UpstreamOpener::connect(int fd, const Target& target, SourcePlan plan) {
   int result = -EADDRNOTAVAIL;
   for (int tries = 0; tries < kTries && result == -EADDRNOTAVAIL; ++tries) {
@@ -153,7 +153,7 @@ int UpstreamOpener::connect(int fd, const Target& target, SourcePlan plan) {
     if (is_transparent(plan) && tries < kTries - 1 && is_routed(target, ports)) continue;
     const bool bounded = ports.first != 0 && ask_for_ports(fd, ports.first, ports.last) == 0;
     result = io_.connect(fd, target.guest());
-    if (!bounded) break;  // it has looked at all of them; also an older kernel
+    if (!bounded) break;  // the kernel has looked at all ports; older kernels always do
   }
   return result;
 }

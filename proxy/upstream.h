@@ -1,12 +1,11 @@
-// Opens the sockets towards guests: the device, the source address and port, the options.
+// Opens the sockets to guests: sets the device, the source address and port, and the options.
 //
-// The source port is the client's own if the guest is shown the client's address; otherwise the kernel
-// chooses one. connect(2) would look through all of the node's ephemeral ports for it, those in TIME_WAIT
-// included: 20 ms of the worker's time after 14,000 connections to one guest port within a minute. So it gets
-// a few ports at random to choose from (IP_LOCAL_PORT_RANGE, Linux 6.3), and a few tries. The same option
-// asks for the client's own port where that is an ephemeral one: a bind(2) to it would keep the kernel from
-// giving that port to any outgoing connection of the node, for as long as the connection and its TIME_WAIT
-// last.
+// The source port is the client's own if the guest sees the client's address; otherwise the kernel chooses
+// one. connect(2) would look through all of the node's ephemeral ports for it, those in TIME_WAIT
+// included: 20 ms of the worker's time after 14,000 connections to one guest port within a minute. So it
+// gets a few random ports to choose from (IP_LOCAL_PORT_RANGE, Linux 6.3), and a few tries. The same
+// option selects the client's own port if that is an ephemeral one: bind(2) would keep the kernel from
+// giving the port to any other outgoing connection of the node as long as this one and its TIME_WAIT last.
 //
 // Belongs to one worker's thread.
 #pragma once
@@ -44,30 +43,32 @@ class UpstreamOpener {
 
     const Endpoint& guest() const { return forward.route.upstream_of(client.address()); }
   };
-  /// Opens a socket to the client's guest and connects it: 0 if the connection is under way or made, else the
-  /// errno of the last attempt. `plan` becomes the one that was used; `fd` the socket, also on an error
-  /// unless there is none (-1). EADDRNOTAVAIL: no source port is free.
+  /// Opens a socket to the client's guest and connects it: 0 if the connection is under way or made, else
+  /// the errno of the last attempt. Sets `plan` to the one that was used and `fd` to the socket, also on
+  /// an error; -1 if there is none. EADDRNOTAVAIL: no source port is free.
   int open(const Target& target, SourcePlan& plan, int& fd);
-  /// Sends the PROXY header of a client on a new connection; `downstream` is the client's socket. 0, or the
-  /// errno with which the socket did not take all of it.
+  /// Sends the PROXY header of a client on a new connection; `downstream` is the client's socket. 0, or
+  /// the errno if the socket did not take all of it.
   int send_proxy_header(int upstream, const Endpoint& client, int downstream);
-  /// For a connect(2) that chooses a port: at most kPortsAtOnce in a row, from anywhere; {0, 0} where the
-  /// kernel may look at all.
+  /// For a connect(2) that chooses a port: at most kPortsAtOnce adjacent ports at a random place; {0, 0}
+  /// if the kernel may look at all.
   PortRange source_ports();
 
-  /// Limits unsent bytes; worth the call only for a connection that brings the guest this many bytes.
+  /// Limits unsent bytes; worth the call only for a connection that sends the guest this many bytes.
   static constexpr std::uint64_t kMuch = 16 * 1024;
   void limit_unsent(int fd);
-  /// For a connection that lasts. The kernel never ends it for the guest's silence, because it takes an
-  /// answered probe of a closed window for silence too; nor for unanswered keepalive probes, because a paused
-  /// machine answers none. The probes are there for the RST of a guest that has forgotten the connection.
+  /// For a connection that lasts. The kernel never ends it because the guest is silent: it would count an
+  /// answered probe of a closed window as silence too. Nor because keepalive probes stay unanswered: a
+  /// paused machine answers none. The probes are there to get the RST of a guest that has forgotten the
+  /// connection.
   void set_lasting(int fd);
-  /// Before it is closed with bytes that the guest has not acknowledged: nothing else would end it.
+  /// Call it before closing with bytes that the guest has not acknowledged: nothing else would end the
+  /// socket.
   void end_lasting(int fd);
 
  private:
   int open_once(const Target& target, SourcePlan plan, int& fd);
-  /// Whether one of these ports of the client's has a connection by its own route to the same guest port.
+  /// Whether the client has a connection from one of these ports to the same guest port by its own route.
   bool is_routed(const Target& target, PortRange ports) const;
   void set_options(const Target& target, int fd);
   int bind_to_client(int fd, const Endpoint& source);
@@ -77,7 +78,7 @@ class UpstreamOpener {
 
   Io& io_;
   const ConnectionOptions& options_;
-  std::vector<PortRange> local_ports_;  // as the kernel's settings were a moment ago
+  std::vector<PortRange> local_ports_;  // the kernel's settings of a moment ago
   std::uint32_t local_ports_count_ = 0;
   Nanos local_ports_read_at_;
   std::mt19937 random_;

@@ -19,31 +19,32 @@
 namespace portway {
 namespace {
 
-// Sizes that worked under load: an entry for every connection event of a busy turn. Both are bounds for one
-// batch only: a full submission queue is submitted early, and the kernel keeps completions that do not fit.
+// Sizes proven under load: an entry for every connection event of a busy turn. Both only bound one batch:
+// a full submission queue is submitted early, and the kernel keeps completions that do not fit.
 constexpr unsigned kSubmissions = 2048;
 constexpr unsigned kCompletions = 16384;
 
-// What an operation is known by to the kernel: its descriptor, and above it a number that no earlier
-// operation on that descriptor has had. A cancellation carries this bit and is known by what it cancels.
+// The kernel's user_data of an operation: its descriptor, and above it a number that no earlier operation
+// on that descriptor had. A cancellation has the user_data of what it cancels, plus this bit.
 constexpr std::uint64_t kCancellation = std::uint64_t{1} << 63;
 constexpr unsigned kNumberShift = 32;
 
-// For so long nothing is submitted after the kernel has refused, twice as long each time.
+// After the kernel has refused, nothing is submitted for this long, doubled each time.
 constexpr Nanos kRefusedMin = std::chrono::milliseconds(1);
 constexpr Nanos kRefusedMax = std::chrono::milliseconds(100);
 
-// Between two times that everything is armed again: twice as long each time while completions are being lost,
-// since what was armed before has one more completion each.
+// Between two times that everything is armed again. Doubled each time while completions are being lost,
+// since every operation armed before has one more completion.
 constexpr Nanos kRecoveryMin = std::chrono::milliseconds(20);
 constexpr Nanos kRecoveryMax = std::chrono::seconds(1);
 
-/// A ring with the best flags that this kernel knows. Disabled: it belongs to the thread that enables it.
+/// Sets up a ring with the best flags that this kernel supports. It is disabled: it belongs to the thread
+/// that enables it.
 int set_up(io_uring& ring, unsigned submissions, unsigned completions) {
-  // SINGLE_ISSUER (6.0) and DEFER_TASKRUN (6.1): completions are worked off only when we ask, on our own
-  // thread, so a wake-up never interrupts a relay. COOP_TASKRUN (5.19) is the older, weaker form of it.
-  // TASKRUN_FLAG (5.19) shows that there are more; see collect_all().
-  // NO_SQARRAY (6.6) would save a cache line but needs liburing 2.5.
+  // SINGLE_ISSUER (6.0) and DEFER_TASKRUN (6.1): completions are processed only when we ask, on our own
+  // thread, so a wake-up never interrupts a relay. COOP_TASKRUN (5.19) is the older, weaker form.
+  // TASKRUN_FLAG (5.19) shows that there are more; see collect_all(). NO_SQARRAY (6.6) would save a cache
+  // line but needs liburing 2.5.
   const unsigned preferred[] = {
       IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
           IORING_SETUP_R_DISABLED,
@@ -69,7 +70,7 @@ int enable_ring(const io_uring& ring) {
   return result < 0 ? -errno : 0;
 }
 
-/// Arms a multishot poll and cancels it by descriptor, which came with Linux 5.19.
+/// Arms a multishot poll and cancels it by descriptor (Linux 5.19).
 int try_out() {
   io_uring ring;
   if (const int result = set_up(ring, 8, 16); result < 0) return result;
@@ -118,8 +119,8 @@ Error refused(int result) {
           .field = "proxy.io_backend"};
 }
 
-/// Everything that is armed is remembered by its descriptor. If completions are lost, which the kernel
-/// reports without saying which, all of it can be armed again: arming reports the present state.
+/// Remembers every armed operation by its descriptor. If completions are lost, the kernel does not say
+/// which; so everything is armed again, and arming reports the current state.
 class UringIo final : public KernelIo {
  public:
   UringIo(const io_uring& ring, Fd event, UringEnter enter)
@@ -143,7 +144,7 @@ class UringIo final : public KernelIo {
     if (!enabled_) enable();
     completions_.clear();
     if (operation_of(event_.get()).kind == Kind::kNone) {
-      // Until it is armed a wake-up is only noticed by looking.
+      // Until it is armed, only a check notices a wake-up.
       if (now() >= watch_again_at_) arm(Kind::kWake, 0, event_.get());
       timeout = earlier(timeout, kRefusedMax);
     }
@@ -157,13 +158,13 @@ class UringIo final : public KernelIo {
 
   void wake() override {
     const std::uint64_t one = 1;
-    // EAGAIN means that 2^64-1 wake-ups are pending: as good as done.
+    // EAGAIN means that 2^64-1 wake-ups are pending: nothing to add.
     [[maybe_unused]] const auto written = ::write(event_.get(), &one, sizeof one);
   }
 
  private:
   enum class Kind : std::uint8_t { kNone, kPoll, kWake };
-  /// What is armed on a descriptor.
+  /// The operation armed on a descriptor.
   struct Operation {
     std::uint64_t id = 0;
     Token token = 0;
@@ -171,7 +172,7 @@ class UringIo final : public KernelIo {
     bool cancelled = false;
   };
   struct Request {
-    Kind kind;  // kNone: to cancel what `id` says
+    Kind kind;  // kNone: cancel the operation `id`
     int fd;
     std::uint64_t id;
   };
@@ -224,7 +225,7 @@ class UringIo final : public KernelIo {
     return true;
   }
 
-  /// The ring becomes this thread's.
+  /// Makes the ring this thread's.
   void enable() {
     enabled_ = true;
     enable_ring(ring_);
@@ -237,7 +238,7 @@ class UringIo final : public KernelIo {
     while (put_in < waiting_.size() && put(waiting_[put_in])) ++put_in;
     waiting_.erase(waiting_.begin(), waiting_.begin() + static_cast<std::ptrdiff_t>(put_in));
     if (submit(waiting_.empty() ? timeout : Nanos::zero())) return;
-    // What is armed already stays so.
+    // Operations already armed stay armed.
     const Nanos limit = earlier(timeout, std::max(Nanos::zero(), submit_again_at_ - now()));
     __kernel_timespec time{.tv_sec = 0, .tv_nsec = limit.count()};
     io_uring_cqe* cqe = nullptr;
@@ -256,7 +257,7 @@ class UringIo final : public KernelIo {
       submit_again_at_ = refused_for_ = Nanos::zero();
       return true;
     }
-    if (result == -EBADR) {  // said once
+    if (result == -EBADR) {  // reported once
       must_recover_ = true;
       return true;
     }
@@ -271,10 +272,10 @@ class UringIo final : public KernelIo {
     if (counters_ != nullptr) counters_->io_refusals.add();
   }
 
-  /// With DEFER_TASKRUN a call works off no more than 20 events (io_uring/io_uring.c,
-  /// IO_LOCAL_TW_DEFAULT_MAX, since Linux 6.14). Those behind them would wait for another turn, and under
-  /// load for hundreds of them. The flag alone proves nothing: the kernel sets it behind the event that it is
-  /// about, which may have been worked off by then.
+  /// With DEFER_TASKRUN one call processes at most 20 events (io_uring/io_uring.c,
+  /// IO_LOCAL_TW_DEFAULT_MAX, since Linux 6.14). The rest would wait for another turn, under load for
+  /// hundreds of turns. The flag alone proves nothing: the kernel sets it after queuing the event, which
+  /// may have been processed meanwhile.
   void collect_all() {
     for (bool more = true; more && (IO_URING_READ_ONCE(*ring_.sq.kflags) & IORING_SQ_TASKRUN) != 0;) {
       const unsigned ready = io_uring_cq_ready(&ring_);
@@ -304,7 +305,7 @@ class UringIo final : public KernelIo {
     const int fd = static_cast<int>(static_cast<std::uint32_t>(cqe.user_data));
     Operation& operation = operation_of(fd);
     const bool more = (cqe.flags & IORING_CQE_F_MORE) != 0;
-    if (operation.id != cqe.user_data || operation.kind == Kind::kNone) return;  // it was armed again since
+    if (operation.id != cqe.user_data || operation.kind == Kind::kNone) return;  // it has been armed again
     if (operation.kind == Kind::kWake) {
       if (!more) operation.kind = Kind::kNone;
       on_wake(cqe.res);
@@ -321,7 +322,7 @@ class UringIo final : public KernelIo {
   }
 
   void on_cancellation(const io_uring_cqe& cqe) {
-    // -ENOENT: the operation had ended by itself; its last completion has been or will be seen.
+    // -ENOENT: the operation has ended by itself; its last completion was or will be seen.
     if (cqe.res == -ENOENT) return;
     // -EALREADY: it was running just then.
     if (cqe.res != -EALREADY) on_refused();
@@ -329,7 +330,7 @@ class UringIo final : public KernelIo {
     request({Kind::kNone, fd, cqe.user_data});
   }
 
-  /// Completions were lost: everything is armed again. What was to be cancelled is over for the caller.
+  /// Completions were lost: arms everything again. Pending cancellations count as done.
   void recover() {
     must_recover_ = false;
     lost_ = *ring_.cq.koverflow;
@@ -356,13 +357,13 @@ class UringIo final : public KernelIo {
   WorkerCounters* counters_ = nullptr;
   bool enabled_ = false;
   std::vector<Operation> operations_;  // by descriptor
-  std::uint32_t number_ = 0;           // of the operation armed last
-  std::vector<Request> waiting_;       // in order, for room in the ring's queue
-  Nanos submit_again_at_{0};           // the kernel has refused; 0: it has not
+  std::uint32_t number_ = 0;           // of the last armed operation
+  std::vector<Request> waiting_;       // in order, until the ring's queue has room
+  Nanos submit_again_at_{0};           // set when the kernel refuses; 0: it has not
   Nanos refused_for_{0};               // the last time
   Nanos watch_again_at_{0};            // event_
-  std::uint32_t lost_ = 0;             // completions ever
-  bool must_recover_ = false;          // some were lost since everything was armed
+  std::uint32_t lost_ = 0;             // completions lost so far
+  bool must_recover_ = false;          // completions were lost since everything was armed
   Nanos recover_again_at_{0};
   Nanos recovered_for_{0};
   std::vector<Completion> completions_;

@@ -19,7 +19,7 @@ using UringEnter = std::function<int(io_uring& ring, Nanos timeout)>;
 /// or kernel.io_uring_disabled), missing (ENOSYS), short of memory (ENOMEM) or too old (EINVAL). The ring
 /// belongs to the thread of its first wait(), which must also make the armed calls from then on.
 Result<std::unique_ptr<Io>> make_uring_io();
-/// For tests of a kernel that refuses, or loses completions.
+/// For tests with a kernel that refuses or loses completions.
 Result<std::unique_ptr<Io>> make_uring_io(UringEnter enter);
 
 }  // namespace portway

@@ -22,10 +22,10 @@ constexpr Token kIndexMask = kListenerToken - 1;
 /// Messages in a turn: closing a forward's listeners takes 10 us.
 constexpr std::size_t kMessagesAtOnce = 32;
 
-/// Records that wait for the control thread: with 100 ms between two of its looks, 40,000 ends a second.
+/// Records waiting for the control thread, which reads every 100 ms: enough for 40,000 closes a second.
 constexpr std::size_t kCloseRecords = 4096;
 
-/// Of one turn: with more, sleeping is no loss. See Worker::latency_bound().
+/// Events in one turn: with more, sleeping costs nothing. See Worker::latency_bound().
 constexpr std::size_t kFewEvents = 4;
 
 Nanos earlier(Nanos a, Nanos b) {
@@ -57,7 +57,7 @@ Worker::Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<C
 }
 
 Worker::~Worker() {
-  // Handed over after the last turn: no turn will take them.
+  // Handed over after the last turn: no turn will handle them.
   const auto turn_away = [this](const Message& message) {
     if (const auto* client = std::get_if<TakeClient>(&message)) io_->close_with_reset(client->downstream);
     if (const auto* connection = std::get_if<TakeConnection>(&message))
@@ -135,8 +135,8 @@ std::span<const Completion> Worker::wait(Nanos max_wait) {
   return completions;
 }
 
-/// A few small messages at a time. While a worker that has more to do sleeps, events and bytes gather, and it
-/// deals with them at once: that is cheaper.
+/// Whether the worker gets only a few small messages at a time. If it has more to do, sleeping is cheaper:
+/// events and bytes gather, and it handles them together.
 bool Worker::latency_bound() {
   const std::uint64_t spliced = counters_.spliced_bytes.get();
   const bool bulk = std::exchange(spliced_before_, spliced) != spliced;
@@ -186,7 +186,7 @@ void Worker::on(TakeConnection& message) {
   } else {
     connections_.start(std::move(message.opened));
   }
-  // It is among the active ones first: ServedForward::idle() never misses it.
+  // Only now, when it counts as active: ServedForward::idle() never misses it.
   forward->handed_over.fetch_sub(1, std::memory_order_release);
 }
 
@@ -228,7 +228,7 @@ void Worker::on_accepted(int downstream, const ServedForwardPtr& forward) {
   if (worker.load() >= worker.connections_max())
     return connections_.reject(downstream, forward, RejectReason::kConnectionsMax);
   if (!has_share(downstream, forward)) return;
-  // Here, whichever worker gets it: the guest sees a forward's clients in the order in which they came.
+  // Opened here, whichever worker gets it: the guest sees a forward's clients in the order of arrival.
   auto opened = connections_.open(downstream, forward);
   if (!opened) return;
   if (&worker == this || opened->upstream < 0 || opened->error != 0) {
@@ -256,7 +256,7 @@ bool Worker::has_share(int downstream, const ServedForwardPtr& forward) {
     connections_.reject(downstream, forward, reason);
     return false;
   };
-  std::optional<IpAddress> source;  // only known where it matters
+  std::optional<IpAddress> source;  // read only if it matters
   const Verdict verdict = share_->ask(total, *forward, [&] {
     Endpoint client;
     if (io_->remote_endpoint(downstream, client) < 0) return false;
@@ -298,7 +298,7 @@ Worker& Worker::least_loaded() {
 
 // --- A guest's closed port.
 
-/// One client is refused by whichever worker has heard of it, everybody by the one with the listeners.
+/// Any worker refuses a single client; only the one with the listeners refuses everybody.
 void Worker::on_refused(const Refusal& refusal) {
   const ServedForward& forward = *refusal.forward;
   if (forward.refusing[forward.route.goes_v6(refusal.client)].load(std::memory_order_relaxed)) return;

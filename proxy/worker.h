@@ -1,8 +1,8 @@
 // A worker: one thread with its own ring, its own listeners and its own connections.
 //
-// A listener belongs to one worker, which accepts a few of its clients in a turn, opens their connections to
-// the guest in that order, and hands each to the least loaded worker. Everything else stays on its
-// thread: what crosses threads comes through the mailbox, and any thread may read the counters.
+// A listener belongs to one worker, which accepts a few of its clients in a turn, opens their connections
+// to the guest in that order, and hands each to the least loaded worker. Everything else stays on its
+// thread. Other threads send messages to the mailbox, and may read the counters.
 #pragma once
 
 #include <atomic>
@@ -31,7 +31,7 @@ namespace portway {
 struct WorkerOptions {
   std::size_t index = 0;  // into the forwards' counters
   std::uint32_t pipes_max = 16384;
-  const FairShare* share = nullptr;  // null: whoever comes first has the connections
+  const FairShare* share = nullptr;  // null: first come, first served
   ConnectionOptions connections;
 };
 
@@ -41,7 +41,7 @@ class Worker {
     ServedForwardPtr forward;
     std::vector<Fd> listeners;
   };
-  /// The forward's phase has moved on.
+  /// The forward's phase has advanced.
   struct CloseForward {
     ServedForwardPtr forward;
   };
@@ -57,16 +57,16 @@ class Worker {
     ConnectionId connection;  // 0: all
     std::promise<std::size_t> answer;
   };
-  /// Another worker has accepted it.
+  /// Another worker accepted it.
   struct TakeConnection {
     OpenedConnection opened;
   };
-  /// The control thread has accepted it, for the worker that has the forward's listeners.
+  /// The control thread accepted it, for the worker that has the forward's listeners.
   struct TakeClient {
     ServedForwardPtr forward;
     int downstream;
   };
-  /// The forward has limits that it did not have before.
+  /// The forward has its first limits.
   struct CountConnections {
     ServedForwardPtr forward;
   };
@@ -83,7 +83,7 @@ class Worker {
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
 
-  /// All workers, this one among them; connections are handed on to the least loaded. Before the first turn.
+  /// All workers, including this one; connections go to the least loaded. Call it before the first turn.
   void set_peers(std::span<const std::unique_ptr<Worker>> peers) { peers_ = peers; }
 
   // --- From any thread.
@@ -106,7 +106,7 @@ class Worker {
 
   // --- From the worker's thread.
 
-  /// Turns until Stop was handled and the last connection and listener have ended.
+  /// Takes turns until Stop was handled and the last connection and listener have ended.
   void run();
   /// Waits for something to happen, at most `max_wait` (negative: for ever), and deals with it.
   void turn(Nanos max_wait);
@@ -155,9 +155,9 @@ class Worker {
 
   std::mutex mailbox_mutex_;
   std::vector<Message> mailbox_;               // under mailbox_mutex_
-  std::vector<Message> reading_;               // out of the mailbox
-  std::size_t read_ = 0;                       // how many of them were handled
-  std::atomic<bool> mail_{false};              // something may be in mailbox_ and a wake-up is on its way
+  std::vector<Message> reading_;               // taken from the mailbox
+  std::size_t read_ = 0;                       // how many of them are handled
+  std::atomic<bool> mail_{false};              // mailbox_ may hold something, and a wake-up is on its way
   std::atomic<std::uint64_t> handed_over_{0};  // TakeConnection and TakeClient messages in mailbox_
 };
 
