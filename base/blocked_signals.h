@@ -1,4 +1,4 @@
-// Signals are the control thread's: a thread that is started while this lives never sees one.
+// Signals belong to the control thread: a thread started while this object lives never gets one.
 #pragma once
 
 #include <pthread.h>

@@ -1,4 +1,4 @@
-// The time that passes on the node whatever anybody sets its clock to.
+// Time that passes on the node independently of its wall clock.
 #pragma once
 
 #include <chrono>
@@ -7,13 +7,13 @@
 
 namespace portway {
 
-/// Of this boot of the kernel (random(4), /proc/sys/kernel/random/boot_id); empty where it cannot be read.
+/// The id of this boot (random(4), /proc/sys/kernel/random/boot_id); empty if it cannot be read.
 std::string kernel_boot_id();
 
-/// CLOCK_BOOTTIME: since the kernel began, suspended or not.
+/// CLOCK_BOOTTIME: time since boot, including suspend.
 std::chrono::milliseconds kernel_uptime();
 
-/// How those who need it ask, so that tests can have their own. Any thread.
+/// The functions as an object that tests can replace. Any thread.
 struct BootClock {
   std::function<std::string()> boot_id = kernel_boot_id;
   std::function<std::chrono::milliseconds()> uptime = kernel_uptime;

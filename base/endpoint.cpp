@@ -37,7 +37,7 @@ IpAddress folded(const IpAddress& address) {
 }
 
 Result<IpAddress> parse_address(std::string_view text) {
-  // The characters are checked first: Asio would stop at a NUL and would take a zone.
+  // The characters are checked first: Asio would stop at a NUL and accept a zone.
   const bool plausible = text.size() <= kAddressTextMax &&
                          text.find_first_not_of("0123456789abcdefABCDEF.:") == std::string_view::npos;
   boost::system::error_code failure;

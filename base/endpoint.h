@@ -1,4 +1,4 @@
-// Addresses, networks and ports: the house's names for Asio's types, and the parts Asio lacks. Errors are
+// Addresses, networks and ports: our names for Asio's types, and the parts that Asio lacks. Errors are
 // kInvalidAddress or kInvalidPort, with a detail that quotes the text; the caller adds the field.
 #pragma once
 
@@ -21,7 +21,7 @@ namespace portway {
 using IpAddress = boost::asio::ip::address;
 using Endpoint = boost::asio::ip::tcp::endpoint;
 
-/// One spelling for each host: no zone, and IPv4 as IPv4 also when it came through an IPv6 socket.
+/// One form for each host: no zone, and IPv4 as IPv4 even if it came through an IPv6 socket.
 IpAddress folded(const IpAddress& address);
 /// "198.18.0.2" or "fd00::2"; no zone, no port, no name. IPv4-mapped IPv6 addresses are folded to IPv4.
 Result<IpAddress> parse_address(std::string_view text);
@@ -32,10 +32,10 @@ std::vector<std::string> to_strings(std::span<const IpAddress> addresses);
 Result<Endpoint> parse_endpoint(std::string_view text);
 std::string to_string(const Endpoint& endpoint);
 
-/// An IPv6 address that does not stand for an IPv4 one (::ffff:198.18.0.2).
+/// An IPv6 address that is not IPv4-mapped (::ffff:198.18.0.2).
 bool is_genuine_v6(const IpAddress& address);
 
-/// Whom a limit or a share for each source counts as one: an IPv6 client has a whole /64 (RFC 6177).
+/// What a per-source limit or share counts as one source: an IPv6 client has a whole /64 (RFC 6177).
 IpAddress source_of(const IpAddress& client);
 
 /// A network in CIDR notation (RFC 4632, RFC 4291). Host bits must be zero: a typing error must not widen a

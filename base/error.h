@@ -1,4 +1,4 @@
-// What went wrong, in words for whoever can fix it, and a way to return it.
+// Errors: what went wrong, in words for whoever can fix it.
 //
 // Exceptions do not cross our functions: what can fail returns a Result. An ErrorCode is stable: it is the
 // `code` of the API's problem documents, and becomes an HTTP status in exactly one place
@@ -26,9 +26,9 @@ enum class ErrorCode : std::uint8_t {
   kUnsupportedProtocol,  // anything but tcp
   kBlockedPort,          // guest port 22
   kPrivilegedPort,       // a guest port below 1024, without role admin
-  kUnauthorized,         // no key or an unknown one
+  kUnauthorized,         // no key, or an unknown one
   kForbidden,            // the key's role does not allow the call
-  kNotFound,             // unknown, or another owner's
+  kNotFound,             // not found, or owned by someone else
   kMethodNotAllowed,
   kUnsupportedMediaType,
   kBodyTooLarge,
@@ -37,16 +37,16 @@ enum class ErrorCode : std::uint8_t {
   kConnectionLimit,  // too many clients of the API at once
   kInstanceNotRunning,
   kQuotaExceeded,
-  kHostPortTaken,         // a requested host port somebody has
-  kTapInUse,              // another running instance is behind it
-  kSessionMismatch,       // the instance's session is not the one that was meant
-  kIdempotencyKeyReused,  // the same Idempotency-Key with another request
-  kIdempotentAnswerGone,  // the same one with the same request, but what that made is gone
+  kHostPortTaken,         // the requested host port is in use
+  kTapInUse,              // another running instance has it
+  kSessionMismatch,       // the instance's session is not the one named in the request
+  kIdempotencyKeyReused,  // the same Idempotency-Key with a different request
+  kIdempotentAnswerGone,  // the same key and request, but what it created is gone
   kPortPoolExhausted,     // no host port left in the range
   kRateLimited,
   kStoreUnavailable,   // the disk is full, read-only or broken: nothing was changed
   kResourceExhausted,  // descriptors or memory ran out
-  kDraining,           // the daemon is going down
+  kDraining,           // the daemon is shutting down
   kInternal,           // a mistake of ours
 };
 inline constexpr std::size_t kErrorCodes = static_cast<std::size_t>(ErrorCode::kInternal) + 1;
@@ -57,7 +57,7 @@ std::string_view to_string(ErrorCode code);
 struct Error {
   ErrorCode code = ErrorCode::kInternal;
   std::string detail = {};  // what happened and what to do about it, one or two sentences
-  std::string field = {};   // the offending field, key or header; empty where none
+  std::string field = {};   // the offending field, key or header; empty: none
   std::optional<std::int64_t> limit = std::nullopt;    // for quotas and pools
   std::optional<std::int64_t> current = std::nullopt;  // how much of the limit is in use
 };
@@ -65,11 +65,11 @@ struct Error {
 template <class T>
 using Result = boost::system::result<T, Error>;
 
-/// `text` in quotation marks, fit for a detail or a log line: cut after 64 bytes, what is not printable ASCII
-/// becomes '?'.
+/// `text` in quotation marks, safe for a detail or a log line: cut after 64 bytes, and every byte that is
+/// not printable ASCII becomes '?'.
 std::string in_quotes(std::string_view text);
 
-/// What Result::value() throws when nobody looked at the error first: a mistake of ours.
+/// Result::value() calls it if nobody checked for an error first: a mistake of ours.
 [[noreturn]] void throw_exception_from_error(const Error& error, const boost::source_location& where);
 
 }  // namespace portway

@@ -22,14 +22,14 @@ struct UuidClock {
 
 constexpr std::uint32_t kCounterMax = 0xfff;
 
-/// The next (time, counter), greater than all before it even if the clock was set back.
+/// The next (time, counter), greater than all earlier ones even if the clock was set back.
 std::pair<std::uint64_t, std::uint32_t> tick(std::uint32_t seed) {
   static UuidClock clock;
   const auto time_ms = static_cast<std::uint64_t>(now().time_since_epoch().count());
   const std::lock_guard lock(clock.mutex);
   if (time_ms > clock.time_ms) {
     clock.time_ms = time_ms;
-    clock.counter = seed & (kCounterMax >> 1);  // its upper half is room to count up
+    clock.counter = seed & (kCounterMax >> 1);  // the upper half is left for counting up
   } else if (clock.counter < kCounterMax) {
     ++clock.counter;
   } else {

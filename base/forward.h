@@ -1,4 +1,4 @@
-// The things the control plane knows: instances, forwards, profiles. Plain values; no sockets, no threads.
+// The control plane's objects: instances, forwards, profiles. Plain values; no sockets, no threads.
 #pragma once
 
 #include <bitset>
@@ -18,7 +18,7 @@ namespace portway {
 using Uuid = boost::uuids::uuid;
 using ForwardId = Uuid;
 
-/// A new UUIDv7; random bits from getrandom(2). Ids made by one process ascend, also within a millisecond.
+/// A new UUIDv7; random bits from getrandom(2). Ids made by one process ascend, even within a millisecond.
 Uuid make_uuid();
 std::string to_string(const Uuid& id);
 std::optional<Uuid> parse_uuid(std::string_view text);
@@ -33,13 +33,13 @@ std::string_view to_string(InstanceState state);
 
 /// Why a session ended.
 enum class SessionEnd : std::uint8_t {
-  kStopped,       // the orchestrator said so
-  kReplaced,      // it registered the instance again
-  kDeleted,       // it deleted the instance
+  kStopped,       // by the orchestrator
+  kReplaced,      // the orchestrator registered the instance again
+  kDeleted,       // the orchestrator deleted the instance
   kCarrierLost,   // nobody holds the tap open any more
   kTapDeleted,    //
   kVmmExited,     // the process of vmm_pid is gone
-  kNodeRebooted,  // since the session began, so its virtual machine is gone
+  kNodeRebooted,  // since the session began
 };
 std::string_view to_string(SessionEnd end);
 std::optional<SessionEnd> parse_session_end(std::string_view text);
@@ -48,7 +48,7 @@ std::optional<SessionEnd> parse_session_end(std::string_view text);
 /// reused, an index is not, and the kernel's count of lost carriers never goes back.
 struct TapIdentity {
   std::int32_t index = 0;  // 0: none
-  // Absent: the kernel does not report it (before 4.16).
+  // Absent if the kernel does not report it (before 4.16).
   std::optional<std::uint32_t> carrier_downs = std::nullopt;
 
   friend bool operator==(const TapIdentity&, const TapIdentity&) = default;
@@ -57,10 +57,10 @@ struct TapIdentity {
 /// A microVM as the orchestrator registered it; one run of the VM is one session.
 struct Instance {
   std::string id;                                            // the orchestrator's: 1-64 of [A-Za-z0-9._-]
-  IpAddress guest_address;                                   // the IPv4 one where there are two
-  std::optional<IpAddress> guest_address_v6 = std::nullopt;  // beside an IPv4 one: IPv6 clients are led to it
+  IpAddress guest_address;                                   // the IPv4 one if there are two
+  std::optional<IpAddress> guest_address_v6 = std::nullopt;  // for IPv6 clients, if guest_address is IPv4
   std::string tap;                                           // the host's interface to the guest, 1-15 bytes
-  std::string owner;                                         // whose keys see it
+  std::string owner;                                         // the owner whose keys can see it
   std::string profile = "default";
   std::optional<std::int32_t> vmm_pid = std::nullopt;
   Uuid session_id{};
@@ -69,36 +69,36 @@ struct Instance {
   std::optional<SessionEnd> ended = std::nullopt;  // why it is stopped
 
   // What distinguishes this session's virtual machine from a later one.
-  std::int32_t tap_index = 0;  // the tap's interface index since it had a carrier in this session; 0: not yet
+  std::int32_t tap_index = 0;  // the tap's interface index once it had a carrier in this session; 0: not yet
   std::optional<std::uint32_t> tap_carrier_downs = std::nullopt;  // TapIdentity::carrier_downs at that time
-  // Until then: the tap as it was when it was first seen up and without a carrier.
+  // Until then: the tap as it was first seen up and without a carrier.
   TapIdentity idle_tap = {};
   std::uint64_t vmm_started = 0;  // process_start_time() of vmm_pid; 0: no pid
   std::string boot_id = {};       // of the node's kernel when the session began
 };
 
-/// One, or an IPv4 and an IPv6 one, in this order.
+/// One address, or an IPv4 and an IPv6 one, in this order.
 std::vector<IpAddress> guest_addresses(const Instance& instance);
 
-/// The address a guest sees as its client. For a forward, kAuto is what the node's configuration says; for
-/// the node, it is kTransparent where that is possible, else kPlain.
+/// The address a guest sees as its client. For a forward, kAuto means the node's setting; for the node,
+/// kTransparent if possible, else kPlain.
 enum class SourceMode : std::uint8_t {
   kAuto,
   kTransparent,  // the client's own, as under DNAT
   kPlain,        // the node's
-  kProxyV2,      // the node's, and the client's in a PROXY protocol header (version 2) before its bytes
+  kProxyV2,      // the node's; a PROXY protocol header (version 2) before the bytes has the client's
 };
 std::string_view to_string(SourceMode mode);
 std::optional<SourceMode> parse_source_mode(std::string_view text);
 
 inline constexpr std::size_t kAllowedCidrsMax = 64;
 
-/// What nftables would limit beside a DNAT rule. Zero and empty: no limit.
+/// Limits that nftables would set beside a DNAT rule. Zero or empty: no limit.
 struct TrafficLimits {
   std::vector<Cidr> allowed_cidrs;                   // where clients may come from; empty: anywhere
   std::uint32_t max_connections = 0;                 // at a time
   std::uint32_t max_connections_per_source = 0;      // at a time from one client address (IPv6: from one /64)
-  std::uint32_t max_new_connections_per_second = 0;  // with bursts of as many
+  std::uint32_t max_new_connections_per_second = 0;  // with bursts of the same number
   std::uint64_t max_bytes_per_second = 0;            // each way, all connections together
 
   friend bool operator==(const TrafficLimits&, const TrafficLimits&) = default;
@@ -116,33 +116,32 @@ inline constexpr std::size_t kLimits = 5;
 std::string_view to_string(Limit limit);
 std::optional<Limit> parse_limit(std::string_view text);
 
-/// Some of the limits: by Limit, as a number.
+/// A set of limits, indexed by Limit.
 using LimitSet = std::bitset<kLimits>;
 /// The names in the order of Limit.
 std::vector<std::string_view> names_of(const LimitSet& limits);
-/// Those that limit something.
+/// The limits that are set.
 LimitSet set_limits(const TrafficLimits& limits);
 
-/// What a caller asks for.
+/// A request for a new forward.
 struct ForwardSpec {
   std::uint16_t guest_port = 0;
   std::string protocol = "tcp";
   std::string label;                                      // 0-63 bytes of UTF-8 without control characters
-  std::optional<std::uint16_t> host_port = std::nullopt;  // random when absent
+  std::optional<std::uint16_t> host_port = std::nullopt;  // random if absent
   TrafficLimits limits = {};
   SourceMode source_mode = SourceMode::kAuto;
 };
 
-/// What a caller asks to change about a forward.
+/// A request to change a forward.
 struct ForwardChange {
   std::optional<std::string> label = std::nullopt;
-  std::optional<TrafficLimits> limits = std::nullopt;  // all of them, those included that stay as they are
-  LimitSet given = {};                                 // those that the caller named
+  std::optional<TrafficLimits> limits = std::nullopt;  // all of them, including unchanged ones
+  LimitSet given = {};                                 // the limits that the caller named
   std::optional<SourceMode> source_mode = std::nullopt;
 };
 
-/// What was promised: this host port belongs to that guest port until the forward is deleted or its session
-/// ends.
+/// A promise: this host port belongs to that guest port until the forward is deleted or its session ends.
 struct Forward {
   ForwardId id{};
   std::string instance_id;
@@ -153,14 +152,14 @@ struct Forward {
   std::string label;
   Timestamp created_at{};
   TrafficLimits limits = {};
-  SourceMode source_mode = SourceMode::kAuto;  // as it was asked for
+  SourceMode source_mode = SourceMode::kAuto;  // as requested
   LimitSet admin_limits = {};                  // set by an admin: a tenant cannot change them
 };
 
 /// Limits of an instance, by name in the config.
 struct Profile {
   std::uint32_t max_forwarded_ports = 5;
-  bool allow_host_port = false;  // tenants may ask for a certain host port
+  bool allow_host_port = false;  // tenants may choose the host port
 
   friend bool operator==(const Profile&, const Profile&) = default;
 };

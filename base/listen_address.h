@@ -20,11 +20,11 @@ struct UnixPath {
 using ListenAddress = std::variant<Endpoint, UnixPath>;
 
 /// "127.0.0.1:8080", "[::1]:8080" or "unix:/run/portway/api.sock". kInvalidAddress or kInvalidPort with a
-/// detail that quotes the text. Abstract sockets ("unix:@name") are refused: whoever is in the network
-/// namespace could connect, since they have no owner and no mode.
+/// detail that quotes the text. Abstract sockets ("unix:@name") are refused: they have no owner and no
+/// mode, so anybody in the network namespace could connect.
 Result<ListenAddress> parse_listen_address(std::string_view text);
 
-/// As it is parsed.
+/// The text that parse_listen_address() takes.
 std::string to_string(const ListenAddress& address);
 
 }  // namespace portway

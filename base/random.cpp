@@ -20,8 +20,8 @@ void fill_random(std::span<std::byte> out) {
 
 std::uint32_t random_below(std::uint32_t bound) {
   assert(bound > 0);
-  // Lemire, "Fast random integer generation in an interval" (2019): multiply, and draw again where it would
-  // be uneven.
+  // Lemire, "Fast random integer generation in an interval" (2019): multiply, and draw again if the result
+  // would be biased.
   const std::uint32_t uneven = -bound % bound;
   for (;;) {
     std::uint32_t drawn = 0;

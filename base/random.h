@@ -1,4 +1,4 @@
-// Random numbers nobody can predict: the kernel's. Any thread.
+// Unpredictable random numbers, from the kernel. Any thread.
 #pragma once
 
 #include <cstddef>

@@ -54,7 +54,7 @@ std::string openssl_reason() {
 
 Result<std::time_t> use_tls_files(SSL_CTX* context, const TlsFiles& files) {
   ::ERR_clear_error();
-  // A key with a passphrase is an error: nobody is there to be asked for it.
+  // A key with a passphrase is an error: nobody is there to enter it.
   ::SSL_CTX_set_default_passwd_cb(context, [](char*, int, int, void*) { return -1; });
   if (::SSL_CTX_use_certificate_chain_file(context, files.certificate.c_str()) != 1) {
     return unusable("api.tls_certificate", files.certificate,

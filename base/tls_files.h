@@ -1,5 +1,5 @@
-// The PEM files that the API's TLS is made of: read, and held against each other. One place for the server
-// and for those who check a configuration.
+// Reads the PEM files for the API's TLS and checks them against each other, for the server and for
+// configuration checks.
 #pragma once
 
 #include <openssl/types.h>
@@ -13,20 +13,20 @@ namespace portway {
 
 /// Paths of PEM files.
 struct TlsFiles {
-  std::string certificate = {};  // its own first, then those of its authorities; empty: no TLS
+  std::string certificate = {};  // its own first, then those of its CAs; empty: no TLS
   std::string private_key = {};
-  std::string client_ca = {};  // who must have signed the clients' certificates; empty: none are asked for
+  std::string client_ca = {};  // must have signed the clients' certificates; empty: none required
 };
 
-/// Reads the files into the context; returns when the certificate ends. kInvalidConfig with the key, the file
-/// and the remedy: a file that cannot be read or is none, a key that does not fit or has a passphrase, a
-/// certificate whose time is over or has not come.
+/// Reads the files into the context; returns when the certificate expires. kInvalidConfig with the
+/// configuration key, the file and the remedy: a file that cannot be read or is not PEM, a private key
+/// that does not match or has a passphrase, a certificate that has expired or is not yet valid.
 Result<std::time_t> use_tls_files(SSL_CTX* context, const TlsFiles& files);
 
-/// The same, for the error only.
+/// The same, but only for its error.
 Result<void> check_tls_files(const TlsFiles& files);
 
-/// The first of OpenSSL's errors, which the others follow from, in its words.
+/// The text of OpenSSL's first error, the cause of the others.
 std::string openssl_reason();
 
 }  // namespace portway

@@ -1,4 +1,4 @@
-// The command line of portwayd, and the configuration that it names.
+// The command line of portwayd, and the configuration from it.
 #pragma once
 
 #include <optional>
@@ -21,13 +21,13 @@ struct Arguments {
   bool check = false;
 };
 
-/// The arguments, or the exit code if that is all: help, the version, or a mistake.
+/// Fills `arguments`; returns the exit code if there is nothing to run: help, the version, or a mistake.
 std::optional<int> parse_arguments(int argc, char** argv, Arguments& arguments);
 
-/// The file, the environment and the settings, as they are now.
+/// Reads the file, the environment and the settings now.
 Result<Config> read_config(const Arguments& arguments);
 
-/// What is allowed but probably not meant, also in the node's own settings.
+/// Settings that are allowed but probably not intended, of the configuration and of the node.
 std::vector<std::string> warnings(const Config& config);
 
 }  // namespace portway

@@ -17,12 +17,12 @@ namespace {
 
 using std::chrono::steady_clock;
 
-// What a full disk or a taken port prevented is tried again.
+// How often to retry what a full disk or a taken port prevented.
 constexpr std::chrono::seconds kRetryPeriod(2);
 constexpr std::chrono::milliseconds kClosesPeriod(100);
 constexpr std::chrono::milliseconds kIdlePeriod(20);
 
-/// For the log; "unix:/path" is a whole address already.
+/// For the log; "unix:/path" is already a complete address.
 std::string url_of(const ListenAddress& address, std::string_view scheme) {
   if (std::holds_alternative<UnixPath>(address)) return to_string(address);
   return fmt::format("{}://{}", scheme, to_string(address));
@@ -82,7 +82,7 @@ Result<void> Daemon::start() {
   return {};
 }
 
-/// Whether a client is a guest is looked up when it connects, by the configuration of that moment.
+/// Whether a client is a guest is decided when it connects, by the current configuration.
 ServerOptions Daemon::server_options(const ListenAddress& listen) {
   return {.listen = listen,
           .body_max_bytes = config_.api.body_max_bytes,
@@ -122,12 +122,12 @@ void Daemon::stop() {
   retries_->stop();
   closes_->stop();
   if (idle_check_) idle_check_->stop();
-  // Requests under way are answered; a client that is slow or silent does not hold up the end.
+  // Requests under way are answered, but a slow or silent client does not delay the shutdown.
   const auto deadline = steady_clock::now() + last_answers_;
   while (open_connections() > 0 && steady_clock::now() < deadline) {
     parts_.context->run_one_until(deadline);
   }
-  control_.save_sessions();  // the store does it before it goes
+  control_.save_sessions();  // the store does it before it closes
   parts_.proxy->stop();
   drain_closes();
   spdlog::info("stopped");
@@ -135,7 +135,7 @@ void Daemon::stop() {
 
 // --- Signals.
 
-/// The first one drains, the second one stops now.
+/// The first signal drains, the second stops at once.
 void Daemon::on_stop_signal(int signal) {
   if (control_.draining()) {
     spdlog::warn("signal {} again: stopping now", signal);
@@ -164,14 +164,14 @@ void Daemon::on_reload_signal() {
   notify_systemd("READY=1");
 }
 
-/// A file that is wrong changes nothing.
+/// A file with a mistake changes nothing.
 void Daemon::reload() {
   auto wanted = read_config(arguments_);
   if (!wanted) {
     spdlog::error("SIGHUP: the configuration stays as it was: {}", wanted.error().detail);
     return;
   }
-  (void)raise_descriptor_limit(*wanted);  // as at start, or what was lowered then would look like a change
+  (void)raise_descriptor_limit(*wanted);  // as at start, or values lowered then would look like changes
   const auto admin_key = load_or_make_admin_key(config_.api.admin_key_file);
   if (admin_key) {
     control_.set_admin_key(*admin_key);
@@ -207,11 +207,11 @@ void Daemon::on_reopen_signal() {
 void Daemon::retry() {
   control_.retry();
   if (!pending_state_.empty()) notify_systemd(std::string(pending_state_));
-  // The heap would keep what many answers took for the next ones.
+  // Otherwise the heap would keep the memory of many answers.
   if (answers_.is_over_a_peak()) ::malloc_trim(0);
 }
 
-/// Takes the records of connections that have ended from the workers.
+/// Takes the records of ended connections from the workers.
 void Daemon::drain_closes() {
   parts_.proxy->drain_closes([this](CloseRecord&& record) {
     if (!got_through(record.cause.how)) control_.report_refused(record);
@@ -234,7 +234,7 @@ std::uint64_t Daemon::open_connections() const {
   return api_server_->stats().connections + (metrics_server_ ? metrics_server_->stats().connections : 0);
 }
 
-/// What systemd does not take now is sent again with the next retry, unless there is something newer by then.
+/// If systemd does not accept it now, the next retry sends it again, unless a newer state has replaced it.
 void Daemon::notify_systemd(const std::string& state) {
   pending_state_ = notify(state) ? "" : state;
 }

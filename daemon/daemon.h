@@ -1,4 +1,4 @@
-// The daemon: owns the parts that main has started, connects them, and runs them until a signal stops them.
+// The daemon: owns the parts that main started, connects them, and runs them until a signal stops them.
 // Control thread only.
 #pragma once
 
@@ -31,7 +31,7 @@ namespace portway {
 
 class Daemon final : NodeNumbersReader {
  public:
-  /// What works before there is a control plane. Each outlives those after it.
+  /// The parts that work without a control plane. Each outlives those after it.
   struct Parts {
     std::unique_ptr<boost::asio::io_context> context;
     std::unique_ptr<Store> store;
@@ -43,7 +43,7 @@ class Daemon final : NodeNumbersReader {
   };
   Daemon(const Config& config, const Arguments& arguments, const DaemonLog& log, Parts parts);
 
-  /// Restores what the store has, and listens. An error is the reason to exit.
+  /// Restores the state from the store and starts listening. An error is the reason to exit.
   Result<void> start();
 
   /// Until a signal stops it.
@@ -67,14 +67,14 @@ class Daemon final : NodeNumbersReader {
   std::uint64_t open_connections() const;
   void notify_systemd(const std::string& state);
 
-  Config config_;  // the one that all others read; SIGHUP changes its live keys
+  Config config_;  // all parts refer to it; SIGHUP changes its live keys
   const Arguments arguments_;
   const DaemonLog& log_;
   Parts parts_;
   ApiStats stats_;
   AnswerBudget answers_;  // of both servers
   EventHub events_;
-  // Null: none is wanted.
+  // Null: not configured.
   std::unique_ptr<AccessLog> access_log_;
   RecentCloses recent_closes_{config_.log.recent_connections};
   Control control_;
@@ -88,9 +88,9 @@ class Daemon final : NodeNumbersReader {
   std::optional<Every> closes_;
   std::optional<Every> idle_check_;
   std::chrono::steady_clock::time_point drain_deadline_;
-  // For requests under way when the daemon stops.
+  // How long requests may take that are under way when the daemon stops.
   std::chrono::milliseconds last_answers_{1000};
-  // What systemd has not taken yet; empty: it knows all.
+  // State not yet sent to systemd; empty: none.
   std::string pending_state_;
 };
 

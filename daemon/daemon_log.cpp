@@ -43,7 +43,7 @@ class Sink final : public spdlog::sinks::base_sink<std::mutex> {
 };
 
 std::shared_ptr<LineWriter> start_writer() {
-  // A descriptor of its own: number 2 can be closed, and become another file's.
+  // A descriptor of its own: number 2 can be closed and reused for another file.
   Fd standard_error(::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3));
   auto writer = LineWriter::start(std::move(standard_error), {.end_wait = kPatience, .lost_note = lost_note});
   return writer ? std::shared_ptr<LineWriter>(std::move(*writer)) : nullptr;
@@ -59,13 +59,13 @@ std::shared_ptr<spdlog::sinks::sink> make_sink(const std::shared_ptr<LineWriter>
 DaemonLog::DaemonLog() : writer_(start_writer()) {
   auto logger = std::make_shared<spdlog::logger>("portwayd", make_sink(writer_));
   logger->set_pattern(kPattern, spdlog::pattern_time_type::utc);
-  // Memory ran out: spdlog would say so on standard error, and wait for its reader.
+  // If memory runs out, spdlog would report it on standard error and wait for the reader.
   logger->set_error_handler([](const std::string&) {});
   spdlog::set_default_logger(std::move(logger));
 }
 
 DaemonLog::~DaemonLog() {
-  // The writer ends with its last owner, which is this object then.
+  // From now on this object is the writer's last owner and ends it.
   spdlog::set_default_logger(
       std::make_shared<spdlog::logger>("portwayd", std::make_shared<spdlog::sinks::null_sink_mt>()));
 }

@@ -1,8 +1,8 @@
 // The daemon's own log: spdlog's default logger, on standard error, where a terminal, a file, journald or a
 // container's runtime reads it.
 //
-// Logging never waits for that reader (control/line_writer.h). Lines lost while it stalls are counted, and a
-// line in their place says how many.
+// Logging never waits for that reader (control/line_writer.h). Lines lost while the reader stalls are
+// counted, and a line in their place says how many.
 #pragma once
 
 #include <cstdint>
@@ -16,12 +16,12 @@ class DaemonLog {
  public:
   /// spdlog logs here from now on.
   DaemonLog();
-  /// Waits half a second at most for the reader to take what is queued. Nothing is logged afterwards.
+  /// Waits at most half a second for the reader to take the queued lines. Nothing is logged afterwards.
   ~DaemonLog();
   DaemonLog(const DaemonLog&) = delete;
   DaemonLog& operator=(const DaemonLog&) = delete;
 
-  /// Waits, half a second at most, until the reader has all of it: before other output.
+  /// Waits, at most half a second, until the reader has everything. Call it before other output.
   void drain();
 
   /// Lines lost. Any thread.

@@ -1,4 +1,4 @@
-// Calls a function again and again, on the thread of an io_context. It must live until the context no longer
+// Calls a function periodically on the thread of an io_context. It must live until the context no longer
 // runs.
 #pragma once
 
@@ -12,7 +12,7 @@ namespace portway {
 
 class Every {
  public:
-  /// The first call is one period from now; each further one is a period after the last one's end.
+  /// The first call is one period from now; each further one is one period after the previous one's end.
   Every(boost::asio::io_context& context, std::chrono::milliseconds period, std::function<void()> call)
       : timer_(context), period_(period), call_(std::move(call)) {
     wait();

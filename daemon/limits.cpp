@@ -13,12 +13,11 @@ namespace portway {
 namespace {
 
 constexpr int kControlNice = -10;                 // beside workers at 0
-constexpr int kOwnMappingBytes = 128 * 1024;      // a block of memory
-constexpr std::uint64_t kRestDescriptors = 1024;  // for all that is no connection, pipe or listener
+constexpr int kOwnMappingBytes = 128 * 1024;      // size from which the heap maps a block on its own
+constexpr std::uint64_t kRestDescriptors = 1024;  // for everything but connections, pipes and listeners
 constexpr std::uint32_t kAllListeners = UINT32_MAX;
 
-/// Descriptors beside those of connections and pipes: one for each forward and address, and some for the
-/// rest.
+/// Descriptors beside connections and pipes: one per forward and public address, and some for the rest.
 std::uint64_t other_descriptors(const Config& config) {
   return std::uint64_t{config.ports.range.size()} * config.node.public_addresses.size() + kRestDescriptors;
 }
@@ -26,8 +25,8 @@ std::uint64_t other_descriptors(const Config& config) {
 }  // namespace
 
 void return_large_blocks() {
-  // Set, so that glibc does not raise it to 32 MiB when it sees a large block freed (mallopt(3)): the heap
-  // would keep a burst of large answers for good.
+  // A fixed threshold: otherwise glibc raises it, up to 32 MiB, when a large block is freed (mallopt(3)),
+  // and the heap keeps a burst of large answers for good.
   ::mallopt(M_MMAP_THRESHOLD, kOwnMappingBytes);
 }
 
@@ -48,8 +47,8 @@ std::uint32_t raise_descriptor_limit(Config& config) {
   limit.rlim_cur = std::min<std::uint64_t>(limit.rlim_max, std::max<std::uint64_t>(limit.rlim_cur, wanted));
   ::setrlimit(RLIMIT_NOFILE, &limit);
   if (limit.rlim_cur >= wanted) return kAllListeners;
-  // Few nodes forward every port, so an eighth is kept for listeners and the rest. Pipes are used while there
-  // are some and done without when not, so connections get most of what is left.
+  // Few nodes forward every port, so an eighth is kept for listeners and the rest. Relays can do without
+  // pipes, so connections get most of what is left.
   const std::uint64_t kept = std::min<std::uint64_t>(other_descriptors(config), limit.rlim_cur / 8);
   const std::uint64_t left = limit.rlim_cur - kept;
   config.proxy.connections_max =

@@ -39,9 +39,9 @@ int run(const Arguments& arguments, DaemonLog& log) {
 
   ignore_signals_of_writes();
   const std::uint32_t listeners_reserved = raise_descriptor_limit(*config);
-  auto store = Store::open(config->store.path, prefer_this_thread);  // calls of the API wait for it
+  auto store = Store::open(config->store.path, prefer_this_thread);  // API calls wait for the store
   if (!store) return fail(store.error(), kExitFailed);
-  // Now: if the start fails before Control logs them, the next one does not find out again what a log has
+  // Now: if the start fails before Control logs them, the next start cannot find out again what a log has
   // lost.
   for (const auto& [is_error, text] : (*store)->take_notices()) {
     spdlog::log(is_error ? spdlog::level::err : spdlog::level::warn, "{}", text);
@@ -61,7 +61,7 @@ int run(const Arguments& arguments, DaemonLog& log) {
   auto context = std::make_unique<boost::asio::io_context>(1);
   auto watch = SessionWatch::start(*context);
   if (!watch) return fail(watch.error(), kExitFailed);
-  prefer_this_thread();  // after the workers have started: they are not meant
+  prefer_this_thread();  // after the workers have started: they must not inherit it
   Daemon daemon(*config, arguments, log,
                 {.context = std::move(context),
                  .store = std::move(*store),

@@ -1,4 +1,4 @@
-// The parts that need the kernel's leave: started if they can be had, else the log says what is missing.
+// The parts that need privileges: started if the kernel permits, else the log says what is missing.
 #pragma once
 
 #include <memory>
@@ -11,17 +11,17 @@
 namespace portway {
 
 struct StartedReturnPath {
-  // Null: none, and no source guard.
+  // Null: no return path, and no source guard.
   std::unique_ptr<ReturnPath> path = nullptr;
-  // Why guests do not see their clients' addresses although they should.
+  // Why guests do not see their clients' addresses although configured to.
   std::string why_none = {};
 };
 
-/// If clients' addresses are not wanted or not possible, the source guard alone, if that is possible. An
+/// If clients' addresses are not configured or not possible, starts only the source guard, if possible. An
 /// error is the reason to exit.
 Result<StartedReturnPath> start_return_path(const Config::Proxy& proxy);
 
-/// Null if the kernel does not allow it: then a client that a guest refuses is accepted and reset, each time.
+/// Null if the kernel does not permit it: then each client that a guest refuses is accepted and reset.
 std::unique_ptr<ClientRefusals> start_client_refusals_if_possible();
 
 }  // namespace portway

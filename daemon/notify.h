@@ -5,8 +5,8 @@
 
 namespace portway {
 
-/// "READY=1", "STOPPING=1", ... False if systemd does not take it now, or no socket can be opened: try again
-/// later. Does not wait.
+/// "READY=1", "STOPPING=1", ... False if systemd does not accept it now, or no socket can be opened: try
+/// again later. Never blocks.
 bool notify(std::string_view state);
 
 }  // namespace portway

@@ -21,7 +21,7 @@ class Signals {
     // SIGUSR1.
     std::function<void()> reopen;
   };
-  /// From now on none of them ends the process.
+  /// From now on, none of these signals ends the process.
   Signals(boost::asio::io_context& context, Handlers handlers)
       : signals_(context, SIGTERM, SIGINT, SIGHUP), handlers_(std::move(handlers)) {
     signals_.add(SIGUSR1);
@@ -29,7 +29,7 @@ class Signals {
   Signals(const Signals&) = delete;
   Signals& operator=(const Signals&) = delete;
 
-  /// Handles what has come since construction, and what comes.
+  /// Handles signals from now on, and those that came since construction.
   void start() { wait(); }
   /// No handler is called after this.
   void stop() {

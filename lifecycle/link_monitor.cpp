@@ -19,7 +19,7 @@ namespace portway {
 namespace {
 
 constexpr int kReceiveBuffer = 1024 * 1024;  // bursts of a thousand taps; ENOBUFS reports an overflow
-constexpr int kFirstDumpTimeoutMs = 30'000;  // others may hold the kernel's lock of all links for long
+constexpr int kFirstDumpTimeoutMs = 30'000;  // others may hold the kernel's lock on all links for long
 constexpr int kDumpStuckAfter = 10;          // calls of ask_again()
 
 Error refused(std::string_view what, int error) {
@@ -28,7 +28,7 @@ Error refused(std::string_view what, int error) {
                                 std::strerror(error))};
 }
 
-/// What the kernel calls a link's master, which it reports if the link has one.
+/// The kind of a link's master, which the kernel reports if the link has one.
 std::string master_kind_of(const rtattr& link_info) {
   auto rest = static_cast<int>(RTA_PAYLOAD(&link_info));
   for (auto* attribute = static_cast<const rtattr*>(RTA_DATA(&link_info)); RTA_OK(attribute, rest);
@@ -43,7 +43,7 @@ std::string master_kind_of(const rtattr& link_info) {
 Result<std::unique_ptr<LinkMonitor>> LinkMonitor::start(OnChange on_change, Send send) {
   Fd socket(::socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_ROUTE));
   if (!socket) return refused("socket", errno);
-  // Beyond net.core.rmem_max where it may be (CAP_NET_ADMIN).
+  // Beyond net.core.rmem_max if permitted (CAP_NET_ADMIN).
   if (::setsockopt(socket.get(), SOL_SOCKET, SO_RCVBUFFORCE, &kReceiveBuffer, sizeof kReceiveBuffer) < 0) {
     ::setsockopt(socket.get(), SOL_SOCKET, SO_RCVBUF, &kReceiveBuffer, sizeof kReceiveBuffer);
   }
@@ -159,14 +159,14 @@ void LinkMonitor::on_messages(const char* data, std::size_t size) {
   }
 }
 
-/// Not what somebody else's request with the same number has brought about.
+/// Excludes answers to another program's request with the same number.
 bool LinkMonitor::is_of_dump(const nlmsghdr& header) const {
   return dumping_ && header.nlmsg_seq == dump_ && header.nlmsg_pid == port_;
 }
 
 void LinkMonitor::on_message(const nlmsghdr& header) {
   const bool of_dump = is_of_dump(header);
-  // A dump that links changed under is inconsistent by the kernel's own word.
+  // The kernel marks a dump as inconsistent if links changed meanwhile.
   if (of_dump && (header.nlmsg_flags & NLM_F_DUMP_INTR) != 0) dump_again_ = true;
   switch (header.nlmsg_type) {
     case RTM_NEWLINK:
@@ -184,8 +184,8 @@ void LinkMonitor::on_message(const nlmsghdr& header) {
 
 void LinkMonitor::on_link(const nlmsghdr& header) {
   const auto& info = *static_cast<const ifinfomsg*>(NLMSG_DATA(&header));
-  // A bridge reports its ports again under its own family; there, a "deletion" only means that one has left
-  // it.
+  // A bridge reports its ports again under its own family; there, a "deletion" only means that the port
+  // has left the bridge.
   if (info.ifi_family != AF_UNSPEC) return;
   if (header.nlmsg_type == RTM_DELLINK) {
     remove(info.ifi_index);
@@ -211,13 +211,13 @@ void LinkMonitor::on_link(const nlmsghdr& header) {
   if (!is_new) forget_name(known->second.link);
   by_name_[link.name] = link.index;
   known->second.link = link;
-  // Other messages do not count as listed: one of a link that is gone by now may have waited in the socket. A
-  // link that comes while the dump is under way makes it an interrupted one.
+  // Other messages do not count as listed: one about a link that is already gone may have waited in the
+  // socket. A link that is added during the dump makes it an interrupted one.
   if (is_of_dump(header)) known->second.dump = dump_;
   if (changed && telling_) on_change_(link, false);
 }
 
-/// Unless another link has it by now.
+/// Unless another link has taken it.
 void LinkMonitor::forget_name(const Link& link) {
   const auto found = by_name_.find(link.name);
   if (found != by_name_.end() && found->second == link.index) by_name_.erase(found);
@@ -225,11 +225,11 @@ void LinkMonitor::forget_name(const Link& link) {
 
 void LinkMonitor::on_dump_end(const nlmsghdr& header) {
   dumping_ = false;
-  // Both kinds of message begin with an error number: 0 where there is none.
+  // Both kinds of message begin with an error number; 0: none.
   const bool failed =
       header.nlmsg_len >= NLMSG_LENGTH(sizeof(int)) && *static_cast<const int*>(NLMSG_DATA(&header)) < 0;
   if (failed || header.nlmsg_type == NLMSG_ERROR) {
-    dump_wanted_ = true;  // not at once, which may be in vain
+    dump_wanted_ = true;  // not at once: it may fail again
     return;
   }
   if (dump_again_) {

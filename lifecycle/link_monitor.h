@@ -1,14 +1,13 @@
-// Which network devices exist and have a carrier, from rtnetlink(7): how the node learns that a guest's tap
-// is gone.
+// Which network devices exist and have a carrier, from rtnetlink(7). It shows when a guest's tap is gone.
 //
-// No socket event reports it: an established connection stays writable and a pending connect stays pending.
-// The kernel's link messages arrive within a millisecond of a virtual machine's end. Everything is keyed on
+// No socket event does: an established connection stays writable and a pending connect stays pending. The
+// kernel's link messages arrive within a millisecond of a virtual machine's end. Everything is keyed on
 // the interface index: a device created again under the same name is another device.
 //
-// Messages get lost, and a carrier may come back before the next one: whether it was lost meanwhile is shown
-// by the kernel's count of that, which every message has.
+// Messages get lost, and a carrier may be back before the next one. Every message has the kernel's count
+// of carrier losses, which shows that.
 //
-// Belongs to one thread, which calls read() when descriptor() is readable and gets the callbacks from there.
+// Belongs to one thread, which calls read() when descriptor() is readable; read() makes the callbacks.
 #pragma once
 
 #include <sys/types.h>
@@ -35,11 +34,11 @@ struct Link {
   std::string name;
   bool up = false;       // IFF_UP: somebody has set it up
   bool carrier = false;  // IFF_LOWER_UP: it is up and, for a tap, a process holds it open
-  // How often it has lost its carrier (IFLA_CARRIER_DOWN_COUNT, Linux 4.16); absent where the kernel does not
-  // tell. A tap's counts also while it is down, when there are no messages.
+  // How often it has lost its carrier (IFLA_CARRIER_DOWN_COUNT, Linux 4.16); absent if the kernel does not
+  // report it. A tap's count also changes while it is down and sends no messages.
   std::optional<std::uint32_t> carrier_downs = std::nullopt;
   bool loopback = false;
-  int master = 0;                // the interface that it is a part of; 0: none
+  int master = 0;                // the interface that it belongs to; 0: none
   std::string master_kind = {};  // "bridge", "bond", "vrf", ...
 
   friend bool operator==(const Link&, const Link&) = default;
@@ -51,25 +50,25 @@ class LinkMonitor {
   using OnChange = std::function<void(const Link& link, bool gone)>;
   using Send = std::function<ssize_t(int socket, const void* bytes, std::size_t size)>;  // send(2)
 
-  /// Reads all links. They are known when it returns, and what exists then is not reported.
-  /// kResourceExhausted where the netlink socket is refused. `send` is for tests of a kernel that refuses.
+  /// Reads all links before it returns; links that exist by then are not reported. kResourceExhausted if
+  /// the netlink socket is refused. `send` is for tests with a kernel that refuses.
   static Result<std::unique_ptr<LinkMonitor>> start(OnChange on_change, Send send = nullptr);
   LinkMonitor(const LinkMonitor&) = delete;
   LinkMonitor& operator=(const LinkMonitor&) = delete;
 
-  /// Readable when read() has something to do.
+  /// Readable if read() has something to do.
   int descriptor() const { return socket_.get(); }
-  /// Tells of what has changed since the last call. Never blocks.
+  /// Reports what has changed since the last call. Never blocks.
   void read();
-  /// As read(), and what is known of the device with this name is true now: messages of carriers may be up to
-  /// a second late (the kernel's linkwatch).
+  /// As read(), and also brings the device with this name up to date: carrier messages may be up to a
+  /// second late (the kernel's linkwatch).
   void refresh(std::string_view name);
 
-  /// Messages were lost, and the new list of all links is not there yet. Nothing is taken
-  /// for gone meanwhile.
+  /// Messages were lost, and the new list of all links is not complete yet. Until then no link counts as
+  /// gone.
   bool unsettled() const { return dumping_ || dump_wanted_; }
-  /// To be called every now and then while it is unsettled: asks for the list again where the kernel refused
-  /// it, or began it and went no further.
+  /// Call it now and then while unsettled(): asks for the list again if the kernel refused it, or started
+  /// it and got stuck.
   void ask_again();
 
   std::optional<Link> find(std::string_view name) const;
@@ -101,12 +100,12 @@ class LinkMonitor {
   std::unordered_map<int, Known> links_;
   std::unordered_map<std::string, int> by_name_;
   std::uint32_t port_ = 0;  // the kernel's number of the socket
-  std::uint32_t dump_ = 0;  // sequence number of the dump under way or of the last one
+  std::uint32_t dump_ = 0;  // sequence number of the current or last dump
   bool dumping_ = false;
-  bool dump_wanted_ = false;  // one was refused or failed
-  int asked_again_ = 0;       // while one is under way
-  bool dump_again_ = false;   // messages were lost while one was under way
-  bool telling_ = false;      // the first dump is done
+  bool dump_wanted_ = false;  // a dump was refused or failed
+  int asked_again_ = 0;       // during a dump
+  bool dump_again_ = false;   // messages were lost during a dump
+  bool telling_ = false;      // the first dump is done: report changes
 };
 
 }  // namespace portway

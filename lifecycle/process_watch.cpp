@@ -21,8 +21,8 @@ struct ProcessStat {
   std::uint64_t started = 0;
 };
 
-/// Nothing if it cannot be read, whatever the reason: a missing file proves nothing, since /proc may
-/// not be mounted or may hide other users' processes.
+/// nullopt if it cannot be read. A missing file proves nothing: /proc may not be mounted, or may hide
+/// other users' processes.
 std::optional<ProcessStat> read_stat(std::int32_t pid) {
   std::ifstream file(fmt::format("/proc/{}/stat", pid));
   const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
@@ -38,7 +38,7 @@ std::optional<ProcessStat> read_stat(std::int32_t pid) {
   return stat;
 }
 
-/// Also a zombie: it has ended, and its parent has not asked yet.
+/// True also for a zombie, which has ended but was not waited for.
 bool is_readable(const Fd& pidfd) {
   pollfd ended{.fd = pidfd.get(), .events = POLLIN, .revents = 0};
   return ::poll(&ended, 1, 0) == 1;
@@ -54,7 +54,7 @@ ProcessState ProcessWatch::look() {
   if (pidfd_ && is_readable(pidfd_)) return ProcessState::kEnded;
   if (is_the_one_) return ProcessState::kRuns;
   if (!pidfd_ && ::kill(pid_, 0) != 0 && errno == ESRCH) return ProcessState::kEnded;
-  // Read after the pidfd is open: then it is that very process's, or the descriptor is readable by now.
+  // Read after opening the pidfd: it is about the same process, or the descriptor is readable already.
   const auto stat = read_stat(pid_);
   if (!stat) return ProcessState::kUnseen;
   if (started_ != 0 && stat->started != started_) return ProcessState::kEnded;

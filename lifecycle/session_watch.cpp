@@ -20,19 +20,19 @@ namespace {
 constexpr auto kTapStateNames = std::to_array<std::string_view>({"missing", "no_carrier", "up"});
 static_assert(kTapStateNames.size() == static_cast<std::size_t>(TapState::kUp) + 1);
 
-// Keys of what epoll(7) reports; a process has one of those after them.
+// Keys of what epoll(7) reports; processes have the keys after these.
 constexpr std::uint64_t kLinks = 0;
 constexpr std::uint64_t kTimer = 1;
 
 constexpr std::size_t kEventsMax = 256;    // in one dispatch()
-constexpr long kAskAgainNs = 100'000'000;  // what the kernel did not report
-constexpr std::size_t kAskedInATick = 64;  // processes, 20 us each: beyond, each is asked less often
+constexpr long kAskAgainNs = 100'000'000;  // for what the kernel did not report
+constexpr std::size_t kAskedInATick = 64;  // processes, 20 us each; with more, each is polled less often
 
 TapIdentity identity_of(const Link& link) {
   return {.index = link.index, .carrier_downs = link.carrier_downs};
 }
 
-/// Also if nothing was reported about it: counts that are not the same are two times that it had a carrier.
+/// Works even if nothing was reported: if the counts differ, it lost its carrier in between.
 bool lost_carrier_since(const TapIdentity& then, const Link& now) {
   return then.carrier_downs && now.carrier_downs && *then.carrier_downs != *now.carrier_downs;
 }
@@ -110,8 +110,8 @@ void SessionWatch::refresh(const std::string& instance_id) {
   links_->refresh(std::string(session->second.name));  // a copy: the session may end
 }
 
-/// Only we report it. Not at once: whoever ends a session may be about to begin the next one
-/// behind the same interface, or in the middle of other changes.
+/// Nobody else reports it. Not at once: whoever ends a session may be about to begin the next one on the
+/// same interface, or in the middle of other changes.
 void SessionWatch::free_interface(const Session& session) {
   if (session.index() == 0) return;
   freed_.insert(session.index());
@@ -126,7 +126,7 @@ void SessionWatch::look_at_waiting() {
   for (const int index : std::exchange(freed_, {})) {
     const auto link = links_->find(index);
     if (!link || !by_name_.contains(link->name)) continue;
-    // The machine that has gone may have taken the carrier with it, and the message of that be late.
+    // The carrier may have gone with the machine, and the message about it may be late.
     links_->refresh(link->name);
     const auto [first, last] = by_name_.equal_range(link->name);
     for (auto waiting = first; waiting != last; ++waiting) instances.push_back(waiting->second);
@@ -205,7 +205,7 @@ Result<void> SessionWatch::identify_process(Instance& instance) {
 
 std::optional<SessionEnd> SessionWatch::watch(Instance& instance) {
   forget(instance.id);
-  // It is no longer known whether it had a machine meanwhile.
+  // It is unknown whether it had a machine meanwhile.
   const bool waited_in_vain = instance.tap_index == 0 && instance.idle_tap.index != 0;
   if (waited_in_vain && !links_->find(instance.idle_tap.index)) return SessionEnd::kTapDeleted;
   const TapLook look = look_at_tap(instance.id, instance.tap,
@@ -257,7 +257,7 @@ void SessionWatch::forget(std::string_view instance_id) {
 }
 
 void SessionWatch::end(const std::string& instance_id, SessionEnd why) {
-  // The session may own what `instance_id` refers to: it lives until here.
+  // The session may own the string of `instance_id`: keep it alive until the end.
   const auto session = sessions_.extract(instance_id);
   if (session.empty()) return;
   remove_from_indices(session.key(), session.mapped());
@@ -307,8 +307,8 @@ bool SessionWatch::is_others(int index, const std::string& instance_id) const {
 }
 
 void SessionWatch::on_link(const Link& link, bool) {
-  // First whose it is, then who waits for its name: the one may let go of what the other then gets. All are
-  // found before any is reported: a callback may change the sessions.
+  // First the session that has it, then those that wait for its name: the first may release it for the
+  // others. All are found before any is reported: a callback may change the sessions.
   std::vector<std::string> instances;
   if (const auto own = by_index_.find(link.index); own != by_index_.end()) instances.push_back(own->second);
   const auto [first, last] = by_name_.equal_range(link.name);
@@ -368,7 +368,7 @@ std::string SessionWatch::tap_fault(const Instance& instance) const {
   const auto link = links_->find(interface_of(instance));
   if (!link) return "";
   if (link->loopback) return fmt::format("{} is the node's loopback: give the machine a tap.", link->name);
-  // What comes in by a VRF's device is still the node's.
+  // Packets that come in by a VRF's device still reach the node.
   if (link->master == 0 || link->master_kind == "vrf") return "";
   const auto master = links_->find(link->master);
   const std::string whole = fmt::format("{}{}{}", link->master_kind, link->master_kind.empty() ? "" : " ",

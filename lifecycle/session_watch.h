@@ -1,21 +1,21 @@
 // Watches the virtual machines behind the instances: a session ends when its tap loses its carrier or is
 // deleted, or when the VMM's process is gone.
 //
-// A session is *armed* once its tap has had a carrier; before, the virtual machine is still to come and
-// nothing can be lost. An armed session belongs to one interface index, to the time since one loss of its
-// carrier, and to one process. So a tap that is created again under the same name, a machine that takes the
-// place of another on the same tap, or a pid that is used again is another virtual machine, also where nobody
-// saw the change; and a tap that is renamed is the same one. Two sessions are never behind one interface.
+// A session is *armed* once its tap has had a carrier; before that, the virtual machine has not started
+// and there is nothing to lose. An armed session belongs to one interface index, one carrier (as counted
+// by its losses) and one process. So a tap created again under the same name, another machine on the same
+// tap, or a reused pid is another virtual machine, even if nobody saw the change. A renamed tap is the
+// same one. Two sessions never share an interface.
 //
-// A session that is not armed goes by its tap's name. It remembers the tap as it was first seen up and
-// without a carrier: a carrier that was lost since then is a machine that has come and gone unseen. What
-// happens to a tap while it is down (`ip link set down`) is its being made, not a machine. Where another
-// session has the interface of that name, it waits for that one's end as well.
+// A session that is not armed is identified by its tap's name. It remembers the tap as it was first seen
+// up and without a carrier: a carrier lost since then means that a machine has come and gone unseen.
+// Changes to a tap that is down (`ip link set down`) are part of its setup, not a machine. If another
+// session has the interface of that name, this one also waits for the end of the other.
 //
-// What cannot be seen is not gone: where the kernel refuses to tell of a process or of the links, the
-// sessions stay, and it is asked again, every 100 ms, until it answers.
+// What cannot be seen is not gone: if the kernel refuses to report a process or the links, the sessions
+// stay, and the watch asks again every 100 ms until it gets an answer.
 //
-// Belongs to one thread. Everything it waits for is behind one descriptor, so that whoever has to wait for
+// Belongs to one thread. One descriptor covers everything it waits for, so a caller that waits for
 // something else can still notice ends: poll descriptor(), then call dispatch().
 #pragma once
 
@@ -46,7 +46,7 @@ class SessionWatch {
   struct Callbacks {
     /// The tap has a carrier for the first time in this session.
     std::function<void(const std::string& instance_id, const TapIdentity& tap)> on_armed;
-    /// The session is not armed, and what is to be remembered of its tap has changed (Instance::idle_tap).
+    /// The session is not armed, and the remembered state of its tap has changed (Instance::idle_tap).
     std::function<void(const std::string& instance_id, const TapIdentity& tap)> on_idle_tap;
     /// The tap of an armed session is called `name` from now on.
     std::function<void(const std::string& instance_id, const std::string& name)> on_renamed;
@@ -54,53 +54,52 @@ class SessionWatch {
     std::function<void(const std::string& instance_id, SessionEnd why)> on_end;
   };
 
-  /// Dispatches on `context`, whose thread makes all calls. kResourceExhausted where rtnetlink or epoll(7) is
+  /// Dispatches on `context`, whose thread makes all calls. kResourceExhausted if rtnetlink or epoll(7) is
   /// refused.
   static Result<std::unique_ptr<SessionWatch>> start(boost::asio::io_context& context);
   SessionWatch(const SessionWatch&) = delete;
   SessionWatch& operator=(const SessionWatch&) = delete;
 
-  /// Before the first watch().
+  /// Call it before the first watch().
   void set_callbacks(Callbacks callbacks) { callbacks_ = std::move(callbacks); }
 
-  /// Readable when dispatch() has something to do.
+  /// Readable if dispatch() has something to do.
   int descriptor() const { return events_.get(); }
-  /// Calls back for what has happened. Never blocks.
+  /// Makes the callbacks for what has happened. Never blocks.
   void dispatch();
-  /// The same once there is something, or the time is over.
+  /// The same, but waits until there is something, at most `timeout`.
   void dispatch_within(std::chrono::milliseconds timeout);
 
-  /// As dispatch(), and what is known of this instance's tap is true now (LinkMonitor::refresh()).
+  /// As dispatch(), and also brings this instance's tap up to date (LinkMonitor::refresh()).
   void refresh(const std::string& instance_id);
 
-  /// Finds out what distinguishes the machine of a new session from a later one (Instance says what that is),
-  /// as it is now: what has happened so far is worked off. Errors are identify_process()'s.
+  /// Finds out what distinguishes the machine of a new session from a later one (see Instance), after
+  /// processing pending events. Errors are those of identify_process().
   Result<void> identify(Instance& instance);
-  /// The same of its process alone. kInvalidRequest when there is no process `vmm_pid`; kResourceExhausted
-  /// if it is not known now when that process began, so that a later one with its pid could pass for it.
+  /// The same for its process alone. kInvalidRequest if there is no process `vmm_pid`; kResourceExhausted
+  /// if its start time cannot be read now: a later process with its pid could pass for it.
   static Result<void> identify_process(Instance& instance);
 
-  /// Watches a running instance's session, in place of the instance's earlier one. What is found out about
-  /// its machine (Instance: "what distinguishes this session's virtual machine from a later one") is compared
-  /// with what `instance` has, and added to it; on_armed and on_idle_tap are not called then. Why the session
-  /// is over already, or nothing and it is watched.
+  /// Watches a running instance's session, in place of the instance's earlier one. Compares what it finds
+  /// out about the machine (Instance: "what distinguishes this session's virtual machine from a later
+  /// one") with `instance`, and adds it there without calling on_armed and on_idle_tap. Returns why the
+  /// session is already over; nullopt: it is watched.
   std::optional<SessionEnd> watch(Instance& instance);
-  /// The session, which is watched, has this process from now on, or none. Why it is over already.
+  /// Changes the process of a watched session, possibly to none. Returns why the session is already over.
   std::optional<SessionEnd> set_process(const Instance& instance);
   void forget(std::string_view instance_id);
 
-  /// Would it be found out again, whatever happens from now on to its tap and its process, that the machine
-  /// is gone of a session that is known like this? An index and a process do not come back, and a count does
-  /// not go back; but a tap that is down may be up again, and what is not known of a session cannot be
-  /// compared.
+  /// Whether later checks would again find that the machine of this session is gone, whatever happens to
+  /// its tap and process from now on. An index and a process do not come back, and a count does not go
+  /// back; but a tap that is down may come up again, and unknown values cannot be compared.
   bool stays_over(const Instance& known) const;
 
-  /// The interface that the session is behind, or would be if its tap had a carrier now; 0: there is none.
+  /// The session's interface, or what it would be if its tap had a carrier now; 0: none.
   std::int32_t interface_of(const Instance& instance) const;
   TapState tap_state(const Instance& instance) const;
-  /// Why no connection can go through that interface, whatever its state is: it is the loopback, or a part of
-  /// something that takes all that comes in by it (a bridge's port). A sentence with the remedy; empty where
-  /// nothing is known of it.
+  /// Why no connection can go through that interface, whatever its state: it is the loopback, or it
+  /// belongs to a device that takes all its input (a bridge port). A sentence with the remedy; empty if no
+  /// fault is known.
   std::string tap_fault(const Instance& instance) const;
 
   /// Processes whose end no event reports, so they are polled.
@@ -108,20 +107,20 @@ class SessionWatch {
 
  private:
   struct Session {
-    std::string name;       // of its tap: while it is armed as it is now, before as it was registered
-    TapIdentity tap;        // once it is armed
-    TapIdentity idle_tap;   // before
-    std::uint64_t key = 0;  // with which epoll(7) reports its process
+    std::string name;       // the tap's: if armed the current one, else the registered one
+    TapIdentity tap;        // if armed
+    TapIdentity idle_tap;   // if not armed
+    std::uint64_t key = 0;  // epoll(7) reports its process with it
     std::optional<ProcessWatch> process = std::nullopt;
-    bool in_events = false;  // its process's descriptor is
+    bool in_events = false;  // the process's descriptor is
 
     bool armed() const { return tap.index != 0; }
     std::int32_t index() const { return armed() ? tap.index : idle_tap.index; }
   };
-  /// What a look at its tap says about a session.
+  /// What a check of its tap says about a session.
   struct TapLook {
     std::optional<SessionEnd> over = std::nullopt;
-    TapIdentity tap = {};  // both as they are from now on
+    TapIdentity tap = {};  // the session's new values
     TapIdentity idle_tap = {};
   };
 
@@ -146,20 +145,19 @@ class SessionWatch {
   void end(const std::string& instance_id, SessionEnd why);
 
   Fd events_;  // epoll(7)
-  Fd timer_;   // runs while something has to be asked or looked at again
+  Fd timer_;   // runs while something must be checked again
   bool timer_runs_ = false;
   boost::asio::posix::stream_descriptor loop_descriptor_;  // of the same epoll(7)
   Callbacks callbacks_;
   std::unique_ptr<LinkMonitor> links_;
-  std::unordered_map<std::string, Session> sessions_;  // by instance
-  std::unordered_map<int, std::string> by_index_;      // instances by Session::index()
-  std::unordered_multimap<std::string, std::string>
-      by_name_;                                            // those that are not armed, by their tap's name
-  std::unordered_map<std::uint64_t, std::string> by_key_;  // those with a process
-  std::uint64_t last_key_ = 1;                             // smaller ones are the watch's own
-  std::set<std::string> unseen_;                           // instances whose process has to be asked for
-  std::string last_asked_;                                 // of those
-  std::set<int> freed_;  // interfaces that a session let go of: others may wait for their names
+  std::unordered_map<std::string, Session> sessions_;          // by instance
+  std::unordered_map<int, std::string> by_index_;              // instances by Session::index()
+  std::unordered_multimap<std::string, std::string> by_name_;  // sessions not armed, by their tap's name
+  std::unordered_map<std::uint64_t, std::string> by_key_;      // sessions with a process
+  std::uint64_t last_key_ = 1;                                 // lower keys are the watch's own
+  std::set<std::string> unseen_;                               // instances whose process must be polled
+  std::string last_asked_;                                     // last one polled
+  std::set<int> freed_;  // interfaces that a session released: others may wait for their names
 };
 
 }  // namespace portway

@@ -25,7 +25,7 @@ struct Scrape::State {
     if (scope == MetricsScope::kNode) next_family = forward_families().end();
   }
 
-  /// False when there is nothing more.
+  /// False if there is nothing more.
   bool add_more() {
     if (next_family != forward_families().end()) {
       add_forwards();
@@ -37,7 +37,7 @@ struct Scrape::State {
     return true;
   }
 
-  /// A family's forwards until the piece is full.
+  /// Adds a family's forwards until the piece is full.
   void add_forwards() {
     const ForwardFamily& what = *next_family;
     if (!family) family.emplace(sink, what.type, what.name, what.help, what.labels);
@@ -60,11 +60,11 @@ struct Scrape::State {
 
   const ExporterSources& sources;
   const MetricsScope scope;
-  std::string text;  // of the piece
+  std::string text;  // the piece so far
   TextSink sink{text};
   std::span<const ForwardFamily>::iterator next_family = forward_families().begin();
   std::optional<Family> family;  // while its series are written
-  ForwardPlace place;            // in it
+  ForwardPlace place;            // within `family`
   bool node_done = false;
 };
 
@@ -80,7 +80,7 @@ std::string Scrape::next() {
 }
 
 Exporter::Exporter(const ExporterSources& sources) : sources_(sources) {
-  (void)read_process_stats();  // the start time is computed by the clock as it is now
+  (void)read_process_stats();  // computes the start time from the clock as it is now
 }
 
 std::vector<prometheus::MetricFamily> Exporter::Collect() const {

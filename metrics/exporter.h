@@ -1,11 +1,11 @@
-// What Prometheus sees of this node, read at the moment of the scrape.
+// The metrics of this node for Prometheus, read at the moment of the scrape.
 //
 // The exporter keeps no numbers of its own: at a scrape it walks the registry's forwards
 // (metrics/forward_families.h), the workers' counters (metrics/dataplane_families.h) and the rest
-// (metrics/control_families.h). So no worker is stopped or messaged, and a deleted forward's series disappear
-// with it. A scrape is made piece by piece, as its reader takes it: it holds one piece, however many forwards
-// there are, and what happens between two pieces is reported in the later one. Control thread only, as are
-// the sources.
+// (metrics/control_families.h). So no worker is stopped or messaged, and a deleted forward's series
+// disappear with it. A scrape is produced piece by piece, as the reader takes it: only one piece is in
+// memory, however many forwards there are. What changes between two pieces shows in the later one. Control
+// thread only, as are the sources.
 #pragma once
 
 #include <prometheus/collectable.h>
@@ -28,7 +28,7 @@ enum class MetricsScope : std::uint8_t {
   kForwards,  // portway_forward_*
 };
 
-/// One scrape on its way.
+/// A scrape in progress.
 class Scrape {
  public:
   /// More is added to a piece until it has this many bytes; the node's own series are one piece.
@@ -40,7 +40,7 @@ class Scrape {
   Scrape(const Scrape&) = delete;
   Scrape& operator=(const Scrape&) = delete;
 
-  /// What comes next of the Prometheus text format; empty: that was all.
+  /// The next piece of the Prometheus text format; empty: the end.
   std::string next();
 
  private:
@@ -59,7 +59,7 @@ class Exporter : public prometheus::Collectable {
 
   /// A scrape, which must not outlive the exporter.
   std::unique_ptr<Scrape> scrape(MetricsScope scope = MetricsScope::kAll) const;
-  /// The whole of one.
+  /// A whole scrape in one string.
   std::string expose(MetricsScope scope = MetricsScope::kAll) const;
 
  private:

@@ -1,4 +1,4 @@
-// The metrics of a forward: portway_forward_*. One row of a table each.
+// The metrics of a forward, portway_forward_*: one table row each.
 #pragma once
 
 #include <span>
@@ -9,12 +9,12 @@
 
 namespace portway {
 
-/// A family with series of each forward.
+/// A family with series for each forward.
 struct ForwardFamily {
   MetricType type;
   const char* name;
   const char* help;
-  std::span<const std::string_view> labels;  // the first one is the forward's id, and set
+  std::span<const std::string_view> labels;  // the first is the forward's id, already set
   void (*add)(Family& family, const Forward& forward, const ExporterSources& sources);
 };
 

@@ -67,7 +67,7 @@ ProcessStats read_process_stats() {
   if (::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu) == 0) stats.cpu_seconds = seconds(cpu);
   stats.open_fds = count_open_fds();
   stats.resident_bytes = read_resident_bytes();
-  // Once: the clock may be set while we run, and the start must not move then.
+  // Once: the clock may be set while we run, and the start must not move.
   static const double start_time_seconds = read_start_time();
   stats.start_time_seconds = start_time_seconds;
   return stats;

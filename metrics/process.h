@@ -9,7 +9,7 @@ struct ProcessStats {
   std::uint64_t open_fds = 0;
   // The soft RLIMIT_NOFILE.
   std::uint64_t max_fds = 0;
-  // Of user space: buffers of sockets and pipes are the kernel's.
+  // User space only, without the kernel's buffers of sockets and pipes.
   std::uint64_t resident_bytes = 0;
   // User and system, all threads.
   double cpu_seconds = 0;
@@ -17,7 +17,7 @@ struct ProcessStats {
   double start_time_seconds = 0;
 };
 
-/// Read now, from getrlimit(2), clock_gettime(2) and proc(5); what cannot be read is 0. Any thread.
+/// Reads getrlimit(2), clock_gettime(2) and proc(5) now; a value that cannot be read is 0. Any thread.
 ProcessStats read_process_stats();
 
 }  // namespace portway

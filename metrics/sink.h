@@ -1,7 +1,7 @@
 // Where families of metrics go: to the text of a scrape, or to prometheus-cpp's own structures.
 //
-// A sink takes one family after another, and the series of each one after another; nothing is kept of what
-// has passed. One thread at a time.
+// A sink takes one family after another, and the series of each one after another. Nothing is kept
+// afterwards. One thread at a time.
 #pragma once
 
 #include <prometheus/client_metric.h>
@@ -58,8 +58,8 @@ class FamilySink final : public Sink {
   std::vector<prometheus::MetricFamily> families;
 };
 
-/// A family of counters or gauges on its way to the sink. Its labels are named once, and one metric serves
-/// for all of its series.
+/// A family of counters or gauges on its way to the sink. Its labels are named once, and all series share
+/// one metric object.
 class Family {
  public:
   Family(Sink& sink, MetricType type, std::string_view name, std::string_view help,
@@ -72,7 +72,7 @@ class Family {
          std::initializer_list<std::string_view> labels = {})
       : Family(sink, type, name, help, std::span(labels.begin(), labels.size())) {}
 
-  /// The value of the label of this index, for the series added from now on.
+  /// Sets the value of the label at `index` for the series added from now on.
   Family& label(std::size_t index, std::string_view value) {
     metric_.label[index].value = value;
     return *this;

@@ -1,4 +1,4 @@
-// Where the exporter reads. Nothing here is copied before a scrape asks for it.
+// What the exporter reads. Nothing is copied until a scrape asks for it.
 #pragma once
 
 #include <cstdint>
@@ -11,15 +11,15 @@
 
 namespace portway {
 
-/// Numbers whose owners are known to the daemon only.
+/// Numbers whose owners only the daemon knows.
 struct NodeNumbers {
   std::uint64_t access_log_dropped = 0;
   std::uint64_t log_lines_dropped = 0;
-  // Forwards that are promised and not served.
+  // Forwards that exist but are not served.
   std::uint64_t forwards_failed = 0;
-  // Running instances whose guests should see their clients' addresses, and do not.
+  // Running instances whose guests should see their clients' addresses but do not.
   std::uint64_t instances_without_return_path = 0;
-  // Packets that the source guard has dropped.
+  // Packets that the source guard dropped.
   std::uint64_t forged_packets = 0;
   ServerStats api_server = {};
   AnswerStats answers = {};

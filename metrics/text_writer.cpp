@@ -25,7 +25,7 @@ std::string_view type_name(MetricType type) {
   }
 }
 
-/// `special` are the characters that stand behind a backslash; a line feed is written as \n.
+/// `special` are the characters to escape with a backslash; a line feed is written as \n.
 void append_escaped(std::string& out, std::string_view text, std::string_view special) {
   while (!text.empty()) {
     const std::size_t plain = text.find_first_of(special);
@@ -91,7 +91,7 @@ void TextWriter::begin_sample(std::string_view suffix, const Labels& labels, con
 
 /// The shortest text that reads back as the same number, and the line's end.
 void TextWriter::write_number(double value) {
-  constexpr double kExactMax = 9'007'199'254'740'992.0;  // 2^53: whole numbers up to it are written as such
+  constexpr double kExactMax = 9'007'199'254'740'992.0;  // 2^53: up to it, whole numbers are exact
   char text[32];
   char* end = text;
   if (std::isnan(value)) {

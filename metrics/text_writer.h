@@ -1,8 +1,8 @@
 // Writes metrics in the Prometheus text format 0.0.4, series by series, to the end of one string.
 //
 // Takes prometheus-cpp's data model. Its own TextSerializer is not used: it formats each number through a
-// stream, and wants all series of a family at once, which is most of what a scrape of 10,000 forwards costs.
-// Source: prometheus.io/docs/instrumenting/exposition_formats. Any thread, one at a time.
+// stream and needs all series of a family at once, which would be most of the cost of a scrape with 10,000
+// forwards. Source: prometheus.io/docs/instrumenting/exposition_formats. Any thread, one at a time.
 #pragma once
 
 #include <prometheus/client_metric.h>
@@ -18,7 +18,7 @@ class TextWriter {
   /// `out` must outlive the writer.
   explicit TextWriter(std::string& out) : out_(out) {}
 
-  /// What follows is of this family. Counters, gauges and histograms only.
+  /// Begins a family: counters, gauges and histograms only.
   void begin_family(prometheus::MetricType type, std::string_view name, std::string_view help);
   void write(const prometheus::ClientMetric& metric);
 
@@ -26,7 +26,7 @@ class TextWriter {
   using Labels = std::vector<prometheus::ClientMetric::Label>;
 
   void write_histogram(const prometheus::ClientMetric& metric);
-  /// NAME+SUFFIX{labels} up to the value; `bound` becomes the label "le" if there is one.
+  /// Writes NAME+SUFFIX{labels}, up to the value; `bound`, if not null, becomes the label "le".
   void begin_sample(std::string_view suffix, const Labels& labels, const double* bound = nullptr);
   void write_number(double value);
 
