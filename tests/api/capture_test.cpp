@@ -73,7 +73,7 @@ class CaptureTest : public testing::Test {
     EXPECT_EQ(errno, ECONNREFUSED);
   }
 
-  /// What is captured of these guests when everything is asked, IPv4 at last.
+  /// What is captured of these guests if everything is requested, IPv4 last.
   std::vector<std::string> captured(const std::vector<Endpoint>& guests) const {
     std::string file;
     host_->run([&] {

@@ -1,5 +1,4 @@
-// GET .../check with a real guest, in network namespaces: what the guest answers the node, and what its
-// clients.
+// GET .../check with a real guest, in network namespaces: what the guest answers the node and its clients.
 #include "api/check.h"
 
 #include <gmock/gmock.h>
@@ -42,8 +41,7 @@ class CheckTest : public testing::Test {
     guest_->ip("route add default via 198.19.0.1");
   }
 
-  /// The guest's service; without a backlog, so that one connection that nobody accepts is all it has room
-  /// for.
+  /// The guest's service, without a backlog: it has room for one unaccepted connection.
   Fd serve() const {
     Fd fd;
     guest_->run([&] {
@@ -65,7 +63,7 @@ class CheckTest : public testing::Test {
                      rule});
   }
 
-  /// The steps as they are told, in a node that has the instance vm-1 with a forward.
+  /// The reported steps, for a node that has the instance vm-1 with a forward.
   static boost::json::array steps_of(Node& node, const std::string& id, const std::string& query = "") {
     const Response answer = node.call("GET", "/instances/vm-1/port-forwards/" + id + "/check" + query);
     EXPECT_EQ(answer.status, 200U);
@@ -80,7 +78,7 @@ class CheckTest : public testing::Test {
     const Response made = node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})");
     return std::string(Node::json(made).at("port_forward").at("id").as_string());
   }
-  /// The detail of a step that is not ok; empty where it is, or is not there.
+  /// The detail of a step that is not ok; empty if it is, or is missing.
   static std::string fault(const boost::json::array& steps, std::string_view name) {
     for (const auto& step : steps) {
       if (step.at("step").as_string() == name && !step.at("ok").as_bool())
@@ -93,7 +91,7 @@ class CheckTest : public testing::Test {
     bool ok;
     std::string guest;  // the details of the steps "guest"
   };
-  /// Asks with a node whose guests see their clients' addresses.
+  /// Checks on a node whose guests see their clients' addresses.
   Found check(const std::string& query = "", ReturnPath::Kind kind = ReturnPath::Kind::kProgram) const {
     Found found{};
     host_->run([&] {
@@ -129,7 +127,7 @@ class CheckTest : public testing::Test {
   std::unique_ptr<NetworkNamespace> guest_;
 };
 
-// It was asked with a whole connection, which took the client's place at a service that accepts once.
+// The check made a whole connection, which took the client's place at a service that accepts once.
 TEST_F(CheckTest, AServiceIsFoundAndGetsNoConnection) {
   const Fd service = serve();
   for (int i = 0; i < 3; ++i) {
@@ -148,7 +146,7 @@ TEST_F(CheckTest, AClosedPortIsClosedToBoth) {
   EXPECT_THAT(found.guest, HasSubstr("nothing listens on 198.19.0.2:3000"));
 }
 
-TEST_F(CheckTest, AGuestThatCannotAnswerItsClientsIsTold) {
+TEST_F(CheckTest, AGuestThatCannotAnswerItsClientsIsReported) {
   const Fd service = serve();
   guest_->ip("route del default");
   const Found found = check();
@@ -159,7 +157,7 @@ TEST_F(CheckTest, AGuestThatCannotAnswerItsClientsIsTold) {
   EXPECT_THAT(plain.guest, Not(HasSubstr("192.0.2.1")));
 }
 
-TEST_F(CheckTest, AGuestsFilterIsToldForTheClientThatIsAskedFor) {
+TEST_F(CheckTest, AGuestsFilterIsReportedForTheClientInTheRequest) {
   const Fd service = serve();
   filter("ip saddr 203.0.113.9 tcp dport 3000 reject with tcp reset");
   EXPECT_TRUE(check().ok);
@@ -241,7 +239,7 @@ class DualStackCheckTest : public CheckTest {
   }
 };
 
-TEST_F(DualStackCheckTest, AServiceThatListensAtOneAddressOnlyIsToldForTheClientsOfTheOther) {
+TEST_F(DualStackCheckTest, AServiceThatListensAtOneAddressOnlyIsReportedForClientsOfTheOther) {
   const Fd service = serve();
   const Found both = check();
   EXPECT_FALSE(both.ok);
@@ -256,7 +254,7 @@ TEST_F(DualStackCheckTest, AServiceThatListensAtOneAddressOnlyIsToldForTheClient
 }
 
 // The guest was blamed.
-TEST_F(CheckTest, TwoGuestsOfOneAddressAreToldWhereTheKernelChecksSourcesStrictly) {
+TEST_F(CheckTest, TwoGuestsWithOneAddressAreReportedIfTheKernelChecksSourcesStrictly) {
   const Fd service = serve();
   const NetworkNamespace other;
   test::connect({other, "eth0", "198.19.0.2/24"}, {*host_, "tap-other", "198.19.0.1/24"});
@@ -284,7 +282,7 @@ TEST_F(CheckTest, TwoGuestsOfOneAddressAreToldWhereTheKernelChecksSourcesStrictl
   }
 }
 
-TEST_F(CheckTest, ATapThatIsABridgesPortIsRefusedAndToldWhenItBecomesOne) {
+TEST_F(CheckTest, ATapThatIsABridgePortIsRefusedAndReportedWhenItBecomesOne) {
   const Fd service = serve();
   host_->ip("link add br0 type bridge");
   host_->ip("link set br0 up");
@@ -294,7 +292,7 @@ TEST_F(CheckTest, ATapThatIsABridgesPortIsRefusedAndToldWhenItBecomesOne) {
     const std::string id = create_forward(node);
     EXPECT_EQ(fault(steps_of(node, id), "tap"), "");
     host_->ip("link set tap-vm-1 master br0");
-    node.put("vm-1");  // as it is: what the kernel has told is read
+    node.put("vm-1");  // unchanged: reads what the kernel has reported
     EXPECT_THAT(fault(steps_of(node, id), "tap"), HasSubstr("port of bridge br0"));
     const auto instance = Node::json(node.call("GET", "/instances/vm-1")).at("instance").as_object();
     EXPECT_THAT(std::string(instance.at("tap_fault").as_string()), HasSubstr("nomaster"));
@@ -311,8 +309,8 @@ TEST_F(CheckTest, ATapThatIsABridgesPortIsRefusedAndToldWhenItBecomesOne) {
   });
 }
 
-// It said "listening", which it was, at an address that nobody reached it at.
-TEST_F(CheckTest, AnAddressThatTheNodeHasLostIsTold) {
+// The check reported "listening", but at an address at which nobody could reach it.
+TEST_F(CheckTest, AnAddressThatTheNodeHasLostIsReported) {
   const Fd service = serve();
   host_->run([&] {
     Node node;
@@ -372,7 +370,7 @@ TEST(GuestStep, EachPairOfAnswersIsExplained) {
   EXPECT_GE(different.size(), 10U);
 }
 
-TEST(GuestStep, WhereThereIsNoRightToAskNothingIsClaimed) {
+TEST(GuestStep, WithoutTheRightToProbeNothingIsClaimed) {
   const Endpoint guest(boost::asio::ip::make_address("198.19.0.2"), kPort);
   const CheckStep step = guest_step(guest, {.node = EPERM, .client = std::nullopt});
   EXPECT_TRUE(step.ok);

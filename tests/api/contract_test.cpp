@@ -17,7 +17,7 @@ namespace {
 
 using test::Node;
 
-/// The other way round, and what each answers, is openapi_test.py's.
+/// openapi_test.py checks the reverse, and what each route answers.
 TEST(Contract, DocumentsEveryRouteAndWhoMayCallIt) {
   Node node;
   const auto paths = boost::json::parse(openapi_json()).at("paths").as_object();

@@ -32,7 +32,7 @@ std::string json(event::Kind kind) {
   return boost::json::serialize(to_json(event_of("alice", std::move(kind))));
 }
 
-// The contract: openapi.yaml, and whoever has read it.
+// The contract: openapi.yaml, and its readers.
 TEST(EventJson, HasTheFieldsOfEveryEventFirstThenItsForwardsThenItsOwn) {
   const std::string instance = R"({"time":"1970-01-01T00:00:00.001Z","instance_id":"vm-1",)"
                                R"("session_id":"00000000-0000-0000-0000-000000000000","owner":"alice")";
@@ -101,8 +101,7 @@ TEST(EventStream, ReadsWhatIsKeptInPieces) {
   EXPECT_EQ(events, EventHub::kKept);
 }
 
-// The page asks for the events of a quiet node: a megabyte of heartbeats a second was what it got, for each
-// page that was open.
+// The page subscribes to the events of a quiet node: each open page got a megabyte of heartbeats a second.
 TEST(EventStream, WithoutNewsIsOneHeartbeatForEachSilence) {
   constexpr auto kHeartbeat = 50ms;
   constexpr int kClients = 8;
@@ -118,7 +117,7 @@ TEST(EventStream, WithoutNewsIsOneHeartbeatForEachSilence) {
     clients.push_back(std::make_unique<test::Client>(server.endpoint()));
     clients.back()->call(kRequest);
   }
-  // Others' events wake these streams, and are no news to them. After the last heartbeat comes an event.
+  // Other owners' events wake these streams but are not for them. An event follows the last heartbeat.
   const std::string heartbeat = "3\r\n:\n\n\r\n";
   const auto publish = [&](const std::string& owner) {
     server.on_its_thread([&] {

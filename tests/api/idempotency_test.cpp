@@ -30,12 +30,12 @@ TEST(Api, TheSameRequestWithTheSameIdempotencyKeyGetsTheSameAnswerAlsoAfterARest
   const Response other = node.call_once("again", "POST", path, R"({"guest_port": 3001})");
   EXPECT_EQ(other.status, 422U);
   EXPECT_EQ(Node::code(other), "idempotency_key_reused");
-  // Another owner's key of the same name is another key.
+  // Another owner's key with the same name is a different key.
   EXPECT_EQ(node.call_once("again", "POST", path, R"({"guest_port": 3001})", node.tenant_key()).status, 201U);
 }
 
-// A 201 promises a port that leads to the caller's guest: said again after that has ended, it would send
-// clients to whoever has the port next.
+// A 201 promises a port that leads to the caller's guest: repeated after the forward has ended, it would
+// send clients to the port's next owner.
 TEST(Api, AnAnswerIsNotGivenAgainWhenWhatItMadeIsGone) {
   const std::string path = "/instances/vm-1/port-forwards";
   const std::string body = R"({"guest_port": 3000})";

@@ -110,7 +110,7 @@ class Page(unittest.TestCase):
         self.assertTrue(wait_until(lambda: self.browser.run(f"return {script}"), seconds),
                         f"{script}\nstatus: {self.text('#status')}")
 
-    def test_a_wrong_key_is_told_and_the_right_one_shows_the_node(self):
+    def test_a_wrong_key_is_reported_and_the_right_one_shows_the_node(self):
         self.log_in("pwk_wrong")
         self.await_page("document.querySelector('#status').className === 'bad' && document.querySelector('#main').hidden")
         self.assertIn("not known", self.text("#status"))
@@ -129,7 +129,7 @@ class Page(unittest.TestCase):
         self.assertIn(", ".join(forward["bind_addresses"]), self.text("#forwards"))
         self.assertEqual(self.browser.run("return document.querySelectorAll('main img').length"), 0)
 
-    def test_charts_and_talkers_move_under_load_and_closes_are_told(self):
+    def test_charts_and_talkers_move_under_load_and_closes_are_reported(self):
         forward = self.create("load")
         self.log_in()
         self.await_page("!document.querySelector('#main').hidden")

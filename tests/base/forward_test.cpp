@@ -18,7 +18,7 @@ TEST(UuidV7, HasItsVersionVariantAndTime) {
   std::int64_t time_ms = 0;
   for (std::size_t i = 0; i < 6; ++i) time_ms = time_ms << 8 | id.data[i];
   EXPECT_GE(time_ms, before.time_since_epoch().count());
-  // Ids made faster than the counter allows run ahead of the clock; not by a second.
+  // Ids made faster than the counter allows run ahead of the clock, but by less than a second.
   EXPECT_LE(time_ms, after.time_since_epoch().count() + 1000);
 }
 

@@ -134,7 +134,7 @@ TEST_F(ClientAndDaemon, PassDoctorsChecks) {
   EXPECT_THAT(run.output, Not(HasSubstr("tap0 (vm-1)")));
 }
 
-/// The daemon of another configuration, and the program that is told where it is.
+/// The daemon with another configuration, and the program with its address.
 class ClientAndSecureDaemon : public testing::Test {
  protected:
   void start(const std::string& api) {

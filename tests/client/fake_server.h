@@ -31,8 +31,8 @@ class TemporaryDirectory {
 
 class FakeServer {
  public:
-  /// The bytes of the answer to `request`, after which the connection closes; nothing: it stays open without
-  /// an answer.
+  /// The bytes of the answer to `request`, after which the connection closes; nullopt: it stays open
+  /// without an answer.
   using Answer = std::function<std::optional<std::string>(const std::string& request)>;
 
   /// "tcp", "unix:/PATH", "tls:/PEM-FILE" with its certificate, or "mtls:/PEM-FILE", which also requires that

@@ -45,7 +45,7 @@ std::string line(const CloseRecord& of) {
   return to_json_line(of, std::chrono::sys_days(std::chrono::year(2026) / 1 / 31) + 9h + 30min, 13s);
 }
 
-TEST(AccessLogLine, TellsWhoEndedAConnectionAndHowAndWhatItCarried) {
+TEST(AccessLogLine, ReportsWhoEndedAConnectionAndHowAndWhatItCarried) {
   EXPECT_EQ(
       line(record()),
       R"({"time":"2026-01-31T09:29:57.000Z","duration_s":2.500000,)"
@@ -103,7 +103,7 @@ TEST_F(AccessLogTest, AppendsALineForEachAndIsNotForEverybodysEyes) {
             std::filesystem::perms::none);
 }
 
-TEST_F(AccessLogTest, GoesOnInANewFileWhenReopened) {
+TEST_F(AccessLogTest, ContinuesInANewFileWhenReopened) {
   const std::string moved = path() + ".1";
   {
     const auto log = AccessLog::open(path()).value();
@@ -118,7 +118,7 @@ TEST_F(AccessLogTest, GoesOnInANewFileWhenReopened) {
   EXPECT_EQ(boost::json::parse(lines(path())[0]).at("connection"), 3);
 }
 
-TEST_F(AccessLogTest, GoesOnInTheOldFileWhereANewOneCannotBeOpened) {
+TEST_F(AccessLogTest, ContinuesInTheOldFileIfANewOneCannotBeOpened) {
   const auto log = AccessLog::open(path()).value();
   std::filesystem::rename(path(), path() + ".1");
   std::filesystem::create_directory(path());
@@ -152,7 +152,7 @@ TEST_F(AccessLogTest, DoesNotWaitForTheReaderOfAFifo) {
 TEST_F(AccessLogTest, CountsWhatTheDiskRefuses) {
   const auto log = AccessLog::open("/dev/full").value();
   for (int i = 0; i < 1000; ++i) log->write(record());
-  // The log's thread does it; nothing tells when.
+  // The log's thread does it; nothing reports when.
   for (int tries = 0; log->dropped() == 0 && tries < 10'000; ++tries) std::this_thread::sleep_for(1ms);
   EXPECT_GT(log->dropped(), 0u);
 }

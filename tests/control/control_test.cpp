@@ -120,9 +120,9 @@ TEST(Control, AForwardWhosePortIsLostIsReportedKeptAndCanBeDeleted) {
   EXPECT_EQ(node.control().registry().forward_count(), 0U);
 }
 
-// A narrowed guests.networks, an address the host got meanwhile or an edited store once opened the node
-// itself.
-TEST(Control, ARestoredForwardThatLeadsWhereNoneMayLeadIsKeptButNotServed) {
+// A narrowed guests.networks, an address that the host got meanwhile, or an edited store once exposed the
+// node itself.
+TEST(Control, ARestoredForwardToAForbiddenAddressIsKeptButNotServed) {
   for (const std::string address : {"10.0.0.1", "127.0.0.1", "169.254.169.254"}) {
     Node node;
     node.put("vm-1");
@@ -142,8 +142,8 @@ TEST(Control, ARestoredForwardThatLeadsWhereNoneMayLeadIsKeptButNotServed) {
   }
 }
 
-// And so is a forward of which one of two addresses leads there.
-TEST(Control, ARestoredForwardIsNotServedWhereItsGuestsSecondAddressMayNotLead) {
+// The same holds if one of a forward's two addresses leads there.
+TEST(Control, ARestoredForwardIsNotServedIfItsGuestsSecondAddressIsForbidden) {
   Node node;
   node.put("vm-1");
   const Forward forward = create(node, 3000).forward;
@@ -197,7 +197,7 @@ TEST(Control, TheSameRegistrationAgainChangesNothing) {
   EXPECT_EQ(node.dataplane.opened.size(), 1U);
 }
 
-// A PUT that changed nothing about the machine killed all of its forwards without a word.
+// A PUT that changed nothing about the machine silently ended all of its forwards.
 TEST(Control, AnotherOwnerOrProfileChangesTheSessionInPlace) {
   Node node("[profiles.small]\nmax_forwarded_ports = 1\n");
   node.put("vm-1");
@@ -375,7 +375,7 @@ TEST(Control, AMachineThatIsGoneEndsItsSessionAtOnceAndForGood) {
   EXPECT_EQ(node.control().registry().find_instance("vm-1")->ended, SessionEnd::kCarrierLost);
 }
 
-// The disk was full when a machine died: after a restart its forwards led to whoever had the tap by then.
+// The disk was full when a machine died: after a restart its forwards led to the tap's next machine.
 TEST(Control, AnEndThatTheDiskRefusesIsServedNoMoreAndSavedLater) {
   Node node;
   node.put("vm-1");
@@ -387,7 +387,7 @@ TEST(Control, AnEndThatTheDiskRefusesIsServedNoMoreAndSavedLater) {
   EXPECT_EQ(node.call("POST", "/instances/vm-1/stop").status, 503U);
   EXPECT_EQ(node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})").status, 409U);
   EXPECT_TRUE(node.control().ports().is_used(forward.host_port)) << "the store still promises it";
-  // Nothing here would tell after a crash that it is over: nobody is told before it is on disk.
+  // After a crash nothing would show that it is over: it is not reported before it is on disk.
   const auto shown = Node::json(node.call("GET", "/instances/vm-1")).at("instance").as_object();
   EXPECT_EQ(shown.at("state"), "ending");
   EXPECT_EQ(shown.at("reason"), "vmm_exited");
@@ -416,7 +416,7 @@ TEST(Control, ASessionOfAnEarlierBootIsEndedAtStart) {
   EXPECT_EQ(node.control().ports().used(), 0U);
 }
 
-// docker0 had the number of a tap of the boot before: the orchestrator, which comes by way of it, was
+// docker0 had the index of a tap of the previous boot: the orchestrator, which connects through it, was
 // refused.
 TEST(Control, InterfacesOfAnEarlierBootAreNoGuests) {
   Node node;
@@ -478,8 +478,8 @@ TEST(Control, AForwardThatFailedIsServedOnceItsPortIsFree) {
   EXPECT_EQ(types(*events), std::vector<std::string>{"forward.listening"});
 }
 
-// 252 forwards failed until the next retry, while the API said that all was well: a start had outrun the
-// kernel, which gives a killed process's listeners back up to 2 s later.
+// 252 forwards failed until the next retry, while the API reported no fault: the start was faster than the
+// kernel, which releases a killed process's listeners up to 2 s later.
 TEST(Control, PortsThatAKilledProcessStillHoldsAreWaitedForWhileTheOthersAreServed) {
   Node node;
   node.put("vm-1");
@@ -529,7 +529,7 @@ TEST(Control, ABatchBeyondTheQuotaTakesNoPort) {
   EXPECT_EQ(node.dataplane.bound, 0);
 }
 
-TEST(Control, AReloadTakesOverWhatMayChangeAndNamesTheRest) {
+TEST(Control, AReloadAppliesLiveKeysAndNamesTheRest) {
   Node node;
   node.put("vm-1");
   Config wanted = node.control().config();

@@ -19,7 +19,7 @@ void publish(EventHub& hub, const std::string& id, const std::string& owner) {
       {.time = {}, .instance_id = id, .session_id = {}, .owner = owner, .kind = event::InstanceStarted()});
 }
 
-/// What a subscription has now: the instances that events are about, "gap" for a gap, and the ids.
+/// What a subscription has now: the instances of its events, "gap" for a gap, and the ids.
 struct Items {
   std::string about;
   std::vector<std::string> ids;

@@ -1,4 +1,4 @@
-// A data plane that only remembers what it was asked, for tests of the control plane.
+// A data plane that only records its calls, for tests of the control plane.
 #pragma once
 
 #include <algorithm>
@@ -91,7 +91,7 @@ class FakeDataplane : public Dataplane {
   }
 
   std::set<std::uint16_t> taken;          // ports that another program has
-  std::map<std::uint16_t, int> refusals;  // before the port is free: a process that was killed still holds it
+  std::map<std::uint16_t, int> refusals;  // refusals before the port is free: a killed process still holds it
   std::function<void(std::uint16_t port)> on_refusal = [](std::uint16_t) {};
   int binds_left = -1;  // then descriptors run out; negative: never
   int bound = 0;

@@ -38,8 +38,8 @@ Ends make_pipe() {
   return {Fd(ends[0]), Fd(ends[1])};
 }
 
-/// Nothing can be written any more until somebody reads: it is full of empty lines. By another open file
-/// description: that of `pipe` stays as it is, also for whoever shares it.
+/// Fills the pipe with empty lines: nothing more can be written until somebody reads. Uses another open
+/// file description: that of `pipe` stays as it is, also for those who share it.
 void fill(const Ends& pipe) {
   const std::string path = fmt::format("/proc/self/fd/{}", pipe.write.get());
   const Fd other(::open(path.c_str(), O_WRONLY | O_NONBLOCK | O_CLOEXEC));
@@ -125,8 +125,8 @@ TEST(LineWriter, WritesWhatIsQueuedBeforeItEnds) {
   EXPECT_THAT(read_lines(pipe.read), ElementsAre("last words"));
 }
 
-// The control thread logged into a pipe that nobody read, and with it stood everything else.
-TEST(LineWriter, NeverWaitsForAReaderAndSaysWhatWasLostWhereItIsMissing) {
+// The control thread logged into a pipe that nobody read, and everything else stopped with it.
+TEST(LineWriter, NeverWaitsForAReaderAndReportsLostLinesWhereTheyAreMissing) {
   Ends pipe = make_pipe();
   fill(pipe);
   constexpr int kLines = 10'000;
@@ -202,7 +202,7 @@ TEST(LineWriter, WaitsAsWellWhereSomebodyElseMadeTheDescriptorNonBlocking) {
   EXPECT_EQ(lines.back(), "line 4999");
 }
 
-TEST(LineWriter, CountsWhatIsRefusedAndGoesOnWhereItIsRedirectedTo) {
+TEST(LineWriter, CountsWhatIsRefusedAndContinuesWhereItIsRedirectedTo) {
   Ends pipe = make_pipe();
   auto writer = LineWriter::start(Fd(::open("/dev/full", O_WRONLY | O_CLOEXEC)), {.lost_note = note}).value();
   for (int i = 0; i < 3; ++i) writer->write("refused\n");
@@ -235,7 +235,7 @@ TEST(LineWriter, WritesWhatIsQueuedToWhereItWasMeantToGo) {
   EXPECT_THAT(read_lines(second.read), ElementsAre("three"));
 }
 
-// A disk that hangs at open(2) held up whoever asked for it.
+// A disk that hangs at open(2) blocked the caller.
 TEST(LineWriter, NobodyWaitsForATargetThatTakesItsTimeToOpen) {
   Ends first = make_pipe();
   Ends second = make_pipe();

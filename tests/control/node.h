@@ -28,7 +28,7 @@ class Node {
  public:
   static constexpr std::string_view kAdminKey = "pwk_admin-key-of-the-tests-AAAAAAAAAAAAAAAAAAAAA";
 
-  /// `return_path` outlives it; what it has made for a session goes with the session, without delay.
+  /// `return_path` outlives it; what it makes for a session is removed with the session, without delay.
   explicit Node(std::string_view settings = "", ReturnPath* return_path = nullptr)
       : return_path_(return_path),
         directory_(testing::TempDir() + "/portway-node-" + to_string(make_uuid())),
@@ -83,7 +83,7 @@ class Node {
     start();
   }
 
-  /// What the disk does not know yet is saved.
+  /// Saves what is not on disk yet.
   void settle() {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
     while (control_->sessions_unsaved() > 0 && std::chrono::steady_clock::now() < deadline) {
@@ -104,7 +104,7 @@ class Node {
     once.headers["idempotency-key"] = std::move(idempotency_key);
     return api_->handle(once);
   }
-  /// The whole of a body that is made in pieces.
+  /// The whole of a body that is produced in pieces.
   static std::string whole(const Response& response) {
     std::string all;
     for (std::string piece = response.pieces(); !piece.empty(); piece = response.pieces()) all += piece;
@@ -145,7 +145,7 @@ class Node {
     return std::string(json(response).at("code").as_string());
   }
 
-  /// Calls `what` once while the next call of the store is waited for, before what has happened is looked at.
+  /// Calls `what` once while the next call of the store is awaited, before events are processed.
   void while_the_disk_is_waited_for(std::function<void()> what) {
     once_ = std::move(what);
     always_.reset(::eventfd(1, EFD_CLOEXEC));
@@ -155,7 +155,7 @@ class Node {
                            }});
   }
 
-  /// As a disk that takes nothing: another program has the file locked.
+  /// Like a disk that accepts nothing: another program has the file locked.
   void lock_store() {
     locker_ = std::make_unique<SQLite::Database>(path(), SQLite::OPEN_READWRITE);
     locker_->exec("BEGIN IMMEDIATE");

@@ -152,7 +152,7 @@ TEST(PortAllocator, StaysConsistentThroughManyTakesAndReturns) {
   PortAllocator ports({40000, 40255});
   std::vector<std::uint16_t> held;
   for (int i = 0; i < 20'000; ++i) {
-    // Mostly full, and every third draw meets a port that somebody else has.
+    // Mostly full, and every third draw hits a port that another program has.
     const bool give = !held.empty() && (held.size() == 256 || i % 3 == 0);
     if (give) {
       const std::size_t which = static_cast<std::size_t>(i) * 7919 % held.size();

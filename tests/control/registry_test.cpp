@@ -71,7 +71,7 @@ TEST(Registry, ListsForwardsInOrderOfCreation) {
   EXPECT_EQ(registry.forward_count(), 6U);
 }
 
-TEST(Registry, PagesGoOnAfterAnIdThatMayBeGoneByThen) {
+TEST(Registry, PagesContinueAfterAnIdThatMayBeGone) {
   Registry registry;
   registry.put_instance(make_instance("vm-1"));
   for (std::uint16_t port = 1; port <= 5; ++port) registry.add_forward(make_forward("vm-1", port));
@@ -145,7 +145,7 @@ TEST(Registry, ASessionEndsWithAllItsForwardsAndTheInstanceStays) {
   EXPECT_EQ(registry.forward_count(), 0U);
 }
 
-TEST(Registry, WalksOverAllForwardsAndGoesOnWhereItStopped) {
+TEST(Registry, WalksOverAllForwardsAndContinuesWhereItStopped) {
   Registry registry;
   for (const char* id : {"vm-1", "vm-2", "vm-3"}) registry.put_instance(make_instance(id));
   registry.add_forward(make_forward("vm-1", 1));
@@ -191,7 +191,7 @@ TEST(Registry, KnowsTheTapsOfInstancesByWhatTheirSessionsAreArmedWith) {
   registry.put_instance(running_behind("vm-1", "tap1", 7));
   EXPECT_TRUE(registry.has_tap(7, "renamed"));
   EXPECT_FALSE(registry.has_tap(8, "tap1")) << "another device of that name";
-  // A session that begins on a tap before the one before has ended.
+  // A session that begins on a tap before the previous one has ended.
   registry.put_instance(running_behind("vm-2", "tap1", 7));
   Instance stopped = running_behind("vm-1", "tap1", 7);
   stopped.state = InstanceState::kStopped;
@@ -202,7 +202,7 @@ TEST(Registry, KnowsTheTapsOfInstancesByWhatTheirSessionsAreArmedWith) {
   EXPECT_TRUE(registry.has_tap(7, "tap1"));
   registry.remove_instance("vm-2");
   EXPECT_FALSE(registry.has_tap(7, "tap1"));
-  // The machine of a session that has ended may run on.
+  // The machine of an ended session may keep running.
   stopped.id = "vm-3";
   registry.put_instance(stopped);
   EXPECT_TRUE(registry.has_tap(7, "tap1"));

@@ -26,7 +26,7 @@ class SessionsTest : public testing::Test {
     network_->run([this] { node_.emplace(); });
   }
 
-  /// One that outlives its machines; there is none yet.
+  /// A tap that outlives its machines; it has none yet.
   void add_tap(const std::string& name) {
     network_->ip("tuntap add dev " + name + " mode tap");
     network_->ip("link set " + name + " up");
@@ -95,13 +95,13 @@ TEST_F(SessionsTest, ASessionFollowsItsTapToAnotherName) {
   ASSERT_EQ(node_->dataplane.opened.size(), 1U);
   EXPECT_EQ(node_->dataplane.opened.begin()->second.first.device, device);
 
-  // The orchestrator has heard of it.
+  // The end was reported to the orchestrator.
   EXPECT_EQ(put("vm-1", "tap9").status, 200U);
   EXPECT_EQ(instance("vm-1").at("session_id"), session);
   EXPECT_EQ(instance("vm-1").at("tap"), "tap9");
   ASSERT_EQ(node_->dataplane.opened.size(), 1U);
 
-  // What is called tap0 now is another machine's.
+  // The new tap0 belongs to another machine.
   add_tap("tap0");
   test::hold_tap(*network_, "tap0").reset();
   network_->ip("link del tap0");
@@ -145,7 +145,7 @@ TEST_F(SessionsTest, ARenamedTapIsNobodyElses) {
 
 // --- Ends that the disk does not take: they are cut at once, and a crash does not undo what was told.
 
-/// What ends a session, and how somebody else comes after that.
+/// What ends a session, and how somebody else takes the tap afterwards.
 struct End {
   const char* name;
   const char* reason;
@@ -187,7 +187,7 @@ INSTANTIATE_TEST_SUITE_P(
 
 // Disk full, carrier lost, reported stopped; tap up again, kill -9, start: it ran, and its port led to
 // whatever machine was behind the tap by then.
-TEST_P(EndsTest, WhatWasToldAsStoppedIsStoppedAfterACrash) {
+TEST_P(EndsTest, WhatWasReportedAsStoppedIsStoppedAfterACrash) {
   const End& how = GetParam();
   add_tap("tap0");
   vmm.emplace(test::SpawnOptions{.command = {"sleep", "1000"}});
@@ -202,7 +202,7 @@ TEST_P(EndsTest, WhatWasToldAsStoppedIsStoppedAfterACrash) {
   run_until_tap_is("up");
   how.end(*this);
   run_until([&] { return node_->dataplane.opened.empty(); });
-  // Of a tap that is deleted the kernel says first that it is down, which a crash would undo.
+  // When a tap is deleted, the kernel first reports that it is down, which a crash would undo.
   run_until([&] {
     node_->control().retry();
     return instance("vm-1").at("state") == "stopped";
@@ -219,8 +219,8 @@ TEST_P(EndsTest, WhatWasToldAsStoppedIsStoppedAfterACrash) {
   EXPECT_TRUE(node_->dataplane.opened.empty());
 }
 
-// What the kernel's state would not tell after a crash is told to nobody before it is on disk.
-TEST_F(SessionsTest, AnEndThatACrashWouldUndoIsCutAtOnceAndToldOnceItIsOnDisk) {
+// What the kernel's state would not show after a crash is not reported before it is on disk.
+TEST_F(SessionsTest, AnEndThatACrashWouldUndoIsCutAtOnceAndReportedOnceItIsOnDisk) {
   add_tap("tap0");
   machine = test::hold_tap(*network_, "tap0");
   ASSERT_EQ(put("vm-1", "tap0").status, 201U);
@@ -244,7 +244,7 @@ TEST_F(SessionsTest, AnEndThatACrashWouldUndoIsCutAtOnceAndToldOnceItIsOnDisk) {
   EXPECT_EQ(instance("vm-1").at("state"), "stopped");
 }
 
-TEST_F(SessionsTest, TheEndOfAMachineThatTheDiskNeverHeardOfIsToldOnceItIsOnDisk) {
+TEST_F(SessionsTest, TheEndOfAMachineThatWasNeverStoredIsReportedOnceItIsOnDisk) {
   ASSERT_EQ(put("vm-1", "tap0").status, 201U);  // before there is a tap
   node_->settle();
   node_->lock_store();
@@ -257,7 +257,7 @@ TEST_F(SessionsTest, TheEndOfAMachineThatTheDiskNeverHeardOfIsToldOnceItIsOnDisk
   EXPECT_EQ(instance("vm-1").at("state"), "running") << "and nobody was told otherwise";
 }
 
-TEST_F(SessionsTest, TheEndOfAMachineThatCameBeforeTheDaemonDidIsToldOnceItIsOnDisk) {
+TEST_F(SessionsTest, TheEndOfAMachineThatCameBeforeTheDaemonIsReportedOnceItIsOnDisk) {
   ASSERT_EQ(put("vm-1", "tap0").status, 201U);  // before there is a tap
   node_->settle();
   node_->stop();
@@ -275,7 +275,7 @@ TEST_F(SessionsTest, TheEndOfAMachineThatCameBeforeTheDaemonDidIsToldOnceItIsOnD
   EXPECT_EQ(instance("vm-1").at("state"), "running") << "and nobody was told otherwise";
 }
 
-// However late the kernel tells of the lost carrier.
+// However late the kernel reports the lost carrier.
 TEST_F(SessionsTest, TheNextMachineOfATapHasASessionOfItsOwnAtOnce) {
   network_->ip("link add tap0 type veth peer name guest0");
   network_->ip("link set tap0 up");
@@ -310,7 +310,7 @@ class WhileTheDiskTest : public SessionsTest {
     ASSERT_EQ(made.status, 201U);
     forward_ = Node::json(made).at("port_forward").at("id").as_string();
     port_ = Node::json(made).at("port_forward").at("host_port").to_number<std::uint16_t>();
-    // A disk that goes on only once the data plane has cut the session.
+    // A disk that continues only once the data plane has cut the session.
     node_->lock_store();
     node_->dataplane.on_end_session = [this] { node_->unlock_store(); };
     node_->while_the_disk_is_waited_for([this] { machine.reset(); });
@@ -358,7 +358,7 @@ TEST_F(WhileTheDiskTest, AnInstanceThatIsStoppedThenIsStopped) {
   expect_stopped_and_nothing_left();
 }
 
-TEST_F(WhileTheDiskTest, AStopThatIsOnDiskIsToldWhateverElseHasEndedTheSession) {
+TEST_F(WhileTheDiskTest, AStopThatIsOnDiskIsReportedWhateverElseHasEndedTheSession) {
   node_->while_the_disk_is_waited_for([this] { network_->ip("link set tap0 down"); });
   const Response stopped = node_->call("POST", "/instances/vm-1/stop");
   EXPECT_EQ(stopped.status, 200U);
@@ -375,7 +375,7 @@ TEST_F(WhileTheDiskTest, AnInstanceThatIsDeletedThenIsDeleted) {
   EXPECT_EQ(node_->call("GET", "/instances/vm-1").status, 404U);
 }
 
-TEST_F(WhileTheDiskTest, ANewSessionThatIsBegunThenHasTheNextMachine) {
+TEST_F(WhileTheDiskTest, ANewSessionThatBeginsThenHasTheNextMachine) {
   const std::string old(instance("vm-1").at("session_id").as_string());
   const auto events = node_->follow({.key_id = {}, .role = Role::kAdmin, .owner = "admin"});
   EXPECT_EQ(put("vm-1", "tap9").status, 200U);

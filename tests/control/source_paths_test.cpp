@@ -85,8 +85,8 @@ TEST_F(SourcePaths, ASessionKeepsItsRulesWhenTheOneBeforeItIsCleanedUp) {
   });
 }
 
-// It was removed for good once, and nobody was told but the log.
-TEST_F(SourcePaths, AReturnPathThatIsLostIsToldAndTakenAgainWhenItCanBeHad) {
+// It was once removed for good, and only the log reported it.
+TEST_F(SourcePaths, ALostReturnPathIsReportedAndUsedAgainWhenItIsBack) {
   for (const auto kind : {ReturnPath::Kind::kProgram, ReturnPath::Kind::kRules}) {
     run(kind, [&](Node& node) {
       node.put("vm-1");
@@ -154,7 +154,7 @@ TEST_F(SourcePaths, OfTwoGuestAddressesOneMayLoseItsReturnPathAndTheOtherKeepsIt
   }
 }
 
-TEST_F(SourcePaths, WhatStandsInTheWayFromTheStartIsToldAfterTheSessionBegan) {
+TEST_F(SourcePaths, AnObstacleFromTheStartIsReportedAfterTheSessionBegan) {
   run(ReturnPath::Kind::kProgram, [&](Node& node) {
     network_->ip("rule add pref 77 iif tap-vm-1 blackhole");
     const auto events = node.follow(kAdmin);
@@ -194,7 +194,7 @@ TEST_F(SourcePaths, AForwardForWhichNoRuleIsLeftSaysSoAndGetsTheNextOne) {
   });
 }
 
-TEST_F(SourcePaths, TheSourceGuardAloneIsNoReturnPathAndTellsNoSourceMode) {
+TEST_F(SourcePaths, TheSourceGuardAloneIsNoReturnPathAndReportsNoSourceMode) {
   const auto taken = take_all_tcx(*network_, "tap-vm-1");  // a filter can be taken away
   run(ReturnPath::Kind::kGuardOnly, [&](Node& node) {
     const auto events = node.follow(kAdmin);

@@ -42,7 +42,7 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::SizeIs;
 
-// Makes a store what a Portway with six of the scripts had left.
+// Turns a store into one left by a Portway with six of the scripts.
 constexpr const char* kBackToVersion6 = R"sql(
   DROP INDEX idempotent_answers_by_scope;
   DROP INDEX idempotent_answers_by_age;
@@ -53,7 +53,7 @@ constexpr const char* kBackToVersion6 = R"sql(
   PRAGMA user_version = 6;
 )sql";
 
-// The same of one with four, from there.
+// The same, from there to one with four.
 constexpr const char* kBackToVersion4 = R"sql(
   ALTER TABLE forwards DROP COLUMN admin_limits;
   ALTER TABLE instances DROP COLUMN tap_carrier_downs;
@@ -126,8 +126,8 @@ void expect_equal(const Forward& a, const Forward& b) {
   EXPECT_EQ(a.created_at, b.created_at);
 }
 
-/// A limit of this process that writes meet like a disk that breaks: EFBIG, which SQLite reports as an I/O
-/// error.
+/// A limit of this process that makes writes fail like a broken disk: EFBIG, which SQLite reports as an
+/// I/O error.
 class FileSizeLimit {
  public:
   explicit FileSizeLimit(rlim_t bytes) {
@@ -244,7 +244,7 @@ TEST_F(StoreTest, GivesBackEveryFieldAfterARestart) {
   EXPECT_THAT(store->load_api_keys().value(), ElementsAre(key));
 }
 
-// What an earlier version had not written down is absent, not zero: zero is a count like another.
+// What an earlier version did not store is absent, not zero: zero is a valid count.
 TEST_F(StoreTest, ARowFromBeforeCarriersWereCountedHasNoCount) {
   Instance armed = make_instance("vm-1");
   armed.tap_index = 7;
@@ -392,7 +392,7 @@ TEST_F(StoreTest, AnAnswerIsRememberedWithItsForwardsOrNotAtAll) {
   EXPECT_EQ(store->find_answer("admin:acme", "again").value(), std::nullopt);
 }
 
-/// A node whose clock somebody sets, and that is restarted, while time passes.
+/// A node whose clock is set, and that is restarted, while time passes.
 class StoreAnswerTest : public StoreTest {
  protected:
   StoreAnswerTest() { store_ = open_node(); }
@@ -412,7 +412,7 @@ class StoreAnswerTest : public StoreTest {
     uptime_ = until_start;
     store_ = open_node();
   }
-  /// The store becomes what a Portway had left that told answers' ages by the clock.
+  /// Turns the store into one left by a Portway that took the age of answers from the clock.
   void go_back_to_version_6() {
     store_.reset();
     edit(kBackToVersion6);
@@ -502,7 +502,7 @@ TEST_F(StoreAnswerTest, AfterARebootItIsAsOldAsItWasKnownToBeAndTheTimeSinceTheK
   EXPECT_TRUE(has("third"));
 }
 
-TEST_F(StoreAnswerTest, WhereNobodyKnowsTheBootItIsKept) {
+TEST_F(StoreAnswerTest, IfTheBootIsUnknownItIsKept) {
   boot_id_.clear();
   restart();
   ASSERT_TRUE(add("first"));
@@ -562,7 +562,7 @@ TEST_F(StoreAnswerTest, OneFromBeforeIsAsOldAsTheClockSaysWhenTheStoreIsUpgraded
   EXPECT_FALSE(has("not yet made"));
 }
 
-TEST_F(StoreAnswerTest, FilesThatAreWrittenAnewDoNotChangeItsAge) {
+TEST_F(StoreAnswerTest, FilesThatAreWrittenAgainDoNotChangeItsAge) {
   ASSERT_TRUE(add("first"));
   pass(std::chrono::hours(23));
   fs::remove(path());
@@ -583,7 +583,7 @@ TEST(BootClock, IsTheKernels) {
   EXPECT_GE(up_seconds + 0.011, std::chrono::duration<double>(before).count());
 }
 
-// A tenant that makes and deletes batches, each with another key, filled the disk.
+// A tenant that created and deleted batches, each with another key, filled the disk.
 TEST_F(StoreTest, RemembersSoManyBytesOfAnswersAndNoMore) {
   const auto store = open_store();
   const Instance instance = make_instance("vm-1");
@@ -664,7 +664,7 @@ TEST_F(StoreTest, RefusesAFileThatAnotherStoreHasOpen) {
   EXPECT_THAT(open_store()->load_instances().value(), SizeIs(1));
 }
 
-// Of two daemons on one file each would overwrite what the other had acknowledged.
+// Two daemons on one file would each overwrite what the other had acknowledged.
 TEST_F(StoreTest, RefusesAFileThatAnotherStoreHasOpenByAnotherName) {
   const auto store = open_store();
   const fs::path link = directory_ / "link.db";
@@ -796,7 +796,7 @@ TEST_F(StoreTest, NamesTheRowThatMakesNoSense) {
 TEST_F(StoreTest, RefusesAReadOnlyDirectoryWithTheRemedy) {
   fs::permissions(directory_, fs::perms::owner_read | fs::perms::owner_exec | fs::perms::others_all);
   fs::permissions(directory_, fs::perms::others_write, fs::perm_options::remove);
-  // Root may write anywhere, until the kernel takes this thread for nobody when it comes to files.
+  // Root may write anywhere, so this thread takes user nobody for file access.
   constexpr uid_t kNobody = 65534;
   const auto before = static_cast<uid_t>(setfsuid(kNobody));
   const auto refused = open();
@@ -896,7 +896,7 @@ std::unique_ptr<Store> open_copy(const std::string& path, const fs::path& to) {
   return Store::open(to / "portway.db").value();
 }
 
-TEST_F(StoreTest, FilesThatAreDeletedMeanwhileAreWrittenAnewBeforeTheNextChange) {
+TEST_F(StoreTest, FilesThatAreDeletedMeanwhileAreWrittenAgainBeforeTheNextChange) {
   int round = 0;
   // Each alone, and all but one: the bits are those that go.
   for (const unsigned gone : {1U, 2U, 4U, 8U, 3U, 6U, 7U, 14U, 15U}) {
@@ -931,7 +931,7 @@ TEST_F(StoreTest, FilesThatAreDeletedMeanwhileAreWrittenAnewBeforeTheNextChange)
   }
 }
 
-TEST_F(StoreTest, WhoLooksAfterFilesThatAreGoneWritesThemAnew) {
+TEST_F(StoreTest, ACheckForMissingFilesWritesThemAgain) {
   const auto store = open_store();
   const Instance instance = make_instance("vm-1");
   EXPECT_TRUE(store->put_instance(instance));
@@ -943,7 +943,7 @@ TEST_F(StoreTest, WhoLooksAfterFilesThatAreGoneWritesThemAnew) {
   EXPECT_THAT(open_copy(path(), directory_ / "copy")->load_instances().value(), SizeIs(1));
 }
 
-TEST_F(StoreTest, FilesThatWereMovedAreWrittenAnewWhereTheyWere) {
+TEST_F(StoreTest, MovedFilesAreWrittenAgainWhereTheyWere) {
   auto store = open_store();
   const Instance instance = make_instance("vm-1");
   EXPECT_TRUE(store->put_instance(instance));
@@ -956,7 +956,7 @@ TEST_F(StoreTest, FilesThatWereMovedAreWrittenAnewWhereTheyWere) {
   fs::remove_all(away);
 }
 
-TEST_F(StoreTest, FilesThatAreGoneAtTheEndAreWrittenAnew) {
+TEST_F(StoreTest, FilesThatAreGoneAtTheEndAreWrittenAgain) {
   EXPECT_TRUE(open_store()->put_instance(make_instance("vm-1")));
   {
     const auto store = open_store();
@@ -988,7 +988,7 @@ TEST_F(StoreTest, AFileThatTookItsPlaceIsNotOverwrittenAndChangesAreRefusedMeanw
   EXPECT_THAT(host_ports(*open_store()), ElementsAre(20000));
 }
 
-TEST_F(StoreTest, WhereFilesCannotBeWrittenAnewChangesAreRefusedUntilTheyCan) {
+TEST_F(StoreTest, IfFilesCannotBeWrittenAgainChangesAreRefusedUntilTheyCan) {
   PORTWAY_NEEDS(geteuid() == 0 ? "" : "mounting a small filesystem needs root: run the tests with sudo");
   mount_small_filesystem();
   {
@@ -1045,7 +1045,7 @@ TEST_F(StoreTest, SaysThatItsFileHasAnotherName) {
 
 class StoreLogTest : public StoreTest {
  protected:
-  /// What a killed daemon leaves that had acknowledged some changes.
+  /// What a killed daemon leaves after it acknowledged some changes.
   void leave_log(int changes) {
     const pid_t child = fork();
     ASSERT_GE(child, 0);
@@ -1185,7 +1185,7 @@ TEST_F(StoreLogTest, WhatFailedTransactionsLeftInItIsNoDamage) {
   }
 }
 
-/// Adds forwards until it is killed, and tells each one that was acknowledged.
+/// Adds forwards until it is killed, and reports each one that was acknowledged.
 [[noreturn]] void add_forwards_forever(const std::string& path, const Instance& instance, int acknowledge) {
   auto store = Store::open(path);
   if (!store || !(*store)->put_instance(instance)) _exit(1);
@@ -1223,7 +1223,7 @@ TEST_F(StoreTest, WhatWasAcknowledgedSurvivesKillMinusNine) {
 
     const auto store = open_store();
     const std::vector<std::uint16_t> stored = host_ports(*store);
-    // One more may be there: committed, and killed before it could say so.
+    // One more may be there: committed, but killed before it could report it.
     EXPECT_LE(stored.size(), acknowledged.size() + 1);
     ASSERT_GE(stored.size(), acknowledged.size());
     EXPECT_TRUE(std::equal(acknowledged.begin(), acknowledged.end(), stored.begin()));
@@ -1250,7 +1250,7 @@ TEST_F(StoreTest, LoadsTenThousandForwards) {
 
 // --- Its thread.
 
-/// Another program that has the file locked.
+/// Another program that holds a lock on the file.
 class Locked {
  public:
   explicit Locked(const std::string& path) : database_(path, SQLite::OPEN_READWRITE) {
@@ -1266,7 +1266,7 @@ TEST_F(StoreTest, WhileADiskIsWaitedForWhatIsDueIsDone) {
   auto locked = std::make_unique<Locked>(path());
   const Fd due(::eventfd(1, EFD_CLOEXEC));
   int dispatched = 0;
-  // Only what is done meanwhile lets the call succeed.
+  // The call succeeds only because of what is done meanwhile.
   store->set_meanwhile({.descriptor = due.get(), .dispatch = [&] {
                           eventfd_t count = 0;
                           ::eventfd_read(due.get(), &count);
@@ -1306,7 +1306,7 @@ TEST_F(StoreTest, SavesManySessionsInOneTransactionWithoutMakingAnybodyWait) {
   expect_equal(instances[1], stopped);
 }
 
-TEST_F(StoreTest, DoesWhatItWasAskedForBeforeItGoes) {
+TEST_F(StoreTest, DoesWhatWasRequestedBeforeItEnds) {
   bool saved = false;
   {
     const auto store = open_store();

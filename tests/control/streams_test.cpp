@@ -20,7 +20,7 @@ namespace {
 using test::Node;
 using testing::HasSubstr;
 
-/// Says "news" whenever it is asked, and "last words" when it is cut short.
+/// Returns "news" for every read, and "last words" when it is cut short.
 class Talker final : public BodyStream {
  public:
   explicit Talker(bool& alive) : alive_(alive) { alive_ = true; }
@@ -58,7 +58,7 @@ class StreamsTest : public testing::Test {
   StreamSubject subject(std::int32_t tap_index = 0) const {
     return {.instance_id = instance_.id, .session_id = instance_.session_id, .tap_index = tap_index};
   }
-  /// Opens `count` streams of one owner, each with a key of its own; how many came about.
+  /// Opens `count` streams of one owner, each with a key of its own; how many were opened.
   std::size_t fill(Role role, const std::string& owner, std::size_t count) {
     std::size_t opened = 0;
     for (std::size_t i = 0; i < count; ++i) {
@@ -94,7 +94,7 @@ TEST_F(StreamsTest, EndWithTheirKeyAtOnceAndWithoutAnotherWord) {
   EXPECT_EQ(stream->read(), std::nullopt);
 }
 
-TEST_F(StreamsTest, SayNothingMoreAlsoWhereNobodyToldThem) {
+TEST_F(StreamsTest, SayNothingMoreEvenIfNobodyNotifiedThem) {
   const Principal caller = key(Role::kTenant, "alice");
   const auto stream = open(caller).value();
   keys_.remove(caller.key_id);
@@ -259,7 +259,7 @@ TEST(StreamsApi, SixtyFourOfOneTenantDoNotLockOutTheAdmin) {
   EXPECT_EQ(node.stats.streams_refused, 64 - StreamLimits().tenant);
 }
 
-TEST(StreamLimits, AreToldInTheContract) {
+TEST(StreamLimits, AreDocumentedInTheContract) {
   const StreamLimits limits;
   const std::string text(openapi_json());
   EXPECT_THAT(text, HasSubstr(fmt::format("at most {} open streams, a tenant {} and an admin {},",

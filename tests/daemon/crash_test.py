@@ -22,7 +22,7 @@ RANDOM_CLIENTS = 4
 
 
 class World:
-    """What is there, as far as answers have told: instances with their sessions, forwards with their ids and ports."""
+    """What is there, as far as answers have reported: instances with their sessions, forwards with their ids and ports."""
 
     def __init__(self):
         self.instances = {}  # id -> (state, session)
@@ -62,7 +62,7 @@ class World:
         return world
 
     def matches(self, found):
-        """Is this what was found? None here is what no answer has told."""
+        """Is this what was found? None here stands for what no answer has reported."""
         def alike(mine, theirs):
             return mine.keys() == theirs.keys() and all(
                 all(known is None or known == real for known, real in zip(mine[key], theirs[key])) for key in mine)
@@ -184,7 +184,7 @@ def crash_at(call, half=False):
         found = World.read(node)
         if not caller.known.matches(found) and not caller.hoped.matches(found):
             raise AssertionError(f"killed at call {call}, half: {half}\nknown: {caller.known}\n or   {caller.hoped}\nfound: {found}")
-        # And it can go on.
+        # And it can continue.
         caller.known = found
         caller.put_instance("vm-9")
         caller.create("vm-9", 3000)

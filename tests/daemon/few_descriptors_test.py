@@ -30,7 +30,7 @@ class FewDescriptors(unittest.TestCase):
     def test_listeners_take_what_the_connections_do_not_want(self):
         self.assertEqual(self.connections_with_forwards(100), 100)
 
-    def test_listeners_take_the_place_of_connections_where_all_descriptors_are_theirs(self):
+    def test_listeners_take_the_place_of_connections_if_they_use_all_descriptors(self):
         connections = self.connections_with_forwards(65536)
         self.assertLess(connections, 4000 // 2 - FORWARDS // 2)
         self.assertGreater(connections, 1000)

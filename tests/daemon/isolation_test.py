@@ -1,4 +1,4 @@
-"""What belongs to one key or to one session ends with it, whoever comes after; with the real daemon."""
+"""What belongs to one key or one session ends with it, whoever comes next; with the real daemon."""
 import contextlib
 import fcntl
 import http.client
@@ -303,7 +303,7 @@ class Isolation(unittest.TestCase):
         port = node.port
         for each in (port, 9100):
             self.assertEqual(guest.status(self.LINK_LOCAL, each), 0)
-            # Nothing tells yet that it is a guest.
+            # Nothing shows yet that it is a guest.
             self.assertEqual(guest.status(self.UNLISTED, each), 200)
             self.assertEqual(guest.status(self.UNLISTED_V4, each), 200)
         early = self.stack.enter_context(guest.talker(self.UNLISTED, port))
@@ -316,7 +316,7 @@ class Isolation(unittest.TestCase):
         self.assertEqual(node.call("GET", "/healthz", key=None).status, 200)
         early.stdin.close()
 
-    def test_a_guest_reaches_them_where_that_is_allowed(self):
+    def test_a_guest_reaches_them_if_that_is_allowed(self):
         guest = self.stack.enter_context(Guest())
         node = self.start(*self.LISTENERS, "api.allow_guests=true")
         node.put_instance("vm-9", tap="tap9")

@@ -1,4 +1,4 @@
-// What systemd is told, and what it is to be told again.
+// What is sent to systemd, and what must be sent again.
 #include "daemon/notify.h"
 
 #include <gtest/gtest.h>
@@ -17,7 +17,7 @@
 namespace portway {
 namespace {
 
-/// As systemd's end: a socket in the abstract namespace.
+/// Systemd's end: a socket in the abstract namespace.
 class NotifyTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -53,8 +53,8 @@ TEST_F(NotifyTest, WithoutSystemdThereIsNothingToSayAgain) {
   EXPECT_TRUE(notify("READY=1"));
 }
 
-// A daemon that had no descriptor left at that moment was never ready for systemd.
-TEST_F(NotifyTest, WhatNoSocketCouldBeHadForIsToBeSaidAgain) {
+// A daemon without a free descriptor at that moment never became ready for systemd.
+TEST_F(NotifyTest, AStateForWhichNoSocketCouldBeOpenedIsToBeSentAgain) {
   rlimit limit{};
   ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &limit), 0);
   const rlimit none{.rlim_cur = 0, .rlim_max = limit.rlim_max};

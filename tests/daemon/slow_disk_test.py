@@ -156,7 +156,7 @@ class SlowDisk(unittest.TestCase):
         self.assertEqual((answers[0].status, answers[0].json()["code"]), (409, "instance_not_running"))
         self.assertTrue(wait_until(lambda: self.allocated() == 0))
 
-    def test_what_was_told_as_stopped_is_stopped_after_a_crash(self):
+    def test_what_was_reported_as_stopped_is_stopped_after_a_crash(self):
         self.start()
         self.hang_disk()
         self.machines.kill()

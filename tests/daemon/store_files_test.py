@@ -25,7 +25,7 @@ class StoreFiles(unittest.TestCase):
     def ports(self, node):
         return {forward["host_port"] for forward in node.call("GET", PATH + "?limit=1000").json()["port_forwards"]}
 
-    def test_files_that_are_deleted_are_written_anew(self):
+    def test_files_that_are_deleted_are_written_again(self):
         for delete in (lambda store: [os.unlink(store + suffix) for suffix in ("", "-wal", "-shm", ".lock")],
                        os.unlink, lambda store: os.unlink(store + "-wal"),
                        lambda store: shutil.rmtree(os.path.dirname(store))):

@@ -1,5 +1,4 @@
-// Why did it close, and what runs now: live connections, the access log and their ends, on the daemon as it
-// ships.
+// Live connections, why they close, and the access log, on the daemon as it ships.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -46,7 +45,7 @@ class ConnectionsTest : public testing::TestWithParam<std::string> {
     std::vector<boost::json::value> lines;
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
     while (lines.size() < count && std::chrono::steady_clock::now() < deadline) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));  // a file does not tell when it has grown
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));  // no event reports that a file has grown
       lines.clear();
       std::ifstream file(path);
       for (std::string line; std::getline(file, line);) lines.push_back(boost::json::parse(line));

@@ -133,8 +133,7 @@ bool Daemon::wait_for_metric(const std::string& name, const SampleLabels& labels
   const auto deadline = steady_clock::now() + seconds(10);
   while (metrics().value(name, labels) != value) {
     if (steady_clock::now() > deadline) return false;
-    std::this_thread::sleep_for(
-        milliseconds(10));  // a scrape is a question: nothing tells when the answer changes
+    std::this_thread::sleep_for(milliseconds(10));  // nothing reports when a scrape's answer changes
   }
   return true;
 }

@@ -23,7 +23,7 @@ struct DaemonOptions {
   bool no_capabilities = false;
   std::string proxy = {};              // more lines of [proxy]
   bool access_log = false;             // to access.log in its directory
-  std::uint64_t store_disk_bytes = 0;  // the store's disk is this small; 0: it is not
+  std::uint64_t store_disk_bytes = 0;  // the size of a small disk for the store; 0: none
 };
 
 /// A forward as the API answered it.
@@ -47,27 +47,27 @@ class Daemon {
   /// Where its store is, as this test can reach it.
   std::filesystem::path store_directory() const;
 
-  /// Ends it with a signal and returns how it ended; it has not when this returns nothing.
+  /// Ends it with a signal and returns how it ended; nullopt if it did not end.
   std::optional<int> stop(int signal);
   void start();
   /// start() with these from now on.
   void start(const DaemonOptions& options);
-  /// Writes its configuration anew, with these lines in place of [profiles]; SIGHUP makes it read that.
+  /// Rewrites its configuration with these lines in place of [profiles]; SIGHUP makes it read that.
   void write_config(const std::string& profiles);
 
   /// A request of the API, with the admin key unless another is given.
   HttpResponse api(const std::string& method, const std::string& target, const std::string& body = "",
                    const std::string& key = "");
 
-  /// Registers an instance behind the tap, as the node's orchestrator does. Fails the test when refused.
+  /// Registers an instance behind the tap, as the node's orchestrator does. Fails the test if refused.
   void put_instance(const std::string& id, const std::string& guest_address = kGuestAddress,
                     const std::string& tap = kTap);
-  /// Creates a forward as the product's page shows. Fails the test when refused.
+  /// Creates a forward as the product's page shows. Fails the test if refused.
   CreatedForward create_forward(const std::string& instance_id, std::uint16_t guest_port,
                                 const std::string& source_mode = "auto");
 
   ParsedText metrics();
-  /// Asks /metrics until the series has the value; false when it has not after ten seconds.
+  /// Scrapes /metrics until the series has the value; false after ten seconds.
   bool wait_for_metric(const std::string& name, const SampleLabels& labels, double value);
 
  private:

@@ -1,5 +1,5 @@
-// The daemon on a machine that refuses it something: each refusal has its own clear answer, and what can go
-// on goes on.
+// The daemon on a machine that refuses it something: each refusal has its own clear answer, and what can
+// continue does.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -50,7 +50,7 @@ class FaultsTest : public testing::Test {
   std::unique_ptr<GuestNetwork> network_;
 };
 
-// It exited with what its parser calls the error, 109.
+// It exited with the parser's own code for the error, 109.
 TEST(CommandLineOfTheDaemon, AnUnknownFlagIsAConfigurationThatIsWrong) {
   const auto run = [](std::vector<std::string> words) {
     words.insert(words.begin(), PORTWAY_DAEMON);
@@ -122,7 +122,7 @@ TEST_F(FaultsTest, RefusesChangesButForwardsOnWhenTheDiskIsFull) {
   const auto filler = daemon.store_directory() / "filler";
   std::ofstream(filler) << std::string(2 * 1024 * 1024, 'x');
 
-  // What space the store had kept for itself is soon used up.
+  // The space that the store had reserved is soon used up.
   HttpResponse answer;
   for (int i = 0; i < 100 && answer.status != 503; ++i) {
     answer = daemon.api("PUT", "/instances/vm-" + std::to_string(1000 + i),

@@ -21,7 +21,7 @@ std::string build_guest_image() {
   return directory;
 }
 
-/// At once, without asking the link whether somebody else has it.
+/// At once, without duplicate address detection.
 void add_address6(const NetworkNamespace& network, const std::string& address, const std::string& link) {
   network.ip("-6 address add " + address + " dev " + link + " nodad");
 }
@@ -29,7 +29,7 @@ void add_address6(const NetworkNamespace& network, const std::string& address, c
 }  // namespace
 
 GuestNetwork::GuestNetwork(GuestKind kind) : kind_(kind) {
-  // A link that a test takes down and up again keeps its IPv6 addresses then, as it does the others.
+  // With it, a link that a test takes down and up again keeps its IPv6 addresses, as it does the others.
   host_.set("net/ipv6/conf/all/keep_addr_on_down", "1");
   connect({host_, "public0", "198.18.0.1/24"}, {client_, "eth0", "198.18.0.2/24"});
   add_address6(host_, "fd00:18::1/64", "public0");

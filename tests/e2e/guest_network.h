@@ -32,16 +32,16 @@ inline std::ostream& operator<<(std::ostream& out, GuestKind kind) {
 
 class GuestNetwork {
  public:
-  /// Returns when the guest's services listen. Throws with what the guest printed when they do not.
+  /// Returns when the guest's services listen. If they do not, throws with the guest's output.
   explicit GuestNetwork(GuestKind kind);
 
   const NetworkNamespace& host() const { return host_; }
   const NetworkNamespace& client() const { return client_; }
 
-  /// Null where it is a virtual machine.
+  /// Null if it is a virtual machine.
   const NetworkNamespace* guest() const { return guest_ ? &*guest_ : nullptr; }
 
-  /// Its virtual processors, or its services, stand still.
+  /// Stops its virtual processors, or its services.
   void pause_guest();
   void resume_guest();
   /// The virtual machine dies; behind a veth, the guest's end loses its carrier.

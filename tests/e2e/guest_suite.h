@@ -25,15 +25,15 @@ std::string guest_parameter_name(const testing::TestParamInfo<GuestParameters>& 
 class GuestSuite : public testing::TestWithParam<GuestParameters> {
  protected:
   void SetUp() override;
-  /// Nothing is connected, the daemon ends well, and there is no rule of netfilter.
+  /// Checks that nothing is connected, the daemon ends cleanly, and there is no netfilter rule.
   void TearDown() override;
 
   GuestNetwork& network();
   Daemon& daemon() { return *daemon_; }
-  /// None where namespaces cannot be made: the test was skipped.
+  /// Null if namespaces cannot be made: the test was skipped.
   bool has_daemon() const { return daemon_ != nullptr; }
 
-  /// In place of the one before; instance vm-1 is registered.
+  /// Replaces the previous one; instance vm-1 is registered.
   void start_daemon(DaemonOptions options);
 
  private:

@@ -97,7 +97,8 @@ TEST_P(VethLifecycleTest, AMachineThatIsGoneWhenTheDaemonComesBackIsReportedAndN
   EXPECT_EQ(connect_to(forward).connect_error(), ECONNREFUSED);
 }
 
-// With the tap up again at the daemon's start it passed for the machine that the forwards had been made for.
+// With the tap up again at the daemon's start, another machine passed for the one that the forwards
+// belonged to.
 TEST_P(VethLifecycleTest, AMachineThatTookAnothersPlaceWhileTheDaemonWasDownHasNoneOfItsForwards) {
   daemon_->put_instance("vm-1");
   const CreatedForward forward = daemon_->create_forward("vm-1", kEchoPort);
@@ -109,7 +110,7 @@ TEST_P(VethLifecycleTest, AMachineThatTookAnothersPlaceWhileTheDaemonWasDownHasN
   EXPECT_EQ(connect_to(forward).connect_error(), ECONNREFUSED);
 }
 
-TEST_P(VethLifecycleTest, ATapThatIsMadeAnewWhileTheDaemonIsDownIsAnotherMachines) {
+TEST_P(VethLifecycleTest, ATapThatIsMadeAgainWhileTheDaemonIsDownIsAnotherMachines) {
   daemon_->put_instance("vm-1");
   const CreatedForward forward = daemon_->create_forward("vm-1", kEchoPort);
   EXPECT_EQ(daemon_->stop(SIGKILL), 128 + SIGKILL);
@@ -221,7 +222,7 @@ TEST_P(VethLifecycleTest, AReloadTakesOverProfilesWithoutTouchingAConnection) {
   EXPECT_EQ(daemon_->api("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})").status, 409);
 }
 
-/// A service of the guest that counts whom it could accept, those included that have gone by then.
+/// A service of the guest that counts every client it could accept, including those already gone.
 class CountingService {
  public:
   explicit CountingService(const NetworkNamespace& guest) {
@@ -250,8 +251,8 @@ class CountingService {
   std::uint16_t port_ = 0;
 };
 
-// A service that counts connections which say nothing against their address, as MariaDB does, locked the node
-// out: each restart made one to each forward, and each check.
+// A service that blocks addresses after too many silent connections, as MariaDB does, locked the node out:
+// each restart made one for each forward, and so did each check.
 TEST_P(VethLifecycleTest, NoServiceGetsAConnectionFromARestartOrACheck) {
   CountingService first(*network_->guest());
   CountingService second(*network_->guest());
@@ -274,7 +275,7 @@ TEST_P(VethLifecycleTest, NoServiceGetsAConnectionFromARestartOrACheck) {
       EXPECT_EQ(check.status, 200) << check.body;
       EXPECT_TRUE(check.json().at("check").at("ok").as_bool()) << check.body;
     }
-    // What anybody has sent before comes before this client.
+    // Whatever was sent earlier arrives before this client.
     for (const CreatedForward& forward : forwards) {
       TcpClient client = connect_to(forward);
       EXPECT_EQ(client.connect_error(), 0);

@@ -39,7 +39,7 @@ std::string read_file(const std::filesystem::path& path) {
   return std::string(std::istreambuf_iterator<char>(file), {});
 }
 
-/// A directory that goes with its object.
+/// A directory that is removed with its object.
 class Directory {
  public:
   Directory() {
@@ -99,7 +99,7 @@ class Prometheus {
       throw std::runtime_error("prometheus did not start: " + process_->output());
   }
 
-  /// The instant query's only value; nothing when there is none.
+  /// The instant query's only value; nullopt if there is none.
   std::optional<double> query(const std::string& expression) {
     std::ostringstream target;
     target << "/api/v1/query?query=" << std::hex << std::uppercase << std::setfill('0');
@@ -112,7 +112,7 @@ class Prometheus {
     return std::stod(std::string(result.front().at("value").at(1).as_string()));
   }
 
-  /// Asks until the answer is `value`: a scrape has to come first.
+  /// Queries until the answer is `value`: a scrape has to come first.
   void expect(const std::string& expression, double value) {
     const auto deadline = std::chrono::steady_clock::now() + seconds(30);
     std::optional<double> answer;

@@ -1,6 +1,6 @@
-// Everything of a session ends with it, also what nothing in the API shows any more: connections of forwards
-// that were deleted before, and of forwards that the daemon has closed because it is going down. What an old
-// client sends never arrives at the machine that has the tap next.
+// Everything in a session ends with it, even what the API no longer shows: connections of forwards deleted
+// earlier, and of forwards that the daemon has closed because it is shutting down. What an old client
+// sends never reaches the next machine on the tap.
 #include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -62,7 +62,7 @@ class Arrivals {
   Fd socket_;
 };
 
-/// A datagram from the host to whoever has the guest's address.
+/// A datagram from the host to the guest's address.
 void send_datagram(const NetworkNamespace& host, const std::string& bytes) {
   host.run([&] {
     const Fd socket(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
@@ -113,7 +113,7 @@ class SessionEndsTest : public testing::TestWithParam<std::string> {
     Arrivals arrivals(*next_tenant_, "eth0");
     try {
       client_->send("secret");
-    } catch (const std::system_error&) {  // there is nothing to send over any more
+    } catch (const std::system_error&) {  // there is no link left to send over
     }
     send_datagram(network_->host(), "the last one");
     EXPECT_EQ(arrivals.until("the last one").find("secret"), std::string::npos);
@@ -148,7 +148,7 @@ TEST_P(SessionEndsTest, AStopEndsADrainedConnectionOfADeletedForward) {
 
 TEST_P(SessionEndsTest, ATapThatIsHandedOnEndsAKeptConnection) {
   delete_forward("keep");
-  hand_the_tap_on();  // the kernel tells of a carrier that is lost and is there again
+  hand_the_tap_on();  // the kernel reports a carrier that was lost and is back
   expect_reset();
   expect_nothing_of_the_client_arrives();
 }

@@ -73,7 +73,7 @@ class SourceTest : public GuestSuite {
 };
 INSTANTIATE_TEST_SUITE_P(Guests, SourceTest, guests_and_backends(), guest_parameter_name);
 
-/// Where the guest can be a client: it has nothing for that in its virtual machine.
+/// For tests in which the guest is a client: the virtual machine has no program for that.
 class SourceInNamespacesTest : public SourceTest {};
 INSTANTIATE_TEST_SUITE_P(Guests, SourceInNamespacesTest,
                          testing::Combine(testing::Values(GuestKind::kVeth),
@@ -227,8 +227,8 @@ TEST_P(SourceTest, TheDscpOfTheClientsSynReachesTheGuest) {
   EXPECT_EQ(seen(client), line(client.local(), 0x28));
 }
 
-/// A client on the node has its port there, so that a second socket is tried for it: the SYN is told once.
-/// The node has so few ports for outgoing connections that a test can use them up.
+/// A client on the node has its port there, so a second socket is tried for it, and the SYN can be read
+/// only once. The node has so few ports for outgoing connections that a test can use them up.
 class ScarcePorts {
  public:
   ScarcePorts(const NetworkNamespace& node, const std::string& range, const std::string& reserved = "")
@@ -250,7 +250,7 @@ class ScarcePorts {
 };
 
 TEST_P(SourceInNamespacesTest, ClientsPortsAreNotTakenFromTheNodesOwnConnections) {
-  // The clients' ports rest in TIME_WAIT afterwards, and the network is the next test's.
+  // The clients' ports stay in TIME_WAIT afterwards, and the next test uses the network.
   const std::uint16_t first = std::get<1>(GetParam()) == "uring" ? 40000 : 41000;
   const auto last = static_cast<std::uint16_t>(first + 31);
   const ScarcePorts ports(network().host(), std::to_string(first) + " " + std::to_string(last));
@@ -282,7 +282,7 @@ TEST_P(SourceInNamespacesTest, ShortConnectionsFromTheNodesAddressDoNotUseUpItsP
   }
 }
 
-TEST_P(SourceInNamespacesTest, ConnectionsThatFindNoPortAreToldApart) {
+TEST_P(SourceInNamespacesTest, ConnectionsThatFindNoPortAreReportedSeparately) {
   const ScarcePorts ports(network().host(), "42000 42003");
   const CreatedForward forward = daemon().create_forward("vm-1", kEchoPort, "plain");
   std::deque<TcpClient> clients;
@@ -300,8 +300,8 @@ TEST_P(SourceInNamespacesTest, ConnectionsThatFindNoPortAreToldApart) {
   for (TcpClient& client : clients) EXPECT_EQ(client.receive_to_end().error, 0);
 }
 
-// Once it was served from the node's address instead, which the API did not say, and which a guest's own
-// filter may let in where it keeps clients out.
+// It was once served from the node's address instead. The API did not report that, and a guest's filter
+// may admit the node but not its clients.
 TEST_P(SourceInNamespacesTest, AGuestThatCannotAnswerItsClientsIsNotServedFromTheNodesAddress) {
   start_daemon({.io_backend = std::get<1>(GetParam()), .connect_timeout_ms = 300});
   const CreatedForward forward = daemon().create_forward("vm-1", kEchoPort);

@@ -1,5 +1,5 @@
-// Any body and query to the routes that change something, with a tenant's and with an admin's key: the answer
-// is a documented one, and what was refused left nothing.
+// Any body and query to the routes that change something, with a tenant's and with an admin's key: the
+// answer is a documented one, and a refused request leaves nothing behind.
 #include <spdlog/spdlog.h>
 
 #include <array>
@@ -59,7 +59,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (response.status >= 500 && response.status != 503) std::abort();
   const std::size_t after = registry.forward_count() + registry.instance_count();
   if (response.status >= 400 && after != before) std::abort();
-  // What was made goes again, or the ports run out.
+  // What was created is deleted again, or the ports run out.
   if (after != before) {
     fixture.node.call("DELETE", "/instances/vm-2");
     for (const portway::Forward* forward : registry.forwards("vm-1")) {

@@ -1,4 +1,5 @@
-// Any text as a configuration: it is taken, or refused with an error that names the place and the remedy.
+// Any text as a configuration: it is accepted, or refused with an error that names the place and the
+// remedy.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>

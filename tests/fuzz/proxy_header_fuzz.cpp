@@ -1,5 +1,5 @@
-// Any two endpoints as a PROXY protocol header: what a reader of the specification finds in it is what was
-// put in.
+// Any two endpoints as a PROXY protocol header: a parser written from the specification finds what was put
+// in.
 #include <algorithm>
 #include <array>
 #include <cstddef>

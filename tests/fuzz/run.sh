@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the fuzz targets and runs each for SECONDS (60 unless told), starting from tests/fuzz/corpus; new inputs are kept in
+# Builds the fuzz targets and runs each for SECONDS (60 by default), starting from tests/fuzz/corpus; new inputs are kept in
 # build/fuzz. Ends with the first that crashes, whose input libFuzzer names.
 #
 #   tests/fuzz/run.sh [SECONDS [TARGET...]]     TARGET: http, api, config, proxy_header

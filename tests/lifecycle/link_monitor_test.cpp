@@ -43,7 +43,8 @@ class LinkMonitorTest : public testing::Test {
     });
   }
 
-  /// More messages than the socket holds, while nothing is read. The first of the links are deleted again.
+  /// Causes more messages than the socket holds while nothing is read. Deletes the first of the links
+  /// again.
   void flood(int deleted = 0) {
     std::string lines;
     for (int i = 0; i < 600; ++i) lines += fmt::format("link add many{} type veth peer name peer{}\n", i, i);
@@ -78,7 +79,7 @@ class LinkMonitorTest : public testing::Test {
   int refusals_ = 0;  // of requests to come
 };
 
-TEST_F(LinkMonitorTest, KnowsTheLinksThatExistWhenItStartsWithoutTellingOfThem) {
+TEST_F(LinkMonitorTest, KnowsTheLinksThatExistWhenItStartsWithoutReportingThem) {
   start();
   ASSERT_TRUE(monitor_->find("guest0"));
   EXPECT_TRUE(monitor_->find("guest0")->carrier);
@@ -88,7 +89,7 @@ TEST_F(LinkMonitorTest, KnowsTheLinksThatExistWhenItStartsWithoutTellingOfThem) 
   EXPECT_TRUE(told_.empty());
 }
 
-TEST_F(LinkMonitorTest, TellsWhenACarrierIsLostAndWhenItComesBack) {
+TEST_F(LinkMonitorTest, ReportsWhenACarrierIsLostAndWhenItComesBack) {
   start();
   network_->ip("link set guest1 down");
   run_until_told("guest0 down");
@@ -97,7 +98,7 @@ TEST_F(LinkMonitorTest, TellsWhenACarrierIsLostAndWhenItComesBack) {
   run_until_told("guest0 up");
 }
 
-TEST_F(LinkMonitorTest, ADeviceMadeAnewUnderTheSameNameIsAnotherDevice) {
+TEST_F(LinkMonitorTest, ADeviceMadeAgainUnderTheSameNameIsAnotherDevice) {
   start();
   const int first = monitor_->find("guest0")->index;
   network_->ip("link del guest0");
@@ -129,7 +130,7 @@ TEST_F(LinkMonitorTest, CountsTheCarriersThatWereLost) {
   EXPECT_EQ(monitor_->find("guest0")->carrier_downs, *before + 1);
 }
 
-// The kernel tells of a veth's carrier up to a second late.
+// The kernel reports a veth's carrier up to a second late.
 TEST_F(LinkMonitorTest, KnowsALinkAsItIsNowWhenAsked) {
   start();
   const auto before = *monitor_->find("guest0")->carrier_downs;
@@ -144,8 +145,8 @@ TEST_F(LinkMonitorTest, KnowsALinkAsItIsNowWhenAsked) {
   EXPECT_FALSE(monitor_->find("guest7"));
 }
 
-// Messages were lost, and the kernel had no memory for the list of links: what came after that was never
-// known.
+// Messages were lost, and the kernel had no memory for the list of links: later changes were never
+// noticed.
 TEST_F(LinkMonitorTest, AListThatIsRefusedIsAskedForUntilItComes) {
   start();
   refusals_ = 2;

@@ -19,7 +19,7 @@ bool has_ended(const ProcessWatch& watch, int timeout_ms) {
   return ::poll(&ended, 1, timeout_ms) == 1;
 }
 
-TEST(ProcessWatch, TellsThatAProcessWasKilled) {
+TEST(ProcessWatch, ReportsThatAProcessWasKilled) {
   Process process({.command = {"sleep", "1000"}});
   ProcessWatch watch(process.pid(), 0);
   EXPECT_EQ(watch.look(), ProcessState::kRuns);
@@ -36,7 +36,7 @@ TEST(ProcessWatch, AProcessThatDoesNotExistHasEnded) {
   EXPECT_EQ(ProcessWatch(0x3fffffff, 0).look(), ProcessState::kEnded);
 }
 
-TEST(ProcessWatch, TellsAProcessFromAnotherThatHadItsPidBefore) {
+TEST(ProcessWatch, DistinguishesAProcessFromAnotherThatHadItsPidBefore) {
   ProcessWatch own(::getpid(), 0);
   EXPECT_EQ(own.look(), ProcessState::kRuns);
   EXPECT_GT(own.started(), 0U);

@@ -45,7 +45,7 @@ class SessionWatchTest : public testing::Test {
     network_->ip("link set tap0 up");
     network_->ip("link set guest0 up");
   }
-  /// One that outlives its machines; there is none yet.
+  /// A tap that outlives its machines; it has none yet.
   void add_persistent_tap(const std::string& name = "tap0") {
     network_->ip("tuntap add dev " + name + " mode tap");
     network_->ip("link set " + name + " up");
@@ -57,13 +57,13 @@ class SessionWatchTest : public testing::Test {
     made.tap = tap;
     return made;
   }
-  /// What the kernel has told so far is worked off.
+  /// Processes what the kernel has reported so far.
   void read_all() {
     Instance any = instance("any");
     EXPECT_TRUE(watch_->identify(any));
     watch_->dispatch();
   }
-  /// More messages than the netlink socket holds: what comes next is not told.
+  /// Causes more messages than the netlink socket holds: what comes next is not reported.
   void flood() {
     std::string lines;
     for (int i = 0; i < 600; ++i) lines += fmt::format("link add many{} type veth peer name peer{}\n", i, i);
@@ -77,7 +77,7 @@ class SessionWatchTest : public testing::Test {
     }
     EXPECT_TRUE(told()) << "never told: " << what;
   }
-  /// Reads what the kernel has told so far.
+  /// Reads what the kernel has reported so far.
   void run_until_tap_is(TapState state) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
     while (watch_->tap_state(instance("vm")) != state && std::chrono::steady_clock::now() < deadline) {
@@ -128,7 +128,7 @@ TEST_F(SessionWatchTest, AGuestMayComeLaterThanItsRegistration) {
   run_until_told("vm carrier_lost");
 }
 
-// While other links change the kernel tells of a carrier up to a second late.
+// While other links change, the kernel reports a carrier up to a second late.
 TEST_F(SessionWatchTest, ATapThatIsAskedForHasItsSessionArmedAtOnce) {
   add_tap();
   network_->ip("link set guest0 down");
@@ -144,7 +144,7 @@ TEST_F(SessionWatchTest, ATapThatIsAskedForHasItsSessionArmedAtOnce) {
   EXPECT_EQ(told_, std::vector<std::string>{"vm armed"});
 }
 
-TEST_F(SessionWatchTest, ATapMadeAnewUnderTheSameNameIsAnotherMachines) {
+TEST_F(SessionWatchTest, ATapMadeAgainUnderTheSameNameIsAnotherMachines) {
   add_tap();
   run_until_tap_is(TapState::kUp);
   Instance vm = instance("vm");
@@ -185,11 +185,11 @@ TEST_F(SessionWatchTest, APidThatIsUsedAgainIsAnotherMachines) {
   test::Process vmm({.command = {"sleep", "1000"}});
   Instance vm = instance("vm");
   vm.vmm_pid = vmm.pid();
-  vm.vmm_started = 1;  // what had this pid before began long ago
+  vm.vmm_started = 1;  // the earlier process with this pid began long ago
   EXPECT_EQ(watch_->watch(vm), SessionEnd::kVmmExited);
 }
 
-// A level is not an edge: the tap looked the same before and after, and passed for the old machine's.
+// The tap looked the same before and after, so a new machine passed for the old one.
 TEST_F(SessionWatchTest, AMachineThatTookAnothersPlaceWhileNobodyLookedIsAnotherOne) {
   add_persistent_tap();
   Fd machine = test::hold_tap(*network_, "tap0");
@@ -217,7 +217,7 @@ TEST_F(SessionWatchTest, ACarrierThatWasLostAmongLostMessagesEndsTheSession) {
   run_until_told("vm carrier_lost");
 }
 
-// The kernel tells late of a veth's carrier, and then of what is true by that time.
+// The kernel reports a veth's carrier late, and then only the latest state.
 TEST_F(SessionWatchTest, TwoFlipsInOneBatchOfMessagesEndTheSession) {
   add_tap();
   run_until_tap_is(TapState::kUp);
@@ -238,8 +238,8 @@ TEST_F(SessionWatchTest, ASessionFromBeforeCarriersWereCountedIsCountedFromNowOn
   EXPECT_EQ(vm.tap_carrier_downs, downs);
 }
 
-// Its arming never reached the disk: it had a machine, or it never had one?
-TEST_F(SessionWatchTest, AMachineThatCameAndWentUnseenIsToldFromOneThatNeverCame) {
+// The arming never reached the disk: did it have a machine, or did it never have one?
+TEST_F(SessionWatchTest, AMachineThatCameAndWentUnseenIsDistinguishedFromOneThatNeverCame) {
   add_persistent_tap();
   Instance vm = instance("vm");
   ASSERT_FALSE(watch_->watch(vm));
@@ -285,7 +285,7 @@ TEST_F(SessionWatchTest, ATapThatIsStillBeingMadeHasNoMachine) {
   EXPECT_EQ(told_, std::vector<std::string>{"vm armed"});
 }
 
-TEST_F(SessionWatchTest, ATapThatIsMadeAnewBeforeItsMachineCameIsWaitedForAgain) {
+TEST_F(SessionWatchTest, ATapThatIsMadeAgainBeforeItsMachineCameIsWaitedForAgain) {
   add_persistent_tap();
   Instance vm = instance("vm");
   ASSERT_FALSE(watch_->watch(vm));
@@ -319,7 +319,7 @@ TEST_F(SessionWatchTest, ATapThatIsRenamedIsTheSameOne) {
   EXPECT_EQ(told_, std::vector<std::string>{"vm is behind tap9"});
   EXPECT_EQ(watch_->tap_state(vm), TapState::kUp);
 
-  watch_->forget("vm");  // a restart goes by the index as well
+  watch_->forget("vm");  // a restart also uses the index
   EXPECT_FALSE(watch_->watch(vm));
   network_->ip("link set guest0 down");
   run_until_told("vm carrier_lost");
@@ -435,7 +435,7 @@ TEST_F(SessionWatchTest, DestroyedWithNewsUnreadItSaysNothing) {
   EXPECT_TRUE(told_.empty());
 }
 
-// Whoever waits for something else polls one descriptor and misses nothing.
+// A caller that waits for something else polls one descriptor and misses nothing.
 TEST_F(SessionWatchTest, EverythingItWaitsForIsBehindOneDescriptor) {
   add_tap();
   run_until_tap_is(TapState::kUp);
@@ -459,7 +459,7 @@ TEST_F(SessionWatchTest, EverythingItWaitsForIsBehindOneDescriptor) {
   dispatch_until_told("vm carrier_lost");
 }
 
-TEST_F(SessionWatchTest, ANewSessionsMachineIsToldFromLaterOnes) {
+TEST_F(SessionWatchTest, ANewSessionsMachineIsDistinguishedFromLaterOnes) {
   add_persistent_tap();
   test::Process vmm({.command = {"sleep", "1000"}});
   Instance vm = instance("vm");
@@ -537,7 +537,7 @@ TEST_F(SessionWatchTest, OnlyTheSessionsBehindTheLostTapEnd) {
   for (const std::string& line : told_) EXPECT_FALSE(line.starts_with("other c")) << line;
 }
 
-// A bridge takes what comes in by its ports: SO_BINDTODEVICE to one gets no answer.
+// A bridge takes all packets that come in by its ports: a socket bound to a port's device gets no answer.
 TEST_F(SessionWatchTest, AnInterfaceThatCannotBeATapSaysWhyAndWhatToDo) {
   add_tap();
   read_all();

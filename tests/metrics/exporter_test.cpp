@@ -36,7 +36,7 @@ ParsedText scrape(const MeasuredNode& node) {
   return parsed;
 }
 
-TEST(Exporter, TellsEveryFamilyWithHelpAndTypeOnANodeThatHasDoneNothing) {
+TEST(Exporter, ReportsEveryFamilyWithHelpAndTypeOnAnIdleNode) {
   MeasuredNode node;
   const ParsedText text = scrape(node);
   for (const char* name : {"portway_forward_connections_active",
@@ -76,7 +76,7 @@ TEST(Exporter, TellsEveryFamilyWithHelpAndTypeOnANodeThatHasDoneNothing) {
   }
 }
 
-TEST(Exporter, TellsTheApiServersNumbersAndItsCertificateOnlyWhereThereIsOne) {
+TEST(Exporter, ReportsTheApiServersNumbersAndItsCertificateIfThereIsOne) {
   constexpr const char* kExpiry = "portway_api_tls_certificate_expiry_timestamp_seconds";
   MeasuredNode node;
   node.numbers.api_server = {.connections = 2,
@@ -97,7 +97,7 @@ TEST(Exporter, TellsTheApiServersNumbersAndItsCertificateOnlyWhereThereIsOne) {
   EXPECT_THAT(text.value(kExpiry, {}), Optional(1.9e9));
 }
 
-TEST(Exporter, TellsAForwardsNumbersUnderItsId) {
+TEST(Exporter, ReportsAForwardsNumbersUnderItsId) {
   MeasuredNode node;
   const ForwardId forward = node.add_forward(20001).id;
   const std::string id = to_string(forward);
@@ -128,7 +128,7 @@ TEST(Exporter, TellsAForwardsNumbersUnderItsId) {
   EXPECT_EQ(errors("other"), std::nullopt) << "what never occurred costs no series";
 }
 
-TEST(Exporter, TellsOnceWhatAForwardIs) {
+TEST(Exporter, ReportsOnceWhatAForwardIs) {
   MeasuredNode node;
   const Forward& forward = node.add_forward(20001, "a \"quoted\" \\ label \xc3\xa9");
   const ParsedText text = scrape(node);
@@ -141,7 +141,7 @@ TEST(Exporter, TellsOnceWhatAForwardIs) {
   EXPECT_EQ(text.series_with("instance_id", "vm-1"), 1);
 }
 
-TEST(Exporter, TellsNothingOfAForwardThatIsGone) {
+TEST(Exporter, ReportsNothingAboutADeletedForward) {
   MeasuredNode node;
   const ForwardId removed = node.add_forward(20001).id;
   const std::string gone = to_string(removed);
@@ -213,7 +213,7 @@ TEST(Exporter, AddsUpTheWorkersHistograms) {
   EXPECT_THAT(text.value("portway_connection_duration_seconds_count"), Optional(0.0));
 }
 
-TEST(Exporter, TellsPortsRequestsAndBackEnd) {
+TEST(Exporter, ReportsPortsRequestsAndBackEnd) {
   MeasuredNode node;
   for (std::uint16_t port = 20000; port < 20012; ++port) ASSERT_TRUE(node.ports.take(port));
   node.api.count_port_allocation_error(PortAllocationError::kExhausted);
@@ -244,7 +244,7 @@ TEST(Exporter, CollectsTheSameFamiliesThatItExposes) {
   for (const auto& family : families) EXPECT_TRUE(text.families.contains(family.name)) << family.name;
 }
 
-TEST(Exporter, TellsTheNodeOrTheForwardsAlone) {
+TEST(Exporter, ReportsOnlyTheNodeOrOnlyTheForwardsOnRequest) {
   MeasuredNode node;
   node.add_forward(20001);
   const auto names = [&](MetricsScope scope) {

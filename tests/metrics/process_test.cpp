@@ -40,7 +40,7 @@ TEST(ProcessStats, CountEveryOpenDescriptor) {
   EXPECT_EQ(after.open_fds, before.open_fds);
 }
 
-TEST(ProcessStats, TellLimitMemoryCpuAndStart) {
+TEST(ProcessStats, ReportLimitMemoryCpuAndStart) {
   const auto stats = read_process_stats();
   rlimit limit{};
   ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &limit), 0);

@@ -110,7 +110,7 @@ class Parser {
     return std::nullopt;
   }
 
-  /// "{a="b",c="d"}"; false when it is malformed.
+  /// "{a="b",c="d"}"; false if it is malformed.
   bool labels(SampleLabels& labels) {
     line_.remove_prefix(1);
     while (!line_.starts_with('}')) {

@@ -2,7 +2,7 @@
 // error.
 //
 // Source: prometheus.io/docs/instrumenting/exposition_formats. Stricter than a real scraper: HELP and TYPE
-// must stand before a family's samples, and nothing may be told twice.
+// must precede a family's samples, and nothing may occur twice.
 #pragma once
 
 #include <map>
@@ -32,9 +32,9 @@ struct ParsedText {
   std::map<std::string, ParsedFamily> families;
   std::vector<std::string> errors;  // "line 12: ..."
 
-  /// The value of one series; nothing when it is not there.
+  /// The value of one series; nullopt if there is none.
   std::optional<double> value(const std::string& name, const SampleLabels& labels = {}) const;
-  /// How many series carry this label with this value.
+  /// How many series have this label with this value.
   std::size_t series_with(const std::string& label, const std::string& value) const;
 };
 

@@ -1,4 +1,4 @@
-// Clients of a listener of the node, one of which is refused by the kernel.
+// Clients of a listener of the node; the kernel refuses one of them.
 #include "network/client_refusals.h"
 
 #include <gmock/gmock.h>
@@ -105,7 +105,7 @@ TEST_P(ClientRefusalsTest, ConnectionsThatAreThereRunOn) {
   EXPECT_EQ(exchange(accepted, connected.fd, "answer"), "answer");
 }
 
-TEST_P(ClientRefusalsTest, ItTellsWhenTheClientAskedLast) {
+TEST_P(ClientRefusalsTest, ItReportsWhenTheClientLastTried) {
   EXPECT_EQ(refusals_->last_asked(local(), client()), nanoseconds::zero()) << "not refused";
   ASSERT_TRUE(refusals_->refuse(local(), client()));
   EXPECT_EQ(refusals_->last_asked(local(), client()), nanoseconds::zero()) << "not asked yet";

@@ -1,5 +1,5 @@
-// A guest with an address of each family on one tap: both are led back and guarded, and what is wrong with
-// one costs the other nothing.
+// A guest with an address of each family on one tap: both are led back and guarded, and a fault of one
+// does not affect the other.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -88,7 +88,7 @@ TEST_P(DualStackGuest, ItsNextSessionMayHaveOneAddressMoreOrLess) {
   }
 }
 
-TEST_P(DualStackGuest, WhatStandsInTheWayOfOneFamilyIsNoFaultOfTheOther) {
+TEST_P(DualStackGuest, AnObstacleForOneFamilyIsNoFaultOfTheOther) {
   const auto path = world_->start(GetParam());
   const Way way = add(*path, "tap0", both_of_guest());
   for (const Network& network : {kV6, kV4}) {
@@ -105,7 +105,7 @@ TEST_P(DualStackGuest, WhatStandsInTheWayOfOneFamilyIsNoFaultOfTheOther) {
     EXPECT_EQ(path->fault(way, other), "");
     EXPECT_EQ(path->fault(way), path->fault(way, blocked));
     expect_a_conversation(blocked.is_v4() ? kV6 : kV4);
-    // Another forward meanwhile: the one that works has its way.
+    // Another forward meanwhile: the address that works gets its return path.
     world_->node.run([&] { EXPECT_TRUE(path->add_port(way, kPort + 1)); });
     world_->node.ip(family + "rule del pref 77");
     world_->node.run([&] { EXPECT_THAT(path->repair(16), ElementsAre(FieldsAre(way, ""))); });
@@ -113,7 +113,7 @@ TEST_P(DualStackGuest, WhatStandsInTheWayOfOneFamilyIsNoFaultOfTheOther) {
   }
 }
 
-TEST_P(DualStackGuest, WhatSomebodyRemovesIsMendedForBoth) {
+TEST_P(DualStackGuest, WhatSomebodyRemovesIsRepairedForBoth) {
   const auto path = world_->start(GetParam());
   add(*path, "tap0", both_of_guest());
   const std::string before = world_->listing();

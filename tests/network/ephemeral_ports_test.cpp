@@ -75,7 +75,7 @@ TEST_F(EphemeralOverlapTest, WithoutTheFilesNothingIsSaid) {
   EXPECT_FALSE(ephemeral_overlap({30000, 40000}, {"/nonexistent/range", "/nonexistent/reserved"}));
 }
 
-TEST_F(EphemeralOverlapTest, ReservingIsNotSuggestedWhereTheNodeCouldNotConnectAnyMore) {
+TEST_F(EphemeralOverlapTest, ReservingIsNotSuggestedIfTheNodeCouldNoLongerConnect) {
   const auto found = overlap({32768, 60999}, {32768, 60999});
   ASSERT_TRUE(found);
   EXPECT_TRUE(found->remedy.find("would leave 0 ports") != std::string::npos) << found->remedy;
@@ -84,13 +84,13 @@ TEST_F(EphemeralOverlapTest, ReservingIsNotSuggestedWhereTheNodeCouldNotConnectA
       << found->remedy;
 }
 
-/// What a remedy asks for, as far as it asks: the last value of its kind in the text.
+/// The value that a remedy suggests: the last one of its kind in the text.
 std::string after(const std::string& text, const std::string& name) {
   const std::size_t at = text.rfind(name);
   return at == std::string::npos ? "" : text.substr(at + name.size());
 }
 
-// Whatever the node looks like: who follows a remedy is warned no more, and can still connect.
+// On any node: after following a remedy there is no warning, and the node can still connect.
 TEST_F(EphemeralOverlapTest, ARemedyLeavesNoOverlapAndEnoughPorts) {
   const auto every_other = [](int first, int last) {
     std::string list = std::to_string(first);

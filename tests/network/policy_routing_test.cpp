@@ -1,4 +1,4 @@
-// What the kernel says of the node's addresses, in a network namespace.
+// What the kernel reports about the node's addresses, in a network namespace.
 #include "network/policy_routing.h"
 
 #include <gmock/gmock.h>

@@ -1,6 +1,6 @@
-// Client, node and two guests in network namespaces of their own; connections from the node to a guest carry
-// the client's address, and the guest's answers have to find the way back to the node, whatever the node's
-// settings. No netfilter.
+// Client, node and two guests in network namespaces of their own; connections from the node to a guest
+// carry the client's address, and the guest's answers must find their way back to the node, whatever the
+// node's settings. No netfilter.
 
 #include "network/return_path.h"
 
@@ -48,7 +48,7 @@ using testing::IsEmpty;
 using testing::Not;
 using testing::UnorderedElementsAre;
 
-/// Where nothing stands in the way.
+/// Without obstacles.
 Way add(ReturnPath& path, int link, const IpAddress& guest) {
   const Way way = path.add(link, guest);
   EXPECT_EQ(path.fault(way), "");
@@ -57,7 +57,7 @@ Way add(ReturnPath& path, int link, const IpAddress& guest) {
 
 class ReturnPathTest : public WorldTest {};
 
-/// A daemon that is killed once `use` has succeeded: what it has made stays.
+/// A daemon that is killed once `use` has succeeded: what it made stays.
 template <class Use>
 void die_after(const test::NetworkNamespace& node, Use use,
                ReturnPath::Kind kind = ReturnPath::Kind::kProgram, const ReturnPathSettings& settings = {}) {
@@ -140,7 +140,7 @@ TEST_P(ReturnPathSettingTest, TheGuestSeesTheClientsAddressAndPortAndItsAnswersC
   EXPECT_EQ(world_->connect_as(client(40001), closed).error, ECONNREFUSED);
 }
 
-TEST_P(ReturnPathSettingTest, WithRulesTooWhereThePortWasAdded) {
+TEST_P(ReturnPathSettingTest, WithRulesTooIfThePortWasAdded) {
   const auto path = world_->start(ReturnPath::Kind::kRules);
   ASSERT_EQ(path->kind(), ReturnPath::Kind::kRules);
   const Fd listener = listen(world_->guest, guest(0));
@@ -190,8 +190,8 @@ class ReturnPathAttackTest : public ReturnPathSettingTest {
   void SetUp() override {
     ReturnPathSettingTest::SetUp();
     if (!world_) return;
-    // Otherwise a segment that is not steered may be dropped, for the socket that was found early, and could
-    // not be told from one that is.
+    // Otherwise a segment that is not steered may be dropped because of the socket that early demux found,
+    // and could not be distinguished from a steered one.
     world_->node.set("net/ipv4/ip_early_demux", "0");
     path_ = world_->start();
     add(*path_, world_->link("tap0"), guest(0).address());
@@ -203,7 +203,7 @@ class ReturnPathAttackTest : public ReturnPathSettingTest {
     sniffer_.emplace(world_->client, GetParam().v6);
   }
 
-  /// Whether a segment of the connection of that client port, sent by `from`, is kept in the node; else it
+  /// Whether a segment of the connection with that client port, sent by `from`, stays in the node; else it
   /// goes to the real client.
   bool is_steered(const NetworkNamespace& from, const Endpoint& marker_source, std::uint16_t port = 40000,
                   std::uint8_t flags = TH_ACK) {
@@ -259,7 +259,7 @@ TEST_P(ReturnPathAttackTest, TheNodesServicesAreNotReachedByForeignAddresses) {
   EXPECT_TRUE(accept(of_client));
   EXPECT_TRUE(nobody_waits(of_node));
 
-  // And where the client has nothing, it is the client that refuses.
+  // If the client has no such connection, the client itself refuses.
   const std::uint16_t port = local_of(of_node).port();
   const auto refused = connect_plainly(world_->guest, guest(0), client(static_cast<std::uint16_t>(port ^ 1)));
   EXPECT_EQ(refused.error, ECONNREFUSED);
@@ -325,7 +325,8 @@ class ReturnPathIcmpTest : public ReturnPathSettingTest {
     return "";
   }
 
-  /// Whether the message stays in the node; else it goes to the real client. What is sent after it has come.
+  /// Whether the message stays in the node; else it goes to the real client. Waits for a later packet to
+  /// arrive.
   bool is_kept(const NetworkNamespace& from, const IpAddress& source, const std::string& message) {
     const std::string marker =
         refusal(make_packet(client(1), local_of(listener_), ++markers_, TH_ACK));  // of no connection
@@ -372,8 +373,8 @@ INSTANTIATE_TEST_SUITE_P(Families, ReturnPathIcmpTest,
                                          Setting{.name = "V6", .v6 = true}),
                          [](const auto& test) { return test.param.name; });
 
-// A guest that rejects by ICMP once cost the client the whole connect time-out, and told it of an address
-// that it does not know.
+// A guest that rejects by ICMP once cost the client the whole connect timeout, and gave it an address that
+// it does not know.
 TEST_P(ReturnPathIcmpTest, AGuestsRefusalEndsTheConnectAtOnce) {
   const std::vector<Unreachable> all =
       v6() ? std::vector<Unreachable>{{ICMP6_DST_UNREACH_NOPORT, ECONNREFUSED},
@@ -398,7 +399,7 @@ TEST_P(ReturnPathIcmpTest, AnErrorAboutAnEstablishedConnectionDoesNotEndIt) {
   EXPECT_EQ(exchange(flow.upstream, flow.accepted, "still there"), "still there");
 }
 
-TEST_P(ReturnPathIcmpTest, ARouterBehindTheTapTellsThePathsMtu) {
+TEST_P(ReturnPathIcmpTest, ARouterBehindTheTapReportsThePathsMtu) {
   const Flow flow = open(40000);
   ASSERT_EQ(path_mtu(flow), kLarge);
   const IpAddress router = address(v6() ? "fd00:2::77" : "198.18.2.77");
@@ -422,7 +423,7 @@ TEST_P(ReturnPathIcmpTest, AnotherGuestsErrorsHaveNoEffect) {
   EXPECT_TRUE(is_kept(world_->neighbour, guest(0).address(), refusal(flow.packet)));
   EXPECT_EQ(path_->forged_packets(), 1U);
   EXPECT_EQ(error_of(flow), 0);
-  // Where both have the same address; a strict rp_filter would let only one of them talk at all.
+  // Both have the same address; a strict rp_filter would let only one of them communicate.
   world_->set_rp_filter("0");
   add(*path_, world_->link("tap1"), guest(0).address());
   EXPECT_FALSE(is_kept(world_->neighbour, guest(0).address(), refusal(flow.packet)));
@@ -664,8 +665,8 @@ class ReturnPathStateTest : public ReturnPathTest, public testing::WithParamInte
 INSTANTIATE_TEST_SUITE_P(States, ReturnPathStateTest, testing::ValuesIn(all_states()),
                          [](const auto& test) { return test.param.name; });
 
-// The node's own services were once reached by a client's address: for a SYN that a TIME_WAIT socket lets
-// pass the kernel looks for a listener, and one on all addresses fits.
+// The node's own services could once be reached by a client's address: for a SYN that a TIME_WAIT socket
+// lets pass, the kernel looks for a listener, and one on all addresses matches.
 TEST_P(ReturnPathStateTest, ASynOfTheGuestReachesTheClientAndNoServiceOfTheNode) {
   for (const int flags : {TH_SYN, TH_SYN | TH_FIN, TH_SYN | TH_PUSH, TH_SYN | TH_URG}) {
     EXPECT_FALSE(is_steered(static_cast<std::uint8_t>(flags))) << flags;
@@ -679,8 +680,8 @@ TEST_P(ReturnPathStateTest, OtherSegmentsReachTheRelaysSocketAsLongAsThereIsOne)
   EXPECT_TRUE(nobody_waits(service_));
 }
 
-// A rule cannot look at TCP's flags. From a forwarded port the guest once reached, by any foreign address,
-// whatever service of the node listens on all addresses.
+// A rule cannot match TCP flags. From a forwarded port the guest could once reach, by any foreign address,
+// every service of the node that listens on all addresses.
 class ReturnPathRulesTest : public ReturnPathSettingTest {
  protected:
   static constexpr std::uint16_t kServicePort = 9100;
@@ -695,7 +696,7 @@ class ReturnPathRulesTest : public ReturnPathSettingTest {
     ASSERT_TRUE(path_->add_port(way_, kForwarded + 1));
     service_ = start_wildcard_service(*world_, GetParam().v6, kServicePort);
     at_guest_.emplace(world_->guest, GetParam().v6);
-    // The node has found the guest's Ethernet address: an answer is not held up by that.
+    // The node already knows the guest's Ethernet address: that does not delay an answer.
     const Endpoint any(GetParam().v6 ? IpAddress(boost::asio::ip::address_v6::any())
                                      : IpAddress(boost::asio::ip::address_v4::any()),
                        0);
@@ -781,7 +782,7 @@ class SourceGuardTest : public ReturnPathSettingTest {
     sniffer_.emplace(world_->client, GetParam().v6);
   }
 
-  /// Whether what the neighbour sends from that address comes through.
+  /// Whether packets that the neighbour sends from that address arrive.
   bool passes(const Endpoint& source) {
     forge(world_->neighbour, source, client(9), kForged);
     forge(world_->neighbour, neighbour(9), client(9), kMarker);
@@ -839,10 +840,10 @@ TEST_P(SourceGuardTest, ItLeavesRoutingAndMarksAlone) {
 TEST_F(ReturnPathTest, WithoutItAnswersAreLost) {
   const Fd listener = listen(world_->guest, {address(kV4.guest), 0});
   const auto connected = world_->connect_as({address(kV4.client), 40000}, local_of(listener), "tap0", kShort);
-  EXPECT_EQ(connected.error, EINPROGRESS);  // as SO_SNDTIMEO says that the time is over
+  EXPECT_EQ(connected.error, EINPROGRESS);  // how SO_SNDTIMEO reports that its time is over
 }
 
-/// By tcx, and by filters where that cannot be had.
+/// By tcx, and by filters if that is not available.
 class ReturnPathHookTest : public ReturnPathTest, public testing::WithParamInterface<bool> {
  protected:
   void SetUp() override {
@@ -910,7 +911,7 @@ TEST_P(ReturnPathHookTest, WhatAKilledPredecessorLeftIsRemovedByTheNextStart) {
   EXPECT_EQ(world_->listing(), before);
 }
 
-TEST_P(ReturnPathHookTest, OtherPeoplesRulesAndFiltersStayAndGoOnWorking) {
+TEST_P(ReturnPathHookTest, OtherProgramsRulesAndFiltersStayAndKeepWorking) {
   world_->node.ip("rule add pref 5209 fwmark 0x1/0x1 lookup main");
   world_->node.ip("rule add pref 5211 fwmark 0x2/0x2 lookup main");
   world_->node.ip("route add local 203.0.113.7 dev lo table 5210");
@@ -935,7 +936,7 @@ TEST_P(ReturnPathHookTest, OtherPeoplesRulesAndFiltersStayAndGoOnWorking) {
   EXPECT_EQ(world_->listing(), before);
 }
 
-TEST_F(ReturnPathTest, OthersTcxProgramsGoOnBeforeItAndAfterItAndWithoutIt) {
+TEST_F(ReturnPathTest, OtherTcxProgramsKeepWorkingBeforeItAfterItAndWithoutIt) {
   const Fd listener = listen(world_->guest, {address(kV4.guest), 0});
   std::optional<ForeignTcx> first(std::in_place, world_->node, "tap0");
   const auto path = world_->start();
@@ -1057,7 +1058,7 @@ TEST_F(ReturnPathTest, AMarkBitThatAnothersRuleHasIsRefused) {
   add(*path, world_->link("tap0"), address(kV4.guest));
 }
 
-TEST_F(ReturnPathTest, ARuleOfEqualPreferenceThatWasThereFirstIsToldWhereItIsInTheWay) {
+TEST_F(ReturnPathTest, AnEarlierRuleOfEqualPreferenceIsReportedIfItIsInTheWay) {
   world_->add_default_route();
   world_->node.ip("rule add pref 1200 iif tap0 lookup main");
   const auto path = world_->start(ReturnPath::Kind::kProgram, kOtherNumbers);
@@ -1065,7 +1066,7 @@ TEST_F(ReturnPathTest, ARuleOfEqualPreferenceThatWasThereFirstIsToldWhereItIsInT
   EXPECT_THAT(path->fault(way), HasSubstr("(preference 1200): 1200"));
 }
 
-// Tailscale deletes what is at its preferences, whoever made it.
+// Tailscale deletes any rule at its preferences.
 TEST_F(ReturnPathTest, TailscalesCleanUpTakesNoRuleOfOurs) {
   for (const char* preference : {"5210", "5230", "5250", "5270"}) {
     world_->node.ip(std::string("rule add fwmark 0x80000/0xff0000 lookup main pref ") + preference);
@@ -1110,7 +1111,7 @@ TEST_F(ReturnPathTest, ALinkThatIsNotThereIsAnErrorAndNothingStays) {
   EXPECT_EQ(world_->listing(), before);
 }
 
-TEST_F(ReturnPathTest, ALinkThatIsGoneIsRemovedAndOneMadeAnewUnderItsIndexIsAdded) {
+TEST_F(ReturnPathTest, ALinkThatIsGoneIsRemovedAndANewOneWithItsIndexIsAdded) {
   const auto path = world_->start();
   world_->node.ip("link add tap7 index 777 type veth peer name peer7");
   add(*path, 777, address("198.18.7.2"));
@@ -1139,7 +1140,7 @@ TEST_F(ReturnPathTest, TheNextAddPutsBackWhatSomebodyRemoved) {
   EXPECT_EQ(world_->listing(), with);
 }
 
-TEST_F(ReturnPathTest, ATableThatSomebodyElseUsesIsAFaultAndStays) {
+TEST_F(ReturnPathTest, ATableThatAnotherProgramUsesIsAFaultAndStays) {
   world_->node.ip("route add local default dev lo table 5210 proto static");
   const std::string before = world_->listing();
   const auto path = world_->start();
@@ -1158,7 +1159,7 @@ TEST_F(ReturnPathTest, ASecondOneInTheNetworkNamespaceDoesNotStart) {
   });
 }
 
-TEST_F(ReturnPathTest, WhatSomebodyRemovedIsMended) {
+TEST_F(ReturnPathTest, WhatSomebodyRemovedIsRepaired) {
   const auto taken = take_all_tcx(world_->node, "tap0");
   const auto path = world_->start();
   add(*path, world_->link("tap0"), address(kV4.guest));
@@ -1173,7 +1174,7 @@ TEST_F(ReturnPathTest, WhatSomebodyRemovedIsMended) {
   EXPECT_EQ(world_->listing(), with);
 }
 
-TEST_F(ReturnPathTest, ALinkThatCannotBeMendedIsToldOnce) {
+TEST_F(ReturnPathTest, ALinkThatCannotBeRepairedIsReportedOnce) {
   const auto path = world_->start();
   const Way gone = add(*path, world_->link("tap0"), address(kV4.guest));
   add(*path, world_->link("tap1"), address(kV4.neighbour));
@@ -1186,7 +1187,7 @@ TEST_F(ReturnPathTest, ALinkThatCannotBeMendedIsToldOnce) {
 
 // ---- What stands in the way is found without a client ----
 
-TEST_P(ReturnPathForwardTest, ARuleOfSomebodyElsesThatComesFirstIsToldAndItsEndToo) {
+TEST_P(ReturnPathForwardTest, AnotherProgramsEarlierRuleIsReportedAndSoIsItsRemoval) {
   world_->add_default_route();
   const std::string family = GetParam().v6 ? "-6 " : "-4 ";
   const auto path = world_->start();
@@ -1205,7 +1206,7 @@ TEST_P(ReturnPathForwardTest, ARuleOfSomebodyElsesThatComesFirstIsToldAndItsEndT
   }
 }
 
-TEST_F(ReturnPathTest, ACheckOfTheSourceAddressThatRefusesTheGuestIsTold) {
+TEST_F(ReturnPathTest, ACheckOfTheSourceAddressThatRefusesTheGuestIsReported) {
   world_->set_rp_filter("1");
   const auto path = world_->start();
   world_->node.ip("address del 198.18.2.1/24 dev tap0");
@@ -1215,7 +1216,7 @@ TEST_F(ReturnPathTest, ACheckOfTheSourceAddressThatRefusesTheGuestIsTold) {
   EXPECT_THAT(path->repair(16), ElementsAre(FieldsAre(way, "")));
 }
 
-TEST_F(ReturnPathTest, ARuleThatComesBeforeAPortsIsToldToo) {
+TEST_F(ReturnPathTest, ARuleThatComesBeforeAPortsIsReportedToo) {
   world_->add_default_route();
   const auto path = world_->start(ReturnPath::Kind::kRules);
   world_->node.run([&] {
@@ -1236,7 +1237,7 @@ TEST_F(ReturnPathTest, ARuleThatComesBeforeAPortsIsToldToo) {
   });
 }
 
-TEST_F(ReturnPathTest, WhatIsWrongWithTheNodeIsToldOfAllItsGuestsAtOnce) {
+TEST_F(ReturnPathTest, AFaultOfTheNodeIsReportedForAllItsGuestsAtOnce) {
   const auto path = world_->start();
   const Way one = add(*path, world_->link("tap0"), address(kV4.guest));
   const Way other = add(*path, world_->link("tap1"), address(kV4.neighbour));
@@ -1288,8 +1289,8 @@ TEST_F(ReturnPathTest, ThereAreOnlySoManyRules) {
   });
 }
 
-// The clean-up of a session that had ended a second ago once removed the rule of the next one on its tap,
-// whose connections then hung.
+// The clean-up of a session that had ended a second before once removed the rule of the next one on its
+// tap, whose connections then hung.
 TEST_F(ReturnPathTest, ALateCleanUpOfAnEarlierSessionDoesNotHitTheNextOneOnItsTap) {
   const auto path = world_->start(ReturnPath::Kind::kRules);
   const Fd listener = listen(world_->guest, {address(kV4.guest), 0});
@@ -1321,7 +1322,7 @@ TEST_F(ReturnPathTest, ALateCleanUpDoesNotDetachTheProgramEither) {
   EXPECT_EQ(world_->listing(), with);
 }
 
-// A rule names the interface: a tap that was renamed once lost its rules, and the next one of the old name
+// A rule names the interface: a renamed tap once lost its rules, and the next tap with the old name
 // inherited them.
 TEST_F(ReturnPathTest, RulesFollowATapThatIsRenamed) {
   const auto path = world_->start(ReturnPath::Kind::kRules);
@@ -1374,7 +1375,7 @@ TEST_F(ReturnPathTest, WithoutTheCapabilitiesItSaysWhichItNeeds) {
     EXPECT_EQ(path.error().code, ErrorCode::kResourceExhausted);
     EXPECT_THAT(path.error().detail, HasSubstr("CAP_BPF and CAP_NET_ADMIN"));
   });
-  // It started, and no guest's answers ever came back: CAP_SYS_ADMIN is enough to load the program.
+  // It started, but no guest's answers ever came back: CAP_SYS_ADMIN is enough to load the program.
   for (const ReturnPath::Kind kind : {ReturnPath::Kind::kProgram, ReturnPath::Kind::kGuardOnly}) {
     world_->node.run([kind] {
       drop_capabilities({CAP_NET_ADMIN});

@@ -1,5 +1,5 @@
-// Clients that have a route of their own to a guest: what the packet program on the guest's tap knows of
-// their connections. A real guest's segments, in network namespaces.
+// Clients that have a route of their own to a guest: what the packet program on the guest's tap knows
+// about their connections. A real guest's segments, in network namespaces.
 
 #include "network/routed_connections.h"
 
@@ -134,7 +134,7 @@ TEST_P(RoutedConnectionsTest, OneThatIsOlderThanTheProgramIsKnownWhenTheGuestSen
   EXPECT_FALSE(known(40000, kShortTime + std::chrono::seconds(1)));
 }
 
-/// The guest was paused, and the relay has given its connection up meanwhile.
+/// The guest was paused, and the relay has given up its connection meanwhile.
 TEST_P(RoutedConnectionsTest, WhatComesTooLateForTheRelayIsForgottenSoon) {
   for (const int kind : {TH_SYN | TH_ACK, TH_ACK}) {
     const auto flags = static_cast<std::uint8_t>(kind);

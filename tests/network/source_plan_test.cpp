@@ -74,13 +74,13 @@ TEST(SourcePlan, WhatTheGuestSaysAndWhatTheNodesAddressCannotDoIsFinal) {
   }
 }
 
-TEST(SourcePlan, ThePortIsLeftOutWhereItIsInUse) {
+TEST(SourcePlan, ThePortIsLeftOutIfItIsInUse) {
   const Endpoint client(boost::asio::ip::make_address("::ffff:198.18.1.2"), 40000);
   EXPECT_EQ(to_string(source_endpoint(client, SourcePlan::kTransparent)), "198.18.1.2:40000");
   EXPECT_EQ(to_string(source_endpoint(client, SourcePlan::kPortInUse)), "198.18.1.2:0");
 }
 
-TEST(SourcePlan, EveryOneIsToldApartByItsModeAndFallback) {
+TEST(SourcePlan, EveryOneIsIdentifiedByItsModeAndFallback) {
   std::set<std::pair<std::string_view, std::string_view>> names;
   for (std::size_t i = 0; i < kSourcePlans; ++i) {
     const auto each = static_cast<SourcePlan>(i);

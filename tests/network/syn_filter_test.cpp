@@ -1,4 +1,4 @@
-// The filter on frames, in a datagram socket: what is passed on arrives whole, and what is dropped is cut to
+// The filter on frames, in a datagram socket: a passed frame arrives whole, and a dropped one is cut to
 // TC_ACT_SHOT bytes. A frame that does not arrive would end the classification (TC_ACT_OK).
 #include "network/syn_filter.h"
 

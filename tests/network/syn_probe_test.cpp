@@ -1,4 +1,4 @@
-// A guest's ports are asked, from the node's address and from a client's, with and without CAP_NET_RAW.
+// Probes a guest's ports from the node's address and from a client's, with and without CAP_NET_RAW.
 #include "network/syn_probe.h"
 
 #include <gmock/gmock.h>
@@ -45,7 +45,7 @@ std::vector<Setting> all_settings() {
   for (const bool v6 : {false, true}) {
     for (const bool as_client : {false, true}) {
       for (const Rights rights : {Rights::kAll, Rights::kNoNetRaw, Rights::kNoNetAdmin}) {
-        // Where a filter needs CAP_NET_ADMIN, no client's address can be used.
+        // If a filter needs CAP_NET_ADMIN, no client's address can be used.
         if (!as_client || rights != Rights::kNoNetAdmin) all.push_back({v6, as_client, rights});
       }
     }
@@ -168,7 +168,7 @@ TEST_P(SynProbeTest, SeveralAtOnceHaveTheirOwnAnswers) {
     const int error = open(target(local_of(closed ? closed_port : open_port)), probes[i].first);
     if (error != 0) {
       EXPECT_EQ(error, probes[i].second);
-      probes[i].second = -EAGAIN;  // it has answered already
+      probes[i].second = -EAGAIN;  // already answered
     }
   }
   for (auto& [probe, expected] : probes) {
@@ -179,7 +179,7 @@ TEST_P(SynProbeTest, SeveralAtOnceHaveTheirOwnAnswers) {
   EXPECT_TRUE(nobody_waits(open_port));
 }
 
-TEST_P(SynProbeTest, WhereNobodyHasTheAddressItSaysSoIfTheKernelDoes) {
+TEST_P(SynProbeTest, IfNobodyHasTheAddressItSaysSoIfTheKernelDoes) {
   if (GetParam().v6 || GetParam().as_client || GetParam().rights == Rights::kNoNetAdmin) return;
   world_->node.set("net/ipv4/neigh/tap0/retrans_time_ms", "10");
   EXPECT_EQ(ask({address("198.18.2.99"), 80}), -EHOSTUNREACH);
@@ -225,7 +225,7 @@ TEST_P(SynProbeTest, GarbageIsNoAnswerAndDoesNoHarm) {
   const std::uint16_t port = local_of(listener).port();
   send(static_cast<std::uint16_t>(port ^ 1), TH_RST | TH_ACK);  // another port's answer
   EXPECT_EQ(answer_within(probe, milliseconds(50)), -EAGAIN);
-  if (!has_raw()) return;  // a count of segments is all that it sees
+  if (!has_raw()) return;  // it sees only a count of segments
   for (const int flags : {0, TH_SYN, TH_FIN, TH_FIN | TH_PUSH | TH_URG, TH_ACK, TH_ACK, TH_PUSH | TH_ACK}) {
     for (int i = 0; i < 20; ++i) send(port, flags);
     EXPECT_EQ(answer_within(probe, milliseconds(50)), -EAGAIN) << flags;
@@ -234,10 +234,10 @@ TEST_P(SynProbeTest, GarbageIsNoAnswerAndDoesNoHarm) {
   EXPECT_EQ(answer_within(probe, std::chrono::seconds(10)), -ECONNREFUSED);
 }
 
-// The kernel chooses the port, and the guest may remember an earlier connection of it that nobody ended: it
-// answers the SYN with an acknowledgement, and takes a SYN only after a RST.
+// The kernel chooses the port, and the guest may remember an earlier connection from it that nobody ended:
+// it answers the SYN with an acknowledgement, and accepts a SYN only after a RST.
 TEST_P(SynProbeTest, AConnectionThatOnlyTheGuestRemembersIsNotTakenForTheService) {
-  if (GetParam().rights != Rights::kAll) return;  // it sees only a count of segments, or asks only once
+  if (GetParam().rights != Rights::kAll) return;  // it sees only a count of segments, or probes only once
   world_->node.set("net/ipv4/ip_local_port_range", "40000 40000");
   const Fd listener = listen(world_->guest, guest(0));
   const char* node = GetParam().v6 ? "fd00:2::1" : "198.18.2.1";
@@ -254,8 +254,8 @@ TEST_P(SynProbeTest, AConnectionThatOnlyTheGuestRemembersIsNotTakenForTheService
   EXPECT_TRUE(nobody_waits(listener));
 }
 
-// A busy service that ended its connections first has gone: the guest answers a SYN of one of their ports
-// with an acknowledgement, although nobody listens.
+// A busy service that closed its connections first is gone: the guest answers a SYN from one of their
+// ports with an acknowledgement, although nobody listens.
 TEST_P(SynProbeTest, APortThatTheGuestHasInTimeWaitIsNoDoubt) {
   if (GetParam().rights != Rights::kAll) return;
   world_->node.set("net/ipv4/ip_local_port_range", "40000 40000");

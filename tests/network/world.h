@@ -137,7 +137,7 @@ inline std::string exchange(const Fd& from, const Fd& to, std::string_view bytes
   return got.substr(0, static_cast<std::size_t>(count));
 }
 
-/// Of a segment without data (RFC 9293, 3.1). What is not delivered does not need one, what is answered does.
+/// Of a segment without data (RFC 9293, 3.1). Needed only for segments that get an answer.
 inline std::uint16_t checksum(const IpAddress& source, const IpAddress& destination, const tcphdr& tcp) {
   std::string bytes;
   for (const IpAddress& address : {source, destination}) {
@@ -160,8 +160,8 @@ inline std::uint16_t checksum(const IpAddress& source, const IpAddress& destinat
   return htons(static_cast<std::uint16_t>(~sum));
 }
 
-/// A TCP segment in an IP packet, whose addresses are whatever one likes; `sequence` is how it is recognised.
-/// IPv6: `extensions` are 8 bytes each, in front of it.
+/// A TCP segment in an IP packet with any addresses; `sequence` identifies it. IPv6: `extensions` are 8
+/// bytes each, in front of it.
 inline std::string make_packet(const Endpoint& source, const Endpoint& destination, std::uint32_t sequence,
                                std::uint8_t flags, const std::vector<std::uint8_t>& extensions = {}) {
   tcphdr tcp{};
@@ -223,7 +223,7 @@ inline void forge(const NetworkNamespace& network, const Endpoint& source, const
   });
 }
 
-/// Sends it over eth0 to the device at the other end, behind so many VLAN tags that only say a priority.
+/// Sends it over eth0 to the device at the other end, behind this many priority-only VLAN tags.
 inline void send_frame(const NetworkNamespace& network, const std::string& to_mac, const std::string& packet,
                        int tags) {
   network.run([&] {
@@ -250,7 +250,7 @@ inline std::string make_error(bool v6, std::uint8_t type, std::uint8_t code, std
   const std::uint32_t word = htonl(value);
   message.append(reinterpret_cast<const char*>(&word), sizeof word);
   message += quoted;
-  if (v6) return message;  // the kernel knows the addresses, and makes the checksum
+  if (v6) return message;  // the kernel knows the addresses and computes the checksum
   std::uint32_t sum = 0;
   for (std::size_t i = 0; i < message.size(); ++i) {
     const auto byte = static_cast<std::uint32_t>(static_cast<unsigned char>(message[i]));
@@ -262,7 +262,7 @@ inline std::string make_error(bool v6, std::uint8_t type, std::uint8_t code, std
   return message;
 }
 
-/// Sends an ICMP message, from whatever address.
+/// Sends an ICMP message from any address.
 inline void send_icmp(const NetworkNamespace& network, const IpAddress& source, const IpAddress& destination,
                       const std::string& message) {
   network.run([&] {
@@ -280,7 +280,7 @@ inline void send_icmp(const NetworkNamespace& network, const IpAddress& source, 
   });
 }
 
-/// The socket hears nothing any more; it acknowledges nothing either.
+/// The socket receives nothing any more and acknowledges nothing.
 inline void make_deaf(const Fd& socket) {
   sock_filter drop = BPF_STMT(BPF_RET | BPF_K, 0);
   const sock_fprog program{.len = 1, .filter = &drop};
@@ -298,7 +298,7 @@ class Sniffer {
     IpAddress source;
     tcphdr tcp;
   };
-  /// Nothing when none comes, for 10 s, or with MSG_DONTWAIT none has.
+  /// nullopt if none comes within 10 s, or, with MSG_DONTWAIT, none has.
   std::optional<Segment> next(int flags = 0) {
     std::array<char, 2048> buffer;
     Endpoint source;
@@ -313,7 +313,7 @@ class Sniffer {
     return segment;
   }
 
-  /// Which of the two comes first; 0 when none does.
+  /// Which of the two comes first; 0 if none does.
   std::uint32_t first_of(std::uint32_t a, std::uint32_t b) {
     while (const auto segment = next()) {
       const std::uint32_t sequence = ntohl(segment->tcp.seq);
@@ -345,7 +345,7 @@ class IcmpSniffer {
     });
   }
 
-  /// Which of two messages comes first, as sent by send_icmp(); 0 when neither does, within 10 s.
+  /// Which of two messages sent by send_icmp() comes first; 0 if neither does within 10 s.
   int first_of(const std::string& first, const std::string& second) {
     for (;;) {
       std::array<char, 2048> buffer;
@@ -359,7 +359,7 @@ class IcmpSniffer {
   }
 
  private:
-  /// But for the checksum.
+  /// Without the checksum.
   static bool same(std::string_view message, const std::string& sent) {
     return message.size() == sent.size() && message.substr(0, 2) == sent.substr(0, 2) &&
            message.substr(4) == sent.substr(4);
@@ -381,7 +381,8 @@ inline constexpr Network kV4{"198.18.1.2", "198.18.2.2", "198.18.3.2"};
 inline constexpr Network kV6{"fd00:1::2", "fd00:2::2", "fd00:3::2"};
 
 /// client (eth0) -- (eth0) node (tap0) -- (eth0) guest, and (tap1) -- (eth0) neighbour; each of the outer
-/// ones has the node as its default gateway. The thread that makes it is in the node as long as it is there.
+/// ones has the node as its default gateway. The thread that makes it is in the node as long as the object
+/// lives.
 struct World {
   World() {
     // No waiting until an IPv6 address may be used.
@@ -426,7 +427,7 @@ struct World {
     node.set("net/ipv6/conf/all/forwarding", value);
   }
 
-  /// As most nodes have one, towards their clients.
+  /// Like that of most nodes, towards their clients.
   void add_default_route() const {
     node.ip("route add default via 198.18.1.2");
     node.ip("-6 route add default via fd00:1::2");
@@ -466,7 +467,7 @@ struct World {
       Fd fd = make_socket(source.protocol().family(), SOCK_STREAM, 0);
       set_option(fd, SOL_SOCKET, SO_SNDTIMEO, timeout);
       set_option(fd, SOL_SOCKET, SO_REUSEADDR, kOn);
-      // Otherwise the port of a service on all addresses is none that a relay could have.
+      // Otherwise a relay could not use the port of a service on all addresses.
       if (share_port) set_option(fd, SOL_SOCKET, SO_REUSEPORT, kOn);
       const bool v4 = source.address().is_v4();
       set_option(fd, v4 ? SOL_IP : SOL_IPV6, v4 ? IP_TRANSPARENT : IPV6_TRANSPARENT, kOn);
@@ -480,7 +481,7 @@ struct World {
     return connected;
   }
 
-  /// All that the return path could leave on the node.
+  /// Everything that the return path could leave on the node.
   std::string listing() const {
     std::string all;
     for (const char* family : {"-4", "-6"}) {
@@ -505,7 +506,7 @@ struct World {
     return all;
   }
 
-  /// A filter of somebody else's, in a clsact hook that is there: lets everything pass, to the next filter.
+  /// Another program's filter in an existing clsact hook: passes everything to the next filter.
   void add_foreign_filter(const std::string& tap, const std::string& side, const std::string& preference,
                           const std::string& protocol = "all") const {
     run_command(&node, {"tc", "filter", "add", "dev", tap, side, "pref", preference, "protocol", protocol,

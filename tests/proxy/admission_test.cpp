@@ -1,4 +1,4 @@
-// Who is let in, and how fast bytes go, on a clock of the test's own.
+// Which clients are admitted, and how fast bytes flow, on the test's own clock.
 #include "proxy/admission.h"
 
 #include <gtest/gtest.h>

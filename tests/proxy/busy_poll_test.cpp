@@ -58,7 +58,7 @@ TEST(BusyPoll, SparseEventsAreSleptFor) {
   }
 }
 
-// Events that come just after the window: the worst there is. At most a tenth of the time is spent looking.
+// Events that come just after the window are the worst case. At most a tenth of the time is spent polling.
 TEST(BusyPoll, EventsThatAreAlwaysTooLateAreSleptForMostly) {
   BusyPoll poll(kMax);
   Nanos looked{0};

@@ -70,8 +70,8 @@ bool Peer::pump_out() {
     const std::ptrdiff_t sent = socket_->send(std::string_view(outbox_).substr(0, write_size_), 0);
     if (sent == -EAGAIN) return moved;
     if (sent < 0) {
-      // Not the last word: what came before the reset may still be read, and then the error is gone. EPIPE
-      // says nothing that reading does not.
+      // Not final: what came before the reset may still be read, and then the error is gone. EPIPE reports
+      // nothing that reading does not.
       if (sent != -EPIPE) error_ = static_cast<int>(-sent);
       outbox_.clear();
       to_send_ = 0;
@@ -101,7 +101,7 @@ bool Peer::pump_in() {
       left -= static_cast<std::size_t>(got);
       take({buffer.data(), static_cast<std::size_t>(got)});
     } else {
-      // Where a send has met the error, a read finds no more than the end.
+      // If a send has got the error, a read finds only the end.
       read_ended_ = true;
       if (got < 0 && !was_reset()) error_ = static_cast<int>(-got);
       eof_ = !was_reset();
@@ -194,7 +194,7 @@ void Rig::check_nothing_is_left() {
     EXPECT_EQ(sim()->open_sockets(), 0u);
     EXPECT_EQ(sim()->open_pipe_ends(), pipe_ends);
     EXPECT_EQ(sim()->piped_bytes(), 0u) << "a pipe with bytes in it is in the pool";
-    worker_.reset();  // the simulated Io looks for what is still open, and aborts
+    worker_.reset();  // the simulated Io aborts if anything is still open
     return;
   }
   peers_.clear();
@@ -202,7 +202,7 @@ void Rig::check_nothing_is_left() {
   EXPECT_EQ(world_->open_descriptors(), descriptors_before_) << "descriptors leaked";
 }
 
-/// Each connection has exactly one record, and what they tell adds up to what was counted.
+/// Checks that each connection has exactly one record, and that their sums match the counts.
 void Rig::check_records() {
   EXPECT_EQ(counters().close_records_dropped.get(), 0u);
   std::uint64_t rejected = 0;

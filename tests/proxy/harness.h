@@ -29,11 +29,11 @@ class Peer {
  public:
   explicit Peer(std::unique_ptr<PeerSocket> socket) : socket_(std::move(socket)) {}
 
-  // --- What it does. Sending is queued and goes out as the network takes it; the ends are at once, except
-  // shutdown_write(), which comes after what is queued.
+  // --- What it does. Sending is queued and goes out as the network takes it; ends are immediate, except
+  // shutdown_write(), which follows what is queued.
 
   void send(std::string_view data) { outbox_.append(data); }
-  /// `bytes` of Pattern(seed), after which nothing else is sent.
+  /// Sends `bytes` of Pattern(seed); nothing else may be sent afterwards.
   void send_pattern(std::uint64_t seed, std::uint64_t bytes);
   /// At once, and nothing may be queued.
   void send_urgent(char byte);
@@ -50,7 +50,7 @@ class Peer {
   void set_read_size(std::size_t bytes) { read_size_ = bytes; }
   /// Gives the network no more than `bytes` in one call.
   void set_write_size(std::size_t bytes) { write_size_ = bytes; }
-  /// What comes is compared with Pattern(seed) and not kept.
+  /// Compares what arrives with Pattern(seed) instead of keeping it.
   void expect_pattern(std::uint64_t seed) { expected_.emplace(seed); }
   PeerSocket& socket() { return *socket_; }
 
@@ -59,7 +59,7 @@ class Peer {
   const std::string& received() const { return received_; }
   std::uint64_t received_bytes() const { return received_bytes_; }
   std::uint64_t sent_bytes() const { return sent_bytes_; }
-  /// All that was to be sent has gone out, and FIN too if that was wanted.
+  /// Everything has been sent, including FIN if requested.
   bool all_sent() const { return outbox_.empty() && to_send_ == 0 && fin_wanted_ == fin_sent_; }
   /// Everything sent has arrived at the other end of the wire.
   bool all_arrived() { return all_sent() && (is_closed() || socket_->unacknowledged() == 0); }
@@ -69,10 +69,10 @@ class Peer {
   int error() const { return error_; }
   bool ended() const { return eof_ || was_reset() || closed_; }
   bool is_closed() const { return closed_; }
-  /// False when what came differed from what was expected.
+  /// False if what arrived differs from what was expected.
   bool intact() const { return intact_; }
 
-  /// Sends and reads what it can; true when that was something.
+  /// Sends and reads what it can; true if anything moved.
   bool pump();
 
  private:
@@ -121,7 +121,7 @@ struct RigOptions {
 
 class Rig {
  public:
-  /// Ready where why_not() is empty.
+  /// Ready if why_not() is empty.
   explicit Rig(Backend backend, const RigOptions& options = {});
   ~Rig();
   Rig(const Rig&) = delete;
@@ -130,9 +130,10 @@ class Rig {
   const std::string& why_not() const { return why_not_; }
   World& world() { return *world_; }
   ServedForward& forward() { return *forward_; }
-  /// The guest's service, which GuestAnswer::kRefuses has made refuse, serves from now on, or refuses again.
+  /// Makes the guest's service, which refuses with GuestAnswer::kRefuses, serve from now on, or refuse
+  /// again.
   void set_serving(bool serving) { world_->set_serving(service_, serving); }
-  /// The same at the guest's IPv6 address, where it has both.
+  /// The same at the guest's IPv6 address, if it has both.
   void set_serving_v6(bool serving) { world_->set_serving(service_v6_, serving); }
   int listener() const { return listener_; }
   SimIo* sim() { return world_->sim(); }
@@ -151,7 +152,7 @@ class Rig {
   /// Another listener of the forward, with clients of its own.
   Endpoint add_listener();
   Peer& connect_to(const Endpoint& entry, const std::optional<IpAddress>& from = std::nullopt);
-  /// The same to the forward's IPv6 address, where it has both.
+  /// The same to the forward's IPv6 address, if it has both.
   Peer& connect_v6(const std::optional<IpAddress>& from = std::nullopt);
   /// The next connection to the guest, if there is one now; and the same after waiting for it.
   Peer* try_accept();
@@ -168,19 +169,19 @@ class Rig {
 
   /// As the control plane would.
   void close_forward(ClosePolicy policy, CloseHow why = CloseHow::kForwardDeleted);
-  /// The control plane's questions, answered in the worker's next turn.
+  /// The control plane's requests, answered in the worker's next turn.
   std::vector<LiveConnection> connections(ConnectionId after = 0, std::size_t limit = 1000);
   std::size_t end_connections(ConnectionId connection);
-  /// Ends the worker, as the daemon's end does.
+  /// Ends the worker, as the daemon's shutdown does.
   void stop();
 
   /// The records of all connections that have ended, in that order.
   const std::vector<CloseRecord>& records();
 
-  /// One turn of the worker, which may wait for up to a millisecond, and of every peer. True when a peer
+  /// One turn of the worker, which may wait for up to a millisecond, and of every peer. True if a peer
   /// moved something.
   bool turn();
-  /// False when it did not come true within `limit` on the world's clock.
+  /// False if it did not come true within `limit` on the world's clock.
   bool run_until(const std::function<bool()>& condition, Nanos limit = std::chrono::seconds(30));
   /// On the world's clock.
   void pass_time(Nanos span);

@@ -1,5 +1,5 @@
-// What every Io does, on each of them: it keeps the simulated one honest, and shows what the relay relies on
-// of the kernel.
+// What every Io does, tested on each of them: keeps the simulated one honest, and shows what the relay
+// needs from the kernel.
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 
@@ -42,7 +42,7 @@ class IoConformance : public testing::TestWithParam<Backend> {
     io_->poll(static_cast<Token>(fd), fd);
   }
 
-  /// Waits, keeping what was told, until `condition` is true.
+  /// Waits until `condition` is true, keeping what was reported.
   bool await(const std::function<bool()>& condition) {
     const Nanos deadline = world_->now() + kLimit;
     while (!condition()) {
@@ -52,7 +52,7 @@ class IoConformance : public testing::TestWithParam<Backend> {
     return true;
   }
 
-  /// One wait; true when it told something.
+  /// One wait; true if it reported something.
   bool wait(Nanos timeout) {
     const auto completions = io_->wait(timeout);
     for (const Completion& completion : completions) {
@@ -62,19 +62,19 @@ class IoConformance : public testing::TestWithParam<Backend> {
     return !completions.empty();
   }
 
-  /// Every bit that was told of `fd` since the last call.
+  /// Every bit that was reported for `fd` since the last call.
   int bits(int fd) {
     int mask = 0;
     for (const Completion& completion : told_[fd]) mask |= completion.result;
     told_.erase(fd);
     return mask;
   }
-  /// Waits until all of `mask` has been told of `fd`.
+  /// Waits until all of `mask` has been reported for `fd`.
   bool await_bits(int fd, int mask) {
     int seen = 0;
     return await([&] { return ((seen |= bits(fd)) & mask) == mask; });
   }
-  /// Whatever is on its way arrives, and what that makes the Io tell is forgotten.
+  /// Lets everything arrive that is on its way, and discards the reports.
   void settle() {
     for (int quiet = 0; quiet < 10; ++quiet) {
       if (wait(1ms)) quiet = 0;
@@ -177,7 +177,7 @@ TEST_P(IoConformance, AWakeUpFromAnotherThreadEndsTheWait) {
 
 // --- Accepting.
 
-TEST_P(IoConformance, AListenerTellsOfClientsUntilItIsCancelled) {
+TEST_P(IoConformance, AListenerReportsClientsUntilItIsCancelled) {
   poll(listener_);
   const auto first = world_->connect(entry_);
   ASSERT_TRUE(await_bits(listener_, POLLIN));
@@ -192,7 +192,7 @@ TEST_P(IoConformance, AListenerTellsOfClientsUntilItIsCancelled) {
   EXPECT_TRUE(await([this] { return !told_[listener_].empty() && !told_[listener_].back().more; }));
 }
 
-TEST_P(IoConformance, AListenerTellsOfAClientThatCameBefore) {
+TEST_P(IoConformance, AListenerReportsAClientThatCameBefore) {
   const auto client = world_->connect(entry_);
   settle();
   poll(listener_);
@@ -206,7 +206,7 @@ TEST_P(IoConformance, AnAcceptedSocketKnowsItsPeer) {
   EXPECT_NE(client.endpoint.port(), 0);
 }
 
-TEST_P(IoConformance, AListenerThatWasShutDownTellsSoAndListensAgain) {
+TEST_P(IoConformance, AListenerThatWasShutDownReportsItAndListensAgain) {
   poll(listener_);
   io_->shutdown(listener_, SHUT_RD);
   EXPECT_TRUE(await_bits(listener_, POLLHUP));
@@ -235,7 +235,7 @@ TEST_P(IoConformance, AClientThatResetsBeforeItIsAcceptedIsAcceptedAndThenSeenTo
 
 // --- Polling.
 
-TEST_P(IoConformance, PollTellsTheStateAtTheTimeOfArming) {
+TEST_P(IoConformance, PollReportsTheStateAtTheTimeOfArming) {
   const Ends ends = connected();
   ends.peer->send("x", 0);
   settle();
@@ -243,7 +243,7 @@ TEST_P(IoConformance, PollTellsTheStateAtTheTimeOfArming) {
   EXPECT_TRUE(await_bits(ends.fd, POLLIN | POLLOUT));
 }
 
-TEST_P(IoConformance, PollTellsEachArrivalOnceHoweverMuchIsUnread) {
+TEST_P(IoConformance, PollReportsEachArrivalOnceHoweverMuchIsUnread) {
   const Ends ends = connected();
   poll(ends.fd);
   EXPECT_TRUE(await_bits(ends.fd, POLLOUT));
@@ -254,11 +254,11 @@ TEST_P(IoConformance, PollTellsEachArrivalOnceHoweverMuchIsUnread) {
   }
 }
 
-TEST_P(IoConformance, PollTellsOfRoomToWriteAfterThereWasNone) {
+TEST_P(IoConformance, PollReportsRoomToWriteAfterThereWasNone) {
   const Ends ends = connected();
   poll(ends.fd);
   const std::string chunk(64 * 1024, 'x');
-  // The peer's buffer takes what the socket's had: go on until both are full.
+  // The peer's buffer takes what was in the socket's: continue until both are full.
   bool taken = true;
   while (taken) {
     taken = false;
@@ -288,7 +288,7 @@ TEST_P(IoConformance, PollEndsWithCancelAndTheDescriptorCanBePolledAgain) {
 
 // --- Connecting.
 
-TEST_P(IoConformance, ConnectTellsRoomToWriteWhenItIsAnswered) {
+TEST_P(IoConformance, ConnectReportsRoomToWriteWhenItIsAnswered) {
   const Endpoint service = world_->serve(AF_INET, GuestAnswer::kServes);
   const int fd = io_->socket(AF_INET);
   ASSERT_GE(fd, 0);
@@ -302,7 +302,7 @@ TEST_P(IoConformance, ConnectTellsRoomToWriteWhenItIsAnswered) {
   close(fd);
 }
 
-TEST_P(IoConformance, ConnectTellsAnErrorWhenItIsRefused) {
+TEST_P(IoConformance, ConnectReportsAnErrorWhenItIsRefused) {
   const int fd = io_->socket(AF_INET);
   EXPECT_EQ(io_->connect(fd, world_->serve(AF_INET, GuestAnswer::kRefuses)), -EINPROGRESS);
   poll(fd);
@@ -312,7 +312,7 @@ TEST_P(IoConformance, ConnectTellsAnErrorWhenItIsRefused) {
   close(fd);
 }
 
-TEST_P(IoConformance, ConnectTellsNothingWhileThereIsNoAnswer) {
+TEST_P(IoConformance, ConnectReportsNothingWhileThereIsNoAnswer) {
   const int fd = io_->socket(AF_INET);
   EXPECT_EQ(io_->connect(fd, world_->serve(AF_INET, GuestAnswer::kSilent)), -EINPROGRESS);
   poll(fd);
@@ -322,7 +322,7 @@ TEST_P(IoConformance, ConnectTellsNothingWhileThereIsNoAnswer) {
 
 // --- Ends.
 
-TEST_P(IoConformance, FinIsToldAndReadAsZero) {
+TEST_P(IoConformance, FinIsReportedAndReadAsZero) {
   const Ends ends = connected();
   poll(ends.fd);
   settle();
@@ -336,7 +336,7 @@ TEST_P(IoConformance, FinIsToldAndReadAsZero) {
   EXPECT_EQ(io_->socket_error(ends.fd), 0);
 }
 
-TEST_P(IoConformance, HangUpIsToldWhenBothDirectionsHaveEnded) {
+TEST_P(IoConformance, HangUpIsReportedWhenBothDirectionsHaveEnded) {
   const Ends ends = connected();
   poll(ends.fd);
   ends.peer->shutdown_write();

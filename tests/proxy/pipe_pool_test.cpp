@@ -12,7 +12,7 @@ namespace {
 
 class PipePoolTest : public ::testing::Test {
  protected:
-  /// A second after a pipe has not taken everything, pipes are asked again.
+  /// A second after a pipe has not taken everything, pipes are used again.
   void wait_out_the_pause() {
     for (const Nanos until = io_.now() + std::chrono::seconds(2); io_.now() < until;)
       io_.wait(until - io_.now());
@@ -52,7 +52,7 @@ TEST_F(PipePoolTest, RefusesMoreThanItsBoundAndCountsThat) {
   EXPECT_FALSE(pool.take());
   EXPECT_FALSE(pool.reserve());
   EXPECT_EQ(counters_.pipes_exhausted.get(), 2U);
-  pool.give_back(first, false);  // a place is free, though not this pipe
+  pool.give_back(first, false);  // a place is free, but the pipe is not reused
   const Pipe third = pool.take().value();
   pool.give_back(second, true);
   pool.give_back(third, true);

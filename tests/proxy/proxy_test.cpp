@@ -1,4 +1,4 @@
-// The data plane as a whole, on real sockets: several workers, forwards that come and go.
+// The whole data plane on real sockets: several workers, forwards that come and go.
 #include "proxy/proxy.h"
 
 #include <gtest/gtest.h>
@@ -54,7 +54,7 @@ class Guest {
     return Fd(::accept(listener_.get(), nullptr, nullptr));
   }
 
-  /// To be polled: a connection waits.
+  /// For poll(2): readable if a connection waits.
   int descriptor() const { return listener_.get(); }
 
   Endpoint endpoint;
@@ -108,7 +108,7 @@ class ProxyTest : public testing::TestWithParam<IoBackend> {
     return {id, port};
   }
 
-  /// Until `done`, while the workers do what they are about to.
+  /// Waits until `done`, while the workers continue.
   template <class Done>
   static bool await(Done done) {
     for (int tries = 0; tries < kPatienceMs; ++tries) {
@@ -163,7 +163,7 @@ TEST_P(ProxyTest, AWorkerThatLooksForEventsServesAndIsAskedAndStopsLikeOneThatSl
   const Fd client = connect_to(port);
   const Fd served = guest.accept();
   const WorkerCounters& worker = *proxy_->node_stats().workers[0];
-  // Round trips are fast, so before long it looks; and while it does, it answers the control plane.
+  // Round trips are fast, so it soon polls, and meanwhile it answers the control plane.
   for (int i = 0; i < 1000 || worker.busy_poll_ns.get() == 0; ++i) {
     ASSERT_EQ(::send(client.get(), "ping", 4, 0), 4);
     ASSERT_EQ(receive(served), "ping");
@@ -381,7 +381,7 @@ TEST_P(ProxyTest, LimitsThatAreSetLaterCountTheConnectionsThatAreThere) {
     Fd client = connect_to(port, i < 4 ? 1 : 2);
     ends.emplace_back(std::move(client), guest.accept());
   }
-  // The guest sees one before the worker that is to have it.
+  // The guest sees it before its worker does.
   ASSERT_TRUE(await([&, id = id] { return proxy_->forward_stats(id)->connections_active == 6; }));
   proxy_->set_limits(id, {.allowed_cidrs = {}, .max_connections_per_source = 4});
   EXPECT_TRUE(proxy_->connections(id, 0, 1)) << "answered after the workers have counted";
@@ -395,7 +395,7 @@ TEST_P(ProxyTest, LimitsThatAreSetLaterCountTheConnectionsThatAreThere) {
   EXPECT_EQ(rejected(RejectReason::kForwardConnectionsMax), 1u);
   ends.clear();
   EXPECT_TRUE(await([&, id = id] { return proxy_->forward_stats(id)->connections_active == 0; }));
-  for (int i = 0; i < 7; ++i) {  // none was counted twice, and none is counted still
+  for (int i = 0; i < 7; ++i) {  // none was counted twice, and none is still counted
     Fd client = connect_to(port);
     ends.emplace_back(std::move(client), guest.accept());
   }
@@ -498,8 +498,8 @@ TEST_P(ShortProxyTest, AForwardsConnectionsGiveWayToItsOwnAndTheHeaviestOnesToTh
   ASSERT_TRUE(connect(heavy_port, guest));
   EXPECT_EQ(receive(ends_[1].first), "error");
 
-  // The node has as many as all instances may have: this one's forward with most of them gives one, if that
-  // is silent.
+  // The node has all the connections that instances may have: this instance's forward with most of them
+  // gives up one, if that is silent.
   ends_.erase(ends_.begin());
   EXPECT_TRUE(await([&, light = light] { return active(light) == 0; }));
   const auto [other, other_port] = open(guest.endpoint, make_uuid());
@@ -541,7 +541,7 @@ TEST_P(ShortProxyTest, NobodyGivesWayToAClientThatIsTurnedAwayAnyway) {
   EXPECT_EQ(proxy_->forward_stats(id)->connections_active, 48u);
 }
 
-TEST_P(ShortProxyTest, ADownloadThatGoesOnIsNotGivenToAnother) {
+TEST_P(ShortProxyTest, ADownloadThatContinuesIsNotEvictedForAnother) {
   start();
   const Guest guest;
   const Uuid session = make_uuid();
@@ -709,7 +709,8 @@ TEST_P(ProxyTest, WhileTheDaemonDrainsConnectionsAreListedAndEndedAsBefore) {
   EXPECT_TRUE(await([&] { return proxy_->idle(); }));
 }
 
-/// Clients come all the time, most of them by way of another worker: none may be left when the session ended.
+/// Clients come all the time, most of them through another worker: none may be left once the session has
+/// ended.
 TEST_P(ProxyTest, NoConnectionOutlivesItsSessionHoweverItIsUnderWay) {
   for (int round = 0; round < 30; ++round) {
     start(2);

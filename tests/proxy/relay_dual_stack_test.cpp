@@ -1,4 +1,4 @@
-// A guest with an address of each family: to its clients it is what a DNAT rule for each family makes of it.
+// A guest with an address of each family behaves towards its clients as with one DNAT rule per family.
 
 #include <cerrno>
 
@@ -51,7 +51,7 @@ bool is_refused(Rig& rig, bool v6) {
   return refused;
 }
 
-/// The first client is accepted and reset; then the guest is asked, and the next ones are refused.
+/// The first client is accepted and reset; then the guest is probed, and the next clients are refused.
 void have_one_refused(Rig& rig, bool v6) {
   const auto before = rig.counters().refusal_gates.get();
   Peer& client = connect(rig, v6);

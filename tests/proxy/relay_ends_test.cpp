@@ -275,7 +275,7 @@ TEST_P(RelayEnds, AGuestThatDoesNotAnswerInTimeIsAResetToTheClient) {
   EXPECT_EQ(rig.closed(CloseSide::kGuest, CloseHow::kConnectTimeout), 1u);
 }
 
-// It came in one event with the answer, was taken for a failed connect, and the bytes were lost.
+// It came in one event with the answer, was mistaken for a failed connect, and the bytes were lost.
 TEST_P(RelayEnds, AGuestThatAnswersAndResetsAtOnceIsHeardFirst) {
   for (const bool reads : {true, false}) {
     Rig rig(GetParam());
@@ -306,7 +306,7 @@ TEST_P(RelayEnds, AClientThatResetsWhileTheGuestIsCalledEndsTheCall) {
   EXPECT_EQ(rig.closed(CloseSide::kClient, CloseHow::kReset), 1u);
 }
 
-TEST_P(RelayEnds, AClientThatEndsItsHalfWhileTheGuestIsCalledWaitsForTheTimeOut) {
+TEST_P(RelayEnds, AClientThatEndsItsHalfDuringTheConnectWaitsForTheTimeout) {
   Rig rig(GetParam(), {.connections = {.config = {.connect_timeout = 50ms}}, .guest = GuestAnswer::kSilent});
   Peer& client = rig.connect();
   client.shutdown_write();
@@ -316,7 +316,7 @@ TEST_P(RelayEnds, AClientThatEndsItsHalfWhileTheGuestIsCalledWaitsForTheTimeOut)
 
 // --- Time limits.
 
-TEST_P(RelayEnds, AnIdleConnectionIsResetAfterItsTimeOut) {
+TEST_P(RelayEnds, AnIdleConnectionIsResetAfterItsTimeout) {
   Rig rig(GetParam(), {.connections = {.config = {.idle_timeout = 1s}}});
   const auto [client, guest] = rig.open();
   client.send("x");
@@ -339,7 +339,7 @@ TEST_P(RelayEnds, AConnectionThatIsUsedIsNotIdle) {
   }
 }
 
-TEST_P(RelayEnds, AHalfClosedConnectionIsResetAfterItsTimeOut) {
+TEST_P(RelayEnds, AHalfClosedConnectionIsResetAfterItsTimeout) {
   Rig rig(GetParam(), {.connections = {.config = {.half_close_timeout = 1s}}});
   const auto [client, guest] = rig.open();
   client.shutdown_write();

@@ -47,7 +47,7 @@ INSTANTIATE_TEST_SUITE_P(Relay, RelayFaults,
                                          Failure{"PipeWriteEnomemForLong", Call::kWrite, ENOMEM, 1000}),
                          [](const auto& failure) { return failure.param.name; });
 
-/// A client and, where the connection gets that far, a guest, which send each other so much and end.
+/// A client and, if the connection gets that far, a guest, which send each other this much and end.
 class Exchange {
  public:
   Exchange(Rig& rig, std::uint64_t seed, std::uint64_t bytes)
@@ -57,7 +57,7 @@ class Exchange {
     client_.shutdown_write();
   }
 
-  /// Until both have seen an end.
+  /// Runs until both have seen an end.
   void run() {
     EXPECT_TRUE(rig_.run_until([this] {
       if (guest_ == nullptr && (guest_ = rig_.try_accept()) != nullptr) {
@@ -67,7 +67,7 @@ class Exchange {
       }
       return client_.ended() && (guest_ == nullptr || guest_->ended());
     })) << "somebody waits for ever";
-    // An end without an error stands for everything.
+    // An end without an error means that everything arrived.
     EXPECT_TRUE(client_.intact());
     if (client_.eof()) {
       EXPECT_EQ(client_.received_bytes(), bytes_);
@@ -108,7 +108,7 @@ TEST_P(RelayFaults, WhicheverCallFailsNothingLeaksAndNoEndIsALie) {
     if (!failed) {
       EXPECT_TRUE(small.succeeded() && bulk.succeeded());
     }
-    // These are no reason to give a connection up.
+    // These do not end a connection.
     if (failure.call == Call::kAccept || failure.call == Call::kPipe || failure.call == Call::kWrite) {
       EXPECT_TRUE(small.succeeded() && bulk.succeeded());
     }
@@ -128,7 +128,7 @@ TEST(RelayFaultCauses, WantOfMemoryIsTheNodesAndNoPeersReset) {
   }
 }
 
-// The direction to the guest was over, the one to the client went on, and neither was told anything.
+// The direction to the guest had ended, the one to the client continued, and neither end noticed.
 TEST(RelayFaultCauses, WantOfMemoryForASendEndsTheConnection) {
   for (const Call call : {Call::kSend, Call::kSplice}) {
     Rig rig(Backend::kSim);
@@ -148,7 +148,7 @@ TEST(RelayFaultCauses, WantOfMemoryForASendEndsTheConnection) {
   }
 }
 
-// Bytes that were seen, sent, and could then not be read would have been sent twice.
+// Bytes that were peeked at and sent, but could then not be read, would have been sent twice.
 TEST(RelayFaultCauses, BytesThatWereSentAndCannotBeTakenOutEndTheConnection) {
   Rig rig(Backend::kSim, {.pipes_max = 0});
   const auto [client, guest] = rig.open();
@@ -162,7 +162,7 @@ TEST(RelayFaultCauses, BytesThatWereSentAndCannotBeTakenOutEndTheConnection) {
   EXPECT_EQ(rig.closed(CloseSide::kNode, CloseHow::kResources), 1u);
 }
 
-// Its reader does not read: the spare buffer would be its alone for ever.
+// Its reader does not read: it would keep the spare buffer for ever.
 TEST(RelayFaultCauses, WhatAPipeDidNotTakeGoesThereWhenThereIsMemoryAgain) {
   Rig rig(Backend::kSim, {.network = {.receive_buffer = 8 * kKiB, .send_buffer = 8 * kKiB}});
   const auto [client, guest] = rig.open();

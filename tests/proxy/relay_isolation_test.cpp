@@ -1,5 +1,5 @@
-// What happens to one forward, however much of it at once, does not keep the clients of another one waiting:
-// a worker does a little of it in each turn.
+// Whatever happens to one forward, however much at once, does not delay the clients of another: a worker
+// does a little of it in each turn.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -17,9 +17,9 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr std::uint32_t kCrowd = 600;
-// Of sockets that are opened or closed in a turn; a step of a connection has two.
+// Sockets opened or closed in a turn; a connection's step has two.
 constexpr std::size_t kSocketsInTurn = 150;
-// To the guest and back over four wires, and a turn that a message came too late for at each end.
+// To the guest and back over four wires, plus a missed turn at each end.
 constexpr int kTurnsOfAPing = 8;
 constexpr SimNetworkOptions kNetwork{.latency =
                                          std::chrono::microseconds(1)};  // as a turn of the simulated time
@@ -105,7 +105,7 @@ class RelayIsolation : public testing::Test {
   void send_crowd() {
     for (std::uint32_t i = 0; i < kCrowd; ++i) clients_.push_back(world_->connect(crowd_.entry));
   }
-  /// They are served, and nothing happens any more.
+  /// Waits until they are served and nothing happens any more.
   void settle_crowd() {
     send_crowd();
     while (established() < kCrowd) {
@@ -118,7 +118,7 @@ class RelayIsolation : public testing::Test {
   std::uint64_t established() const { return crowd_.forward->stats().connections_established; }
   std::uint64_t active() const { return crowd_.forward->stats().connections_active; }
 
-  /// The bystander sends something, again and again, until `done`; each time the answer comes soon.
+  /// The bystander sends repeatedly until `done`; each answer comes soon.
   void ping_until(const std::function<bool()>& done) {
     for (std::size_t pings = client_->received().size() + 1; !done(); ++pings) {
       client_->send("x");

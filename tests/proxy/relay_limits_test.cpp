@@ -1,4 +1,4 @@
-// The relay suite: what happens where something runs out, and that nobody takes more than a share.
+// The relay suite: what happens if something runs out, and that nobody takes more than a share.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
@@ -21,7 +21,7 @@ namespace {
 class RelayLimits : public RelaySuite {
  protected:
   void SetUp() override {
-    // Few enough to use them all up. io_uring looks at the limit when accepting is armed.
+    // Few enough to use up. io_uring checks the limit when accepting is armed.
     ::getrlimit(RLIMIT_NOFILE, &before_);
     rlimit few = before_;
     few.rlim_cur = std::min<rlim_t>(1024, before_.rlim_max);
@@ -84,7 +84,7 @@ std::vector<Rig::Pair> open_bulk(Rig& rig, int count) {
   return streams;
 }
 
-TEST_P(RelayLimits, AcceptingPausesWithoutDescriptorsAndGoesOnWhenThereAreSome) {
+TEST_P(RelayLimits, AcceptingPausesWithoutDescriptorsAndContinuesWhenThereAreSome) {
   Rig rig(GetParam());
   Peer& client = rig.connect();
   client.send("patience");
@@ -98,8 +98,8 @@ TEST_P(RelayLimits, AcceptingPausesWithoutDescriptorsAndGoesOnWhenThereAreSome) 
   EXPECT_TRUE(rig.run_until([&] { return guest.received() == "patience"; }));
 }
 
-// Each listener that clients came to meanwhile put off the time at which all of them try again: where many
-// came one after the other, the first one waited for ever.
+// Each listener that got clients meanwhile postponed the retry of all of them: if many came one after the
+// other, the first one waited for ever.
 TEST_P(RelayLimitsSimulated, ClientsThatComeWhileAcceptingPausesDoNotPutOffTheOthers) {
   Rig rig(GetParam());
   std::vector<Endpoint> entries;
@@ -121,7 +121,7 @@ TEST_P(RelayLimitsSimulated, ClientsThatComeWhileAcceptingPausesDoNotPutOffTheOt
   EXPECT_GT(live.front().age, rig.world().now() - began - 150ms) << "it was accepted 100 ms after it came";
 }
 
-TEST_P(RelayLimits, AcceptingGoesOnAsSoonAsAConnectionHasEnded) {
+TEST_P(RelayLimits, AcceptingContinuesAsSoonAsAConnectionHasEnded) {
   Rig rig(GetParam());
   const auto [client, guest] = rig.open();
   Peer& second = rig.connect();
@@ -134,8 +134,8 @@ TEST_P(RelayLimits, AcceptingGoesOnAsSoonAsAConnectionHasEnded) {
   EXPECT_FALSE(second.ended());
 }
 
-// In a memory cgroup that is full, a pipe takes less than it has room for: what was left was lost. Here its
-// room is taken away behind the relay's back.
+// In a full memory cgroup, a pipe takes less than it has room for, and the rest was lost. Here the test
+// takes away its room behind the relay's back.
 TEST_P(RelayLimitsOfKernel, APipeThatTakesLessThanItHasRoomForLosesNothing) {
   const std::set<int> others = pipe_ends();
   Rig rig(GetParam());
@@ -160,7 +160,7 @@ TEST_P(RelayLimitsOfKernel, APipeThatTakesLessThanItHasRoomForLosesNothing) {
     rig.turn();
     ASSERT_LT(sent.size(), 64 * kMiB);
   }
-  // The others get on meanwhile.
+  // The others progress meanwhile.
   other_client.send_pattern(2, 4 * kMiB);
   other_guest.expect_pattern(2);
   EXPECT_TRUE(
@@ -324,7 +324,7 @@ TEST_P(RelayLimitsSimulated, OneThatTricklesDoesNotShieldThoseBehindIt) {
   EXPECT_GT(rig.closed(CloseSide::kNode, CloseHow::kHalfCloseTimeout), 0u);
 }
 
-// Each of them was asked every 4 ms: 300 took 3 % of a processor, 10,000 all of it.
+// Each of them was checked every 4 ms: 300 took 3 % of a processor, 10,000 all of it.
 TEST_P(RelayLimitsSimulated, ResetsThatWaitForReadersAreAskedForLessAndLess) {
   Rig rig(GetParam());
   std::vector<Rig::Pair> pairs;
@@ -393,7 +393,7 @@ TEST_P(RelayLimits, OneBulkStreamTakesNoMoreThanItsBudgetBetweenTwoTurnsOfTheOth
       ASSERT_LE(rig.stats().received_bytes - before, kMoved + pingers.size());
       ASSERT_LT(turns, 1000);
     }
-    // A ping takes a turn there and a turn back, and each time the wire may cost one more.
+    // A ping takes one turn each way, and the wire may cost one more each time.
     if (GetParam() == Backend::kSim) {
       EXPECT_LE(turns, 6);
     }
@@ -428,7 +428,7 @@ TEST_P(RelayLimits, ATurnMovesOneBudgetHoweverManyStreamsWantIt) {
 }
 
 TEST_P(RelayLimits, ManyBulkStreamsTakeTurnsInMovesThatFillAPipe) {
-  // Each of them with a small share of every turn cost 1.5 times the processor time for a byte.
+  // Giving each a small share of every turn cost 1.5 times the processor time per byte.
   Rig rig(GetParam(),
           {.network = {
                .latency = 1us, .receive_buffer = 16 * kMiB, .send_buffer = 16 * kMiB, .segment = 64 * kKiB}});
@@ -447,7 +447,7 @@ TEST_P(RelayLimits, ManyBulkStreamsTakeTurnsInMovesThatFillAPipe) {
   }
 }
 
-TEST_P(RelayLimits, BulkStreamsGoOnBesideMessagesThatFillATurn) {
+TEST_P(RelayLimits, BulkStreamsContinueBesideMessagesThatFillATurn) {
   Rig rig(GetParam(), {.network = {.latency = 1us, .receive_buffer = 16 * kMiB, .send_buffer = 16 * kMiB}});
   const Rig::Pair bulk = open_bulk(rig, 1).front();
   ASSERT_TRUE(rig.run_until([&] { return bulk.guest.received_bytes() > 4 * kMiB; }));
@@ -471,7 +471,7 @@ TEST_P(RelayLimits, BulkStreamsGoOnBesideMessagesThatFillATurn) {
   bulk.client.reset();
 }
 
-// Those that had to wait were promised the front of the next turn, and were shuffled there.
+// Streams that had to wait should go first in the next turn, but their order was shuffled.
 TEST_P(RelayLimitsSimulated, StreamsBesideMessagesTakeTheirTurnsInOrder) {
   Rig rig(GetParam(),
           {.network = {

@@ -1,7 +1,7 @@
 // Random connections that do random things, checked against what each end sent. In the simulator also with
 // random buffers, delays and faults.
 //
-// PORTWAY_SEED=N repeats one seed; PORTWAY_SEEDS=N runs so many.
+// PORTWAY_SEED=N repeats one seed; PORTWAY_SEEDS=N runs N seeds.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -27,7 +27,7 @@ INSTANTIATE_TEST_SUITE_P(Relay, RelayRandom, testing::ValuesIn(kBackends), backe
 constexpr std::size_t kHeader = 8;  // the client's number, with which each stream to a guest begins
 constexpr std::size_t kTape = 1 << 20;
 
-/// Every stream is a stretch of one tape, from a place of its own.
+/// Every stream is a section of one tape, from its own position.
 std::string stretch(std::uint64_t stream, std::uint64_t from, std::size_t size) {
   static const std::string tape = [] {
     std::string bytes(kTape, '\0');
@@ -44,13 +44,13 @@ std::string stretch(std::uint64_t stream, std::uint64_t from, std::size_t size) 
   return out;
 }
 
-/// One end, and what it was made to do.
+/// One end, and what it did.
 struct End {
   Peer* peer = nullptr;
   std::uint64_t stream = 0;
   std::uint64_t written = 0;  // bytes given to send()
   bool ended = false;         // shutdown_write()
-  bool aborted = false;       // reset or closed: it may have thrown away what it had or what it got
+  bool aborted = false;       // reset or closed: it may have discarded data
 };
 
 struct Pair {
@@ -108,7 +108,7 @@ class RandomRun {
   void turn() {
     rig_.turn();
     while (Peer* guest = rig_.try_accept()) unnamed_.push_back(guest);
-    // A guest learns from the header whose connection it has.
+    // The header identifies the client of a guest's connection.
     std::erase_if(unnamed_, [this](Peer* guest) {
       if (guest->received().size() < kHeader) return false;
       const std::uint64_t number = std::stoull(guest->received().substr(0, kHeader));
@@ -166,7 +166,7 @@ class RandomRun {
     end.peer->shutdown_write();
   }
 
-  /// What an end has is the beginning of what the other one wrote; and all of it, once it has seen a FIN.
+  /// Checks that an end has a prefix of what the other one wrote, and all of it once it has seen a FIN.
   void check(Pair& pair) {
     check(pair.guest, pair.client, kHeader);
     check(pair.client, pair.guest, 0);
@@ -181,7 +181,7 @@ class RandomRun {
     checked = got.size();
     if (!reader.peer->eof()) return;
     ASSERT_TRUE(writer.ended || writer.aborted) << "a FIN that nobody sent";
-    // Where a writer closed with everything sent, that is a FIN as well; where not, it must not be one.
+    // If a writer closed after sending everything, that is a FIN too; otherwise it must not be one.
     ASSERT_EQ(got.size() + header, writer.peer->sent_bytes())
         << "a FIN before the end of stream " << writer.stream;
   }
@@ -201,7 +201,7 @@ class RandomRun {
             if (pair->guest.peer == nullptr || pair->guest.ended || pair->guest.aborted) continue;
             shut_down(pair->guest);
           }
-          // Their clients ended before the header was out.
+          // Their clients ended before the header was sent.
           for (Peer* guest : unnamed_) {
             if (guest->ended()) guest->shutdown_write();
           }
@@ -222,7 +222,7 @@ class RandomRun {
         received[side] += end->peer->received_bytes();
       }
     }
-    // Resets lose bytes on both sides of the count.
+    // Resets lose bytes before and after they are counted.
     const ForwardStats stats = rig_.stats();
     EXPECT_LE(stats.received_bytes, sent[0]);
     EXPECT_GE(stats.received_bytes, received[1]);

@@ -1,6 +1,6 @@
-// The relay suite: whichever way a connection ends, it leaves one record that says who ended it and how, and
-// how much it carried. That there is exactly one, and that its bytes are those counted, is checked after
-// every test of the suite (Rig).
+// The relay suite: however a connection ends, it leaves one record that says who ended it and how, and how
+// much it carried. That there is exactly one, and that its bytes are those counted, is checked after every
+// test of the suite (Rig).
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -108,7 +108,7 @@ TEST_P(RelayRecords, AGuestThatRefusesIsTheGuestsEnd) {
   EXPECT_EQ(record.received_bytes + record.sent_bytes, 0u);
 }
 
-// Where the other side reads nothing, the error is never met by a read: each was recorded as a reset.
+// If the other side reads nothing, no read finds the error: each was recorded as a reset.
 TEST_P(RelayRecordsSimulated, AnErrorThatCannotBeReadIsRecordedAsWhatItWas) {
   const auto of = [](CloseHow how) { return [how](CloseSide side) { return CloseCause{side, how}; }; };
   const auto of_node = [](CloseSide) { return CloseCause{CloseSide::kNode, CloseHow::kResources}; };
@@ -161,7 +161,7 @@ TEST_P(RelayRecords, AGuestThatIsSilentTookTooLong) {
   EXPECT_GE(record.ended_at - record.accepted_at, 50ms);
 }
 
-// The kernel tells of a tap's carrier up to a second late: the first client was reset meanwhile.
+// The kernel reports a tap's carrier up to a second late: the first client was reset meanwhile.
 TEST_P(RelayRecords, AClientOfASessionWithoutADeviceHasItLookedForAndWaits) {
   DeviceRequests requests;
   Rig rig(GetParam(), {.connections = {.device_requests = &requests}, .device = kNoDevice});
@@ -219,7 +219,7 @@ TEST_P(RelayRecords, AClientThatLeavesWhileTheGuestIsCalledIsTheClientsEnd) {
   EXPECT_EQ(record.connected_at, Nanos::zero());
 }
 
-TEST_P(RelayRecords, TimeOutsAreTheNodes) {
+TEST_P(RelayRecords, TimeoutsAreTheNodes) {
   {
     Rig rig(GetParam(), {.connections = {.config = {.idle_timeout = 1s}}});
     exchange(rig);

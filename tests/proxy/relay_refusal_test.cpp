@@ -27,7 +27,7 @@ INSTANTIATE_TEST_SUITE_P(Backends, RelayRefusalInTheKernel, testing::Values(Back
 class RelayRefusalSimulated : public RelayRefusal {};
 INSTANTIATE_TEST_SUITE_P(Backends, RelayRefusalSimulated, testing::Values(Backend::kSim), backend_name);
 
-/// A client's fate where nobody listens for it.
+/// What happens to a client if nobody listens.
 bool is_refused(Rig& rig) {
   Peer& client = rig.connect();
   EXPECT_TRUE(rig.run_until([&] { return client.ended(); }));
@@ -36,7 +36,7 @@ bool is_refused(Rig& rig) {
   return refused;
 }
 
-/// The first client is accepted and reset; the worker has heard why, and asked again.
+/// The first client is accepted and reset; the worker knows why and has probed.
 void have_one_refused(Rig& rig, const std::optional<IpAddress>& from = std::nullopt) {
   Peer& client = rig.connect(from);
   ASSERT_TRUE(rig.run_until([&] { return client.was_reset() && rig.counters().refusal_gates.get() == 1; }))
@@ -72,7 +72,7 @@ TEST_P(RelayRefusal, TheyGetThroughWithin100MillisecondsOfThePortBeingOpen) {
   if (rig.sim() != nullptr) {
     EXPECT_LE(rig.world().now() - opened, 100ms) << "on the simulator's own clock";
   }
-  // A service that accepts once gets the client, and not what found it open.
+  // A service that accepts once gets the client, not the probe.
   auto [client, guest] = rig.open();
   client.send("hello");
   EXPECT_TRUE(rig.run_until([&] { return guest.received() == "hello"; }));
@@ -120,7 +120,7 @@ TEST_P(RelayRefusal, AForwardThatIsDeletedMeanwhileIsForgotten) {
 TEST_P(RelayRefusal, AForwardThatIsOverNeverListensAgain) {
   Rig rig(GetParam(), {.guest = GuestAnswer::kRefuses});
   have_one_refused(rig);
-  // The control thread has closed it, and the worker has not heard of it yet.
+  // The control thread has closed it, but the worker does not know yet.
   rig.forward().advance(ForwardPhase::kKept, CloseHow::kForwardDeleted);
   rig.set_serving(true);
   ASSERT_TRUE(rig.run_until([&] { return rig.counters().refusal_gates.get() == 0; }));
@@ -346,7 +346,7 @@ TEST_P(RelayRefusalSimulated, ClientsWhoWereLetInInVainAreLetInForLongerEachTime
     let_in();
     EXPECT_GE(stays_open(), expected);
   }
-  // Served in between: it is half as bad. And after some time everything is forgotten.
+  // A client served in between halves the count, and after some time everything is forgotten.
   let_in();
   rig.set_serving(kStranger, true);
   EXPECT_TRUE(is_served(rig, kStranger));

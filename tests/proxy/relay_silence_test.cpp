@@ -1,5 +1,5 @@
-// Guests that answer nothing, and guests that only seem to: a machine that is gone is given up in time, one
-// that is paused or keeps its window closed is not.
+// Guests that answer nothing, and guests that only seem to: the relay gives up on a machine that is gone
+// in time, but not on one that is paused or keeps its window closed.
 #include <gtest/gtest.h>
 
 #include <cerrno>
@@ -79,7 +79,7 @@ TEST_P(RelaySilence, AGuestThatIsGoneAndOwesAnAnswerIsGivenUp) {
   EXPECT_GE(rig.world().now() - sent, 1s);
 }
 
-/// In a namespace where keepalive asks once a second, and once is enough.
+/// In a namespace where keepalive probes once a second, and one failed probe is enough.
 void with_quick_keepalive(const std::function<void()>& test) {
   const NetworkNamespace network;
   network.set("net/ipv4/tcp_keepalive_intvl", "1");
@@ -87,7 +87,7 @@ void with_quick_keepalive(const std::function<void()>& test) {
   network.run(test);
 }
 
-// A paused machine answers no keepalive probe; under DNAT nobody asks it.
+// A paused machine answers no keepalive probe; under DNAT nobody probes it.
 TEST_P(RelaySilence, AGuestThatIsPausedKeepsItsIdleConnections) {
   PORTWAY_NEEDS(why_no_namespaces());
   with_quick_keepalive([] {
@@ -102,7 +102,7 @@ TEST_P(RelaySilence, AGuestThatIsPausedKeepsItsIdleConnections) {
   });
 }
 
-// It has forgotten the connection. The client would never learn it: the node answers its keepalive.
+// The guest has forgotten the connection. The client would never notice: the node answers its keepalive.
 TEST_P(RelaySilence, AGuestThatWasStartedAgainIsAskedAndAnswersWithReset) {
   PORTWAY_NEEDS(why_no_namespaces());
   Rig rig(GetParam(), {.connections = kSoon});
@@ -131,7 +131,7 @@ TEST_P(RelaySilenceSimulated, ItTakesTheConfiguredTimeOfSilence) {
   EXPECT_LE(took, 970s);
 }
 
-// Each byte that the client sends would put off the end of a guest that is gone.
+// Each byte from the client would postpone the end of a guest that is gone.
 TEST_P(RelaySilenceSimulated, WhatIsSentMeanwhileDoesNotCount) {
   Rig rig(GetParam());
   const Rig::Pair pair = rig.open();

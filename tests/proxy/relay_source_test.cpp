@@ -1,5 +1,5 @@
-// The address that a guest sees as its client's. What the kernel does with it is in tests/e2e and
-// tests/network; here, what is tried, and what is tried next.
+// The address that a guest sees as its client's. The kernel's part is in tests/e2e and tests/network;
+// here, what is tried, and what next.
 
 #include <arpa/inet.h>
 
@@ -96,7 +96,7 @@ TEST_P(RelaySourceSimulated, APortThatIsTakenIsFoundOutByConnectToo) {
   EXPECT_TRUE(counts_one(rig, SourcePlan::kPortInUse));
 }
 
-/// For the guest the two would be one connection. Another client may have the same port.
+/// To the guest the two would be one connection. Another client may have the same port.
 TEST_P(RelaySourceSimulated, APortThatTheClientUsesByARouteOfItsOwnIsReplaced) {
   constexpr int kTap = 7;
   std::vector<RoutedSet> table(std::size_t{kRoutedBuckets} * kRoutedSets);
@@ -148,7 +148,7 @@ TEST_P(RelaySourceSimulated, NothingThatTheKernelSaysMakesAClientLookLikeTheNode
   }
 }
 
-TEST_P(RelaySourceSimulated, AClientThatHasUsedUpItsPortsIsToldSoAndNotSeenAsTheNode) {
+TEST_P(RelaySourceSimulated, AClientThatHasUsedUpItsPortsIsResetAndNotSeenAsTheNode) {
   Rig rig(GetParam(), {.source = SourcePlan::kTransparent});
   rig.sim()->set_local_ports({{32768, 60999}});
   rig.sim()->fail(SimIo::Call::kConnect, 1, EADDRNOTAVAIL, 100);
@@ -198,7 +198,7 @@ TEST_P(RelaySourceSimulated, AFewPortsAreTriedForAConnectionFromTheNodesAddress)
   EXPECT_EQ(rig.stats().connect_errors[static_cast<std::size_t>(ConnectError::kSourcePorts)], 1u);
 }
 
-TEST_P(RelaySourceSimulated, AGuestThatIsSilentToEverybodyIsATimeOut) {
+TEST_P(RelaySourceSimulated, AGuestThatIsSilentToEverybodyIsATimeout) {
   Rig rig(GetParam(), {.connections = {.config = {.connect_timeout = 2000ms}},
                        .guest = GuestAnswer::kSilent,
                        .source = SourcePlan::kTransparent});

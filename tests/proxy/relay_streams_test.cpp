@@ -70,7 +70,7 @@ TEST_P(RelayStreams, BulkGoesBothWaysAtOnce) {
   EXPECT_EQ(rig.counters().spliced_bytes.get() + rig.counters().copied_bytes.get(), 2 * kBytes);
 }
 
-// io_uring's poll tells POLLPRI with every arrival: bulk was taken for urgent, and copied.
+// io_uring's poll reports POLLPRI with every arrival: bulk was mistaken for urgent, and copied.
 TEST_P(RelayStreams, BulkIsSplicedAndSmallMessagesAreCopied) {
   Rig rig(GetParam());
   const auto [client, guest] = rig.open();
@@ -88,7 +88,7 @@ TEST_P(RelayStreams, BulkIsSplicedAndSmallMessagesAreCopied) {
   EXPECT_GT(rig.counters().spliced_bytes.get(), 8 * kMiB);
 }
 
-// Eight messages of 16 KiB were taken for bulk: each then cost two splices more than a copy.
+// Eight messages of 16 KiB were mistaken for bulk: each then cost two splices more than a copy.
 TEST_P(RelayStreams, MessagesOf16KiBAreCopied) {
   Rig rig(GetParam());
   const auto [client, guest] = rig.open();
@@ -238,7 +238,7 @@ TEST_P(RelayStreams, WithoutAnyPipeEverythingStillArrives) {
   guest.send_pattern(2, kBytes);
   guest.expect_pattern(1);
   client.expect_pattern(2);
-  client.set_read_size(10000);  // a sink that does not keep up is where a pipe is wanted
+  client.set_read_size(10000);  // a pipe is needed only if the sink does not keep up
   client.shutdown_write();
   guest.shutdown_write();
   ASSERT_TRUE(rig.run_until([&] { return client.eof() && guest.eof(); }, 120s));
@@ -284,7 +284,7 @@ TEST_P(RelayStreams, AnUrgentByteArrivesInItsPlaceAsAnUrgentByte) {
   ASSERT_TRUE(rig.run_until([&] { return guest.received() == "before!after"; }));
   EXPECT_TRUE(rig.worker_sleeps());
 
-  client.pause();  // an ordinary read would step over it
+  client.pause();  // an ordinary read would skip it
   guest.send_urgent('?');
   char byte = 0;
   ASSERT_TRUE(rig.run_until([&] { return client.socket().recv({&byte, 1}, MSG_OOB) == 1; }));
@@ -318,7 +318,7 @@ TEST_P(RelayStreams, AnUrgentByteBeforeTheEndNeitherWedgesNorSpins) {
   EXPECT_TRUE(rig.run_until([&] { return guest.eof(); }));
 }
 
-// The urgent byte was all that the rate allowed, and a read of no bytes was taken for the end.
+// The urgent byte used up the rate, and a read of no bytes was mistaken for the end.
 TEST_P(RelayStreams, AnUrgentByteThatSpendsTheRateIsNotTakenForTheEnd) {
   Rig rig(GetParam());
   const auto [client, guest] = rig.open();

@@ -13,7 +13,7 @@ struct Item : RunQueue::Entry {
   std::string name;
 };
 
-/// The names of those that have a turn, in their order.
+/// The names of those that get a turn, in order.
 std::vector<std::string> run(RunQueue& queue) {
   std::vector<std::string> names;
   queue.run([&names](RunQueue::Entry& entry) { names.push_back(static_cast<Item&>(entry).name); });

@@ -81,7 +81,7 @@ class Soak {
     ends_.push_back({peer, 1 + pick(turns_max)});
   }
 
-  /// True when this end is through.
+  /// True if this end is done.
   bool step(End& end) {
     if (end.peer.ended()) {
       rig_.drop(end.peer);
@@ -108,7 +108,7 @@ class Soak {
 void soak(Backend backend) {
   const std::uint64_t sockets_before = kernel_sockets();
   Soak(backend, number_from("PORTWAY_SEED", 1)).run(number_from("PORTWAY_CONNECTIONS", 100'000));
-  // The last ones are still saying good-bye.
+  // The last ones are still closing.
   const auto deadline = std::chrono::steady_clock::now() + 20s;
   while (kernel_sockets() > sockets_before && std::chrono::steady_clock::now() < deadline) {
   }

@@ -1,4 +1,4 @@
-// A closed connection's TIME_WAIT goes, and nothing else does.
+// Ends a closed connection's TIME_WAIT, and nothing else.
 #include "proxy/time_wait.h"
 
 #include <gtest/gtest.h>
@@ -20,7 +20,7 @@ class TimeWaitTest : public testing::TestWithParam<bool> {
  protected:
   void SetUp() override {
     PORTWAY_NEEDS(test::why_no_namespaces());
-    network_.emplace();  // where nobody else takes a port
+    network_.emplace();  // nobody else takes a port there
     network_->run([&] { connect(); });
   }
 
@@ -82,7 +82,7 @@ TEST_P(TimeWaitTest, IsOver) {
   EXPECT_TRUE(bound(local_));
 }
 
-TEST_P(TimeWaitTest, AConnectionThatHasThePortsByNowRunsOn) {
+TEST_P(TimeWaitTest, AnotherConnectionWithThePortsContinues) {
   ender_->end(local_, remote_, 0);
   EXPECT_EQ(::send(connection_.get(), "x", 1, MSG_NOSIGNAL), 1);
   char byte = 0;

@@ -1,4 +1,4 @@
-// A kernel without memory for its ring: it refuses what is to be armed, or loses what it has to tell.
+// A kernel without memory for its ring: it refuses to arm operations, or loses completions.
 #include <gtest/gtest.h>
 #include <liburing.h>
 #include <sys/eventfd.h>
@@ -21,7 +21,7 @@ class UringFaults : public testing::Test {
     PORTWAY_NEEDS(why_not);
   }
 
-  /// Takes the kernel's place at each call.
+  /// Replaces the kernel in each call.
   RigOptions options() {
     RigOptions options;
     options.uring_enter = [this](io_uring& ring, Nanos timeout) { return enter(ring, timeout); };
@@ -79,7 +79,7 @@ class UringFaults : public testing::Test {
 
   double refusals_ = 0;
   double losses_ = 0;
-  bool stale_flag_ = false;  // more events are told of than there are
+  bool stale_flag_ = false;  // the flag reports more events than there are
   std::vector<int> errors_ = {-EAGAIN, -EBUSY, -ENOMEM};
   std::uint64_t entered_ = 0;
   std::uint64_t lost_ = 0;
@@ -101,7 +101,7 @@ TEST_F(UringFaults, ARefusalForLongIsWaitedOut) {
   Rig rig(Backend::kUring, options());
   const auto [client, guest] = rig.open();
   guest.echo();
-  rig.settle();  // or its polls would be among what is refused
+  rig.settle();  // or its polls would be refused too
   refusals_ = 1;
   std::vector<Peer*> waiting;
   for (int i = 0; i < 5; ++i) waiting.push_back(&rig.connect());
@@ -128,7 +128,7 @@ TEST_F(UringFaults, MoreThanTheQueueHoldsWaitsForItsTurn) {
   const auto io = world->make_io(why_not);
   ASSERT_TRUE(io) << why_not;
   io->wait(Nanos::zero());
-  // So many operations that the ring's queue holds half of them.
+  // Twice as many operations as the ring's queue holds.
   constexpr int kOperations = 4096;
   std::vector<Fd> fds;
   refusals_ = 1;
@@ -154,9 +154,9 @@ TEST_F(UringFaults, MoreThanTheQueueHoldsWaitsForItsTurn) {
   EXPECT_EQ(count, 0u);
 }
 
-// The kernel sets the flag behind the event that it is about, which may have been worked off by then. A
-// worker asked for more until another event came, and its clients waited.
-TEST_F(UringFaults, AFlagThatTellsOfEventsThatAreNotThereHoldsNobodyUp) {
+// The kernel sets the flag after queuing the event, which may have been processed meanwhile. A worker
+// asked for more until another event came, and its clients waited.
+TEST_F(UringFaults, AFlagThatReportsMissingEventsHoldsNobodyUp) {
   Rig rig(Backend::kUring, options());
   stale_flag_ = true;
   const auto [client, guest] = rig.open();
@@ -165,7 +165,7 @@ TEST_F(UringFaults, AFlagThatTellsOfEventsThatAreNotThereHoldsNobodyUp) {
   EXPECT_TRUE(rig.worker_sleeps());
 }
 
-// A slot whose last completion was lost stayed for ever, a socket whose edge was lost stood still.
+// A slot whose last completion was lost stayed for ever, and a socket whose edge was lost stalled.
 TEST_F(UringFaults, LostCompletionsAreMadeUpFor) {
   for (const double losses : {0.05, 0.2}) {
     Rig rig(Backend::kUring, options());

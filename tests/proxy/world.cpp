@@ -49,7 +49,7 @@ Fd stream_socket(int family) {
 /// A socket bound to a free loopback port, which `endpoint` becomes. Bound to it by number: a port that the
 /// kernel chose is lost with shutdown(2).
 Fd bound_socket(int family, Endpoint& endpoint) {
-  // With SO_REUSEADDR the kernel would give it a port that another test has, and does not listen on just now.
+  // With SO_REUSEADDR the kernel could choose a port that another test has bound but not listening.
   Fd finder = stream_socket(family);
   Fd fd = stream_socket(family);
   const int on = 1;
@@ -63,7 +63,7 @@ Fd bound_socket(int family, Endpoint& endpoint) {
   return fd;
 }
 
-/// Throws every packet for this socket away.
+/// Discards every packet for this socket.
 void make_silent(int fd) {
   sock_filter drop{.code = BPF_RET | BPF_K, .jt = 0, .jf = 0, .k = 0};
   const sock_fprog program{.len = 1, .filter = &drop};

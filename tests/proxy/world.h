@@ -46,12 +46,13 @@ class PeerSocket {
   virtual void set_buffers(std::size_t bytes) = 0;
   /// SO_OOBINLINE.
   virtual void set_urgent_inline() = 0;
-  /// It answers nothing, as if its machine were paused or gone, until it does again; the kernel's only.
+  /// Makes it answer nothing, as if its machine were paused or gone, until it is undone; kernel only.
   virtual void fall_silent() {}
   virtual void answer_again() {}
-  /// Closes it without telling the other end, which gets a reset when it asks; the kernel's only. Needs root.
+  /// Closes it without notifying the other end, which gets a reset for its next segment; kernel only.
+  /// Needs root.
   virtual void forget() {}
-  /// The other end's TCP gives this one up with an error; simulated only.
+  /// The other end's TCP gives up on this one with an error; simulated only.
   virtual void be_given_up(int) {}
 };
 
@@ -69,9 +70,9 @@ class World {
   virtual ~World() = default;
 
   virtual Nanos now() = 0;
-  /// What io_uring_enter(2) is to be done by; before make_io(). For io_uring's world.
+  /// Replaces io_uring_enter(2); call it before make_io(). Only for io_uring's world.
   virtual void set_enter(UringEnter) {}
-  /// Once. Null, with the reason, where this machine cannot.
+  /// Call it once. Null, with the reason, if this machine cannot.
   virtual std::unique_ptr<Io> make_io(std::string& why_not) = 0;
   /// A listener for the Io, on a free port of `family`'s loopback address, which `endpoint` becomes.
   virtual Fd listen(int family, Endpoint& endpoint) = 0;
@@ -84,9 +85,9 @@ class World {
   virtual void set_silent(const Endpoint&) {}
   /// From now on a service refuses, or serves, one client; simulated only.
   virtual void set_serving(const Endpoint&, const IpAddress&, bool) {}
-  /// The next connection that arrived at a guest's service; null when there is none.
+  /// The next connection that arrived at a guest's service; null if there is none.
   virtual std::unique_ptr<PeerSocket> accept(const Endpoint& service) = 0;
-  /// From an address of the caller's choice; simulated only, but for none.
+  /// From an address of the caller's choice, which only the simulator supports.
   virtual std::unique_ptr<PeerSocket> connect(const Endpoint& to,
                                               const std::optional<IpAddress>& from = std::nullopt) = 0;
 

@@ -1,5 +1,5 @@
-// The image installs what packages.txt lists and nothing else, runs without root and can be asked for its
-// health. It cannot be built where the tests run, so its text is read.
+// The image installs exactly what packages.txt lists, runs without root and has a health check. It cannot
+// be built where the tests run, so its text is read.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -34,7 +34,7 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
     {"daemon", with(kBelowControl, {"control", "metrics", "api", "api/http"})},
 };
 
-/// The folder of the table that a file, named from the top, is in; empty where it is in none.
+/// The folder of the table that a file, named from the top, is in; empty if in none.
 std::string folder_of(const std::string& path) {
   std::string found;
   for (const auto& [folder, allowed] : kMayInclude) {

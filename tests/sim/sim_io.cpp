@@ -147,7 +147,7 @@ void SimIo::on_wake(int fd, short bits) {
     descriptor.told_at = now();
     if (chance(faults_.delayed_event)) descriptor.told_at += soon();
   }
-  // Two wakers at once, or one that says nothing: poll looks for itself.
+  // Two wakers at once, or one without a mask: poll checks for itself.
   descriptor.bits = descriptor.woken || !chance(faults_.bare_event) ? short{0} : bits;
   descriptor.woken = true;
 }
@@ -352,10 +352,10 @@ std::ptrdiff_t SimIo::recv(int fd, void* buffer, std::size_t size, int flags) {
   Descriptor& descriptor = get(fd);
   if (descriptor.seen != 0 && (flags & MSG_PEEK) == 0 && taking_out_error_ != 0)
     return -std::exchange(taking_out_error_, 0);
-  // Otherwise a read of what a peek has shown does not fail.
+  // Without it, a read of peeked bytes does not fail.
   if (const int error = descriptor.seen == 0 ? failure(Call::kRecv) : 0; error != 0) return error;
   std::size_t limit = size;
-  // "The rest has not arrived yet" is told only where the caller cannot know better.
+  // Reports "the rest has not arrived yet" only if the caller cannot know better.
   if (!socket.complete() && socket.readable_bytes() > 0) {
     if (descriptor.seen == 0 && chance(faults_.spurious_again)) {
       socket.wake_later(POLLIN, soon());
@@ -384,7 +384,7 @@ std::ptrdiff_t SimIo::send(int fd, const void* data, std::size_t size, int flags
   return socket.send({static_cast<const char*>(data), size}, flags);
 }
 
-/// Pretends that `socket` has room for a part of `size` bytes only, and more later; false where it has none
+/// Pretends that `socket` has room for only a part of `size` bytes, and more later; false if it has none
 /// at all.
 bool SimIo::take_part(SimSocket& socket, std::size_t& size) {
   const bool none = chance(faults_.spurious_again);
@@ -461,16 +461,16 @@ std::ptrdiff_t SimIo::splice(int from, int to, std::size_t size) {
 }
 
 std::ptrdiff_t SimIo::splice_in(Descriptor& from, Pipe& pipe, std::size_t size) {
-  if (pipe.slots.size() >= pipe.slots_max) return -EAGAIN;  // also where the socket is at its end
+  if (pipe.slots.size() >= pipe.slots_max) return -EAGAIN;  // even if the socket is at its end
   SimSocket& socket = *from.socket;
   if (!socket.complete() && socket.readable_bytes() > 0 && from.seen == 0 && chance(faults_.spurious_again)) {
     socket.wake_later(POLLIN, soon());
     return -EAGAIN;
   }
-  // What the kernel says where it finds no page for bytes that are there.
+  // What the kernel returns if it finds no page for bytes that are there.
   if (socket.sound() && socket.readable_bytes() > 0 && chance(faults_.no_pages))
     return socket.complete() ? 0 : -EAGAIN;
-  // A short splice proves nothing, so nobody tells of the rest.
+  // A short splice proves nothing, so no event reports the rest.
   if (chance(faults_.partial_read)) size = part_of(size);
   from.seen = 0;
   return socket.splice_out(size, [&pipe](std::string_view bytes) {

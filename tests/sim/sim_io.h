@@ -1,10 +1,10 @@
 // An Io over a SimNetwork: no kernel, virtual time, seeded faults, and a strict account of descriptors.
 //
-// What the contract of Io forbids (closing a descriptor that is armed, closing it twice, using it afterwards,
-// arming it twice) aborts with a message, as does destroying the Io while a descriptor is open. What the
-// contract allows happens often, when asked for: see SimFaults. wait() is where time passes: to the next
-// event, or a microsecond when there is one already. wake() may be called from any thread, everything else
-// from one.
+// What the contract of Io forbids (closing a descriptor that is armed, closing it twice, using it
+// afterwards, arming it twice) aborts with a message, as does destroying the Io while a descriptor is
+// open. What the contract allows happens often, if requested: see SimFaults. Time passes in wait(): to the
+// next event, or by a microsecond if there is one already. wake() may be called from any thread,
+// everything else from one.
 #pragma once
 
 #include <array>
@@ -23,27 +23,25 @@
 
 namespace portway::test {
 
-/// How often, from 0 to 1, the kernel's freedom is used. All of it is what Linux may do; none of it loses an
-/// edge.
+/// How often, from 0 to 1, the simulator uses the kernel's freedom. Linux may do all of this; none of it
+/// loses an edge.
 struct SimFaults {
-  double partial_read =
-      0;  // recv(2) finds a part only, and poll tells of the rest later; splice(2) takes a part
-  double partial_write = 0;   // a part is taken; poll tells when there is room again
-  double spurious_again = 0;  // -EAGAIN, and poll tells soon afterwards
+  double partial_read = 0;  // recv(2) returns a part, and poll reports the rest later; splice(2) takes a part
+  double partial_write = 0;   // a part is taken; poll reports when there is room again
+  double spurious_again = 0;  // -EAGAIN, and poll reports soon afterwards
   double delayed_event = 0;   // a completion comes up to a millisecond late
   double early_end = 0;       // a multishot operation ends although nothing is wrong
-  double spurious_event = 0;  // poll tells what it has told before
-  double bare_event =
-      0;  // poll tells what the waker said and no more, as io_uring does: POLLPRI with every arrival
-  double no_pages = 0;  // a pipe takes nothing, or a part of what it has room for, and nobody tells
+  double spurious_event = 0;  // poll repeats an earlier report
+  double bare_event = 0;  // poll reports only the waker's mask, as io_uring does: POLLPRI with every arrival
+  double no_pages = 0;    // a pipe takes nothing, or less than it has room for, without an event
 
-  /// A rough day.
+  /// Everything at once.
   static SimFaults all() { return {0.2, 0.2, 0.1, 0.2, 0.05, 0.05, 0.5, 0.1}; }
 };
 
 class SimIo : public Io {
  public:
-  /// The calls that fail() knows. A poll's failure is its completion.
+  /// The calls that fail() supports. A poll fails by its completion.
   enum class Call : std::uint8_t {
     kAccept,
     kPoll,
@@ -59,7 +57,7 @@ class SimIo : public Io {
     kWrite,
   };
   static constexpr std::size_t kCalls = 12;
-  static constexpr std::uint32_t kRttUs = 321;  // what every socket tells
+  static constexpr std::uint32_t kRttUs = 321;  // what every socket reports
 
   explicit SimIo(SimNetwork& network) : network_(network) {}
   ~SimIo() override;
@@ -72,13 +70,13 @@ class SimIo : public Io {
   /// The `nth` call of this kind from now on, the first being 1, fails with `error`, as do the `times` - 1
   /// after it.
   void fail(Call call, std::uint64_t nth, int error, std::uint64_t times = 1);
-  /// The next read of what a peek has shown fails with `error`.
+  /// The next read of peeked bytes fails with `error`.
   void fail_taking_out(int error) { taking_out_error_ = error; }
-  /// What every socket tells: that it was asked at this moment and since, and nobody has answered.
+  /// Every socket reports unanswered probes from this moment on.
   void set_silent_since(Nanos moment) { silent_since_ = moment; }
-  /// How often unacknowledged() was asked.
+  /// How often unacknowledged() was called.
   std::uint64_t asked_unacknowledged() const { return asked_unacknowledged_; }
-  /// True when fail() has had its effect, at least once.
+  /// True if fail() has had its effect, at least once.
   bool failed(Call call) const { return planned(call).hit; }
   /// At most this many descriptors: -EMFILE beyond.
   void set_descriptors_max(std::size_t max) { descriptors_max_ = max; }
@@ -95,7 +93,7 @@ class SimIo : public Io {
   int last_receive_buffer() const { return last_receive_buffer_; }
   /// Bytes in pipes.
   std::size_t piped_bytes() const;
-  /// How often wait() was called, and how often it had nothing to tell.
+  /// How often wait() was called, and how often it had nothing to report.
   std::uint64_t waits() const { return waits_; }
 
   // --- Io.
@@ -140,7 +138,7 @@ class SimIo : public Io {
 
   class Probe;
 
-  /// A pipe is full when its slots are, however little is in them.
+  /// A pipe is full if its slots are, however little is in them.
   struct Pipe {
     std::deque<std::string> slots;
     std::size_t slots_max;
@@ -159,10 +157,10 @@ class SimIo : public Io {
     bool cancelled = false;
     Token token = 0;
     short poll_mask() const;
-    int arming_error = 0;  // what poll() is to fail with
-    bool woken = false;    // poll has something to tell
-    short bits = 0;        // what the wakers said, if all of them said something
-    Nanos told_at{};       // when it may be told
+    int arming_error = 0;  // poll()'s error
+    bool woken = false;    // poll has something to report
+    short bits = 0;        // the wakers' masks, if all of them gave one
+    Nanos told_at{};       // when it may be reported
   };
 
   struct PlannedFailure {
@@ -207,7 +205,7 @@ class SimIo : public Io {
   std::size_t pipe_slots_max_ = SIZE_MAX;
   std::vector<PortRange> local_ports_;
   int last_receive_buffer_ = 0;
-  // No number is given twice, and none is one of the kernel's: a stale one is found out, and a close(2) of
+  // No number is used twice, and none is one of the kernel's: a stale one is detected, and a close(2) of
   // one does no harm.
   int next_fd_ = 1 << 20;
   std::map<int, Descriptor> descriptors_;

@@ -1,5 +1,5 @@
-// What only the simulated Io does: faults on demand, a strict account of descriptors. That it otherwise does
-// what the real ones do is shown by the conformance suite (tests/proxy).
+// What only the simulated Io does: faults on demand, a strict account of descriptors. The conformance
+// suite (tests/proxy) shows that it otherwise behaves like the real ones.
 #include "tests/sim/sim_io.h"
 
 #include <gtest/gtest.h>
@@ -137,7 +137,7 @@ TEST_F(SimIoTest, WhatAPeekHasShownIsThere) {
   io_->close(fd);
 }
 
-TEST_F(SimIoTest, BareEventsTellPollpriWithEveryArrival) {
+TEST_F(SimIoTest, BareEventsReportPollpriWithEveryArrival) {
   const int fd = accept();
   io_->poll(2, fd);
   io_->wait(1s);
@@ -151,7 +151,7 @@ TEST_F(SimIoTest, BareEventsTellPollpriWithEveryArrival) {
   io_->close(fd);
 }
 
-TEST_F(SimIoTest, AMultishotOperationThatEndsEarlyTellsSoAndCanBeArmedAgain) {
+TEST_F(SimIoTest, AMultishotOperationThatEndsEarlyReportsItAndCanBeArmedAgain) {
   const int fd = accept();
   io_->set_faults({.early_end = 1});
   for (int i = 0; i < 3; ++i) {

@@ -61,7 +61,7 @@ void SimSocket::close() {
   wake_ = nullptr;
   if (dead_ || !connected_) return;
   if (received_bytes_ > 0) {
-    // RFC 2525, 2.17: the peer must learn that what it sent was thrown away.
+    // RFC 2525, 2.17: the peer must learn that its data was discarded.
     abort_connection();
   } else {
     shutdown(SHUT_WR);
@@ -131,7 +131,7 @@ std::ptrdiff_t SimSocket::send(std::string_view data, int flags) {
   return static_cast<std::ptrdiff_t>(taken);
 }
 
-/// What the peer has room for beyond what is on its way there.
+/// The peer's room beyond what is already on its way.
 std::size_t SimSocket::window() const {
   if (peer_->closed_) return SIZE_MAX;
   const std::size_t used = peer_->received_bytes_ + in_flight_;
@@ -189,8 +189,8 @@ void SimSocket::on_segment(const Segment& segment) {
     return;
   }
   if (segment.urgent) {
-    // A newer urgent byte takes the older one's place: that is ordinary data now, or gone where it would have
-    // been next.
+    // A newer urgent byte replaces the older one, which becomes ordinary data, or is dropped if it would
+    // have been next.
     if (at_urgent_mark() && !urgent_inline_ && received_bytes_ > 0) consume(1);
     urgent_ = Urgent::kUnread;
     urgent_at_ = arrived_ + size - 1;
@@ -219,7 +219,7 @@ std::size_t SimSocket::bytes_to_mark() const {
   return std::min<std::size_t>(received_bytes_, urgent_at_ - read_);
 }
 
-/// The order is tcp_recvmsg()'s: a FIN read before hides an error told later.
+/// The order is that of tcp_recvmsg(): a FIN that was read hides a later error.
 std::ptrdiff_t SimSocket::nothing_to_read() {
   if (fin_received_) return 0;
   if (error_ != 0) return take_error();
@@ -260,7 +260,7 @@ std::ptrdiff_t SimSocket::recv_urgent(std::span<char> out, int flags) {
 
 std::ptrdiff_t SimSocket::splice_out(std::size_t size,
                                      const std::function<std::size_t(std::string_view)>& take) {
-  // Also where urgent bytes are read in their place: tcp_read_sock() stops at any mark.
+  // Also if urgent bytes are read in line: tcp_read_sock() stops at any mark.
   std::size_t left =
       urgent_ == Urgent::kNone ? received_bytes_ : std::min<std::size_t>(received_bytes_, urgent_at_ - read_);
   left = std::min(left, size);

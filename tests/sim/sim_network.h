@@ -1,7 +1,7 @@
-// TCP in memory, with virtual time: what the simulated Io and the peers of a test are connected by.
+// TCP in memory, with virtual time: connects the simulated Io and the peers of a test.
 //
-// It behaves as Linux does where a relay can tell: bounded buffers and windows, FIN and half-close, RST
-// behind the data that is on its way, a pending error that is told once, the urgent mark, edges of readiness.
+// It behaves like Linux as far as a relay can see: bounded buffers and windows, FIN and half-close, RST
+// behind the data in flight, a pending error that is reported once, the urgent mark, edges of readiness.
 // Nothing is ever lost or reordered. Time stands still until somebody advances it, and what happens then
 // depends only on the seed. One thread.
 #pragma once
@@ -52,12 +52,12 @@ class SimSocket {
   /// MSG_PEEK and MSG_OOB are understood.
   std::ptrdiff_t recv(std::span<char> out, int flags);
   /// Reads as splice(2) does: hands at most `size` bytes to `take`, a segment at a time, until that takes
-  /// less than it was given. Never goes over the urgent mark: there it answers -EAGAIN whatever lies behind.
+  /// less than it was given. Never crosses the urgent mark: there it returns -EAGAIN whatever lies behind.
   std::ptrdiff_t splice_out(std::size_t size, const std::function<std::size_t(std::string_view)>& take);
   int shutdown(int how);
   void close();
   void close_with_reset();
-  /// Its TCP gives the peer, which is not told, up with this error.
+  /// Its TCP gives up with this error; the peer is not notified.
   void give_up(int error) {
     die(error);
     wake(0);
@@ -73,7 +73,7 @@ class SimSocket {
 
   /// What arrived and was not read.
   std::size_t readable_bytes() const { return received_bytes_; }
-  /// FIN or RST has arrived: whatever the peer sent is here.
+  /// FIN or RST has arrived, and with it everything the peer sent.
   bool complete() const { return fin_received_ || dead_; }
   bool connected() const { return connected_; }
   /// Connected, and not reset since.
@@ -85,9 +85,9 @@ class SimSocket {
 
   void set_receive_buffer(std::size_t bytes) { receive_buffer_ = bytes; }
   void set_send_buffer(std::size_t bytes) { send_buffer_ = bytes; }
-  /// SO_OOBINLINE: urgent bytes are read in their place.
+  /// SO_OOBINLINE: urgent bytes are read in line.
   void set_urgent_inline(bool on) { urgent_inline_ = on; }
-  /// It asks only: a service that answers never learns of it.
+  /// It only probes: a service that answers never sees it.
   void set_half_open() { half_open_ = true; }
   /// The address to connect from; the network's choice without it.
   void set_source(const Endpoint& source) { source_ = source; }
@@ -165,7 +165,7 @@ class SimSocket {
   bool shut_write_ = false;
   bool fin_sent_ = false;
   bool fin_acked_ = false;
-  bool no_space_ = false;  // a sender was told to wait
+  bool no_space_ = false;  // a sender has to wait
   Nanos last_arrival_ = Nanos::zero();
 };
 
@@ -198,12 +198,12 @@ class SimRefusals final : public ClientRefusals {
 
 class SimListener {
  public:
-  /// The next established connection; null when there is none.
+  /// The next established connection; null if there is none.
   SimSocket* accept();
   bool shut() const { return shut_; }
   bool pending() const { return !backlog_.empty(); }
   short poll_mask() const { return static_cast<short>(shut_ ? POLLHUP : pending() ? POLLIN : 0); }
-  /// Called when a client has come, and at shut_down().
+  /// Called when a client has arrived, and at shut_down().
   void set_wake(std::function<void(short)> wake) { wake_ = std::move(wake); }
   /// No more connections: those that wait are reset.
   void shut_down();
@@ -220,7 +220,7 @@ class SimListener {
 class SimNetwork {
  public:
   /// What becomes of a connect(2): an errno, or one of these.
-  static constexpr int kAnswer = 0;  // accepted, where somebody listens; else refused
+  static constexpr int kAnswer = 0;  // accepted if somebody listens, else refused
   static constexpr int kSilent = -1;
   static constexpr int kSilentToOthers = -2;  // accepted, unless it comes from a certain address (set_source)
 
@@ -229,7 +229,7 @@ class SimNetwork {
   SimNetwork& operator=(const SimNetwork&) = delete;
 
   Nanos now() const { return now_; }
-  /// The time of the next thing that will happen by itself; Nanos::max() when nothing will.
+  /// The time of the next event; Nanos::max() if there is none.
   Nanos next_event() const { return events_.empty() ? Nanos::max() : events_.top().time; }
   /// Lets everything up to `time` happen.
   void advance_to(Nanos time);
@@ -239,7 +239,7 @@ class SimNetwork {
   SimListener& listen(const Endpoint& endpoint);
   void unlisten(const Endpoint& endpoint);
   void set_answer(const Endpoint& endpoint, int answer) { answers_[endpoint] = answer; }
-  /// To one client, whatever the others are answered.
+  /// For one client, whatever the others get.
   void set_answer_to(const Endpoint& endpoint, const IpAddress& client, int answer) {
     answers_to_[{endpoint, client}] = answer;
   }

@@ -1,4 +1,4 @@
-// What a test's thread may do less than others.
+// Capabilities that a test's thread gives up.
 #pragma once
 
 #include <gtest/gtest.h>

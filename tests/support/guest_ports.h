@@ -12,7 +12,7 @@ inline constexpr std::uint16_t kSourcePort =
     3003;  // "N\n": N bytes of Pattern(1) and FIN; then reads until the client's FIN
 inline constexpr std::uint16_t kResetPort =
     3004;  // "N\n": N bytes of Pattern(1); once they are acknowledged, RST
-inline constexpr std::uint16_t kClosedPort = 3005;  // nobody listens, unless kSwitchPort was told "open\n"
+inline constexpr std::uint16_t kClosedPort = 3005;  // nobody listens until kSwitchPort gets "open\n"
 inline constexpr std::uint16_t kWhoPort = 3006;     // "ADDRESS PORT TOS\n" of the client's SYN, and FIN
 inline constexpr std::uint16_t kSwitchPort =
     3007;  // "open\n" or "close\n": what kClosedPort is; then "done\n"

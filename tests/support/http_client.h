@@ -13,8 +13,8 @@ namespace portway::test {
 struct HttpRequest {
   std::string method = "GET";
   std::string target = "/";
-  std::string key = "";   // a bearer key; none when empty
-  std::string body = "";  // JSON; none when empty
+  std::string key = "";   // a bearer key; none if empty
+  std::string body = "";  // JSON; none if empty
 };
 
 struct HttpResponse {
@@ -22,11 +22,11 @@ struct HttpResponse {
   std::map<std::string, std::string> headers;  // names in lower case
   std::string body;
 
-  /// The body; throws boost::system::system_error when it is not JSON.
+  /// The body; throws boost::system::system_error if it is not JSON.
   boost::json::value json() const;
 };
 
-/// Throws std::system_error or std::runtime_error when no complete answer comes.
+/// Throws std::system_error or std::runtime_error if no complete answer comes.
 HttpResponse http_request(const NetworkNamespace& network, const std::string& address, std::uint16_t port,
                           const HttpRequest& request);
 

@@ -1,5 +1,5 @@
-// Network namespaces for tests. They have no name and live as long as their object and the processes in it,
-// so nothing is left behind however a test ends. Needs root. Failures throw std::system_error or
+// Network namespaces for tests. They have no name and live as long as their object and the processes in
+// them, so nothing is left behind however a test ends. Needs root. Failures throw std::system_error or
 // std::runtime_error, which fails the test.
 #pragma once
 
@@ -14,8 +14,8 @@ namespace portway::test {
 
 class NetworkNamespace {
  public:
-  /// A new one: loopback is up, congestion control is reno (the machine's may pace, and hide what a test
-  /// looks at).
+  /// A new one: loopback is up, congestion control is reno (the machine's may pace, which would hide
+  /// effects).
   NetworkNamespace();
 
   int fd() const { return fd_.get(); }
@@ -32,7 +32,7 @@ class NetworkNamespace {
   /// Writes /proc/sys/NAME as this namespace sees it: set("net/ipv4/ip_forward", "0").
   void set(const std::string& name, const std::string& value) const;
 
-  /// The netfilter rules in force; empty when there are none.
+  /// The netfilter rules in force; empty if there are none.
   std::string nft_ruleset() const;
 
  private:

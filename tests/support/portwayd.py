@@ -227,7 +227,7 @@ def read_answer(connection):
 
 
 def wait_until(condition, seconds=30):
-    """For what tells of its change only when asked."""
+    """For changes that no event reports."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

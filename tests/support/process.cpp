@@ -42,14 +42,14 @@ bool mount_tmpfs(const char* path, const char* mount_options) {
          mount("tmpfs", path, "tmpfs", 0, mount_options) == 0;
 }
 
-/// What stands between fork and exec: only calls that are safe there. Returns what failed.
+/// Runs between fork and exec: only calls that are safe there. Returns what failed.
 const char* become(const SpawnOptions& options, const char* mount_options, char* const* argv) {
   if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) return "prctl";
   if (options.network != nullptr && setns(options.network->fd(), CLONE_NEWNET) != 0) return "setns";
   if (!options.tmpfs_path.empty() && !mount_tmpfs(options.tmpfs_path.c_str(), mount_options))
     return "mount tmpfs";
   if (options.hide_proc && !mount_tmpfs("/proc", nullptr)) return "mount tmpfs on /proc";
-  // What is not in the bounding set, exec(2) does not give, to root neither; EINVAL comes after the last
+  // exec(2) gives no capability outside the bounding set, not even to root; EINVAL comes after the last
   // capability.
   for (int capability = 0; options.no_capabilities && prctl(PR_CAPBSET_DROP, capability) == 0; ++capability) {
   }
@@ -130,7 +130,7 @@ std::optional<int> Process::wait(std::chrono::milliseconds timeout) {
   int status = 0;
   if (waitpid(pid_, &status, 0) != pid_) fail("waitpid");
   exit_code_ = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
-  // Its last words may still be in the pipe; a child of its own that runs on would keep the pipe open.
+  // Its last output may still be in the pipe; a child process that continues would keep the pipe open.
   std::unique_lock lock(mutex_);
   output_changed_.wait_for(lock, std::chrono::seconds(1), [this] { return output_ended_; });
   return exit_code_;

@@ -21,10 +21,10 @@ namespace portway::test {
 
 struct SpawnOptions {
   std::vector<std::string> command;           // the program, by path or found in PATH, and its arguments
-  const NetworkNamespace* network = nullptr;  // the test's own when null
+  const NetworkNamespace* network = nullptr;  // null: the test's own
   bool deny_io_uring = false;    // io_uring_setup(2) fails with EPERM, as under a container's seccomp filter
   bool deny_pidfd = false;       // and so does pidfd_open(2)
-  bool no_capabilities = false;  // root without its powers
+  bool no_capabilities = false;  // root without capabilities
   bool hide_proc = false;        // /proc is an empty directory
   std::string tmpfs_path = "";   // a directory that becomes a small tmpfs, for this process only
   std::uint64_t tmpfs_bytes = 0;
@@ -41,11 +41,11 @@ class Process {
 
   /// What it has printed so far, standard output and error together.
   std::string output() const;
-  /// False when it ends, or the time does, without having printed `text`.
+  /// False if it ends, or the timeout passes, before it has printed `text`.
   bool wait_for_output(std::string_view text, std::chrono::milliseconds timeout);
 
   void signal(int number);
-  /// The exit code, or 128 + the signal that ended it; nullopt when it still runs after `timeout`.
+  /// The exit code, or 128 + the signal that ended it; nullopt if it still runs after `timeout`.
   std::optional<int> wait(std::chrono::milliseconds timeout);
 
   /// How many descriptors it has open.

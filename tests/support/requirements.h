@@ -1,4 +1,4 @@
-// What a test needs from its machine. Where it is missing the test is skipped with the reason; on CI it
+// What a test needs from its machine. If it is missing, the test is skipped with the reason; on CI it
 // fails.
 #pragma once
 
@@ -10,14 +10,14 @@
 
 namespace portway::test {
 
-/// Why network namespaces cannot be made here; empty when they can.
+/// Why network namespaces cannot be made here; empty if they can.
 inline std::string why_no_namespaces() {
   return geteuid() == 0 ? "" : "network namespaces need root: run the tests with sudo";
 }
 
 }  // namespace portway::test
 
-/// First in a test or its SetUp: `reason` is empty when it can run.
+/// Use it first in a test or its SetUp: `reason` is empty if the test can run.
 #define PORTWAY_NEEDS(why_not)                                        \
   do {                                                                \
     const std::string portway_reason = (why_not);                     \

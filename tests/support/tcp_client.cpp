@@ -61,8 +61,7 @@ TcpClient::TcpClient(const NetworkNamespace& network, const std::string& address
   const int on = 1;
   setsockopt(fd_.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
   if (::connect(fd_.get(), to.data(), static_cast<socklen_t>(to.size())) != 0) {
-    connect_error_ =
-        errno == EINPROGRESS ? ETIMEDOUT : errno;  // connect(2) says EINPROGRESS when SO_SNDTIMEO has passed
+    connect_error_ = errno == EINPROGRESS ? ETIMEDOUT : errno;  // EINPROGRESS: SO_SNDTIMEO has passed
   }
 }
 

@@ -1,5 +1,6 @@
-// A blocking TCP client in a network namespace, for tests: every call ends, with ETIMEDOUT after a time that
-// only a fault needs. Failures of a call whose result is not an errno throw std::system_error.
+// A blocking TCP client in a network namespace, for tests: every call ends, with ETIMEDOUT after a time
+// that passes only in case of a fault. Failures of a call whose result is not an errno throw
+// std::system_error.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +13,7 @@
 
 namespace portway::test {
 
-/// What came until the connection's end, and how it ended: 0 for FIN, else the errno (ECONNRESET, ...).
+/// What arrived until the connection's end, and how it ended: 0 for FIN, else the errno (ECONNRESET, ...).
 struct Received {
   std::string bytes;
   int error = 0;

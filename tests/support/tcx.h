@@ -14,12 +14,12 @@ namespace portway::test {
 /// Their names, in order.
 std::vector<std::string> tcx_programs(const NetworkNamespace& network, const std::string& link);
 
-/// A program of somebody else's: counts the packets and leaves them to the next one.
+/// Another program's: counts the packets and passes them to the next one.
 class ForeignTcx {
  public:
   enum class Place { kFirst, kLast };
 
-  /// Where the kernel takes no more on this link, is_attached() is false.
+  /// If the kernel takes no more on this link, is_attached() is false.
   ForeignTcx(const NetworkNamespace& network, const std::string& link, Place place = Place::kLast);
 
   bool is_attached() const { return static_cast<bool>(attached_); }
@@ -31,8 +31,7 @@ class ForeignTcx {
   Fd attached_;
 };
 
-/// All the places that the kernel has for such programs on a link: filters are what is left, as before Linux
-/// 6.6.
+/// Takes all the kernel's places for such programs on a link: only filters are left, as before Linux 6.6.
 std::vector<ForeignTcx> take_all_tcx(const NetworkNamespace& network, const std::string& link);
 
 }  // namespace portway::test

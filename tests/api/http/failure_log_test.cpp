@@ -15,7 +15,7 @@ namespace {
 using testing::HasSubstr;
 using testing::IsEmpty;
 
-/// What is logged in its lifetime.
+/// What is logged during its lifetime.
 class Logged {
  public:
   Logged() : before_(spdlog::default_logger()) {

@@ -1,4 +1,4 @@
-// A request out of its bytes, without a socket. What a client gets for a bad one:
+// Parses requests from bytes, without a socket. What a client gets for a bad one:
 // tests/api/http/server_test.cpp.
 #include "api/http/request_parser.h"
 
@@ -86,7 +86,8 @@ TEST(RequestParser, TakesAnIdOnlyIfItCanGoIntoALog) {
   }
 }
 
-// Beast's limit is one on what it has not parsed yet, and it parses each field once the next line has begun.
+// Beast's limit applies only to what it has not parsed yet, and it parses each field once the next line
+// has begun.
 TEST(RequestParser, CountsTheHeaderBytesThatAreParsedAlready) {
   Input input;
   error_code error = input.feed("GET / HTTP/1.1\r\nHost: a\r\nX");

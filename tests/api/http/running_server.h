@@ -43,7 +43,7 @@ struct Answer {
   std::string body;
 };
 
-/// A blocking client; every call ends, with an exception after kDeadline.
+/// A blocking client; every call ends after kDeadline at the latest, with an exception.
 class Client {
  public:
   Client() : fd_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
@@ -67,7 +67,7 @@ class Client {
   bool connect(const Endpoint& server) {
     return ::connect(fd_.get(), server.data(), static_cast<socklen_t>(server.size())) == 0;
   }
-  /// False when the server has closed.
+  /// False if the server has closed.
   bool send(std::string_view bytes) {
     while (!bytes.empty()) {
       const auto sent = ::send(fd_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
@@ -121,7 +121,7 @@ class Client {
     return take(std::min(most, received_.size()));
   }
 
-  /// What comes until the end, by FIN or RST.
+  /// What arrives until the end, by FIN or RST.
   std::string receive_to_end() {
     while (receive_more()) {
     }
@@ -199,7 +199,7 @@ class Running {
   ServerStats stats() {
     return on_its_thread([this] { return server_->stats(); });
   }
-  /// Asks until it is so; fails the test when that is not before the deadline.
+  /// Polls until it is so; fails the test after the deadline.
   void wait_until(const std::function<bool(const ServerStats&)>& is_so) {
     const auto deadline = std::chrono::steady_clock::now() + kDeadline;
     while (!is_so(stats())) {
@@ -227,7 +227,7 @@ class Running {
   std::thread thread_;
 };
 
-/// The server said no by itself, in full, and then closed.
+/// The server itself refused with a complete answer and then closed.
 inline void expect_refusal(Client& client, int status, std::string_view code) {
   Answer answer = client.receive();
   EXPECT_EQ(answer.status, status) << answer.body;

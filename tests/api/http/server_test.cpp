@@ -20,7 +20,7 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
-/// Has a request under way from now on: its last byte, any, is still to be sent.
+/// Starts a request and leaves it under way: its last byte, any, is still to be sent.
 void begin_request(Client& client) {
   EXPECT_EQ(
       client.call("PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n").status,
@@ -79,7 +79,7 @@ TEST(Server, ClosesConnectionsFromARefusedNetworkAtOnce) {
 
 // IPv6, IPv4-mapped addresses and real guests: tests/daemon/isolation_test.py.
 
-// A reload, or a registration, makes a guest of a client that is connected already.
+// A reload or a registration can make a guest of an already connected client.
 TEST(Server, RefusesTheNextRequestOfAClientThatIsRefusedByThen) {
   std::atomic<bool> refuses = false;
   int calls = 0;
@@ -93,7 +93,7 @@ TEST(Server, RefusesTheNextRequestOfAClientThatIsRefusedByThen) {
   EXPECT_EQ(server.stats().connections_refused_network, 1u);
 }
 
-TEST(Server, DropsClientsThatAreRefusedByNowWhateverTheyAreDoing) {
+TEST(Server, DropsClientsThatHaveBecomeRefusedWhateverTheyAreDoing) {
   std::atomic<bool> refuses = false;
   Running server({.refuses = [&](const ClientOrigin&) { return refuses.load(); }});
   Client idle(server.endpoint());
@@ -195,7 +195,7 @@ TEST(Server, CutsRequestsUnderWayWhenItIsDestroyed) {
   EXPECT_EQ(calls, 0);
 }
 
-// The daemon's context is destroyed without having run when its start fails half-way.
+// The daemon's context is destroyed without having run if its start fails half-way.
 TEST(Server, LeavesNothingBehindInAContextThatNeverRan) {
   std::unique_ptr<Client> client;
   {

@@ -265,8 +265,8 @@ TEST(Session, RefusesAHeaderThatIsTooLarge) {
   expect_refusal(request_line, 431, "header_too_large");
 }
 
-// Beast's limit is one on what it has not parsed yet, and it parses each field once the next line has begun:
-// with the right segments its limit is never met.
+// Beast's limit applies only to what it has not parsed yet, and it parses each field once the next line
+// has begun: with the right segments the limit is never reached.
 TEST(Session, CountsTheHeaderFieldsThatAreParsedAlready) {
   Running server({.header_max_bytes = 2000});
   Client client(server.endpoint());
@@ -354,7 +354,7 @@ TEST(Session, AnswersAClientThatHasFinishedSending) {
   EXPECT_EQ(client.receive_to_end(), "");
 }
 
-/// Of a client that is silent after the first, and of one that sends single bytes without end after the
+/// For a client that is silent after the first, and one that sends single bytes without end after the
 /// second.
 void expect_timeouts(Running& server, std::string_view before_silence, std::string_view before_dripping) {
   Client silent(server.endpoint());

@@ -161,7 +161,7 @@ TEST(Stream, EndsAtOnceWhenTheClientGoes) {
   EXPECT_EQ(server.stats().streams, 0U);
   EXPECT_TRUE(server.last_is_gone());
   server.on_its_thread([&late] {
-    late();  // nobody there any more
+    late();  // nobody is left
     return 0;
   });
 }

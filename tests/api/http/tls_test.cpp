@@ -31,7 +31,7 @@ class TlsClient {
  public:
   explicit TlsClient(const Endpoint& server, const ClientSettings& settings = {})
       : tcp_(server), context_(SSL_CTX_new(TLS_client_method()), SSL_CTX_free) {
-    SSL_CTX_set_security_level(context_.get(), 0);  // to be able to offer what is too old
+    SSL_CTX_set_security_level(context_.get(), 0);  // to offer versions that are too old
     SSL_CTX_set_min_proto_version(context_.get(), TLS1_VERSION);
     SSL_CTX_set_max_proto_version(context_.get(), settings.version);
     SSL_CTX_set_alpn_protos(context_.get(), reinterpret_cast<const unsigned char*>(settings.protocols.data()),
@@ -49,7 +49,7 @@ class TlsClient {
     return SSL_write(ssl_.get(), bytes.data(), static_cast<int>(bytes.size())) ==
            static_cast<int>(bytes.size());
   }
-  /// Empty at the end, whichever it is.
+  /// Empty at the end, of whatever kind.
   std::string receive_some() {
     char buffer[16384];
     const int got = SSL_read(ssl_.get(), buffer, sizeof buffer);
@@ -60,10 +60,10 @@ class TlsClient {
     for (std::string piece = receive_some(); !piece.empty(); piece = receive_some()) all += piece;
     return all;
   }
-  /// The server has said goodbye, rather than just closed.
+  /// The server has sent close_notify, rather than just closed.
   bool ended_cleanly() const { return (SSL_get_shutdown(ssl_.get()) & SSL_RECEIVED_SHUTDOWN) != 0; }
 
-  /// An answer to GET that closes; empty when there is no connection.
+  /// The answer to a GET that closes; empty if there is no connection.
   std::string get() {
     if (!handshake() || !send("GET /ping HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")) return "";
     return receive_to_end();

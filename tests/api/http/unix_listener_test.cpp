@@ -1,4 +1,4 @@
-// The server on a Unix socket: whose it is, who is calling, and what becomes of its file.
+// The server on a Unix socket: its owner, the identity of callers, and what happens to its file.
 #include "api/http/unix_listener.h"
 
 #include <sys/stat.h>

@@ -58,7 +58,7 @@ TEST_F(ConnectionsApi, ListsLiveOnesInPages) {
   EXPECT_EQ(node.call("GET", path + "?state=dead").status, 422U);
 }
 
-TEST_F(ConnectionsApi, TellsWhyTheLastOnesClosedTheLatestFirst) {
+TEST_F(ConnectionsApi, ReportsWhyTheLastOnesClosedTheLatestFirst) {
   const auto served =
       std::make_shared<ServedForward>(ForwardRoute{.id = forward, .upstream = {}, .instance_id = "vm-1"}, 1);
   const auto other = std::make_shared<ServedForward>(ForwardRoute{.id = make_uuid(), .upstream = {}}, 1);

@@ -305,7 +305,7 @@ TEST_F(AdminLimits, AreTheAdminsToChangeAndSurviveARestart) {
     EXPECT_EQ(forward(path).at("label"), "") << "nothing of a refused change is made";
     node_.restart();
   }
-  // What no admin has set stays the tenant's, and where its guest sees its clients from always is.
+  // Limits that no admin has set stay the tenant's, and source_mode always does.
   const Response own = node_.call(
       "PATCH", path, R"({"label": "mine", "max_bytes_per_second": 1000, "source_mode": "plain"})", tenant_);
   EXPECT_EQ(own.status, 200U) << own.body;

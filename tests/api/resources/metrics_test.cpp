@@ -12,7 +12,7 @@ namespace {
 
 using test::Node;
 
-TEST(Api, MetricsComeInTheScopeAskedFor) {
+TEST(Api, MetricsComeInTheRequestedScope) {
   Node node;
   EXPECT_EQ(Node::whole(node.call("GET", "/metrics")), "metrics of scope 0");
   EXPECT_EQ(Node::whole(node.call("GET", "/metrics?scope=all")), "metrics of scope 0");

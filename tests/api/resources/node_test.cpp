@@ -14,7 +14,7 @@ namespace {
 
 using test::Node;
 
-/// What GET /readyz and POST of a forward say, by turns: the same.
+/// What GET /readyz and POST of a forward report in turn: the same.
 void expect_ready_as_post(Node& node, std::string_view code) {
   const Response made = node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})");
   const Response ready = node.call("GET", "/readyz", "", "");
@@ -55,14 +55,14 @@ TEST(Readiness, EndsWhenTheDaemonGoesDown) {
   expect_ready_as_post(node, "draining");
 }
 
-TEST(Readiness, FollowsTheDiskAlsoWhenNobodyWantsAnythingOfIt) {
+TEST(Readiness, FollowsTheDiskEvenWithoutRequests) {
   Node node;
   node.put("vm-1");
   const auto becomes = [&node](unsigned status) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
     while (node.call("GET", "/readyz", "", "").status != status) {
       if (std::chrono::steady_clock::now() > deadline) return false;
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));  // the store's thread asks the disk
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));  // the store's thread checks the disk
     }
     return true;
   };

@@ -4,7 +4,7 @@
 #   build-image.sh GUEST_SERVICE OUT
 #
 # leaves OUT/vmlinuz and OUT/initramfs. The kernel's package is downloaded once (PORTWAY_GUEST_CACHE, build/guest in the
-# source tree unless told) and only unpacked, never installed.
+# source tree by default) and only unpacked, never installed.
 set -euo pipefail
 
 guest_service=$(readlink -f "$1")

@@ -1,7 +1,7 @@
 // What runs in the guest: a handful of TCP services, each on its port (tests/support/guest_ports.h). One
 // program for both kinds of guest, a network namespace and a virtual machine; there it runs as the only
-// process beside init, so it is linked statically. A thread a connection, blocking calls, no input is trusted
-// to end.
+// process beside init, so it is linked statically. One thread per connection, blocking calls; every input
+// is bounded.
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -41,7 +41,8 @@ bool send_all(int fd, std::span<const char> bytes) {
   return true;
 }
 
-/// What came up to and including `end`; nothing if the client ends before that or sends more than 4 KiB.
+/// What arrived up to and including `end`; nullopt if the client ends before that or sends more than 4
+/// KiB.
 std::optional<std::string> receive_until(int fd, std::string_view end) {
   std::string text;
   char byte;
@@ -110,10 +111,10 @@ void serve_source(int fd) {
 void serve_reset(int fd) {
   const auto line = receive_until(fd, "\n");
   if (!line || !send_pattern(fd, std::strtoull(line->c_str(), nullptr, 10))) return;
-  // A reset discards what was not acknowledged; the tests want it after all of the bytes.
+  // A reset discards what was not acknowledged; the tests need it after all of the bytes.
   int unacknowledged = 0;
   while (ioctl(fd, TIOCOUTQ, &unacknowledged) == 0 && unacknowledged > 0) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // no event tells of acknowledgements
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // no event reports acknowledgements
   }
   const linger reset{1, 0};
   setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
