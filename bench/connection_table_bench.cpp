@@ -1,4 +1,4 @@
-// What a connection pays for its slot and its deadline, with few and with many others beside it.
+// The cost of a connection's slot and deadline, beside few and beside many others.
 #include <benchmark/benchmark.h>
 
 #include <vector>
@@ -19,7 +19,7 @@ void BM_ConnectionTableTake(benchmark::State& state) {
 }
 BENCHMARK(BM_ConnectionTableTake)->ArgName("in_use")->Arg(0)->Arg(kSlots - 1);
 
-/// Moving a connection's deadline, as every time-out that traffic postpones does.
+/// Moves a connection's deadline, as traffic does with every timeout that it postpones.
 void BM_TimerWheelMove(benchmark::State& state) {
   TimerWheel wheel(Nanos(0));
   const auto count = static_cast<std::uint32_t>(state.range(0));

@@ -28,7 +28,7 @@ class NodeWithForwards : public test::MeasuredNode {
   }
 };
 
-/// A field of /proc/self/status in bytes: VmRSS, or VmHWM, the most it ever was.
+/// A field of /proc/self/status in bytes: VmRSS, or VmHWM, its peak.
 double status_bytes(const std::string& field) {
   std::ifstream file("/proc/self/status");
   for (std::string name; file >> name; std::getline(file, name)) {
@@ -38,7 +38,7 @@ double status_bytes(const std::string& field) {
   return 0;
 }
 
-/// What one scrape takes at its height beyond what is held before it.
+/// The peak memory of one scrape beyond what was held before it.
 double peak_bytes(const Exporter& exporter) {
   ::malloc_trim(0);
   std::ofstream("/proc/self/clear_refs") << "5";  // resets VmHWM
@@ -62,7 +62,7 @@ BENCHMARK(BM_ExporterExpose)
     ->Arg(10'000)
     ->Unit(benchmark::kMillisecond);
 
-/// What Prometheus asks for: it says that it takes gzip.
+/// What Prometheus requests: it accepts gzip.
 void BM_ExporterExposeAndGzip(benchmark::State& state) {
   NodeWithForwards node(static_cast<std::size_t>(state.range(0)));
   const Exporter exporter = node.exporter();

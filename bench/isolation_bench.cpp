@@ -2,9 +2,9 @@
 // closed, or a backlog is accepted: in the simulator, with more connections than a machine's limits may
 // allow.
 //
-// Time is what the worker takes for its longest turn; what the simulator itself takes to find out what has
-// happened is not in it. The system calls are the simulator's, so this tells how work grows, not how long a
-// kernel takes: `echo_us`, the worst of the bystander's round trips, is the time of all turns it took.
+// Time is that of the worker's longest turn, without the simulator's own event search. The system calls
+// are the simulator's, so this shows how work grows, not how long a kernel takes: `echo_us`, the
+// bystander's worst round trip, is the time of all turns that it took.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -108,7 +108,7 @@ class Scene {
     return guests_.size();
   }
 
-  /// Turns until it is true, and then until the bystander's last echo is there.
+  /// Takes turns until it is true, and then until the bystander's last echo has arrived.
   template <class Condition>
   void until(Condition condition) {
     constexpr int kTurnsMax = 1'000'000;
@@ -128,7 +128,7 @@ class Scene {
     drain();
     serve_bystander();
   }
-  /// What was measured so far does not count.
+  /// Discards what was measured so far.
   void forget() {
     slowest_ = worst_echo_ = {};
     turns_ = 0;

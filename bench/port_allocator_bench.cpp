@@ -1,5 +1,5 @@
-// The allocator's cost must not grow as the pool fills: that is what a shuffled array buys over drawing until
-// free.
+// The allocator's cost must not grow as the pool fills: the advantage of a shuffled array over drawing
+// until a port is free.
 #include <benchmark/benchmark.h>
 
 #include "control/port_allocator.h"
@@ -9,7 +9,7 @@ namespace {
 
 constexpr PortRange kRange = {20000, 32767};
 
-/// Takes a port and gives it back, in a pool of which `state.range(0)` percent is used.
+/// Takes a port and returns it, in a pool of which `state.range(0)` percent are used.
 void BM_PortAllocatorTakeRandom(benchmark::State& state) {
   PortAllocator allocator(kRange);
   const auto bind = [](std::uint16_t port) { return Result<std::uint16_t>(port); };

@@ -1,4 +1,4 @@
-// What a request pays for finding its instance and forward among 10,000, and a scrape for walking them all.
+// What it costs a request to find its instance and forward among 10,000, and a scrape to walk them all.
 #include <benchmark/benchmark.h>
 
 #include <string>

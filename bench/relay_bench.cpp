@@ -1,6 +1,6 @@
 // What the relay itself costs: its decisions and its bookkeeping, without the system calls.
 //
-// The Io here answers at once, as a kernel would whose sockets always have something and take everything. The
+// The Io here answers at once, like a kernel whose sockets always have data and take everything. The
 // simulator of the tests would cost many times what is measured.
 #include <benchmark/benchmark.h>
 

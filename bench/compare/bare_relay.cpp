@@ -28,7 +28,7 @@ struct Direction {
 
 struct Connection;
 
-/// What an epoll event belongs to: a listener, or one side of a connection.
+/// The source of an epoll event: a listener, or one side of a connection.
 struct Watched {
   Fd socket;
   sockaddr_in target{};              // of a listener
@@ -100,7 +100,7 @@ class BareRelay {
     if (!sound || (connection.direction[0].ended && connection.direction[1].ended)) end(connection);
   }
 
-  /// False when the connection is broken. `to_the_end`: a short read does not prove that no more is to come.
+  /// False if the connection is broken. `to_the_end`: a short read does not prove that no more is to come.
   bool move(Connection& connection, int from, bool to_the_end) {
     Direction& direction = connection.direction[from];
     const int source = connection.side[from].socket.get();
@@ -129,12 +129,12 @@ class BareRelay {
     return true;
   }
 
-  /// Waits for room, or for the connection that is still being made: nobody else is served meanwhile.
+  /// Waits for room, or for the pending connect: nobody else is served meanwhile.
   bool send_rest(int sink, std::size_t from, std::size_t size) {
     return (errno == EAGAIN || from > 0) && send_all(sink, buffer_.data() + from, size - from);
   }
 
-  /// False when nothing can be moved now (EAGAIN) or ever.
+  /// False if nothing can be moved now (EAGAIN) or ever.
   bool splice(Direction& direction, int source, int sink) {
     constexpr unsigned kFlags = SPLICE_F_NONBLOCK | SPLICE_F_MOVE;
     if (direction.in_pipe == 0) {
@@ -165,7 +165,7 @@ class BareRelay {
     ::fcntl(ends[1], F_SETPIPE_SZ, static_cast<int>(kPipe));
   }
 
-  /// Events of this turn may still name it: it goes at the turn's end.
+  /// Events of this turn may still refer to it: it is freed at the turn's end.
   void end(Connection& connection) {
     for (Watched& side : connection.side) {
       side.connection = nullptr;

@@ -1,6 +1,6 @@
-// The least that a relay in user space can do: what two sockets and a pipe cost, whoever drives them. It
-// bounds what any forwarder of this kind can reach on a machine, so it is measured beside them. One thread,
-// epoll, no limits, no time-outs, no record of anything; a reset becomes an end.
+// The minimal relay in user space: what two sockets and a pipe cost, whoever drives them. It bounds what
+// any forwarder of this kind can reach on a machine, so it is measured beside them. One thread, epoll, no
+// limits, no timeouts, no records; a reset becomes an end.
 #pragma once
 
 #include <string>

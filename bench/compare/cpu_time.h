@@ -13,8 +13,8 @@ struct CpuTime {
       0;  // time no processor was idle or stolen, softirqs included: what a subject costs others shows here
 };
 
-/// The machine's from proc(5), in ticks of 10 ms: of many short differences, none is exact and their sum is.
-/// The processes' from their clocks, in ns. A process that is gone counts 0.
+/// The machine's from proc(5), in ticks of 10 ms: single short differences are inexact, but their sum is
+/// exact. The processes' from their clocks, in ns. A process that is gone counts 0.
 CpuTime read_cpu_time(const std::vector<pid_t>& subject);
 
 }  // namespace portway::bench

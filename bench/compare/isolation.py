@@ -295,7 +295,7 @@ def favour_mover(options, subject):
 
 
 def measure(options, net, subject, disturbance):
-    """The bystander's round trips beside a disturbance, as bench_load tells them."""
+    """The bystander's round trips beside a disturbance, as bench_load reports them."""
     base = sockets_in_use(net.guest)
     work = DISTURBANCES[disturbance](options, net, subject)
     favour_mover(options, subject)

@@ -23,7 +23,7 @@ class Latencies {
   void clear() { values_.clear(); }
   std::size_t count() const { return values_.size(); }
 
-  /// `part` of 0 to 1: 0.5 is the median, 1 the worst. 0 where there are none. Reorders the durations.
+  /// `part` of 0 to 1: 0.5 is the median, 1 the worst. 0 if there are none. Reorders the durations.
   double percentile_us(double part) {
     if (values_.empty()) return 0;
     const auto at =

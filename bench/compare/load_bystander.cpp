@@ -52,7 +52,7 @@ class Bystander {
     }
   }
 
-  /// One message on each connection: after that, everything on the way knows them.
+  /// One message on each connection, so everything on the path knows them.
   void warm_up() {
     for (Connection& connection : connections_) send(connection, Clock::now());
     const auto limit = Clock::now() + kAnswersDue;
@@ -145,7 +145,7 @@ class Bystander {
   Clock::time_point worst_due_;
 };
 
-/// How long a processor did not let a thread of the caller's priority run, while it exists.
+/// How long a processor did not run a thread of the caller's priority, while the object exists.
 class Watch {
  public:
   explicit Watch(int processor)

@@ -1,4 +1,4 @@
-// A bystander, and what disturbs it: the load of isolation.py, one thread each.
+// A bystander and its disturbances: the load of isolation.py, one thread each.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,8 @@ struct ChurnOptions {
   std::uint32_t connections = 64;
 };
 
-/// Connections that are closed as soon as they are there, in each of some places one after another, until
-/// standard input ends. Prints a JSON object.
+/// Makes connections and closes them at once, in several sequences in parallel, until standard input ends.
+/// Prints a JSON object.
 void run_churn(const ChurnOptions& options);
 
 struct HoldOptions {

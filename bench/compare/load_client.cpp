@@ -27,7 +27,7 @@ Clock::duration to_duration(double seconds) {
   return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
 }
 
-/// What the slices of one target come to.
+/// The totals of one target's slices.
 struct Total {
   double seconds = 0;
   CpuTime cpu;
@@ -41,7 +41,7 @@ class Slice {
         begin_(Clock::now() + to_duration(options.lead_in_s)),
         end_(begin_ + to_duration(options.slice_s)) {}
 
-  /// To be asked often; false when the slice is over.
+  /// Call it often; false if the slice is over.
   bool running() {
     const auto now = Clock::now();
     if (!begun_ && now >= begin_) {
@@ -61,7 +61,7 @@ class Slice {
   Clock::time_point begin() const { return begin_; }
   Clock::time_point end() const { return end_; }
 
-  /// For what is still under way: throws when it takes too long.
+  /// For what is still under way: throws if it takes too long.
   void await_answers() const {
     if (Clock::now() > end_ + kAnswersDue) throw std::runtime_error("no answer for 5 s");
   }
@@ -85,7 +85,7 @@ class Slice {
 class Load {
  public:
   virtual ~Load() = default;
-  /// Works while the slice runs, and on until nothing is under way.
+  /// Works while the slice runs, and then until nothing is under way.
   virtual void run(Slice& slice) = 0;
   /// What was counted, as members of a JSON object, each after a comma.
   virtual void print() = 0;
@@ -100,8 +100,8 @@ void print_percentiles(Latencies& latencies) {
   }
 }
 
-/// New connections in each slice: those of a slice that is over would go on until all buffers on their way
-/// are full.
+/// New connections in each slice: those of a past slice would continue until all buffers on their path are
+/// full.
 class BulkLoad : public Load {
  public:
   BulkLoad(const ClientOptions& options, const Target& target, std::uint32_t connections, bool upload)
@@ -241,7 +241,7 @@ class PingLoad : public Load {
   Latencies latencies_;
 };
 
-/// One short connection after another in each of some places.
+/// Sequences of short connections, several in parallel.
 class CloseLoad : public Load {
  public:
   CloseLoad(const ClientOptions& options, const Target& target)
@@ -325,7 +325,7 @@ class MixLoad : public Load {
         try {
           bulk_.run_beside(begin, end);
         } catch (const std::exception&) {
-          error = std::current_exception();  // told on the thread that asked
+          error = std::current_exception();  // rethrown on the calling thread
         }
       });
       ping_.run(slice);
@@ -369,7 +369,7 @@ std::string quoted(const std::string& text) {
   return out.str();
 }
 
-/// A target and what came of it; one that has failed has no load any more, and does not stop the others.
+/// A target and its results; a failed one gets no more load and does not stop the others.
 struct Turn {
   std::unique_ptr<Load> load;
   Total total;

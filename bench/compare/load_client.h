@@ -1,4 +1,4 @@
-// The client's side of the load, one thread (two where a bulk stream runs beside messages).
+// The client's side of the load, one thread (two if a bulk stream runs beside messages).
 //
 // All targets of a comparison are loaded by one process, in turn, for a slice of some tens of milliseconds
 // each, over and over: a machine whose speed changes from second to second does so for all of them.
@@ -17,7 +17,7 @@ namespace portway::bench {
 struct Target {
   sockaddr_in address{};
   std::string source = "0.0.0.0";  // the first of the addresses to connect from; 0.0.0.0: the kernel's choice
-  std::vector<pid_t> subject;      // whose processor time is told
+  std::vector<pid_t> subject;      // whose processor time is reported
 };
 
 /// "ADDRESS:PORT[,SOURCE[,PID...]]".

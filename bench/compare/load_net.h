@@ -1,4 +1,4 @@
-// The sockets of the load generator. What fails is thrown: a benchmark does not go on half broken.
+// The sockets of the load generator. Failures are thrown: a benchmark must not continue half broken.
 #pragma once
 
 #include <netinet/in.h>
@@ -27,7 +27,7 @@ sockaddr_in6 parse_endpoint6(const std::string& text);
 Fd listen_on(std::uint16_t port);
 
 /// A non-blocking connect with TCP_NODELAY from `source` (port 0; not bound when its address is 0.0.0.0).
-/// An empty Fd when the kernel refused, with errno.
+/// An empty Fd, with errno, if the kernel refused.
 Fd start_connect(const sockaddr_in& target, const sockaddr_in& source);
 
 /// The same to an IPv6 address, from one that the kernel chooses.
@@ -36,7 +36,7 @@ Fd start_connect(const sockaddr_in6& target);
 /// start_connect, and waits until it is connected.
 Fd connect_now(const sockaddr_in& target, const sockaddr_in& source);
 
-/// Sends everything, waiting for room where needed; false when the peer is gone.
+/// Sends everything, waiting for room where needed; false if the peer is gone.
 bool send_all(int fd, const char* data, std::size_t size);
 
 /// Addresses in turn, so that no (address, port) pair has to be used again while it is in TIME_WAIT.

@@ -55,7 +55,7 @@ class Server {
     }
   }
 
-  /// False when the connection has ended.
+  /// False if the connection has ended.
   bool turn(int fd, Service service) {
     for (unsigned move = 0; move < kMovesPerTurn; ++move) {
       const ssize_t n = service == kSource ? ::send(fd, buffer_.data(), buffer_.size(), MSG_NOSIGNAL)
@@ -64,7 +64,7 @@ class Server {
       if (n <= 0) return false;
       // Clients of the echo read their answers, so waiting for room here cannot last.
       if (service == kEcho && !send_all(fd, buffer_.data(), static_cast<std::size_t>(n))) return false;
-      // A short read drained the socket: what comes later is told again.
+      // A short read drained the socket: later data is reported again.
       if (service != kSource && static_cast<std::size_t>(n) < buffer_.size()) return true;
     }
     return true;

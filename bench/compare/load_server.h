@@ -1,4 +1,4 @@
-// The guest's side of the load: one thread that swallows, pours out and echoes.
+// The guest's side of the load: one thread with a sink, a source and an echo.
 #pragma once
 
 #include <cstdint>

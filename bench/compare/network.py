@@ -31,7 +31,7 @@ SYSCTLS = {
     "net/ipv4/tcp_congestion_control": "reno",
     # Short connections must not pile up in TIME_WAIT: above about 65,000 runs stall.
     "net/ipv4/tcp_max_tw_buckets": "1000",
-    # A subject's streams rest while the others have their turn, and go on where they were.
+    # A subject's streams rest while the others have their turn, and then continue where they were.
     "net/ipv4/tcp_slow_start_after_idle": "0",
     # Forwarded ports are below it, upstream connections have 55,000 ports.
     "net/ipv4/ip_local_port_range": "10000 65535",

@@ -526,7 +526,7 @@ class DockerProxy(PerPort):
     program = "docker-proxy"  # of package docker.io
 
     def launch(self, *command):
-        # It tells its parent on descriptor 3 that it listens.
+        # It notifies its parent on descriptor 3 when it listens.
         reader, writer = os.pipe()
         with open(self.path("log"), "w", encoding="utf-8") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(3,),
