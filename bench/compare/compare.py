@@ -77,7 +77,7 @@ def parse_arguments():
                         help="build directory with portwayd and bench_load")
     parser.add_argument("--portwayd", help="another portwayd than the build directory's")
     parser.add_argument("--other", action="append", default=[], metavar="NAME=PORTWAYD[,BACKEND]",
-                        help="a further subject: another build of Portway, to be compared with; BACKEND: uring (unless told), epoll")
+                        help="a further subject: another build of Portway, to be compared with; BACKEND: uring (the default), epoll")
     parser.add_argument("--output", default=".", help="directory for compare.md, compare.json and compare.svg")
     parser.add_argument("--quick", action="store_true", help="one round of 1 s, downloads only, 2,000 idle connections")
     parser.add_argument("--rounds", type=int, help="default: 3")

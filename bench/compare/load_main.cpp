@@ -41,7 +41,7 @@ int main(int argc, char** argv) try {
     client
         ->add_option("--target", targets,
                      "ADDRESS:PORT[,FROM[,PID...]]: where to connect to, the first address to connect from, "
-                     "whose CPU time to tell")
+                     "whose CPU time to report")
         ->required();
     client->add_option("--beside", beside, "ADDRESS:PORT of each target's bulk stream, for mix");
     client->add_option("--from-count", options.sources, "How many addresses follow on FROM")

@@ -261,7 +261,7 @@ TEST(Control, AnotherProcessIsWatchedInPlaceOfTheOneBefore) {
   EXPECT_EQ(put(second.pid()).status, 200U);
   end(first);
   node.context.poll();
-  EXPECT_EQ(node.dataplane.opened.size(), 1U) << "that was another program by now";
+  EXPECT_EQ(node.dataplane.opened.size(), 1U) << "the first is no longer its process";
   node.restart();
   EXPECT_EQ(node.dataplane.opened.size(), 1U);
   end(second);

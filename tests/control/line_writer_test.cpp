@@ -153,7 +153,7 @@ TEST(LineWriter, NeverWaitsForAReaderAndReportsLostLinesWhereTheyAreMissing) {
       EXPECT_EQ(line, std::to_string(next++));
     }
   }
-  EXPECT_EQ(next, kLines) << "every line is there or told as lost, in its place";
+  EXPECT_EQ(next, kLines) << "every line is there or reported as lost, in its place";
   EXPECT_EQ(told, lost);
   EXPECT_EQ(lines.back(), "after");
 }

@@ -128,7 +128,7 @@ TEST_F(SessionsTest, ARenamedTapIsNobodyElses) {
   const Response same_interface = put("vm-2", "tap9");
   EXPECT_EQ(same_interface.status, 409U);
   EXPECT_EQ(Node::code(same_interface), "tap_in_use");
-  EXPECT_EQ(put("vm-2", "tap0").status, 201U) << "a name that no interface has by now";
+  EXPECT_EQ(put("vm-2", "tap0").status, 201U) << "a name that no interface has any more";
   EXPECT_EQ(put("vm-3", "tap0").status, 409U) << "and that another one waits for";
   EXPECT_EQ(instance("vm-2").at("tap_state"), "missing");
 
@@ -143,7 +143,7 @@ TEST_F(SessionsTest, ARenamedTapIsNobodyElses) {
             node_->control().registry().find_instance("vm-2")->tap_index);
 }
 
-// --- Ends that the disk does not take: they are cut at once, and a crash does not undo what was told.
+// --- Ends that the disk does not take: they are cut at once, and a crash does not undo what was reported.
 
 /// What ends a session, and how somebody else takes the tap afterwards.
 struct End {
@@ -254,7 +254,7 @@ TEST_F(SessionsTest, TheEndOfAMachineThatWasNeverStoredIsReportedOnceItIsOnDisk)
   machine.reset();
   run_until([&] { return instance("vm-1").at("state") == "ending"; });
   crash();
-  EXPECT_EQ(instance("vm-1").at("state"), "running") << "and nobody was told otherwise";
+  EXPECT_EQ(instance("vm-1").at("state"), "running") << "and nothing else was reported";
 }
 
 TEST_F(SessionsTest, TheEndOfAMachineThatCameBeforeTheDaemonIsReportedOnceItIsOnDisk) {
@@ -272,7 +272,7 @@ TEST_F(SessionsTest, TheEndOfAMachineThatCameBeforeTheDaemonIsReportedOnceItIsOn
   EXPECT_EQ(instance("vm-1").at("state"), "ending");
   machine.reset();
   crash();
-  EXPECT_EQ(instance("vm-1").at("state"), "running") << "and nobody was told otherwise";
+  EXPECT_EQ(instance("vm-1").at("state"), "running") << "and nothing else was reported";
 }
 
 // However late the kernel reports the lost carrier.
@@ -338,7 +338,7 @@ TEST_F(WhileTheDiskTest, ForwardsThatAreMadeThenAreNotPublished) {
                                     R"({"port_forwards": [{"guest_port": 3001}, {"guest_port": 3002}]})");
   EXPECT_EQ(made.status, 409U);
   EXPECT_EQ(Node::code(made), "instance_not_running");
-  EXPECT_EQ(node_->control().ports().used(), 3U) << "the store has them until it is told";
+  EXPECT_EQ(node_->control().ports().used(), 3U) << "the store has them until it gets the change";
   expect_stopped_and_nothing_left();
 }
 

@@ -1105,7 +1105,7 @@ TEST_F(StoreLogTest, ALogThatLostWhatWasAcknowledgedIsReported) {
     const auto store = open_store();
     EXPECT_LT(store->load_instances().value().size(), 6U);
     EXPECT_THAT(errors_of(*store), ElementsAre(AllOf(HasSubstr(wal()), HasSubstr("is lost"))));
-    EXPECT_TRUE(store->put_instance(make_instance("vm-9"))) << "goes on";
+    EXPECT_TRUE(store->put_instance(make_instance("vm-9"))) << "continues";
   }
 }
 

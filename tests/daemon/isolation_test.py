@@ -267,7 +267,7 @@ class Isolation(unittest.TestCase):
                             lambda: node.call("GET", "/instances/vm-1").json()["instance"]["state"] == "stopped"))
                     send_from_guest(b"of the next session")
                     rest = capture.rest()
-                self.assertIsNotNone(rest, "it goes on")
+                self.assertIsNotNone(rest, "it continues")
                 self.assertNotIn(b"of the next", rest)
 
     def test_captures_of_a_former_owner_end_when_the_session_is_handed_on(self):
@@ -276,7 +276,7 @@ class Isolation(unittest.TestCase):
         of_alice = self.stack.enter_context(Stream(node, "POST", f"{forward}/capture?seconds=60", node.tenant_key("alice")))
         of_admin = self.stack.enter_context(Stream(node, "POST", f"{forward}/capture?seconds=60"))
         self.assertEqual(node.put_instance("vm-1", tap="tap0", owner="bob").status, 200)
-        self.assertIsNotNone(of_alice.rest(), "it goes on")
+        self.assertIsNotNone(of_alice.rest(), "it continues")
         send_from_guest(b"of the next owner")
         self.assertTrue(wait_until(lambda: b"of the next owner" in of_admin.response.read1()))
 

@@ -61,7 +61,7 @@ class LinkMonitorTest : public testing::Test {
       ::poll(&readable, 1, 100);
       monitor_->read();
     }
-    EXPECT_TRUE(told(what)) << "never told: " << what;
+    EXPECT_TRUE(told(what)) << "never reported: " << what;
   }
   void run_until_settled() {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
@@ -158,7 +158,7 @@ TEST_F(LinkMonitorTest, AListThatIsRefusedIsAskedForUntilItComes) {
   monitor_->ask_again();
   monitor_->read();
   EXPECT_TRUE(monitor_->unsettled());
-  EXPECT_TRUE(monitor_->find("guest0")->carrier) << "as far as anybody has told";
+  EXPECT_TRUE(monitor_->find("guest0")->carrier) << "as far as anything was reported";
   EXPECT_FALSE(told("guest0 gone"));
   monitor_->ask_again();
   run_until_told("guest0 down");

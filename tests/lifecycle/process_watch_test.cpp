@@ -26,7 +26,7 @@ TEST(ProcessWatch, ReportsThatAProcessWasKilled) {
   EXPECT_FALSE(has_ended(watch, 0));
   process.signal(SIGKILL);
   EXPECT_TRUE(has_ended(watch, 10'000));
-  EXPECT_EQ(watch.look(), ProcessState::kEnded) << "a zombie by now";
+  EXPECT_EQ(watch.look(), ProcessState::kEnded) << "already a zombie";
   process.wait(std::chrono::seconds(10));
   EXPECT_EQ(watch.look(), ProcessState::kEnded);
   EXPECT_EQ(ProcessWatch(process.pid(), watch.started()).look(), ProcessState::kEnded);

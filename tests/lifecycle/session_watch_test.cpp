@@ -75,7 +75,7 @@ class SessionWatchTest : public testing::Test {
     while (!told() && std::chrono::steady_clock::now() < deadline) {
       context_.run_one_for(std::chrono::milliseconds(100));
     }
-    EXPECT_TRUE(told()) << "never told: " << what;
+    EXPECT_TRUE(told()) << "never reported: " << what;
   }
   /// Reads what the kernel has reported so far.
   void run_until_tap_is(TapState state) {
@@ -344,7 +344,7 @@ TEST_F(SessionWatchTest, TwoSessionsAreNeverBehindOneInterface) {
   for (const std::string& line : told_) EXPECT_FALSE(line.starts_with("other")) << line;
 }
 
-// What a crash would undo must not be told before it is on disk.
+// What a crash would undo must not be reported before it is on disk.
 // It stayed without its machine until something else happened to the tap.
 TEST_F(SessionWatchTest, WhoWaitsForATapGetsItWhenTheSessionBehindItEnds) {
   test::Process vmm({.command = {"sleep", "1000"}});

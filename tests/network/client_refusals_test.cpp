@@ -120,7 +120,7 @@ TEST_P(ClientRefusalsTest, ItReportsWhenTheClientLastTried) {
     EXPECT_LE(asked, before);
   }
   ASSERT_TRUE(refusals_->refuse(local(), client()));
-  EXPECT_EQ(refusals_->last_asked(local(), client()), nanoseconds::zero()) << "begun anew";
+  EXPECT_EQ(refusals_->last_asked(local(), client()), nanoseconds::zero()) << "starts again";
 }
 
 TEST_P(ClientRefusalsTest, WhenThereIsNoRoomNothingChanges) {

@@ -99,7 +99,7 @@ TEST_P(DualStackGuest, AnObstacleForOneFamilyIsNoFaultOfTheOther) {
     world_->node.run([&] {
       EXPECT_THAT(path->repair(16), ElementsAre(FieldsAre(way, AllOf(HasSubstr(blocked.to_string()),
                                                                      Not(HasSubstr(other.to_string()))))));
-      EXPECT_THAT(path->repair(16), IsEmpty()) << "it is told once";
+      EXPECT_THAT(path->repair(16), IsEmpty()) << "it is reported once";
     });
     EXPECT_NE(path->fault(way, blocked), "");
     EXPECT_EQ(path->fault(way, other), "");

@@ -250,7 +250,7 @@ TEST_P(IoConformance, PollReportsEachArrivalOnceHoweverMuchIsUnread) {
   for (int i = 0; i < 3; ++i) {
     ends.peer->send("x", 0);
     EXPECT_TRUE(await_bits(ends.fd, POLLIN));
-    EXPECT_FALSE(wait(5ms)) << "what was told is repeated";
+    EXPECT_FALSE(wait(5ms)) << "the report is repeated";
   }
 }
 
@@ -308,7 +308,7 @@ TEST_P(IoConformance, ConnectReportsAnErrorWhenItIsRefused) {
   poll(fd);
   EXPECT_TRUE(await_bits(fd, POLLERR | POLLHUP));
   EXPECT_EQ(io_->socket_error(fd), -ECONNREFUSED);
-  EXPECT_EQ(io_->socket_error(fd), 0) << "it is told once";
+  EXPECT_EQ(io_->socket_error(fd), 0) << "it is reported once";
   close(fd);
 }
 

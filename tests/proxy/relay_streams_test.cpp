@@ -268,7 +268,7 @@ TEST_P(RelayStreams, ConnectionsThatShareTooFewPipesAllGetThrough) {
   }
 }
 
-// --- The urgent byte: splice(2) does not cross its mark, and poll goes on to say "readable".
+// --- The urgent byte: splice(2) does not cross its mark, but poll keeps reporting "readable".
 
 // An urgent byte alone is no POLLIN: it waited for the next ordinary one.
 TEST_P(RelayStreams, AnUrgentByteArrivesInItsPlaceAsAnUrgentByte) {

@@ -57,7 +57,7 @@ class Soak {
     }
     EXPECT_TRUE(rig_.run_until([this] { return rig_.stats().connections_active == 0; }));
     const ForwardStats stats = rig_.stats();
-    // A client that resets before it is looked at has no address any more on io_uring, whose accept tells
+    // A client that resets before it is looked at has no address any more on io_uring, whose accept returns
     // none.
     const std::uint64_t gone = stats.rejected[static_cast<std::size_t>(RejectReason::kClientGone)];
     EXPECT_EQ(stats.connections_accepted + gone, connections);

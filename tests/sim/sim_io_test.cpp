@@ -109,7 +109,7 @@ TEST_F(SimIoTest, AReadThatIsCutShortIsFollowedByAnEvent) {
   std::size_t got = 0;
   while (got < sent.size()) {
     const auto completions = io_->wait(1s);
-    ASSERT_FALSE(completions.empty()) << "the rest is never told of";
+    ASSERT_FALSE(completions.empty()) << "the rest is never reported";
     char buffer[65536];
     const auto size = io_->recv(fd, buffer, sizeof buffer, 0);
     if (size > 0) got += static_cast<std::size_t>(size);

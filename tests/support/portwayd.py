@@ -1,6 +1,6 @@
 """The real portwayd for tests in Python: started on a directory of its own, asked over HTTP, killed and started again.
 
-A test calls isolate() first: it goes on in a network namespace of its own, in which tap0 and tap1 stand for guests' taps.
+A test calls isolate() first: it then runs in a network namespace of its own, in which tap0 and tap1 stand for guests' taps.
 Everything that a test starts ends with it, whatever way it ends.
 """
 import contextlib

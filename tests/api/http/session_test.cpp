@@ -165,7 +165,7 @@ TEST(Session, RefusesAnswersBeyondTheBudgetUntilThoseBeforeAreRead) {
   EXPECT_EQ(refused.headers["Retry-After"], "5");
   EXPECT_EQ(second.call("GET /small HTTP/1.1\r\nHost: a\r\n\r\n").status, 200);
   EXPECT_EQ(second.call("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").status, 200)
-      << "what it has changed would go on unseen";
+      << "what it has changed would stay unnoticed";
   EXPECT_EQ(first.receive().body.size(), kLarge);
   EXPECT_EQ(second.call(kGet).status, 200);
 }
