@@ -23,32 +23,33 @@ constexpr NodeNumber kNodeNumbers[] = {
      "Lines of the access log that were lost because the disk was too slow or refused them; should stay 0.",
      &NodeNumbers::access_log_dropped},
     {MetricType::Counter, "portway_log_lines_dropped_total",
-     "Lines of the daemon's own log, on standard error, that were lost because they were not read fast "
-     "enough or could not be written; should stay 0.",
+     "Lines of the daemon's own log (standard error) that were lost because the reader was too slow or they "
+     "could not be written; should stay 0.",
      &NodeNumbers::log_lines_dropped},
     {MetricType::Gauge, "portway_forwards_failed",
-     "Forwards that are promised and not served: another program has the port, or the guest's address is not "
-     "allowed any more; should be 0.",
+     "Forwards that exist but are not served: another program has the port, or the guest's address is no "
+     "longer allowed; should be 0.",
      &NodeNumbers::forwards_failed},
     {MetricType::Gauge, "portway_instances_without_return_path",
      "Running instances whose guests see the node's address instead of their clients', because something on "
-     "the node stands in the way of their answers; should be 0. Where source_mode transparent was asked for "
-     "by name, clients are turned away instead.",
+     "the node blocks the return path of their answers; should be 0. If source_mode transparent was "
+     "requested explicitly, clients are rejected instead.",
      &NodeNumbers::instances_without_return_path},
     {MetricType::Counter, "portway_forged_packets_dropped_total",
-     "Packets of guests that were dropped because their source is the address of another guest of the node.",
+     "Packets from guests that were dropped because their source address belongs to another guest of the "
+     "node.",
      &NodeNumbers::forged_packets},
 };
 
 void emit_ports(Sink& sink, const PortAllocator& ports, const ApiStats& api) {
   emit(sink, MetricType::Gauge, "portway_ports_allocated",
-       "Host ports of the configured range that forwards hold.", std::uint64_t{ports.used()});
+       "Host ports of the configured range that forwards use.", std::uint64_t{ports.used()});
   emit(sink, MetricType::Gauge, "portway_ports_available",
-       "Host ports of the configured range that no forward holds; at 0 a new forward is refused.",
+       "Free host ports of the configured range; at 0 new forwards are refused.",
        std::uint64_t{ports.free()});
   Family errors(sink, MetricType::Counter, "portway_port_allocation_errors_total",
-                "Host ports that could not be given: taken (the one asked for is in use), exhausted (none of "
-                "the range is left), resources (descriptors or memory ran out).",
+                "Host ports that could not be allocated: taken (the requested one is in use), exhausted "
+                "(none of the range is free), resources (descriptors or memory ran out).",
                 {"reason"});
   for (std::size_t i = 0; i < kPortAllocationErrors; ++i) {
     errors.label(0, to_string(static_cast<PortAllocationError>(i))).add(api.port_allocation_errors[i]);
@@ -57,8 +58,8 @@ void emit_ports(Sink& sink, const PortAllocator& ports, const ApiStats& api) {
 
 void emit_api(Sink& sink, const ApiStats& api) {
   Family requests(sink, MetricType::Counter, "portway_api_requests_total",
-                  "Answers of the API, by route pattern and HTTP status code; \"other\" is a path that no "
-                  "route has. A pair that never occurred has no series.",
+                  "Answers of the API, by route pattern and HTTP status code; route \"other\" is a path "
+                  "without a route. A pair that never occurred has no series.",
                   {"route", "code"});
   for (const auto& [key, count] : api.requests) {
     requests.label(0, key.first).label(1, std::to_string(key.second)).add(count);
@@ -66,19 +67,19 @@ void emit_api(Sink& sink, const ApiStats& api) {
   const std::array writers = {&api};
   emit_histogram(
       sink, "portway_api_request_duration_seconds",
-      "Time from a request read to its answer handed to the kernel, over all routes.", kRequestBoundsS,
+      "Time from reading a request to handing its answer to the kernel, over all routes.", kRequestBoundsS,
       writers, [](const ApiStats& stats) -> auto& { return stats.request_duration; });
 }
 
 void emit_api_server(Sink& sink, const ServerStats& server, const ApiStats& api) {
-  emit(sink, MetricType::Gauge, "portway_api_connections", "Connections to the API that are open now.",
+  emit(sink, MetricType::Gauge, "portway_api_connections", "Open connections to the API.",
        server.connections);
   emit(sink, MetricType::Counter, "portway_api_connections_total",
-       "Connections to the API, refused ones too.", server.connections_total);
+       "Connections to the API, including refused ones.", server.connections_total);
   {
     Family refused(sink, MetricType::Counter, "portway_api_connections_refused_total",
-                   "Connections to the API that were refused: network (a guest's), limit (too many are "
-                   "open), tls (no handshake came about), streams (answered 503, too many streams are open).",
+                   "Refused connections to the API: network (from a guest), limit (too many are open), tls "
+                   "(the handshake failed), streams (answered 503, too many streams are open).",
                    {"reason"});
     refused.label(0, "network").add(server.connections_refused_network);
     refused.label(0, "limit").add(server.connections_refused_limit);
@@ -89,42 +90,41 @@ void emit_api_server(Sink& sink, const ServerStats& server, const ApiStats& api)
        "Requests that never reached a route: not HTTP, too large or too slow.", server.requests_refused);
   if (server.tls_certificate_expiry == 0) return;
   emit(sink, MetricType::Gauge, "portway_api_tls_certificate_expiry_timestamp_seconds",
-       "When the certificate in use ends, in seconds since the epoch.",
+       "When the certificate in use expires, in seconds since the epoch.",
        static_cast<double>(server.tls_certificate_expiry));
 }
 
 void emit_answers(Sink& sink, const AnswerStats& answers) {
   emit(sink, MetricType::Gauge, "portway_api_answer_bytes",
-       "Memory of the answers that clients of the API and of metrics.listen have asked for and not read yet.",
+       "Memory held by answers that clients of the API and of metrics.listen have not read yet.",
        answers.bytes);
   emit(sink, MetricType::Gauge, "portway_api_answer_bytes_max",
-       "The most that they may take together; nobody may have more of it than is left for all others.",
-       answers.bytes_max);
+       "Limit of that memory; nobody may use more of it than is left for all others.", answers.bytes_max);
   emit(sink, MetricType::Counter, "portway_api_answers_refused_total",
-       "Answers of status 503 in place of one for which there was no memory left: somebody asks and does not "
-       "read.",
+       "Requests answered 503 because there was no memory left for the answer: a client sends requests but "
+       "does not read the answers.",
        answers.refused);
 }
 
 void emit_process(Sink& sink) {
-  Family(sink, MetricType::Gauge, "portway_build_info",
-         "Always 1: the version that runs and what it was built with.", {"version", "compiler"})
+  Family(sink, MetricType::Gauge, "portway_build_info", "Always 1: the running version and its compiler.",
+         {"version", "compiler"})
       .label(0, PORTWAY_VERSION)
       .label(1, __VERSION__)
       .add(std::uint64_t{1});
   const ProcessStats process = read_process_stats();
-  emit(sink, MetricType::Gauge, "process_open_fds", "Open descriptors; a relayed connection is two.",
+  emit(sink, MetricType::Gauge, "process_open_fds", "Open descriptors; a relayed connection uses two.",
        process.open_fds);
   emit(sink, MetricType::Gauge, "process_max_fds", "The limit on open descriptors (RLIMIT_NOFILE).",
        process.max_fds);
   emit(sink, MetricType::Gauge, "process_resident_memory_bytes",
-       "Resident memory of user space; the buffers of sockets and pipes are the kernel's and come on top.",
+       "Resident memory in user space; the kernel's socket and pipe buffers come on top.",
        process.resident_bytes);
   emit(sink, MetricType::Counter, "process_cpu_seconds_total",
-       "User and system time of all threads; rate() of it is the number of cores in use.",
+       "User and system CPU time of all threads; its rate() is the number of cores in use.",
        process.cpu_seconds);
   emit(sink, MetricType::Gauge, "process_start_time_seconds",
-       "When the process started, in seconds since the epoch; counters began at 0 then.",
+       "When the process started and the counters were 0, in seconds since the epoch.",
        process.start_time_seconds);
 }
 

@@ -17,10 +17,10 @@ struct WorkerMember {
 
 constexpr WorkerMember kWorkerMembers[] = {
     {MetricType::Gauge, "portway_connections_active",
-     "Connections that exist now, those of deleted forwards that run on included.",
+     "Live connections, including those of deleted forwards that continue.",
      &WorkerCounters::connections_active},
     {MetricType::Counter, "portway_accept_pauses_total",
-     "Times that accepting stopped for want of descriptors or memory, to resume by itself; should stay 0.",
+     "Times that accepting paused for lack of descriptors or memory, and resumed by itself; should stay 0.",
      &WorkerCounters::accept_pauses},
     {MetricType::Counter, "portway_bytes_spliced_total",
      "Bytes relayed by splice(2), without entering user space: bulk transfers.",
@@ -28,45 +28,44 @@ constexpr WorkerMember kWorkerMembers[] = {
     {MetricType::Counter, "portway_bytes_copied_total",
      "Bytes relayed by recv(2) and send(2): small messages.", &WorkerCounters::copied_bytes},
     {MetricType::Gauge, "portway_pipes_open",
-     "Pipes that exist now, held by a connection or waiting for the next one; each is two descriptors.",
-     &WorkerCounters::pipes_open},
+     "Open pipes, held by a connection or idle; each uses two descriptors.", &WorkerCounters::pipes_open},
     {MetricType::Gauge, "portway_pipes_in_use",
-     "Pipes that hold bytes for a connection now; near 0 unless receivers are slower than their senders.",
+     "Pipes that hold bytes of a connection; near 0 unless receivers are slower than their senders.",
      &WorkerCounters::pipes_in_use},
     {MetricType::Gauge, "portway_pipes_clamped",
-     "Pipes that the kernel made smaller than asked, for fs.pipe-user-pages-soft: raise it, bulk transfers "
-     "are slower.",
+     "Pipes that the kernel made smaller than requested because of fs.pipe-user-pages-soft: raise it, or "
+     "bulk transfers are slower.",
      &WorkerCounters::pipes_clamped},
     {MetricType::Counter, "portway_io_refusals_total",
-     "Submissions to io_uring that the kernel refused for want of memory: they are made again, and events "
-     "come late meanwhile.",
+     "Submissions to io_uring that the kernel refused for lack of memory. They are retried; until then "
+     "events arrive late.",
      &WorkerCounters::io_refusals},
     {MetricType::Counter, "portway_io_losses_total",
-     "Times that the kernel had no memory for completions of io_uring: everything was armed again, but a "
-     "client that had just been accepted may be lost.",
+     "Times that the kernel had no memory for io_uring completions. Everything was armed again, but a client "
+     "that had just been accepted may be lost.",
      &WorkerCounters::io_losses},
     {MetricType::Counter, "portway_pipes_exhausted_total",
-     "Times that a relay had to do without a pipe, at the bound on pipes or for want of descriptors.",
+     "Times that a relay had to do without a pipe, because of the bound on pipes or for lack of descriptors.",
      &WorkerCounters::pipes_exhausted},
     {MetricType::Counter, "portway_pipe_writes_short_total",
-     "Times that a pipe did not take all it has room for, since the kernel had no memory for it: bulk is "
+     "Times that a pipe took less than it had room for, because the kernel had no memory: bulk transfers are "
      "slower for a second or more.",
      &WorkerCounters::pipe_writes_short},
     {MetricType::Gauge, "portway_forwards_refusing",
-     "Refusals in force: one for each client that a guest refused, or for a forward's clients together where "
-     "the guest sees the node's address.",
+     "Refusals in force: one per client that a guest refused, or one for all clients of a forward if the "
+     "guest sees the node's address.",
      &WorkerCounters::refusal_gates},
     {MetricType::Counter, "portway_forwards_refusing_total",
      "Refusals that began because a guest refused a connection.", &WorkerCounters::refusal_gates_total},
     {MetricType::Counter, "portway_forwards_refusing_skipped_total",
-     "Refusals that did not begin, or ended early, because a worker, or a forward on it, had as many as are "
-     "probed at a time; their clients are accepted and reset.",
+     "Refusals that did not begin, or ended early, because a worker, or a forward on it, already probed as "
+     "many as it may; their clients are accepted and reset.",
      &WorkerCounters::refusal_gates_skipped},
     {MetricType::Counter, "portway_guest_probes_total",
-     "SYNs sent to guests to see whether a closed port is open again; none becomes a connection.",
+     "SYNs sent to guests to check whether a closed port is open again; none becomes a connection.",
      &WorkerCounters::refusal_probes},
     {MetricType::Counter, "portway_close_records_dropped_total",
-     "Connections whose end left no record, neither in memory nor in the access log, because the control "
+     "Ended connections without a record, neither in memory nor in the access log, because the control "
      "thread did not keep up; should stay 0.",
      &WorkerCounters::close_records_dropped},
 };
@@ -80,10 +79,10 @@ std::uint64_t sum_over(const std::vector<const WorkerCounters*>& workers, Get ge
 
 void emit_closes(Sink& sink, const std::vector<const WorkerCounters*>& workers) {
   Family closed(sink, MetricType::Counter, "portway_connections_closed_total",
-                "Connections that ended, by who ended them (client, guest, node) and how: fin (both "
-                "directions ended cleanly; the side sent FIN first), reset, refused, a timeout, "
-                "forward_deleted, instance_stopped, tap_gone, killed (by the API), shutdown, evicted "
-                "(half-closed, where connections were short). The access log has the same words.",
+                "Ended connections, by who ended them (client, guest, node) and how: fin (both directions "
+                "ended cleanly; the side sent FIN first), reset, refused, a timeout, forward_deleted, "
+                "instance_stopped, tap_gone, killed (by the API), shutdown, evicted (half-closed, when "
+                "connections were short). The access log uses the same words.",
                 {"side", "how"});
   for (std::size_t side = 0; side < kCloseSides; ++side) {
     closed.label(0, to_string(static_cast<CloseSide>(side)));
@@ -96,11 +95,11 @@ void emit_closes(Sink& sink, const std::vector<const WorkerCounters*>& workers) 
   }
   Family rejected(sink, MetricType::Counter, "portway_connections_rejected_total",
                   "Clients that were reset as soon as they were accepted: connections_max (every slot is in "
-                  "use), forward_gone (its session has ended meanwhile), draining (the daemon is going "
+                  "use), forward_gone (its session has ended meanwhile), draining (the daemon is shutting "
                   "down), source_not_allowed and the other limits of a forward, instance_share, "
-                  "forward_share and source_share (connections are short, and it has used up its share), "
-                  "source_address (the guest cannot be shown the client's address, and must not be shown the "
-                  "node's instead), client_gone (the client had already reset the connection).",
+                  "forward_share and source_share (connections are short, and the share is used up), "
+                  "source_address (the guest cannot see the client's address, and must not see the node's "
+                  "instead), client_gone (the client had already reset the connection).",
                   {"reason"});
   for (std::size_t i = 0; i < kRejectReasons; ++i) {
     rejected.label(0, to_string(static_cast<RejectReason>(i)));
@@ -112,9 +111,9 @@ void emit_closes(Sink& sink, const std::vector<const WorkerCounters*>& workers) 
 void emit_source_modes(Sink& sink, const NodeStats& node) {
   Family connections(
       sink, MetricType::Counter, "portway_source_mode_connections_total",
-      "Connections to guests by the address the guest sees: transparent is the client's, proxy_v2 the node's "
-      "with a PROXY header before the client's bytes, plain the node's. fallback says why it is not the mode "
-      "that was asked for, or why the client's port is another; empty where neither is so.",
+      "Connections to guests by the address that the guest sees: transparent is the client's, plain the "
+      "node's, proxy_v2 the node's with a PROXY header before the client's bytes. fallback says why it is "
+      "not the requested mode, or why the client's port differs; else it is empty.",
       {"mode", "fallback"});
   for (std::size_t i = 0; i < kSourcePlans; ++i) {
     std::uint64_t count = 0;
@@ -133,14 +132,14 @@ void emit_dataplane(Sink& sink, const NodeStats& node) {
              node.workers, [&](const WorkerCounters& w) -> auto& { return w.*member.value; }));
   }
   emit(sink, MetricType::Counter, "portway_busy_poll_seconds_total",
-       "Time that workers looked for events instead of sleeping (proxy.busy_poll_us), other threads running "
-       "in between where there are any.",
+       "Time that workers polled for events instead of sleeping (proxy.busy_poll_us); other threads can run "
+       "in between.",
        static_cast<double>(sum_over(
            node.workers, [](const WorkerCounters& w) -> auto& { return w.busy_poll_ns; })) /
            1e9);
   emit(sink, MetricType::Gauge, "portway_connections_max",
-       "Connections that the node can have now: proxy.connections_max, or fewer where descriptors are short; "
-       "each listener beyond those that descriptors are reserved for takes half of one.",
+       "Connections that the node can have now: proxy.connections_max, or fewer if descriptors are short. "
+       "Each listener beyond those with reserved descriptors costs half a connection.",
        node.connections_max);
   emit_closes(sink, node.workers);
   emit_histogram(
@@ -149,13 +148,12 @@ void emit_dataplane(Sink& sink, const NodeStats& node) {
       kConnectBoundsS, node.workers, [](const WorkerCounters& w) -> auto& { return w.connect_duration; });
   emit_histogram(
       sink, "portway_connection_duration_seconds",
-      "Life of the connections that ended, from accept to the last byte; running ones are not in it yet.",
+      "Lifetime of ended connections, from accept to the last byte; running ones are not included yet.",
       kConnectionBoundsS, node.workers,
       [](const WorkerCounters& w) -> auto& { return w.connection_duration; });
-  Family(
-      sink, MetricType::Gauge, "portway_io_backend_info",
-      "Always 1: where readiness comes from, uring or epoll, and if not from the preferred one, the reason.",
-      {"backend", "reason"})
+  Family(sink, MetricType::Gauge, "portway_io_backend_info",
+         "Always 1: the source of readiness, uring or epoll, and the reason if it is not the preferred one.",
+         {"backend", "reason"})
       .label(0, node.io_backend)
       .label(1, node.io_backend_reason)
       .add(std::uint64_t{1});

@@ -58,24 +58,24 @@ constexpr ForwardFamily kFamilies[] = {
      "portway_forward_info.",
      kInfoLabels, add_info},
     {MetricType::Gauge, "portway_forward_connections_active",
-     "Connections of the forward that exist now, those still connecting to the guest included.",
-     kForwardLabel, add_member<&ForwardStats::connections_active>},
+     "Live connections of the forward, including those still connecting to the guest.", kForwardLabel,
+     add_member<&ForwardStats::connections_active>},
     {MetricType::Counter, "portway_forward_received_bytes_total",
-     "Bytes from clients that the guest's socket took; rate() of it is the upload throughput.", kForwardLabel,
+     "Bytes from clients that the guest's socket took; its rate() is the upload throughput.", kForwardLabel,
      add_member<&ForwardStats::received_bytes>},
     {MetricType::Counter, "portway_forward_sent_bytes_total",
-     "Bytes from the guest that clients' sockets took; rate() of it is the download throughput.",
-     kForwardLabel, add_member<&ForwardStats::sent_bytes>},
+     "Bytes from the guest that clients' sockets took; its rate() is the download throughput.", kForwardLabel,
+     add_member<&ForwardStats::sent_bytes>},
     {MetricType::Counter, "portway_forward_connections_total",
-     "Connections by what became of them: established (the guest answered), failed (it could not be reached; "
-     "portway_forward_connect_errors_total says why), rejected (a limit turned the client away). Clients "
-     "that left before the guest answered are in none of these.",
+     "Connections by result: established (the guest answered), failed (the guest could not be reached; "
+     "portway_forward_connect_errors_total says why), rejected (a limit rejected the client). Clients that "
+     "left before the guest answered are in none of these.",
      kResultLabels, add_connections},
     {MetricType::Counter, "portway_forward_connect_errors_total",
-     "Connections to the guest that failed: refused (nothing listens on the guest's port), timeout (no "
-     "answer), unreachable, device_gone (no tap), resources (this node lacks descriptors or memory), "
-     "source_ports (no source port is free towards the guest's), other. A reason that never occurred has no "
-     "series; portway_forward_connections_total{result=\"failed\"} starts at 0.",
+     "Failed connections to the guest: refused (nothing listens on the guest's port), timeout (no answer), "
+     "unreachable, device_gone (no tap), resources (this node lacks descriptors or memory), source_ports (no "
+     "source port is free for the guest's port), other. A reason that never occurred has no series; "
+     "portway_forward_connections_total{result=\"failed\"} starts at 0.",
      kReasonLabels, add_connect_errors},
 };
 

@@ -1,5 +1,5 @@
-// metrics/metrics.md, the operators' table of all metrics, is made from the exporter's help texts. With
-// PORTWAY_UPDATE_REFERENCE=1 in the environment this test writes it again.
+// metrics/metrics.md, the operators' table of all metrics, is generated from the exporter's help texts. With
+// PORTWAY_UPDATE_REFERENCE=1 in the environment this test regenerates it.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -13,12 +13,13 @@ namespace portway::test {
 namespace {
 
 constexpr std::string_view kHead = R"(# Metrics
-What `GET /metrics` tells, made of the exporter's own help texts by `tests/metrics/reference_test.cpp`.
+All metrics of `GET /metrics`, generated from the exporter's help texts by `tests/metrics/reference_test.cpp`.
 
-Bytes and seconds; `_total` only ever grows, from 0 at the daemon's start. No label names a client, so what clients and guests do cannot
-add series. How many there are at most: the last column, of which those "a forward" go when the forward is deleted. `portway_api_requests_total` has
-one for each route of the API and status code that occurred (about 20 routes, each with fewer than 10 codes). A node with 10,000 forwards tells
-about 70,000 series: a scrape takes 7.4 MB, 1.1 MB with gzip. `?scope=node` leaves the forwards out, `?scope=forwards` all else.
+Units are bytes and seconds; `_total` counts up from 0 at the daemon's start. No label names a client, so clients and guests cannot add
+series. The last column gives the most series that a metric can have; those "a forward" disappear with the forward.
+`portway_api_requests_total` has one for each route of the API and status code that occurred (about 20 routes, each with fewer than 10
+codes). A node with 10,000 forwards has about 70,000 series: a scrape takes 7.4 MB, 1.1 MB with gzip. `?scope=node` leaves out the
+forwards, `?scope=forwards` everything else.
 
 | metric | type | labels | series | how to read it |
 |---|---|---|---|---|
@@ -29,7 +30,7 @@ std::string_view type_name(prometheus::MetricType type) {
   return type == prometheus::MetricType::Gauge ? "gauge" : "histogram";
 }
 
-/// One forward that everything has happened to.
+/// Of a node with one forward whose series all exist.
 std::string reference() {
   MeasuredNode node;
   node.dataplane.stats[node.add_forward(20001).id].connect_errors.fill(1);
