@@ -54,6 +54,11 @@ std::optional<Counters> neighbour_counters(const NodeFacts& node, const std::str
   return counters;
 }
 
+/// "1 instance is", "2 instances are".
+std::string are(std::int64_t count, std::string_view noun) {
+  return fmt::format("{} {}{} {}", count, noun, count == 1 ? "" : "s", count == 1 ? "is" : "are");
+}
+
 /// The kernel keeps at most gc_thresh3 entries for all network namespaces together. With a full table,
 /// further guests cannot be reached.
 Finding check_neighbours(const NodeFacts& node, std::string_view family, const std::string& file) {
@@ -63,10 +68,11 @@ Finding check_neighbours(const NodeFacts& node, std::string_view family, const s
   const Counters counters = neighbour_counters(node, file).value_or(Counters{});
   const auto guests = static_cast<std::int64_t>(node.api.running.size());
   const std::int64_t wanted = std::max(guests, counters.entries) + kNeighboursRoom;
-  std::string detail = fmt::format("{} is {}; {} neighbours are known, and {} instances are running", key,
-                                   *most, counters.entries, guests);
+  std::string detail = fmt::format("{} is {}; {} known, and {} running", key, *most,
+                                   are(counters.entries, "neighbour"), are(guests, "instance"));
   if (counters.table_fulls > 0) {
-    detail += fmt::format("; the table was full {} times since boot", counters.table_fulls);
+    detail += fmt::format("; the table was full {} {} since boot", counters.table_fulls,
+                          counters.table_fulls == 1 ? "time" : "times");
   }
   const std::string remedy = sysctl_remedy(key, std::max<std::int64_t>(wanted * 2, 4096));
   if (guests >= *most || counters.entries >= *most) {

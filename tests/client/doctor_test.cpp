@@ -224,7 +224,7 @@ TEST_F(Doctor, ComparesNeighboursWithTheirTablesSize) {
     const std::string path = std::string("net/") + family + "/neigh/default/gc_thresh3";
     const std::string table = std::string("proc/net/stat/") + file;
     directory_.write(table, std::string(kHead) + "00000010 00000ff0 00000000\n00000010 0000000a 00000000\n");
-    expect(check, Grade::kOk, key + " is 1024; 16 neighbours are known, and 1 instances are running");
+    expect(check, Grade::kOk, key + " is 1024; 16 neighbours are known, and 1 instance is running");
     directory_.write(table, std::string(kHead) + "00000384 00000ff0 00000000\n");  // 900
     expect(check, Grade::kWarn, "900 neighbours", "sysctl -w " + key + "=4096");
     directory_.write(table, std::string(kHead) + "00000400 00000ff0 00000000\n");
@@ -235,7 +235,7 @@ TEST_F(Doctor, ComparesNeighboursWithTheirTablesSize) {
     sysctl(path, "100");
     expect(check, Grade::kWarn, "is 100", "sysctl -w " + key + "=4096");
     sysctl(path, "1");
-    expect(check, Grade::kFail, "1 instances are running", "sysctl -w " + key + "=4096");
+    expect(check, Grade::kFail, "1 instance is running", "sysctl -w " + key + "=4096");
     std::filesystem::remove(directory_.path() / "proc/sys" / path);
     expect(check, Grade::kSkip, key);
   }
