@@ -188,7 +188,7 @@ void Daemon::reload() {
   if (!need_restart.empty()) {
     spdlog::warn("SIGHUP: changes of {} need a restart", fmt::join(need_restart, ", "));
   }
-  spdlog::info("SIGHUP: configuration taken over");
+  spdlog::info("SIGHUP: configuration reloaded");
 }
 
 void Daemon::on_reopen_signal() {

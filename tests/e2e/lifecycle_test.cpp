@@ -201,7 +201,7 @@ TEST_P(VethLifecycleTest, WhatCannotBeSeenAtAStartIsNotGone) {
   EXPECT_EQ(stopped_instance().at("reason"), "vmm_exited");
 }
 
-TEST_P(VethLifecycleTest, AReloadTakesOverProfilesWithoutTouchingAConnection) {
+TEST_P(VethLifecycleTest, AReloadChangesProfilesWithoutTouchingAConnection) {
   daemon_->put_instance("vm-1");
   const CreatedForward forward = daemon_->create_forward("vm-1", kEchoPort);
   TcpClient client = connect_to(forward);
@@ -209,7 +209,7 @@ TEST_P(VethLifecycleTest, AReloadTakesOverProfilesWithoutTouchingAConnection) {
 
   daemon_->write_config("[profiles.default]\nmax_forwarded_ports = 1\n");
   daemon_->process().signal(SIGHUP);
-  ASSERT_TRUE(daemon_->process().wait_for_output("configuration taken over", seconds(10)));
+  ASSERT_TRUE(daemon_->process().wait_for_output("configuration reloaded", seconds(10)));
   EXPECT_THAT(daemon_->process().output(), testing::Not(testing::HasSubstr("need a restart")));
   expect_echo(client);
   EXPECT_EQ(daemon_->api("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})").status, 409);

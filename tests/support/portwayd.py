@@ -139,9 +139,9 @@ class Portwayd:
 
     def reload(self):
         """Returns when SIGHUP has been followed."""
-        done = self.output().count("configuration taken over")
+        done = self.output().count("configuration reloaded")
         self.process.send_signal(signal.SIGHUP)
-        assert wait_until(lambda: self.output().count("configuration taken over") > done)
+        assert wait_until(lambda: self.output().count("configuration reloaded") > done)
 
     def kill(self):
         self.close_connection()
