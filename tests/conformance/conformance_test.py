@@ -1,6 +1,6 @@
 """Kernel DNAT is the specification: the same scenarios through an nft rule and through Portway on each of its Io back
-ends, and what client and guest observe compared. docs/dnat-fidelity.md tells the outcome; with
-PORTWAY_UPDATE_REFERENCE=1 in the environment this test writes it anew.
+ends, and what client and guest observe compared. docs/dnat-fidelity.md has the outcome; with
+PORTWAY_UPDATE_REFERENCE=1 in the environment this test regenerates it.
 """
 import concurrent.futures
 import itertools
@@ -21,7 +21,7 @@ REFERENCE = os.path.join(os.environ["PORTWAY_SOURCE_DIRECTORY"], "docs/dnat-fide
 HEAD = """# DNAT fidelity
 A kernel DNAT rule is Portway's specification. `tests/conformance` runs the same scenarios through a real nft DNAT rule and through Portway, in network namespaces (client,
 host, guests), on both Io back ends (io_uring and epoll, which must not differ), and writes down what client and guest observe. `Conformance.*` of the tests fails when this page
-is not what it sees, or when a difference has no reason. This makes the page anew, as root:
+is not what it sees, or when a difference has no reason. This regenerates the page, as root:
 
     PORTWAY_UPDATE_REFERENCE=1 ctest --preset dev -R Conformance.Dnat
 
@@ -152,9 +152,9 @@ class Conformance(unittest.TestCase):
                   if reason not in used]
         self.assertEqual(unused, [])
 
-    def test_the_page_tells_what_is_observed(self):
+    def test_the_page_reports_what_is_observed(self):
         with open(REFERENCE, encoding="utf-8") as file:
-            self.assertEqual(file.read(), page(self.rows), "PORTWAY_UPDATE_REFERENCE=1 makes the page anew")
+            self.assertEqual(file.read(), page(self.rows), "PORTWAY_UPDATE_REFERENCE=1 regenerates the page")
 
 
 if __name__ == "__main__":

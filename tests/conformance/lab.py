@@ -1,6 +1,6 @@
 """What a scenario works with: services at the guest, clients, and words for what either of them observes.
 
-Words are the same in every run: times are told as classes, and of a random port only whether it is the client's.
+Words are the same in every run: times are reported as classes, and a random port only as the client's or not.
 """
 import collections
 import contextlib
@@ -25,8 +25,8 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close(2) sends RST
 
 
 def name_of(error):
-    """Python's own time-outs have no errno, and are no ETIMEDOUT."""
-    return "time-out" if error.errno is None else errno.errorcode[error.errno]
+    """Python's own timeouts have no errno and are not ETIMEDOUT."""
+    return "timeout" if error.errno is None else errno.errorcode[error.errno]
 
 
 def count(size):
@@ -225,7 +225,7 @@ def icmp_error(code, mtu, source, destination):
 
 
 class Syn:
-    """The SYN that a connection began with, as it came to the guest. The kernel tells it once."""
+    """The SYN that a connection began with, as it came to the guest. The kernel returns it once."""
 
     def __init__(self, accepted):
         packet = accepted.getsockopt(socket.IPPROTO_TCP, TCP_SAVED_SYN, 512)
@@ -303,7 +303,7 @@ class Lab:
         return port
 
     def client(self, source=None, port=0, namespace=None, dscp=0, v6=False):
-        """A socket that is not connected yet; of the client, unless told."""
+        """A socket that is not connected yet; of the client by default."""
         sock = self.keep((namespace or self.network.client).socket(socket.AF_INET6 if v6 else socket.AF_INET))
         if port:
             for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):

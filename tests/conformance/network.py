@@ -36,7 +36,7 @@ SYSCTLS = {
     "net/ipv4/conf/all/rp_filter": "0",
     "net/ipv4/conf/default/rp_filter": "0",
     "net/ipv6/conf/default/accept_dad": "0",  # addresses are usable at once
-    "net/ipv4/icmp_ratelimit": "0",  # each refusal is told
+    "net/ipv4/icmp_ratelimit": "0",  # each refusal is reported
     "net/ipv6/icmp/ratelimit": "0",
 }
 

@@ -197,7 +197,7 @@ def _told(data, client, service):
 
 @scenario("Who the guest sees", "the client's SYN",
           TTL="The guest's packets come from the node itself, not through it.",
-          MSS_with_a_link_of_MTU_1400="The node knows the guest's link, and tells the guest its own; the client's "
+          MSS_with_a_link_of_MTU_1400="The node knows the guest's link, and announces it to the guest; the client's "
                                       "connection keeps to the client's path. With DNAT the ends find the path's MTU "
                                       "by ICMP.")
 def syn(lab):
@@ -265,7 +265,7 @@ def backlog(lab):
     yield "one more client", lab.outcome(service.forward, limit=CONNECT_TIMEOUT_S + 0.9)
     late = lab.client()
     connecting = Background(lab.connect, late, net.PUBLIC, service.forward.host_port)
-    time.sleep(0.2)  # its SYN is lost; under DNAT nothing tells of that, and with Portway it is not
+    time.sleep(0.2)  # its SYN is lost under DNAT, which nothing reports; with Portway it is not
     first = lab.keep(service.accept())
     yield "the one in the queue, later", exchange(waiting, first)
     second = lab.keep(service.accept())
@@ -426,7 +426,7 @@ def limits_the_rate(lab):
 
 # ---- ICMP
 
-@scenario("ICMP", "an MTU of 1300 behind the guest's tap, which a router tells")
+@scenario("ICMP", "an MTU of 1300 behind the guest's tap, which a router reports")
 def path_mtu(lab):
     for guest, public, family in ((net.FAR, net.PUBLIC, "IPv4"), (net.FAR6, net.PUBLIC6, "IPv6")):
         client, accepted = lab.pair(lab.service(guest), address=public)
@@ -466,7 +466,7 @@ def client_ends_first(lab):
     yield "guest", end_of(guest)
 
 
-@scenario("How connections end", "one side half-closes, the other goes on sending")
+@scenario("How connections end", "one side half-closes, the other continues sending")
 def half_close(lab):
     for which, first, second in (("client", 0, 1), ("guest", 1, 0)):
         ends = lab.pair(lab.service())
@@ -585,7 +585,7 @@ def stopped(lab):
         reader.kill()
         reader.wait()
     equal = digest == hashlib.sha256(data).hexdigest()
-    yield "guest, when it goes on", f"{count(int(size))}, SHA-256 {'equal' if equal else 'DIFFERENT'}"
+    yield "guest, when it continues", f"{count(int(size))}, SHA-256 {'equal' if equal else 'DIFFERENT'}"
 
 
 @scenario("Bytes", "urgent data (`abc`, urgent `!`, `def`)")

@@ -48,7 +48,7 @@ class Dnat:
                     rules += f"  ip daddr {{ {net.PUBLIC}, 127.0.0.1 }} {to} ip to {guest}:{forward.guest_port}\n"
         chains = "".join(f" chain {hook} {{\n  type nat hook {hook} priority -100;\n{rules} }}\n"
                          for hook in ("prerouting", "output"))
-        # Made anew in one transaction: established connections do not look at it any more.
+        # Replaced in one transaction: established connections do not look at it any more.
         self.network.host.run("nft", "-f", "-", input=f"table inet forwards\ndelete table inet forwards\n"
                               f"table inet forwards {{\n{chains}}}\n")
 
