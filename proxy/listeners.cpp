@@ -65,9 +65,8 @@ void Listeners::on_poll(Token token, const Completion& completion) {
   if (!std::exchange(listener.waiting, true)) waiting_.push_back(index);
 }
 
-/// One client of the next listener, which goes to the end: a crowd at one listener does not delay the
-/// others' clients. -errno if there is none.
 int Listeners::accept_next(ServedForwardPtr& forward) {
+  accept_again_at_ = Nanos::zero();
   const std::uint32_t index = waiting_.front();
   waiting_.pop_front();
   Listener& listener = listeners_[index];

@@ -39,12 +39,16 @@ class Listeners {
 
   /// A completion of a poll; `token` is what token_base was or'ed with.
   void on_poll(Token token, const Completion& completion);
-  /// Accepts one client of each listener in turn: calls accepted(int downstream, const ServedForwardPtr&).
-  template <class Accepted>
-  void accept_waiting(Accepted accepted);
+  /// Clients may wait, and there are descriptors for them.
+  bool may_accept() const {
+    return !waiting_.empty() && (accept_again_at_ == Nanos::zero() || io_.now() >= accept_again_at_);
+  }
+  /// Accepts a client of the next listener, which goes to the end: a crowd at one of them does not delay the
+  /// clients of the others. Its socket and forward, or -errno. Only if may_accept().
+  int accept_next(ServedForwardPtr& forward);
   /// Descriptors were closed: accepting may work again.
   void resume() { accept_again_at_ = Nanos::zero(); }
-  /// How long accept_waiting() will have nothing to do; TimerWheel::kNever if no client waits.
+  /// How long accept_next() will have nothing to do; TimerWheel::kNever if no client waits.
   Nanos until_next() const;
 
   // --- While a guest's port is closed. Of a forward's listeners: those whose clients go to the guest's
@@ -65,8 +69,6 @@ class Listeners {
     bool closing = false;
   };
 
-  bool may_accept() const { return accept_again_at_ == Nanos::zero() || io_.now() >= accept_again_at_; }
-  int accept_next(ServedForwardPtr& forward);
   void pause();
   void arm(std::uint32_t index);
   void close(std::uint32_t index);
@@ -83,17 +85,5 @@ class Listeners {
   std::size_t open_ = 0;
   bool closed_ = false;
 };
-
-template <class Accepted>
-void Listeners::accept_waiting(Accepted accepted) {
-  if (waiting_.empty() || !may_accept()) return;
-  accept_again_at_ = Nanos::zero();
-  ServedForwardPtr forward;
-  for (int left = kAcceptsAtOnce; left > 0 && !waiting_.empty(); --left) {
-    const int downstream = accept_next(forward);
-    if (downstream >= 0) accepted(downstream, forward);
-    if (accept_again_at_ != Nanos::zero()) return;
-  }
-}
 
 }  // namespace portway

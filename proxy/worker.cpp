@@ -99,8 +99,11 @@ void Worker::turn(Nanos max_wait) {
     }
   }
   if (read_ < reading_.size() || mail_.load(std::memory_order_relaxed)) read_mailbox();
-  listeners_.accept_waiting(
-      [this](int downstream, const ServedForwardPtr& forward) { on_accepted(downstream, forward); });
+  for (int left = Listeners::kAcceptsAtOnce; left > 0 && listeners_.may_accept(); --left) {
+    ServedForwardPtr forward;
+    const int downstream = listeners_.accept_next(forward);
+    if (downstream >= 0) on_accepted(downstream, forward);
+  }
   connections_.run();
   connections_.expire();
   if (HalfClosed& half_closed = connections_.half_closed(); half_closed.due()) {
