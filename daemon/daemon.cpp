@@ -38,19 +38,21 @@ bool got_through(CloseHow how) {
 Daemon::Daemon(const Config& config, const Arguments& arguments, const DaemonLog& log, Parts parts)
     : config_(config),
       arguments_(arguments),
-      log_(log),
       parts_(std::move(parts)),
       control_(config_, {*parts_.context, *parts_.store, *parts_.proxy, *parts_.watch, events_, stats_,
                          parts_.return_path.path.get(), parts_.return_path.why_none}),
+      node_numbers_({.control = control_,
+                     .answers = answers_,
+                     .log = log.writer(),
+                     .access_log = access_log_,
+                     .api_server = api_server_}),
       exporter_({.registry = control_.registry(),
                  .dataplane = *parts_.proxy,
                  .ports = control_.ports(),
                  .api = stats_,
-                 .node = *this}),
+                 .node = node_numbers_}),
       api_({*parts_.context, control_, stats_, recent_closes_,
-            [this](MetricsScope scope) -> NextPiece {
-              return [scrape = std::shared_ptr<Scrape>(exporter_.scrape(scope))] { return scrape->next(); };
-            }}),
+            [this](MetricsScope scope) -> NextPiece { return exporter_.pieces(scope); }}),
       signals_(*parts_.context, {.stop = [this](int signal) { on_stop_signal(signal); },
                                  .reload = [this] { on_reload_signal(); },
                                  .reopen = [this] { on_reopen_signal(); }}) {}
@@ -218,16 +220,6 @@ void Daemon::drain_closes() {
     if (access_log_) access_log_->write(record);
     recent_closes_.add(std::move(record));
   });
-}
-
-NodeNumbers Daemon::read_numbers() const {
-  return {.access_log_dropped = access_log_ ? access_log_->dropped() : 0,
-          .log_lines_dropped = log_.lines_dropped(),
-          .forwards_failed = control_.forwards_failed(),
-          .instances_without_return_path = control_.instances_without_return_path(),
-          .forged_packets = control_.forged_packets(),
-          .api_server = api_server_ ? api_server_->stats() : ServerStats{},
-          .answers = answers_.stats()};
 }
 
 std::uint64_t Daemon::open_connections() const {

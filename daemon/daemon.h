@@ -24,12 +24,13 @@
 #include "daemon/signals.h"
 #include "lifecycle/session_watch.h"
 #include "metrics/exporter.h"
+#include "metrics/node_numbers.h"
 #include "proxy/device_requests.h"
 #include "proxy/proxy.h"
 
 namespace portway {
 
-class Daemon final : NodeNumbersReader {
+class Daemon {
  public:
   /// The parts that work without a control plane. Each outlives those after it.
   struct Parts {
@@ -51,7 +52,6 @@ class Daemon final : NodeNumbersReader {
 
  private:
   ServerOptions server_options(const ListenAddress& listen);
-  NodeNumbers read_numbers() const override;
   void log_start() const;
   void stop();
 
@@ -69,7 +69,6 @@ class Daemon final : NodeNumbersReader {
 
   Config config_;  // all parts refer to it; SIGHUP changes its live keys
   const Arguments arguments_;
-  const DaemonLog& log_;
   Parts parts_;
   ApiStats stats_;
   AnswerBudget answers_;  // of both servers
@@ -78,8 +77,10 @@ class Daemon final : NodeNumbersReader {
   std::unique_ptr<AccessLog> access_log_;
   RecentCloses recent_closes_{config_.log.recent_connections};
   Control control_;
+  NodeNumbersOf node_numbers_;
   Exporter exporter_;
   Dispatcher api_;
+  // They go first: what their clients still read comes from the above.
   std::unique_ptr<Server> api_server_;
   std::unique_ptr<Server> metrics_server_;
 

@@ -74,8 +74,4 @@ void DaemonLog::drain() {
   if (writer_ != nullptr) writer_->drain(kPatience);
 }
 
-std::uint64_t DaemonLog::lines_dropped() const {
-  return writer_ != nullptr ? writer_->dropped() : 0;
-}
-
 }  // namespace portway

@@ -5,7 +5,6 @@
 // counted, and a line in their place says how many.
 #pragma once
 
-#include <cstdint>
 #include <memory>
 
 namespace portway {
@@ -24,11 +23,10 @@ class DaemonLog {
   /// Waits, at most half a second, until the reader has everything. Call it before other output.
   void drain();
 
-  /// Lines lost. Any thread.
-  std::uint64_t lines_dropped() const;
+  /// Null: no thread could be started, and lines are written directly.
+  const LineWriter* writer() const { return writer_.get(); }
 
  private:
-  // Null: no thread could be started, and lines are written directly.
   const std::shared_ptr<LineWriter> writer_;
 };
 

@@ -100,6 +100,10 @@ std::unique_ptr<Scrape> Exporter::scrape(MetricsScope scope) const {
   return std::make_unique<Scrape>(sources_, scope);
 }
 
+std::function<std::string()> Exporter::pieces(MetricsScope scope) const {
+  return [scrape = std::shared_ptr<Scrape>(this->scrape(scope))] { return scrape->next(); };
+}
+
 std::string Exporter::expose(MetricsScope scope) const {
   Scrape scrape(sources_, scope);
   std::string text;

@@ -12,6 +12,7 @@
 #include <prometheus/metric_family.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -59,6 +60,8 @@ class Exporter : public prometheus::Collectable {
 
   /// A scrape, which must not outlive the exporter.
   std::unique_ptr<Scrape> scrape(MetricsScope scope = MetricsScope::kAll) const;
+  /// A scrape as a function that returns its next piece.
+  std::function<std::string()> pieces(MetricsScope scope) const;
   /// A whole scrape in one string.
   std::string expose(MetricsScope scope = MetricsScope::kAll) const;
 
