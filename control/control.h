@@ -36,6 +36,7 @@
 #include "control/policy.h"
 #include "control/port_allocator.h"
 #include "control/port_lease.h"
+#include "control/prepared_forwards.h"
 #include "control/refused_clients.h"
 #include "control/registry.h"
 #include "control/source_paths.h"
@@ -134,13 +135,13 @@ class Control {
 
   // --- Forwards.
 
-  /// Makes the answer that is remembered for a repeated request, in the transaction that makes the forwards.
-  using Remember = std::function<IdempotentAnswer(std::span<const ForwardStatus>)>;
-  /// All of them, or none and the first one's error; a field in it is "port_forwards[2].guest_port" if there
-  /// are several.
-  Result<std::vector<ForwardStatus>> create_forwards(const Principal& caller, std::string_view instance_id,
-                                                     std::span<const ForwardSpec> specs,
-                                                     const Remember& remember = nullptr);
+  /// The first two steps of creating forwards: checks all of them, then binds their host ports. All of them,
+  /// or none and the first one's error; a field in it is "port_forwards[2].guest_port" if there are several.
+  Result<PreparedForwards> prepare_forwards(const Principal& caller, std::string_view instance_id,
+                                            std::span<const ForwardSpec> specs);
+  /// The other two: stores them, and serves them. `answer`, if not null, is stored in the same transaction,
+  /// for a repeated request.
+  Result<void> commit_forwards(PreparedForwards prepared, const IdempotentAnswer* answer = nullptr);
   Result<std::optional<IdempotentAnswer>> find_answer(std::string_view scope, std::string_view key) const {
     return store_.find_answer(scope, key);
   }
@@ -197,9 +198,6 @@ class Control {
   Result<void> check_ready();
 
  private:
-  /// One for each forward that is being made.
-  using Leases = std::vector<std::optional<PortLease>>;
-
   // The start.
   std::optional<SessionEnd> take_up(const Instance& stored);
   const std::string& boot_id();
@@ -229,7 +227,7 @@ class Control {
   // Forwards.
   Result<void> check_forwards(const Principal& caller, const Instance& instance,
                               std::span<const ForwardSpec> specs) const;
-  Result<Leases> lease_ports(std::span<const ForwardSpec> specs);
+  Result<std::vector<std::optional<PortLease>>> lease_ports(std::span<const ForwardSpec> specs);
   Result<PortLease> lease_port(std::optional<std::uint16_t> requested);
   void serve(const Instance& instance, const Forward& forward, BoundPort port);
   void stop_serving(const Uuid& session_id, const std::vector<Forward>& forwards, CloseHow why);
@@ -260,12 +258,8 @@ class Control {
   // Why restored forwards are not served.
   std::unordered_map<ForwardId, std::string, boost::hash<ForwardId>> failures_;
   UnsavedSessions unsaved_;
-  /// Forwards that wait for the disk: their ports are bound, and clients wait there.
-  struct Making {
-    std::string instance_id = {};
-    Leases* leases = nullptr;
-  };
-  Making making_;
+  // Waiting for the disk: their ports are bound, and clients wait there.
+  PreparedForwards* committing_ = nullptr;
   std::string boot_id_;               // empty until it could be read
   std::size_t processes_unseen_ = 0;  // at the last retry()
   bool draining_ = false;

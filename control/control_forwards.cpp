@@ -38,48 +38,49 @@ Forward new_forward(const Principal& caller, const Instance& instance, const For
 
 }  // namespace
 
-Result<std::vector<ForwardStatus>> Control::create_forwards(const Principal& caller,
-                                                            std::string_view instance_id,
-                                                            std::span<const ForwardSpec> specs,
-                                                            const Remember& remember) {
+Result<PreparedForwards> Control::prepare_forwards(const Principal& caller, std::string_view instance_id,
+                                                   std::span<const ForwardSpec> specs) {
   if (auto running = check_running(); !running) return running.error();
   const auto found = find_instance(caller, instance_id);
   if (!found) return found.error();
   const Instance& instance = **found;
   if (instance.state != InstanceState::kRunning) return not_running(instance);
   if (auto checked = check_forwards(caller, instance, specs); !checked) return checked.error();
-  auto leased = lease_ports(specs);
-  if (!leased) return leased.error();
-  Leases leases = std::move(*leased);
-  std::vector<Forward> forwards;
-  std::vector<ForwardStatus> made;
+  auto leases = lease_ports(specs);
+  if (!leases) return leases.error();
+  PreparedForwards prepared(instance.id);
+  prepared.leases_ = std::move(*leases);
   for (std::size_t i = 0; i < specs.size(); ++i) {
-    forwards.push_back(new_forward(caller, instance, specs[i], leases[i]->port()));
-    made.push_back(status_of(forwards.back()));
-    made.back().stats = ForwardStats{.id = forwards.back().id};
+    prepared.forwards_.push_back(new_forward(caller, instance, specs[i], prepared.leases_[i]->port()));
+    prepared.statuses_.push_back(status_of(prepared.forwards_.back()));
+    prepared.statuses_.back().stats = ForwardStats{.id = prepared.forwards_.back().id};
   }
-  const auto answer = remember ? std::optional(remember(made)) : std::nullopt;
-  making_ = {.instance_id = instance.id, .leases = &leases};
-  auto stored = store_.add_forwards(forwards, answer ? &*answer : nullptr);
-  making_ = {};
+  return prepared;
+}
+
+Result<void> Control::commit_forwards(PreparedForwards prepared, const IdempotentAnswer* answer) {
+  auto& [instance_id, forwards, leases, statuses] = prepared;
+  committing_ = &prepared;
+  auto stored = store_.add_forwards(forwards, answer);
+  committing_ = nullptr;
   if (!stored) return stored.error();
-  const Instance& now_known = *registry_.find_instance(instance_id);
-  if (now_known.state != InstanceState::kRunning) {  // its machine has gone meanwhile
+  const Instance& instance = *registry_.find_instance(instance_id);
+  if (instance.state != InstanceState::kRunning) {  // its machine has gone meanwhile
     // The store has them until it learns of that: so long nobody else may have their ports.
-    UnsavedSessions::Entry& unsaved = unsaved_.change(now_known);
+    UnsavedSessions::Entry& unsaved = unsaved_.change(instance);
     for (std::size_t i = 0; i < forwards.size(); ++i) {
       (void)leases[i]->keep();
       unsaved.forwards.push_back(std::move(forwards[i]));
     }
-    return not_running(now_known);
+    return not_running(instance);
   }
   // From here on they are promised, and nothing can fail.
   for (std::size_t i = 0; i < forwards.size(); ++i) {
     const Forward& published = registry_.add_forward(std::move(forwards[i]));
-    serve(now_known, published, leases[i]->keep());
-    publish(now_known, event::ForwardCreated{event::of(published)});
+    serve(instance, published, leases[i]->keep());
+    publish(instance, event::ForwardCreated{event::of(published)});
   }
-  return made;
+  return {};
 }
 
 /// All are checked before the first port is taken: what a caller can correct costs nothing.
@@ -98,8 +99,8 @@ Result<void> Control::check_forwards(const Principal& caller, const Instance& in
 }
 
 /// One for each spec.
-Result<Control::Leases> Control::lease_ports(std::span<const ForwardSpec> specs) {
-  Leases leases(specs.size());
+Result<std::vector<std::optional<PortLease>>> Control::lease_ports(std::span<const ForwardSpec> specs) {
+  std::vector<std::optional<PortLease>> leases(specs.size());
   for (const bool requested : {true, false}) {  // or a port drawn at random could be one that is asked for
     for (std::size_t i = 0; i < specs.size(); ++i) {
       if (specs[i].host_port.has_value() != requested) continue;

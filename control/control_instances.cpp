@@ -269,8 +269,8 @@ std::vector<Forward> Control::end_in_memory(const Instance& stopped) {
   source_paths_.retire(stopped.id);
   std::vector<Forward> forwards = registry_.remove_forwards(stopped.id);
   stop_serving(stopped.session_id, forwards, close_how(*stopped.ended));
-  if (making_.leases != nullptr && making_.instance_id == stopped.id) {
-    for (auto& lease : *making_.leases) lease->close();
+  if (committing_ != nullptr && committing_->instance_id_ == stopped.id) {
+    for (auto& lease : committing_->leases_) lease->close();
   }
   registry_.put_instance(stopped);
   streams_.recheck();

@@ -81,9 +81,10 @@ Response one_forward(const ApiContext& api, unsigned status, const ForwardStatus
 
 // --- Creating.
 
-/// `answer` makes the 201. With an Idempotency-Key it is stored in the transaction that creates the forwards.
+/// `answer_of` makes the 201. With an Idempotency-Key it is stored in the transaction that creates the
+/// forwards.
 Result<Response> create(const ApiContext& api, const Call& call, std::span<const ForwardSpec> specs,
-                        const std::function<Response(std::span<const ForwardStatus>)>& answer) {
+                        const std::function<Response(std::span<const ForwardStatus>)>& answer_of) {
   const auto asked = idempotent_request(call);
   if (!asked) return asked.error();
   if (*asked) {
@@ -91,17 +92,14 @@ Result<Response> create(const ApiContext& api, const Call& call, std::span<const
     if (!replay) return replay.error();
     if (*replay) return std::move(**replay);
   }
-  Response response;
-  Control::Remember remember;
-  if (*asked) {
-    remember = [&](std::span<const ForwardStatus> created) {
-      response = answer(created);
-      return with_answer(**asked, response);
-    };
-  }
-  const auto created = api.control.create_forwards(call.caller, call.path[0], specs, remember);
-  if (!created) return created.error();
-  return *asked ? std::move(response) : answer(*created);
+  auto prepared = api.control.prepare_forwards(call.caller, call.path[0], specs);
+  if (!prepared) return prepared.error();
+  Response response = answer_of(prepared->statuses());
+  const auto remembered = *asked ? std::optional(with_answer(**asked, response)) : std::nullopt;
+  const auto committed =
+      api.control.commit_forwards(std::move(*prepared), remembered ? &*remembered : nullptr);
+  if (!committed) return committed.error();
+  return response;
 }
 
 Result<Response> create_forward(const ApiContext& api, const Call& call) {

@@ -13,13 +13,14 @@
 namespace portway {
 namespace {
 
+using test::create_forwards;
 using test::Node;
 
 const Principal kAdmin{.key_id = {}, .role = Role::kAdmin, .owner = "admin"};
 
 Result<ForwardStatus> try_create(Node& node, std::uint16_t guest_port, const std::string& instance = "vm-1") {
   const ForwardSpec spec{.guest_port = guest_port, .label = ""};
-  auto made = node.control().create_forwards(kAdmin, instance, {&spec, 1});
+  auto made = create_forwards(node.control(), kAdmin, instance, {&spec, 1});
   if (!made) return made.error();
   return made->front();
 }
@@ -508,14 +509,14 @@ TEST(Control, ABatchIsMadeAsAWholeOrNotAtAll) {
   const std::vector<ForwardSpec> specs = {{.guest_port = 3000, .label = ""},
                                           {.guest_port = 3001, .label = ""},
                                           {.guest_port = 3002, .label = "", .host_port = 20003}};
-  const auto refused = node.control().create_forwards(kAdmin, "vm-1", specs);
+  const auto refused = create_forwards(node.control(), kAdmin, "vm-1", specs);
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, ErrorCode::kHostPortTaken);
   EXPECT_EQ(refused.error().field, "port_forwards[2].host_port");
   EXPECT_TRUE(node.dataplane.opened.empty());
   EXPECT_EQ(node.control().ports().used(), 0U);
   node.dataplane.taken.clear();
-  ASSERT_TRUE(node.control().create_forwards(kAdmin, "vm-1", specs));
+  ASSERT_TRUE(create_forwards(node.control(), kAdmin, "vm-1", specs));
   EXPECT_EQ(node.dataplane.opened.size(), 3U);
 }
 
@@ -523,7 +524,7 @@ TEST(Control, ABatchBeyondTheQuotaTakesNoPort) {
   Node node;
   node.put("vm-1");
   const std::vector<ForwardSpec> specs(6, {.guest_port = 3000, .label = ""});
-  const auto refused = node.control().create_forwards(kAdmin, "vm-1", specs);
+  const auto refused = create_forwards(node.control(), kAdmin, "vm-1", specs);
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, ErrorCode::kQuotaExceeded);
   EXPECT_EQ(node.dataplane.bound, 0);

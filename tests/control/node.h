@@ -24,6 +24,17 @@
 
 namespace portway::test {
 
+/// What a caller's request for these forwards comes to.
+inline Result<std::vector<ForwardStatus>> create_forwards(Control& control, const Principal& caller,
+                                                          std::string_view instance_id,
+                                                          std::span<const ForwardSpec> specs) {
+  auto prepared = control.prepare_forwards(caller, instance_id, specs);
+  if (!prepared) return prepared.error();
+  std::vector<ForwardStatus> statuses = prepared->statuses();
+  if (auto committed = control.commit_forwards(std::move(*prepared)); !committed) return committed.error();
+  return statuses;
+}
+
 class Node {
  public:
   static constexpr std::string_view kAdminKey = "pwk_admin-key-of-the-tests-AAAAAAAAAAAAAAAAAAAAA";

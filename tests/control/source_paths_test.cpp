@@ -15,6 +15,7 @@
 namespace portway {
 namespace {
 
+using test::create_forwards;
 using test::NetworkNamespace;
 using test::Node;
 using test::run_command;
@@ -49,7 +50,7 @@ class SourcePaths : public testing::Test {
 
   static ForwardStatus create(Node& node, std::uint16_t guest_port, SourceMode mode = SourceMode::kAuto) {
     const ForwardSpec spec{.guest_port = guest_port, .label = "", .source_mode = mode};
-    return node.control().create_forwards(kAdmin, "vm-1", {&spec, 1}).value().front();
+    return create_forwards(node.control(), kAdmin, "vm-1", {&spec, 1}).value().front();
   }
 
   static SourcePlan served(Node& node, const Forward& forward) {
@@ -207,7 +208,7 @@ TEST_F(SourcePaths, TheSourceGuardAloneIsNoReturnPathAndReportsNoSourceMode) {
     EXPECT_THAT(events->read().value(), Not(HasSubstr("source_mode_changed")));
     EXPECT_EQ(node.control().instances_without_return_path(), 0U);
     const ForwardSpec spec{.guest_port = 3001, .label = "", .source_mode = SourceMode::kTransparent};
-    EXPECT_FALSE(node.control().create_forwards(kAdmin, "vm-1", {&spec, 1}));
+    EXPECT_FALSE(create_forwards(node.control(), kAdmin, "vm-1", {&spec, 1}));
   });
 }
 
