@@ -90,7 +90,7 @@ def parse_arguments():
                         help="of a processor, for each of Portway's workers (needs the cpu controller of cgroup v1)")
     parser.add_argument("--subjects", help=f"of {','.join(subject_names)}")
     parser.add_argument("--metrics", help=f"of {','.join(METRICS)}")
-    parser.add_argument("--baseline", default="haproxy-splice", help="the subject that ratios refer to")
+    parser.add_argument("--baseline", help="the subject that ratios refer to; default: the first --other, or haproxy-splice")
     options = parser.parse_args()
 
     def choose(text, known, default):
@@ -104,7 +104,9 @@ def parse_arguments():
     options.others = [(name, *((program + ",uring").split(",")[:2])) for name, _, program in
                       (text.partition("=") for text in options.other)]
     options.metrics = choose(options.metrics, METRICS, QUICK_METRICS if options.quick else list(METRICS))
-    choose(options.baseline, subject_names + [other[0] for other in options.others], [])
+    other_names = [other[0] for other in options.others]
+    options.baseline = options.baseline or (other_names + ["haproxy-splice"])[0]
+    choose(options.baseline, subject_names + other_names, [])
     options.rounds = options.rounds or (1 if options.quick else 3)
     options.seconds = options.seconds or (1.0 if options.quick else 3.0)
     options.portwayd = options.portwayd or os.path.join(options.build, "portwayd")

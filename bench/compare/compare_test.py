@@ -59,7 +59,7 @@ class Compare(unittest.TestCase):
                              "--other", f"old={os.environ['PORTWAY_BUILD']}/portwayd,epoll",
                              "--metrics", "bulk1,bulk8_up,close,mix,idle", "--connections", "50")
         self.assertIn("Targets: Portway, io_uring", table)
-        self.assertIn("Portway old, epoll", table)
+        self.assertIn("**ratio to Portway old, epoll**", table)
         for heading in ("Bulk download, 1 stream", "beside one bulk download", "Idle connections"):
             self.assertIn(heading, table)
 
