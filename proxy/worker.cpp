@@ -148,6 +148,8 @@ bool Worker::latency_bound() {
 
 Nanos Worker::wait_time(Nanos max_wait) const {
   if (connections_.runnable() || read_ < reading_.size()) return Nanos::zero();
+  // It came while earlier messages were waiting for their turn: a wait may have used up its wake-up since.
+  if (mail_.load(std::memory_order_relaxed)) return Nanos::zero();
   Nanos wait = max_wait;
   for (const Nanos next : {listeners_.until_next(), connections_.until_next_deadline()}) {
     if (next != TimerWheel::kNever) wait = earlier(wait, next);

@@ -157,7 +157,7 @@ class Worker {
   std::vector<Message> mailbox_;               // under mailbox_mutex_
   std::vector<Message> reading_;               // taken from the mailbox
   std::size_t read_ = 0;                       // how many of them are handled
-  std::atomic<bool> mail_{false};              // mailbox_ may hold something, and a wake-up is on its way
+  std::atomic<bool> mail_{false};              // mailbox_ may hold something, and wake() was called
   std::atomic<std::uint64_t> handed_over_{0};  // TakeConnection and TakeClient messages in mailbox_
 };
 

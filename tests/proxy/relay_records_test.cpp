@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <functional>
+#include <future>
 #include <set>
 #include <string>
 #include <utility>
@@ -320,6 +321,42 @@ TEST_P(RelayRecords, OneConnectionCanBeEndedOrAllOfThem) {
   EXPECT_FALSE(other.client.ended());
   EXPECT_EQ(rig.end_connections(0), 1u);
   ASSERT_TRUE(rig.run_until([&] { return other.client.was_reset(); }));
+}
+
+/// The last message's wake-up comes together with other events, while earlier messages wait for the next
+/// turn. So it ends no later wait.
+TEST_P(RelayRecords, NoAnswerWaitsForTheNextEventHoweverManyAreAskedFor) {
+  Rig rig(GetParam(), {.network = {.latency = 1us}});  // as a turn of the simulated time
+  constexpr std::size_t kMoreThanATurnTakes = 33;      // messages
+  constexpr int kMoreThanAFew = 8;                     // events: it does not look for more before it sleeps
+  std::vector<Rig::Pair> pairs;
+  for (int i = 0; i < kMoreThanAFew; ++i) pairs.push_back(rig.open());
+  rig.settle();
+  std::vector<std::future<std::vector<LiveConnection>>> answers;
+  const auto ask = [&] {
+    std::promise<std::vector<LiveConnection>> answer;
+    answers.push_back(answer.get_future());
+    rig.worker().post(Worker::ListConnections{rig.forward().shared_from_this(), 0, 1, std::move(answer)});
+  };
+  const auto is_answered = [&](std::size_t i) {
+    return answers[i].wait_for(0s) == std::future_status::ready;
+  };
+  while (answers.size() < kMoreThanATurnTakes) ask();
+  rig.worker().turn(Nanos::zero());
+  ASSERT_FALSE(is_answered(kMoreThanATurnTakes - 1));
+  ask();
+  for (const Rig::Pair& pair : pairs) {
+    pair.client.send("x");
+    pair.client.pump();
+  }
+  rig.worker().turn(Nanos::zero());
+  ASSERT_TRUE(is_answered(kMoreThanATurnTakes - 1));
+  ASSERT_FALSE(is_answered(kMoreThanATurnTakes));
+
+  const Nanos asked_at = rig.world().now();
+  rig.worker().turn(5s);
+  EXPECT_TRUE(is_answered(kMoreThanATurnTakes));
+  EXPECT_LT(rig.world().now() - asked_at, 1s);
 }
 
 }  // namespace

@@ -167,7 +167,8 @@ std::span<const Completion> SimIo::wait(Nanos timeout) {
   network_.advance_to(now() + std::chrono::microseconds(1));
   for (;;) {
     collect();
-    if (!completions_.empty() || woken_.exchange(false) || now() >= deadline) break;
+    const bool woken = woken_.exchange(false);  // used up, also if there are completions
+    if (!completions_.empty() || woken || now() >= deadline) break;
     const Nanos next = std::min(network_.next_event(), next_telling());
     if (next == Nanos::max() && deadline == Nanos::max()) die("wait() for ever: nothing is going to happen");
     network_.advance_to(std::min(next, deadline));
