@@ -9,11 +9,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "tests/support/network.h"
@@ -63,15 +66,17 @@ class Guest {
   Fd listener_;
 };
 
-/// Connected, or not: then errno says why. From 127.0.0.`host`.
+/// A client from 127.0.0.`host`; or none, if it was refused: then errno says why. The node may reset a client
+/// before its connect(2) has returned, which then reports the reset. That client had been connected, and here
+/// it is as well: receive() says "error".
 Fd connect_to(std::uint16_t port, std::uint32_t host = 1) {
   Fd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   sockaddr_in from = loopback(0);
   from.sin_addr.s_addr = htonl(INADDR_LOOPBACK - 1 + host);
   EXPECT_EQ(::bind(fd.get(), reinterpret_cast<const sockaddr*>(&from), sizeof from), 0);
   const sockaddr_in address = loopback(port);
-  if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) < 0) return Fd();
-  return fd;
+  const int result = ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address);
+  return result < 0 && errno != ECONNRESET ? Fd() : std::move(fd);
 }
 
 std::string receive(const Fd& fd) {
@@ -409,10 +414,17 @@ class ShortProxyTest : public ProxyTest {
   /// Both ends of a connection, if the client gets one. From another address each time.
   bool connect(std::uint16_t port, const Guest& guest, std::uint32_t host = 0) {
     Fd client = connect_to(port, host == 0 ? 1 + next_host_++ % 200 : host);
+    if (!client) {
+      ADD_FAILURE() << "connect: " << std::strerror(errno);
+      return false;
+    }
     pollfd ends[] = {{.fd = client.get(), .events = POLLIN, .revents = 0},
                      {.fd = guest.descriptor(), .events = POLLIN, .revents = 0}};
     EXPECT_GE(::poll(ends, 2, kPatienceMs), 1);
-    if (ends[1].revents == 0) return false;
+    if (ends[1].revents == 0) {
+      EXPECT_EQ(receive(client), "error") << "a reset, never a clean end";
+      return false;
+    }
     ends_.emplace_back(std::move(client), guest.accept());
     return true;
   }
