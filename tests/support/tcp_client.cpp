@@ -63,6 +63,9 @@ TcpClient::TcpClient(const NetworkNamespace& network, const std::string& address
   if (::connect(fd_.get(), to.data(), static_cast<socklen_t>(to.size())) != 0) {
     connect_error_ = errno == EINPROGRESS ? ETIMEDOUT : errno;  // EINPROGRESS: SO_SNDTIMEO has passed
   }
+  // It was connected, and reset before connect(2) had returned.
+  was_reset_ = connect_error_ == ECONNRESET;
+  if (was_reset_) connect_error_ = 0;
 }
 
 Endpoint TcpClient::local() const {
@@ -101,6 +104,7 @@ void TcpClient::reset() {
 }
 
 std::ptrdiff_t TcpClient::receive_some(char* buffer, std::size_t size) {
+  if (was_reset_) return -ECONNRESET;
   const ssize_t received = recv(fd_.get(), buffer, size, 0);
   if (received >= 0) return received;
   return errno == EAGAIN ? -ETIMEDOUT : -errno;

@@ -32,7 +32,8 @@ struct TcpClientOptions {
 
 class TcpClient {
  public:
-  /// Connects from `network` to an address; connect_error() says whether that succeeded.
+  /// Connects from `network` to an address; connect_error() says whether that succeeded. It did if a reset
+  /// came at once: receiving says so, however early it came.
   TcpClient(const NetworkNamespace& network, const std::string& address, std::uint16_t port,
             const TcpClientOptions& options = {});
 
@@ -59,6 +60,7 @@ class TcpClient {
 
   Fd fd_;
   int connect_error_ = 0;
+  bool was_reset_ = false;  // by the time that connect(2) returned
 };
 
 /// The SHA-256 of the first `bytes` of Pattern(1).
