@@ -82,6 +82,8 @@ struct Config {
   struct Guests {
     // A guest's address lies in one of these; empty: no instance can be registered; 0-64.
     std::vector<Cidr> networks = {};
+    // Where the network namespaces of guests are mounted that lie in one of their own; absolute; 0-16.
+    std::vector<std::string> netns_directories = {"/run/netns"};
 
     friend bool operator==(const Guests&, const Guests&) = default;
   };

@@ -14,6 +14,7 @@ constexpr std::size_t kHostnameMaxBytes = 253;  // RFC 1035, section 2.3.4, as t
 constexpr std::size_t kPathMaxBytes = 4095;     // PATH_MAX without the terminator
 constexpr std::size_t kPublicAddressesMax = 16;
 constexpr std::size_t kGuestNetworksMax = 64;
+constexpr std::size_t kDirectoriesMax = 16;
 // The default of /proc/sys/kernel/overflowuid, "nobody": what every user who is not mapped into this user
 // namespace looks like.
 constexpr std::int64_t kOverflowUid = 65534;
@@ -65,6 +66,15 @@ Result<std::string> parse_path(std::string_view text) {
 Result<std::string> parse_optional_path(std::string_view text) {
   if (text.empty()) return std::string();
   return parse_path(text);
+}
+
+Result<std::string> parse_directory(std::string_view text) {
+  const bool bad = !text.starts_with('/') || text.size() > kPathMaxBytes ||
+                   text.find('\0') != std::string_view::npos ||
+                   (std::string(text) + '/').find("/../") != std::string::npos;
+  if (!bad) return std::string(text);
+  return wrong(in_quotes(text) +
+               " is no absolute path of a directory without \"..\"; give one such as /run/netns");
 }
 
 std::string show_text(const std::string& text) {
@@ -145,5 +155,6 @@ const Text<IoBackend> kIoBackend{parse_io_backend, show_name};
 const Text<SourceMode> kSourceMode{parse_mode, show_name};
 const List<IpAddress> kPublicAddresses{1, kPublicAddressesMax, parse_public_address, show_address};
 const List<Cidr> kNetworks{0, kGuestNetworksMax, Cidr::parse, show_network};
+const List<std::string> kDirectories{0, kDirectoriesMax, parse_directory, show_text};
 
 }  // namespace portway

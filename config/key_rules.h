@@ -135,5 +135,6 @@ extern const Text<IoBackend> kIoBackend;
 extern const Text<SourceMode> kSourceMode;
 extern const List<IpAddress> kPublicAddresses;
 extern const List<Cidr> kNetworks;
+extern const List<std::string> kDirectories;
 
 }  // namespace portway

@@ -83,6 +83,12 @@ void visit_keys(C& config, P& profile, Visit visit) {
          "The networks the guests live in, e.g. [\"198.18.0.0/15\", \"fd00::/8\"]: a guest's address must "
          "lie in one of them. Empty: no instance can be registered."},
         config.guests.networks, kNetworks);
+  visit(
+      {"guests.netns_directories", kLive,
+       "The directories in which network namespaces of guests are mounted: an instance's namespace must lie "
+       "below one of them. Whoever can register an instance can name each namespace there, so keep those "
+       "of others elsewhere. Empty: guests are in the node's own namespace."},
+      config.guests.netns_directories, kDirectories);
   visit({"profiles.*.max_forwarded_ports", kLive,
          "How many port forwards an instance of this profile may have. More profiles are tables beside this "
          "one, e.g. [profiles.large]; a key that they leave out is as shown here."},

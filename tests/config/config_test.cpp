@@ -46,6 +46,7 @@ TEST(Config, AnEmptyFileMeansTheDefaults) {
   EXPECT_FALSE(config.metrics.listen);
   EXPECT_EQ(config.ports.range, (PortRange{20000, 32767}));
   EXPECT_TRUE(config.guests.networks.empty());
+  EXPECT_EQ(config.guests.netns_directories, std::vector<std::string>{"/run/netns"});
   EXPECT_EQ(config.profiles.at("default").max_forwarded_ports, 5U);
   EXPECT_EQ(config.store.path, "/var/lib/portway/portway.db");
   EXPECT_EQ(config.proxy.connections_max, 65536U);
@@ -67,6 +68,7 @@ TEST(Config, EveryKeyCanBeSet) {
     range = "30000-30999"
     [guests]
     networks = ["198.18.0.0/15", "fd00::/8"]
+    netns_directories = ["/run/netns", "/srv/sandboxes/netns"]
     [profiles.default]
     max_forwarded_ports = 10
     [profiles.large]
@@ -101,6 +103,8 @@ TEST(Config, EveryKeyCanBeSet) {
   EXPECT_EQ(config.ports.range, (PortRange{30000, 30999}));
   ASSERT_EQ(config.guests.networks.size(), 2U);
   EXPECT_EQ(config.guests.networks[0].to_string(), "198.18.0.0/15");
+  EXPECT_EQ(config.guests.netns_directories,
+            (std::vector<std::string>{"/run/netns", "/srv/sandboxes/netns"}));
   ASSERT_EQ(config.profiles.size(), 3U);
   EXPECT_EQ(config.profiles.at("default").max_forwarded_ports, 10U);
   EXPECT_EQ(config.profiles.at("large").max_forwarded_ports, 100U);
@@ -213,6 +217,13 @@ TEST(Config, ValuesOutsideTheirRangeAreRefused) {
            "store.path = \"a\\u0000b\"",
            "guests.networks = [\"198.18.0.1/15\"]",
            "guests.networks = [\"\"]",
+           "guests.netns_directories = [\"\"]",
+           "guests.netns_directories = [\"run/netns\"]",
+           "guests.netns_directories = [\"/run/netns/..\"]",
+           "guests.netns_directories = [\"/run/../netns\"]",
+           "guests.netns_directories = [\"/run\\u0000\"]",
+           "guests.netns_directories = [\"/run/netns\", \"/run/netns\"]",
+           "guests.netns_directories = \"/run/netns\"",
            "api.listen = \"unix:run/api.sock\"",
            "api.listen = \"unix:/run/\"",
            "api.admin_uids = [-1]",
