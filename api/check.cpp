@@ -133,56 +133,84 @@ CheckStep tap_step(const Instance& instance, TapState state, const std::string& 
               instance.tap)};
 }
 
-/// The session's own tap, even if it was renamed.
-int device_of(const Instance& instance) {
-  return instance.tap_index != 0 ? instance.tap_index
-                                 : static_cast<int>(::if_nametoindex(instance.tap.c_str()));
+/// What leads to the guest: an interface, and its name for a reader. Index 0: none that is known.
+struct Device {
+  int index = 0;
+  std::string name;
+};
+
+/// The session's own tap even if it was renamed, or what is registered as the device.
+Device device_to(const Instance& instance, const IpAddress& address) {
+  if (instance.device == kByRoute) {
+    const auto netlink = Netlink::open();
+    const OutputRoute out = netlink ? look_up_output_route(**netlink, address) : OutputRoute{};
+    const auto found = out.error == 0 && out.link != 0 ? find_device(**netlink, out.link) : std::nullopt;
+    return found ? Device{out.link, found->name} : Device{0, "the node's routes"};
+  }
+  const std::string name(device_of(instance));
+  const bool own = instance.device.empty() && instance.tap_index != 0;
+  return {own ? instance.tap_index : static_cast<int>(::if_nametoindex(name.c_str())), name};
+}
+
+/// What a connection to the guest is bound to; 0: nothing.
+int bound_device(const Instance& instance, const IpAddress& address) {
+  return instance.device == kByRoute ? 0 : device_to(instance, address).index;
 }
 
 /// Why the kernel would drop the guest's answers to `socket`, which is connected to it; empty if it would
 /// not.
-std::string why_dropped(const Instance& instance, const IpAddress& address, int device, const Fd& socket) {
+std::string why_dropped(const IpAddress& address, const Device& device, const Fd& socket) {
   Endpoint local;
   auto size = static_cast<socklen_t>(local.capacity());
   auto netlink = Netlink::open();
   if (!netlink || ::getsockname(socket.get(), local.data(), &size) != 0) return "";
   local.resize(size);
-  const InputRoute in =
-      look_up_input_route(**netlink, {.link = device, .source = address, .destination = local.address()});
+  const InputRoute in = look_up_input_route(
+      **netlink, {.link = device.index, .source = address, .destination = local.address()});
   if (in.error != EXDEV && in.error != EINVAL) return "";
   const std::string guest = address.to_string();
   const OutputRoute out = look_up_output_route(**netlink, address);
-  const auto other = out.error == 0 && out.link != device ? find_device(**netlink, out.link) : std::nullopt;
+  const auto other =
+      out.error == 0 && out.link != device.index ? find_device(**netlink, out.link) : std::nullopt;
   if (!other) {
     return fmt::format(
         "The kernel drops packets from {0} over {1}: its source address check (rp_filter) rejects them. Give "
         "{1} an address in the guest's network, or run: ip route add {0} dev {1}",
-        guest, instance.tap);
+        guest, device.name);
   }
   return fmt::format(
       "The kernel drops packets from {0} over {1}: the route to {0} leads over {2}, and {1} checks source "
       "addresses strictly (rp_filter is 1). Is another machine with that address behind {2}? Give each "
       "machine an address of its own; otherwise run: ip route add {0} dev {1}",
-      guest, instance.tap, other->name);
+      guest, device.name, other->name);
 }
 
 /// Looks up the route with a socket like the data plane's upstream ones; connecting a datagram socket sends
 /// nothing.
 CheckStep route_step(const Instance& instance, const IpAddress& address) {
   const Endpoint guest(address, 9);
-  const int device = device_of(instance);
+  const Device device = device_to(instance, address);
+  const int bound = bound_device(instance, address);
   const Fd socket(::socket(guest.address().is_v6() ? AF_INET6 : AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-  if (::setsockopt(socket.get(), SOL_SOCKET, SO_BINDTOIFINDEX, &device, sizeof device) == 0 &&
+  if (::setsockopt(socket.get(), SOL_SOCKET, SO_BINDTOIFINDEX, &bound, sizeof bound) == 0 &&
       ::connect(socket.get(), guest.data(), static_cast<socklen_t>(guest.size())) == 0) {
-    if (const std::string why = why_dropped(instance, address, device, socket); !why.empty())
+    if (const std::string why = why_dropped(address, device, socket); !why.empty())
       return {"route", false, why};
-    return {"route", true, fmt::format("{} is reached over {}.", address.to_string(), instance.tap)};
+    return {"route", true, fmt::format("{} is reached over {}.", address.to_string(), device.name)};
   }
-  return {"route", false,
-          fmt::format(
-              "There is no route to {} over {} ({}). Give the tap an address in the guest's network, or "
-              "run: ip route add {} dev {}",
-              address.to_string(), instance.tap, std::strerror(errno), address.to_string(), instance.tap)};
+  if (instance.device == kByRoute) {
+    return {
+        "route", false,
+        fmt::format("There is no route to {} ({}). Add one, or register the instance with the device that "
+                    "leads to it.",
+                    address.to_string(), std::strerror(errno))};
+  }
+  return {
+      "route", false,
+      fmt::format("There is no route to {0} over {1} ({2}). Give {3} an address in the guest's network, or "
+                  "run: ip route add {0} dev {1}",
+                  address.to_string(), device.name, std::strerror(errno),
+                  instance.device.empty() ? "the tap" : device.name)};
 }
 
 /// The client address to probe the guest from, if it would see one: the client in question, or one that
@@ -266,7 +294,8 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
     deadline_ = began_ + timeout;
     for (Guest& guest : guests_) {
       guest.client = probing_client(subject_, guest.guest);
-      SynProbeTarget target{.guest = guest.guest, .device = device_of(subject_.instance)};
+      SynProbeTarget target{.guest = guest.guest,
+                            .device = bound_device(subject_.instance, guest.guest.address())};
       open(guest.probes[kFromNode], target);
       target.source = guest.client;
       if (guest.client) open(guest.probes[kFromClient], target);

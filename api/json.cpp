@@ -73,6 +73,7 @@ boost::json::object to_json(const InstanceStatus& status) {
   for (const IpAddress& address : guest_addresses(instance)) addresses.emplace_back(address.to_string());
   out["guest_addresses"] = std::move(addresses);
   out["tap"] = instance.tap;
+  if (!instance.device.empty()) out["device"] = instance.device;
   out["owner"] = instance.owner;
   out["profile"] = instance.profile;
   if (instance.vmm_pid) out["vmm_pid"] = *instance.vmm_pid;

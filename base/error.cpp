@@ -32,6 +32,7 @@ constexpr auto kNames = std::to_array<std::string_view>({
     "quota_exceeded",
     "host_port_taken",
     "tap_in_use",
+    "guest_address_in_use",
     "session_mismatch",
     "idempotency_key_reused",
     "idempotent_answer_gone",

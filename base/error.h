@@ -39,6 +39,7 @@ enum class ErrorCode : std::uint8_t {
   kQuotaExceeded,
   kHostPortTaken,         // the requested host port is in use
   kTapInUse,              // another running instance has it
+  kGuestAddressInUse,     // another running instance has it behind the same device
   kSessionMismatch,       // the instance's session is not the one named in the request
   kIdempotencyKeyReused,  // the same Idempotency-Key with a different request
   kIdempotentAnswerGone,  // the same key and request, but what it created is gone

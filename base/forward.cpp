@@ -95,6 +95,10 @@ std::optional<Uuid> parse_uuid(std::string_view text) {
   return id;
 }
 
+std::string_view device_of(const Instance& instance) {
+  return instance.device.empty() ? instance.tap : instance.device;
+}
+
 std::vector<IpAddress> guest_addresses(const Instance& instance) {
   std::vector<IpAddress> addresses = {instance.guest_address};
   if (instance.guest_address_v6) addresses.push_back(*instance.guest_address_v6);

@@ -54,13 +54,17 @@ struct TapIdentity {
   friend bool operator==(const TapIdentity&, const TapIdentity&) = default;
 };
 
+/// Instance::device of a guest that is reached by the node's routes, whatever interface they name.
+inline constexpr std::string_view kByRoute = "none";
+
 /// A microVM as the orchestrator registered it; one run of the VM is one session.
 struct Instance {
   std::string id;                                            // the orchestrator's: 1-64 of [A-Za-z0-9._-]
   IpAddress guest_address;                                   // the IPv4 one if there are two
   std::optional<IpAddress> guest_address_v6 = std::nullopt;  // for IPv6 clients, if guest_address is IPv4
   std::string tap;                                           // the host's interface to the guest, 1-15 bytes
-  std::string owner;                                         // the owner whose keys can see it
+  std::string device = {};  // what leads to the guest: an interface, or kByRoute; empty: the tap
+  std::string owner;        // whose keys see the instance
   std::string profile = "default";
   std::optional<std::int32_t> vmm_pid = std::nullopt;
   Uuid session_id{};
@@ -76,6 +80,9 @@ struct Instance {
   std::uint64_t vmm_started = 0;  // process_start_time() of vmm_pid; 0: no pid
   std::string boot_id = {};       // of the node's kernel when the session began
 };
+
+/// What connections to the guest go through: `device`, or the tap.
+std::string_view device_of(const Instance& instance);
 
 /// One address, or an IPv4 and an IPv6 one, in this order.
 std::vector<IpAddress> guest_addresses(const Instance& instance);

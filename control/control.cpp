@@ -39,6 +39,7 @@ Control::Control(const Config& config, const Parts& parts)
       {.on_armed = [this](const std::string& id, const TapIdentity& tap) { on_armed(id, tap); },
        .on_idle_tap = [this](const std::string& id, const TapIdentity& tap) { on_idle_tap(id, tap); },
        .on_renamed = [this](const std::string& id, const std::string& name) { on_tap_renamed(id, name); },
+       .on_device = [this](const std::string& id) { on_device(id); },
        .on_end = [this](const std::string& id, SessionEnd why) { end_session(id, why); }});
 }
 

@@ -215,9 +215,12 @@ class Control {
   Result<PutInstance> change_in_place(const Instance& asked, std::string_view by);
   void replace_session(const Instance& old, const Instance& replacement);
   Result<void> check_tap_is_free(const Instance& asked) const;
+  Result<void> check_addresses_are_free(const Instance& asked) const;
   void on_armed(const std::string& instance_id, const TapIdentity& tap);
   void on_idle_tap(const std::string& instance_id, const TapIdentity& tap);
   void on_tap_renamed(const std::string& instance_id, const std::string& name);
+  void on_device(const std::string& instance_id);
+  int dial_device(const Instance& instance) const;
   void on_saved(const std::string& instance_id, const UnsavedSessions::Entry& saved);
   void report_end(const std::string& instance_id, UnsavedSessions::Entry& unsaved);
   std::vector<Forward> end_in_memory(const Instance& stopped);

@@ -92,7 +92,7 @@ Result<void> Control::check_forwards(const Principal& caller, const Instance& in
                        .host_ports = ports_.range()};
   for (std::size_t i = 0; i < specs.size(); ++i, ++limits.forwards_now) {
     auto checked = check_forward(specs[i], limits);
-    if (checked) checked = source_paths_.check_mode(specs[i].source_mode);
+    if (checked) checked = source_paths_.check_mode(instance, specs[i].source_mode);
     if (!checked) return error_of(checked.error(), i, specs.size());
   }
   return {};
@@ -162,7 +162,9 @@ Result<ForwardStatus> Control::update_forward(const Principal& caller, std::stri
     }
   }
   if (change.source_mode) {
-    if (auto checked = source_paths_.check_mode(*change.source_mode); !checked) return checked.error();
+    if (auto checked = source_paths_.check_mode(*registry_.find_instance(instance_id), *change.source_mode);
+        !checked)
+      return checked.error();
     forward.source_mode = *change.source_mode;
   }
   if (auto stored = store_.update_forward(forward); !stored) return stored.error();
@@ -201,7 +203,7 @@ void Control::serve(const Instance& instance, const Forward& forward, BoundPort 
                    .session_id = instance.session_id,
                    .upstream = {instance.guest_address, forward.guest_port},
                    .upstream_v6 = upstream_v6,
-                   .device = instance.tap_index != 0 ? instance.tap_index : kNoDevice,
+                   .device = dial_device(instance),
                    .instance_id = instance.id,
                    .limits = forward.limits,
                    .source = source_paths_.acquire(instance, forward)},

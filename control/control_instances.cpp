@@ -49,8 +49,9 @@ Result<Control::PutInstance> Control::put_instance(Instance asked, const std::op
   }
   if (auto identified = watch_.identify(asked); !identified) return identified.error();
   if (auto free = check_tap_is_free(asked); !free) return free.error();
+  if (auto free = check_addresses_are_free(asked); !free) return free.error();
   if (std::string fault = watch_.tap_fault(asked); !fault.empty()) {
-    return Error{ErrorCode::kInvalidRequest, std::move(fault), "tap"};
+    return Error{ErrorCode::kInvalidRequest, std::move(fault), asked.device.empty() ? "tap" : "device"};
   }
   const Instance* before = registry_.find_instance(asked.id);
   const bool created = before == nullptr;
@@ -73,7 +74,7 @@ Result<Control::PutInstance> Control::put_instance(Instance asked, const std::op
 /// The same machine at the same place: the rest of a registration changes in place. Its tap may have another
 /// name by now, and the name that it had may be another tap's.
 bool Control::is_machine_of(const Instance& known, const Instance& asked) const {
-  if (guest_addresses(known) != guest_addresses(asked)) return false;
+  if (guest_addresses(known) != guest_addresses(asked) || known.device != asked.device) return false;
   const std::int32_t named = watch_.interface_of(asked);
   return known.tap_index != 0 && named != 0 ? named == known.tap_index : known.tap == asked.tap;
 }
@@ -152,6 +153,29 @@ Result<void> Control::check_tap_is_free(const Instance& asked) const {
   return {};
 }
 
+/// Two guests with one address behind one device would get each other's clients. Behind two devices they may
+/// have the same address: each connection is bound to its device.
+Result<void> Control::check_addresses_are_free(const Instance& asked) const {
+  const std::vector<IpAddress> wanted = guest_addresses(asked);
+  for (const Instance* other : registry_.instances()) {
+    if (other->id == asked.id || other->state != InstanceState::kRunning) continue;
+    if (asked.device.empty() && other->device.empty()) continue;  // each has a tap of its own
+    if (device_of(*other) != device_of(asked)) continue;
+    for (const IpAddress& taken : guest_addresses(*other)) {
+      if (std::ranges::find(wanted, taken) == wanted.end()) continue;
+      return Error{
+          ErrorCode::kGuestAddressInUse,
+          fmt::format("{} behind {} belongs to the running instance {}; stop that one first, or give "
+                      "this machine an address of its own.",
+                      taken.to_string(),
+                      asked.device == kByRoute ? "the node's routes" : in_quotes(device_of(asked)),
+                      other->id),
+          "guest_address"};
+    }
+  }
+  return {};
+}
+
 void Control::on_armed(const std::string& instance_id, const TapIdentity& tap) {
   const Instance* known = registry_.find_instance(instance_id);
   if (known == nullptr) return;
@@ -165,7 +189,7 @@ void Control::on_armed(const std::string& instance_id, const TapIdentity& tap) {
   source_paths_.enable(armed);
   source_paths_.apply(armed);
   // Afterwards: until it has a device, no connection to the guest is made.
-  dataplane_.set_device(armed.session_id, armed.tap_index);
+  dataplane_.set_device(armed.session_id, dial_device(armed));
   spdlog::info("instance {}: session {} armed, its tap {} (interface {}) has a carrier", armed.id,
                to_string(armed.session_id), armed.tap, armed.tap_index);
   publish(armed, event::InstanceTapUp());
@@ -188,6 +212,24 @@ void Control::on_tap_renamed(const std::string& instance_id, const std::string& 
   if (known == nullptr) return;
   spdlog::info("instance {}: its tap {} is called {} now", instance_id, known->tap, name);
   publish(*known, event::InstanceTapRenamed{.tap = known->tap, .name = name});
+}
+
+void Control::on_device(const std::string& instance_id) {
+  const Instance* known = registry_.find_instance(instance_id);
+  if (known == nullptr) return;
+  const int device = dial_device(*known);
+  dataplane_.set_device(known->session_id, device);
+  spdlog::info("instance {}: the device {} to its guest {}", known->id, known->device,
+               device == kNoDevice ? "is not there" : fmt::format("is interface {} now", device));
+}
+
+/// What connections to the guest are bound to; kNoDevice before its tap has had a carrier.
+int Control::dial_device(const Instance& instance) const {
+  if (instance.tap_index == 0) return kNoDevice;
+  if (instance.device.empty()) return instance.tap_index;
+  if (instance.device == kByRoute) return kAnyDevice;
+  const std::int32_t index = watch_.device_index(instance);
+  return index != 0 ? index : kNoDevice;
 }
 
 Result<void> Control::stop_instance(std::string_view id, const std::optional<Uuid>& session,

@@ -27,6 +27,14 @@ bool is_visible_ascii(char c) {
   return '!' <= c && c <= '~';
 }
 
+/// As the kernel's dev_valid_name() has it, apart from the loopback.
+bool is_link_name(std::string_view name) {
+  const bool characters = std::all_of(name.begin(), name.end(),
+                                      [](char c) { return is_visible_ascii(c) && c != '/' && c != ':'; });
+  return !name.empty() && name.size() <= kTapMaxBytes && characters && name != "." && name != ".." &&
+         name != "lo";
+}
+
 /// Takes one code point off the front of `text`; nothing when that is not UTF-8 as RFC 3629 has it.
 std::optional<std::uint32_t> next_code_point(std::string_view& text) {
   const auto byte = [&](std::size_t i) { return static_cast<std::uint8_t>(text[i]); };
@@ -208,6 +216,7 @@ Result<void> set_guest_addresses(Instance& instance, std::span<const IpAddress> 
 Result<void> check_instance(const Instance& instance, const InstanceLimits& limits) {
   if (auto id = check_instance_id(instance.id); !id) return id;
   if (auto tap = check_tap(instance.tap); !tap) return tap;
+  if (auto device = check_device(instance.device); !device) return device;
   if (auto owner = check_owner(instance.owner); !owner) return owner;
   if (!limits.profiles.contains(instance.profile)) {
     std::string names;
@@ -235,12 +244,16 @@ Result<void> check_instance_id(std::string_view id) {
 }
 
 Result<void> check_tap(std::string_view tap) {
-  const bool characters =
-      std::all_of(tap.begin(), tap.end(), [](char c) { return is_visible_ascii(c) && c != '/' && c != ':'; });
-  if (tap.empty() || tap.size() > kTapMaxBytes || !characters || tap == "." || tap == ".." || tap == "lo") {
-    return invalid("tap", tap, "the name of the guest's tap device, 1-15 characters as \"ip link\" shows it");
-  }
-  return {};
+  if (is_link_name(tap)) return {};
+  return invalid("tap", tap, "the name of the guest's tap device, 1-15 characters as \"ip link\" shows it");
+}
+
+Result<void> check_device(std::string_view device) {
+  if (device.empty() || device == kByRoute || is_link_name(device)) return {};
+  return invalid(
+      "device", device,
+      "the name of the interface that leads to the guest, such as its tap's bridge, or \"none\" to "
+      "follow the node's routes");
 }
 
 Result<void> check_owner(std::string_view owner) {

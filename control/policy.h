@@ -55,8 +55,8 @@ struct InstanceLimits {
 /// "guest_addresses".
 Result<void> set_guest_addresses(Instance& instance, std::span<const IpAddress> addresses);
 
-/// kInvalidRequest with the field (id, tap, owner, profile, vmm_pid), or kInvalidAddress of "guest_address",
-/// whichever of the two it is.
+/// kInvalidRequest with the field (id, tap, device, owner, profile, vmm_pid), or kInvalidAddress of
+/// "guest_address", whichever of the two it is.
 Result<void> check_instance(const Instance& instance, const InstanceLimits& limits);
 
 /// The address must lie in a guest network, and must lead out of this host: not loopback, link-local,
@@ -73,6 +73,8 @@ bool is_guest_address(const IpAddress& address, std::span<const Cidr> guest_netw
 Result<void> check_instance_id(std::string_view id);  // 1-64 of [A-Za-z0-9._-], not "." or ".."
 Result<void> check_tap(
     std::string_view tap);  // a link's name, as the kernel's dev_valid_name() has it; not "lo"
+/// An interface's name as check_tap() has it, kByRoute, or empty (the tap).
+Result<void> check_device(std::string_view device);
 Result<void> check_owner(std::string_view owner);  // 1-128 of printable ASCII without spaces
 
 }  // namespace portway

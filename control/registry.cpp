@@ -63,7 +63,7 @@ const Instance& Registry::put_instance(Instance instance) {
 }
 
 bool Registry::has_tap(std::int32_t link, std::string_view name) const {
-  return armed_links_.contains(link) || unarmed_taps_.contains(name);
+  return armed_links_.contains(link) || unarmed_taps_.contains(name) || devices_.contains(name);
 }
 
 void Registry::note_tap(const Instance& instance) {
@@ -72,6 +72,7 @@ void Registry::note_tap(const Instance& instance) {
   } else if (instance.state == InstanceState::kRunning) {
     unarmed_taps_.insert(instance.tap);
   }
+  if (instance.state == InstanceState::kRunning && !instance.device.empty()) devices_.insert(instance.device);
 }
 
 void Registry::forget_tap(const Instance& instance) {
@@ -80,6 +81,8 @@ void Registry::forget_tap(const Instance& instance) {
   } else if (instance.state == InstanceState::kRunning) {
     unarmed_taps_.erase(unarmed_taps_.find(instance.tap));
   }
+  if (instance.state == InstanceState::kRunning && !instance.device.empty())
+    devices_.erase(devices_.find(instance.device));
 }
 
 std::vector<Forward> Registry::remove_instance(std::string_view id) {

@@ -90,6 +90,7 @@ class Registry {
   // Of the running instances, once for each.
   std::unordered_multiset<std::int32_t> armed_links_;
   std::multiset<std::string, std::less<>> unarmed_taps_;
+  std::multiset<std::string, std::less<>> devices_;  // Instance::device of running instances
 };
 
 }  // namespace portway

@@ -63,8 +63,16 @@ ForwardSource SourcePaths::source_of(const Instance& instance, const Forward& fo
   return without_rule_.contains(forward.id) ? source.without_return_path() : source;
 }
 
-Result<void> SourcePaths::check_mode(SourceMode wanted) const {
-  if (wanted != SourceMode::kTransparent || leads_back()) return {};
+Result<void> SourcePaths::check_mode(const Instance& instance, SourceMode wanted) const {
+  if (wanted != SourceMode::kTransparent || (leads_back() && instance.device.empty())) return {};
+  if (leads_back()) {
+    return Error{
+        ErrorCode::kInvalidRequest,
+        fmt::format("The guest cannot be shown its clients' addresses: {}. Leave source_mode out, or "
+                    "ask for proxy_v2.",
+                    reason(instance)),
+        "source_mode"};
+  }
   return Error{ErrorCode::kInvalidRequest,
                fmt::format("This node cannot show guests their clients' addresses ({}); leave source_mode "
                            "out, or ask for proxy_v2.",
@@ -79,7 +87,13 @@ std::string_view SourcePaths::kind() const {
   return parts_.return_path->kind() == ReturnPath::Kind::kProgram ? "bpf" : "rules";
 }
 
-const std::string& SourcePaths::reason(const Instance& instance) const {
+std::string SourcePaths::reason(const Instance& instance) const {
+  if (leads_back() && !instance.device.empty()) {
+    return instance.device == kByRoute
+               ? "it is reached by the node's routes, and its answers come in by no interface of its own"
+               : fmt::format("it is reached through {}, and its answers do not come in by its tap",
+                             instance.device);
+  }
   const auto way = ways_.find(instance.id);
   return leads_back() && way != ways_.end() ? parts_.return_path->fault(way->second) : reason();
 }
@@ -91,7 +105,7 @@ std::size_t SourcePaths::instances_without() const {
 }
 
 void SourcePaths::enable(const Instance& instance) {
-  if (parts_.return_path == nullptr || instance.tap_index == 0) return;
+  if (parts_.return_path == nullptr || instance.tap_index == 0 || !instance.device.empty()) return;
   ways_.insert_or_assign(instance.id, parts_.return_path->add(instance.tap_index, guest_addresses(instance)));
 }
 

@@ -56,7 +56,7 @@ class SourcePaths {
   SourcePlan plan_of(const Instance& instance) const;
   ForwardSource source_of(const Instance& instance, const Forward& forward) const;
   /// kInvalidRequest if this node cannot do it.
-  Result<void> check_mode(SourceMode wanted) const;
+  Result<void> check_mode(const Instance& instance, SourceMode wanted) const;
 
   // --- How, and why not.
 
@@ -67,7 +67,7 @@ class SourcePaths {
   std::uint64_t forged_packets() const { return has_guard() ? parts_.return_path->forged_packets() : 0; }
   /// Why there is no return path although it was wanted; empty if there is one.
   const std::string& reason() const { return parts_.why_no_return_path; }
-  const std::string& reason(const Instance& instance) const;
+  std::string reason(const Instance& instance) const;
   /// Running instances that should have a return path, and do not.
   std::size_t instances_without() const;
 

@@ -36,7 +36,7 @@ struct InstanceStatus {
   std::uint32_t forwards_max = 0;
   std::size_t forwards_now = 0;
   SourcePlan source = SourcePlan::kPlain;  // of forwards that ask for nothing else
-  std::string_view source_reason = "";     // why there is no return path, if there is none
+  std::string source_reason = "";          // why there is no return path, if there is none
 };
 
 /// The node as a whole.

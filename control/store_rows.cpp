@@ -184,6 +184,7 @@ Instance read_instance(RowReader& row) {
   instance.guest_address = row.address("guest_address");
   instance.guest_address_v6 = row.second_address("guest_address_v6", instance.guest_address);
   instance.tap = row.text("tap");
+  instance.device = row.text("device");
   instance.owner = row.text("owner");
   instance.profile = row.text("profile");
   instance.vmm_pid = row.process_id("vmm_pid");
@@ -205,6 +206,7 @@ Instance read_instance(RowReader& row) {
   instance.boot_id = row.text("boot_id");
   row.require(check_instance_id(instance.id));
   row.require(check_tap(instance.tap));
+  row.require(check_device(instance.device));
   row.require(check_owner(instance.owner));
   return instance;
 }

@@ -99,6 +99,9 @@ constexpr auto kMigrations = std::to_array<const char*>({
       CREATE INDEX idempotent_answers_by_scope ON idempotent_answers (scope, running_ms);
       CREATE INDEX idempotent_answers_by_age ON idempotent_answers (running_ms);
     )sql",
+    R"sql(
+      ALTER TABLE instances ADD COLUMN device TEXT NOT NULL DEFAULT '';
+    )sql",
 });
 
 std::int32_t read_pragma(SQLite::Database& database, const char* pragma) {

@@ -212,7 +212,10 @@ std::optional<SessionEnd> SessionWatch::watch(Instance& instance) {
                                    {.index = instance.tap_index, .carrier_downs = instance.tap_carrier_downs},
                                    instance.idle_tap);
   if (look.over) return look.over;
-  Session session{.name = instance.tap, .tap = look.tap, .idle_tap = look.idle_tap};
+  Session session{.name = instance.tap,
+                  .device = instance.device == kByRoute ? "" : instance.device,
+                  .tap = look.tap,
+                  .idle_tap = look.idle_tap};
   if (session.armed()) session.name = links_->find(session.tap.index)->name;
   const ProcessState process = start_process(session, instance);
   if (process == ProcessState::kEnded) return SessionEnd::kVmmExited;
@@ -269,6 +272,7 @@ void SessionWatch::add_to_indices(const std::string& instance_id, const Session&
   if (session.index() != 0) by_index_.insert_or_assign(session.index(), instance_id);
   if (!session.armed()) by_name_.emplace(session.name, instance_id);
   if (session.process) by_key_.emplace(session.key, instance_id);
+  if (!session.device.empty()) devices_.add(session.device, instance_id, index_of(session.device));
 }
 
 void SessionWatch::remove_from_indices(const std::string& instance_id, const Session& session) {
@@ -279,6 +283,7 @@ void SessionWatch::remove_from_indices(const std::string& instance_id, const Ses
   const auto [first, last] = by_name_.equal_range(session.name);
   if (const auto found = std::find_if(first, last, is_this); found != last) by_name_.erase(found);
   by_key_.erase(session.key);
+  if (!session.device.empty()) devices_.remove(session.device, instance_id);
   unseen_.erase(instance_id);
 }
 
@@ -307,6 +312,10 @@ bool SessionWatch::is_others(int index, const std::string& instance_id) const {
 }
 
 void SessionWatch::on_link(const Link& link, bool) {
+  for (const std::string& id :
+       devices_.on_link(link.index, link.name, [this](const std::string& name) { return index_of(name); })) {
+    callbacks_.on_device(id);
+  }
   // First the session that has it, then those that wait for its name: the first may release it for the
   // others. All are found before any is reported: a callback may change the sessions.
   std::vector<std::string> instances;
@@ -314,6 +323,11 @@ void SessionWatch::on_link(const Link& link, bool) {
   const auto [first, last] = by_name_.equal_range(link.name);
   for (auto waiting = first; waiting != last; ++waiting) instances.push_back(waiting->second);
   for (const std::string& id : instances) look_again(id);
+}
+
+int SessionWatch::index_of(const std::string& name) const {
+  const auto link = links_->find(name);
+  return link ? link->index : 0;
 }
 
 void SessionWatch::look_again(const std::string& instance_id) {
@@ -364,23 +378,35 @@ TapState SessionWatch::tap_state(const Instance& instance) const {
   return link->carrier ? TapState::kUp : TapState::kNoCarrier;
 }
 
+std::int32_t SessionWatch::device_index(const Instance& instance) const {
+  return index_of(instance.device);
+}
+
 std::string SessionWatch::tap_fault(const Instance& instance) const {
-  const auto link = links_->find(interface_of(instance));
-  if (!link) return "";
-  if (link->loopback) return fmt::format("{} is the node's loopback: give the machine a tap.", link->name);
+  const auto tap = links_->find(interface_of(instance));
+  if (tap && tap->loopback)
+    return fmt::format("{} is the node's loopback: give the machine a tap.", tap->name);
+  if (instance.device == kByRoute) return "";
+  const auto link = instance.device.empty() ? tap : links_->find(instance.device);
+  if (!link) {
+    if (instance.device.empty()) return "";
+    return fmt::format(
+        "There is no interface {}, through which the guest is reached: create it, or register the "
+        "instance with another device.",
+        instance.device);
+  }
   // Packets that come in by a VRF's device still reach the node.
   if (link->master == 0 || link->master_kind == "vrf") return "";
   const auto master = links_->find(link->master);
   const std::string whole = fmt::format("{}{}{}", link->master_kind, link->master_kind.empty() ? "" : " ",
                                         master ? master->name : std::to_string(link->master));
   return fmt::format(
-      "{0} is a port of {1}, which takes all that comes in by it: clients would time out. Take it out (ip "
-      "link set {0} nomaster) and give it an address in the guest's network{2}.",
+      "{0} is a port of {1}, which takes all that comes in by it: clients would time out. {2}ake it out (ip "
+      "link set {0} nomaster) and give it an address in the guest's network.",
       link->name, whole,
       link->master_kind == "bridge" && master
-          ? fmt::format(", or, where no other guest is behind {0}, register the machine with the tap {0}",
-                        master->name)
-          : "");
+          ? fmt::format("Register the instance with the device {}, or t", master->name)
+          : "T");
 }
 
 }  // namespace portway

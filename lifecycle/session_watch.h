@@ -12,6 +12,9 @@
 // Changes to a tap that is down (`ip link set down`) are part of its setup, not a machine. If another
 // session has the interface of that name, this one also waits for the end of the other.
 //
+// A guest may be reached through another interface than its tap, such as the bridge that the tap is a port
+// of. That interface belongs to the node, not to the session: its name counts, and its end ends nothing.
+//
 // What cannot be seen is not gone: if the kernel refuses to report a process or the links, the sessions
 // stay, and the watch asks again every 100 ms until it gets an answer.
 //
@@ -34,6 +37,7 @@
 #include "base/fd.h"
 #include "base/forward.h"
 #include "lifecycle/link_monitor.h"
+#include "lifecycle/named_devices.h"
 #include "lifecycle/process_watch.h"
 
 namespace portway {
@@ -50,6 +54,8 @@ class SessionWatch {
     std::function<void(const std::string& instance_id, const TapIdentity& tap)> on_idle_tap;
     /// The tap of an armed session is called `name` from now on.
     std::function<void(const std::string& instance_id, const std::string& name)> on_renamed;
+    /// The interface that Instance::device names is another one now, or there is none or one again.
+    std::function<void(const std::string& instance_id)> on_device;
     /// The virtual machine is gone; the session is no longer watched.
     std::function<void(const std::string& instance_id, SessionEnd why)> on_end;
   };
@@ -96,6 +102,8 @@ class SessionWatch {
 
   /// The session's interface, or what it would be if its tap had a carrier now; 0: none.
   std::int32_t interface_of(const Instance& instance) const;
+  /// The interface that Instance::device names now; 0: none does.
+  std::int32_t device_index(const Instance& instance) const;
   TapState tap_state(const Instance& instance) const;
   /// Why no connection can go through that interface, whatever its state: it is the loopback, or it
   /// belongs to a device that takes all its input (a bridge port). A sentence with the remedy; empty if no
@@ -108,6 +116,7 @@ class SessionWatch {
  private:
   struct Session {
     std::string name;       // the tap's: if armed the current one, else the registered one
+    std::string device;     // as Instance::device names it; empty: none that has to be watched
     TapIdentity tap;        // if armed
     TapIdentity idle_tap;   // if not armed
     std::uint64_t key = 0;  // epoll(7) reports its process with it
@@ -134,6 +143,7 @@ class SessionWatch {
   ProcessState start_process(Session& session, const Instance& instance);
   void wait_for_process(const std::string& instance_id, ProcessState state);
   void on_link(const Link& link, bool gone);
+  int index_of(const std::string& name) const;
   void free_interface(const Session& session);
   void look_at_waiting();
   TapLook look_at_tap(const std::string& instance_id, std::string_view tap_name, const TapIdentity& tap,
@@ -157,6 +167,7 @@ class SessionWatch {
   std::uint64_t last_key_ = 1;                                 // lower keys are the watch's own
   std::set<std::string> unseen_;                               // instances whose process must be polled
   std::string last_asked_;                                     // last one polled
+  NamedDevices devices_;
   std::set<int> freed_;  // interfaces that a session released: others may wait for their names
 };
 

@@ -67,6 +67,7 @@ unsigned http_status(ErrorCode code) {
     case ErrorCode::kQuotaExceeded:
     case ErrorCode::kHostPortTaken:
     case ErrorCode::kTapInUse:
+    case ErrorCode::kGuestAddressInUse:
     case ErrorCode::kIdempotentAnswerGone:
       return 409;
     case ErrorCode::kSessionMismatch:

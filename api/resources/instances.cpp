@@ -56,6 +56,10 @@ Result<Response> put_instance(const ApiContext& api, const Call& call) {
   const std::optional<std::string> address =
       addresses.empty() ? fields.string("guest_address") : fields.string_or_none("guest_address");
   asked.tap = fields.string("tap");
+  if (auto device = fields.string_or_none("device")) {
+    if (device->empty()) fields.refuse("device", "device must not be empty; leave it out for the tap.");
+    if (*device != asked.tap) asked.device = std::move(*device);
+  }
   asked.owner = fields.string("owner");
   asked.profile = fields.string_or("profile", "default");
   if (const auto pid = fields.integer_or_none("vmm_pid", 1, INT32_MAX))

@@ -203,7 +203,7 @@ function showInstances(instances) {
   $("instances").replaceChildren(...instances.slice(0, 200).map((instance) => row([
     instance.id,
     instance.state === "running" ? ["running", "good"] : [`${instance.state}: ${instance.reason}`, "bad"],
-    instance.tap_state === "up" ? `${instance.tap}` : [`${instance.tap}: ${instance.tap_state}`, "bad"],
+    instance.tap_state === "up" ? (instance.device ? `${instance.tap} via ${instance.device}` : instance.tap) : [`${instance.tap}: ${instance.tap_state}`, "bad"],
     instance.guest_addresses.join(", "), instance.owner, instance.source_mode,
     `${instance.port_forwards.current} of ${instance.port_forwards.limit}`])));
 }

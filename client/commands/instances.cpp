@@ -49,7 +49,8 @@ std::vector<Command> instance_commands() {
        .run = run_request},
       {.noun = "instances",
        .verb = "put",
-       .summary = "Report that the instance's VM is running; a different address or tap starts a new session "
+       .summary = "Report that the instance's VM is running; a different address, tap or device starts a new "
+                  "session "
                   "and ends the forwards of the old one (admin).",
        .parameters =
            {kInstance,
@@ -67,6 +68,13 @@ std::vector<Command> instance_commands() {
              .place = Place::kBody,
              .field = "tap",
              .required = true},
+            {.name = "--device",
+             .help = "What leads to the guest, if not its tap: an interface such as the tap's bridge, or "
+                     "\"none\" "
+                     "to follow the node's routes.",
+             .value = "DEVICE",
+             .place = Place::kBody,
+             .field = "device"},
             {.name = "--owner",
              .help = "The owner, whose keys see the instance.",
              .place = Place::kBody,

@@ -301,7 +301,7 @@ TEST_F(CheckTest, ATapThatIsABridgePortIsRefusedAndReportedWhenItBecomesOne) {
     const Response refused = node.call(
         "PUT", "/instances/vm-1", R"({"guest_address": "198.19.0.2", "tap": "tap-vm-1", "owner": "alice"})");
     EXPECT_EQ(refused.status, 422U);
-    EXPECT_THAT(refused.body, AllOf(HasSubstr(R"("field":"tap")"), HasSubstr("the tap br0")));
+    EXPECT_THAT(refused.body, AllOf(HasSubstr(R"("field":"tap")"), HasSubstr("the device br0")));
     host_->ip("link set tap-vm-1 nomaster");
     node.put("vm-1");
     EXPECT_FALSE(

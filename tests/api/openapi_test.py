@@ -342,12 +342,19 @@ class OpenApi(unittest.TestCase):
         self.ask("DELETE", "/instances/{id}", id="vm-2", status=204)
         other = {**body, "tap": "t-vm-1"}
         self.ask("PUT", "/instances/{id}", other, id="vm-2", status=409, code="tap_in_use")
+        routed = {**body, "device": "none"}
+        answer = self.ask("PUT", "/instances/{id}", routed, id="vm-2", status=201)
+        self.assertEqual(answer.json()["instance"]["device"], "none")
+        answer = self.ask("PUT", "/instances/{id}", {**routed, "tap": "t-vm-3"}, id="vm-3", status=409, code="guest_address_in_use")
+        self.assertEqual(answer.json()["field"], "guest_address")
+        self.ask("DELETE", "/instances/{id}", id="vm-2", status=204)
         for wrong in ({"guest_address": "127.0.0.1"}, {"guest_address": "10.0.0.1"}, {"guest_address": "x"}):
             self.ask("PUT", "/instances/{id}", {**body, **wrong}, id="vm-2", status=422, code="invalid_address")
         both = {"guest_address": None, "guest_addresses": ["198.19.0.3", "198.19.0.4"]}
         answer = self.ask("PUT", "/instances/{id}", {**body, **both}, id="vm-2", status=422, code="invalid_address")
         self.assertEqual(answer.json()["field"], "guest_addresses")
-        for wrong in ({"guest_addresses": []}, {"tap": ""}, {"owner": "a b"}, {"profile": "none"}, {"vmm_pid": 1}, {"owner": None}):
+        for wrong in ({"guest_addresses": []}, {"tap": ""}, {"device": ""}, {"device": "a/b"}, {"device": "no-such0"},
+                      {"owner": "a b"}, {"profile": "none"}, {"vmm_pid": 1}, {"owner": None}):
             answer = self.ask("PUT", "/instances/{id}", {**body, **wrong}, id="vm-2", status=422, code="invalid_request")
             self.assertEqual(answer.json()["field"], next(iter(wrong)))
 

@@ -461,6 +461,44 @@ TEST(Control, TwoRunningInstancesCannotShareATap) {
   EXPECT_EQ(node.call("PUT", "/instances/vm-2", same).status, 201U);
 }
 
+TEST(Control, AGuestAddressIsUniqueBehindItsDeviceAndNotOnTheNode) {
+  Node node;
+  const auto put = [&node](const std::string& id, const std::string& device, const std::string& addresses) {
+    return node.call("PUT", "/instances/" + id,
+                     R"({"guest_addresses": [)" + addresses + R"(], "tap": "tap-)" + id +
+                         R"(", "device": ")" + device + R"(", "owner": "bob"})");
+  };
+  EXPECT_EQ(put("vm-1", "none", R"("198.19.0.2", "fd00:19::2")").status, 201U);
+  EXPECT_EQ(put("vm-1", "none", R"("198.19.0.2", "fd00:19::2")").status, 200U) << "its own";
+  const Response refused = put("vm-2", "none", R"("fd00:19::2")");
+  EXPECT_EQ(refused.status, 409U) << "the second one counts, too";
+  EXPECT_EQ(Node::code(refused), "guest_address_in_use");
+  EXPECT_EQ(put("vm-2", "tap-vm-2", R"("198.19.0.2")").status, 201U) << "behind its own tap";
+  EXPECT_EQ(put("vm-3", "none", R"("198.19.0.3")").status, 201U);
+  EXPECT_EQ(put("vm-3", "none", R"("198.19.0.2")").status, 409U) << "another address is another session";
+  node.call("POST", "/instances/vm-1/stop");
+  EXPECT_EQ(put("vm-3", "none", R"("198.19.0.2")").status, 200U);
+}
+
+TEST(Control, AnotherDeviceIsAnotherSessionAndIsRemembered) {
+  Node node;
+  const auto put = [&node](const std::string& device) {
+    return Node::json(
+               node.call("PUT", "/instances/vm-1",
+                         R"({"guest_address": "198.19.0.2", "tap": "tap0", "owner": "bob")" + device + "}"))
+        .at("instance")
+        .as_object();
+  };
+  const boost::json::object by_route = put(R"(, "device": "none")");
+  EXPECT_EQ(by_route.at("device").as_string(), "none");
+  node.restart();
+  EXPECT_EQ(node.control().registry().find_instance("vm-1")->device, "none");
+  EXPECT_EQ(put(R"(, "device": "none")").at("session_id"), by_route.at("session_id"));
+  const boost::json::object by_tap = put(R"(, "device": "tap0")");
+  EXPECT_FALSE(by_tap.contains("device")) << "that is the default";
+  EXPECT_NE(by_tap.at("session_id"), by_route.at("session_id"));
+}
+
 TEST(Control, AForwardThatFailedIsServedOnceItsPortIsFree) {
   Node node;
   node.put("vm-1");

@@ -50,6 +50,7 @@ constexpr const char* kBackToVersion6 = R"sql(
   CREATE INDEX idempotent_answers_by_scope ON idempotent_answers (scope, created_at);
   CREATE INDEX idempotent_answers_by_age ON idempotent_answers (created_at);
   DROP TABLE running_time;
+  ALTER TABLE instances DROP COLUMN device;
   PRAGMA user_version = 6;
 )sql";
 

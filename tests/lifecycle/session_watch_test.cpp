@@ -36,6 +36,7 @@ class SessionWatchTest : public testing::Test {
                                const TapIdentity& tap) { idle_.insert_or_assign(id, tap); },
          .on_renamed = [this](const std::string& id,
                               const std::string& name) { told_.push_back(id + " is behind " + name); },
+         .on_device = [this](const std::string& id) { told_.push_back(id + " has another device"); },
          .on_end = [this](const std::string& id,
                           SessionEnd why) { told_.push_back(id + " " + std::string(to_string(why))); }});
   }
@@ -550,11 +551,57 @@ TEST_F(SessionWatchTest, AnInterfaceThatCannotBeATapSaysWhyAndWhatToDo) {
   network_->ip("link set tap0 master br0");
   read_all();
   EXPECT_THAT(watch_->tap_fault(instance("vm-1")), AllOf(HasSubstr("tap0 is a port of bridge br0"),
-                                                         HasSubstr("nomaster"), HasSubstr("the tap br0")));
+                                                         HasSubstr("nomaster"), HasSubstr("the device br0")));
   EXPECT_EQ(watch_->tap_fault(instance("vm-1", "br0")), "");
+  Instance through_br0 = instance("vm-1");
+  through_br0.device = "br0";
+  EXPECT_EQ(watch_->tap_fault(through_br0), "");
+  through_br0.device = "br1";
+  EXPECT_THAT(watch_->tap_fault(through_br0), HasSubstr("no interface br1"));
+  through_br0.device = "none";
+  EXPECT_EQ(watch_->tap_fault(through_br0), "");
   network_->ip("link set tap0 nomaster");
   read_all();
   EXPECT_EQ(watch_->tap_fault(instance("vm-1")), "");
+}
+
+// The operator's bridges go by their names: two guests share one, and each learns of its changes.
+TEST_F(SessionWatchTest, ADeviceIsFoundByItsNameWhateverHappensToTheInterface) {
+  add_tap();
+  add_persistent_tap("tap1");
+  network_->ip("link add br0 type bridge");
+  read_all();
+  Instance one = instance("one");
+  Instance two = instance("two", "tap1");
+  one.device = two.device = "br0";
+  ASSERT_FALSE(watch_->watch(one));
+  ASSERT_FALSE(watch_->watch(two));
+  const std::int32_t first = watch_->device_index(one);
+  EXPECT_GT(first, 0);
+  const auto both_told = [this] {
+    run_until_told("one has another device");
+    run_until_told("two has another device");
+    told_.clear();
+  };
+  told_.clear();
+
+  network_->ip("link set br0 name br1");
+  both_told();
+  EXPECT_EQ(watch_->device_index(one), 0);
+  network_->ip("link set br1 name br0");
+  both_told();
+  EXPECT_EQ(watch_->device_index(one), first);
+  network_->ip("link del br0");
+  both_told();
+  network_->ip("link add br0 type bridge");
+  both_told();
+  EXPECT_NE(watch_->device_index(one), first);
+  EXPECT_NE(watch_->device_index(one), 0);
+
+  watch_->forget("one");
+  network_->ip("link del br0");
+  run_until_told("two has another device");
+  EXPECT_EQ(std::ranges::count(told_, "one has another device"), 0);
 }
 
 }  // namespace

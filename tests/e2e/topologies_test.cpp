@@ -1,0 +1,194 @@
+// Guests that are reached through something other than a tap with an address of its own: a bridge, the
+// node's routes, or one of several taps whose guests all have the same address.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <boost/json.hpp>
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tests/e2e/daemon.h"
+#include "tests/e2e/guest_network.h"
+#include "tests/support/requirements.h"
+#include "tests/support/tcp_client.h"
+
+namespace portway::test {
+namespace {
+
+using std::chrono::seconds;
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::StartsWith;
+
+constexpr std::uint16_t kNamePort = 7000;
+/// Answers each client with the guest's name and the address that the guest sees as the client's.
+constexpr const char* kNameService = R"py(
+import socket, sys
+listener = socket.create_server(("0.0.0.0", 7000))
+print("ready", flush=True)
+while True:
+    client, address = listener.accept()
+    client.sendall(f"{sys.argv[1]} {address[0]}".encode())
+    client.close()
+)py";
+
+/// A machine of its own: a namespace behind a veth, whose end on the node stands for its tap.
+class Guest {
+ public:
+  Guest(const NetworkNamespace& host, const std::string& name, const std::string& tap,
+        const std::string& address)
+      : name_(name) {
+    host.ip("link add " + tap + " type veth peer name eth0 netns /proc/" + std::to_string(::getpid()) +
+            "/fd/" + std::to_string(network_.fd()));
+    host.ip("link set " + tap + " up");
+    network_.ip("address add " + address + "/24 dev eth0");
+    network_.ip("link set eth0 up");
+    service_ = std::make_unique<Process>(
+        SpawnOptions{.command = {"python3", "-c", kNameService, name}, .network = &network_});
+    if (!service_->wait_for_output("ready", seconds(30))) ADD_FAILURE() << service_->output();
+  }
+
+  const NetworkNamespace& network() const { return network_; }
+  const std::string& name() const { return name_; }
+
+ private:
+  const std::string name_;
+  NetworkNamespace network_;
+  std::unique_ptr<Process> service_;
+};
+
+class TopologiesTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    PORTWAY_NEEDS(why_no_namespaces());
+    network_ = std::make_unique<GuestNetwork>(GuestKind::kVeth);
+    daemon_ = std::make_unique<Daemon>(*network_, DaemonOptions{.io_backend = GetParam()});
+  }
+
+  const NetworkNamespace& host() { return network_->host(); }
+  HttpResponse put(const std::string& id, const std::string& address, const std::string& tap,
+                   const std::string& device = "") {
+    boost::json::object body{{"guest_address", address}, {"tap", tap}, {"owner", "alice"}};
+    if (!device.empty()) body["device"] = device;
+    return daemon_->api("PUT", "/instances/" + id, boost::json::serialize(body));
+  }
+  /// What a client of the forward gets: "NAME ADDRESS".
+  std::string ask(const CreatedForward& forward) {
+    TcpClient client(network_->client(), kHostAddress, forward.host_port);
+    return client.receive_to_end().bytes;
+  }
+  /// The same once the client is not reset any more.
+  std::string ask_until_answered(const CreatedForward& forward) {
+    const auto deadline = std::chrono::steady_clock::now() + seconds(10);
+    std::string answer;
+    while (answer.empty() && std::chrono::steady_clock::now() < deadline) answer = ask(forward);
+    return answer;
+  }
+  /// Whether the instance's JSON has this text within ten seconds.
+  bool becomes(const std::string& id, const std::string& text) {
+    const auto deadline = std::chrono::steady_clock::now() + seconds(10);
+    while (instance(id).find(text) == std::string::npos) {
+      if (std::chrono::steady_clock::now() > deadline) return false;
+    }
+    return true;
+  }
+  std::string instance(const std::string& id) { return daemon_->api("GET", "/instances/" + id).body; }
+
+  std::unique_ptr<GuestNetwork> network_;
+  std::unique_ptr<Daemon> daemon_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Backends, TopologiesTest, testing::Values("uring", "epoll"),
+                         [](const auto& each) { return each.param; });
+
+TEST_P(TopologiesTest, GuestsBehindABridgeAreReachedThroughIt) {
+  host().ip("link add br0 type bridge");
+  host().ip("link set br0 up");
+  host().ip("address add 198.19.1.1/24 dev br0");
+  const Guest a(host(), "a", "tap-a", "198.19.1.2");
+  const Guest b(host(), "b", "tap-b", "198.19.1.3");
+  host().ip("link set tap-a master br0");
+  host().ip("link set tap-b master br0");
+
+  const HttpResponse refused = put("vm-a", "198.19.1.2", "tap-a");
+  EXPECT_EQ(refused.status, 422) << "its clients would time out";
+  EXPECT_THAT(refused.body, AllOf(HasSubstr(R"("field":"tap")"), HasSubstr("with the device br0")));
+  const HttpResponse missing = put("vm-a", "198.19.1.2", "tap-a", "br1");
+  EXPECT_EQ(missing.status, 422);
+  EXPECT_THAT(missing.body, AllOf(HasSubstr(R"("field":"device")"), HasSubstr("no interface br1")));
+  ASSERT_EQ(put("vm-a", "198.19.1.2", "tap-a", "br0").status, 201);
+  ASSERT_EQ(put("vm-a", "198.19.1.2", "tap-a", "br0").status, 200);
+  EXPECT_THAT(instance("vm-a"), HasSubstr(R"("device":"br0")"));
+  const HttpResponse taken = put("vm-b", "198.19.1.2", "tap-b", "br0");
+  EXPECT_EQ(taken.status, 409);
+  EXPECT_THAT(taken.body, AllOf(HasSubstr("guest_address_in_use"), HasSubstr("vm-a")));
+  ASSERT_EQ(put("vm-b", "198.19.1.3", "tap-b", "br0").status, 201);
+
+  const CreatedForward to_a = daemon_->create_forward("vm-a", kNamePort);
+  const CreatedForward to_b = daemon_->create_forward("vm-b", kNamePort);
+  EXPECT_EQ(ask(to_a), "a 198.19.1.1");
+  EXPECT_EQ(ask(to_b), "b 198.19.1.1");
+  EXPECT_THAT(instance("vm-a"), AllOf(HasSubstr("no_return_path"), HasSubstr("reached through br0")));
+  const HttpResponse check = daemon_->api("GET", "/instances/vm-a/port-forwards/" + to_a.id + "/check");
+  EXPECT_THAT(check.body, AllOf(HasSubstr(R"({"check":{"ok":true)"), HasSubstr("is reached over br0")));
+  const HttpResponse transparent = daemon_->api("POST", "/instances/vm-a/port-forwards",
+                                                R"({"guest_port":7000,"source_mode":"transparent"})");
+  EXPECT_EQ(transparent.status, 422);
+  EXPECT_THAT(transparent.body, HasSubstr(R"("field":"source_mode")"));
+
+  host().ip("link del br0");  // its ports stay, with their guests
+  EXPECT_EQ(ask(to_a), "") << "reset, and not sent by another way";
+  host().ip("link add br0 type bridge");
+  host().ip("link set br0 up");
+  host().ip("address add 198.19.1.1/24 dev br0");
+  host().ip("link set tap-a master br0");
+  host().ip("link set tap-b master br0");
+  EXPECT_THAT(ask_until_answered(to_a), StartsWith("a "));
+
+  a.network().ip("link set eth0 down");
+  EXPECT_TRUE(becomes("vm-a", "carrier_lost"));
+  EXPECT_THAT(ask_until_answered(to_b), StartsWith("b ")) << "each session ends with its own tap";
+
+  ASSERT_EQ(daemon_->stop(SIGTERM), 0);
+  daemon_->start();
+  EXPECT_THAT(ask_until_answered(to_b), StartsWith("b ")) << "the device is in the store";
+}
+
+TEST_P(TopologiesTest, GuestsWithOneAddressBehindTwoTapsAreToldApart) {
+  const Guest a(host(), "a", "tap-a", "198.19.2.2");
+  const Guest b(host(), "b", "tap-b", "198.19.2.2");
+  for (const Guest* guest : {&a, &b}) {
+    host().ip("address add 198.19.2.1/32 dev tap-" + guest->name());
+    guest->network().ip("route add default via 198.19.2.1");
+  }
+  host().ip("route add 198.19.2.2 dev tap-a");
+  host().ip("route add 198.19.2.2 dev tap-b metric 100");
+  ASSERT_EQ(put("vm-a", "198.19.2.2", "tap-a").status, 201);
+  ASSERT_EQ(put("vm-b", "198.19.2.2", "tap-b").status, 201) << "an address is unique behind its device";
+  const CreatedForward to_a = daemon_->create_forward("vm-a", kNamePort);
+  const CreatedForward to_b = daemon_->create_forward("vm-b", kNamePort);
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_EQ(ask(to_a), "a 198.18.0.2");
+    EXPECT_EQ(ask(to_b), "b 198.18.0.2");
+  }
+}
+
+TEST_P(TopologiesTest, AGuestMayBeReachedByTheNodesRoutes) {
+  const Guest a(host(), "a", "tap-a", "198.19.3.2");
+  host().ip("address add 198.19.3.1/24 dev tap-a");
+  ASSERT_EQ(put("vm-a", "198.19.3.2", "tap-a", "none").status, 201);
+  const CreatedForward to_a = daemon_->create_forward("vm-a", kNamePort);
+  EXPECT_EQ(ask(to_a), "a 198.19.3.1");
+  const HttpResponse check = daemon_->api("GET", "/instances/vm-a/port-forwards/" + to_a.id + "/check");
+  EXPECT_THAT(check.body, AllOf(HasSubstr(R"({"check":{"ok":true)"), HasSubstr("is reached over tap-a")));
+  host().ip("route del 198.19.3.0/24 dev tap-a");
+  EXPECT_EQ(ask(to_a), "");
+  host().ip("route add 198.19.3.2 dev tap-a");
+  EXPECT_EQ(ask_until_answered(to_a), "a 198.19.3.1");
+}
+
+}  // namespace
+}  // namespace portway::test
