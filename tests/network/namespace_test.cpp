@@ -76,7 +76,9 @@ class NetworkNamespaceTest : public Test {
     check(::mount("none", "/run", "tmpfs", 0, nullptr) == 0, "mount -t tmpfs /run");
   }
   void TearDown() override {
-    if (before_) check(::setns(before_.get(), CLONE_NEWNS) == 0, "setns");
+    if (!before_) return;
+    check(::unshare(CLONE_FS) == 0, "unshare(CLONE_FS)");  // a sanitizer's thread may share the directory
+    check(::setns(before_.get(), CLONE_NEWNS) == 0, "setns");
   }
 
   static void ip(std::vector<std::string> arguments) {
