@@ -95,6 +95,17 @@ Result<void> check_host_port(std::uint16_t host_port, const ForwardLimits& limit
   return {};
 }
 
+/// A guest may have a link-local IPv4 address if a network of its own names it. The metadata service of the
+/// node's cloud is at one that no guest may have.
+bool is_named_link_local(const IpAddress& address, std::span<const Cidr> guest_networks) {
+  static const IpAddress kMetadata = ip::make_address("169.254.169.254");
+  static const IpAddress kBeyond = ip::make_address("169.255.0.0");  // in every larger network
+  return address.is_v4() && address != kMetadata &&
+         std::ranges::any_of(guest_networks, [&](const Cidr& network) {
+           return network.contains(address) && !network.contains(kBeyond);
+         });
+}
+
 }  // namespace
 
 std::string_view to_string(Role role) {
@@ -168,7 +179,13 @@ Result<void> check_limits_given(Role role, const LimitSet& given, const LimitSet
 
 Result<void> check_guest_address(const IpAddress& address, std::span<const Cidr> guest_networks,
                                  std::span<const IpAddress> host_addresses) {
-  if (const std::string_view what = special_use(address); !what.empty()) {
+  const std::string_view what = special_use(address);
+  if (what == kLinkLocal && address.is_v4() && !is_named_link_local(address, guest_networks)) {
+    return refused_address(address, "is " + std::string(what) +
+                                        "; list its network, inside 169.254.0.0/16, in guests.networks "
+                                        "(169.254.169.254 is never a guest's).");
+  }
+  if (!what.empty() && !is_named_link_local(address, guest_networks)) {
     return refused_address(address, "is " + std::string(what) + "; give the guest's address on its tap.");
   }
   if (std::find(host_addresses.begin(), host_addresses.end(), address) != host_addresses.end()) {
@@ -229,6 +246,9 @@ Result<void> check_instance(const Instance& instance, const InstanceLimits& limi
   for (const IpAddress& address : guest_addresses(instance)) {
     auto checked = check_guest_address(address, limits.guest_networks, limits.host_addresses);
     if (!checked) return checked;
+    if (instance.device == kByRoute && special_use(address) == kLinkLocal) {
+      return refused_address(address, "is a link-local address, which no route leads to; name the device.");
+    }
   }
   return {};
 }

@@ -59,9 +59,10 @@ Result<void> set_guest_addresses(Instance& instance, std::span<const IpAddress> 
 /// "guest_address", whichever of the two it is.
 Result<void> check_instance(const Instance& instance, const InstanceLimits& limits);
 
-/// The address must lie in a guest network, and must lead out of this host: not loopback, link-local,
-/// multicast, unspecified, broadcast or one of the host's own, else kInvalidAddress. Forwarding to such an
-/// address would open the node itself, or its cloud's metadata service, to the internet.
+/// The address must lie in a guest network, and must lead out of this host: not loopback, link-local (unless
+/// a network inside 169.254.0.0/16 names it), multicast, unspecified, broadcast or one of the host's own,
+/// else kInvalidAddress. Forwarding to such an address would open the node itself, or its cloud's metadata
+/// service, to the internet.
 Result<void> check_guest_address(const IpAddress& address, std::span<const Cidr> guest_networks,
                                  std::span<const IpAddress> host_addresses);
 

@@ -201,6 +201,27 @@ TEST_F(InstancePolicy, SpecialAddressesAreNoGuestsEvenIfANetworkHoldsThem) {
   }
 }
 
+TEST_F(InstancePolicy, ALinkLocalAddressIsAGuestsOnlyIfANetworkOfItsOwnNamesItAndADeviceBindsIt) {
+  networks = {*Cidr::parse("169.254.0.0/16"), *Cidr::parse("fe80::/10")};
+  EXPECT_TRUE(check_address("169.254.0.21"));
+  EXPECT_TRUE(check_address("169.254.255.254"));
+  for (const char* text : {"169.254.169.254", "::ffff:169.254.169.254", "fe80::1"})
+    expect_refused(check_address(text), ErrorCode::kInvalidAddress, "guest_address");
+  networks = {*Cidr::parse("169.254.0.0/24")};
+  EXPECT_TRUE(check_address("169.254.0.21"));
+  expect_refused(check_address("169.254.1.21"), ErrorCode::kInvalidAddress, "guest_address");
+  instance.guest_address = *parse_address("169.254.0.21");
+  EXPECT_TRUE(check());
+  instance.device = kByRoute;
+  expect_refused(check(), ErrorCode::kInvalidAddress, "guest_address");
+  instance.device = "br0";
+  EXPECT_TRUE(check());
+  for (const char* network : {"169.254.0.0/15", "169.252.0.0/14", "0.0.0.0/0"}) {
+    networks = {*Cidr::parse(network)};
+    expect_refused(check_address("169.254.0.21"), ErrorCode::kInvalidAddress, "guest_address");
+  }
+}
+
 TEST_F(InstancePolicy, NamesAreChecked) {
   for (const std::string& id :
        {std::string(), std::string(65, 'x'), std::string("a/b"), std::string("a b"), std::string(".."),

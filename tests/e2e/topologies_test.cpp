@@ -176,6 +176,23 @@ TEST_P(TopologiesTest, GuestsWithOneAddressBehindTwoTapsAreToldApart) {
   }
 }
 
+// As in every clone of a snapshot of some platforms.
+TEST_P(TopologiesTest, GuestsMayHaveALinkLocalAddressBehindTheirTaps) {
+  const Guest a(host(), "a", "tap-a", "169.254.0.21");
+  const Guest b(host(), "b", "tap-b", "169.254.0.21");
+  for (const Guest* guest : {&a, &b}) {
+    host().ip("address add 169.254.0.22/32 dev tap-" + guest->name());
+    guest->network().ip("route add default via 169.254.0.22");
+  }
+  host().ip("route add 169.254.0.21 dev tap-a");
+  host().ip("route add 169.254.0.21 dev tap-b metric 100");
+  ASSERT_EQ(put("vm-a", "169.254.0.21", "tap-a").status, 201);
+  ASSERT_EQ(put("vm-b", "169.254.0.21", "tap-b").status, 201);
+  EXPECT_EQ(ask(daemon_->create_forward("vm-a", kNamePort)), "a 198.18.0.2");
+  EXPECT_EQ(ask(daemon_->create_forward("vm-b", kNamePort)), "b 198.18.0.2");
+  EXPECT_EQ(put("vm-c", "169.254.0.21", "tap-c", "none").status, 422);
+}
+
 TEST_P(TopologiesTest, AGuestMayBeReachedByTheNodesRoutes) {
   const Guest a(host(), "a", "tap-a", "198.19.3.2");
   host().ip("address add 198.19.3.1/24 dev tap-a");
