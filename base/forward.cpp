@@ -45,6 +45,9 @@ constexpr auto kLimitNames =
 static_assert(kLimitNames.size() == kLimits &&
               kLimits == static_cast<std::size_t>(Limit::kMaxBytesPerSecond) + 1);
 
+constexpr auto kTargetKindNames = std::to_array<std::string_view>({"tcp", "unix", "firecracker_vsock"});
+static_assert(kTargetKindNames.size() == static_cast<std::size_t>(TargetKind::kFirecrackerVsock) + 1);
+
 constexpr auto kSourceModeNames =
     std::to_array<std::string_view>({"auto", "transparent", "plain", "proxy_v2"});
 static_assert(kSourceModeNames.size() == static_cast<std::size_t>(SourceMode::kProxyV2) + 1);
@@ -131,6 +134,16 @@ std::optional<SourceMode> parse_source_mode(std::string_view text) {
   const auto* found = std::find(kSourceModeNames.begin(), kSourceModeNames.end(), text);
   if (found == kSourceModeNames.end()) return std::nullopt;
   return static_cast<SourceMode>(found - kSourceModeNames.begin());
+}
+
+std::string_view to_string(TargetKind kind) {
+  return kTargetKindNames[static_cast<std::size_t>(kind)];
+}
+
+std::optional<TargetKind> parse_target_kind(std::string_view text) {
+  const auto* found = std::find(kTargetKindNames.begin(), kTargetKindNames.end(), text);
+  if (found == kTargetKindNames.end()) return std::nullopt;
+  return static_cast<TargetKind>(found - kTargetKindNames.begin());
 }
 
 std::string_view to_string(Limit limit) {

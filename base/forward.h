@@ -98,6 +98,26 @@ enum class SourceMode : std::uint8_t {
 std::string_view to_string(SourceMode mode);
 std::optional<SourceMode> parse_source_mode(std::string_view text);
 
+/// What a forward's clients are connected to.
+enum class TargetKind : std::uint8_t {
+  kTcp,               // a TCP port of the guest
+  kUnix,              // a Unix stream socket of the node
+  kFirecrackerVsock,  // a port of the guest's vsock, through the Unix socket of its Firecracker
+};
+std::string_view to_string(TargetKind kind);
+std::optional<TargetKind> parse_target_kind(std::string_view text);
+
+struct Target {
+  TargetKind kind = TargetKind::kTcp;
+  std::string socket = {};  // absolute path; empty for kTcp
+  std::uint32_t port = 0;   // of the vsock, 1 to kVsockPortMax; 0 for the others
+
+  bool is_tcp() const { return kind == TargetKind::kTcp; }
+  friend bool operator==(const Target&, const Target&) = default;
+};
+
+inline constexpr std::uint32_t kVsockPortMax = UINT32_MAX - 1;  // the last is VMADDR_PORT_ANY (vsock(7))
+
 inline constexpr std::size_t kAllowedCidrsMax = 64;
 
 /// Limits that nftables would set beside a DNAT rule. Zero or empty: no limit.
@@ -132,12 +152,13 @@ LimitSet set_limits(const TrafficLimits& limits);
 
 /// A request for a new forward.
 struct ForwardSpec {
-  std::uint16_t guest_port = 0;
+  std::uint16_t guest_port = 0;  // 0 if the target is no TCP port
   std::string protocol = "tcp";
   std::string label;                                      // 0-63 bytes of UTF-8 without control characters
   std::optional<std::uint16_t> host_port = std::nullopt;  // random if absent
   TrafficLimits limits = {};
   SourceMode source_mode = SourceMode::kAuto;
+  Target target = {};
 };
 
 /// A request to change a forward.
@@ -153,7 +174,7 @@ struct Forward {
   ForwardId id{};
   std::string instance_id;
   Uuid session_id{};
-  std::uint16_t guest_port = 0;
+  std::uint16_t guest_port = 0;  // 0 if the target is no TCP port
   std::uint16_t host_port = 0;
   std::string protocol = "tcp";
   std::string label;
@@ -161,6 +182,7 @@ struct Forward {
   TrafficLimits limits = {};
   SourceMode source_mode = SourceMode::kAuto;  // as requested
   LimitSet admin_limits = {};                  // set by an admin: a tenant cannot change them
+  Target target = {};
 };
 
 /// Limits of an instance, by name in the config.

@@ -1,0 +1,64 @@
+#include "network/socket_target.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/openat2.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <string_view>
+
+#include "base/fd.h"
+
+namespace portway {
+
+bool is_below(std::string_view path, std::string_view directory) {
+  while (directory.ends_with('/')) directory.remove_suffix(1);
+  return path.size() > directory.size() + 1 && path.starts_with(directory) && path[directory.size()] == '/';
+}
+
+SocketTarget socket_target(const Target& target, std::span<const std::string> directories) {
+  SocketTarget found{.kind = target.kind, .directory = {}, .name = target.socket, .port = target.port};
+  for (std::string_view directory : directories) {
+    if (!is_below(target.socket, directory)) continue;
+    while (directory.size() > 1 && directory.ends_with('/')) directory.remove_suffix(1);
+    found.directory = directory;
+    found.name = target.socket.substr(directory.size() + (directory == "/" ? 0 : 1));
+    break;
+  }
+  return found;
+}
+
+int connect_to(int fd, const SocketTarget& target) {
+  const Fd directory(::open(target.directory.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  if (!directory) return -errno;
+  open_how how{};
+  how.flags = O_PATH | O_CLOEXEC;  // opens no device and waits for no FIFO
+  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS;
+  const Fd file(
+      static_cast<int>(::syscall(SYS_openat2, directory.get(), target.name.c_str(), &how, sizeof how)));
+  if (!file) return -errno;
+  struct stat status {};
+  if (::fstat(file.get(), &status) != 0) return -errno;
+  if (!S_ISSOCK(status.st_mode)) return -ENOTSOCK;
+  // By the descriptor, so that it is the file that was looked at, whatever has its name by now.
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  *fmt::format_to_n(address.sun_path, sizeof address.sun_path - 1, "/proc/self/fd/{}", file.get()).out = '\0';
+  if (::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) return -errno;
+  return 0;
+}
+
+int connect_client_to(int fd, const SocketTarget& target) {
+  if (const int result = connect_to(fd, target); result < 0) return result;
+  ucred who{};  // whoever called listen(2)
+  socklen_t size = sizeof who;
+  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &size) != 0) return -errno;
+  return who.pid == ::getpid() ? -EPERM : 0;
+}
+
+}  // namespace portway
