@@ -13,6 +13,7 @@
 #include <cstring>
 #include <utility>
 
+#include "api/socket_check.h"
 #include "base/fd.h"
 #include "network/netlink.h"
 #include "network/policy_routing.h"
@@ -231,6 +232,7 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
   void start(milliseconds timeout) {
     add(listener_step(subject_.forward, subject_.refusing));
     add(source_step(subject_));
+    if (subject_.socket) return check_socket(timeout);
     add(tap_step(subject_.instance, subject_.tap_state, subject_.tap_fault));
     if (!steps_.back().ok) return finish();
     for (const IpAddress& address : addresses_in_question(subject_)) {
@@ -272,6 +274,7 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
   void finish() {
     finished_ = true;
     guests_.clear();
+    socket_.reset();
     if (wake_) wake_();
   }
 
@@ -289,6 +292,21 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
     milliseconds after{};  // when the last probe was answered
     bool answered = false;
   };
+
+  void check_socket(milliseconds timeout) {
+    const Result<SocketTarget>& target = *subject_.socket;
+    if (!target) {
+      add({"socket", false, target.error().detail});
+      return finish();
+    }
+    deadline_ = began_ + timeout;
+    socket_.emplace(*target);
+    poll();
+  }
+
+  milliseconds elapsed() const {
+    return std::chrono::duration_cast<milliseconds>(steady_clock::now() - began_);
+  }
 
   void probe(milliseconds timeout) {
     deadline_ = began_ + timeout;
@@ -318,8 +336,7 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
       if (probe.answer == -EAGAIN && over) probe.answer = -ETIMEDOUT;
       waiting |= probe.answer == -EAGAIN;
     }
-    if (!waiting && !std::exchange(guest.answered, true))
-      guest.after = std::chrono::duration_cast<milliseconds>(steady_clock::now() - began_);
+    if (!waiting && !std::exchange(guest.answered, true)) guest.after = elapsed();
     return !waiting;
   }
 
@@ -327,6 +344,7 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
     if (finished_) return;
     bool waiting = false;
     for (Guest& guest : guests_) waiting |= !poll(guest);
+    if (socket_) waiting |= !socket_->poll(steady_clock::now() >= deadline_);
     if (!waiting) return answered();
     timer_.expires_after(kPollInterval);
     timer_.async_wait([weak = weak_from_this()](error_code cancelled) {
@@ -336,6 +354,9 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
   }
 
   void answered() {
+    if (socket_) {
+      for (CheckStep& step : socket_->steps(elapsed())) add(std::move(step));
+    }
     for (const Guest& guest : guests_) {
       GuestAnswers answers;
       answers.node = -guest.probes[kFromNode].answer;
@@ -353,7 +374,8 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
   const CheckSubject subject_;
   const steady_clock::time_point began_ = steady_clock::now();
   steady_clock::time_point deadline_;
-  std::vector<Guest> guests_;  // the addresses to probe
+  std::vector<Guest> guests_;          // the addresses to probe
+  std::optional<SocketCheck> socket_;  // or the socket
   boost::asio::steady_timer timer_;
   std::vector<CheckStep> steps_;
   std::function<void()> wake_;

@@ -16,11 +16,12 @@
 #include "api/json.h"
 #include "base/forward.h"
 #include "lifecycle/session_watch.h"
+#include "network/socket_target.h"
 
 namespace portway {
 
 struct CheckStep {
-  std::string step;  // "listener", "source", "tap", "route", "guest"
+  std::string step;  // "listener", "source", "tap", "route", "socket", "guest"
   bool ok = false;
   std::string detail;  // the finding and, if it is not ok, the remedy
 };
@@ -45,11 +46,14 @@ struct CheckSubject {
   std::string tap_fault = {};       // SessionWatch::tap_fault()
   bool refusing = false;            // Dataplane::refuses()
   std::optional<IpAddress> client;  // check whether this one would be admitted and answered
+  // Where the forward leads instead of to the guest's addresses, or why it may not any more.
+  std::optional<Result<SocketTarget>> socket = std::nullopt;
 };
 
 /// The JSON object {"check": {"ok", "steps": [...]}}, once the guest has answered or `timeout` has passed.
 /// Steps after a failed one are omitted if they would say nothing. A guest with two addresses is probed on
-/// both, or on the one that the client is forwarded to, with a "route" and a "guest" step for each.
+/// both, or on the one that the client is forwarded to, with a "route" and a "guest" step for each. A forward
+/// to a Unix socket has a "socket" step instead of "tap" and "route"; see api/socket_check.h.
 std::shared_ptr<BodyStream> check_forward(boost::asio::io_context& context, const CheckSubject& subject,
                                           std::chrono::milliseconds timeout = std::chrono::seconds(2));
 

@@ -30,6 +30,12 @@ void add_source(boost::json::object& out, SourcePlan source) {
   if (const auto why = source_fallback(source); !why.empty()) out["source_fallback"] = why;
 }
 
+boost::json::object to_json(const Target& target) {
+  boost::json::object out{{"kind", to_string(target.kind)}, {"socket", target.socket}};
+  if (target.port != 0) out["port"] = target.port;
+  return out;
+}
+
 }  // namespace
 
 boost::json::object to_json(const ForwardStatus& status) {
@@ -41,6 +47,7 @@ boost::json::object to_json(const ForwardStatus& status) {
   out["host_port"] = forward.host_port;
   out["protocol"] = forward.protocol;
   out["label"] = forward.label;
+  if (!forward.target.is_tcp()) out["target"] = to_json(forward.target);
   out["state"] = status.failure.empty() ? "listening" : "failed";
   if (!status.failure.empty()) out["reason"] = status.failure;
   out["bind_address"] = status.bind_addresses.front();

@@ -126,6 +126,17 @@ std::vector<IpAddress> JsonFields::addresses(std::string_view name, std::size_t 
   return list;
 }
 
+void JsonFields::object(std::string_view name,
+                        const std::function<std::optional<Error>(JsonFields fields)>& read) {
+  const boost::json::value* value = find(name, false);
+  if (value == nullptr) return;
+  const boost::json::object* object = value->if_object();
+  if (object == nullptr)
+    return fail(ErrorCode::kInvalidRequest, name, fmt::format("{} must be an object.", name));
+  auto error = read(JsonFields(*object, fmt::format("{}{}.", path_, name)));
+  if (error && !error_) error_ = std::move(error);
+}
+
 void JsonFields::each(std::string_view name, std::size_t least, std::size_t most,
                       const std::function<std::optional<Error>(JsonFields fields)>& read) {
   const boost::json::value* value = find(name, true);

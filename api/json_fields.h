@@ -37,6 +37,8 @@ class JsonFields {
   std::optional<std::int64_t> integer_or_none(std::string_view name, std::int64_t least, std::int64_t most,
                                               ErrorCode code = ErrorCode::kInvalidRequest);
 
+  /// Calls `read` with the fields of the object, if it is given.
+  void object(std::string_view name, const std::function<std::optional<Error>(JsonFields fields)>& read);
   /// Calls `read` with the fields of each object in a list of `least` to `most`.
   void each(std::string_view name, std::size_t least, std::size_t most,
             const std::function<std::optional<Error>(JsonFields fields)>& read);  // required
@@ -47,9 +49,9 @@ class JsonFields {
   /// Whether the field was given, even as null.
   bool given(std::string_view name) { return find(name, false) != nullptr || object_.contains(name); }
 
-  /// Rejects a value that was read: kInvalidRequest.
-  void refuse(std::string_view name, std::string detail) {
-    fail(ErrorCode::kInvalidRequest, name, std::move(detail));
+  /// Rejects a value that was read.
+  void refuse(std::string_view name, std::string detail, ErrorCode code = ErrorCode::kInvalidRequest) {
+    fail(code, name, std::move(detail));
   }
   /// The error, if there is one.
   std::optional<Error> finish();

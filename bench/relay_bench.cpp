@@ -37,6 +37,7 @@ class InstantIo final : public Io {
   int accept(int) override { return -EAGAIN; }
   int socket(int) override { return 3; }
   int connect(int, const Endpoint&) override { return 0; }
+  int connect(int, const SocketTarget&) override { return 0; }
   int socket_error(int) override { return 0; }
   int set_option(int, int, int, int) override { return 0; }
   void close_time_wait(int, const Endpoint&, int) override {}

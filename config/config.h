@@ -84,6 +84,8 @@ struct Config {
     std::vector<Cidr> networks = {};
     // Where the network namespaces of guests are mounted that lie in one of their own; absolute; 0-16.
     std::vector<std::string> netns_directories = {"/run/netns"};
+    // A Unix socket that a forward leads to lies below one of these, absolute; empty: there are none; 0-16.
+    std::vector<std::string> socket_directories = {};
 
     friend bool operator==(const Guests&, const Guests&) = default;
   };

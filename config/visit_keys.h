@@ -90,6 +90,11 @@ void visit_keys(C& config, P& profile, Visit visit) {
        "below one of them. Whoever can register an instance can name each namespace there, so keep those "
        "of others elsewhere. Empty: guests are in the node's own namespace."},
       config.guests.netns_directories, kDirectories);
+  visit({"guests.socket_directories", kLive,
+         "The directories of the Unix sockets that forwards may lead to, absolute, e.g. "
+         "[\"/run/firecracker\"]. Whoever can write there decides what these forwards reach. Empty: forwards "
+         "lead to guests' TCP ports only."},
+        config.guests.socket_directories, kDirectories);
   visit({"profiles.*.max_forwarded_ports", kLive,
          "How many port forwards an instance of this profile may have. More profiles are tables beside this "
          "one, e.g. [profiles.large]; a key that they leave out is as shown here."},

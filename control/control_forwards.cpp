@@ -33,7 +33,8 @@ Forward new_forward(const Principal& caller, const Instance& instance, const For
           .created_at = now(),
           .limits = spec.limits,
           .source_mode = spec.source_mode,
-          .admin_limits = caller.role == Role::kAdmin ? set_limits(spec.limits) : LimitSet()};
+          .admin_limits = caller.role == Role::kAdmin ? set_limits(spec.limits) : LimitSet(),
+          .target = spec.target};
 }
 
 }  // namespace
@@ -89,7 +90,8 @@ Result<void> Control::check_forwards(const Principal& caller, const Instance& in
   ForwardLimits limits{.role = caller.role,
                        .profile = profile_of(instance),
                        .forwards_now = registry_.forward_count(instance.id),
-                       .host_ports = ports_.range()};
+                       .host_ports = ports_.range(),
+                       .socket_directories = config_.guests.socket_directories};
   for (std::size_t i = 0; i < specs.size(); ++i, ++limits.forwards_now) {
     auto checked = check_forward(specs[i], limits);
     if (checked) checked = source_paths_.check_mode(instance, specs[i].source_mode);
@@ -162,6 +164,7 @@ Result<ForwardStatus> Control::update_forward(const Principal& caller, std::stri
     }
   }
   if (change.source_mode) {
+    if (auto fits = check_target_mode(forward.target, *change.source_mode); !fits) return fits.error();
     if (auto checked = source_paths_.check_mode(*registry_.find_instance(instance_id), *change.source_mode);
         !checked)
       return checked.error();
@@ -199,6 +202,8 @@ Result<void> Control::delete_forward(const Principal& caller, std::string_view i
 void Control::serve(const Instance& instance, const Forward& forward, BoundPort port) {
   std::optional<Endpoint> upstream_v6;
   if (instance.guest_address_v6) upstream_v6.emplace(*instance.guest_address_v6, forward.guest_port);
+  std::optional<SocketTarget> socket;
+  if (!forward.target.is_tcp()) socket = socket_target(forward.target, config_.guests.socket_directories);
   dataplane_.open({.id = forward.id,
                    .session_id = instance.session_id,
                    .upstream = {instance.guest_address, forward.guest_port},
@@ -206,7 +211,8 @@ void Control::serve(const Instance& instance, const Forward& forward, BoundPort 
                    .device = dial_device(instance),
                    .instance_id = instance.id,
                    .limits = forward.limits,
-                   .source = source_paths_.acquire(instance, forward)},
+                   .source = source_paths_.acquire(instance, forward),
+                   .socket = std::move(socket)},
                   std::move(port));
 }
 

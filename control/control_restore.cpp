@@ -125,6 +125,8 @@ Result<BoundPort> Control::bind_for(const Instance& instance, const Forward& for
     auto checked = check_guest_address(address, config_.guests.networks, host_addresses);
     if (!checked) return checked.error();
   }
+  auto below = check_socket_directory(forward.target, config_.guests.socket_directories);
+  if (!below) return below.error();
   return dataplane_.bind(forward.host_port);
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 
+#include "network/socket_target.h"
+
 namespace portway {
 namespace {
 
@@ -12,6 +14,7 @@ constexpr std::size_t kLabelMaxBytes = 63;
 constexpr std::size_t kInstanceIdMaxBytes = 64;
 constexpr std::size_t kTapMaxBytes = 15;  // IFNAMSIZ without the terminator
 constexpr std::size_t kOwnerMaxBytes = 128;
+constexpr std::size_t kSocketPathMaxBytes = 107;  // sun_path without the terminator
 constexpr std::uint16_t kSshPort = 22;
 constexpr std::string_view kLinkLocal = "a link-local address";
 constexpr std::uint16_t kFirstUnprivilegedPort = 1024;
@@ -139,7 +142,17 @@ Result<void> check_forward(const ForwardSpec& spec, const ForwardLimits& limits)
                  "protocol " + in_quotes(spec.protocol) + " is not supported; use \"tcp\" or leave it out.",
                  "protocol"};
   }
-  if (spec.guest_port == 0) {
+  if (!spec.target.is_tcp()) {
+    if (limits.role != Role::kAdmin) {
+      return Error{
+          ErrorCode::kForbidden,
+          "Only an admin may forward to a socket of the node; leave target out, or ask the operator.",
+          "target"};
+    }
+    if (auto target = check_target(spec.target); !target) return target;
+    if (auto below = check_socket_directory(spec.target, limits.socket_directories); !below) return below;
+    if (auto mode = check_target_mode(spec.target, spec.source_mode); !mode) return mode;
+  } else if (spec.guest_port == 0) {
     return Error{ErrorCode::kInvalidPort, "guest_port must be a port the guest listens on, 1-65535.",
                  "guest_port"};
   }
@@ -148,7 +161,7 @@ Result<void> check_forward(const ForwardSpec& spec, const ForwardLimits& limits)
     return Error{ErrorCode::kBlockedPort, "Guest port 22 cannot be forwarded; use SSH forwarding instead.",
                  "guest_port"};
   }
-  if (spec.guest_port < kFirstUnprivilegedPort && limits.role != Role::kAdmin) {
+  if (spec.guest_port != 0 && spec.guest_port < kFirstUnprivilegedPort && limits.role != Role::kAdmin) {
     return Error{ErrorCode::kPrivilegedPort,
                  "Guest ports below 1024 need an admin key; let the service listen on 1024 or above.",
                  "guest_port"};
@@ -165,6 +178,59 @@ Result<void> check_forward(const ForwardSpec& spec, const ForwardLimits& limits)
                  "", quota, static_cast<std::int64_t>(limits.forwards_now)};
   }
   return {};
+}
+
+Result<void> check_target(const Target& target) {
+  if (target.is_tcp()) return {};
+  const std::string_view path = target.socket;
+  const auto refused = [path](std::string_view why) {
+    return Error{ErrorCode::kInvalidRequest, "target.socket " + in_quotes(path) + " " + std::string(why),
+                 "target.socket"};
+  };
+  if (!path.starts_with('/')) return refused("must be an absolute path, as in \"/run/firecracker/v.sock\".");
+  if (path.size() > kSocketPathMaxBytes) {
+    return refused("has " + std::to_string(path.size()) + " bytes; a socket's path has " +
+                   std::to_string(kSocketPathMaxBytes) + " at most (unix(7)).");
+  }
+  if (std::ranges::any_of(path, [](unsigned char c) { return c < 0x20 || c == 0x7f; }))
+    return refused("has a control character; leave it out.");
+  for (std::size_t at = 1; at <= path.size();) {
+    const std::size_t end = std::min(path.find('/', at), path.size());
+    const std::string_view part = path.substr(at, end - at);
+    if (part.empty() || part == "." || part == "..")
+      return refused("must have no empty, \".\" or \"..\" component; write the path in full.");
+    at = end + 1;
+  }
+  if (target.kind == TargetKind::kFirecrackerVsock && (target.port == 0 || target.port > kVsockPortMax)) {
+    return Error{ErrorCode::kInvalidPort, "target.port must be a port of the guest's vsock, 1-4294967294.",
+                 "target.port"};
+  }
+  return {};
+}
+
+Result<void> check_socket_directory(const Target& target, std::span<const std::string> directories) {
+  if (target.is_tcp()) return {};
+  const auto contains = [&](const std::string& directory) { return is_below(target.socket, directory); };
+  if (std::ranges::any_of(directories, contains)) return {};
+  std::string names;
+  for (const std::string& directory : directories) names += (names.empty() ? "" : ", ") + directory;
+  return Error{
+      ErrorCode::kInvalidRequest,
+      "target.socket " + in_quotes(target.socket) +
+          (names.empty() ? " is in no directory for sockets: guests.socket_directories is empty in this "
+                           "node's configuration; list the directory there."
+                         : " is below none of the directories for sockets (" + names +
+                               "); use one of them, or add its directory to guests.socket_directories."),
+      "target.socket"};
+}
+
+Result<void> check_target_mode(const Target& target, SourceMode wanted) {
+  if (target.is_tcp() || wanted != SourceMode::kTransparent) return {};
+  return Error{
+      ErrorCode::kInvalidRequest,
+      "A Unix socket shows its service no client address, so source_mode cannot be transparent; leave "
+      "it out, or ask for proxy_v2.",
+      "source_mode"};
 }
 
 Result<void> check_limits_given(Role role, const LimitSet& given, const LimitSet& admin_limits) {

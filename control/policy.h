@@ -31,12 +31,21 @@ struct ForwardLimits {
   Profile profile;               // of the instance
   std::size_t forwards_now = 0;  // the instance's
   PortRange host_ports;          // the configured range
+  std::span<const std::string> socket_directories = {};
 };
 
-/// kUnsupportedProtocol, kInvalidPort, kInvalidLabel, kBlockedPort, kPrivilegedPort, kForbidden (a host port
-/// asked for by a tenant) or kQuotaExceeded, in this order: what the caller can fix in the request comes
-/// first.
+/// kUnsupportedProtocol, kForbidden (a target asked for by a tenant), kInvalidRequest (of the target),
+/// kInvalidPort, kInvalidLabel, kBlockedPort, kPrivilegedPort, kForbidden (a host port asked for by a tenant)
+/// or kQuotaExceeded, in this order: what the caller can fix in the request comes first.
 Result<void> check_forward(const ForwardSpec& spec, const ForwardLimits& limits);
+
+/// kInvalidRequest or kInvalidPort, with the field: the socket's path is absolute, has at most 107 bytes,
+/// none of them a control character, and no empty, "." or ".." component; a vsock has a port.
+Result<void> check_target(const Target& target);
+/// And the socket lies below one of the directories: kInvalidRequest of "target.socket".
+Result<void> check_socket_directory(const Target& target, std::span<const std::string> directories);
+/// kInvalidRequest of "source_mode" if the service behind the target cannot see such an address.
+Result<void> check_target_mode(const Target& target, SourceMode wanted);
 
 /// kForbidden, with the first of the limits as the field, when a tenant names one that an admin has set.
 Result<void> check_limits_given(Role role, const LimitSet& given, const LimitSet& admin_limits);

@@ -53,6 +53,9 @@ ForwardSource SourcePaths::sources_of(const Instance& instance, SourceMode wante
 ForwardSource SourcePaths::wanted_source(const Instance& instance, const Forward& forward) const {
   const SourceMode wanted =
       forward.source_mode == SourceMode::kAuto ? parts_.config.proxy.source_mode : forward.source_mode;
+  // A Unix socket shows no address, so there is none to ask for.
+  if (!forward.target.is_tcp())
+    return wanted == SourceMode::kProxyV2 ? SourcePlan::kProxyV2 : SourcePlan::kPlain;
   ForwardSource source = sources_of(instance, forward.source_mode);
   source.required = wanted == SourceMode::kTransparent;
   return source;

@@ -201,12 +201,14 @@ void StoreConnection::add_forward(const Forward& forward) {
   statements_.execute(
       "INSERT INTO forwards (id, instance_id, session_id, guest_port, host_port, protocol, label, "
       "created_at, allowed_cidrs, max_connections, max_connections_per_source, "
-      "max_new_connections_per_second, max_bytes_per_second, source_mode, admin_limits) "
-      "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+      "max_new_connections_per_second, max_bytes_per_second, source_mode, admin_limits, target_kind, "
+      "target_socket, target_port) "
+      "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
       forward.id, forward.instance_id, forward.session_id, forward.guest_port, forward.host_port,
       forward.protocol, forward.label, forward.created_at, limits.allowed_cidrs, limits.max_connections,
       limits.max_connections_per_source, limits.max_new_connections_per_second, limits.max_bytes_per_second,
-      to_string(forward.source_mode), forward.admin_limits);
+      to_string(forward.source_mode), forward.admin_limits, to_string(forward.target.kind),
+      forward.target.socket, forward.target.port);
 }
 
 bool StoreConnection::update_forward(const Forward& forward) {

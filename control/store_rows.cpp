@@ -211,12 +211,28 @@ Instance read_instance(RowReader& row) {
   return instance;
 }
 
+namespace {
+
+Target read_target(RowReader& row) {
+  Target target;
+  const auto kind = parse_target_kind(row.text("target_kind"));
+  if (!kind) row.reject("target_kind", "is none of tcp, unix, firecracker_vsock");
+  target.kind = kind.value_or(TargetKind::kTcp);
+  target.socket = row.text("target_socket");
+  target.port = row.number32("target_port");
+  row.require(check_target(target));
+  return target;
+}
+
+}  // namespace
+
 Forward read_forward(RowReader& row) {
   Forward forward;
   forward.id = row.uuid("id");
   forward.instance_id = row.text("instance_id");
   forward.session_id = row.uuid("session_id");
-  forward.guest_port = row.port("guest_port");
+  forward.target = read_target(row);
+  if (forward.target.is_tcp()) forward.guest_port = row.port("guest_port");
   forward.host_port = row.port("host_port");
   forward.protocol = row.text("protocol");
   if (forward.protocol != "tcp") row.reject("protocol", "is not tcp");

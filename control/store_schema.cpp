@@ -102,6 +102,12 @@ constexpr auto kMigrations = std::to_array<const char*>({
     R"sql(
       ALTER TABLE instances ADD COLUMN device TEXT NOT NULL DEFAULT '';
     )sql",
+    // target_port: of a vsock. guest_port is 0 if target_kind is not 'tcp'.
+    R"sql(
+      ALTER TABLE forwards ADD COLUMN target_kind TEXT NOT NULL DEFAULT 'tcp';
+      ALTER TABLE forwards ADD COLUMN target_socket TEXT NOT NULL DEFAULT '';
+      ALTER TABLE forwards ADD COLUMN target_port INTEGER NOT NULL DEFAULT 0;
+    )sql",
 });
 
 std::int32_t read_pragma(SQLite::Database& database, const char* pragma) {

@@ -29,6 +29,7 @@ CloseHow close_how(ConnectError error) {
 ConnectError connect_error(int error) {
   switch (error) {
     case ECONNREFUSED:
+    case ENOENT:  // nobody has made the Unix socket
       return ConnectError::kRefused;
     case ETIMEDOUT:
       return ConnectError::kTimeout;

@@ -20,6 +20,10 @@ constexpr Nanos kResetDeliveryMax = std::chrono::seconds(10);
 // is a second away.
 constexpr Nanos kAskAfter = std::chrono::milliseconds(20);
 
+// How often a Unix socket with a full backlog is tried again.
+constexpr Nanos kBacklogMin = std::chrono::milliseconds(2);
+constexpr Nanos kBacklogMax = std::chrono::milliseconds(100);
+
 // How long a client waits for its session's device, and how often the connection looks for it.
 constexpr Nanos kDeviceWait = std::chrono::milliseconds(300);
 constexpr Nanos kDeviceLooks = std::chrono::milliseconds(10);
@@ -36,6 +40,7 @@ void Connection::start(OpenedConnection opened) {
   slot_.forward = opened.forward->route.id;
   slot_.socket[kDownstream].fd = opened.downstream;
   slot_.socket[kUpstream].fd = opened.upstream;
+  slot_.socket[kUpstream].is_unix = opened.forward->route.socket.has_value();
   slot_.accepted_ns = slot_.active_ns = opened.accepted_at.count();
   slot_.client = to_plain(opened.client);
   slot_.source = opened.source;
@@ -64,11 +69,23 @@ void Connection::start(OpenedConnection opened) {
 
 /// The connection to the guest is under way, or has failed at once.
 void Connection::on_connecting(int error) {
+  if (error == EAGAIN && to_unix()) return await_backlog();
   if (error != 0) return on_connect_failed(error);
   arm(kUpstream);
   const Nanos ask = Nanos(slot_.accepted_ns) + kAskAfter;
-  look_at_ = now() < ask ? ask : TimerWheel::kNever;
+  look_at_ = now() < ask && !to_unix() ? ask : TimerWheel::kNever;
   schedule();
+}
+
+/// The backlog of the Unix socket is full, and no event reports room in it: the longer the client waits, the
+/// less often it is tried.
+void Connection::await_backlog() {
+  look_at_ = now() + std::clamp<Nanos>((now() - Nanos(slot_.accepted_ns)) / 8, kBacklogMin, kBacklogMax);
+  schedule();
+}
+
+void Connection::connect_again() {
+  on_connecting(context_.upstream.connect_again(fd(kUpstream), *forward_->route.socket));
 }
 
 /// The virtual machine may be up before the kernel has reported it: asks the control thread to check.
@@ -102,6 +119,7 @@ void Connection::advance_connecting() {
   if (downstream.error != 0) return fail(kDownstream, downstream.error);
   if (upstream.error != 0 && !is_reset(upstream.error)) return on_connect_failed(upstream.error);
   if (!upstream.writable) return;
+  if (to_unix() && !reaches_service()) return;
   if (slot_.source == SourcePlan::kProxyV2) {
     if (const int error = context_.upstream.send_proxy_header(upstream.fd, client(), downstream.fd)) {
       error_ = static_cast<std::int16_t>(error);
@@ -113,6 +131,20 @@ void Connection::advance_connecting() {
   advance_relaying();
 }
 
+/// True once the Unix socket leads to the service: at once, or after Firecracker's answer. False: the answer
+/// is still to come, or the connection has failed.
+bool Connection::reaches_service() {
+  const SocketTarget& target = *forward_->route.socket;
+  const SocketState& upstream = slot_.socket[kUpstream];
+  if (target.kind != TargetKind::kFirecrackerVsock) return true;
+  int error = 0;
+  if (!std::exchange(requested_, true)) error = context_.upstream.request_vsock(upstream.fd, target);
+  const bool ended = upstream.peer_closed || upstream.error != 0;
+  if (error == 0 || is_reset(error)) error = context_.upstream.take_vsock_answer(upstream.fd, ended);
+  if (error != 0 && error != EAGAIN) on_connect_failed(error);
+  return error == 0;
+}
+
 void Connection::on_connected() {
   context_.counters.sources[static_cast<std::size_t>(slot_.source)].add();
   slot_.connected_ns = slot_.active_ns = now().count();
@@ -121,6 +153,7 @@ void Connection::on_connected() {
                                                 kConnectBoundsS);
   forward_counters().connections_established.add();
   slot_.socket[kDownstream].writable = true;
+  if (to_unix()) slot_.socket[kUpstream].peer_closed = true;
   set_state(ConnectionState::kRelaying);
   plan_first_look();
   // The guest may have answered, sent data and reset: one event reports all of it.
@@ -132,7 +165,8 @@ void Connection::on_connect_failed(int error) {
   const ConnectError reason = connect_error(error);
   error_ = static_cast<std::int16_t>(error);
   forward_counters().connect_errors[static_cast<std::size_t>(reason)].add();
-  if (reason == ConnectError::kRefused && config().refused_probe.count() > 0) add_refusal();
+  // There is no SYN to probe a Unix socket with: each client is accepted and reset.
+  if (reason == ConnectError::kRefused && config().refused_probe.count() > 0 && !to_unix()) add_refusal();
   // RST, never FIN: a clean end would look like a service with nothing to send.
   terminate(cause_of(reason));
 }
@@ -168,7 +202,7 @@ void Connection::on_events(Side side, std::uint32_t events) {
   if ((events & (POLLIN | POLLRDHUP | POLLHUP | POLLERR)) != 0) socket.readable = true;
   if ((events & (POLLOUT | POLLHUP | POLLERR)) != 0) socket.writable = true;
   if ((events & (POLLRDHUP | POLLHUP | POLLERR)) != 0) socket.peer_closed = true;
-  if ((events & POLLPRI) != 0) context_.perhaps_urgent.emplace_back(this, side);
+  if ((events & POLLPRI) != 0 && !socket.is_unix) context_.perhaps_urgent.emplace_back(this, side);
   if ((events & POLLERR) == 0) return;
   // While the sockets relay, reading finds the error after the bytes that came before it. Only if nothing
   // is read, before the connection is made or after FIN, SO_ERROR must be read, which clears it.
@@ -248,7 +282,9 @@ void Connection::on_reset(Side side) {
 
 void Connection::advance_resetting() {
   const SocketState& survivor = slot_.socket[other(slot_.first_ended)];
-  const bool delivered = survivor.error != 0 || context_.io.unacknowledged(survivor.fd) <= 0;
+  // What a Unix socket has taken is its peer's, even after close(2).
+  const bool delivered =
+      survivor.error != 0 || survivor.is_unix || context_.io.unacknowledged(survivor.fd) <= 0;
   if (delivered || now() >= reset_deadline_) return terminate(cause_);
   // No event reports an acknowledgement. The longer nothing has moved, the less often the socket is
   // checked.

@@ -144,7 +144,7 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
     enum class Why : std::uint8_t {
       kNone,
       kDevice,          // check whether its session has a device
-      kConnectError,    // ask for an error that no event reports
+      kConnectError,    // ask for an error that no event reports; or connect again to a full backlog
       kConnectTimeout,  // the guest has not answered
       kUnreadError,     // a reported error was not read in time
       kByteRate,        // there are bytes to spend again
@@ -161,6 +161,8 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   ForwardCounters& forward_counters() const { return forward_->counters[context_.worker]; }
   const Config::Proxy& config() const { return context_.options.config; }
   Nanos now() const { return context_.io.now(); }
+  /// Upstream is a Unix socket.
+  bool to_unix() const { return slot_.socket[kUpstream].is_unix; }
   bool has_ended_side() const { return slot_.relay[kDownstream].ended || slot_.relay[kUpstream].ended; }
 
   void set_state(ConnectionState state);
@@ -172,6 +174,9 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   void wait_for_device();
   void look_for_device();
   void advance_connecting();
+  void await_backlog();
+  void connect_again();
+  bool reaches_service();
   void on_connected();
   void on_connect_failed(int error);
   void add_refusal();
@@ -221,6 +226,7 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   bool due_ = false;                // its deadline has passed
   bool lasting_ = false;            // UpstreamOpener::set_lasting() was called
   bool admitted_ = false;           // the forward's admission counts it
+  bool requested_ = false;          // the vsock's port
   bool armed_[2] = {false, false};  // the last completion of this side's poll has not come
 };
 

@@ -76,6 +76,7 @@ void Connection::on_deadline() {
       return look_for_device();
     case Why::kConnectError:
       look_at_ = TimerWheel::kNever;
+      if (to_unix()) return connect_again();
       if (const int error = -context_.io.socket_error(fd(kUpstream)); error != 0)
         return on_connect_failed(error);
       return schedule();
@@ -102,6 +103,7 @@ void Connection::on_deadline() {
 void Connection::plan_first_look() {
   const bool times_out = config().user_timeout.count() > 0;
   look_at_ = TimerWheel::kNever;
+  if (to_unix()) return;  // a process on the node is there until its socket says that it is not
   if (times_out || config().keepalive.count() > 0) {
     look_at_ = look_after(now(), times_out ? std::min(looks_every(config()), kFirstLook) : kFirstLook);
   }

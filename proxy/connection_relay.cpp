@@ -68,7 +68,7 @@ void Connection::count_moved(Side from, std::uint64_t before) {
   context_.queue.count_moved(bytes - before);
   slot_.active_ns = context_.turn_began.count();
   if (receive_buffer_[from].due(bytes)) fit_receive_buffer(from);
-  if (from == kDownstream && before < UpstreamOpener::kMuch && bytes >= UpstreamOpener::kMuch)
+  if (from == kDownstream && before < UpstreamOpener::kMuch && bytes >= UpstreamOpener::kMuch && !to_unix())
     context_.upstream.limit_unsent(fd(kUpstream));
 }
 
@@ -103,7 +103,7 @@ void Connection::on_sink_broken(Side from) {
 void Connection::fit_receive_buffer(Side side) {
   const std::uint32_t least =
       side == kUpstream ? config().guest_receive_buffer : config().client_receive_buffer;
-  if (least == 0) return;
+  if (least == 0 || slot_.socket[side].is_unix) return;  // what a Unix socket gets counts for its sender
   Io& io = context_.io;
   const Nanos round_trip =
       side == kUpstream ? Nanos::zero() : std::chrono::microseconds(io.tcp_summary(fd(side)).rtt_us);

@@ -34,11 +34,13 @@ struct SocketState {
   std::int16_t error = 0;  // the errno that ended it (ECONNRESET, ETIMEDOUT, ...), 0: none
   bool readable = false;   // a read may return something; cleared by EAGAIN
   bool writable = false;   // a write may succeed; cleared by EAGAIN
-  // POLLRDHUP, POLLHUP or POLLERR was reported: a short read does not prove "drained" any more.
+  // POLLRDHUP, POLLHUP or POLLERR was reported, or it is a Unix socket, where a read ends early behind
+  // passed descriptors: a short read does not prove "drained".
   bool peer_closed = false;
   bool urgent = false;       // POLLPRI was reported: splice(2) stops at the urgent mark
   bool read_ended = false;   // FIN or an error was read
   bool write_ended = false;  // we sent FIN, or it accepts nothing any more
+  bool is_unix = false;      // it has no urgent data, no TCP options, and no RST
 };
 
 /// How a direction moves its bytes.

@@ -31,7 +31,7 @@ std::optional<OpenedConnection> Connections::open(int downstream, const ServedFo
   const ConnectionOptions& options = context_.options;
   const int device = forward->session->device.load();  // read before the source, which is set first
   // The source plan is not known before there is a device.
-  const bool waits = device == kNoDevice && options.device_requests != nullptr;
+  const bool waits = device == kNoDevice && options.device_requests != nullptr && !forward->route.socket;
   const auto plan = waits ? SourcePlan::kPlain : first_plan(*forward, client.endpoint);
   if (!plan) return turn_away(RejectReason::kSourceAddress);
   OpenedConnection opened{.forward = forward,

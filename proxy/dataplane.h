@@ -11,6 +11,7 @@
 #include "base/endpoint.h"
 #include "base/fd.h"
 #include "base/forward.h"
+#include "network/socket_target.h"
 #include "proxy/live_connection.h"
 #include "proxy/stats.h"
 
@@ -71,6 +72,7 @@ struct ForwardRoute {
   std::string instance_id = {};  // for records
   TrafficLimits limits = {};
   ForwardSource source = {};
+  std::optional<SocketTarget> socket = std::nullopt;  // where they go instead of to the guest's addresses
 
   /// Whether this client goes to upstream_v6. With it, each family has its own guest address, as with one
   /// DNAT rule per family; otherwise all clients share one.

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "base/endpoint.h"
+#include "network/socket_target.h"
 #include "network/syn_probe.h"
 #include "proxy/stats.h"
 
@@ -102,11 +103,13 @@ class Io {
   /// -EAGAIN if none waits, -EINVAL after shutdown(SHUT_RD). -EMFILE, -ENFILE, -ENOMEM, ...: the client
   /// keeps waiting.
   virtual int accept(int listener) = 0;
-  /// A non-blocking TCP socket; AF_INET or AF_INET6.
+  /// A non-blocking stream socket; AF_INET, AF_INET6 or AF_UNIX.
   virtual int socket(int family) = 0;
   /// 0 if connected at once. -EINPROGRESS: poll will report POLLOUT, or POLLERR and then socket_error()
   /// the reason.
   virtual int connect(int fd, const Endpoint& to) = 0;
+  /// As connect_client_to(): 0 or -errno, never -EINPROGRESS.
+  virtual int connect(int fd, const SocketTarget& to) = 0;
   /// SO_ERROR as -errno, or 0; reading it clears it.
   virtual int socket_error(int fd) = 0;
   /// Sends a SYN. Null, with `error` as from SynProbe::open(), if it could not be sent or was refused at

@@ -91,11 +91,16 @@ int KernelIo::accept(int listener) {
 }
 
 int KernelIo::socket(int family) {
-  return result_of(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP));
+  return result_of(
+      ::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, family == AF_UNIX ? 0 : IPPROTO_TCP));
 }
 
 int KernelIo::connect(int fd, const Endpoint& to) {
   return result_of(::connect(fd, to.data(), static_cast<socklen_t>(to.size())));
+}
+
+int KernelIo::connect(int fd, const SocketTarget& to) {
+  return connect_client_to(fd, to);
 }
 
 int KernelIo::socket_error(int fd) {

@@ -157,12 +157,13 @@ class Mover {
     return std::nullopt;
   }
 
-  /// Up to the urgent mark by copying; at the mark, the urgent byte is passed on as one.
+  /// Up to the urgent mark by copying; at the mark, the urgent byte is passed on as one. A Unix socket gets
+  /// it as an ordinary byte: services do not expect MSG_OOB there, and not every kernel has it.
   std::optional<RelayStatus> copy_urgent() {
     if (!io_.at_urgent_mark(source_.fd)) return copy();
     char byte;
     if (io_.recv(source_.fd, &byte, 1, MSG_OOB | MSG_PEEK) == 1) {
-      const auto sent = io_.send(sink_.fd, &byte, 1, MSG_OOB);
+      const auto sent = io_.send(sink_.fd, &byte, 1, sink_.is_unix ? 0 : MSG_OOB);
       if (sent < 0) return on_write_failed(sent);
       io_.recv(source_.fd, &byte, 1, MSG_OOB);
       context_.counters.copied_bytes.add(1);

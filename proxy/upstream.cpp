@@ -12,6 +12,7 @@
 #include "network/proxy_header.h"
 #include "network/routed_connections.h"
 #include "network/source_plan.h"
+#include "network/vsock_handshake.h"
 
 namespace portway {
 namespace {
@@ -42,6 +43,7 @@ UpstreamOpener::UpstreamOpener(Io& io, const ConnectionOptions& options)
       random_(random_below(UINT32_MAX)) {}
 
 int UpstreamOpener::open(const Target& target, SourcePlan& plan, int& fd) {
+  if (target.forward.route.socket) return open_unix(*target.forward.route.socket, fd);
   const std::uint16_t port = target.client.port();
   if (plan == SourcePlan::kTransparent && is_routed(target, {port, port})) plan = SourcePlan::kPortInUse;
   for (;;) {
@@ -77,6 +79,30 @@ int UpstreamOpener::open_once(const Target& target, SourcePlan plan, int& fd) {
   // A socket is already bound to this port, at some address, so bind(2) takes it from nobody.
   if (result == -EADDRNOTAVAIL && io_.bind_transparent(fd, source) == 0) return io_.connect(fd, guest);
   return result;
+}
+
+int UpstreamOpener::open_unix(const SocketTarget& target, int& fd) {
+  fd = io_.socket(AF_UNIX);
+  if (fd < 0) {
+    const int error = -fd;
+    fd = -1;
+    return error;
+  }
+  return -io_.connect(fd, target);
+}
+
+int UpstreamOpener::request_vsock(int fd, const SocketTarget& target) {
+  const std::string request = vsock_request(target.port);
+  const std::ptrdiff_t sent = io_.send(fd, request.data(), request.size(), MSG_NOSIGNAL);
+  if (sent < 0) return static_cast<int>(-sent);
+  return sent == static_cast<std::ptrdiff_t>(request.size()) ? 0 : ENOBUFS;
+}
+
+int UpstreamOpener::take_vsock_answer(int fd, bool ended) {
+  const auto receive = [&](void* buffer, std::size_t size, int flags) {
+    return io_.recv(fd, buffer, size, flags);
+  };
+  return -portway::take_vsock_answer(receive, ended);
 }
 
 bool UpstreamOpener::is_routed(const Target& target, PortRange ports) const {

@@ -45,8 +45,15 @@ class UpstreamOpener {
   };
   /// Opens a socket to the client's guest and connects it: 0 if the connection is under way or made, else
   /// the errno of the last attempt. Sets `plan` to the one that was used and `fd` to the socket, also on
-  /// an error; -1 if there is none. EADDRNOTAVAIL: no source port is free.
+  /// an error; -1 if there is none. EADDRNOTAVAIL: no source port is free. EAGAIN, of a Unix socket: its
+  /// backlog is full; call connect_again().
   int open(const Target& target, SourcePlan& plan, int& fd);
+  int connect_again(int fd, const SocketTarget& target) { return -io_.connect(fd, target); }
+  /// Asks Firecracker for the port of a vsock target, on a new connection. 0 or the errno.
+  int request_vsock(int fd, const SocketTarget& target);
+  /// 0: it has connected the guest. EAGAIN: ask again when there is more to read. Else the errno that says
+  /// why not; see take_vsock_answer().
+  int take_vsock_answer(int fd, bool ended);
   /// Sends the PROXY header of a client on a new connection; `downstream` is the client's socket. 0, or
   /// the errno if the socket did not take all of it.
   int send_proxy_header(int upstream, const Endpoint& client, int downstream);
@@ -68,6 +75,7 @@ class UpstreamOpener {
 
  private:
   int open_once(const Target& target, SourcePlan plan, int& fd);
+  int open_unix(const SocketTarget& target, int& fd);
   /// Whether the client has a connection from one of these ports to the same guest port by its own route.
   bool is_routed(const Target& target, PortRange ports) const;
   void set_options(const Target& target, int fd);

@@ -13,6 +13,8 @@
 #include "api/capture.h"
 #include "api/check.h"
 #include "api/resources.h"
+#include "control/policy.h"
+#include "network/socket_target.h"
 
 namespace portway {
 namespace {
@@ -49,6 +51,11 @@ Result<Response> check(const ApiContext& api, const Call& call) {
     }
     subject.client = *address;
   }
+  if (const Target& target = found->forward.target; !target.is_tcp()) {
+    const std::vector<std::string>& directories = api.control.config().guests.socket_directories;
+    const auto below = check_socket_directory(target, directories);
+    subject.socket = below ? Result<SocketTarget>(socket_target(target, directories)) : below.error();
+  }
   subject.refusing = api.control.refuses(found->forward.id, subject.client);
   return stream_response(
       api, {.caller = call.caller, .subject = subject_of(instance)},
@@ -58,6 +65,12 @@ Result<Response> check(const ApiContext& api, const Call& call) {
 Result<Response> capture(const ApiContext& api, const Call& call) {
   const auto found = api.control.find_forward(call.caller, call.path[0], call.path[1]);
   if (!found) return found.error();
+  if (!found->forward.target.is_tcp()) {
+    return Error{ErrorCode::kInvalidRequest,
+                 "This forward leads to a Unix socket: there are no packets between node and guest. "
+                 "GET .../check tries the socket.",
+                 "target"};
+  }
   const Instance& instance = **api.control.find_instance(call.caller, call.path[0]);  // its forward was found
   const std::string what =
       fmt::format("capture of forward {} of instance {} by key {}, request {}", call.path[1], call.path[0],

@@ -184,15 +184,20 @@ function showNode({node}, info, metrics) {
   $("connections-now").textContent = `Connections: ${node.connections.at(-1)}; peak ${Math.max(...node.connections)}`;
 }
 
+function targetOf(forward) {
+  const {target} = forward;
+  return !target ? forward.guest_port : target.port ? `${target.socket} port ${target.port}` : target.socket;
+}
+
 function showForwards({history}, forwards) {
   const wanted = $("filter").value.trim().toLowerCase();
   const chosen = forwards.filter((forward) =>
-    `${forward.instance_id} ${forward.label} ${forward.host_port} ${forward.guest_port}`.toLowerCase().includes(wanted));
+    `${forward.instance_id} ${forward.label} ${forward.host_port} ${targetOf(forward)}`.toLowerCase().includes(wanted));
   chosen.sort((a, b) => b.sentRate + b.receivedRate - a.sentRate - a.receivedRate || (a.id < b.id ? 1 : -1));
   const shown = chosen.slice(0, kForwardsShown);
   $("forwards-count").textContent = `${shown.length} of ${forwards.length}, busiest first, then latest`;
   $("forwards").replaceChildren(...shown.map((forward) => row([
-    forward.instance_id, forward.label, `${forward.hostname}:${forward.host_port}`, forward.bind_addresses.join(", "), forward.guest_port,
+    forward.instance_id, forward.label, `${forward.hostname}:${forward.host_port}`, forward.bind_addresses.join(", "), targetOf(forward),
     forward.state === "listening" ? ["listening", "good"] : [`failed: ${forward.reason}`, "bad"],
     forward.connections_active ?? "", rate(forward.sentRate), rate(forward.receivedRate),
     sparkline(history.get(forward.id))])));
@@ -217,7 +222,7 @@ async function showTalkers(mine, busiest) {
   const {connections} = await get(mine, path);
   connections.sort((a, b) => b.sent_bytes + b.received_bytes - a.sent_bytes - a.received_bytes);
   $("talkers").replaceChildren(...connections.slice(0, 10).map((one) => row([
-    one.client, `${busiest.instance_id}:${busiest.guest_port}`, one.state, seconds(one.age_s), bytes(one.sent_bytes),
+    one.client, `${busiest.instance_id}:${targetOf(busiest)}`, one.state, seconds(one.age_s), bytes(one.sent_bytes),
     bytes(one.received_bytes)])));
 }
 

@@ -112,7 +112,8 @@ class OpenApi(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         isolate()
-        cls.node = Portwayd("profiles.default.max_forwarded_ports=100", "profiles.small.max_forwarded_ports=1")
+        cls.node = Portwayd("profiles.default.max_forwarded_ports=100", "profiles.small.max_forwarded_ports=1",
+                            "guests.socket_directories=/run/fc")
         cls.node.put_instance("vm-1")
         cls.tenant = cls.node.tenant_key()
         created = cls.node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": 3000}).json()
@@ -372,6 +373,22 @@ class OpenApi(unittest.TestCase):
         self.ask("DELETE", path + "/{forward_id}", forward_id=forward["id"], query="?connections=x", status=422)
         self.ask("DELETE", path + "/{forward_id}", forward_id=forward["id"], query="?connections=drain", status=204)
 
+    def test_41_port_forwards_to_sockets(self):
+        path = "/instances/{id}/port-forwards"
+        for target in ({"kind": "unix", "socket": "/run/fc/x"},
+                       {"kind": "firecracker_vsock", "socket": "/run/fc/v.sock", "port": 3000}):
+            schema = DOCUMENT["components"]["schemas"]["PortForwardRequest"]
+            validate({"target": target}, schema)
+            for wrong in ({"target": target, "guest_port": 1}, {}, {"target": {"kind": "tcp"}}):
+                with self.assertRaises(jsonschema.ValidationError):
+                    validate(wrong, schema)
+            made = self.ask("POST", path, {"target": target}, status=201).json()["port_forward"]
+            self.assertEqual((made["target"], made["guest_port"]), (target, 0))
+            self.ask("GET", path + "/{forward_id}/check", forward_id=made["id"], status=200)
+            refused = self.ask("POST", path + "/{forward_id}/capture", forward_id=made["id"], status=422)
+            self.assertEqual(refused.json()["field"], "target")
+            self.ask("DELETE", path + "/{forward_id}", forward_id=made["id"], status=204)
+
     def refused_forwards(self):
         """(body, key, status, code, field)."""
         yield {"guest_port": 22}, ADMIN, 403, "blocked_port", "guest_port"
@@ -383,6 +400,11 @@ class OpenApi(unittest.TestCase):
         yield {"guest_port": 3000, "protocol": "udp"}, ADMIN, 422, "unsupported_protocol", "protocol"
         yield {"guest_port": 3000, "label": 1}, ADMIN, 422, "invalid_request", "label"
         yield {}, ADMIN, 422, "invalid_request", "guest_port"
+        socket_target = {"kind": "unix", "socket": "/run/fc/x"}
+        yield {"target": socket_target}, self.tenant, 403, "forbidden", "target"
+        yield {"target": socket_target, "guest_port": 3000}, ADMIN, 422, "invalid_port", "guest_port"
+        yield {"target": {"kind": "unix", "socket": "/run/x"}}, ADMIN, 422, "invalid_request", "target.socket"
+        yield {"target": {**socket_target, "port": 1}}, ADMIN, 422, "unknown_field", "target.port"
 
     def test_42_refused_port_forwards(self):
         path = "/instances/{id}/port-forwards"

@@ -224,6 +224,8 @@ TEST(Config, ValuesOutsideTheirRangeAreRefused) {
            "guests.netns_directories = [\"/run\\u0000\"]",
            "guests.netns_directories = [\"/run/netns\", \"/run/netns\"]",
            "guests.netns_directories = \"/run/netns\"",
+           "guests.socket_directories = [\"run/fc\"]",
+           "guests.socket_directories = [\"/run/../fc\"]",
            "api.listen = \"unix:run/api.sock\"",
            "api.listen = \"unix:/run/\"",
            "api.admin_uids = [-1]",

@@ -55,6 +55,77 @@ TEST(ForwardPolicy, OnlyTcpIsSupported) {
   }
 }
 
+ForwardSpec spec_for(Target target) {
+  ForwardSpec spec;
+  spec.target = std::move(target);
+  return spec;
+}
+
+const std::vector<std::string> kSocketDirectories = {"/run/fc", "/srv/sockets/"};
+
+ForwardLimits admin_with_sockets() {
+  ForwardLimits limits = kAdmin;
+  limits.socket_directories = kSocketDirectories;
+  return limits;
+}
+
+TEST(ForwardPolicy, AnAdminMayForwardToASocketBelowOneOfTheDirectories) {
+  for (const char* path :
+       {"/run/fc/v.sock", "/run/fc/vm-1/v.sock", "/srv/sockets/x", "/run/fc/...", "/run/fc/a b"})
+    EXPECT_TRUE(check_forward(spec_for({.kind = TargetKind::kUnix, .socket = path}), admin_with_sockets()))
+        << path;
+  for (const std::uint32_t port : {1U, 22U, 3000U, 4294967294U}) {
+    EXPECT_TRUE(check_forward(
+        spec_for({.kind = TargetKind::kFirecrackerVsock, .socket = "/run/fc/v.sock", .port = port}),
+        admin_with_sockets()))
+        << port;
+  }
+}
+
+TEST(ForwardPolicy, ATenantMayNotForwardToASocket) {
+  ForwardLimits limits = kTenant;
+  limits.socket_directories = kSocketDirectories;
+  expect_refused(check_forward(spec_for({.kind = TargetKind::kUnix, .socket = "/run/fc/v.sock"}), limits),
+                 ErrorCode::kForbidden, "target");
+}
+
+TEST(ForwardPolicy, ASocketsPathIsAbsoluteWrittenInFullAndShort) {
+  for (const std::string& path :
+       {std::string(), std::string("run/fc/v.sock"), std::string("/run/fc/../v.sock"),
+        std::string("/run/fc/.."), std::string("/run/fc/./v.sock"), std::string("/run/fc//v.sock"),
+        std::string("/run/fc/v.sock/"), std::string("/"), std::string("/run/fc/a\nb"),
+        std::string("/run/fc/a\0b", 11), "/run/fc/" + std::string(100, 'x')}) {
+    expect_refused(check_forward(spec_for({.kind = TargetKind::kUnix, .socket = path}), admin_with_sockets()),
+                   ErrorCode::kInvalidRequest, "target.socket");
+  }
+  EXPECT_TRUE(check_target({.kind = TargetKind::kUnix, .socket = "/run/fc/" + std::string(99, 'x')}));
+}
+
+TEST(ForwardPolicy, ASocketOutsideOfTheDirectoriesIsRefused) {
+  for (const char* path : {"/run/fc", "/run/fcx/v.sock", "/run/v.sock", "/srv/sockets"}) {
+    expect_refused(check_forward(spec_for({.kind = TargetKind::kUnix, .socket = path}), admin_with_sockets()),
+                   ErrorCode::kInvalidRequest, "target.socket");
+  }
+  const auto refused = check_forward(spec_for({.kind = TargetKind::kUnix, .socket = "/run/fc/x"}), kAdmin);
+  expect_refused(refused, ErrorCode::kInvalidRequest, "target.socket");
+  EXPECT_NE(refused.error().detail.find("guests.socket_directories is empty"), std::string::npos);
+}
+
+TEST(ForwardPolicy, AVsockHasAPort) {
+  for (const std::uint32_t port : {0U, 4294967295U}) {
+    expect_refused(check_target({.kind = TargetKind::kFirecrackerVsock, .socket = "/run/fc/x", .port = port}),
+                   ErrorCode::kInvalidPort, "target.port");
+  }
+}
+
+TEST(ForwardPolicy, ASocketShowsNoClientAddress) {
+  ForwardSpec spec = spec_for({.kind = TargetKind::kUnix, .socket = "/run/fc/x"});
+  spec.source_mode = SourceMode::kTransparent;
+  expect_refused(check_forward(spec, admin_with_sockets()), ErrorCode::kInvalidRequest, "source_mode");
+  spec.source_mode = SourceMode::kProxyV2;
+  EXPECT_TRUE(check_forward(spec, admin_with_sockets()));
+}
+
 TEST(ForwardPolicy, TheQuotaIsTheProfilesAndTheErrorSaysHowMuchIsUsed) {
   ForwardLimits limits = kTenant;
   limits.profile.max_forwarded_ports = 5;

@@ -44,6 +44,9 @@ using testing::SizeIs;
 
 // Turns a store into one left by a Portway with six of the scripts.
 constexpr const char* kBackToVersion6 = R"sql(
+  ALTER TABLE forwards DROP COLUMN target_kind;
+  ALTER TABLE forwards DROP COLUMN target_socket;
+  ALTER TABLE forwards DROP COLUMN target_port;
   DROP INDEX idempotent_answers_by_scope;
   DROP INDEX idempotent_answers_by_age;
   ALTER TABLE idempotent_answers DROP COLUMN running_ms;
@@ -124,6 +127,7 @@ void expect_equal(const Forward& a, const Forward& b) {
   EXPECT_EQ(a.limits, b.limits);
   EXPECT_EQ(a.admin_limits, b.admin_limits);
   EXPECT_EQ(a.label, b.label);
+  EXPECT_EQ(a.target, b.target);
   EXPECT_EQ(a.created_at, b.created_at);
 }
 
@@ -243,6 +247,58 @@ TEST_F(StoreTest, GivesBackEveryFieldAfterARestart) {
   ASSERT_THAT(forwards, SizeIs(1));
   expect_equal(forwards[0], forward);
   EXPECT_THAT(store->load_api_keys().value(), ElementsAre(key));
+}
+
+TEST_F(StoreTest, KeepsWhereAForwardLeads) {
+  const Instance instance = make_instance("vm-1");
+  Forward vsock = make_forward(instance, 20000);
+  vsock.guest_port = 0;
+  vsock.target = {.kind = TargetKind::kFirecrackerVsock, .socket = "/run/fc/v.sock", .port = kVsockPortMax};
+  Forward socket = make_forward(instance, 20001);
+  socket.guest_port = 0;
+  socket.target = {.kind = TargetKind::kUnix, .socket = "/run/fc/" + std::string(99, 'x')};
+  {
+    const auto store = open_store();
+    EXPECT_TRUE(store->put_instance(instance));
+    EXPECT_TRUE(store->add_forwards(std::array{vsock, socket}));
+  }
+  const auto forwards = open_store()->load_forwards().value();
+  ASSERT_THAT(forwards, SizeIs(2));
+  expect_equal(forwards[0], vsock);
+  expect_equal(forwards[1], socket);
+}
+
+TEST_F(StoreTest, AForwardFromBeforeThereWereSocketsLeadsToItsGuestPort) {
+  const Instance instance = make_instance("vm-1");
+  const Forward forward = make_forward(instance, 20000);
+  {
+    const auto store = open_store();
+    EXPECT_TRUE(store->put_instance(instance));
+    EXPECT_TRUE(store->add_forward(forward));
+  }
+  edit(kBackToVersion6);
+  const auto forwards = open_store()->load_forwards().value();
+  ASSERT_THAT(forwards, SizeIs(1));
+  expect_equal(forwards[0], forward);
+}
+
+TEST_F(StoreTest, RefusesATargetThatNoRequestCouldHaveMade) {
+  const Instance instance = make_instance("vm-1");
+  {
+    const auto store = open_store();
+    EXPECT_TRUE(store->put_instance(instance));
+    EXPECT_TRUE(store->add_forward(make_forward(instance, 20000)));
+  }
+  for (const char* wrong :
+       {"target_kind = 'pipe'", "target_kind = 'unix', target_socket = 'x'",
+        "target_kind = 'unix', target_socket = '/run/../etc/x'",
+        "target_kind = 'firecracker_vsock', target_socket = '/run/x', target_port = 0",
+        "target_kind = 'firecracker_vsock', target_socket = '/run/x', target_port = 4294967296",
+        "target_kind = 'tcp', guest_port = 0"}) {
+    edit("UPDATE forwards SET target_kind = 'tcp', target_socket = '', target_port = 0, guest_port = 3000");
+    edit(std::string("UPDATE forwards SET ") + wrong);
+    EXPECT_FALSE(open_store()->load_forwards()) << wrong;
+  }
 }
 
 // What an earlier version did not store is absent, not zero: zero is a valid count.

@@ -108,6 +108,7 @@ class SimIo : public Io {
   int accept(int listener) override;
   int socket(int family) override;
   int connect(int fd, const Endpoint& to) override;
+  int connect(int, const SocketTarget&) override { return -EAFNOSUPPORT; }
   int socket_error(int fd) override;
   std::unique_ptr<PortProbe> probe(const SynProbeTarget& target, int& error) override;
   int set_option(int fd, int level, int option, int value) override;
