@@ -37,14 +37,17 @@ struct Parameter {
   Kind kind = Kind::kText;
   std::string_view value = "TEXT";  // the placeholder of the value in the help
   Place place = Place::kLocal;
-  std::string_view field = {};        // its name in the body, the query or the header
+  // Its name in the body, the query or the header; "target.kind" in an object of the body.
+  std::string_view field = {};
   char letter = 0;                    // "-o"
-  bool required = false;              // positional parameters always are
+  bool required = false;              // positional parameters are, but for the next line
+  std::string_view unless = {};       // the option with which the last positional one is left out
   bool repeatable = false;            // in a body: a list
   std::string_view fallback = {};     // the default value
   std::string_view environment = {};  // the variable that can replace it
   std::vector<std::string_view> choices = {};
 
+  bool optional() const { return !unless.empty(); }
   bool positional() const { return !name.starts_with('-'); }
 };
 

@@ -55,7 +55,9 @@ std::string option_entry(const Parameter& option) {
 std::string command_entry(const Command& command) {
   std::string out = ".SS \"portway " + command.full_name();
   for (const Parameter& parameter : command.parameters) {
-    if (parameter.positional()) out += " " + std::string(parameter.name);
+    if (!parameter.positional()) continue;
+    const std::string name(parameter.name);
+    out += parameter.optional() ? " [" + name + "]" : " " + name;
   }
   out += "\"\n" + line(command.summary);
   for (const Parameter& parameter : command.parameters) {

@@ -34,6 +34,15 @@ json::value body_value(const Parameter& parameter, const Arguments& arguments) {
   return json::string(arguments.text(parameter.name));
 }
 
+/// The member of the body, or of an object in it: "target.kind".
+json::value& member(json::object& body, std::string_view field) {
+  const std::size_t dot = field.find('.');
+  if (dot == std::string_view::npos) return body[field];
+  json::value& inner = body[field.substr(0, dot)];
+  if (!inner.is_object()) inner.emplace_object();
+  return inner.get_object()[field.substr(dot + 1)];
+}
+
 /// The parameter that a value of Place::kBodyNull names.
 const Parameter& parameter_of(const Command& command, std::string_view name) {
   const auto found = std::ranges::find_if(command.parameters, [&](const Parameter& each) {
@@ -47,6 +56,11 @@ const Parameter& parameter_of(const Command& command, std::string_view name) {
 std::optional<Failure> why_not(const Command& command, const Arguments& arguments) {
   bool changes = false;
   for (const Parameter& parameter : command.parameters) {
+    if (parameter.optional() && !arguments.has(parameter.name) && !arguments.has(parameter.unless)) {
+      return Failure{Exit::kUsage,
+                     fmt::format("{} is required, unless {} is given.", parameter.name, parameter.unless),
+                     fmt::format("See portway {} --help.", command.full_name())};
+    }
     if (!arguments.has(parameter.name)) continue;
     changes = changes || parameter.place == Place::kBody || parameter.place == Place::kBodyNull;
     if (parameter.place != Place::kBodyNull) continue;
@@ -151,7 +165,7 @@ HttpRequest make_request(const Command& command, const Arguments& arguments, std
   for (const Parameter& parameter : command.parameters) {
     if (!arguments.has(parameter.name)) continue;
     if (parameter.place == Place::kQuery) add_query(parameter.field, arguments.text(parameter.name));
-    if (parameter.place == Place::kBody) body[parameter.field] = body_value(parameter, arguments);
+    if (parameter.place == Place::kBody) member(body, parameter.field) = body_value(parameter, arguments);
     if (parameter.place == Place::kBodyNull) {
       for (const std::string& name : arguments.all(parameter.name))
         body[parameter_of(command, name).field] = nullptr;

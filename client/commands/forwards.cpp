@@ -65,6 +65,28 @@ const std::array<Parameter, 6> kTraffic = {
         .place = Place::kBody,
         .field = "source_mode"}};
 
+/// What a forward leads to if it is no TCP port, in the body.
+const std::array<Parameter, 3> kTarget = {
+    Parameter{.name = "--target",
+              .help = "Lead to a Unix socket of the node, or to the guest's vsock through the socket of its "
+                      "Firecracker (admin).",
+              .value = "KIND",
+              .place = Place::kBody,
+              .field = "target.kind",
+              .choices = {"unix", "firecracker_vsock"}},
+    Parameter{.name = "--socket",
+              .help = "The socket's absolute path, below one of guests.socket_directories.",
+              .kind = Kind::kFile,
+              .value = "FILE",
+              .place = Place::kBody,
+              .field = "target.socket"},
+    Parameter{.name = "--vsock-port",
+              .help = "The port that the service in the guest listens on, with firecracker_vsock.",
+              .kind = Kind::kCount,
+              .value = "N",
+              .place = Place::kBody,
+              .field = "target.port"}};
+
 const Parameter kNoLimit{.name = "--no-limit",
                          .help = "Remove this limit; repeatable.",
                          .value = "LIMIT",
@@ -91,10 +113,12 @@ std::vector<Command> forward_commands() {
        .summary = "Forward a host port to a guest port and print the public host name and port.",
        .parameters = {kInstance,
                       {.name = "GUEST_PORT",
-                       .help = "The TCP port that the service in the guest listens on.",
+                       .help =
+                           "The TCP port that the service in the guest listens on; left out with --target.",
                        .kind = Kind::kPort,
                        .place = Place::kBody,
-                       .field = "guest_port"},
+                       .field = "guest_port",
+                       .unless = "--target"},
                       kLabel,
                       {.name = "--host-port",
                        .help = "Use this host port instead of a random one; not every key may choose.",
@@ -108,6 +132,9 @@ std::vector<Command> forward_commands() {
                       kTraffic[3],
                       kTraffic[4],
                       kTraffic[5],
+                      kTarget[0],
+                      kTarget[1],
+                      kTarget[2],
                       kIdempotencyKey},
        .method = "POST",
        .path = "/instances/{INSTANCE}/port-forwards",

@@ -58,6 +58,17 @@ TEST(Request, CreatesAForwardAsTheApiSpecifiesAndPrintsItsEndpoint) {
                                 R"("allowed_cidrs":["198.18.0.0/16","fd00::/8"]})"));
 }
 
+TEST(Request, CreatesAForwardToASocketWithoutAGuestPort) {
+  OneAnswer server(http_answer(201, R"({"port_forward":{"host_port":1},"hostname":"h"})"));
+  const ClientRun run = server.run({"forwards", "create", "vm-1", "--target", "firecracker_vsock", "--socket",
+                                    "/run/fc/v.sock", "--vsock-port", "3000"});
+  EXPECT_EQ(run.exit, 0) << run.err;
+  EXPECT_THAT(server.requests(),
+              ElementsAre(EndsWith(
+                  "\r\n\r\n"
+                  R"({"target":{"kind":"firecracker_vsock","socket":"/run/fc/v.sock","port":3000}})")));
+}
+
 TEST(Request, SendsOnlyWhatWasGiven) {
   OneAnswer server(http_answer(201, R"({"port_forward":{"host_port":1},"hostname":"h"})"));
   server.run({"forwards", "create", "vm-1", "3000"});
