@@ -4,6 +4,7 @@ see of each other's ends, whom a path can lead to, and what is left behind. On b
 import contextlib
 import hashlib
 import os
+import shutil
 import socket
 import struct
 import sys
@@ -144,6 +145,8 @@ class UnixTargets:
     @classmethod
     def tearDownClass(cls):
         cls.node.end()
+        shutil.rmtree(cls.directory)
+        shutil.rmtree(cls.others)
 
     def setUp(self):
         self.socket = f"{self.directory}/{self.id().rpartition('.')[2][:60]}"
@@ -630,6 +633,7 @@ class Restart(unittest.TestCase):
 
     def test_it_is_served_again_or_fails_with_the_reason(self):
         directory = tempfile.mkdtemp(prefix="portway-sockets-")
+        self.addCleanup(shutil.rmtree, directory)
         path = f"{directory}/a.sock"
 
         def config(*directories):
