@@ -20,6 +20,7 @@
 #include <utility>
 
 #include "base/fd.h"
+#include "base/passed_descriptors.h"
 #include "network/ephemeral_ports.h"
 #include "proxy/listen_socket.h"
 
@@ -91,8 +92,10 @@ int KernelIo::accept(int listener) {
 }
 
 int KernelIo::socket(int family) {
-  return result_of(
-      ::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, family == AF_UNIX ? 0 : IPPROTO_TCP));
+  const int protocol = family == AF_UNIX ? 0 : IPPROTO_TCP;
+  const int fd = result_of(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol));
+  if (fd >= 0 && family == AF_UNIX) refuse_descriptors(fd);
+  return fd;
 }
 
 int KernelIo::connect(int fd, const Endpoint& to) {

@@ -11,6 +11,8 @@
 #include <cstring>
 #include <utility>
 
+#include "base/passed_descriptors.h"
+
 namespace portway {
 namespace {
 
@@ -45,7 +47,9 @@ sockaddr_un address_of(const std::string& path) {
 }
 
 Fd make_socket() {
-  return Fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  Fd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (socket) refuse_descriptors(socket.get());
+  return socket;
 }
 
 /// Removes what a dead daemon has left; an errno if the path cannot be used.
