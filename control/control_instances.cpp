@@ -154,13 +154,20 @@ Result<void> Control::check_tap_is_free(const Instance& asked) const {
 }
 
 /// Two guests with one address behind one device would get each other's clients. Behind two devices they may
-/// have the same address: each connection is bound to its device.
+/// have the same address: each connection is bound to its device. The node's routes may lead to any of them.
+/// Names do not show what is one device: an interface may have had another one when its session began.
 Result<void> Control::check_addresses_are_free(const Instance& asked) const {
   const std::vector<IpAddress> wanted = guest_addresses(asked);
   for (const Instance* other : registry_.instances()) {
     if (other->id == asked.id || other->state != InstanceState::kRunning) continue;
     if (asked.device.empty() && other->device.empty()) continue;  // each has a tap of its own
-    if (device_of(*other) != device_of(asked)) continue;
+    const bool routed = asked.device == kByRoute || other->device == kByRoute;
+    const auto index_of = [this](const Instance& each) {
+      return each.device.empty() ? watch_.interface_of(each) : watch_.device_index(each);
+    };
+    const bool one_device = device_of(*other) == device_of(asked) ||
+                            (index_of(asked) != 0 && index_of(asked) == index_of(*other));
+    if (!routed && !one_device) continue;
     for (const IpAddress& taken : guest_addresses(*other)) {
       if (std::ranges::find(wanted, taken) == wanted.end()) continue;
       return Error{

@@ -473,7 +473,10 @@ TEST(Control, AGuestAddressIsUniqueBehindItsDeviceAndNotOnTheNode) {
   const Response refused = put("vm-2", "none", R"("fd00:19::2")");
   EXPECT_EQ(refused.status, 409U) << "the second one counts, too";
   EXPECT_EQ(Node::code(refused), "guest_address_in_use");
-  EXPECT_EQ(put("vm-2", "tap-vm-2", R"("198.19.0.2")").status, 201U) << "behind its own tap";
+  EXPECT_EQ(put("vm-2", "tap-vm-2", R"("198.19.0.2")").status, 409U) << "the routes may lead to its tap";
+  EXPECT_EQ(put("vm-2", "tap-vm-2", R"("198.19.0.4")").status, 201U);
+  EXPECT_EQ(put("vm-4", "none", R"("198.19.0.4")").status, 409U) << "the other way round";
+  EXPECT_EQ(put("vm-4", "tap-vm-4", R"("198.19.0.4")").status, 201U) << "behind its own tap";
   EXPECT_EQ(put("vm-3", "none", R"("198.19.0.3")").status, 201U);
   EXPECT_EQ(put("vm-3", "none", R"("198.19.0.2")").status, 409U) << "another address is another session";
   node.call("POST", "/instances/vm-1/stop");

@@ -170,6 +170,9 @@ TEST_P(TopologiesTest, GuestsWithOneAddressBehindTwoTapsAreToldApart) {
   ASSERT_EQ(put("vm-b", "198.19.2.2", "tap-b").status, 201) << "an address is unique behind its device";
   const CreatedForward to_a = daemon_->create_forward("vm-a", kNamePort);
   const CreatedForward to_b = daemon_->create_forward("vm-b", kNamePort);
+  host().ip("link set tap-b name tap-c");
+  EXPECT_EQ(put("vm-c", "198.19.2.2", "tap0", "tap-c").status, 409) << "whatever its device is called now";
+  EXPECT_EQ(put("vm-c", "198.19.2.2", "tap0", "none").status, 409) << "the routes lead to a";
   for (int i = 0; i < 5; ++i) {
     EXPECT_EQ(ask(to_a), "a 198.18.0.2");
     EXPECT_EQ(ask(to_b), "b 198.18.0.2");
