@@ -164,6 +164,12 @@ Result<ForwardStatus> Control::update_forward(const Principal& caller, std::stri
     }
   }
   if (change.source_mode) {
+    if (!forward.target.is_tcp() && caller.role != Role::kAdmin) {
+      return Error{ErrorCode::kForbidden,
+                   "Only an admin may change the source_mode of a forward to a socket of the node, whose "
+                   "service may rely on it; ask the operator.",
+                   "source_mode"};
+    }
     if (auto fits = check_target_mode(forward.target, *change.source_mode); !fits) return fits.error();
     if (auto checked = source_paths_.check_mode(*registry_.find_instance(instance_id), *change.source_mode);
         !checked)

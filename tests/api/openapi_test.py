@@ -387,6 +387,12 @@ class OpenApi(unittest.TestCase):
             self.ask("GET", path + "/{forward_id}/check", forward_id=made["id"], status=200)
             refused = self.ask("POST", path + "/{forward_id}/capture", forward_id=made["id"], status=422)
             self.assertEqual(refused.json()["field"], "target")
+            # Its service may believe the header that an admin asked for.
+            self.ask("PATCH", path + "/{forward_id}", {"source_mode": "proxy_v2"}, forward_id=made["id"], status=200)
+            refused = self.ask("PATCH", path + "/{forward_id}", {"source_mode": "plain"}, forward_id=made["id"], key=self.tenant,
+                               status=403, code="forbidden")
+            self.assertEqual(refused.json()["field"], "source_mode")
+            self.ask("PATCH", path + "/{forward_id}", {"label": "x"}, forward_id=made["id"], key=self.tenant, status=200)
             self.ask("DELETE", path + "/{forward_id}", forward_id=made["id"], status=204)
 
     def refused_forwards(self):
