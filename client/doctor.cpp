@@ -42,7 +42,9 @@ void ask_daemon(const HttpClient& client, ApiFacts& api) {
   if (list == nullptr || !list->is_array()) return;
   for (const json::value& item : list->get_array()) {
     if (!item.is_object() || text_of(item.get_object(), "state") != "running") continue;
-    api.running.push_back({text_of(item.get_object(), "id"), text_of(item.get_object(), "tap")});
+    const json::object& instance = item.get_object();
+    api.running.push_back({text_of(instance, "id"), text_of(instance, "tap"), text_of(instance, "device"),
+                           text_of(instance, "guest_address")});
   }
 }
 

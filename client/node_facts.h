@@ -43,6 +43,8 @@ struct Subject {
 struct TapUser {
   std::string instance;
   std::string tap;
+  std::string device = {};   // what leads to the guest, if not the tap
+  std::string address = {};  // the guest's first one
 };
 
 /// What the daemon reported.

@@ -196,11 +196,18 @@ Finding check_taps(const NodeFacts& node) {
 /// 0 is off. 1 (strict) drops packets that arrive on another device than the route back to their source. 2
 /// (loose) accepts packets whose source any route leads to. The larger of the two values applies
 /// (Documentation/networking/ip-sysctl.rst).
+/// Strict filtering lets an address in by one interface only, the one that the route to it names.
+bool has_its_address_alone(const NodeFacts& node, const TapUser& user) {
+  return user.address.empty() || std::ranges::count(node.api.running, user.address, &TapUser::address) <= 1;
+}
+
 Finding check_rp_filter(const NodeFacts& node) {
   if (node.api.down || node.api.refused) return {Grade::kSkip, "The API did not list the instances."};
   const std::int64_t all = node.sysctl("net.ipv4.conf.all.rp_filter").value_or(0);
   std::vector<std::string> open;
   for (const TapUser& user : node.api.running) {
+    // Packets of a guest behind another device do not come in by its tap.
+    if (!user.device.empty() || !has_its_address_alone(node, user)) continue;
     // Not sysctl(): a device's name may contain dots.
     const auto own = node.number("proc/sys/net/ipv4/conf/" + user.tap + "/rp_filter");
     if (own && std::max(*own, all) != 1) open.push_back(user.tap);

@@ -381,6 +381,21 @@ TEST_F(Doctor, WarnsIfAGuestCanUseAnothersAddress) {
   expect("rp-filter", Grade::kOk, "");
 }
 
+// Strict filtering on both taps of guests with one address cuts one of them off.
+TEST_F(Doctor, AsksForNoStrictFilteringThatWouldCutAGuestOff) {
+  sysctl("net/ipv4/conf/all/rp_filter", "0");
+  for (const char* tap : {"tap2", "tap3"}) {
+    links_[tap] = LinkState::kCarrier;
+    sysctl("net/ipv4/conf/" + std::string(tap) + "/rp_filter", "0");
+  }
+  node_.api.running = {{"vm-2", "tap2", "", "198.19.0.2"}, {"vm-3", "tap3", "", "198.19.0.2"}};
+  expect("rp-filter", Grade::kOk, "");
+  node_.api.running = {{"vm-2", "tap2", "br0", "198.19.0.2"}};
+  expect("rp-filter", Grade::kOk, "");
+  node_.api.running = {{"vm-2", "tap2", "", "198.19.0.2"}, {"vm-3", "tap3", "", "198.19.0.3"}};
+  expect("rp-filter", Grade::kWarn, "tap2, tap3", "net/ipv4/conf/tap2/rp_filter=1");
+}
+
 TEST_F(Doctor, ChecksTheDaemonIfOneRunsAndItselfOtherwise) {
   directory_.write("proc/self/status",
                    "Name:\tportway\nUid:\t1000\t1000\t1000\t1000\nGid:\t100\t100\t100\t100\n"
