@@ -6,6 +6,7 @@
 
 #include <boost/json.hpp>
 #include <chrono>
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <vector>
@@ -97,6 +98,18 @@ class TopologiesTest : public testing::TestWithParam<std::string> {
   }
   std::string instance(const std::string& id) { return daemon_->api("GET", "/instances/" + id).body; }
 
+  /// Each guest's tap gets the node's address, and a route to the address that all of the guests have.
+  void route_to_each(const std::string& address, const std::string& node_address,
+                     std::initializer_list<const Guest*> guests) {
+    int metric = 100;
+    for (const Guest* guest : guests) {
+      const std::string tap = "tap-" + guest->name();
+      host().ip("address add " + node_address + "/32 dev " + tap);
+      host().ip("route add " + address + " dev " + tap + " metric " + std::to_string(metric++));
+      guest->network().ip("route add default via " + node_address);
+    }
+  }
+
   std::unique_ptr<GuestNetwork> network_;
   std::unique_ptr<Daemon> daemon_;
 };
@@ -160,12 +173,7 @@ TEST_P(TopologiesTest, GuestsBehindABridgeAreReachedThroughIt) {
 TEST_P(TopologiesTest, GuestsWithOneAddressBehindTwoTapsAreToldApart) {
   const Guest a(host(), "a", "tap-a", "198.19.2.2");
   const Guest b(host(), "b", "tap-b", "198.19.2.2");
-  for (const Guest* guest : {&a, &b}) {
-    host().ip("address add 198.19.2.1/32 dev tap-" + guest->name());
-    guest->network().ip("route add default via 198.19.2.1");
-  }
-  host().ip("route add 198.19.2.2 dev tap-a");
-  host().ip("route add 198.19.2.2 dev tap-b metric 100");
+  route_to_each("198.19.2.2", "198.19.2.1", {&a, &b});
   ASSERT_EQ(put("vm-a", "198.19.2.2", "tap-a").status, 201);
   ASSERT_EQ(put("vm-b", "198.19.2.2", "tap-b").status, 201) << "an address is unique behind its device";
   const CreatedForward to_a = daemon_->create_forward("vm-a", kNamePort);
@@ -183,12 +191,7 @@ TEST_P(TopologiesTest, GuestsWithOneAddressBehindTwoTapsAreToldApart) {
 TEST_P(TopologiesTest, GuestsMayHaveALinkLocalAddressBehindTheirTaps) {
   const Guest a(host(), "a", "tap-a", "169.254.0.21");
   const Guest b(host(), "b", "tap-b", "169.254.0.21");
-  for (const Guest* guest : {&a, &b}) {
-    host().ip("address add 169.254.0.22/32 dev tap-" + guest->name());
-    guest->network().ip("route add default via 169.254.0.22");
-  }
-  host().ip("route add 169.254.0.21 dev tap-a");
-  host().ip("route add 169.254.0.21 dev tap-b metric 100");
+  route_to_each("169.254.0.21", "169.254.0.22", {&a, &b});
   ASSERT_EQ(put("vm-a", "169.254.0.21", "tap-a").status, 201);
   ASSERT_EQ(put("vm-b", "169.254.0.21", "tap-b").status, 201);
   EXPECT_EQ(ask(daemon_->create_forward("vm-a", kNamePort)), "a 198.18.0.2");
