@@ -7,7 +7,7 @@
 #include <cerrno>
 #include <cstring>
 
-#include "base/passed_descriptors.h"
+#include "base/unix_socket.h"
 #include "network/vsock_handshake.h"
 
 namespace portway {
@@ -72,8 +72,7 @@ CheckStep vsock_step(const SocketTarget& target, int error, std::chrono::millise
 }  // namespace
 
 bool SocketCheck::poll(bool over) {
-  if (!fd_) fd_.reset(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  if (fd_) refuse_descriptors(fd_.get());
+  if (!fd_) fd_ = make_unix_socket();
   if (!fd_) {
     error_ = errno;
     return true;

@@ -20,7 +20,7 @@
 #include <utility>
 
 #include "base/fd.h"
-#include "base/passed_descriptors.h"
+#include "base/unix_socket.h"
 #include "network/ephemeral_ports.h"
 #include "proxy/listen_socket.h"
 
@@ -92,10 +92,8 @@ int KernelIo::accept(int listener) {
 }
 
 int KernelIo::socket(int family) {
-  const int protocol = family == AF_UNIX ? 0 : IPPROTO_TCP;
-  const int fd = result_of(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol));
-  if (fd >= 0 && family == AF_UNIX) refuse_descriptors(fd);
-  return fd;
+  if (family == AF_UNIX) return result_of(make_unix_socket().release());
+  return result_of(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP));
 }
 
 int KernelIo::connect(int fd, const Endpoint& to) {

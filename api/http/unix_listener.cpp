@@ -11,7 +11,7 @@
 #include <cstring>
 #include <utility>
 
-#include "base/passed_descriptors.h"
+#include "base/unix_socket.h"
 
 namespace portway {
 namespace {
@@ -46,18 +46,12 @@ sockaddr_un address_of(const std::string& path) {
   return address;
 }
 
-Fd make_socket() {
-  Fd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  if (socket) refuse_descriptors(socket.get());
-  return socket;
-}
-
 /// Removes what a dead daemon has left; an errno if the path cannot be used.
 int clear_path(const std::string& path) {
   struct stat status {};
   if (::lstat(path.c_str(), &status) < 0) return errno == ENOENT ? 0 : errno;
   if (!S_ISSOCK(status.st_mode)) return ENOTSOCK;
-  const Fd probe = make_socket();
+  const Fd probe = make_unix_socket();
   const sockaddr_un address = address_of(path);
   if (!probe) return errno;
   // Only a refusal says that nobody listens; a full backlog (EAGAIN) is somebody's.
@@ -73,7 +67,7 @@ int clear_path(const std::string& path) {
 Result<UnixListener> UnixListener::open(const UnixPath& where) {
   const std::string& path = where.path;
   if (const int error = clear_path(path)) return cannot_listen(path, error);
-  Fd socket = make_socket();
+  Fd socket = make_unix_socket();
   if (!socket) return cannot_listen(path, errno);
   // The file gets the socket's mode less the umask: it must never be wider than intended.
   ::fchmod(socket.get(), kMode);
