@@ -4,12 +4,10 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <linux/nsfs.h>
-#include <linux/openat2.h>
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,6 +21,8 @@
 #include <mutex>
 #include <optional>
 #include <utility>
+
+#include "network/open_beneath.h"
 
 #ifndef SO_NETNS_COOKIE
 #define SO_NETNS_COOKIE 71
@@ -169,15 +169,9 @@ Result<Place> find_place(std::string_view path, std::span<const std::string> dir
       in_quotes(path), directories.empty() ? "none" : fmt::format("{}", fmt::join(directories, ", "))));
 }
 
-/// Never outside of the directory, through no link. O_NONBLOCK: a FIFO without a writer.
+/// O_NONBLOCK: a FIFO without a writer.
 Result<Fd> open_within(const Place& place, const std::string& what) {
-  const Fd directory(::open(place.directory.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-  if (!directory) return not_opened(what, errno);
-  open_how how{};
-  how.flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
-  // A namespace is a mount point, which RESOLVE_NO_XDEV would refuse.
-  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
-  Fd opened(static_cast<int>(::syscall(SYS_openat2, directory.get(), place.rest.c_str(), &how, sizeof how)));
+  Fd opened = open_beneath(place.directory, place.rest, O_RDONLY | O_NONBLOCK | O_NOCTTY);
   if (!opened) return not_opened(what, errno);
   return opened;
 }

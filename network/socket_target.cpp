@@ -2,10 +2,8 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <linux/openat2.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -13,6 +11,7 @@
 #include <string_view>
 
 #include "base/fd.h"
+#include "network/open_beneath.h"
 
 namespace portway {
 
@@ -34,13 +33,8 @@ SocketTarget socket_target(const Target& target, std::span<const std::string> di
 }
 
 int connect_to(int fd, const SocketTarget& target) {
-  const Fd directory(::open(target.directory.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-  if (!directory) return -errno;
-  open_how how{};
-  how.flags = O_PATH | O_CLOEXEC;  // opens no device and waits for no FIFO
-  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS;
-  const Fd file(
-      static_cast<int>(::syscall(SYS_openat2, directory.get(), target.name.c_str(), &how, sizeof how)));
+  // O_PATH opens no device and waits for no FIFO.
+  const Fd file = open_beneath(target.directory, target.name, O_PATH);
   if (!file) return -errno;
   struct stat status {};
   if (::fstat(file.get(), &status) != 0) return -errno;
