@@ -24,6 +24,7 @@ namespace {
 constexpr int kReceiveBuffer = 1024 * 1024;  // bursts of a thousand taps; ENOBUFS reports an overflow
 constexpr int kFirstDumpTimeoutMs = 30'000;  // others may hold the kernel's lock on all links for long
 constexpr int kDumpStuckAfter = 10;          // calls of ask_again()
+constexpr int kIdGroup = RTNLGRP_NSID;       // reports the ends of namespaces
 // The kernel answers within the call that sends; the time only bounds what cannot happen.
 constexpr timeval kIdTimeout{.tv_sec = 5, .tv_usec = 0};
 
@@ -68,6 +69,36 @@ NetnsId sender_of(msghdr& message) {
 Fd open_socket(int flags) {
   return Fd(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | flags, NETLINK_ROUTE));
 }
+
+/// RTM_GETLINK about the links of a namespace.
+class LinkRequest {
+ public:
+  LinkRequest(NetnsId netns, std::uint16_t flags) {
+    header_.nlmsg_len = NLMSG_LENGTH(sizeof body_);
+    header_.nlmsg_type = RTM_GETLINK;
+    header_.nlmsg_flags = static_cast<std::uint16_t>(NLM_F_REQUEST | flags);
+    body_.ifi_family = AF_UNSPEC;
+    if (netns != NetnsId::kNode) add(IFLA_TARGET_NETNSID, &netns, sizeof netns);
+  }
+
+  void set_sequence(std::uint32_t sequence) { header_.nlmsg_seq = sequence; }
+  /// About the one with this name, which is shorter than IFNAMSIZ.
+  void set_name(std::string_view name) { add(IFLA_IFNAME, std::string(name).c_str(), name.size() + 1); }
+  std::size_t size() const { return header_.nlmsg_len; }
+
+ private:
+  void add(std::uint16_t type, const void* value, std::size_t size) {
+    char* const end = attributes_.data() + header_.nlmsg_len - NLMSG_LENGTH(sizeof body_);
+    const rtattr attribute{static_cast<std::uint16_t>(RTA_LENGTH(size)), type};
+    std::memcpy(end, &attribute, sizeof attribute);
+    std::memcpy(end + RTA_LENGTH(0), value, size);
+    header_.nlmsg_len += RTA_SPACE(size);
+  }
+
+  nlmsghdr header_{};
+  ifinfomsg body_{};
+  std::array<char, RTA_SPACE(sizeof(NetnsId)) + RTA_SPACE(IFNAMSIZ)> attributes_{};
+};
 
 /// The kind of a link's master, which the kernel reports if the link has one.
 std::string master_kind_of(const rtattr& link_info) {
@@ -144,7 +175,7 @@ Result<NetnsId> LinkMonitor::add_namespace(int netns_fd) {
     if (!known->second.id_given) return id;
     on_gone(*id);  // an earlier namespace had it
   }
-  if (auto heard = hear_others(true); !heard) return heard.error();
+  if (auto heard = hear_others(); !heard) return heard.error();
   namespaces_.try_emplace(*id);
   if (auto listed = read_first_dump(*id); !listed) {
     remove_namespace(*id);
@@ -156,23 +187,31 @@ Result<NetnsId> LinkMonitor::add_namespace(int netns_fd) {
 void LinkMonitor::remove_namespace(NetnsId netns) {
   if (netns == NetnsId::kNode || namespaces_.erase(netns) == 0) return;
   wanted_.erase(netns);
-  if (namespaces_.size() == 1) (void)hear_others(false);
+  if (namespaces_.size() == 1) hear_no_others();
 }
 
 /// Only while there are others to watch: a node may have thousands of containers.
-Result<void> LinkMonitor::hear_others(bool on) {
-  if (on == hears_others_) return {};
-  const int value = on ? 1 : 0;
-  constexpr int kIds = RTNLGRP_NSID;  // reports the ends of namespaces
-  if (::setsockopt(socket_.get(), SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, &value, sizeof value) != 0) {
-    return not_added("NETLINK_LISTEN_ALL_NSID", errno);
-  }
-  if (::setsockopt(socket_.get(), SOL_NETLINK, on ? NETLINK_ADD_MEMBERSHIP : NETLINK_DROP_MEMBERSHIP, &kIds,
-                   sizeof kIds) != 0) {
+Result<void> LinkMonitor::hear_others() {
+  if (hears_others_) return {};
+  constexpr int kOn = 1;
+  if (::setsockopt(socket_.get(), SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &kIdGroup, sizeof kIdGroup) != 0) {
     return not_added("RTNLGRP_NSID", errno);
   }
-  hears_others_ = on;
+  hears_others_ = true;
+  if (::setsockopt(socket_.get(), SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, &kOn, sizeof kOn) != 0) {
+    const int error = errno;
+    hear_no_others();
+    return not_added("NETLINK_LISTEN_ALL_NSID", error);
+  }
   return {};
+}
+
+/// Both, whatever the kernel answers: hear_others() sets both again.
+void LinkMonitor::hear_no_others() {
+  constexpr int kOff = 0;
+  ::setsockopt(socket_.get(), SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, &kOff, sizeof kOff);
+  ::setsockopt(socket_.get(), SOL_NETLINK, NETLINK_DROP_MEMBERSHIP, &kIdGroup, sizeof kIdGroup);
+  hears_others_ = false;
 }
 
 LinkMonitor::IdAnswer LinkMonitor::ask_for_id(std::uint16_t type, std::uint16_t attribute,
@@ -247,7 +286,7 @@ void LinkMonitor::on_namespace_id(const nlmsghdr& header) {
 void LinkMonitor::on_gone(NetnsId netns) {
   const auto gone = namespaces_.extract(netns);
   wanted_.erase(netns);
-  if (namespaces_.size() == 1) (void)hear_others(false);
+  if (namespaces_.size() == 1) hear_no_others();
   if (!gone.mapped().telling) return;  // add_namespace() will
   for (const auto& [index, known] : gone.mapped().links) on_change_(known.link, true);
   if (on_namespace_gone_) on_namespace_gone_(netns);
@@ -256,25 +295,12 @@ void LinkMonitor::on_gone(NetnsId netns) {
 // --- Requests for links.
 
 Result<void> LinkMonitor::request_dump(NetnsId netns) {
-  struct {
-    nlmsghdr header;
-    ifinfomsg body;
-    rtattr attribute;
-    NetnsId netns;
-  } request{};
-  // The last attribute is left out for the node's own.
-  const std::size_t left_out = netns == NetnsId::kNode ? RTA_SPACE(sizeof netns) : 0;
-  request.header.nlmsg_len = static_cast<std::uint32_t>(sizeof request - left_out);
-  request.header.nlmsg_type = RTM_GETLINK;
-  request.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
-  request.header.nlmsg_seq = ++dump_;
-  request.body.ifi_family = AF_UNSPEC;
-  request.attribute = {RTA_LENGTH(sizeof netns), IFLA_TARGET_NETNSID};
-  request.netns = netns;
+  LinkRequest request(netns, NLM_F_DUMP);
+  request.set_sequence(++dump_);
   dumping_ = dump_again_ = false;
   dump_of_ = netns;
   wanted_.insert(netns);
-  if (send_to_kernel(socket_, &request, request.header.nlmsg_len) < 0) return refused("dump", errno);
+  if (send_to_kernel(socket_, &request, request.size()) < 0) return refused("dump", errno);
   dumping_ = true;
   wanted_.erase(netns);
   asked_again_ = 0;
@@ -291,27 +317,11 @@ void LinkMonitor::request_next_dump() {
 }
 
 void LinkMonitor::refresh(NetnsId netns, std::string_view name) {
-  struct {
-    nlmsghdr header;
-    ifinfomsg body;
-    rtattr name_attribute;
-    char name[IFNAMSIZ];
-    rtattr netns_attribute;
-    NetnsId netns;
-  } request{};
-  if (name.size() >= sizeof request.name) return;
-  // The last attribute is left out for the node's own.
-  const std::size_t left_out = netns == NetnsId::kNode ? RTA_SPACE(sizeof netns) : 0;
-  request.header.nlmsg_len = static_cast<std::uint32_t>(sizeof request - left_out);
-  request.header.nlmsg_type = RTM_GETLINK;
-  request.header.nlmsg_flags = NLM_F_REQUEST;
-  request.body.ifi_family = AF_UNSPEC;
-  request.name_attribute = {RTA_LENGTH(sizeof request.name), IFLA_IFNAME};
-  name.copy(request.name, name.size());
-  request.netns_attribute = {RTA_LENGTH(sizeof netns), IFLA_TARGET_NETNSID};
-  request.netns = netns;
+  if (name.size() >= IFNAMSIZ) return;
+  LinkRequest request(netns, 0);
+  request.set_name(name);
   // The kernel answers before send(2) returns, after everything that it has reported so far.
-  (void)send_to_kernel(socket_, &request, request.header.nlmsg_len);
+  (void)send_to_kernel(socket_, &request, request.size());
   read();
 }
 

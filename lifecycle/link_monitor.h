@@ -134,7 +134,8 @@ class LinkMonitor {
         send_(std::move(send)) {}
 
   ssize_t send_to_kernel(const Fd& socket, const void* request, std::size_t size) const;
-  Result<void> hear_others(bool on);
+  Result<void> hear_others();
+  void hear_no_others();
   IdAnswer ask_for_id(std::uint16_t type, std::uint16_t attribute, std::int32_t value);
   Result<NetnsId> id_of(int netns_fd);
   bool is_gone(NetnsId netns);

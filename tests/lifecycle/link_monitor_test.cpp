@@ -4,17 +4,22 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <linux/capability.h>
+#include <linux/filter.h>
 #include <linux/net_namespace.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
+#include <linux/seccomp.h>
 #include <net/if.h>
 #include <poll.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cstddef>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -443,6 +448,41 @@ TEST_F(LinkMonitorTest, ANamespaceIsNotAddedWithoutTheCapabilities) {
     EXPECT_EQ(error->code, ErrorCode::kResourceExhausted);
     EXPECT_EQ(error->field, "netns");
     EXPECT_NE(error->detail.find("CAP_NET_ADMIN and CAP_NET_BROADCAST"), std::string::npos) << error->detail;
+  }
+}
+
+/// From now on the kernel refuses this netlink option to the calling thread.
+void refuse_netlink_option(unsigned option) {
+  sock_filter filter[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_setsockopt, 0, 5),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, args[1])),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SOL_NETLINK, 0, 3),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, args[2])),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, option, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOMEM),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const sock_fprog program{std::size(filter), filter};
+  ASSERT_EQ(::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+  ASSERT_EQ(::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program), 0);
+}
+
+// The socket went on hearing every container of the node if only one of the two options had been refused.
+TEST_F(LinkMonitorTest, ANamespaceThatCannotBeHeardLeavesNothingSwitchedOn) {
+  for (const unsigned option : {NETLINK_LISTEN_ALL_NSID, NETLINK_ADD_MEMBERSHIP}) {
+    start();
+    const Guest guest;
+    network_->run([&] {
+      refuse_netlink_option(option);
+      const auto added = monitor_->add_namespace(guest.fd());
+      ASSERT_FALSE(added) << option;
+      EXPECT_NE(added.error().detail.find("memory"), std::string::npos) << added.error().detail;
+    });
+    guest.ip("link add other type veth peer name peer");
+    pollfd readable{.fd = monitor_->descriptor(), .events = POLLIN, .revents = 0};
+    EXPECT_EQ(::poll(&readable, 1, 0), 0) << option << ": the message of the new link is there";
+    EXPECT_TRUE(monitor_->find(add(guest, "a"), "other")) << option;
   }
 }
 
