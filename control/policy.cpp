@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <array>
 
-#include "network/socket_target.h"
+#include "network/open_beneath.h"
 
 namespace portway {
 namespace {
@@ -210,8 +210,7 @@ Result<void> check_target(const Target& target) {
 
 Result<void> check_socket_directory(const Target& target, std::span<const std::string> directories) {
   if (target.is_tcp()) return {};
-  const auto contains = [&](const std::string& directory) { return is_below(target.socket, directory); };
-  if (std::ranges::any_of(directories, contains)) return {};
+  if (find_beneath(target.socket, directories)) return {};
   std::string names;
   for (const std::string& directory : directories) names += (names.empty() ? "" : ", ") + directory;
   return Error{

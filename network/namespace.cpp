@@ -16,7 +16,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -132,23 +131,7 @@ Error not_opened(const std::string& what, int error) {
 
 // --- Paths.
 
-/// Without "//" and "/./", and with /run for /var/run (Filesystem Hierarchy Standard 3.0, section 5.13).
-std::string normal(std::string_view path) {
-  std::string text = std::filesystem::path(path).lexically_normal();
-  return text.starts_with("/var/run/") || text == "/var/run" ? text.substr(4) : text;
-}
-
-bool has_parent_component(std::string_view path) {
-  const std::filesystem::path whole(path);
-  return std::any_of(whole.begin(), whole.end(), [](const auto& part) { return part == ".."; });
-}
-
-struct Place {
-  std::string directory;
-  std::string rest;  // the path within it
-};
-
-Result<Place> find_place(std::string_view path, std::span<const std::string> directories) {
+Result<PathBeneath> find_place(std::string_view path, std::span<const std::string> directories) {
   if (!path.starts_with('/') || path.size() > kPathMaxBytes || path.find('\0') != std::string_view::npos) {
     return invalid(
         fmt::format("{} is no absolute path of at most {} bytes; give one such as /run/netns/NAME.",
@@ -157,12 +140,7 @@ Result<Place> find_place(std::string_view path, std::span<const std::string> dir
   if (has_parent_component(path)) {
     return invalid(fmt::format("{} contains \"..\"; give the path without it.", in_quotes(path)));
   }
-  const std::string whole = normal(path);
-  for (const std::string& directory : directories) {
-    std::string start = normal(directory);
-    if (!start.ends_with('/')) start += '/';
-    if (whole.starts_with(start) && whole != start) return Place{directory, whole.substr(start.size())};
-  }
+  if (auto place = find_beneath(path, directories)) return *std::move(place);
   return invalid(fmt::format(
       "{} is below none of guests.netns_directories ({}); give a namespace that is, or add its "
       "directory.",
@@ -170,8 +148,8 @@ Result<Place> find_place(std::string_view path, std::span<const std::string> dir
 }
 
 /// O_NONBLOCK: a FIFO without a writer.
-Result<Fd> open_within(const Place& place, const std::string& what) {
-  Fd opened = open_beneath(place.directory, place.rest, O_RDONLY | O_NONBLOCK | O_NOCTTY);
+Result<Fd> open_within(const PathBeneath& place, const std::string& what) {
+  Fd opened = open_beneath(place.directory, place.name, O_RDONLY | O_NONBLOCK | O_NOCTTY);
   if (!opened) return not_opened(what, errno);
   return opened;
 }

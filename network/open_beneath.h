@@ -1,28 +1,33 @@
-// openat2(2) below a directory that others can write to. Any thread.
+// Files below directories of the configuration, which others can write to: which directory a path lies below,
+// and openat2(2) there. Any thread.
 #pragma once
 
-#include <fcntl.h>
-#include <linux/openat2.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 
 #include "base/fd.h"
 
 namespace portway {
 
+struct PathBeneath {
+  std::string directory;  // as configured
+  std::string name;       // the rest of the path, without "//" and "/./"
+};
+
+/// The first of the directories that the absolute path lies below, compared as text. /var/run is /run
+/// (Filesystem Hierarchy Standard 3.0, section 5.13). Nothing if there is none, or if the path has a ".."
+/// component. A directory is not below itself.
+std::optional<PathBeneath> find_beneath(std::string_view path, std::span<const std::string> directories);
+
 /// Opens `name`, a relative path, below `directory`, whose own symbolic links are followed. Links in `name`
 /// are refused (ELOOP; magic links, too), and nothing outside is opened (EXDEV). It may cross mounts: a
 /// namespace is one. Empty, with errno; ENOSYS before Linux 5.6.
-inline Fd open_beneath(const std::string& directory, const std::string& name, std::uint64_t flags) {
-  const Fd start(::open(directory.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-  if (!start) return {};
-  open_how how{};
-  how.flags = flags | O_CLOEXEC;
-  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS;
-  return Fd(static_cast<int>(::syscall(SYS_openat2, start.get(), name.c_str(), &how, sizeof how)));
-}
+Fd open_beneath(const std::string& directory, const std::string& name, std::uint64_t flags);
+
+/// Whether a component of the path is "..".
+bool has_parent_component(std::string_view path);
 
 }  // namespace portway

@@ -8,28 +8,20 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <string_view>
+#include <utility>
 
 #include "base/fd.h"
 #include "network/open_beneath.h"
 
 namespace portway {
 
-bool is_below(std::string_view path, std::string_view directory) {
-  while (directory.ends_with('/')) directory.remove_suffix(1);
-  return path.size() > directory.size() + 1 && path.starts_with(directory) && path[directory.size()] == '/';
-}
-
 SocketTarget socket_target(const Target& target, std::span<const std::string> directories) {
-  SocketTarget found{.kind = target.kind, .directory = {}, .name = target.socket, .port = target.port};
-  for (std::string_view directory : directories) {
-    if (!is_below(target.socket, directory)) continue;
-    while (directory.size() > 1 && directory.ends_with('/')) directory.remove_suffix(1);
-    found.directory = directory;
-    found.name = target.socket.substr(directory.size() + (directory == "/" ? 0 : 1));
-    break;
-  }
-  return found;
+  auto place = find_beneath(target.socket, directories);
+  if (!place) return {.kind = target.kind, .directory = {}, .name = target.socket, .port = target.port};
+  return {.kind = target.kind,
+          .directory = std::move(place->directory),
+          .name = std::move(place->name),
+          .port = target.port};
 }
 
 int connect_to(int fd, const SocketTarget& target) {

@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <span>
 #include <string>
-#include <string_view>
 
 #include "base/forward.h"
 
@@ -20,12 +19,9 @@ struct SocketTarget {
   std::uint32_t port = 0;               // of a vsock
 };
 
-/// Splits the path of a target that is no TCP port at the first of the directories that it lies below. If
-/// it lies below none, `directory` is empty: connecting fails with ENOENT.
+/// Splits the path of a target that is no TCP port at the first of the directories that it lies below
+/// (find_beneath()). If it lies below none, `directory` is empty: connecting fails with ENOENT.
 SocketTarget socket_target(const Target& target, std::span<const std::string> directories);
-
-/// Whether the absolute path lies below the directory, as text.
-bool is_below(std::string_view path, std::string_view directory);
 
 /// Connects a non-blocking AF_UNIX stream socket: 0 or -errno. -EAGAIN: the server's backlog is full, try
 /// again. -ELOOP: there is a symbolic link in the name. -ENOTSOCK: the file is no socket. -ENOENT,
