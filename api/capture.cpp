@@ -152,15 +152,20 @@ Error no_device(const std::string& tap) {
           fmt::format("There is no network device {}: the virtual machine is not running.", tap)};
 }
 
+/// In place of the one that it has; errno says why not.
+bool set_filter(int socket, const std::vector<Endpoint>& guests) {
+  std::vector<sock_filter> code = filter_of(guests);
+  const sock_fprog program{.len = static_cast<unsigned short>(code.size()), .filter = code.data()};
+  return ::setsockopt(socket, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0;
+}
+
 Result<Fd> open_socket(const CaptureOptions& options) {
   if (options.link == 0) return no_device(options.tap);  // bind(2) would take 0 for all devices
   // Protocol 0: nothing is received before the filter is attached.
   Fd fd(::socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd) return failed("socket(AF_PACKET)", options.tap);
-  std::vector<sock_filter> code = filter_of(options.guests);
-  const sock_fprog program{.len = static_cast<unsigned short>(code.size()), .filter = code.data()};
   const int on = 1;
-  if (::setsockopt(fd.get(), SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) != 0 ||
+  if (!set_filter(fd.get(), options.guests()) ||
       ::setsockopt(fd.get(), SOL_SOCKET, SO_TIMESTAMPNS, &on, sizeof on) != 0) {
     return failed("setsockopt", options.tap);
   }
@@ -182,6 +187,8 @@ class Capture final : public BodyStream, public std::enable_shared_from_this<Cap
       : socket_(context, socket.release()),
         timer_(context),
         left_(options.max_bytes),
+        find_guests_(options.guests),
+        guests_(find_guests_()),
         on_end_(std::move(on_end)) {
     append(out_, FileHeader{});
     left_ -= std::min(left_, out_.size());
@@ -213,6 +220,12 @@ class Capture final : public BodyStream, public std::enable_shared_from_this<Cap
     if (over_ && out_.empty()) return std::nullopt;
     if (!over_) wait();
     return std::exchange(out_, {});
+  }
+
+  /// If there is no memory for another filter, the old one stays.
+  void on_change() override {
+    std::vector<Endpoint> guests = find_guests_();
+    if (guests != guests_ && set_filter(socket_.native_handle(), guests)) guests_ = std::move(guests);
   }
 
   /// Packets still in the socket may be the next session's; the file is complete without them.
@@ -275,6 +288,8 @@ class Capture final : public BodyStream, public std::enable_shared_from_this<Cap
   std::uint64_t packets_ = 0;
   bool waiting_ = false;
   bool over_ = false;
+  const std::function<std::vector<Endpoint>()> find_guests_;
+  std::vector<Endpoint> guests_;  // that the filter lets through
   const std::function<void(const std::string&)> on_end_;
 };
 

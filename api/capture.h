@@ -22,9 +22,11 @@
 namespace portway {
 
 struct CaptureOptions {
-  std::string tap;               // for messages
-  std::int32_t link = 0;         // the tap's interface index; a later device of that name is not captured
-  std::vector<Endpoint> guests;  // its addresses, at most one of each family, with the port
+  std::string tap;        // for messages
+  std::int32_t link = 0;  // the tap's interface index; a later device of that name is not captured
+  // Its addresses, at most one of each family, with the port. They may change while the capture runs, which
+  // BodyStream::on_change() reports.
+  std::function<std::vector<Endpoint>()> guests;
   std::chrono::seconds duration{10};  // 1-60
   std::size_t max_bytes = 1'000'000;  // of the file, 1,000-16,777,216; packets are cut at 65,535 bytes
 };

@@ -11,7 +11,10 @@ class TicketedStream final : public BodyStream {
  public:
   TicketedStream(std::unique_ptr<StreamTicket> ticket, std::shared_ptr<BodyStream> inner)
       : inner_(std::move(inner)), ticket_(std::move(ticket)) {
-    ticket_->on_recheck([this] { end_if_void(); });
+    ticket_->on_recheck([this] {
+      end_if_void();
+      if (inner_ != nullptr) inner_->on_change();
+    });
   }
 
   void on_ready(std::function<void()> wake) override {

@@ -87,6 +87,13 @@ std::string_view device_of(const Instance& instance);
 /// One address, or an IPv4 and an IPv6 one, in this order.
 std::vector<IpAddress> guest_addresses(const Instance& instance);
 
+/// A request to change a running instance's guest addresses; what is absent stays.
+struct GuestAddressChange {
+  std::optional<IpAddress> guest_address = std::nullopt;
+  std::optional<std::optional<IpAddress>> guest_address_v6 =
+      std::nullopt;  // with nothing in it: none any more
+};
+
 /// The address a guest sees as its client. For a forward, kAuto means the node's setting; for the node,
 /// kTransparent if possible, else kPlain.
 enum class SourceMode : std::uint8_t {

@@ -153,7 +153,8 @@ class Scene {
     Forward opened{.forward = nullptr, .entry = endpoint(static_cast<std::uint16_t>(1000 + number))};
     const Endpoint service = endpoint(static_cast<std::uint16_t>(2000 + number));
     opened.service = &network_.listen(service);
-    opened.forward = std::make_shared<ServedForward>(ForwardRoute{.id = make_uuid(), .upstream = service}, 1);
+    opened.forward =
+        std::make_shared<ServedForward>(ForwardRoute{.id = make_uuid(), .guest = {.endpoint = service}}, 1);
     opened.listener = io_->listen(opened.entry);
     std::vector<Fd> listeners;
     listeners.emplace_back(opened.listener);

@@ -66,8 +66,7 @@ std::optional<Failure> why_not(const Command& command, const Arguments& argument
     if (parameter.place != Place::kBodyNull) continue;
     for (const std::string& name : arguments.all(parameter.name)) {
       if (!arguments.has(parameter_of(command, name).name)) continue;
-      return Failure{Exit::kUsage,
-                     fmt::format("--{0} sets the limit that {1} {0} removes.", name, parameter.name),
+      return Failure{Exit::kUsage, fmt::format("--{0} sets what {1} {0} removes.", name, parameter.name),
                      "Give only one of them."};
     }
   }

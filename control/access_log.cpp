@@ -58,8 +58,7 @@ std::string to_json_line(const CloseRecord& record, std::chrono::system_clock::t
                  seconds(record.ended_at - record.accepted_at), to_string(route.id), route.instance_id);
   if (record.id != 0) fmt::format_to(end, R"(,"connection":{})", record.id);
   fmt::format_to(end, R"(,"worker":{},"client":"{}","guest":"{}","source_mode":"{}")", record.worker,
-                 to_string(to_endpoint(record.client)), to_string(record.guest()),
-                 source_mode(record.source));
+                 to_string(to_endpoint(record.client)), to_string(record.guest), source_mode(record.source));
   if (const auto why = source_fallback(record.source); !why.empty()) {
     fmt::format_to(end, R"(,"source_fallback":"{}")", why);
   }

@@ -111,6 +111,11 @@ class Control {
   /// forwards are reset. `session` is the one that is there before.
   Result<PutInstance> put_instance(Instance asked, const std::optional<Uuid>& session = std::nullopt,
                                    std::string_view by = "?");
+  /// The guest of the running session has other addresses: its forwards lead there from now on, with their
+  /// ids and host ports, and connections to an address that it no longer has are reset. Idempotent.
+  Result<const Instance*> change_guest_addresses(std::string_view id, const GuestAddressChange& change,
+                                                 const std::optional<Uuid>& session = std::nullopt,
+                                                 std::string_view by = "?");
   /// Its session ends: forwards go, their connections are reset.
   Result<void> stop_instance(std::string_view id, const std::optional<Uuid>& session = std::nullopt,
                              std::string_view by = "?");
@@ -212,6 +217,7 @@ class Control {
   bool is_ending(const Instance& instance) const;
   const Profile& profile_of(const Instance& instance) const;
   bool is_machine_of(const Instance& known, const Instance& asked) const;
+  Result<Instance> check_change(const Instance& known, const GuestAddressChange& change) const;
   Result<PutInstance> change_in_place(const Instance& asked, std::string_view by);
   void replace_session(const Instance& old, const Instance& replacement);
   Result<void> check_tap_is_free(const Instance& asked) const;

@@ -206,14 +206,13 @@ Result<void> Control::delete_forward(const Principal& caller, std::string_view i
 }
 
 void Control::serve(const Instance& instance, const Forward& forward, BoundPort port) {
-  std::optional<Endpoint> upstream_v6;
-  if (instance.guest_address_v6) upstream_v6.emplace(*instance.guest_address_v6, forward.guest_port);
+  GuestEndpoints guest{.endpoint = {instance.guest_address, forward.guest_port}};
+  if (instance.guest_address_v6) guest.endpoint_v6.emplace(*instance.guest_address_v6, forward.guest_port);
   std::optional<SocketTarget> socket;
   if (!forward.target.is_tcp()) socket = socket_target(forward.target, config_.guests.socket_directories);
   dataplane_.open({.id = forward.id,
                    .session_id = instance.session_id,
-                   .upstream = {instance.guest_address, forward.guest_port},
-                   .upstream_v6 = upstream_v6,
+                   .guest = guest,
                    .device = dial_device(instance),
                    .instance_id = instance.id,
                    .limits = forward.limits,

@@ -30,6 +30,14 @@ Result<void> check_session(const std::optional<Uuid>& meant, const Instance* kno
                "session_id"};
 }
 
+/// Nothing is left to change.
+Error session_over(const Instance& instance) {
+  return {ErrorCode::kInstanceNotRunning,
+          fmt::format("Instance {} is stopped; register its next session with PUT, at the guest's present "
+                      "address.",
+                      instance.id)};
+}
+
 }  // namespace
 
 Result<Control::PutInstance> Control::put_instance(Instance asked, const std::optional<Uuid>& session,
@@ -119,6 +127,52 @@ Result<Control::PutInstance> Control::change_in_place(const Instance& asked, std
     if (const auto over = watch_.set_process(instance)) end_session(asked.id, *over);
   }
   return PutInstance{instance, false};
+}
+
+Result<const Instance*> Control::change_guest_addresses(std::string_view id, const GuestAddressChange& change,
+                                                        const std::optional<Uuid>& session,
+                                                        std::string_view by) {
+  if (auto running = check_running(); !running) return running.error();
+  if (registry_.find_instance(id) == nullptr) return no_such_instance();
+  watch_.refresh(std::string(id));  // a session whose end has not been noticed yet is not there any more
+  const Instance before = *registry_.find_instance(id);
+  if (auto meant = check_session(session, &before); !meant) return meant.error();
+  const auto wanted = check_change(before, change);
+  if (!wanted) return wanted.error();
+  std::vector<std::string_view> changed;
+  if (wanted->guest_address != before.guest_address) changed.push_back("guest_address");
+  if (wanted->guest_address_v6 != before.guest_address_v6) changed.push_back("guest_address_v6");
+  if (changed.empty()) return registry_.find_instance(id);
+  if (auto stored = store_.put_instance(*wanted); !stored) return stored.error();
+  if (UnsavedSessions::Entry* unsaved = unsaved_.find(id)) unsaved->on_disk = *wanted;
+  Instance moved = *registry_.find_instance(id);
+  if (moved.state != InstanceState::kRunning) return session_over(moved);  // it has ended meanwhile
+  moved.guest_address = wanted->guest_address;
+  moved.guest_address_v6 = wanted->guest_address_v6;
+  const Instance& instance = registry_.put_instance(std::move(moved));
+  streams_.recheck();
+  // The path comes first: no connection to a new address is made without it.
+  source_paths_.change_addresses(instance);
+  dataplane_.set_guest(instance.session_id, instance.guest_address, instance.guest_address_v6);
+  spdlog::info("instance {}: session {} continues at {} instead of {}, by {}", instance.id,
+               to_string(instance.session_id), fmt::join(to_strings(guest_addresses(instance)), " and "),
+               fmt::join(to_strings(guest_addresses(before)), " and "), by);
+  publish(instance, event::InstanceUpdated{changed});
+  if (!failures_.empty()) retry_failed_forwards();  // perhaps because of its address
+  return &instance;
+}
+
+/// The instance as it would be.
+Result<Instance> Control::check_change(const Instance& known, const GuestAddressChange& change) const {
+  if (known.state != InstanceState::kRunning) return session_over(known);
+  Instance wanted = known;
+  if (auto changed = portway::change_guest_addresses(wanted, change); !changed) return changed.error();
+  const auto host_addresses = local_addresses();
+  if (!host_addresses) return host_addresses.error();
+  const InstanceLimits limits{config_.guests.networks, *host_addresses, config_.profiles};
+  if (auto checked = check_guest_addresses(wanted, limits); !checked) return checked.error();
+  if (auto free = check_addresses_are_free(wanted); !free) return free.error();
+  return wanted;
 }
 
 /// The disk has the new session, and nothing of the old one any more.

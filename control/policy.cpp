@@ -295,6 +295,40 @@ Result<void> set_guest_addresses(Instance& instance, std::span<const IpAddress> 
   return {};
 }
 
+Result<void> change_guest_addresses(Instance& instance, const GuestAddressChange& change) {
+  const auto refused = [](std::string detail, std::string field) {
+    return Error{ErrorCode::kInvalidAddress, std::move(detail), std::move(field)};
+  };
+  if (change.guest_address) instance.guest_address = *change.guest_address;
+  if (change.guest_address_v6) instance.guest_address_v6 = *change.guest_address_v6;
+  const auto& second = instance.guest_address_v6;
+  if (second && second->is_v4()) {
+    return refused("guest_address_v6 " + second->to_string() +
+                       " is an IPv4 address; give the guest's IPv6 address, or null if it has none.",
+                   "guest_address_v6");
+  }
+  if (second && instance.guest_address.is_v6()) {
+    return refused(
+        "guest_address " + instance.guest_address.to_string() + " and guest_address_v6 " +
+            second->to_string() +
+            " are both IPv6; with two addresses, guest_address is the IPv4 one. For a guest with one "
+            "address, change guest_address and make guest_address_v6 null.",
+        change.guest_address ? "guest_address" : "guest_address_v6");
+  }
+  return {};
+}
+
+Result<void> check_guest_addresses(const Instance& instance, const InstanceLimits& limits) {
+  for (const IpAddress& address : guest_addresses(instance)) {
+    auto checked = check_guest_address(address, limits.guest_networks, limits.host_addresses);
+    if (!checked) return checked;
+    if (instance.device == kByRoute && special_use(address) == kLinkLocal) {
+      return refused_address(address, "is a link-local address, which no route leads to; name the device.");
+    }
+  }
+  return {};
+}
+
 Result<void> check_instance(const Instance& instance, const InstanceLimits& limits) {
   if (auto id = check_instance_id(instance.id); !id) return id;
   if (auto tap = check_tap(instance.tap); !tap) return tap;
@@ -308,14 +342,7 @@ Result<void> check_instance(const Instance& instance, const InstanceLimits& limi
   if (instance.vmm_pid && *instance.vmm_pid <= 1) {
     return invalid("vmm_pid", std::to_string(*instance.vmm_pid), "the VMM's process id, above 1");
   }
-  for (const IpAddress& address : guest_addresses(instance)) {
-    auto checked = check_guest_address(address, limits.guest_networks, limits.host_addresses);
-    if (!checked) return checked;
-    if (instance.device == kByRoute && special_use(address) == kLinkLocal) {
-      return refused_address(address, "is a link-local address, which no route leads to; name the device.");
-    }
-  }
-  return {};
+  return check_guest_addresses(instance, limits);
 }
 
 Result<void> check_instance_id(std::string_view id) {

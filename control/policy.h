@@ -64,6 +64,12 @@ struct InstanceLimits {
 /// "guest_addresses".
 Result<void> set_guest_addresses(Instance& instance, std::span<const IpAddress> addresses);
 
+/// Changes those that are given: kInvalidAddress, with the field, if the instance would not have one address,
+/// or one of each family, afterwards.
+Result<void> change_guest_addresses(Instance& instance, const GuestAddressChange& change);
+/// Of each address, what check_instance() has to say.
+Result<void> check_guest_addresses(const Instance& instance, const InstanceLimits& limits);
+
 /// kInvalidRequest with the field (id, tap, device, owner, profile, vmm_pid), or kInvalidAddress of
 /// "guest_address", whichever of the two it is.
 Result<void> check_instance(const Instance& instance, const InstanceLimits& limits);

@@ -28,7 +28,7 @@ void RefusedClients::explain(const CloseRecord& record) {
       "no source port is free towards {} of instance {}: its clients are reset. Each connection takes one of "
       "net.ipv4.ip_local_port_range, and without CAP_NET_ADMIN keeps it for a minute after its end; give "
       "portwayd CAP_NET_ADMIN, set net.ipv4.tcp_tw_reuse to 1, or widen the range",
-      to_string(record.guest()), record.forward->route.instance_id);
+      to_string(record.guest), record.forward->route.instance_id);
 }
 
 }  // namespace portway

@@ -131,6 +131,18 @@ void SourcePaths::apply(const Instance& instance) {
   }
 }
 
+void SourcePaths::change_addresses(const Instance& instance) {
+  const auto known = ways_.find(instance.id);
+  if (known == ways_.end()) return;  // it is still to come
+  Way& way = known->second;
+  const bool was_faulty = !parts_.return_path->fault(way).empty();
+  way = parts_.return_path->change_addresses(way, guest_addresses(instance));
+  apply(instance);
+  const bool is_faulty = !parts_.return_path->fault(way).empty();
+  if (is_faulty) report_fault(instance);
+  if (was_faulty && !is_faulty) report_restored(instance);
+}
+
 void SourcePaths::retire(const std::string& instance_id) {
   const auto way = ways_.extract(instance_id);
   if (!way.empty()) retired_.push_back({way.mapped(), Clock::now()});
@@ -197,10 +209,13 @@ void SourcePaths::repair() {
     const Instance& instance = *parts_.registry.find_instance(found->first);
     apply(instance);
     report_fault(instance);
-    if (!fault.empty()) continue;
-    spdlog::info("instance {} has its {} again", instance.id, leads_back() ? "return path" : "source guard");
-    if (leads_back()) parts_.on_change(instance, {.plan = plan_of(instance), .reason = {}});
+    if (fault.empty()) report_restored(instance);
   }
+}
+
+void SourcePaths::report_restored(const Instance& instance) {
+  spdlog::info("instance {} has its {} again", instance.id, leads_back() ? "return path" : "source guard");
+  if (leads_back()) parts_.on_change(instance, {.plan = plan_of(instance), .reason = {}});
 }
 
 void SourcePaths::retry_rules() {

@@ -79,6 +79,9 @@ class SourcePaths {
   void report_fault(const Instance& instance);
   /// Connections to come use what is possible now.
   void apply(const Instance& instance);
+  /// The guest has other addresses: makes their path, before the first connection to them, and reports
+  /// whether the guest sees its clients as before.
+  void change_addresses(const Instance& instance);
   void retire(const std::string& instance_id);
 
   /// What a forward that is about to be served shows its guest; makes the rule that this takes.
@@ -107,6 +110,7 @@ class SourcePaths {
   void remove_unused();
   void repair();
   void retry_rules();
+  void report_restored(const Instance& instance);
 
   const Parts parts_;
   std::unordered_map<std::string, Way> ways_;  // by instance

@@ -165,15 +165,38 @@ Way ReturnPath::add(int link, const std::vector<IpAddress>& addresses) {
     if (!program_ || !same_families) take_down(link);
   }
   Guest& added = guests_[link] = std::move(guest);
-  const auto linked = make_link(link, added);
-  for (const IpAddress& address : added.addresses) {
+  set_up(link, added);
+  return {link, added.generation};
+}
+
+void ReturnPath::set_up(int link, Guest& guest) {
+  guest.faults.clear();
+  const auto linked = make_link(link, guest);
+  for (const IpAddress& address : guest.addresses) {
     auto done = linked;
     if (done) done = make_node(family_of(address));
     if (done) done = verify_node(family_of(address));
-    if (done) done = verify_link(link, added, address);
-    added.faults.push_back(done ? "" : done.error().detail);
+    if (done) done = verify_link(link, guest, address);
+    guest.faults.push_back(done ? "" : done.error().detail);
   }
-  return {link, added.generation};
+}
+
+Way ReturnPath::change_addresses(const Way& way, const std::vector<IpAddress>& addresses) {
+  Guest* guest = find(way);
+  if (guest == nullptr) return way;
+  const std::size_t others = ports() - guest->ports.size() * guest->addresses.size();
+  if (others + guest->ports.size() * addresses.size() > kPortsMax) return add(way.link, addresses);
+  const Guest former = *guest;
+  guest->addresses = addresses;
+  set_up(way.link, *guest);
+  // Only now: what both have is there all the time.
+  for (const IpAddress& address : former.addresses) {
+    if (std::ranges::find(addresses, address) != addresses.end()) continue;
+    for (const RoutingRule& rule : port_rules(former, address))
+      (void)delete_rule(*netlink_, family_of(address), rule);
+  }
+  leave_node(former);
+  return way;
 }
 
 const std::string& ReturnPath::fault(const Way& way) const {
@@ -290,9 +313,14 @@ void ReturnPath::take_down(int link) {
   // What cannot be removed now, for want of memory, is removed by the next start. The program does nothing
   // without the guest in its map.
   if (program_ || !guest.mapped().ports.empty()) (void)remove_our_filters(*netlink_, link);
+  leave_node(guest.mapped());
+}
+
+/// Removes what the node had for families that only this guest used.
+void ReturnPath::leave_node(const Guest& former) {
   if (kind_ == Kind::kGuardOnly) return;
   for (const int family : kFamilies) {
-    if (guest.mapped().has(family) && guests_of(family) == 0)
+    if (former.has(family) && guests_of(family) == 0)
       (void)remove_from_node(*netlink_, family, settings_.table);
   }
 }

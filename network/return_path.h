@@ -114,6 +114,11 @@ class ReturnPath {
   Way add(int link, const std::vector<IpAddress>& addresses);
   Way add(int link, const IpAddress& address) { return add(link, std::vector{address}); }
 
+  /// The guest has these addresses instead; its ports stay. Answers from an address that it keeps come back
+  /// all the time. Call it before the first connection to a new address. Returns the guest's way from now on:
+  /// another one, without ports, if their rules at the new addresses would be too many.
+  Way change_addresses(const Way& way, const std::vector<IpAddress>& addresses);
+
   /// Why the guest's answers do not come back (kGuardOnly: why the guard is not on its tap). Empty if they
   /// do, and for a way that was removed or replaced. Of several addresses, the first one's.
   const std::string& fault(const Way& way) const;
@@ -155,6 +160,7 @@ class ReturnPath {
 
   const Guest* find(const Way& way) const;
   Guest* find(const Way& way);
+  void set_up(int link, Guest& guest);
   Result<void> make_node(int family);
   Result<void> make_link(int link, Guest& guest);
   Result<void> attach(int link, const Guest& guest);
@@ -166,6 +172,7 @@ class ReturnPath {
   void forget_port(int link, Guest& guest, std::uint16_t guest_port);
   void delete_port_rules(const Guest& guest);
   void take_down(int link);
+  void leave_node(const Guest& former);
   Result<bool> is_attached(int link) const;
   Result<void> verify_node(int family) const;
   Result<void> verify_link(int link, const Guest& guest, const IpAddress& address) const;

@@ -20,6 +20,7 @@ struct CloseRecord {
   ServedForwardPtr forward = {};  // never null in a pushed record
   ConnectionId id = 0;            // 0: rejected when it was accepted
   PlainEndpoint client = {};
+  Endpoint guest = {};  // the address and port that the client was connected to, or would have been
   Nanos accepted_at{};
   Nanos connected_at{};  // zero: the guest never answered
   Nanos ended_at{};
@@ -31,8 +32,6 @@ struct CloseRecord {
   std::uint16_t worker = 0;  // index
   SourcePlan source = SourcePlan::kPlain;
 
-  /// The guest's address and port.
-  const Endpoint& guest() const { return forward->route.upstream_of(to_endpoint(client).address()); }
   /// It ended before its instance got its present owner, who must not see it. Control thread.
   bool is_former_owners() const { return ended_at < forward->session->owned_since; }
 };

@@ -51,6 +51,7 @@ void Connection::start(OpenedConnection opened) {
   }
   admitted_ = opened.admitted;
   forward_ = std::move(opened.forward);
+  guest_ = opened.guest;
   siblings().all.push_back(*this);
   forward_->session->connections.fetch_add(1, std::memory_order_relaxed);
   context_.counters.connections_active.add();
@@ -105,12 +106,18 @@ void Connection::look_for_device() {
   }
   device_due_ = TimerWheel::kNever;
   forward_->session->device_asked_for.store(false);
-  const auto plan = device == kNoDevice ? SourcePlan::kPlain : first_plan(*forward_, client());
+  guest_ = forward_->guest().of(client().address());  // it may have changed meanwhile; read before the source
+  const auto plan = device == kNoDevice ? SourcePlan::kPlain : first_plan(*forward_, client(), guest_);
   if (!plan) return terminate({CloseSide::kNode, CloseHow::kLimit});
   slot_.source = *plan;
-  on_connecting(
-      context_.upstream.open({.forward = *forward_, .device = device, .client = client(), .dscp = dscp_},
-                             slot_.source, slot_.socket[kUpstream].fd));
+  const UpstreamOpener::Target target{
+      .forward = *forward_, .device = device, .client = client(), .guest = guest_, .dscp = dscp_};
+  on_connecting(context_.upstream.open(target, slot_.source, slot_.socket[kUpstream].fd));
+}
+
+bool Connection::misses_guest() const {
+  const bool waits = device_due_ != TimerWheel::kNever;
+  return !to_unix() && !waits && !forward_->guest().has(guest_);
 }
 
 void Connection::advance_connecting() {
@@ -175,9 +182,10 @@ void Connection::add_refusal() {
   const IpAddress address = client().address();
   Refusal refusal{.forward = forward_,
                   .client = address,
+                  .guest = guest_,
                   .local = {},
                   .own_address = is_transparent(slot_.source),
-                  .concerns_all = forward_->source_of(address).plan != SourcePlan::kTransparent};
+                  .concerns_all = forward_->source_to(guest_).plan != SourcePlan::kTransparent};
   if (context_.io.local_endpoint(fd(kDownstream), refusal.local) == 0)
     context_.refused.push_back(std::move(refusal));
 }
@@ -343,7 +351,7 @@ void Connection::release() {
     }
     if (side == kUpstream && lasting_ && !tcp_closed) context_.upstream.end_lasting(fd(side));
     if (side == kUpstream && time_wait) {
-      context_.io.close_time_wait(fd(side), record.guest(), record.forward->session->device.load());
+      context_.io.close_time_wait(fd(side), record.guest, record.forward->session->device.load());
     } else {
       context_.io.close(fd(side));
     }
@@ -353,7 +361,7 @@ void Connection::release() {
 
 /// Without the forward.
 CloseRecord Connection::make_record() const {
-  CloseRecord record{.id = id(), .client = slot_.client};
+  CloseRecord record{.id = id(), .client = slot_.client, .guest = guest_};
   record.accepted_at = Nanos(slot_.accepted_ns);
   record.connected_at = Nanos(slot_.connected_ns);
   record.ended_at = now();

@@ -44,6 +44,7 @@ struct OpenedConnection {
   int upstream = -1;  // -1: no socket could be opened
   int error = 0;      // the errno of an immediate failure; 0: it is under way, or made
   Endpoint client;
+  Endpoint guest;
   std::uint8_t dscp = 0;  // of the client's SYN, shifted left by two; 0: none, or not copied
   SourcePlan source = SourcePlan::kPlain;
   bool waits_for_device = false;  // it connects once its session has one
@@ -134,6 +135,8 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   Endpoint client() const { return to_endpoint(slot_.client); }
   /// The client's address, or its /64.
   IpAddress source() const { return source_of(client().address()); }
+  /// It goes, or is on its way, to an address that its guest no longer has.
+  bool misses_guest() const;
   /// When bytes last moved.
   Nanos active() const { return Nanos(slot_.active_ns); }
   LiveConnection live() const;
@@ -212,6 +215,7 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   const std::uint32_t index_;
 
   ServedForwardPtr forward_;
+  Endpoint guest_;                              // where it goes
   Nanos throttled_until_ = TimerWheel::kNever;  // the forward's byte rate is spent until then
   // An error was reported: deliver what came before it until then.
   Nanos reset_deadline_ = TimerWheel::kNever;

@@ -29,14 +29,17 @@ std::optional<OpenedConnection> Connections::open(int downstream, const ServedFo
   // The guest must not see the node's address in place of an unknown client's.
   if (client.endpoint.port() == 0) return turn_away(RejectReason::kClientGone);
   const ConnectionOptions& options = context_.options;
-  const int device = forward->session->device.load();  // read before the source, which is set first
+  // Both are read before the source, which is set first.
+  const int device = forward->session->device.load();
+  const Endpoint guest = forward->guest().of(client.endpoint.address());
   // The source plan is not known before there is a device.
   const bool waits = device == kNoDevice && options.device_requests != nullptr && !forward->route.socket;
-  const auto plan = waits ? SourcePlan::kPlain : first_plan(*forward, client.endpoint);
+  const auto plan = waits ? SourcePlan::kPlain : first_plan(*forward, client.endpoint, guest);
   if (!plan) return turn_away(RejectReason::kSourceAddress);
   OpenedConnection opened{.forward = forward,
                           .downstream = downstream,
                           .client = client.endpoint,
+                          .guest = guest,
                           .dscp = options.config.copy_dscp ? client.dscp : std::uint8_t{0},
                           .source = *plan,
                           .waits_for_device = waits,
@@ -47,9 +50,9 @@ std::optional<OpenedConnection> Connections::open(int downstream, const ServedFo
       return turn_away(*refused);
   }
   if (waits) return opened;
-  opened.error = context_.upstream.open(
-      {.forward = *forward, .device = device, .client = client.endpoint, .dscp = opened.dscp}, opened.source,
-      opened.upstream);
+  const UpstreamOpener::Target target{
+      .forward = *forward, .device = device, .client = client.endpoint, .guest = guest, .dscp = opened.dscp};
+  opened.error = context_.upstream.open(target, opened.source, opened.upstream);
   return opened;
 }
 
@@ -62,12 +65,19 @@ void Connections::start(OpenedConnection opened) {
   const auto index = table_.take();
   if (!index) return reject(opened, RejectReason::kConnectionsMax);
   if (*index == connections_.size()) connections_.emplace_back(context_, table_[*index], *index);
-  connections_[*index].start(std::move(opened));
+  Connection& connection = connections_[*index];
+  connection.start(std::move(opened));
+  // As with the phase: guest_changed() finds what was started before the change was published.
+  if (connection.is_live() && connection.misses_guest())
+    connection.terminate({CloseSide::kNode, CloseHow::kAddressChanged});
 }
 
 bool Connections::refuses(ServedForward& forward, int downstream) {
   Endpoint client;
-  if (context_.io.remote_endpoint(downstream, client) < 0 || !first_plan(forward, client)) return true;
+  if (context_.io.remote_endpoint(downstream, client) < 0 ||
+      !first_plan(forward, client, forward.guest().of(client.address()))) {
+    return true;
+  }
   return forward.admission.limited() && forward.admission.refuses(client.address(), context_.io.now());
 }
 
@@ -89,6 +99,7 @@ void Connections::reject(int downstream, const ServedForwardPtr& forward, Reject
   forward->counters[context_.worker].rejected[static_cast<std::size_t>(reason)].add();
   CloseRecord record{.forward = forward};
   record.client = to_plain(client);
+  record.guest = forward->guest().of(client.address());
   record.accepted_at = record.ended_at = context_.io.now();
   record.cause.how = close_how(reason);
   context_.push(std::move(record));
@@ -186,6 +197,23 @@ void Connections::end_some() {
       own.end_until = 0;
     }
   }
+}
+
+/// Connections start in the order of the list, so those that miss their guest come first in it: all but a
+/// few, which waited for their session's device meanwhile.
+void Connections::guest_changed(const ServedForwardPtr& forward) {
+  std::uint64_t last = 0;
+  bool all_miss = true;
+  for_each_live(*forward, [&](Connection& connection) {
+    const bool misses = connection.misses_guest();
+    all_miss = all_miss && misses;
+    if (all_miss) {
+      last = connection.serial();
+    } else if (misses) {
+      connection.terminate({CloseSide::kNode, CloseHow::kAddressChanged});
+    }
+  });
+  if (last != 0) end(forward, last, CloseHow::kAddressChanged);
 }
 
 void Connections::reset_all(CloseHow how) {

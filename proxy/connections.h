@@ -56,6 +56,8 @@ class Connections {
   void count_for_limits(ServedForward& forward);
   /// The forward's phase has advanced: applies it to the connections, in this turn and the next ones.
   void close_forward(const ServedForwardPtr& forward);
+  /// Its guest() has changed: resets the connections that miss it, in this turn and the next ones.
+  void guest_changed(const ServedForwardPtr& forward);
   void reset_all(CloseHow how);
   /// At most `limit` connections of a forward with ids above `after`, the lowest ids first. Takes a
   /// microsecond or two per listed connection.

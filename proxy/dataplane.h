@@ -44,7 +44,7 @@ struct alignas(4) ForwardSource {  // the alignment makes std::atomic lock-free
       : plan(source_plan), plan_v6(source_plan_v6), required(source_required) {}
 
   SourcePlan plan;     // kTransparent: if the client's address allows it
-  SourcePlan plan_v6;  // the same for connections to ForwardRoute::upstream_v6
+  SourcePlan plan_v6;  // the same for connections to GuestEndpoints::endpoint_v6
   bool required;       // explicitly requested: a client for which it is impossible is rejected
 
   /// The plan that holds for both address families.
@@ -62,25 +62,29 @@ struct alignas(4) ForwardSource {  // the alignment makes std::atomic lock-free
   friend bool operator==(const ForwardSource&, const ForwardSource&) = default;
 };
 
+/// A guest's port, at each of its addresses. With two of them, each family has its own, as with one DNAT rule
+/// per family; otherwise all clients share one.
+struct GuestEndpoints {
+  Endpoint endpoint;
+  std::optional<Endpoint> endpoint_v6 = std::nullopt;  // for IPv6 clients, if `endpoint` is IPv4
+
+  /// Whether this client goes to endpoint_v6.
+  bool goes_v6(const IpAddress& client) const { return endpoint_v6.has_value() && is_genuine_v6(client); }
+  /// Where this client's connection goes.
+  const Endpoint& of(const IpAddress& client) const { return goes_v6(client) ? *endpoint_v6 : endpoint; }
+  bool has(const Endpoint& each) const { return each == endpoint || each == endpoint_v6; }
+};
+
 /// Where a forward's connections go.
 struct ForwardRoute {
   ForwardId id{};
-  Uuid session_id{};                                   // one run of the instance's virtual machine
-  Endpoint upstream;                                   // the guest's address and port
-  std::optional<Endpoint> upstream_v6 = std::nullopt;  // for IPv6 clients, if `upstream` is IPv4
+  Uuid session_id{};             // one run of the instance's virtual machine
+  GuestEndpoints guest;          // until set_guest()
   int device = kAnyDevice;       // interface index of the guest's tap, kAnyDevice or kNoDevice
   std::string instance_id = {};  // for records
   TrafficLimits limits = {};
   ForwardSource source = {};
   std::optional<SocketTarget> socket = std::nullopt;  // where they go instead of to the guest's addresses
-
-  /// Whether this client goes to upstream_v6. With it, each family has its own guest address, as with one
-  /// DNAT rule per family; otherwise all clients share one.
-  bool goes_v6(const IpAddress& client) const { return upstream_v6.has_value() && is_genuine_v6(client); }
-  /// Where this client's connection goes.
-  const Endpoint& upstream_of(const IpAddress& client) const {
-    return goes_v6(client) ? *upstream_v6 : upstream;
-  }
 };
 
 /// What happens to the established connections of a forward that is closed.
@@ -126,6 +130,12 @@ class Dataplane {
 
   /// The device of the session's future connections. Unknown ids are ignored.
   virtual void set_device(const Uuid& session_id, int device) = 0;
+
+  /// The guest has other addresses: one, or an IPv4 and an IPv6 one. The session's future connections go
+  /// there. Those to an address that it no longer has are reset at once, also connections under way and
+  /// those of forwards closed earlier; refusals are lifted. Unknown ids are ignored.
+  virtual void set_guest(const Uuid& session_id, const IpAddress& address,
+                         const std::optional<IpAddress>& address_v6) = 0;
 
   /// The forward was closed, or never opened, and its last connection has ended.
   virtual bool ended(const ForwardId& id) = 0;

@@ -127,7 +127,7 @@ void Listeners::release(std::uint32_t index) {
 /// Whether its clients go to the guest's second address.
 bool Listeners::leads_v6(const Listener& listener) const {
   Endpoint local;
-  return listener.forward->route.upstream_v6 && io_.local_endpoint(listener.fd, local) == 0 &&
+  return listener.forward->guest().endpoint_v6 && io_.local_endpoint(listener.fd, local) == 0 &&
          is_genuine_v6(local.address());
 }
 
@@ -139,7 +139,7 @@ void Listeners::shut(ServedForward& forward, bool v6) {
   for (const std::uint32_t index : forward.listener_slots) {
     Listener& listener = listeners_[index];
     if (listener.closing || leads_v6(listener) != v6) continue;
-    listener.shut = true;
+    listener.shut = v6;
     io_.set_option(listener.fd, SOL_SOCKET, SO_REUSEADDR, 0);
     io_.shutdown(listener.fd, SHUT_RD);
   }
@@ -151,14 +151,14 @@ bool Listeners::reopen(ServedForward& forward, bool v6) {
   bool open = true;
   for (const std::uint32_t index : forward.listener_slots) {
     Listener& listener = listeners_[index];
-    if (listener.closing || !listener.shut || leads_v6(listener) != v6) continue;
+    if (listener.closing || listener.shut != v6) continue;
     io_.set_option(listener.fd, SOL_SOCKET, SO_REUSEADDR, 1);
     if (io_.listen_again(listener.fd) < 0) {
       io_.set_option(listener.fd, SOL_SOCKET, SO_REUSEADDR, 0);
       open = false;
       continue;
     }
-    listener.shut = false;
+    listener.shut.reset();
   }
   if (open) forward.refusing[v6].store(false, std::memory_order_relaxed);
   return open;

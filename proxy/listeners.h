@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <optional>
 #include <vector>
 
 #include "base/fd.h"
@@ -52,7 +53,7 @@ class Listeners {
   Nanos until_next() const;
 
   // --- While a guest's port is closed. Of a forward's listeners: those whose clients go to the guest's
-  // second address (ForwardRoute::goes_v6), or the others.
+  // second address (GuestEndpoints::goes_v6) when they are shut, or the others.
 
   /// Refuses clients from now on, and keeps the port.
   void shut(ServedForward& forward, bool v6);
@@ -63,9 +64,9 @@ class Listeners {
   struct Listener {
     ServedForwardPtr forward;  // null: the entry is free
     int fd = -1;
-    bool armed = false;    // its poll's last completion is still to come
-    bool waiting = false;  // in waiting_
-    bool shut = false;     // the guest's port is closed
+    bool armed = false;        // its poll's last completion is still to come
+    bool waiting = false;      // in waiting_
+    std::optional<bool> shut;  // the guest's port is closed, at its second address or not
     bool closing = false;
   };
 

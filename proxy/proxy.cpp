@@ -221,6 +221,19 @@ void Proxy::set_device(const Uuid& session_id, int device) {
   if (session != sessions_.end()) session->second.served->device.store(device);
 }
 
+void Proxy::set_guest(const Uuid& session_id, const IpAddress& address,
+                      const std::optional<IpAddress>& address_v6) {
+  const auto session = sessions_.find(session_id);
+  if (session == sessions_.end()) return;
+  for (const ServedForwardPtr& forward : session->second.forwards) {
+    const std::uint16_t port = forward->route.guest.endpoint.port();
+    GuestEndpoints guest{.endpoint = {address, port}};
+    if (address_v6) guest.endpoint_v6.emplace(*address_v6, port);
+    const auto before = forward->replace_guest(guest);
+    for (const auto& worker : workers_) worker->post(Worker::GuestChanged{forward, before});
+  }
+}
+
 /// Drops a session's closed forwards that have no connection left, once there are many.
 void Proxy::prune(const Uuid& session_id) {
   const auto found = sessions_.find(session_id);
@@ -339,7 +352,7 @@ bool Proxy::refuses(const ForwardId& id, const std::optional<IpAddress>& client)
   if (found == forwards_.end()) return false;
   ServedForward& forward = *found->second;
   if (!client) return forward.refusing[0].load() || forward.refusing[1].load();
-  if (forward.refusing[forward.route.goes_v6(*client)].load()) return true;
+  if (forward.refusing[forward.guest().goes_v6(*client)].load()) return true;
   const std::lock_guard lock(forward.listeners_mutex);
   return std::ranges::any_of(forward.refused_clients,
                              [&](const auto& refused) { return refused.second == *client; });

@@ -42,6 +42,8 @@ class Proxy final : public Dataplane {
   void end_session(const Uuid& session_id, CloseHow why) override;
   void change_owner(const Uuid& session_id) override;
   void set_device(const Uuid& session_id, int device) override;
+  void set_guest(const Uuid& session_id, const IpAddress& address,
+                 const std::optional<IpAddress>& address_v6) override;
   bool ended(const ForwardId& id) override;
   void set_limits(const ForwardId& id, const TrafficLimits& limits) override;
   void set_source(const ForwardId& id, ForwardSource source) override;

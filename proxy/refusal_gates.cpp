@@ -17,6 +17,11 @@ constexpr Nanos kAnswerMax = std::chrono::seconds(1);
 // Interval for checking a probe whose answer no event reports.
 constexpr Nanos kAskEvery = std::chrono::milliseconds(2);
 
+/// Whether the guest has refused at the second of its addresses.
+bool is_v6_of(const Refusal& refusal) {
+  return refusal.guest == refusal.forward->guest().endpoint_v6;
+}
+
 }  // namespace
 
 RefusalGates::RefusalGates(Io& io, Nanos interval_max, ClientRefusals* refusals, WorkerCounters& counters,
@@ -35,6 +40,7 @@ RefusalGates::~RefusalGates() {
 void RefusalGates::add(const Refusal& refusal) {
   const bool all = refusal.concerns_all;
   if (interval_max_ == Nanos::zero() || (!all && refusals_ == nullptr)) return;
+  if (!refusal.forward->guest().has(refusal.guest)) return;  // it has another address by now
   Gate* gate = find(refusal);
   if (gate != nullptr) {
     if (gate->state == State::kOpen) refused_again(*gate);
@@ -48,7 +54,7 @@ void RefusalGates::add(const Refusal& refusal) {
   const Nanos now = io_.now();
   *gate = Gate{};
   gate->forward = refusal.forward;
-  gate->v6 = refusal.forward->route.goes_v6(refusal.client);
+  gate->v6 = is_v6_of(refusal);
   if (!all) gate->client = refusal;
   gate->state = State::kWaiting;
   gate->since = gate->probed = gate->due = now;
@@ -57,7 +63,7 @@ void RefusalGates::add(const Refusal& refusal) {
 
 RefusalGates::Gate* RefusalGates::find(const Refusal& refusal) {
   const bool all = refusal.concerns_all;
-  const bool v6 = refusal.forward->route.goes_v6(refusal.client);
+  const bool v6 = is_v6_of(refusal);
   const auto same = [&](const Gate& gate) {
     if (gate.forward != refusal.forward || gate.verdict == Verdict::kForgotten) return false;
     if (gate.v6 != v6) return false;
@@ -156,6 +162,22 @@ void RefusalGates::forget_all() {
   }
 }
 
+void RefusalGates::lift(const ServedForwardPtr& forward) {
+  for (std::uint32_t index = 0; index < gates_.size(); ++index) {
+    Gate& gate = gates_[index];
+    if (gate.forward != forward || gate.verdict == Verdict::kForgotten) continue;
+    // If it cannot be opened now, its next probe goes to the new address.
+    const Verdict verdict = open(gate) ? Verdict::kForgotten : Verdict::kLetIn;
+    if (gate.state == State::kProbing) {
+      end_probe(index, verdict);
+    } else if (gate.state == State::kEnding) {
+      gate.verdict = verdict;
+    } else if (verdict == Verdict::kForgotten) {
+      release(gate);
+    }
+  }
+}
+
 void RefusalGates::run() {
   const Nanos now = io_.now();
   for (std::uint32_t index = 0; index < gates_.size(); ++index) {
@@ -204,8 +226,8 @@ void RefusalGates::probe(std::uint32_t index) {
   gate.probed = io_.now();
   gate.give_up = gate.probed + kAnswerMax;
   gate.state = State::kProbing;
-  const ForwardRoute& route = gate.forward->route;
-  SynProbeTarget target{.guest = gate.v6 ? *route.upstream_v6 : route.upstream,
+  const GuestEndpoints& guest = gate.forward->guest();
+  SynProbeTarget target{.guest = gate.v6 ? guest.endpoint_v6.value_or(guest.endpoint) : guest.endpoint,
                         .device = gate.forward->session->device.load(std::memory_order_relaxed),
                         .source = std::nullopt};
   if (gate.client && gate.client->own_address) {

@@ -44,6 +44,7 @@ namespace portway {
 struct Refusal {
   ServedForwardPtr forward;
   IpAddress client;
+  Endpoint guest;             // which of the guest's endpoints
   Endpoint local;             // what the client connected to
   bool own_address = false;   // the guest saw the client's address; else the node's
   bool concerns_all = false;  // the guest sees every client of the forward like this one
@@ -61,7 +62,7 @@ class RefusalGates {
   /// What the gates need from their worker.
   struct Hooks {
     /// Shuts or opens a forward's listeners: with `v6` those that lead to the guest's second address
-    /// (ForwardRoute::goes_v6), else the others. open() returns false if it failed: call it again later.
+    /// (GuestEndpoints::goes_v6), else the others. open() returns false if it failed: call it again later.
     std::function<void(const ServedForwardPtr&, bool v6)> shut;
     std::function<bool(const ServedForwardPtr&, bool v6)> open;
     std::function<PortRange()> source_ports;  // of a probe; see SynProbeTarget
@@ -79,6 +80,8 @@ class RefusalGates {
   /// The forward is closed: removes its gates and leaves its listeners as they are.
   void forget(const ServedForwardPtr& forward);
   void forget_all();
+  /// The forward's guest has other addresses: lets its clients in again.
+  void lift(const ServedForwardPtr& forward);
 
   /// A completion of a probe's poll; `token` is what token_base was or'ed with.
   void on_poll(Token token, const Completion& completion);

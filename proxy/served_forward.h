@@ -72,6 +72,7 @@ struct ServedForward : std::enable_shared_from_this<ServedForward> {
         worker_count(workers),
         listening_worker(listening),
         source(route.source) {
+    replace_guest(route.guest);
     set_limits(route.limits);
   }
 
@@ -84,10 +85,20 @@ struct ServedForward : std::enable_shared_from_this<ServedForward> {
     admission.set_limits(limits);
     for (ByteRate& each : rate) each.set_limit(limits.max_bytes_per_second);
   }
-  /// The source of this client's connection: `plan` holds the plan for its family.
-  ForwardSource source_of(const IpAddress& client) const {
+  /// Where its clients go now. A worker may use the result until the end of the message or completion that
+  /// it handles.
+  const GuestEndpoints& guest() const { return *guest_.load(std::memory_order_acquire); }
+  /// From the control thread. Returns the former ones: each worker must get a message with them, so that they
+  /// live until none uses them any more.
+  std::shared_ptr<const GuestEndpoints> replace_guest(const GuestEndpoints& endpoints) {
+    auto replacement = std::make_shared<const GuestEndpoints>(endpoints);
+    guest_.store(replacement.get(), std::memory_order_release);
+    return std::exchange(guest_owner_, std::move(replacement));
+  }
+  /// The source of a client's connection to this endpoint of the guest: `plan` holds the plan for it.
+  ForwardSource source_to(const Endpoint& to) const {
     const ForwardSource each = source.load(std::memory_order_relaxed);
-    return {route.goes_v6(client) ? each.plan_v6 : each.plan, each.required};
+    return {to == guest().endpoint_v6 ? each.plan_v6 : each.plan, each.required};
   }
   /// From the control thread, before the workers get the message: whoever starts a connection afterwards
   /// sees it. False if it had already advanced that far.
@@ -102,8 +113,8 @@ struct ServedForward : std::enable_shared_from_this<ServedForward> {
   Admission admission;
   ByteRate rate[2];                   // of the bytes that come from each side
   std::atomic<ForwardSource> source;  // set by the control thread
-  // The guest's port is closed and the listeners are shut; [1] is for clients that go to
-  // route.upstream_v6.
+  // The guest's port is closed and the listeners are shut; [1] is for clients that go to its IPv6 address,
+  // if it has one of each family.
   std::atomic<bool> refusing[2] = {false, false};
   std::atomic<ForwardPhase> phase{ForwardPhase::kOpen};
   std::atomic<CloseHow> why{CloseHow::kForwardDeleted};  // the cause in records of connections that this ends
@@ -119,6 +130,10 @@ struct ServedForward : std::enable_shared_from_this<ServedForward> {
   std::vector<std::pair<Endpoint, IpAddress>> refused_clients;
   std::vector<int> listeners;                 // control thread only; open until the worker hears of the close
   std::vector<std::uint32_t> listener_slots;  // listening worker only
+
+ private:
+  std::shared_ptr<const GuestEndpoints> guest_owner_;  // control thread only
+  std::atomic<const GuestEndpoints*> guest_{nullptr};  // guest_owner_'s
 };
 
 using ServedForwardPtr = std::shared_ptr<ServedForward>;

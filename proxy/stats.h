@@ -39,6 +39,7 @@ enum class CloseHow : std::uint8_t {
   kTapGone,           // the guest's tap is gone
   kKilled,            // by an API request
   kEvicted,           // half-closed, and ended for another when connections were short
+  kAddressChanged,    // the guest has another address
   kLimit,             // rejected right after accept: in records only, the counts have RejectReason
 };
 inline constexpr std::size_t kCloseHows = static_cast<std::size_t>(CloseHow::kLimit) + 1;

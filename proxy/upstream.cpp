@@ -27,11 +27,12 @@ constexpr int kKeepaliveProbes = 127;  // the maximum of TCP_KEEPCNT
 
 }  // namespace
 
-std::optional<SourcePlan> first_plan(const ServedForward& forward, const Endpoint& client) {
-  const ForwardSource wanted = forward.source_of(client.address());
+std::optional<SourcePlan> first_plan(const ServedForward& forward, const Endpoint& client,
+                                     const Endpoint& guest) {
+  const ForwardSource wanted = forward.source_to(guest);
   if (wanted.plan == SourcePlan::kNoReturnPath && wanted.required) return std::nullopt;
   if (wanted.plan != SourcePlan::kTransparent) return wanted.plan;
-  const auto plan = plan_source(client, forward.route.upstream_of(client.address()));
+  const auto plan = plan_source(client, guest);
   if (plan == SourcePlan::kFamily && wanted.required) return std::nullopt;
   return plan;
 }
@@ -57,7 +58,7 @@ int UpstreamOpener::open(const Target& target, SourcePlan& plan, int& fd) {
 }
 
 int UpstreamOpener::open_once(const Target& target, SourcePlan plan, int& fd) {
-  const Endpoint& guest = target.guest();
+  const Endpoint& guest = target.guest;
   fd = -1;
   if (target.device == kNoDevice) return -ENODEV;
   fd = io_.socket(guest.address().is_v6() ? AF_INET6 : AF_INET);
@@ -110,7 +111,7 @@ bool UpstreamOpener::is_routed(const Target& target, PortRange ports) const {
   const Nanos now = io_.now();
   for (unsigned port = ports.first; port <= ports.last; ++port) {
     const Endpoint client(target.client.address(), static_cast<std::uint16_t>(port));
-    if (options_.routed->contain(target.device, client, target.guest().port(), now)) return true;
+    if (options_.routed->contain(target.device, client, target.guest.port(), now)) return true;
   }
   return false;
 }
@@ -121,7 +122,7 @@ void UpstreamOpener::set_options(const Target& target, int fd) {
     io_.set_option(fd, SOL_SOCKET, SO_RCVBUF, static_cast<int>(options_.config.guest_receive_buffer));
   }
   if (target.dscp != 0) {
-    const bool v6 = target.guest().address().is_v6();
+    const bool v6 = target.guest.address().is_v6();
     io_.set_option(fd, v6 ? IPPROTO_IPV6 : IPPROTO_IP, v6 ? IPV6_TCLASS : IP_TOS, target.dscp);
   }
 }
@@ -178,7 +179,7 @@ int UpstreamOpener::connect(int fd, const Target& target, SourcePlan plan) {
     const PortRange ports = source_ports();
     if (is_transparent(plan) && tries < kTries - 1 && is_routed(target, ports)) continue;
     const bool bounded = ports.first != 0 && ask_for_ports(fd, ports.first, ports.last) == 0;
-    result = io_.connect(fd, target.guest());
+    result = io_.connect(fd, target.guest);
     if (!bounded) break;  // the kernel has looked at all ports; older kernels always do
   }
   return result;

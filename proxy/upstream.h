@@ -24,8 +24,9 @@
 
 namespace portway {
 
-/// How the guest is to see the client; nullopt if it must not see it at all.
-std::optional<SourcePlan> first_plan(const ServedForward& forward, const Endpoint& client);
+/// How the guest is to see the client at this one of its endpoints; nullopt if it must not see it at all.
+std::optional<SourcePlan> first_plan(const ServedForward& forward, const Endpoint& client,
+                                     const Endpoint& guest);
 
 class UpstreamOpener {
  public:
@@ -39,9 +40,8 @@ class UpstreamOpener {
     const ServedForward& forward;
     int device = kAnyDevice;  // interface index, kAnyDevice or kNoDevice
     Endpoint client;
+    Endpoint guest;
     std::uint8_t dscp = 0;  // shifted left by two; 0: the kernel's
-
-    const Endpoint& guest() const { return forward.route.upstream_of(client.address()); }
   };
   /// Opens a socket to the client's guest and connects it: 0 if the connection is under way or made, else
   /// the errno of the last attempt. Sets `plan` to the one that was used and `fd` to the socket, also on

@@ -213,6 +213,11 @@ void Worker::on(CountConnections& message) {
   connections_.count_for_limits(*message.forward);
 }
 
+void Worker::on(GuestChanged& message) {
+  gates_.lift(message.forward);
+  connections_.guest_changed(message.forward);
+}
+
 void Worker::on(Refused& message) {
   if (stopping_ || message.refusal.forward->phase.load() != ForwardPhase::kOpen) return;
   gates_.add(message.refusal);
@@ -306,7 +311,8 @@ Worker& Worker::least_loaded() {
 /// Any worker refuses a single client; only the one with the listeners refuses everybody.
 void Worker::on_refused(const Refusal& refusal) {
   const ServedForward& forward = *refusal.forward;
-  if (forward.refusing[forward.route.goes_v6(refusal.client)].load(std::memory_order_relaxed)) return;
+  const bool v6 = refusal.guest == forward.guest().endpoint_v6;
+  if (forward.refusing[v6].load(std::memory_order_relaxed)) return;
   Worker& worker = refusal.concerns_all ? listening_worker(forward) : *this;
   Refused message{refusal};
   if (&worker == this) {

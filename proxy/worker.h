@@ -70,13 +70,18 @@ class Worker {
   struct CountConnections {
     ServedForwardPtr forward;
   };
+  /// The forward's guest() has changed.
+  struct GuestChanged {
+    ServedForwardPtr forward;
+    std::shared_ptr<const GuestEndpoints> before;  // ServedForward::replace_guest()
+  };
   /// A guest refused a connection of a forward that this worker listens for.
   struct Refused {
     Refusal refusal;
   };
   struct Stop {};
   using Message = std::variant<OpenForward, CloseForward, TakeConnection, TakeClient, ListConnections,
-                               EndConnections, CountConnections, Refused, Stop>;
+                               EndConnections, CountConnections, GuestChanged, Refused, Stop>;
 
   Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<ConnectionSlot> slots);
   ~Worker();
@@ -126,6 +131,7 @@ class Worker {
   void on(ListConnections& message);
   void on(EndConnections& message);
   void on(CountConnections& message);
+  void on(GuestChanged& message);
   void on(Refused& message);
   void on(Stop& message);
 

@@ -57,6 +57,9 @@ class BodyStream {
   /// nothing else was sent. Empty: this kind of body has none.
   virtual std::string heartbeat() { return {}; }
 
+  /// What it is about may have changed.
+  virtual void on_change() {}
+
   /// Ends it early, because what it is about no longer exists: what there is still to send. Nothing of it is
   /// called afterwards.
   virtual std::string finish_early() { return {}; }

@@ -75,12 +75,15 @@ Result<Response> capture(const ApiContext& api, const Call& call) {
   const std::string what =
       fmt::format("capture of forward {} of instance {} by key {}, request {}", call.path[1], call.path[0],
                   to_string(call.caller.key_id), call.request.id);
-  std::vector<Endpoint> guests;
-  for (const IpAddress& address : guest_addresses(instance))
-    guests.emplace_back(address, found->forward.guest_port);
+  const auto guests = [&control = api.control, id = instance.id, port = found->forward.guest_port] {
+    std::vector<Endpoint> endpoints;
+    for (const IpAddress& address : guest_addresses(*control.registry().find_instance(id)))
+      endpoints.emplace_back(address, port);
+    return endpoints;
+  };
   const CaptureOptions options{.tap = instance.tap,
                                .link = link_of(instance),
-                               .guests = std::move(guests),
+                               .guests = guests,
                                .duration = std::chrono::seconds(call.query[kSeconds]),
                                .max_bytes = call.query[kMaxBytes]};
   const auto log_end = [what](const std::string& summary) { spdlog::info("{}: {}", what, summary); };

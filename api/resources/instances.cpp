@@ -78,6 +78,39 @@ Result<Response> put_instance(const ApiContext& api, const Call& call) {
   return response;
 }
 
+/// A field of a PATCH; nullopt if it is not given, or null.
+std::optional<IpAddress> read_address(JsonFields& fields, std::string_view name) {
+  const std::optional<std::string> text = fields.string_or_none(name);
+  if (!text) return std::nullopt;
+  const auto address = parse_address(*text);
+  if (!address) {
+    fields.refuse(name, fmt::format("{} {} must be an IPv4 or IPv6 address.", name, in_quotes(*text)),
+                  ErrorCode::kInvalidAddress);
+    return std::nullopt;
+  }
+  return *address;
+}
+
+Result<Response> change_instance(const ApiContext& api, const Call& call) {
+  if (const auto found = api.control.find_instance(call.caller, call.path[0]); !found) return found.error();
+  JsonFields fields(call.request);
+  GuestAddressChange change;
+  change.guest_address = read_address(fields, "guest_address");
+  if (fields.given("guest_address") && !change.guest_address) {
+    fields.refuse("guest_address", "guest_address cannot be null: a guest has at least one address.");
+  }
+  if (fields.given("guest_address_v6")) change.guest_address_v6 = read_address(fields, "guest_address_v6");
+  if (auto error = fields.finish()) return *error;
+  const auto changed =
+      api.control.change_guest_addresses(call.path[0], change, call.query[kSession], who(call.caller));
+  if (!changed) {
+    Error error = changed.error();
+    if (error.field == "guest_address" && !change.guest_address) error.field = "guest_address_v6";
+    return error;
+  }
+  return json_response(200, {{"instance", to_json(api.control.status_of(**changed))}});
+}
+
 Result<Response> list_instances(const ApiContext& api, const Call& call) {
   const auto limit = call.query[kPageLimit];
   const auto found = api.control.list_instances(call.caller, call.query[kCursor], limit + 1);
@@ -112,6 +145,7 @@ std::vector<Route> instance_routes() {
       {"GET", "/instances", Access::kTenant, {kPageLimit, kCursor}, list_instances},
       {"GET", "/instances/{id}", Access::kTenant, {}, get_instance},
       {"PUT", "/instances/{id}", Access::kAdmin, {kSession}, put_instance},
+      {"PATCH", "/instances/{id}", Access::kAdmin, {kSession}, change_instance},
       {"DELETE", "/instances/{id}", Access::kAdmin, {kSession}, delete_instance},
       {"POST", "/instances/{id}/stop", Access::kAdmin, {kSession}, stop_instance},
   };

@@ -78,8 +78,9 @@ class CaptureTest : public testing::Test {
     std::string file;
     host_->run([&] {
       boost::asio::io_context context;
-      const CaptureOptions options{
-          .tap = "tap0", .link = static_cast<std::int32_t>(::if_nametoindex("tap0")), .guests = guests};
+      const CaptureOptions options{.tap = "tap0",
+                                   .link = static_cast<std::int32_t>(::if_nametoindex("tap0")),
+                                   .guests = [guests] { return guests; }};
       const auto stream = start_capture(context, options, [](const std::string&) {}).value();
       stream->on_ready([] {});
       for (const std::uint16_t port : {std::uint16_t{3001}, kPort}) {
@@ -110,6 +111,33 @@ TEST_F(CaptureTest, IsOfTheForwardsPortAtEachOfTheGuestsAddresses) {
   EXPECT_EQ(captured({v4}), (Packets{"IPv4 to", "IPv4 from"}));
   EXPECT_EQ(captured({v4, v6}), (Packets{"IPv6 to", "IPv6 from", "IPv4 to", "IPv4 from"}));
   EXPECT_EQ(captured({v6, v4}), (Packets{"IPv6 to", "IPv6 from", "IPv4 to", "IPv4 from"}));
+}
+
+TEST_F(CaptureTest, FollowsAGuestWhoseAddressChanges) {
+  host_->run([&] {
+    boost::asio::io_context context;
+    std::string file;
+    IpAddress now = address("198.19.0.2");
+    const CaptureOptions options{.tap = "tap0",
+                                 .link = static_cast<std::int32_t>(::if_nametoindex("tap0")),
+                                 .guests = [&now] { return std::vector{Endpoint(now, kPort)}; }};
+    const auto stream = start_capture(context, options, [](const std::string&) {}).value();
+    stream->on_ready([] {});
+    stream->on_change();  // of something else
+    ask("198.19.0.3", kPort);
+    ask("198.19.0.2", kPort);
+    now = address("fd00:19::2");
+    stream->on_change();
+    ask("198.19.0.2", kPort);
+    ask("fd00:19::2", kPort);
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (packets_of(file).size() < 4 && std::chrono::steady_clock::now() < deadline) {
+      context.restart();
+      context.run_one_for(std::chrono::milliseconds(100));
+      file += stream->read().value_or("");
+    }
+    EXPECT_EQ(packets_of(file), (std::vector<std::string>{"IPv4 to", "IPv4 from", "IPv6 to", "IPv6 from"}));
+  });
 }
 
 }  // namespace

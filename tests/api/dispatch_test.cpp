@@ -87,7 +87,7 @@ TEST(Api, KnowsItsMethodsAndPaths) {
   EXPECT_EQ(Node::header(wrong, "Allow"), "POST, GET, HEAD, OPTIONS");
   const Response options = node.call("OPTIONS", "/instances/vm-1", "", "");
   EXPECT_EQ(options.status, 204U);
-  EXPECT_EQ(Node::header(options, "Allow"), "GET, HEAD, PUT, DELETE, OPTIONS");
+  EXPECT_EQ(Node::header(options, "Allow"), "GET, HEAD, PUT, PATCH, DELETE, OPTIONS");
   EXPECT_EQ(node.call("GET", "/nothing", "", "").status, 404U);
   EXPECT_EQ(node.call("GET", "/instances/", "").status, 404U);
   EXPECT_EQ(node.call("HEAD", "/healthz", "", "").status, 200U);

@@ -113,7 +113,7 @@ class OpenApi(unittest.TestCase):
     def setUpClass(cls):
         isolate()
         cls.node = Portwayd("profiles.default.max_forwarded_ports=100", "profiles.small.max_forwarded_ports=1",
-                            "guests.socket_directories=/run/fc")
+                            "guests.socket_directories=/run/fc", "guests.networks=198.18.0.0/15,fd00:19::/64")
         cls.node.put_instance("vm-1")
         cls.tenant = cls.node.tenant_key()
         created = cls.node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": 3000}).json()
@@ -332,7 +332,8 @@ class OpenApi(unittest.TestCase):
         changed = self.ask("PUT", "/instances/{id}", {**body, "owner": "bob"}, id="vm-2", query=f"?session_id={session}", status=200)
         self.assertEqual(changed.json()["instance"]["session_id"], session)
         for method, path, content in (("POST", "/instances/{id}/stop", None), ("DELETE", "/instances/{id}", None),
-                                      ("PUT", "/instances/{id}", body)):
+                                      ("PUT", "/instances/{id}", body),
+                                      ("PATCH", "/instances/{id}", {"guest_address": "198.19.0.4"})):
             self.ask(method, path, content, id="vm-2", query=another, status=412, code="session_mismatch")
             self.ask(method, path, content, id="vm-2", query="?session_id=1", status=422, code="invalid_request")
         self.ask("PUT", "/instances/{id}", body, id="vm-new", query=another, status=412, code="session_mismatch")
@@ -349,6 +350,7 @@ class OpenApi(unittest.TestCase):
         answer = self.ask("PUT", "/instances/{id}", {**routed, "tap": "t-vm-3"}, id="vm-3", status=409, code="guest_address_in_use")
         self.assertEqual(answer.json()["field"], "guest_address")
         self.ask("DELETE", "/instances/{id}", id="vm-2", status=204)
+        self.change_guest_addresses(routed)
         for wrong in ({"guest_address": "127.0.0.1"}, {"guest_address": "10.0.0.1"}, {"guest_address": "x"}):
             self.ask("PUT", "/instances/{id}", {**body, **wrong}, id="vm-2", status=422, code="invalid_address")
         both = {"guest_address": None, "guest_addresses": ["198.19.0.3", "198.19.0.4"]}
@@ -358,6 +360,30 @@ class OpenApi(unittest.TestCase):
                       {"owner": "a b"}, {"profile": "none"}, {"vmm_pid": 1}, {"owner": None}):
             answer = self.ask("PUT", "/instances/{id}", {**body, **wrong}, id="vm-2", status=422, code="invalid_request")
             self.assertEqual(answer.json()["field"], next(iter(wrong)))
+
+    def change_guest_addresses(self, body):
+        path = "/instances/{id}"
+        session = self.ask("PUT", path, body, id="vm-2", status=201).json()["instance"]["session_id"]
+        for change, addresses in (({"guest_address": "198.19.0.4"}, ["198.19.0.4"]), ({}, ["198.19.0.4"]),
+                                  ({"guest_address_v6": "fd00:19::4"}, ["198.19.0.4", "fd00:19::4"]),
+                                  ({"guest_address_v6": None, "guest_address": "fd00:19::4"}, ["fd00:19::4"]),
+                                  ({"guest_address": "198.19.0.5"}, ["198.19.0.5"])):
+            answer = self.ask("PATCH", path, change, id="vm-2", query=f"?session_id={session}", status=200)
+            self.assertEqual(answer.json()["instance"]["guest_addresses"], addresses)
+            self.assertEqual(answer.json()["instance"]["session_id"], session)
+        self.ask("PUT", path, {**body, "tap": "t-vm-3"}, id="vm-3", status=201)
+        move = {"guest_address": body["guest_address"]}
+        answer = self.ask("PATCH", path, move, id="vm-2", status=409, code="guest_address_in_use")
+        self.assertEqual(answer.json()["field"], "guest_address")
+        for wrong in ({"guest_address": "x"}, {"guest_address": "10.0.0.1"}, {"guest_address_v6": "198.19.0.6"}):
+            answer = self.ask("PATCH", path, wrong, id="vm-2", status=422, code="invalid_address")
+            self.assertEqual(answer.json()["field"], next(iter(wrong)))
+        self.ask("PATCH", path, {"guest_address": None}, id="vm-2", status=422, code="invalid_request")
+        self.ask("PATCH", path, move, id="vm-none", status=404, code="not_found")
+        self.ask("POST", "/instances/{id}/stop", id="vm-2", status=200)
+        self.ask("PATCH", path, move, id="vm-2", status=409, code="instance_not_running")
+        for instance in ("vm-2", "vm-3"):
+            self.ask("DELETE", path, id=instance, status=204)
 
     def test_41_port_forwards(self):
         path = "/instances/{id}/port-forwards"
@@ -618,6 +644,7 @@ class OpenApi(unittest.TestCase):
             "createPortForwards": {"port_forwards": [{"guest_port": 3000}]},
             "updatePortForward": {"label": "other"},
             "putInstance": {"guest_address": "198.19.0.9", "tap": "tap0", "owner": "alice"},
+            "changeInstance": {"guest_address": "198.19.0.9"},
             "createApiKey": {"role": "tenant", "owner": "alice"},
         }
         lists = ("/instances", "/api-keys", "/instances/vm-1/port-forwards")

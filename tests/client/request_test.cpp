@@ -100,10 +100,21 @@ TEST(Request, DoesNotSendAContradictoryOrEmptyUpdate) {
   const ClientRun both = server.run(
       {"forwards", "update", "vm-1", "f-1", "--max-connections", "5", "--no-limit", "max-connections"});
   EXPECT_EQ(both.exit, 2);
-  EXPECT_THAT(both.err,
-              HasSubstr("--max-connections sets the limit that --no-limit max-connections removes"));
+  EXPECT_THAT(both.err, HasSubstr("--max-connections sets what --no-limit max-connections removes"));
   EXPECT_EQ(server.run({"forwards", "update", "vm-1", "f-1", "--no-limit", "speed"}).exit, 2);
   EXPECT_THAT(server.requests(), IsEmpty());
+}
+
+TEST(Request, ChangesAndRemovesGuestAddresses) {
+  OneAnswer server(http_answer(200, R"({"instance":{"id":"vm-1"}})"));
+  server.run({"instances", "update", "vm-1", "--guest-address", "198.19.0.9", "--session-id", "s"});
+  server.run({"instances", "update", "vm-1", "--guest-address-v6", "fd00::9"});
+  const ClientRun run = server.run({"instances", "update", "vm-1", "--remove", "guest-address-v6"});
+  EXPECT_EQ(run.exit, 0) << run.err;
+  EXPECT_THAT(server.requests(), ElementsAre(AllOf(StartsWith("PATCH /instances/vm-1?session_id=s "),
+                                                   EndsWith(R"({"guest_address":"198.19.0.9"})")),
+                                             EndsWith(R"({"guest_address_v6":"fd00::9"})"),
+                                             EndsWith(R"({"guest_address_v6":null})")));
 }
 
 TEST(Request, RegistersAGuestWithAnAddressOfEachFamily) {

@@ -22,11 +22,12 @@ using namespace std::chrono_literals;
 CloseRecord record(ConnectionId id = 4097) {
   static const auto forward = std::make_shared<ServedForward>(
       ForwardRoute{.id = parse_uuid("0192f0c1-2345-7000-8000-000000000001").value(),
-                   .upstream = {parse_address("198.19.0.2").value(), 3000},
+                   .guest = {},
                    .instance_id = "vm-1"},
       1);
   CloseRecord record{.forward = forward, .id = id};
   record.client = to_plain({parse_address("203.0.113.9").value(), 40000});
+  record.guest = {parse_address("198.19.0.2").value(), 3000};
   record.accepted_at = 10s;
   record.connected_at = 10s + 250us;
   record.ended_at = 12s + 500ms;

@@ -45,7 +45,7 @@ TEST(Control, AForwardIsOpenedTowardsTheGuestBehindItsTap) {
   const ForwardStatus status = create(node, 3000);
   ASSERT_EQ(node.dataplane.opened.size(), 1U);
   const auto& [route, port] = node.dataplane.opened.at(status.forward.id);
-  EXPECT_EQ(to_string(route.upstream), "198.19.0.2:3000");
+  EXPECT_EQ(to_string(route.guest.endpoint), "198.19.0.2:3000");
   EXPECT_EQ(route.device, kNoDevice) << "its tap is still to come";
   EXPECT_EQ(port, status.forward.host_port);
 }
@@ -174,8 +174,8 @@ TEST(Control, ASecondGuestAddressIsServedKeptAndIdentifiesTheSession) {
   const ForwardId id = create(node, 3000).forward.id;
   const auto leads_to_both = [&] {
     const ForwardRoute& route = node.dataplane.opened.at(id).first;
-    EXPECT_EQ(route.upstream, Endpoint(*parse_address("198.19.0.2"), 3000));
-    EXPECT_EQ(route.upstream_v6, Endpoint(*parse_address("fd00:19::2"), 3000));
+    EXPECT_EQ(route.guest.endpoint, Endpoint(*parse_address("198.19.0.2"), 3000));
+    EXPECT_EQ(route.guest.endpoint_v6, Endpoint(*parse_address("fd00:19::2"), 3000));
   };
   leads_to_both();
   EXPECT_EQ(put(R"("fd00:19::2", "198.19.0.2")"), second) << "the order means nothing";
@@ -186,6 +186,167 @@ TEST(Control, ASecondGuestAddressIsServedKeptAndIdentifiesTheSession) {
   EXPECT_NE(put(R"("198.19.0.2", "fd00:19::3")"), second);
   const Uuid fourth = put(R"("fd00:19::3")");
   EXPECT_EQ(put(R"("fd00:19::3")"), fourth);
+}
+
+std::string guests_of(const ForwardRoute& route) {
+  const auto& [first, second] = route.guest;
+  return to_string(first) + (second ? " " + to_string(*second) : "");
+}
+
+// DHCP may give a guest another address when it resumes.
+TEST(Control, ARunningInstancesGuestAddressChangesInPlace) {
+  Node node;
+  node.put("vm-1");
+  const Forward forward = create(node, 3000).forward;
+  const Uuid session = node.control().registry().find_instance("vm-1")->session_id;
+  const auto events = node.follow(kAdmin);
+  const auto patch = [&](const std::string& body, unsigned status = 200) {
+    const Response response = node.call("PATCH", "/instances/vm-1?session_id=" + to_string(session), body);
+    EXPECT_EQ(response.status, status) << response.body;
+    return Node::json(response);
+  };
+  const auto guests = [&] { return guests_of(node.dataplane.opened.at(forward.id).first); };
+  auto now = patch(R"({"guest_address": "198.19.0.9"})").at("instance").as_object();
+  EXPECT_EQ(now.at("guest_address"), "198.19.0.9");
+  EXPECT_EQ(now.at("session_id").as_string(), to_string(session));
+  EXPECT_EQ(now.at("port_forwards").at("current"), 1);
+  EXPECT_EQ(guests(), "198.19.0.9:3000");
+  EXPECT_EQ(types(*events), std::vector<std::string>{"instance.updated"});
+  // A repeated request is answered alike and changes nothing.
+  EXPECT_EQ(patch(R"({"guest_address": "198.19.0.9"})").at("instance"), now);
+  EXPECT_TRUE(types(*events).empty());
+  // What is not given stays; null removes the second address.
+  now = patch(R"({"guest_address_v6": "fd00:19::9"})").at("instance").as_object();
+  EXPECT_EQ(now.at("guest_addresses"), (boost::json::array{"198.19.0.9", "fd00:19::9"}));
+  EXPECT_EQ(guests(), "198.19.0.9:3000 [fd00:19::9]:3000");
+  patch(R"({"guest_address": "198.19.0.8"})");
+  EXPECT_EQ(guests(), "198.19.0.8:3000 [fd00:19::9]:3000");
+  const auto news = events->read().value();
+  EXPECT_NE(news.find(R"("changed":["guest_address_v6"])"), std::string::npos) << news;
+  EXPECT_NE(news.find(R"("changed":["guest_address"])"), std::string::npos) << news;
+  node.restart();
+  EXPECT_EQ(node.control().registry().find_instance("vm-1")->session_id, session);
+  EXPECT_EQ(guests(), "198.19.0.8:3000 [fd00:19::9]:3000");
+  patch(R"({"guest_address_v6": null})");
+  EXPECT_EQ(guests(), "198.19.0.8:3000");
+  patch(R"({"guest_address": "fd00:19::9"})");
+  EXPECT_EQ(guests(), "[fd00:19::9]:3000");
+  patch(R"({"guest_address": "198.19.0.8", "guest_address_v6": "fd00:19::9"})");
+  EXPECT_EQ(guests(), "198.19.0.8:3000 [fd00:19::9]:3000");
+  EXPECT_EQ(node.control().ports().used(), 1U);
+  EXPECT_TRUE(node.dataplane.closed.empty());
+  node.restart();
+  EXPECT_EQ(guests(), "198.19.0.8:3000 [fd00:19::9]:3000");
+  // The orchestrator's next registration is the same machine's if it has the new address.
+  const Response put =
+      node.call("PUT", "/instances/vm-1",
+                R"({"guest_addresses": ["198.19.0.8", "fd00:19::9"], "tap": "tap-vm-1", "owner": "alice"})");
+  EXPECT_EQ(Node::json(put).at("instance").at("session_id").as_string(), to_string(session));
+}
+
+TEST(Control, AGuestAddressThatAPutWouldRefuseIsRefusedAndNothingChanges) {
+  Node node;
+  node.put("vm-1");
+  const Forward forward = create(node, 3000).forward;
+  const auto events = node.follow(kAdmin);
+  const auto patch = [&](const std::string& body, const std::string& target = "vm-1") {
+    const Response response = node.call("PATCH", "/instances/" + target, body);
+    const auto problem = Node::json(response);
+    const auto* field = problem.if_contains("field");
+    return std::to_string(response.status) + " " + std::string(problem.at("code").as_string()) +
+           (field != nullptr ? " " + std::string(field->as_string()) : "");
+  };
+  EXPECT_EQ(patch(R"({"guest_address": "10.0.0.1"})"), "422 invalid_address guest_address");
+  EXPECT_EQ(patch(R"({"guest_address": "127.0.0.1"})"), "422 invalid_address guest_address");
+  EXPECT_EQ(patch(R"({"guest_address": "here"})"), "422 invalid_address guest_address");
+  EXPECT_EQ(patch(R"({"guest_address": null})"), "422 invalid_request guest_address");
+  EXPECT_EQ(patch(R"({"guest_address_v6": "2001:db8::1"})"), "422 invalid_address guest_address_v6");
+  EXPECT_EQ(patch(R"({"guest_address_v6": "198.19.0.9"})"), "422 invalid_address guest_address_v6");
+  EXPECT_EQ(patch(R"({"guest_address": "fd00:19::8", "guest_address_v6": "fd00:19::9"})"),
+            "422 invalid_address guest_address");
+  EXPECT_EQ(patch(R"({"tap": "tap1"})"), "422 unknown_field tap");
+  EXPECT_EQ(patch(R"({"guest_address": "198.19.0.9"})", "vm-2"), "404 not_found");
+  EXPECT_EQ(patch(R"({"guest_address": "198.19.0.9"})", "vm-1?session_id=" + to_string(make_uuid())),
+            "412 session_mismatch session_id");
+  EXPECT_EQ(
+      node.call("PATCH", "/instances/vm-1", R"({"guest_address": "198.19.0.9"})", node.tenant_key()).status,
+      403U);
+  EXPECT_EQ(guests_of(node.dataplane.opened.at(forward.id).first), "198.19.0.2:3000");
+  EXPECT_TRUE(types(*events).empty());
+  node.restart();
+  EXPECT_EQ(guests_of(node.dataplane.opened.at(forward.id).first), "198.19.0.2:3000");
+  // A stopped instance gets its address with its next session.
+  node.control().stop_instance("vm-1").value();
+  EXPECT_EQ(patch(R"({"guest_address": "198.19.0.9"})"), "409 instance_not_running");
+}
+
+TEST(Control, AGuestCannotMoveToAnAddressThatAnotherOneHasBehindTheSameDevice) {
+  Node node;
+  const auto put = [&](const std::string& id, const std::string& address) {
+    const Response response = node.call("PUT", "/instances/" + id,
+                                        R"({"guest_address": ")" + address + R"(", "tap": "tap-)" + id +
+                                            R"(", "device": "none", "owner": "alice"})");
+    EXPECT_EQ(response.status, 201U) << response.body;
+  };
+  put("vm-1", "198.19.0.2");
+  put("vm-2", "198.19.0.3");
+  const auto move = [&](const std::string& id, const std::string& address) {
+    return node.call("PATCH", "/instances/" + id, R"({"guest_address": ")" + address + R"("})");
+  };
+  const Response refused = move("vm-1", "198.19.0.3");
+  EXPECT_EQ(refused.status, 409U);
+  EXPECT_EQ(Node::code(refused), "guest_address_in_use");
+  EXPECT_EQ(move("vm-2", "198.19.0.4").status, 200U);
+  EXPECT_EQ(move("vm-1", "198.19.0.3").status, 200U) << "it is free now";
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(move("vm-1", i % 2 == 0 ? "198.19.0.2" : "198.19.0.3").status, 200U);
+  EXPECT_EQ(Node::code(move("vm-2", "198.19.0.3")), "guest_address_in_use");
+}
+
+TEST(Control, AChangeOfAddressThatTheDiskDoesNotTakeChangesNothing) {
+  Node node;
+  node.put("vm-1");
+  const Forward forward = create(node, 3000).forward;
+  node.lock_store();
+  const Response refused = node.call("PATCH", "/instances/vm-1", R"({"guest_address": "198.19.0.9"})");
+  EXPECT_EQ(refused.status, 503U);
+  EXPECT_EQ(guests_of(node.dataplane.opened.at(forward.id).first), "198.19.0.2:3000");
+  EXPECT_EQ(node.control().registry().find_instance("vm-1")->guest_address, *parse_address("198.19.0.2"));
+  node.unlock_store();
+  EXPECT_EQ(node.call("PATCH", "/instances/vm-1", R"({"guest_address": "198.19.0.9"})").status, 200U);
+  EXPECT_EQ(guests_of(node.dataplane.opened.at(forward.id).first), "198.19.0.9:3000");
+}
+
+// Its machine is gone by the time that the disk has taken the change.
+TEST(Control, ASessionThatEndsWhileItsNewAddressIsStoredStaysOver) {
+  Node node;
+  node.put("vm-1");
+  create(node, 3000);
+  const auto events = node.follow(kAdmin);
+  node.while_the_disk_is_waited_for([&] { node.control().end_session("vm-1", SessionEnd::kTapDeleted); });
+  const Response late = node.call("PATCH", "/instances/vm-1", R"({"guest_address": "198.19.0.9"})");
+  EXPECT_EQ(late.status, 409U);
+  EXPECT_EQ(Node::code(late), "instance_not_running");
+  node.settle();
+  const auto told = types(*events);
+  EXPECT_EQ(std::ranges::count(told, "instance.updated"), 0);
+  EXPECT_TRUE(node.dataplane.opened.empty());
+  node.restart();
+  EXPECT_EQ(node.control().registry().find_instance("vm-1")->state, InstanceState::kStopped);
+}
+
+// A forward that is not served because of its guest's address is, once the guest has another one.
+TEST(Control, AFailedForwardIsServedAtAnAddressThatIsAllowed) {
+  Node node;
+  node.put("vm-1");
+  const Forward forward = create(node, 3000).forward;
+  Instance moved = *node.control().registry().find_instance("vm-1");
+  moved.guest_address = *parse_address("10.0.0.1");
+  node.store().put_instance(moved).value();
+  node.restart();
+  ASSERT_FALSE(node.dataplane.opened.contains(forward.id));
+  EXPECT_EQ(node.call("PATCH", "/instances/vm-1", R"({"guest_address": "198.19.0.9"})").status, 200U);
+  ASSERT_TRUE(node.dataplane.opened.contains(forward.id));
+  EXPECT_EQ(guests_of(node.dataplane.opened.at(forward.id).first), "198.19.0.9:3000");
 }
 
 TEST(Control, TheSameRegistrationAgainChangesNothing) {

@@ -57,6 +57,15 @@ class FakeDataplane : public Dataplane {
       if (route.first.session_id == session_id) route.first.device = device;
     }
   }
+  void set_guest(const Uuid& session_id, const IpAddress& address,
+                 const std::optional<IpAddress>& address_v6) override {
+    for (auto& [id, route] : opened) {
+      if (route.first.session_id != session_id) continue;
+      const std::uint16_t port = route.first.guest.endpoint.port();
+      route.first.guest = {.endpoint = {address, port}};
+      if (address_v6) route.first.guest.endpoint_v6.emplace(*address_v6, port);
+    }
+  }
   Result<ConnectionPage> connections(const ForwardId& id, ConnectionId after, std::size_t limit) override {
     ConnectionPage page;
     for (const LiveConnection& connection : live[id]) {

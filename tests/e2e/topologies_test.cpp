@@ -5,10 +5,12 @@
 #include <unistd.h>
 
 #include <boost/json.hpp>
+#include <cerrno>
 #include <chrono>
 #include <initializer_list>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/e2e/daemon.h"
@@ -36,6 +38,23 @@ while True:
     client.close()
 )py";
 
+/// Sends each client back what it gets.
+constexpr std::uint16_t kEchoPort = 7001;
+constexpr const char* kEchoService = R"py(
+import socket, threading
+def serve(client):
+    try:
+        while data := client.recv(65536):
+            client.sendall(data)
+    except OSError:
+        pass
+    client.close()
+listener = socket.create_server(("0.0.0.0", 7001))
+print("ready", flush=True)
+while True:
+    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+)py";
+
 /// A machine of its own: a namespace behind a veth, whose end on the node stands for its tap.
 class Guest {
  public:
@@ -47,18 +66,25 @@ class Guest {
     host.ip("link set " + tap + " up");
     network_.ip("address add " + address + "/24 dev eth0");
     network_.ip("link set eth0 up");
-    service_ = std::make_unique<Process>(
-        SpawnOptions{.command = {"python3", "-c", kNameService, name}, .network = &network_});
-    if (!service_->wait_for_output("ready", seconds(30))) ADD_FAILURE() << service_->output();
+    service_ = start({"python3", "-c", kNameService, name});
   }
+  void serve_echo() { echo_service_ = start({"python3", "-c", kEchoService}); }
 
   const NetworkNamespace& network() const { return network_; }
   const std::string& name() const { return name_; }
 
  private:
+  std::unique_ptr<Process> start(std::vector<std::string> command) const {
+    auto service =
+        std::make_unique<Process>(SpawnOptions{.command = std::move(command), .network = &network_});
+    if (!service->wait_for_output("ready", seconds(30))) ADD_FAILURE() << service->output();
+    return service;
+  }
+
   const std::string name_;
   NetworkNamespace network_;
   std::unique_ptr<Process> service_;
+  std::unique_ptr<Process> echo_service_;
 };
 
 class TopologiesTest : public testing::TestWithParam<std::string> {
@@ -76,6 +102,10 @@ class TopologiesTest : public testing::TestWithParam<std::string> {
     if (!device.empty()) body["device"] = device;
     return daemon_->api("PUT", "/instances/" + id, boost::json::serialize(body));
   }
+  HttpResponse move(const std::string& id, const std::string& address) {
+    return daemon_->api("PATCH", "/instances/" + id,
+                        boost::json::serialize(boost::json::object{{"guest_address", address}}));
+  }
   /// What a client of the forward gets: "NAME ADDRESS".
   std::string ask(const CreatedForward& forward) {
     TcpClient client(network_->client(), kHostAddress, forward.host_port);
@@ -88,10 +118,10 @@ class TopologiesTest : public testing::TestWithParam<std::string> {
     while (answer.empty() && std::chrono::steady_clock::now() < deadline) answer = ask(forward);
     return answer;
   }
-  /// Whether the instance's JSON has this text within ten seconds.
-  bool becomes(const std::string& id, const std::string& text) {
+  /// Whether the JSON of the instance, or of something of it, has this text within ten seconds.
+  bool becomes(const std::string& id, const std::string& text, const std::string& of_it = "") {
     const auto deadline = std::chrono::steady_clock::now() + seconds(10);
-    while (instance(id).find(text) == std::string::npos) {
+    while (daemon_->api("GET", "/instances/" + id + of_it).body.find(text) == std::string::npos) {
       if (std::chrono::steady_clock::now() > deadline) return false;
     }
     return true;
@@ -168,6 +198,74 @@ TEST_P(TopologiesTest, GuestsBehindABridgeAreReachedThroughIt) {
   ASSERT_EQ(daemon_->stop(SIGTERM), 0);
   daemon_->start();
   EXPECT_THAT(ask_until_answered(to_b), StartsWith("b ")) << "the device is in the store";
+}
+
+// DHCP may give a guest another address when it resumes.
+TEST_P(TopologiesTest, AGuestWhoseAddressChangesKeepsItsHostPortsAndItsNeighbourItsConnections) {
+  host().ip("link add br0 type bridge");
+  host().ip("link set br0 up");
+  host().ip("address add 198.19.1.1/24 dev br0");
+  Guest a(host(), "a", "tap-a", "198.19.1.2");
+  Guest b(host(), "b", "tap-b", "198.19.1.3");
+  for (Guest* guest : {&a, &b}) {
+    host().ip("link set tap-" + guest->name() + " master br0");
+    guest->serve_echo();
+  }
+  ASSERT_EQ(put("vm-a", "198.19.1.2", "tap-a", "br0").status, 201);
+  ASSERT_EQ(put("vm-b", "198.19.1.3", "tap-b", "br0").status, 201);
+  const CreatedForward name_of_a = daemon_->create_forward("vm-a", kNamePort);
+  const CreatedForward to_a = daemon_->create_forward("vm-a", kEchoPort);
+  const CreatedForward to_b = daemon_->create_forward("vm-b", kEchoPort);
+  TcpClient client_a(network_->client(), kHostAddress, to_a.host_port);
+  TcpClient client_b(network_->client(), kHostAddress, to_b.host_port);
+  for (TcpClient* client : {&client_a, &client_b}) {
+    client->send("hello");
+    ASSERT_EQ(client->receive(5), "hello");
+  }
+
+  EXPECT_EQ(move("vm-a", "198.19.1.3").status, 409) << "it is the neighbour's";
+  a.network().ip("address del 198.19.1.2/24 dev eth0");
+  a.network().ip("address add 198.19.1.9/24 dev eth0");
+  const HttpResponse moved = move("vm-a", "198.19.1.9");
+  ASSERT_EQ(moved.status, 200) << moved.body;
+  EXPECT_EQ(move("vm-a", "198.19.1.9").body, moved.body);
+  EXPECT_EQ(client_a.receive_to_end().error, ECONNRESET);
+  client_b.send("still here");
+  EXPECT_EQ(client_b.receive(10), "still here");
+  EXPECT_EQ(ask_until_answered(name_of_a), "a 198.19.1.1");
+  EXPECT_TRUE(becomes("vm-a", R"("how":"address_changed")",
+                      "/port-forwards/" + to_a.id + "/connections?state=closed"));
+  const HttpResponse check = daemon_->api("GET", "/instances/vm-a/port-forwards/" + to_a.id + "/check");
+  EXPECT_THAT(check.body, AllOf(HasSubstr(R"({"check":{"ok":true)"), HasSubstr("198.19.1.9")));
+
+  client_b.finish();
+  EXPECT_EQ(client_b.receive_to_end().error, 0);
+  ASSERT_EQ(daemon_->stop(SIGTERM), 0);
+  daemon_->start();
+  EXPECT_EQ(ask_until_answered(name_of_a), "a 198.19.1.1") << "the store has the new address";
+}
+
+TEST_P(TopologiesTest, AGuestSeesItsClientsAtItsNewAddressAsAtTheOldOne) {
+  const Guest a(host(), "a", "tap-a", "198.19.2.2");
+  host().ip("address add 198.19.2.1/24 dev tap-a");
+  a.network().ip("route add default via 198.19.2.1");
+  ASSERT_EQ(put("vm-a", "198.19.2.2", "tap-a").status, 201);
+  const CreatedForward to_a = daemon_->create_forward("vm-a", kNamePort);
+  EXPECT_EQ(ask(to_a), "a 198.18.0.2");
+  a.network().ip("address add 198.19.2.9/24 dev eth0");
+  for (const char* address : {"198.19.2.9", "198.19.2.2", "198.19.2.9"}) {
+    ASSERT_EQ(move("vm-a", address).status, 200);
+    EXPECT_EQ(ask(to_a), "a 198.18.0.2") << address;
+  }
+  EXPECT_THAT(instance("vm-a"), HasSubstr(R"("source_mode":"transparent")"));
+  // The old address is free for another guest.
+  const Guest b(host(), "b", "tap-b", "198.19.2.2");
+  host().ip("address add 198.19.2.1/32 dev tap-b");
+  host().ip("route add 198.19.2.2 dev tap-b");
+  b.network().ip("route add default via 198.19.2.1");
+  ASSERT_EQ(put("vm-b", "198.19.2.2", "tap-b").status, 201);
+  EXPECT_EQ(ask(daemon_->create_forward("vm-b", kNamePort)), "b 198.18.0.2");
+  EXPECT_EQ(ask(to_a), "a 198.18.0.2");
 }
 
 TEST_P(TopologiesTest, GuestsWithOneAddressBehindTwoTapsAreToldApart) {

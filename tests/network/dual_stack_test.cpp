@@ -88,6 +88,81 @@ TEST_P(DualStackGuest, ItsNextSessionMayHaveOneAddressMoreOrLess) {
   }
 }
 
+// The address that it keeps loses no packet meanwhile: a client far away would end the connection for it.
+TEST_P(DualStackGuest, WhatItHasAtAnAddressThatItKeepsLivesWhileTheOtherOneComesAndGoes) {
+  const std::string before = world_->listing();
+  const auto path = world_->start(GetParam());
+  const Way way = add(*path, "tap0", {address(kV4.guest)});
+  const std::string with_one = world_->listing();
+  const Fd listener = listen(world_->guest, {address(kV4.guest), kPort + 1});
+  world_->node.run([&] { EXPECT_TRUE(path->add_port(way, kPort + 1)); });
+  const auto [upstream, error] =
+      world_->connect_as({address(kV4.client), 40001}, {address(kV4.guest), kPort + 1});
+  ASSERT_EQ(error, 0) << std::strerror(error);
+  const Fd accepted = accept(listener);
+  const auto change = [&](const std::vector<IpAddress>& addresses) {
+    world_->node.run([&] { EXPECT_EQ(path->change_addresses(way, addresses), way); });
+    EXPECT_EQ(path->fault(way), "");
+    EXPECT_EQ(exchange(accepted, upstream, "still here"), "still here");
+  };
+  change(both_of_guest());
+  expect_a_conversation(kV4);
+  expect_a_conversation(kV6);
+  change({address(kV4.guest)});
+  world_->node.run([&] { path->remove_port(way, kPort + 1); });
+  EXPECT_EQ(world_->listing(), with_one);
+  world_->node.run([&] { path->remove(way); });
+  EXPECT_EQ(world_->listing(), before);
+  EXPECT_EQ(path->change_addresses(way, both_of_guest()), way) << "it is gone: nothing happens";
+  EXPECT_EQ(world_->listing(), before);
+}
+
+TEST_P(DualStackGuest, ANewAddressIsLedBackAndTheOldOneIsAnybodys) {
+  const auto path = world_->start(GetParam());
+  const Way way = add(*path, "tap0", both_of_guest());
+  const Network moved{kV4.client, "198.18.2.9", kV4.neighbour};
+  const Network moved_v6{kV6.client, "fd00:2::9", kV6.neighbour};
+  world_->guest.ip("address add 198.18.2.9/24 dev eth0");
+  world_->guest.ip("address add fd00:2::9/64 nodad dev eth0");
+  world_->node.run([&] {
+    EXPECT_EQ(path->change_addresses(way, {address(moved.guest), address(moved_v6.guest)}), way);
+  });
+  EXPECT_EQ(path->fault(way), "");
+  expect_a_conversation(moved);
+  expect_a_conversation(moved_v6);
+  if (!path->has_guard()) {
+    EXPECT_THAT(world_->listing(),
+                AllOf(Not(HasSubstr("from 198.18.2.2")), Not(HasSubstr("from fd00:2::2"))));
+    return;
+  }
+  add(*path, "tap1", {address(kV4.neighbour)});
+  Sniffer sniffer(world_->client, false);
+  const auto passes = [&](std::string_view source) {
+    forge(world_->neighbour, {address(source), 9}, {address(kV4.client), 9}, kForged);
+    forge(world_->neighbour, {address(kV4.neighbour), 9}, {address(kV4.client), 9}, kMarker);
+    const bool forged = sniffer.first_of(kForged, kMarker) == kForged;
+    return forged && sniffer.first_of(kMarker, kMarker) == kMarker;
+  };
+  EXPECT_FALSE(passes(moved.guest));
+  EXPECT_TRUE(passes(kV4.guest)) << "no guest has it any more";
+}
+
+// With rules, each forwarded port takes one for each address.
+TEST_F(DualStackGuard, ASecondAddressForWhichThereAreTooManyRulesIsOneWithoutPorts) {
+  const auto path = world_->start(ReturnPath::Kind::kRules);
+  world_->node.run([&] {
+    const Way way = path->add(world_->link("tap0"), address(kV4.guest));
+    for (std::size_t i = 0; i <= ReturnPath::kPortsMax / 2; ++i)
+      ASSERT_TRUE(path->add_port(way, static_cast<std::uint16_t>(1000 + i)));
+    const Way next = path->change_addresses(way, both_of_guest());
+    EXPECT_NE(next, way);
+    EXPECT_THAT(world_->listing(), Not(HasSubstr("sport")));
+    for (std::size_t i = 0; i < ReturnPath::kPortsMax / 2; ++i)
+      ASSERT_TRUE(path->add_port(next, static_cast<std::uint16_t>(1000 + i)));
+    EXPECT_FALSE(path->add_port(next, 999));
+  });
+}
+
 TEST_P(DualStackGuest, AnObstacleForOneFamilyIsNoFaultOfTheOther) {
   const auto path = world_->start(GetParam());
   const Way way = add(*path, "tap0", both_of_guest());

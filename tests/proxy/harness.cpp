@@ -135,18 +135,14 @@ void Peer::take(std::string_view data) {
 Rig::Rig(Backend backend, const RigOptions& options)
     : world_(make_world(backend, options.network)), arena_(options.connections_max) {
   service_ = world_->serve(options.family, options.guest);
-  std::optional<Endpoint> upstream_v6;
-  if (options.dual_stack) upstream_v6 = service_v6_ = world_->serve(AF_INET6, options.guest);
+  GuestEndpoints guest{.endpoint = service_};
+  if (options.dual_stack) guest.endpoint_v6 = service_v6_ = world_->serve(AF_INET6, options.guest);
   descriptors_before_ = backend == Backend::kSim ? 0 : world_->open_descriptors();
   if (options.uring_enter) world_->set_enter(options.uring_enter);
   auto io = world_->make_io(why_not_);
   if (!io) return;
-  forward_ = std::make_shared<ServedForward>(ForwardRoute{.id = make_uuid(),
-                                                          .upstream = service_,
-                                                          .upstream_v6 = upstream_v6,
-                                                          .device = options.device,
-                                                          .source = options.source},
-                                             1);
+  forward_ = std::make_shared<ServedForward>(
+      ForwardRoute{.id = make_uuid(), .guest = guest, .device = options.device, .source = options.source}, 1);
   WorkerOptions worker{.index = 0, .pipes_max = options.pipes_max, .connections = options.connections};
   worker.connections.config.busy_poll = {};
   worker.connections.client_refusals = world_->refusals();
@@ -253,7 +249,7 @@ Peer& Rig::connect_to(const Endpoint& entry, const std::optional<IpAddress>& fro
 Endpoint Rig::add_listener() {
   Endpoint entry;
   std::vector<Fd> listeners;
-  listeners.push_back(world_->listen(forward_->route.upstream.protocol().family(), entry));
+  listeners.push_back(world_->listen(forward_->guest().endpoint.protocol().family(), entry));
   worker_->post(Worker::OpenForward{forward_, std::move(listeners)});
   turn();
   return entry;
@@ -308,6 +304,32 @@ void Rig::shut_down(int listener) {
   } else {
     ::shutdown(listener, SHUT_RD);
   }
+}
+
+void Rig::move_guest(GuestAnswer answer) {
+  service_ = serve(service_.protocol().family(), answer);
+  change_guest({.endpoint = service_, .endpoint_v6 = forward_->guest().endpoint_v6});
+}
+
+void Rig::move_guest_v6(GuestAnswer answer) {
+  service_v6_ = serve(AF_INET6, answer);
+  change_guest({.endpoint = service_, .endpoint_v6 = service_v6_});
+}
+
+void Rig::drop_guest_v6() {
+  change_guest({.endpoint = service_});
+}
+
+/// A new service, whose descriptors are no leak.
+Endpoint Rig::serve(int family, GuestAnswer answer) {
+  const std::size_t before = world_->open_descriptors();
+  const Endpoint service = world_->serve(family, answer);
+  descriptors_before_ += world_->open_descriptors() - before;
+  return service;
+}
+
+void Rig::change_guest(const GuestEndpoints& guest) {
+  worker_->post(Worker::GuestChanged{forward_, forward_->replace_guest(guest)});
 }
 
 std::vector<LiveConnection> Rig::connections(ConnectionId after, std::size_t limit) {

@@ -135,6 +135,12 @@ class Rig {
   void set_serving(bool serving) { world_->set_serving(service_, serving); }
   /// The same at the guest's IPv6 address, if it has both.
   void set_serving_v6(bool serving) { world_->set_serving(service_v6_, serving); }
+  /// The guest gets another address, or one of the family that it has two of: the endpoint of a new service,
+  /// which accept(), open() and so on use from now on. Posts the control plane's message; turn() handles it.
+  void move_guest(GuestAnswer answer = GuestAnswer::kServes);
+  void move_guest_v6(GuestAnswer answer = GuestAnswer::kServes);
+  /// From now on it has one address only, which clients of both families share.
+  void drop_guest_v6();
   int listener() const { return listener_; }
   SimIo* sim() { return world_->sim(); }
   SimRefusals& refusals() { return *world_->refusals(); }
@@ -192,6 +198,8 @@ class Rig {
 
  private:
   Peer* try_accept_at(const Endpoint& service);
+  Endpoint serve(int family, GuestAnswer answer);
+  void change_guest(const GuestEndpoints& guest);
   void shut_down(int listener);
   void check_nothing_is_left();
   void check_records();

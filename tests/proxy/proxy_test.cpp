@@ -13,6 +13,7 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <thread>
@@ -43,13 +44,22 @@ sockaddr_in loopback(std::uint16_t port) {
 /// A server that a test accepts from by hand.
 class Guest {
  public:
-  Guest() : listener_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    sockaddr_in address = loopback(0);
+  /// At 127.0.0.`host`; port 0: the kernel chooses one.
+  explicit Guest(std::uint32_t host = 1, std::uint16_t port = 0)
+      : listener_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_in address = loopback(port);
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK - 1 + host);
     socklen_t size = sizeof address;
     EXPECT_EQ(::bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
     EXPECT_EQ(::listen(listener_.get(), 1024), 0);
     ::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&address), &size);
-    endpoint = Endpoint(boost::asio::ip::address_v4::loopback(), ntohs(address.sin_port));
+    endpoint = Endpoint(boost::asio::ip::address_v4(INADDR_LOOPBACK - 1 + host), ntohs(address.sin_port));
+  }
+  /// nullopt if no connection waits.
+  std::optional<Fd> try_accept() const {
+    pollfd readable{.fd = listener_.get(), .events = POLLIN, .revents = 0};
+    if (::poll(&readable, 1, 0) != 1) return std::nullopt;
+    return Fd(::accept(listener_.get(), nullptr, nullptr));
   }
   Fd accept() const {
     pollfd readable{.fd = listener_.get(), .events = POLLIN, .revents = 0};
@@ -108,7 +118,7 @@ class ProxyTest : public testing::TestWithParam<IoBackend> {
     socklen_t size = sizeof address;
     ::getsockname(listeners[0].get(), reinterpret_cast<sockaddr*>(&address), &size);
     const std::uint16_t port = ntohs(address.sin_port);
-    proxy_->open({.id = id, .session_id = session, .upstream = upstream},
+    proxy_->open({.id = id, .session_id = session, .guest = {.endpoint = upstream}},
                  BoundPort(port, std::move(listeners)));
     return {id, port};
   }
@@ -140,7 +150,7 @@ TEST_P(ProxyTest, TenThousandForwardsOpenServeAndCloseAndLeaveNothing) {
     auto bound = proxy_->bind(port);
     if (!bound) continue;  // somebody on this machine has it
     forwards.emplace_back(make_uuid(), port);
-    proxy_->open({.id = forwards.back().first, .upstream = guest.endpoint}, std::move(*bound));
+    proxy_->open({.id = forwards.back().first, .guest = {.endpoint = guest.endpoint}}, std::move(*bound));
   }
   EXPECT_EQ(proxy_->forward_stats().size(), 10'000U);
   for (std::size_t i = 0; i < forwards.size(); i += 500) {
@@ -738,6 +748,74 @@ TEST_P(ProxyTest, NoConnectionOutlivesItsSessionHoweverItIsUnderWay) {
     for (const Fd& client : clients) EXPECT_EQ(receive(client), "error");
     proxy_->stop();
   }
+}
+
+/// Clients come all the time, most of them through another worker, while the guest's address changes back and
+/// forth: none may be left at the address that it does not have at the end.
+TEST_P(ProxyTest, NoConnectionStaysAtAnAddressThatItsGuestHasLeftHoweverItIsUnderWay) {
+  constexpr std::size_t kClients = 400;
+  start(3);
+  const Guest left;
+  const Guest last(2, left.endpoint.port());
+  const Uuid session = make_uuid();
+  const auto [id, port] = open(left.endpoint, session);
+  std::vector<Fd> clients;
+  while (clients.size() < kClients) {
+    clients.push_back(connect_to(port));
+    if (clients.size() % 5 != 0) continue;
+    const Guest& now = clients.size() % 2 != 0 ? left : last;
+    proxy_->set_guest(session, now.endpoint.address(), std::nullopt);
+  }
+  const auto moved = [&] {
+    std::uint64_t count = 0;
+    for (const WorkerCounters* worker : proxy_->node_stats().workers) {
+      count += worker
+                   ->closed[static_cast<std::size_t>(CloseSide::kNode)]
+                           [static_cast<std::size_t>(CloseHow::kAddressChanged)]
+                   .get();
+    }
+    return count;
+  };
+  ASSERT_TRUE(await([&] { return proxy_->forward_stats(id)->connections_active + moved() == kClients; }));
+  EXPECT_GT(moved(), 0U);
+  for (std::optional<Fd> served; (served = left.try_accept());) EXPECT_EQ(receive(*served), "error");
+  std::size_t alive = 0;
+  std::vector<Fd> all_served;
+  for (std::optional<Fd> served; (served = last.try_accept());) {
+    alive += ::send(served->get(), "hello", 5, MSG_NOSIGNAL) == 5 ? 1 : 0;
+    all_served.push_back(std::move(*served));
+  }
+  std::size_t answered = 0;
+  for (const Fd& client : clients) answered += receive(client) == "hello" ? 1 : 0;
+  EXPECT_EQ(answered, proxy_->forward_stats(id)->connections_active);
+  EXPECT_GE(alive, answered);
+  EXPECT_EQ(answered + moved(), kClients);
+  proxy_->set_guest(make_uuid(), left.endpoint.address(), std::nullopt);
+}
+
+TEST_P(ProxyTest, ANewAddressConcernsAllForwardsOfItsSessionAlsoDeletedOnesAndNoOthers) {
+  start(2);
+  const Guest left;
+  const Guest moved(2, left.endpoint.port());
+  const Uuid session = make_uuid();
+  const auto [deleted, deleted_port] = open(left.endpoint, session);
+  const auto [id, port] = open(left.endpoint, session);
+  const auto [other, other_port] = open(left.endpoint, make_uuid());
+  const Fd unseen = connect_to(deleted_port);
+  const Fd unseen_served = left.accept();
+  const Fd client = connect_to(port);
+  const Fd served = left.accept();
+  const Fd bystander = connect_to(other_port);
+  const Fd bystander_served = left.accept();
+  proxy_->close(deleted, ClosePolicy::kKeep, CloseHow::kForwardDeleted);
+  proxy_->set_guest(session, moved.endpoint.address(), std::nullopt);
+  for (const Fd* end : {&unseen, &unseen_served, &client, &served}) EXPECT_EQ(receive(*end), "error");
+  const Fd next = connect_to(port);
+  const Fd next_served = moved.accept();
+  ASSERT_EQ(::send(next.get(), "hello", 5, 0), 5);
+  EXPECT_EQ(receive(next_served), "hello");
+  ASSERT_EQ(::send(bystander.get(), "still here", 10, 0), 10);
+  EXPECT_EQ(receive(bystander_served), "still here");
 }
 
 TEST_P(ProxyTest, ClientsThatNobodyHasAcceptedYetRunOnWhereTheForwardsConnectionsDo) {

@@ -75,7 +75,7 @@ TEST_P(RelayDualStack, AClientIsLedToTheGuestsAddressOfItsFamily) {
     guest.shutdown_write();
     client.shutdown_write();
     ASSERT_TRUE(rig.run_until([&] { return rig.records().size() == (v6 ? 2U : 1U); }));
-    EXPECT_EQ(rig.records().back().guest().address().is_v6(), v6);
+    EXPECT_EQ(rig.records().back().guest.address().is_v6(), v6);
   }
 }
 

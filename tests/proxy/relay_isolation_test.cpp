@@ -69,7 +69,7 @@ class RelayIsolation : public testing::Test {
     served.service = world_->serve(AF_INET, GuestAnswer::kServes);
     ForwardRoute route;
     route.id = ForwardId{static_cast<std::uint8_t>(++forwards_)};
-    route.upstream = served.service;
+    route.guest.endpoint = served.service;
     route.device = kAnyDevice;
     served.forward = std::make_shared<ServedForward>(route, 1);
     std::vector<Fd> listeners;

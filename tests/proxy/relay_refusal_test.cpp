@@ -372,10 +372,10 @@ TEST(RefusalGates, TenThousandForwardsAreNoStormOfProbes) {
   std::vector<ServedForwardPtr> forwards;
   for (int i = 0; i < 10'000; ++i) {
     forwards.push_back(
-        std::make_shared<ServedForward>(ForwardRoute{.id = make_uuid(), .upstream = service}, 1));
+        std::make_shared<ServedForward>(ForwardRoute{.id = make_uuid(), .guest = {.endpoint = service}}, 1));
   }
   for (const ServedForwardPtr& forward : forwards)
-    gates.add({.forward = forward, .client = {}, .local = {}, .concerns_all = true});
+    gates.add({.forward = forward, .client = {}, .guest = service, .local = {}, .concerns_all = true});
   EXPECT_EQ(counters.refusal_gates_skipped.get(), forwards.size() - RefusalGates::kGatesMax)
       << "the others accept, and reset";
   const auto probes_until = [&](Nanos end) {

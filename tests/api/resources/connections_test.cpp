@@ -60,8 +60,8 @@ TEST_F(ConnectionsApi, ListsLiveOnesInPages) {
 
 TEST_F(ConnectionsApi, ReportsWhyTheLastOnesClosedTheLatestFirst) {
   const auto served =
-      std::make_shared<ServedForward>(ForwardRoute{.id = forward, .upstream = {}, .instance_id = "vm-1"}, 1);
-  const auto other = std::make_shared<ServedForward>(ForwardRoute{.id = make_uuid(), .upstream = {}}, 1);
+      std::make_shared<ServedForward>(ForwardRoute{.id = forward, .guest = {}, .instance_id = "vm-1"}, 1);
+  const auto other = std::make_shared<ServedForward>(ForwardRoute{.id = make_uuid(), .guest = {}}, 1);
   for (ConnectionId id = 1; id <= 3; ++id) {
     CloseRecord record{.forward = id == 2 ? other : served, .id = id};
     record.cause = {CloseSide::kGuest, CloseHow::kReset};
@@ -78,7 +78,7 @@ TEST_F(ConnectionsApi, ReportsWhyTheLastOnesClosedTheLatestFirst) {
 
 TEST_F(ConnectionsApi, WhatEndedInTheFormerOwnersTimeIsNotTheNextOnes) {
   const auto served =
-      std::make_shared<ServedForward>(ForwardRoute{.id = forward, .upstream = {}, .instance_id = "vm-1"}, 1);
+      std::make_shared<ServedForward>(ForwardRoute{.id = forward, .guest = {}, .instance_id = "vm-1"}, 1);
   served->session->owned_since = std::chrono::seconds(20);
   for (ConnectionId id = 1; id <= 3; ++id) {
     CloseRecord record{.forward = served, .id = id};
@@ -114,7 +114,7 @@ TEST_F(ConnectionsApi, RefusedClientsOfOneInstanceCrowdOutNoOthers) {
   (void)bobs->read();
   const auto refuse = [&](const ForwardId& id, const std::string& instance) {
     CloseRecord record{.forward = std::make_shared<ServedForward>(
-                           ForwardRoute{.id = id, .upstream = {}, .instance_id = instance}, 1)};
+                           ForwardRoute{.id = id, .guest = {}, .instance_id = instance}, 1)};
     node.control().report_refused(record);
   };
   for (int i = 0; i < 1000; ++i) refuse(forward, "vm-1");
