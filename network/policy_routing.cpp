@@ -16,8 +16,6 @@
 namespace portway {
 namespace {
 
-constexpr int kLoopbackIndex = 1;  // in each network namespace (LOOPBACK_IFINDEX, include/net/flow.h)
-
 void add_address(NetlinkMessage& message, std::uint16_t type, const IpAddress& address) {
   if (address.is_v4()) {
     const auto bytes = address.to_v4().to_bytes();
@@ -76,7 +74,7 @@ std::uint16_t port_of(const rtattr& attribute) {
   return range.start;
 }
 
-NetlinkMessage route_message(std::uint16_t type, std::uint16_t flags, int family, std::uint32_t table) {
+NetlinkMessage route_message(std::uint16_t type, std::uint16_t flags, int family, const LocalDefault& route) {
   rtmsg body{};
   body.rtm_family = static_cast<unsigned char>(family);
   body.rtm_table = RT_TABLE_UNSPEC;  // the attribute has it: it does not fit here
@@ -84,14 +82,15 @@ NetlinkMessage route_message(std::uint16_t type, std::uint16_t flags, int family
   body.rtm_scope = RT_SCOPE_HOST;
   body.rtm_type = RTN_LOCAL;
   NetlinkMessage message(type, flags, body);
-  message.add(RTA_TABLE, table);
-  message.add(RTA_OIF, kLoopbackIndex);
+  message.add(RTA_TABLE, route.table);
+  message.add(RTA_OIF, static_cast<std::uint32_t>(route.link));
+  if (route.link != kLoopbackLink) message.add(RTA_PRIORITY, static_cast<std::uint32_t>(route.link));
   return message;
 }
 
-std::string route_text(std::string_view verb, int family, std::uint32_t table) {
-  return fmt::format("ip{} route {} local default dev lo table {}", family == AF_INET6 ? " -6" : "", verb,
-                     table);
+std::string route_text(std::string_view verb, int family, const LocalDefault& route) {
+  return fmt::format("ip{} route {} local default dev {} table {}", family == AF_INET6 ? " -6" : "", verb,
+                     route.link == kLoopbackLink ? "lo" : fmt::format("(link {})", route.link), route.table);
 }
 
 /// Whether it had to be done does not matter.
@@ -179,40 +178,39 @@ Result<std::vector<RoutingRule>> other_rules(Netlink& netlink, int family) {
   return rules;
 }
 
-Result<void> add_local_default(Netlink& netlink, int family, std::uint32_t table) {
-  auto message = route_message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, family, table);
-  return without_answer(netlink.request(message, route_text("add", family, table), {EEXIST}));
+Result<void> add_local_default(Netlink& netlink, int family, const LocalDefault& route) {
+  auto message = route_message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, family, route);
+  return without_answer(netlink.request(message, route_text("add", family, route), {EEXIST}));
 }
 
-Result<void> delete_local_default(Netlink& netlink, int family, std::uint32_t table) {
-  auto message = route_message(RTM_DELROUTE, 0, family, table);
+Result<void> delete_local_default(Netlink& netlink, int family, const LocalDefault& route) {
+  auto message = route_message(RTM_DELROUTE, 0, family, route);
   return without_answer(
-      netlink.request(message, route_text("delete", family, table), {ESRCH, ENOENT, EAFNOSUPPORT}));
+      netlink.request(message, route_text("delete", family, route), {ESRCH, ENOENT, ENODEV, EAFNOSUPPORT}));
 }
 
 namespace {
 
-/// The tables that have one of ours; `table`: of this one only, or 0: of all.
-Result<std::vector<std::uint32_t>> find_local_defaults(Netlink& netlink, int family, std::uint32_t table) {
+/// Ours; `table`: of this one only, or 0: of all.
+Result<std::vector<LocalDefault>> find_local_defaults(Netlink& netlink, int family, std::uint32_t table) {
   rtmsg body{};
   body.rtm_family = static_cast<unsigned char>(family);
   body.rtm_protocol = kPortwayProtocol;
   body.rtm_type = RTN_LOCAL;
   NetlinkMessage message(RTM_GETROUTE, 0, body);
   if (table != 0) message.add(RTA_TABLE, table);  // a node may have a million routes in others
-  std::vector<std::uint32_t> found;
+  std::vector<LocalDefault> found;
   auto on_route = [&](const nlmsghdr& header) {
     const auto& route = netlink_body<rtmsg>(header);
-    std::uint32_t in_table = route.rtm_table;
-    int out = 0;
+    LocalDefault here{.table = route.rtm_table, .link = 0};
     for_each_attribute(header, sizeof(rtmsg), [&](const rtattr& attribute) {
-      if (attribute.rta_type == RTA_TABLE) in_table = attribute_number(attribute);
-      if (attribute.rta_type == RTA_OIF) out = static_cast<int>(attribute_number(attribute));
+      if (attribute.rta_type == RTA_TABLE) here.table = attribute_number(attribute);
+      if (attribute.rta_type == RTA_OIF) here.link = static_cast<int>(attribute_number(attribute));
     });
-    const bool wanted = table == 0 || in_table == table;
-    if (wanted && out == kLoopbackIndex && route.rtm_protocol == kPortwayProtocol &&
-        route.rtm_type == RTN_LOCAL && route.rtm_dst_len == 0) {
-      found.push_back(in_table);
+    const bool wanted = table == 0 || here.table == table;
+    if (wanted && route.rtm_protocol == kPortwayProtocol && route.rtm_type == RTN_LOCAL &&
+        route.rtm_dst_len == 0) {
+      found.push_back(here);
     }
   };
   // A table that was never used does not exist.
@@ -224,13 +222,13 @@ Result<std::vector<std::uint32_t>> find_local_defaults(Netlink& netlink, int fam
 
 }  // namespace
 
-Result<bool> has_local_default(Netlink& netlink, int family, std::uint32_t table) {
-  auto found = find_local_defaults(netlink, family, table);
+Result<bool> has_local_default(Netlink& netlink, int family, const LocalDefault& route) {
+  auto found = find_local_defaults(netlink, family, route.table);
   if (!found) return found.error();
-  return !found->empty();
+  return std::ranges::find(*found, route) != found->end();
 }
 
-Result<std::vector<std::uint32_t>> tables_with_local_default(Netlink& netlink, int family) {
+Result<std::vector<LocalDefault>> our_local_defaults(Netlink& netlink, int family) {
   return find_local_defaults(netlink, family, 0);
 }
 

@@ -40,13 +40,27 @@ Result<std::vector<RoutingRule>> our_rules(Netlink& netlink, int family);
 /// Everybody else's, in order, without the kernel's own (0, the table `local`).
 Result<std::vector<RoutingRule>> other_rules(Netlink& netlink, int family);
 
-/// `local default dev lo table TABLE`: whatever is looked up there is delivered to this node.
-Result<void> add_local_default(Netlink& netlink, int family, std::uint32_t table);
-Result<void> delete_local_default(Netlink& netlink, int family, std::uint32_t table);
-/// Whether one of kPortwayProtocol is there.
-Result<bool> has_local_default(Netlink& netlink, int family, std::uint32_t table);
-/// The tables that have one of kPortwayProtocol. The kernel looks through all routes of the family.
-Result<std::vector<std::uint32_t>> tables_with_local_default(Netlink& netlink, int family);
+/// Interface index of lo in each network namespace (LOOPBACK_IFINDEX, include/net/flow.h).
+inline constexpr int kLoopbackLink = 1;
+
+/// `local default dev LINK table TABLE`: whatever is looked up there is delivered to this node. It does not
+/// matter by which link; but the kernel makes no IPv6 route over one that is down, and takes away all routes
+/// of one that is deleted. Routes over other links than lo have its index as their metric, so that a table
+/// can have several.
+struct LocalDefault {
+  std::uint32_t table = 0;
+  int link = kLoopbackLink;
+
+  friend bool operator==(const LocalDefault&, const LocalDefault&) = default;
+};
+
+Result<void> add_local_default(Netlink& netlink, int family, const LocalDefault& route);
+/// Idempotent: succeeds if there is none.
+Result<void> delete_local_default(Netlink& netlink, int family, const LocalDefault& route);
+/// Whether it is there, of kPortwayProtocol.
+Result<bool> has_local_default(Netlink& netlink, int family, const LocalDefault& route);
+/// Those of kPortwayProtocol. The kernel looks through all routes of the family.
+Result<std::vector<LocalDefault>> our_local_defaults(Netlink& netlink, int family);
 
 /// A TCP packet that comes in by a link.
 struct InputPacket {

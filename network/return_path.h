@@ -32,12 +32,19 @@
 // The same program is the source guard: it drops what one guest sends from another guest's address
 // (steer.bpf.c). If clients' addresses are not wanted, the guard can run alone, without rules and route.
 //
-// Everything that this class creates is recognisable (protocol 210, filter "portway_steer"), and what a
-// predecessor left behind is removed at start. A second instance in the same network namespace does not
-// start, so that the two do not remove each other's parts.
+// A guest may be in another network namespace than the node's. Then all of this is made there, for the first
+// guest of the namespace, and removed with the last; only the routes differ (return_path_site.h). Links and
+// addresses are each namespace's own: a thousand of them may have a tap with index 2 and a guest with the
+// same address. Nothing of it keeps a namespace or a link alive, except for the reference to the namespace,
+// which goes with its last guest.
 //
-// Control thread. The network namespace is that of the thread that calls start(); the same thread makes
-// the other calls, because the kernel attaches to a link of the caller's namespace.
+// Everything that this class creates is recognisable (protocol 210, filter "portway_steer"). What a
+// predecessor left behind is removed at start, in a namespace of guests with the first one there. A second
+// instance in the same network namespace does not start, so that the two do not remove each other's parts.
+//
+// Control thread. The node's own network namespace is that of the thread that calls start(); the same thread
+// makes the other calls, because the kernel attaches to a link of the caller's namespace. Guests in other
+// namespaces need CAP_SYS_ADMIN (namespace.h).
 #pragma once
 
 #include <cstddef>
@@ -45,44 +52,32 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/endpoint.h"
 #include "base/error.h"
 #include "base/fd.h"
-#include "network/netlink.h"
-#include "network/policy_routing.h"
+#include "network/namespace.h"
+#include "network/return_path_site.h"
 #include "network/steer_program.h"
-#include "network/traffic_control.h"
 
 namespace portway {
-
-/// Numbers that all programs of a node share.
-struct ReturnPathSettings {
-  std::uint32_t rule_preference = 0;  // of the rule that leads to the table, from 2; the one before it is
-                                      // taken too. 0: chosen at start
-  std::uint32_t table = 5210;         // none of the kernel's: 0, 253 to 255
-  std::uint32_t mark_bit = 29;        // 0-31; free of what Kubernetes (14, 15), Cilium (8-11) and Tailscale
-                                      // (16-23) use
-};
 
 /// What add() has set up for a guest. The link's next add() has another generation, and calls that name an
 /// earlier one have no effect: a late clean-up of an ended session cannot hit the next session on its tap.
 struct Way {
   int link = 0;
   std::uint64_t generation = 0;
+  std::uint32_t space = 0;  // of its network namespace while that has guests: RoutedConnections asks for it
 
   friend bool operator==(const Way&, const Way&) = default;
 };
 
 class ReturnPath {
  public:
-  static constexpr std::size_t kPortsMax = 128;
-  enum class Kind : std::uint8_t {
-    kProgram,    // and the source guard
-    kRules,      //
-    kGuardOnly,  // no return path: connections need a source address of the node
-  };
+  static constexpr std::size_t kPortsMax = ReturnPathSite::kPortsMax;
+  using Kind = ReturnPathKind;
 
   /// kResourceExhausted if the node cannot have it; the detail says why, and what would help (CAP_BPF and
   /// CAP_NET_ADMIN, a newer kernel). Then nothing was set up. It also tries to bind a socket to an address
@@ -93,7 +88,7 @@ class ReturnPath {
                                                    const ReturnPathSettings& settings = {});
 
   /// Removes everything.
-  ~ReturnPath();
+  ~ReturnPath() = default;
   ReturnPath(const ReturnPath&) = delete;
   ReturnPath& operator=(const ReturnPath&) = delete;
 
@@ -107,17 +102,24 @@ class ReturnPath {
   const std::string& why_rules() const { return why_rules_; }
 
   /// From now on the guest's answers come back (not with kGuardOnly), and no other guest can send from its
-  /// addresses: one, or one of each family. `link` is the interface index of its tap, an Ethernet device. A
-  /// link has one guest: a second call replaces its addresses and removes its ports. What was set up is read
-  /// back, and the kernel is asked what it would do with an answer. Look at fault(): if it is not empty,
-  /// repair() tries again until remove(). Call it before the first connection, whose answers would be lost.
-  Way add(int link, const std::vector<IpAddress>& addresses);
-  Way add(int link, const IpAddress& address) { return add(link, std::vector{address}); }
+  /// addresses: one, or one of each family. `link` is the interface index of its tap, an Ethernet device, in
+  /// `netns`; null is the node's own namespace. A link has one guest: a second call replaces its addresses
+  /// and removes its ports. What was set up is read back, and the kernel is asked what it would do with an
+  /// answer. Look at fault(): if it is not empty, repair() tries again until remove(). Call it before the
+  /// first connection, whose answers would be lost.
+  Way add(int link, const std::vector<IpAddress>& addresses, const NetworkNamespace::Ptr& netns = nullptr);
+  Way add(int link, const IpAddress& address, const NetworkNamespace::Ptr& netns = nullptr) {
+    return add(link, std::vector{address}, netns);
+  }
 
   /// The guest has these addresses instead; its ports stay. Answers from an address that it keeps come back
   /// all the time. Call it before the first connection to a new address. Returns the guest's way from now on:
   /// another one, without ports, if their rules at the new addresses would be too many.
   Way change_addresses(const Way& way, const std::vector<IpAddress>& addresses);
+
+  /// Removes what a killed predecessor left in a namespace, unless a guest there has come back.
+  /// kResourceExhausted, as for NetworkNamespace::enter() and rtnetlink(7).
+  Result<void> remove_leftovers(const NetworkNamespace::Ptr& netns) const;
 
   /// Why the guest's answers do not come back (kGuardOnly: why the guard is not on its tap). Empty if they
   /// do, and for a way that was removed or replaced. Of several addresses, the first one's.
@@ -129,7 +131,7 @@ class ReturnPath {
   void remove(const Way& way);
 
   /// With rules, the answers from a port of the guest, from all its addresses, come back only after this
-  /// call. Otherwise it does nothing. kResourceExhausted if there are kPortsMax. Each call needs its
+  /// call. Otherwise it does nothing. kResourceExhausted if the namespace has kPortsMax. Each call needs its
   /// remove_port(); remove() removes all ports of a way.
   Result<void> add_port(const Way& way, std::uint16_t guest_port);
   void remove_port(const Way& way, std::uint16_t guest_port);
@@ -140,58 +142,34 @@ class ReturnPath {
     std::string fault;
   };
 
-  /// Checks the node and at most `links_max` links, the next ones each time, and sets up what is missing;
-  /// rules use the tap's present name.
+  /// Checks the node and at most `links_max` links, the next ones each time, with the namespaces that they
+  /// are in, and sets up what is missing; rules use the tap's present name.
   std::vector<Change> repair(std::size_t links_max);
 
  private:
-  struct Guest {
-    std::uint64_t generation = 0;
-    std::vector<IpAddress> addresses;
-    std::string tap = {};                             // for rules: the name that they have
-    std::map<std::uint16_t, std::size_t> ports = {};  // with rules: how often each was added
-    std::vector<std::string> faults = {};             // of the addresses
-    bool has(int family) const;
-    const std::string& fault() const;
-  };
+  ReturnPath(Fd lock, Kind kind, const ReturnPathSettings& settings, std::unique_ptr<SteerProgram> program,
+             std::string why_rules)
+      : lock_(std::move(lock)),
+        kind_(kind),
+        settings_(settings),
+        program_(std::move(program)),
+        why_rules_(std::move(why_rules)) {}
 
-  ReturnPath(Fd lock, std::unique_ptr<Netlink> netlink, const ReturnPathSettings& settings, Kind kind,
-             std::unique_ptr<SteerProgram> program, std::string why_rules, std::string why_no_v6);
-
-  const Guest* find(const Way& way) const;
-  Guest* find(const Way& way);
-  void set_up(int link, Guest& guest);
-  Result<void> make_node(int family);
-  Result<void> make_link(int link, Guest& guest);
-  Result<void> attach(int link, const Guest& guest);
-  Result<void> name_rules(int link, Guest& guest);
-  std::vector<RoutingRule> port_rules(const Guest& guest, const IpAddress& address) const;
-  Result<void> add_port_rules(const Guest& guest);
-  Result<void> set_syn_filter(int link, const Guest& guest);
-  static std::vector<sock_filter> syn_filter_of(const Guest& guest);
-  void forget_port(int link, Guest& guest, std::uint16_t guest_port);
-  void delete_port_rules(const Guest& guest);
-  void take_down(int link);
-  void leave_node(const Guest& former);
-  Result<bool> is_attached(int link) const;
-  Result<void> verify_node(int family) const;
-  Result<void> verify_link(int link, const Guest& guest, const IpAddress& address) const;
-  Result<void> verify_routes(int link, const Guest& guest, const IpAddress& address) const;
-  Result<void> repair_node(int family);
-  Result<void> repair_link(int link, Guest& guest, const IpAddress& address);
-  std::size_t guests_of(int family) const;
-  std::size_t ports() const;
+  std::uint32_t space_of(const NetworkNamespace::Ptr& netns);
+  const ReturnPathSite* find(const Way& way) const;
+  ReturnPathSite* find(const Way& way);
+  std::size_t guests() const;
 
   const Fd lock_;  // one in a network namespace
-  const std::unique_ptr<Netlink> netlink_;
-  const ReturnPathSettings settings_;  // with the preference that was chosen
   const Kind kind_;
+  const ReturnPathSettings settings_;
   const std::unique_ptr<SteerProgram> program_;  // null: rules
   const std::string why_rules_;
-  const std::string why_no_v6_;  // why no socket can have the address of an IPv6 client; empty where it can
-  std::map<int, Guest> guests_;  // by link
+  std::map<std::uint32_t, ReturnPathSite> sites_;  // by space; those with guests, and the node's own
+  std::map<const NetworkNamespace*, std::uint32_t> spaces_;  // of these namespaces
+  std::uint32_t last_space_ = 0;
   std::uint64_t generations_ = 0;
-  int repaired_ = 0;  // the link that repair() looked at last
+  GuestLink repaired_;  // the link that repair() looked at last
 };
 
 }  // namespace portway

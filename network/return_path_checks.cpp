@@ -24,16 +24,6 @@ constexpr std::uint32_t kUsualPreference = 5108;
 // An abstract Unix socket's name is one network namespace's.
 constexpr std::string_view kLockName{"\0portway/return-path", 20};
 
-/// All of ours, also those that a predecessor made otherwise.
-Result<void> remove_rules(Netlink& netlink, int family) {
-  auto rules = our_rules(netlink, family);
-  if (!rules) return rules.error();
-  for (const RoutingRule& rule : *rules) {
-    if (auto done = delete_rule(netlink, family, rule); !done) return done.error();
-  }
-  return {};
-}
-
 }  // namespace
 
 Result<Fd> take_return_path_lock() {
@@ -51,12 +41,13 @@ Result<Fd> take_return_path_lock() {
                                            std::strerror(errno))};
 }
 
-Result<void> remove_from_node(Netlink& netlink, int family, std::uint32_t table) {
-  if (auto done = remove_rules(netlink, family); !done) return done.error();
-  auto has_route = has_local_default(netlink, family, table);
-  if (!has_route) return has_route.error();
-  if (!*has_route) return {};
-  return delete_local_default(netlink, family, table);
+Result<void> remove_our_rules(Netlink& netlink, int family) {
+  auto rules = our_rules(netlink, family);
+  if (!rules) return rules.error();
+  for (const RoutingRule& rule : *rules) {
+    if (auto done = delete_rule(netlink, family, rule); !done) return done.error();
+  }
+  return {};
 }
 
 Result<void> remove_our_filters(Netlink& netlink, int link) {
@@ -70,11 +61,11 @@ Result<void> remove_our_filters(Netlink& netlink, int link) {
 
 Result<void> remove_everything(Netlink& netlink) {
   for (const int family : kFamilies) {
-    if (auto done = remove_rules(netlink, family); !done) return done.error();
-    auto tables = tables_with_local_default(netlink, family);
-    if (!tables) return tables.error();
-    for (const std::uint32_t table : *tables) {
-      if (auto done = delete_local_default(netlink, family, table); !done) return done.error();
+    if (auto done = remove_our_rules(netlink, family); !done) return done.error();
+    auto routes = our_local_defaults(netlink, family);
+    if (!routes) return routes.error();
+    for (const LocalDefault& route : *routes) {
+      if (auto done = delete_local_default(netlink, family, route); !done) return done.error();
     }
   }
   auto links = links_with_hook(netlink);
@@ -142,8 +133,9 @@ Result<void> check_ethernet(Netlink& netlink, int link) {
 }
 
 Result<void> try_rules(Netlink& netlink, std::uint32_t table) {
-  if (auto done = add_local_default(netlink, AF_INET, table); !done) return done.error();
-  return delete_local_default(netlink, AF_INET, table);
+  const LocalDefault route{.table = table};
+  if (auto done = add_local_default(netlink, AF_INET, route); !done) return done.error();
+  return delete_local_default(netlink, AF_INET, route);
 }
 
 std::string name_of(Netlink& netlink, int link) {

@@ -2,7 +2,7 @@
 // with a guest's answer, and the removal of what an earlier daemon left. Errors are kResourceExhausted; their
 // detail names the remedy.
 //
-// Control thread, in the network namespace of the return path.
+// Control thread, in the network namespace that is meant.
 #pragma once
 
 #include <sys/socket.h>
@@ -33,8 +33,8 @@ Result<Fd> take_return_path_lock();
 
 /// Removes what a predecessor left that did not end by itself, whatever its settings were.
 Result<void> remove_everything(Netlink& netlink);
-/// Removes our rules and our route of one family.
-Result<void> remove_from_node(Netlink& netlink, int family, std::uint32_t table);
+/// All of ours of one family, also those that a predecessor made otherwise.
+Result<void> remove_our_rules(Netlink& netlink, int family);
 /// Removes our filters from a link.
 Result<void> remove_our_filters(Netlink& netlink, int link);
 /// A preference that comes before all other rules, as does the one below it; if there is none, the usual one.

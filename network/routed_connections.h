@@ -26,9 +26,10 @@ class RoutedConnections {
   explicit RoutedConnections(std::span<const RoutedSet> table) : table_(table) {}
 
   /// Whether the client has a connection to this port of the guest behind the device (an interface index).
-  /// `now`: of CLOCK_MONOTONIC. One answer in ten million may be a false yes.
-  bool contain(int device, const Endpoint& client, std::uint16_t guest_port,
-               std::chrono::nanoseconds now) const;
+  /// `now`: of CLOCK_MONOTONIC. `space`: where the device is (Way::space; 0: in the node's own network
+  /// namespace). One answer in ten million may be a false yes.
+  bool contain(int device, const Endpoint& client, std::uint16_t guest_port, std::chrono::nanoseconds now,
+               std::uint32_t space = 0) const;
 
  private:
   std::span<const RoutedSet> table_;

@@ -67,7 +67,7 @@ struct {
   __uint(type, BPF_MAP_TYPE_HASH);
   __uint(map_flags, BPF_F_NO_PREALLOC);
   __uint(max_entries, kSteerGuestsMax);
-  __type(key, __u32);
+  __type(key, struct SteerLink);
   __type(value, struct SteerGuest);
 } guests SEC(".maps");
 
@@ -76,7 +76,7 @@ struct {
   __uint(type, BPF_MAP_TYPE_HASH);
   __uint(map_flags, BPF_F_NO_PREALLOC);
   __uint(max_entries, 2 * kSteerGuestsMax);
-  __type(key, struct BpfAddress);
+  __type(key, struct SteerOwner);
   __type(value, __u8);
 } owners SEC(".maps");
 
@@ -88,6 +88,14 @@ struct {
   __type(key, __u32);
   __type(value, struct RoutedSet);
 } routed SEC(".maps");
+
+// Has portway_inside, for the entry programs of network namespaces.
+struct {
+  __uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+  __uint(max_entries, 1);
+  __type(key, __u32);
+  __type(value, __u32);
+} inside SEC(".maps");
 
 // Packets that the source guard dropped.
 struct {
@@ -207,9 +215,9 @@ static __always_inline bool read_tcp(struct __sk_buff* skb, __u32 header, struct
 // another connection that is still remembered; any segment takes a free place, so that connections are learnt
 // that are older than this program. What may be a late segment on a connection that the relay has given up is
 // remembered for a short time only: an answer to a SYN that nothing follows, and a burst of segments.
-static __always_inline void note_routed(struct __sk_buff* skb, const struct BpfAddress* client,
+static __always_inline void note_routed(struct __sk_buff* skb, __u32 space, const struct BpfAddress* client,
                                         const struct TcpStart* tcp) {
-  const struct RoutedKey key = routed_key(skb->ifindex, client, tcp->ports[1], tcp->ports[0]);
+  const struct RoutedKey key = routed_key(space, skb->ifindex, client, tcp->ports[1], tcp->ports[0]);
   const __u32 now = bpf_ktime_get_ns() / 1000000000;
   struct RoutedSet* set = bpf_map_lookup_elem(&routed, &key.index);
   if (!set) return;
@@ -246,7 +254,7 @@ static __always_inline void note_routed(struct __sk_buff* skb, const struct BpfA
   if (*place != entry) *place = entry;
 }
 
-static __always_inline bool answers_v4(struct __sk_buff* skb, const struct Packet* packet) {
+static __always_inline bool answers_v4(struct __sk_buff* skb, __u32 space, const struct Packet* packet) {
   const struct iphdr* ip = &packet->v4;
   struct TcpStart tcp;
   struct bpf_sock_tuple tuple = {};
@@ -260,11 +268,11 @@ static __always_inline bool answers_v4(struct __sk_buff* skb, const struct Packe
   tuple.ipv4.dport = tcp.ports[1];
   if (has_socket(skb, &tuple, sizeof tuple.ipv4)) return true;
   const struct BpfAddress client = {{0, 0, bpf_htonl(0xffff), ip->daddr}};
-  note_routed(skb, &client, &tcp);
+  note_routed(skb, space, &client, &tcp);
   return false;
 }
 
-static __always_inline bool answers_v6(struct __sk_buff* skb, const struct Packet* packet) {
+static __always_inline bool answers_v6(struct __sk_buff* skb, __u32 space, const struct Packet* packet) {
   const struct ipv6hdr* ip = &packet->v6;
   struct TcpStart tcp;
   struct bpf_sock_tuple tuple = {};
@@ -278,7 +286,7 @@ static __always_inline bool answers_v6(struct __sk_buff* skb, const struct Packe
   if (has_socket(skb, &tuple, sizeof tuple.ipv6)) return true;
   struct BpfAddress client;
   __builtin_memcpy(&client, &ip->daddr, sizeof client);
-  note_routed(skb, &client, &tcp);
+  note_routed(skb, space, &client, &tcp);
   return false;
 }
 
@@ -367,10 +375,10 @@ static __always_inline enum Verdict about_v6(struct __sk_buff* skb, const struct
 }
 
 // The guest's answer on a connection, or an error about one.
-static __always_inline enum Verdict judge(struct __sk_buff* skb, const struct Packet* packet,
+static __always_inline enum Verdict judge(struct __sk_buff* skb, __u32 space, const struct Packet* packet,
                                           const struct SteerGuest* guest, bool of_guest) {
   const bool v4 = packet->version == 4;
-  if (of_guest && (v4 ? answers_v4(skb, packet) : answers_v6(skb, packet))) return kSteer;
+  if (of_guest && (v4 ? answers_v4(skb, space, packet) : answers_v6(skb, space, packet))) return kSteer;
   return v4 ? about_v4(skb, packet, guest) : about_v6(skb, packet, guest);
 }
 
@@ -381,9 +389,13 @@ static __always_inline int drop(void) {
   return TC_ACT_SHOT;
 }
 
-SEC("tc")
-int portway_steer(struct __sk_buff* skb) {
-  const __u32 link = skb->ifindex;
+static __always_inline bool has_owner(__u32 space, const struct BpfAddress* address) {
+  const struct SteerOwner owner = {*address, space};
+  return bpf_map_lookup_elem(&owners, &owner) != 0;
+}
+
+static __always_inline int steer(struct __sk_buff* skb, __u32 space) {
+  const struct SteerLink link = {space, skb->ifindex};
   const struct SteerGuest* guest = bpf_map_lookup_elem(&guests, &link);
   if (!guest) return TC_ACT_UNSPEC;
   struct Packet packet = {};
@@ -392,9 +404,9 @@ int portway_steer(struct __sk_buff* skb) {
   // on the path.
   const bool of_guest = packet.version == 6 ? equal(&packet.source, &guest->address[1])
                                             : equal(&packet.source, &guest->address[0]);
-  if (packet.version != 0 && !of_guest && bpf_map_lookup_elem(&owners, &packet.source)) return drop();
+  if (packet.version != 0 && !of_guest && has_owner(space, &packet.source)) return drop();
   if (!guest->steered) return TC_ACT_UNSPEC;
-  const enum Verdict verdict = packet.version == 0 ? kNotOurs : judge(skb, &packet, guest, of_guest);
+  const enum Verdict verdict = packet.version == 0 ? kNotOurs : judge(skb, space, &packet, guest, of_guest);
   if (verdict == kDrop) return TC_ACT_SHOT;
   // The bit is ours alone: whoever else set it does not get a packet into the stack. One store for both,
   // behind a barrier: of two, clang makes one by way of a computed address, which the verifier does not allow
@@ -403,4 +415,18 @@ int portway_steer(struct __sk_buff* skb) {
   asm volatile("" : "+r"(bit));
   skb->mark = (skb->mark & ~steer_mark) | bit;
   return TC_ACT_UNSPEC;  // no verdict: other programs' filters still see it, and may drop it
+}
+
+// On taps in the node's own network namespace.
+SEC("tc")
+int portway_steer(struct __sk_buff* skb) {
+  return steer(skb, 0);
+}
+
+// In all other namespaces. A program cannot ask where it runs: the tc programs of Linux 6.1 may not call
+// bpf_get_netns_cookie(). So on each tap there is an entry program that knows the namespace's number, and
+// calls this one.
+SEC("tc")
+int portway_inside(struct __sk_buff* skb) {
+  return steer(skb, skb->cb[kSteerSpaceWord]);
 }

@@ -6,6 +6,9 @@
 // Taps of a node: more than a node has virtual machines. One more is refused by the map (E2BIG).
 enum { kSteerGuestsMax = 65536 };
 
+// The word of skb->cb in which a namespace's entry program (steer_program.cpp) leaves the namespace's number.
+enum { kSteerSpaceWord = 4 };
+
 // Connections of clients that have a route of their own to a guest: the program notes them, and the relay,
 // which would give such a client's connection the same addresses and ports, looks there before. A guest has a
 // bucket to itself (with more than kRoutedBuckets taps some share one), so that no guest can crowd out
@@ -32,7 +35,8 @@ STEER_INLINE __u32 routed_until(__u64 entry) {
   return (__u32)entry & ((1U << kRoutedStateShift) - 1);
 }
 
-// One connection's place and name in the table. The ports are in network byte order.
+// One connection's place and name in the table. The ports are in network byte order. In many network
+// namespaces the link has the same index: the odd factor gives 1024 of them a bucket each.
 struct RoutedKey {
   __u32 index;
   __u32 tag;
@@ -46,18 +50,32 @@ STEER_INLINE __u32 routed_mix(__u32 hash, __u32 word) {
   return hash ^ hash >> 16;
 }
 
-STEER_INLINE struct RoutedKey routed_key(__u32 link, const struct BpfAddress* client, __be16 client_port,
-                                         __be16 guest_port) {
-  __u32 hash = routed_mix(link, client->word[0]);
+STEER_INLINE struct RoutedKey routed_key(__u32 space, __u32 link, const struct BpfAddress* client,
+                                         __be16 client_port, __be16 guest_port) {
+  __u32 hash = routed_mix(routed_mix(link, space), client->word[0]);
   hash = routed_mix(hash, client->word[1]);
   hash = routed_mix(hash, client->word[2]);
   hash = routed_mix(hash, client->word[3]);
   hash = routed_mix(hash, (__u32)client_port << 16 | guest_port);
-  struct RoutedKey key = {link % kRoutedBuckets * kRoutedSets + hash % kRoutedSets, hash};
+  const __u32 bucket = (link + space * 61) % kRoutedBuckets;
+  struct RoutedKey key = {bucket * kRoutedSets + hash % kRoutedSets, hash};
   return key;
 }
 
-// Value of the map `guests`, whose key is the tap's interface index.
+// Key of the map `guests`: a tap. Interface indexes are each network namespace's own, and so are guests'
+// addresses. A space is the number that the daemon has given to a namespace; 0 is the node's own.
+struct SteerLink {
+  __u32 space;
+  __u32 link;  // interface index
+};
+
+// Key of the map `owners`.
+struct SteerOwner {
+  struct BpfAddress address;
+  __u32 space;
+};
+
+// Value of the map `guests`.
 struct SteerGuest {
   struct BpfAddress address[2];  // of the guest behind it: IPv4, IPv6; all zero where it has none
   __u32 steered;                 // 0: the source guard only, and the mark is left alone

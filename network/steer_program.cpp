@@ -1,13 +1,19 @@
 #include "network/steer_program.h"
 
 #include <bpf/bpf.h>
+#include <fcntl.h>
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
 #include <sys/mman.h>
 
+#include <array>
 #include <cerrno>
+#include <cstddef>
 #include <span>
 #include <utility>
 
 #include "network/steer.h"
+#include "network/traffic_control.h"
 
 namespace portway {
 namespace {
@@ -18,25 +24,29 @@ constexpr std::size_t kRoutedTableSize = std::size_t{kRoutedBuckets} * kRoutedSe
 constexpr std::size_t kRoutedBytes = kRoutedTableSize * sizeof(RoutedSet);
 constexpr __u32 kBefore = 1U << 3;  // BPF_F_BEFORE: with nothing named, before all
 
+SteerLink key_of(const GuestLink& link) {
+  return {.space = link.space, .link = static_cast<__u32>(link.index)};
+}
+
 }  // namespace
 
 Result<std::unique_ptr<SteerProgram>> SteerProgram::load(std::uint32_t mark) {
   auto object = BpfObject::load(steer_object(), "Linux 5.5", std::as_bytes(std::span(&mark, 1)));
   if (!object) return object.error();
-  bpf_prog_info info{};
-  __u32 size = sizeof info;
-  if (bpf_obj_get_info_by_fd((*object)->program_fd("portway_steer"), &info, &size) != 0)
-    return (*object)->refused("program information", errno);
+  const __u32 first = 0;
+  const int inside = (*object)->program_fd("portway_inside");
+  if (bpf_map_update_elem((*object)->map_fd("inside"), &first, &inside, BPF_ANY) != 0)
+    return (*object)->refused("table of programs", errno);
   void* table = ::mmap(nullptr, kRoutedBytes, PROT_READ, MAP_SHARED, (*object)->map_fd("routed"), 0);
   if (table == MAP_FAILED) return (*object)->refused("table of routed connections", errno);
   return std::unique_ptr<SteerProgram>(
-      new SteerProgram(std::move(*object), info.id, RoutedTable(static_cast<const RoutedSet*>(table))));
+      new SteerProgram(std::move(*object), RoutedTable(static_cast<const RoutedSet*>(table))));
 }
 
-SteerProgram::SteerProgram(std::unique_ptr<BpfObject> object, std::uint32_t id, RoutedTable routed)
+SteerProgram::SteerProgram(std::unique_ptr<BpfObject> object, RoutedTable routed)
     : object_(std::move(object)),
-      id_(id),
       program_(object_->program_fd("portway_steer")),
+      inside_(object_->map_fd("inside")),
       guests_(object_->map_fd("guests")),
       owners_(object_->map_fd("owners")),
       forged_(object_->map_fd("forged")),
@@ -47,76 +57,107 @@ void SteerProgram::Unmap::operator()(const RoutedSet* table) const {
   ::munmap(const_cast<RoutedSet*>(table), kRoutedBytes);
 }
 
-Result<void> SteerProgram::set_guest(int link, const std::vector<IpAddress>& addresses, bool steered) {
-  if (auto done = own(addresses); !done) return done;
-  const auto key = static_cast<__u32>(link);
+Result<void> SteerProgram::set_guest(const GuestLink& link, const std::vector<IpAddress>& addresses,
+                                     bool steered) {
+  if (auto done = own(link.space, addresses); !done) return done;
+  const SteerLink key = key_of(link);
   SteerGuest value{.address = {}, .steered = steered ? 1U : 0U};
   for (const IpAddress& address : addresses) value.address[address.is_v6() ? 1 : 0] = to_bpf_address(address);
   if (bpf_map_update_elem(guests_, &key, &value, BPF_ANY) != 0) {
     const int error = errno;
-    disown(addresses);
+    disown(link.space, addresses);
     return object_->refused("guest map", error);
   }
-  disown(addresses_[link]);
+  disown(link.space, addresses_[link]);
   addresses_[link] = addresses;
   return {};
 }
 
-void SteerProgram::remove_guest(int link) {
-  const auto key = static_cast<__u32>(link);
+void SteerProgram::remove_guest(const GuestLink& link) {
+  const SteerLink key = key_of(link);
   bpf_map_delete_elem(guests_, &key);
   const auto known = addresses_.extract(link);
-  if (!known.empty()) disown(known.mapped());
+  if (!known.empty()) disown(link.space, known.mapped());
 }
 
-bool SteerProgram::attach(int link) {
+Result<SteerProgram::Attachable> SteerProgram::make_attachable(const GuestLink& link) const {
+  auto fd = link.space == 0 ? Result<Fd>(Fd(::fcntl(program_, F_DUPFD_CLOEXEC, 0))) : make_entry(link.space);
+  if (!fd) return fd.error();
+  bpf_prog_info info{};
+  __u32 size = sizeof info;
+  if (bpf_obj_get_info_by_fd(fd->get(), &info, &size) != 0)
+    return object_->refused("program information", errno);
+  return Attachable{std::move(*fd), info.id};
+}
+
+/// A tail call takes nothing along but the packet, so the space travels in its control block, whose last word
+/// other programs on the link may lose by this.
+Result<Fd> SteerProgram::make_entry(std::uint32_t space) const {
+  constexpr auto kSpaceAt =
+      static_cast<__s16>(offsetof(__sk_buff, cb) + kSteerSpaceWord * sizeof(__sk_buff::cb[0]));
+  const std::array code = {
+      bpf_insn{BPF_ALU | BPF_MOV | BPF_K, BPF_REG_0, 0, 0, static_cast<__s32>(space)},
+      bpf_insn{BPF_STX | BPF_MEM | BPF_W, BPF_REG_1, BPF_REG_0, kSpaceAt, 0},
+      bpf_insn{BPF_LD | BPF_DW | BPF_IMM, BPF_REG_2, BPF_PSEUDO_MAP_FD, 0, inside_},  // of two words
+      bpf_insn{0, 0, 0, 0, 0},
+      bpf_insn{BPF_ALU | BPF_MOV | BPF_K, BPF_REG_3, 0, 0, 0},
+      bpf_insn{BPF_JMP | BPF_CALL, 0, 0, 0, BPF_FUNC_tail_call},
+      bpf_insn{BPF_ALU | BPF_MOV | BPF_K, BPF_REG_0, 0, 0, TC_ACT_UNSPEC},
+      bpf_insn{BPF_JMP | BPF_EXIT, 0, 0, 0, 0},
+  };
+  Fd entry(bpf_prog_load(BPF_PROG_TYPE_SCHED_CLS, kFilterName.data(), "", code.data(), code.size(), nullptr));
+  if (!entry) return object_->refused("entry program", errno);
+  return entry;
+}
+
+bool SteerProgram::attach(const GuestLink& link, const Attachable& program) {
   bpf_link_create_opts options{};
   options.sz = sizeof options;
   options.flags = kBefore;
-  Fd attached(bpf_link_create(program_, link, kTcxIngress, &options));
+  Fd attached(bpf_link_create(program.fd.get(), link.index, kTcxIngress, &options));
   if (!attached) return false;
   attached_[link] = std::move(attached);
   return true;
 }
 
-bool SteerProgram::is_attached(int link) const {
+bool SteerProgram::is_attached(const GuestLink& link) const {
   const auto known = attached_.find(link);
   if (known == attached_.end()) return false;
   bpf_link_info info{};
   __u32 size = sizeof info;
   // The interface is where XDP has its own; 0 when it is gone.
   return bpf_obj_get_info_by_fd(known->second.get(), &info, &size) == 0 &&
-         info.xdp.ifindex == static_cast<__u32>(link);
+         info.xdp.ifindex == static_cast<__u32>(link.index);
 }
 
-Result<void> SteerProgram::own(const std::vector<IpAddress>& addresses) {
+Result<void> SteerProgram::own(std::uint32_t space, const std::vector<IpAddress>& addresses) {
   for (auto address = addresses.begin(); address != addresses.end(); ++address) {
-    if (auto done = own(*address); !done) {
-      disown({addresses.begin(), address});
+    if (auto done = own(space, *address); !done) {
+      disown(space, {addresses.begin(), address});
       return done;
     }
   }
   return {};
 }
 
-void SteerProgram::disown(const std::vector<IpAddress>& addresses) {
-  for (const IpAddress& address : addresses) disown(address);
+void SteerProgram::disown(std::uint32_t space, const std::vector<IpAddress>& addresses) {
+  for (const IpAddress& address : addresses) disown(space, address);
 }
 
-Result<void> SteerProgram::own(const IpAddress& address) {
-  const BpfAddress key = to_bpf_address(address);
+Result<void> SteerProgram::own(std::uint32_t space, const IpAddress& address) {
+  const SteerOwner key{.address = to_bpf_address(address), .space = space};
   const __u8 value = 1;
-  if (!links_.contains(address) && bpf_map_update_elem(owners_, &key, &value, BPF_ANY) != 0) {
+  if (!links_.contains({space, address}) && bpf_map_update_elem(owners_, &key, &value, BPF_ANY) != 0) {
     return object_->refused("map of the guests' addresses", errno);
   }
-  ++links_[address];
+  ++links_[{space, address}];
   return {};
 }
 
-void SteerProgram::disown(const IpAddress& address) {
-  const auto known = links_.find(address);
+void SteerProgram::disown(std::uint32_t space, const IpAddress& address) {
+  const auto known = links_.find({space, address});
   if (known == links_.end() || --known->second > 0) return;
-  const BpfAddress key = to_bpf_address(address);
+  const SteerOwner key{.address = to_bpf_address(address), .space = space};
   bpf_map_delete_elem(owners_, &key);
   links_.erase(known);
 }

@@ -25,6 +25,7 @@ namespace {
 using namespace test;
 using std::chrono::nanoseconds;
 using std::chrono::steady_clock;
+using test::NetworkNamespace;
 using testing::HasSubstr;
 
 struct Family {

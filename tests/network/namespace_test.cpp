@@ -1,5 +1,4 @@
-// Opens real namespaces, as `ip netns` makes them, and makes sockets in them. /run is a tmpfs that only
-// the test's thread and its children see.
+// Opens real namespaces, as `ip netns` makes them, and makes sockets in them.
 #include "network/namespace.h"
 
 #include <arpa/inet.h>
@@ -30,6 +29,7 @@
 #include <thread>
 #include <vector>
 
+#include "tests/network/named_namespaces.h"
 #include "tests/support/capabilities.h"
 #include "tests/support/network.h"
 #include "tests/support/process.h"
@@ -42,12 +42,8 @@
 namespace portway {
 namespace {
 
+using test::check;
 using test::run_command;
-using testing::Test;
-
-void check(bool succeeded, const char* what) {
-  if (!succeeded) throw std::system_error(errno, std::generic_category(), what);
-}
 
 std::string namespace_of_this_thread() {
   return std::filesystem::read_symlink("/proc/thread-self/ns/net");
@@ -66,35 +62,8 @@ std::size_t open_descriptors() {
   return count;
 }
 
-class NetworkNamespaceTest : public Test {
+class NetworkNamespaceTest : public test::NamedNamespacesTest {
  protected:
-  void SetUp() override {
-    PORTWAY_NEEDS(test::why_no_namespaces());
-    before_.reset(::open("/proc/thread-self/ns/mnt", O_RDONLY | O_CLOEXEC));
-    check(::unshare(CLONE_NEWNS) == 0, "unshare(CLONE_NEWNS)");
-    check(::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0, "mount --make-rprivate /");
-    check(::mount("none", "/run", "tmpfs", 0, nullptr) == 0, "mount -t tmpfs /run");
-  }
-  void TearDown() override {
-    if (!before_) return;
-    check(::unshare(CLONE_FS) == 0, "unshare(CLONE_FS)");  // a sanitizer's thread may share the directory
-    check(::setns(before_.get(), CLONE_NEWNS) == 0, "setns");
-  }
-
-  static void ip(std::vector<std::string> arguments) {
-    arguments.insert(arguments.begin(), "ip");
-    run_command(nullptr, std::move(arguments));
-  }
-  static void make(const std::string& name) { ip({"netns", "add", name}); }
-  static void remove(const std::string& name) { ip({"netns", "del", name}); }
-
-  Result<NetworkNamespace::Ptr> open(const std::string& path) const {
-    return NetworkNamespace::open(path, directories_);
-  }
-  NetworkNamespace::Ptr open_named(const std::string& name) const {
-    return open("/run/netns/" + name).value();
-  }
-
   /// That it is refused as a mistake of the request's, in these words.
   void expect_invalid(const std::string& path, const std::string& words) const {
     const auto opened = open(path);
@@ -103,11 +72,6 @@ class NetworkNamespaceTest : public Test {
     EXPECT_EQ(opened.error().field, "netns") << path;
     EXPECT_NE(opened.error().detail.find(words), std::string::npos) << path << ": " << opened.error().detail;
   }
-
-  std::vector<std::string> directories_{"/run/netns"};
-
- private:
-  Fd before_;
 };
 
 // --- What can be opened.

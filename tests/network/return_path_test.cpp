@@ -39,6 +39,7 @@ namespace portway {
 namespace {
 
 using namespace test;
+using test::NetworkNamespace;
 using testing::_;
 using testing::AllOf;
 using testing::ElementsAre;

@@ -24,6 +24,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <initializer_list>
 #include <optional>
 #include <sstream>
 #include <string>
@@ -380,6 +381,34 @@ struct Network {
 inline constexpr Network kV4{"198.18.1.2", "198.18.2.2", "198.18.3.2"};
 inline constexpr Network kV6{"fd00:1::2", "fd00:2::2", "fd00:3::2"};
 
+/// Everything that the return path could leave in a namespace, and on these links of it.
+inline std::string listing_of(const NetworkNamespace& network, std::initializer_list<const char*> taps) {
+  std::string all;
+  for (const char* family : {"-4", "-6"}) {
+    all += run_command(&network, {"ip", family, "-details", "rule"});
+    all += run_command(&network, {"ip", family, "-details", "route", "show", "table", "all"});
+  }
+  // Link-local addresses appear by themselves, some time after a link; so do the local routes of IPv6
+  // addresses.
+  std::istringstream lines(std::exchange(all, ""));
+  for (std::string line; std::getline(lines, line);) {
+    if (line.find("fe80:") == std::string::npos && line.find("ff00:") == std::string::npos &&
+        !line.starts_with("local fd00:"))
+      all += line + "\n";
+  }
+  all += run_command(&network, {"tc", "qdisc", "show"});
+  for (const char* tap : taps) {
+    bool exists = false;
+    network.run([&] { exists = ::if_nametoindex(tap) != 0; });
+    if (!exists) continue;
+    all += run_command(&network, {"tc", "filter", "show", "dev", tap, "ingress"});
+    all += run_command(&network, {"tc", "filter", "show", "dev", tap, "egress"});
+    for (const std::string& name : tcx_programs(network, tap))
+      all += std::string(tap) + " tcx " + name + "\n";
+  }
+  return all;
+}
+
 /// client (eth0) -- (eth0) node (tap0) -- (eth0) guest, and (tap1) -- (eth0) neighbour; each of the outer
 /// ones has the node as its default gateway. The thread that makes it is in the node as long as the object
 /// lives.
@@ -482,29 +511,7 @@ struct World {
   }
 
   /// Everything that the return path could leave on the node.
-  std::string listing() const {
-    std::string all;
-    for (const char* family : {"-4", "-6"}) {
-      all += run_command(&node, {"ip", family, "-details", "rule"});
-      all += run_command(&node, {"ip", family, "-details", "route", "show", "table", "all"});
-    }
-    // Link-local addresses appear by themselves, some time after a link; so do the local routes of IPv6
-    // addresses.
-    std::istringstream lines(std::exchange(all, ""));
-    for (std::string line; std::getline(lines, line);) {
-      if (line.find("fe80:") == std::string::npos && line.find("ff00:") == std::string::npos &&
-          !line.starts_with("local fd00:"))
-        all += line + "\n";
-    }
-    all += run_command(&node, {"tc", "qdisc", "show"});
-    for (const char* tap : {"tap0", "tap1"}) {
-      if (link(tap) == 0) continue;
-      all += run_command(&node, {"tc", "filter", "show", "dev", tap, "ingress"});
-      all += run_command(&node, {"tc", "filter", "show", "dev", tap, "egress"});
-      for (const std::string& name : tcx_programs(node, tap)) all += std::string(tap) + " tcx " + name + "\n";
-    }
-    return all;
-  }
+  std::string listing() const { return listing_of(node, {"tap0", "tap1"}); }
 
   /// Another program's filter in an existing clsact hook: passes everything to the next filter.
   void add_foreign_filter(const std::string& tap, const std::string& side, const std::string& preference,

@@ -107,7 +107,7 @@ TEST_P(RelaySourceSimulated, APortThatTheClientUsesByARouteOfItsOwnIsReplaced) {
   const BpfAddress address = to_bpf_address(client);
   for (std::uint16_t port = 30000; port < 30032; ++port) {  // the first ones of such clients
     const RoutedKey key =
-        routed_key(kTap, &address, htons(port), htons(rig.forward().guest().endpoint.port()));
+        routed_key(0, kTap, &address, htons(port), htons(rig.forward().guest().endpoint.port()));
     auto* const free = std::ranges::find(table[key.index].entry, 0U);
     ASSERT_NE(free, std::end(table[key.index].entry));
     *free = std::uint64_t{key.tag} << 32 | ((1U << kRoutedStateShift) - 1);
