@@ -298,6 +298,12 @@ class Capture final : public BodyStream, public std::enable_shared_from_this<Cap
 Result<std::shared_ptr<BodyStream>> start_capture(boost::asio::io_context& context,
                                                   const CaptureOptions& options,
                                                   std::function<void(const std::string&)> on_end) {
+  std::optional<InNamespace> inside;  // until the socket is made, which stays there
+  if (options.netns) {
+    auto entered = options.netns->enter();
+    if (!entered) return entered.error();
+    inside.emplace(std::move(*entered));
+  }
   auto socket = open_socket(options);
   if (!socket) return socket.error();
   return std::shared_ptr<BodyStream>(

@@ -18,12 +18,14 @@
 #include "api/http/message.h"
 #include "base/endpoint.h"
 #include "base/error.h"
+#include "network/namespace.h"
 
 namespace portway {
 
 struct CaptureOptions {
   std::string tap;        // for messages
   std::int32_t link = 0;  // the tap's interface index; a later device of that name is not captured
+  NetworkNamespace::Ptr netns = nullptr;  // where the tap is; null: in the node's own namespace
   // Its addresses, at most one of each family, with the port. They may change while the capture runs, which
   // BodyStream::on_change() reports.
   std::function<std::vector<Endpoint>()> guests;

@@ -118,6 +118,8 @@ CheckStep source_step(const CheckSubject& subject) {
 CheckStep tap_step(const Instance& instance, TapState state, const std::string& fault) {
   if (!fault.empty()) return {"tap", false, fault};
   switch (state) {
+    case TapState::kNone:
+      return {"tap", true, fmt::format("The machine is process {}; no tap is watched.", *instance.vmm_pid)};
     case TapState::kUp:
       return {"tap", true, fmt::format("{} is up and has a carrier.", instance.tap)};
     case TapState::kNoCarrier:
@@ -235,6 +237,16 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
     if (subject_.socket) return check_socket(timeout);
     add(tap_step(subject_.instance, subject_.tap_state, subject_.tap_fault));
     if (!steps_.back().ok) return finish();
+    // Routes are looked up and sockets made where the guest is; they stay there.
+    std::optional<InNamespace> inside;
+    if (subject_.netns) {
+      auto entered = subject_.netns->enter();
+      if (!entered) {
+        add({"route", false, entered.error().detail});
+        return finish();
+      }
+      inside.emplace(std::move(*entered));
+    }
     for (const IpAddress& address : addresses_in_question(subject_)) {
       add(route_step(subject_.instance, address));
       if (steps_.back().ok) guests_.push_back({.guest = {address, subject_.forward.forward.guest_port}});

@@ -16,6 +16,7 @@
 #include "api/json.h"
 #include "base/forward.h"
 #include "lifecycle/session_watch.h"
+#include "network/namespace.h"
 #include "network/socket_target.h"
 
 namespace portway {
@@ -43,9 +44,10 @@ struct CheckSubject {
   ForwardStatus forward;
   Instance instance;
   TapState tap_state = TapState::kMissing;
-  std::string tap_fault = {};       // SessionWatch::tap_fault()
-  bool refusing = false;            // Dataplane::refuses()
-  std::optional<IpAddress> client;  // check whether this one would be admitted and answered
+  std::string tap_fault = {};             // SessionWatch::tap_fault()
+  bool refusing = false;                  // Dataplane::refuses()
+  NetworkNamespace::Ptr netns = nullptr;  // where the guest is reached; null: in the node's own namespace
+  std::optional<IpAddress> client;        // check whether this one would be admitted and answered
   // Where the forward leads instead of to the guest's addresses, or why it may not any more.
   std::optional<Result<SocketTarget>> socket = std::nullopt;
 };

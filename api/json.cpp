@@ -79,8 +79,10 @@ boost::json::object to_json(const InstanceStatus& status) {
   boost::json::array addresses;
   for (const IpAddress& address : guest_addresses(instance)) addresses.emplace_back(address.to_string());
   out["guest_addresses"] = std::move(addresses);
-  out["tap"] = instance.tap;
+  if (!instance.tap.empty()) out["tap"] = instance.tap;
   if (!instance.device.empty()) out["device"] = instance.device;
+  if (!instance.netns.empty()) out["netns"] = instance.netns;
+  if (!instance.tap_netns.empty()) out["tap_netns"] = instance.tap_netns;
   out["owner"] = instance.owner;
   out["profile"] = instance.profile;
   if (instance.vmm_pid) out["vmm_pid"] = *instance.vmm_pid;

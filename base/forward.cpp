@@ -52,9 +52,10 @@ constexpr auto kSourceModeNames =
     std::to_array<std::string_view>({"auto", "transparent", "plain", "proxy_v2"});
 static_assert(kSourceModeNames.size() == static_cast<std::size_t>(SourceMode::kProxyV2) + 1);
 
-constexpr auto kSessionEndNames = std::to_array<std::string_view>(
-    {"stopped", "replaced", "deleted", "carrier_lost", "tap_deleted", "vmm_exited", "node_rebooted"});
-static_assert(kSessionEndNames.size() == static_cast<std::size_t>(SessionEnd::kNodeRebooted) + 1);
+constexpr auto kSessionEndNames =
+    std::to_array<std::string_view>({"stopped", "replaced", "deleted", "carrier_lost", "tap_deleted",
+                                     "vmm_exited", "node_rebooted", "netns_gone"});
+static_assert(kSessionEndNames.size() == static_cast<std::size_t>(SessionEnd::kNetnsGone) + 1);
 
 constexpr std::array<std::size_t, 4> kDashes = {8, 13, 18, 23};
 
@@ -100,6 +101,11 @@ std::optional<Uuid> parse_uuid(std::string_view text) {
 
 std::string_view device_of(const Instance& instance) {
   return instance.device.empty() ? instance.tap : instance.device;
+}
+
+std::string_view tap_netns_of(const Instance& instance) {
+  if (instance.tap_netns == kNetnsOfNode) return "";
+  return instance.tap_netns.empty() ? instance.netns : instance.tap_netns;
 }
 
 std::vector<IpAddress> guest_addresses(const Instance& instance) {

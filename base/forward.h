@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/endpoint.h"
+#include "base/namespace_identity.h"
 
 namespace portway {
 
@@ -40,6 +41,7 @@ enum class SessionEnd : std::uint8_t {
   kTapDeleted,    //
   kVmmExited,     // the process of vmm_pid is gone
   kNodeRebooted,  // since the session began
+  kNetnsGone,     // its name leads to no network namespace any more, or to another one
 };
 std::string_view to_string(SessionEnd end);
 std::optional<SessionEnd> parse_session_end(std::string_view text);
@@ -56,15 +58,23 @@ struct TapIdentity {
 
 /// Instance::device of a guest that is reached by the node's routes, whatever interface they name.
 inline constexpr std::string_view kByRoute = "none";
+/// Instance::netns and tap_netns: the network namespace of the process vmm_pid.
+inline constexpr std::string_view kNetnsOfVmm = "vmm_pid";
+/// Instance::tap_netns: the node's own.
+inline constexpr std::string_view kNetnsOfNode = "node";
 
 /// A microVM as the orchestrator registered it; one run of the VM is one session.
 struct Instance {
   std::string id;                                            // the orchestrator's: 1-64 of [A-Za-z0-9._-]
   IpAddress guest_address;                                   // the IPv4 one if there are two
   std::optional<IpAddress> guest_address_v6 = std::nullopt;  // for IPv6 clients, if guest_address is IPv4
-  std::string tap;                                           // the host's interface to the guest, 1-15 bytes
+  std::string tap;          // the host's interface to the guest, 1-15 bytes; empty: vmm_pid alone is watched
   std::string device = {};  // what leads to the guest: an interface, or kByRoute; empty: the tap
-  std::string owner;        // whose keys see the instance
+  // The network namespaces: a path, or one of the names above. `netns` is where connections to the guest are
+  // made; empty: in the node's own. `tap_netns` is where the tap is; empty: the same.
+  std::string netns = {};
+  std::string tap_netns = {};
+  std::string owner;  // whose keys see the instance
   std::string profile = "default";
   std::optional<std::int32_t> vmm_pid = std::nullopt;
   Uuid session_id{};
@@ -79,10 +89,15 @@ struct Instance {
   TapIdentity idle_tap = {};
   std::uint64_t vmm_started = 0;  // process_start_time() of vmm_pid; 0: no pid
   std::string boot_id = {};       // of the node's kernel when the session began
+  NamespaceIdentity netns_identity = {};
+  NamespaceIdentity tap_netns_identity = {};
 };
 
 /// What connections to the guest go through: `device`, or the tap.
 std::string_view device_of(const Instance& instance);
+
+/// The network namespace of the tap, as `netns` says it: empty for the node's own.
+std::string_view tap_netns_of(const Instance& instance);
 
 /// One address, or an IPv4 and an IPv6 one, in this order.
 std::vector<IpAddress> guest_addresses(const Instance& instance);

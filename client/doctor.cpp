@@ -43,6 +43,11 @@ void ask_daemon(const HttpClient& client, ApiFacts& api) {
   for (const json::value& item : list->get_array()) {
     if (!item.is_object() || text_of(item.get_object(), "state") != "running") continue;
     const json::object& instance = item.get_object();
+    const std::string netns = text_of(instance, "netns");
+    const std::string tap_netns = text_of(instance, "tap_netns");
+    const bool tap_elsewhere = tap_netns.empty() ? !netns.empty() : tap_netns != "node";
+    if (!netns.empty() || tap_elsewhere) api.in_namespaces.push_back(text_of(instance, "id"));
+    if (tap_elsewhere || text_of(instance, "tap").empty()) continue;
     api.running.push_back({text_of(instance, "id"), text_of(instance, "tap"), text_of(instance, "device"),
                            text_of(instance, "guest_address")});
   }
@@ -115,7 +120,7 @@ Outcome<void> run_doctor(const Invocation& invocation, Console& console) {
     if (!ring) return ring.error();
     return {};
   };
-  node.host_addresses = local_addresses;
+  node.host_addresses = [] { return local_addresses(); };
   node.link = link_state;
   ask_daemon(*client, node.api);
   return report(look_at(node), invocation.wants_json(), console);

@@ -1,8 +1,11 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <array>
 #include <charconv>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "client/checks.h"
 
@@ -170,6 +173,31 @@ Finding check_capabilities(const NodeFacts& node, const Subject& subject) {
   return {Grade::kOk, has + "."};
 }
 
+Finding check_namespaces(const NodeFacts& node, const Subject& subject) {
+  std::vector<std::string> missing;
+  for (const auto& [capability, name] :
+       {std::pair(Capability::kSysAdmin, "CAP_SYS_ADMIN"), std::pair(Capability::kNetAdmin, "CAP_NET_ADMIN"),
+        std::pair(Capability::kNetBroadcast, "CAP_NET_BROADCAST")}) {
+    if (!subject.has(capability)) missing.emplace_back(name);
+  }
+  const std::vector<std::string>& users = node.api.in_namespaces;
+  if (missing.empty()) {
+    return {Grade::kOk, fmt::format("{} can reach guests in network namespaces of their own; {} running "
+                                    "instances have one.",
+                                    who(subject), users.size())};
+  }
+  const std::string lacks = fmt::format("{} has not {}", who(subject), fmt::join(missing, ", "));
+  if (users.empty()) {
+    return {Grade::kOk, lacks + ", which only instances with netns or tap_netns need; none is running."};
+  }
+  return {Grade::kFail,
+          fmt::format("{}: instances in network namespaces of their own are not served ({}).", lacks,
+                      fmt::join(users, ", ")),
+          fmt::format("Grant portwayd {} (systemd: AmbientCapabilities= and CapabilityBoundingSet=; "
+                      "RestrictNamespaces= must allow net) and restart it.",
+                      fmt::join(missing, ", "))};
+}
+
 /// Each connection from the node's address to one guest port takes a source port, also while in TIME_WAIT.
 Finding check_source_ports(const NodeFacts& node, const Subject& subject) {
   if (subject.has(Capability::kNetAdmin)) {
@@ -216,6 +244,7 @@ std::span<const Check> kernel_checks() {
       {"open-files", check_open_files},
       {"pipes", check_pipes},
       {"capabilities", check_capabilities},
+      {"namespaces", check_namespaces},
       {"source-ports", check_source_ports},
       {"backlog", check_backlog},
       {"conntrack", check_conntrack},

@@ -19,6 +19,7 @@ namespace portway {
 /// Bits of the effective set (linux/capability.h).
 enum class Capability : unsigned {
   kNetBindService = 10,
+  kNetBroadcast = 11,
   kNetAdmin = 12,
   kNetRaw = 13,
   kSysAdmin = 21,
@@ -56,7 +57,8 @@ struct ApiFacts {
   std::string io_backend_reason;
   bool source_guard = false;       // guests cannot use each other's source addresses
   std::optional<Failure> refused;  // why it did not list the instances
-  std::vector<TapUser> running;    // taps of the running instances
+  std::vector<TapUser> running;    // taps of the running instances, in the node's own network namespace
+  std::vector<std::string> in_namespaces = {};  // running instances with a network namespace of their own
 };
 
 enum class LinkState : std::uint8_t { kMissing, kNoCarrier, kCarrier };

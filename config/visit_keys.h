@@ -88,7 +88,7 @@ void visit_keys(C& config, P& profile, Visit visit) {
       {"guests.netns_directories", kLive,
        "The directories in which network namespaces of guests are mounted: an instance's namespace must lie "
        "below one of them. Whoever can register an instance can name each namespace there, so keep those "
-       "of others elsewhere. Without effect so far: an instance cannot name a namespace yet."},
+       "of others elsewhere."},
       config.guests.netns_directories, kDirectories);
   visit({"guests.socket_directories", kLive,
          "The directories of the Unix sockets that forwards may lead to, absolute, e.g. "

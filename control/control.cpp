@@ -33,7 +33,9 @@ Control::Control(const Config& config, const Parts& parts)
                {.before_save = [this](const std::string& id,
                                       UnsavedSessions::Entry& entry) { report_end(id, entry); },
                 .on_saved = [this](const std::string& id,
-                                   const UnsavedSessions::Entry& saved) { on_saved(id, saved); }}) {
+                                   const UnsavedSessions::Entry& saved) { on_saved(id, saved); }}),
+      remains_(parts.context, dataplane_,
+               [this](const Uuid& session_id) { source_paths_.remove(session_id); }) {
   store_.set_meanwhile({.descriptor = watch_.descriptor(), .dispatch = [this] { watch_.dispatch(); }});
   watch_.set_callbacks(
       {.on_armed = [this](const std::string& id, const TapIdentity& tap) { on_armed(id, tap); },

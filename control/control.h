@@ -39,12 +39,14 @@
 #include "control/prepared_forwards.h"
 #include "control/refused_clients.h"
 #include "control/registry.h"
+#include "control/session_remains.h"
 #include "control/source_paths.h"
 #include "control/status.h"
 #include "control/store.h"
 #include "control/streams.h"
 #include "control/unsaved_sessions.h"
 #include "lifecycle/session_watch.h"
+#include "network/namespace.h"
 #include "network/policy_routing.h"
 #include "network/return_path.h"
 #include "proxy/close_record.h"
@@ -137,6 +139,16 @@ class Control {
   TapState tap_state(const Instance& instance) const { return watch_.tap_state(instance); }
   /// SessionWatch::tap_fault().
   std::string tap_fault(const Instance& instance) const { return watch_.tap_fault(instance); }
+  /// SessionWatch::netns_of().
+  Result<NetworkNamespace::Ptr> netns_of(const Instance& instance) const { return watch_.netns_of(instance); }
+  struct CapturePlace {
+    std::string_view name;                  // of the interface
+    std::int32_t link = 0;                  // its index; 0: there is none now
+    NetworkNamespace::Ptr netns = nullptr;  // where it is; null: in the node's own
+  };
+  /// Where the packets of an instance's guest are seen: at its tap, or without one at the device that leads
+  /// to it. kInvalidRequest if it has neither; errors of SessionWatch::netns_of().
+  Result<CapturePlace> capture_place(const Instance& instance) const;
 
   // --- Forwards.
 
@@ -177,6 +189,8 @@ class Control {
 
   std::uint64_t forged_packets() const { return source_paths_.forged_packets(); }
   std::size_t instances_without_return_path() const { return source_paths_.instances_without(); }
+  /// SessionWatch::namespaces().
+  std::size_t guest_namespaces() const { return watch_.namespaces(); }
 
   /// Publishes that a client did not get through, within RefusedClients' limits.
   void report_refused(const CloseRecord& record);
@@ -220,12 +234,14 @@ class Control {
   Result<Instance> check_change(const Instance& known, const GuestAddressChange& change) const;
   Result<PutInstance> change_in_place(const Instance& asked, std::string_view by);
   void replace_session(const Instance& old, const Instance& replacement);
+  Result<void> check_addresses_in(const NetworkNamespace& netns, const Instance& instance) const;
   Result<void> check_tap_is_free(const Instance& asked) const;
   Result<void> check_addresses_are_free(const Instance& asked) const;
   void on_armed(const std::string& instance_id, const TapIdentity& tap);
   void on_idle_tap(const std::string& instance_id, const TapIdentity& tap);
   void on_tap_renamed(const std::string& instance_id, const std::string& name);
   void on_device(const std::string& instance_id);
+  void enable_path(const Instance& instance);
   int dial_device(const Instance& instance) const;
   void on_saved(const std::string& instance_id, const UnsavedSessions::Entry& saved);
   void report_end(const std::string& instance_id, UnsavedSessions::Entry& unsaved);
@@ -267,6 +283,7 @@ class Control {
   // Why restored forwards are not served.
   std::unordered_map<ForwardId, std::string, boost::hash<ForwardId>> failures_;
   UnsavedSessions unsaved_;
+  SessionRemains remains_;
   // Waiting for the disk: their ports are bound, and clients wait there.
   PreparedForwards* committing_ = nullptr;
   std::string boot_id_;               // empty until it could be read

@@ -87,6 +87,7 @@ Result<void> Control::commit_forwards(PreparedForwards prepared, const Idempoten
 /// All are checked before the first port is taken: what a caller can correct costs nothing.
 Result<void> Control::check_forwards(const Principal& caller, const Instance& instance,
                                      std::span<const ForwardSpec> specs) const {
+  if (const auto netns = watch_.netns_of(instance); !netns) return netns.error();
   ForwardLimits limits{.role = caller.role,
                        .profile = profile_of(instance),
                        .forwards_now = registry_.forward_count(instance.id),
@@ -206,6 +207,8 @@ Result<void> Control::delete_forward(const Principal& caller, std::string_view i
 }
 
 void Control::serve(const Instance& instance, const Forward& forward, BoundPort port) {
+  auto netns = watch_.netns_of(instance);
+  if (!netns) return fail(instance, forward, netns.error().detail);  // its port is free again
   GuestEndpoints guest{.endpoint = {instance.guest_address, forward.guest_port}};
   if (instance.guest_address_v6) guest.endpoint_v6.emplace(*instance.guest_address_v6, forward.guest_port);
   std::optional<SocketTarget> socket;
@@ -214,6 +217,8 @@ void Control::serve(const Instance& instance, const Forward& forward, BoundPort 
                    .session_id = instance.session_id,
                    .guest = guest,
                    .device = dial_device(instance),
+                   .netns = std::move(*netns),
+                   .space = source_paths_.space_of(instance),
                    .instance_id = instance.id,
                    .limits = forward.limits,
                    .source = source_paths_.acquire(instance, forward),

@@ -20,6 +20,15 @@ CloseHow close_how(SessionEnd end) {
   return tap_gone ? CloseHow::kTapGone : CloseHow::kInstanceStopped;
 }
 
+/// For the log: what is watched, and where it is.
+std::string where(const Instance& instance) {
+  const auto in = [](std::string_view netns) {
+    return netns.empty() ? std::string() : fmt::format(" in network namespace {}", netns);
+  };
+  if (instance.tap.empty()) return fmt::format("of process {}{}", *instance.vmm_pid, in(instance.netns));
+  return fmt::format("behind {}{}", instance.tap, in(tap_netns_of(instance)));
+}
+
 Result<void> check_session(const std::optional<Uuid>& meant, const Instance* known) {
   if (!meant || (known != nullptr && known->session_id == *meant)) return {};
   return Error{ErrorCode::kSessionMismatch,
@@ -43,9 +52,13 @@ Error session_over(const Instance& instance) {
 Result<Control::PutInstance> Control::put_instance(Instance asked, const std::optional<Uuid>& session,
                                                    std::string_view by) {
   if (auto running = check_running(); !running) return running.error();
-  const auto host_addresses = local_addresses();
-  if (!host_addresses) return host_addresses.error();
-  const InstanceLimits limits{config_.guests.networks, *host_addresses, config_.profiles};
+  std::vector<IpAddress> host_addresses;
+  if (asked.netns.empty()) {
+    auto of_node = local_addresses();
+    if (!of_node) return of_node.error();
+    host_addresses = std::move(*of_node);
+  }
+  const InstanceLimits limits{config_.guests.networks, host_addresses, config_.profiles};
   if (auto checked = check_instance(asked, limits); !checked) return checked.error();
 
   watch_.refresh(asked.id);  // a session whose end has not been noticed yet is not there any more
@@ -55,7 +68,12 @@ Result<Control::PutInstance> Control::put_instance(Instance asked, const std::op
   } else {
     return meant.error();
   }
-  if (auto identified = watch_.identify(asked); !identified) return identified.error();
+  const auto namespaces = watch_.identify(asked);
+  if (!namespaces) return namespaces.error();
+  if (namespaces->guest) {
+    if (auto checked = check_addresses_in(*namespaces->guest->netns(), asked); !checked)
+      return checked.error();
+  }
   if (auto free = check_tap_is_free(asked); !free) return free.error();
   if (auto free = check_addresses_are_free(asked); !free) return free.error();
   if (std::string fault = watch_.tap_fault(asked); !fault.empty()) {
@@ -71,19 +89,34 @@ Result<Control::PutInstance> Control::put_instance(Instance asked, const std::op
   if (!created) replace_session(*registry_.find_instance(asked.id), asked);
   const Instance& instance = registry_.put_instance(asked);
   streams_.recheck();
-  spdlog::info("instance {}: session {} at {} behind {}{}, by {}", instance.id,
-               to_string(instance.session_id), fmt::join(to_strings(guest_addresses(instance)), " and "),
-               instance.tap, instance.tap_index != 0 ? ", armed" : "", by);
+  spdlog::info("instance {}: session {} at {} {}{}, by {}", instance.id, to_string(instance.session_id),
+               fmt::join(to_strings(guest_addresses(instance)), " and "), where(instance),
+               instance.tap_index != 0 ? ", armed" : "", by);
   publish(instance, event::InstanceStarted());
   if (const auto over = take_up(asked)) end_session(asked.id, *over);
   return PutInstance{instance, created};
+}
+
+/// The addresses of a guest in another network namespace must not be that namespace's own.
+Result<void> Control::check_addresses_in(const NetworkNamespace& netns, const Instance& instance) const {
+  const auto own = local_addresses(netns);
+  if (!own) return own.error();
+  for (const IpAddress& address : guest_addresses(instance)) {
+    if (auto checked = check_guest_address(address, config_.guests.networks, *own); !checked) return checked;
+  }
+  return {};
 }
 
 /// The same machine at the same place: the rest of a registration changes in place. Its tap may have another
 /// name by now, and the name that it had may be another tap's.
 bool Control::is_machine_of(const Instance& known, const Instance& asked) const {
   if (guest_addresses(known) != guest_addresses(asked) || known.device != asked.device) return false;
-  const std::int32_t named = watch_.interface_of(asked);
+  if (known.netns != asked.netns || known.tap_netns != asked.tap_netns) return false;
+  const bool is_process = known.tap.empty() || known.netns == kNetnsOfVmm || known.tap_netns == kNetnsOfVmm;
+  if (is_process && known.vmm_pid != asked.vmm_pid) return false;
+  Instance there = asked;
+  there.tap_netns_identity = known.tap_netns_identity;
+  const std::int32_t named = watch_.interface_of(there).index;
   return known.tap_index != 0 && named != 0 ? named == known.tap_index : known.tap == asked.tap;
 }
 
@@ -167,7 +200,9 @@ Result<Instance> Control::check_change(const Instance& known, const GuestAddress
   if (known.state != InstanceState::kRunning) return session_over(known);
   Instance wanted = known;
   if (auto changed = portway::change_guest_addresses(wanted, change); !changed) return changed.error();
-  const auto host_addresses = local_addresses();
+  const auto netns = watch_.netns_of(known);
+  if (!netns) return netns.error();
+  const auto host_addresses = *netns ? local_addresses(**netns) : local_addresses();
   if (!host_addresses) return host_addresses.error();
   const InstanceLimits limits{config_.guests.networks, *host_addresses, config_.profiles};
   if (auto checked = check_guest_addresses(wanted, limits); !checked) return checked.error();
@@ -192,10 +227,12 @@ void Control::replace_session(const Instance& old, const Instance& replacement) 
 /// Two running instances behind one interface would let the clients of one reach the other's machine. Names
 /// do not show that: an interface may have had another one when its session began.
 Result<void> Control::check_tap_is_free(const Instance& asked) const {
-  const std::int32_t wanted = watch_.interface_of(asked);
+  if (asked.tap.empty()) return {};
+  const std::int32_t wanted = watch_.interface_of(asked).index;
   for (const Instance* other : registry_.instances()) {
-    if (other->id == asked.id || other->state != InstanceState::kRunning) continue;
-    const std::int32_t taken = watch_.interface_of(*other);
+    if (other->id == asked.id || other->state != InstanceState::kRunning || other->tap.empty()) continue;
+    if (other->tap_netns_identity != asked.tap_netns_identity) continue;
+    const std::int32_t taken = watch_.interface_of(*other).index;
     const bool both_missing = wanted == 0 && taken == 0;
     if (both_missing ? other->tap != asked.tap : taken != wanted) continue;
     return Error{ErrorCode::kTapInUse,
@@ -214,10 +251,11 @@ Result<void> Control::check_addresses_are_free(const Instance& asked) const {
   const std::vector<IpAddress> wanted = guest_addresses(asked);
   for (const Instance* other : registry_.instances()) {
     if (other->id == asked.id || other->state != InstanceState::kRunning) continue;
+    if (other->netns_identity != asked.netns_identity) continue;
     if (asked.device.empty() && other->device.empty()) continue;  // each has a tap of its own
     const bool routed = asked.device == kByRoute || other->device == kByRoute;
     const auto index_of = [this](const Instance& each) {
-      return each.device.empty() ? watch_.interface_of(each) : watch_.device_index(each);
+      return (each.device.empty() ? watch_.interface_of(each) : watch_.device_of(each)).index;
     };
     const bool one_device = device_of(*other) == device_of(asked) ||
                             (index_of(asked) != 0 && index_of(asked) == index_of(*other));
@@ -229,8 +267,7 @@ Result<void> Control::check_addresses_are_free(const Instance& asked) const {
           fmt::format("{} behind {} belongs to the running instance {}; stop that one first, or give "
                       "this machine an address of its own.",
                       taken.to_string(),
-                      asked.device == kByRoute ? "the node's routes" : in_quotes(device_of(asked)),
-                      other->id),
+                      asked.device == kByRoute ? "the routes" : in_quotes(device_of(asked)), other->id),
           "guest_address"};
     }
   }
@@ -247,14 +284,19 @@ void Control::on_armed(const std::string& instance_id, const TapIdentity& tap) {
   instance.idle_tap = {};
   const Instance& armed = registry_.put_instance(std::move(instance));
   streams_.recheck();
-  source_paths_.enable(armed);
+  enable_path(armed);
   source_paths_.apply(armed);
   // Afterwards: until it has a device, no connection to the guest is made.
-  dataplane_.set_device(armed.session_id, dial_device(armed));
+  dataplane_.set_device(armed.session_id, dial_device(armed), source_paths_.space_of(armed));
   spdlog::info("instance {}: session {} armed, its tap {} (interface {}) has a carrier", armed.id,
                to_string(armed.session_id), armed.tap, armed.tap_index);
   publish(armed, event::InstanceTapUp());
   source_paths_.report_fault(armed);
+}
+
+/// Unless it has one, or its namespace is not open: then on_device() comes later.
+void Control::enable_path(const Instance& instance) {
+  if (const auto netns = watch_.netns_of(instance)) source_paths_.enable(instance, *netns);
 }
 
 void Control::on_idle_tap(const std::string& instance_id, const TapIdentity& tap) {
@@ -278,19 +320,35 @@ void Control::on_tap_renamed(const std::string& instance_id, const std::string& 
 void Control::on_device(const std::string& instance_id) {
   const Instance* known = registry_.find_instance(instance_id);
   if (known == nullptr) return;
+  enable_path(*known);  // its namespace may have been opened only now
   const int device = dial_device(*known);
-  dataplane_.set_device(known->session_id, device);
+  dataplane_.set_device(known->session_id, device, source_paths_.space_of(*known));
   spdlog::info("instance {}: the device {} to its guest {}", known->id, known->device,
                device == kNoDevice ? "is not there" : fmt::format("is interface {} now", device));
 }
 
-/// What connections to the guest are bound to; kNoDevice before its tap has had a carrier.
+/// What connections to the guest are bound to; kNoDevice before its tap, if it has one, has had a carrier.
 int Control::dial_device(const Instance& instance) const {
-  if (instance.tap_index == 0) return kNoDevice;
+  if (instance.tap_index == 0 && !instance.tap.empty()) return kNoDevice;
   if (instance.device.empty()) return instance.tap_index;
   if (instance.device == kByRoute) return kAnyDevice;
-  const std::int32_t index = watch_.device_index(instance);
+  const std::int32_t index = watch_.device_of(instance).index;
   return index != 0 ? index : kNoDevice;
+}
+
+Result<Control::CapturePlace> Control::capture_place(const Instance& instance) const {
+  const bool at_tap = !instance.tap.empty();
+  if (!at_tap && instance.device == kByRoute) {
+    return Error{
+        ErrorCode::kInvalidRequest,
+        "The instance has no tap, and its guest is reached by route: there is no interface to capture "
+        "on. Register it with a tap or a device.",
+        "tap"};
+  }
+  auto netns = at_tap ? watch_.netns_of_tap(instance) : watch_.netns_of(instance);
+  if (!netns) return netns.error();
+  const LinkId link = at_tap ? watch_.interface_of(instance) : watch_.device_of(instance);
+  return CapturePlace{at_tap ? instance.tap : instance.device, link.index, std::move(*netns)};
 }
 
 Result<void> Control::stop_instance(std::string_view id, const std::optional<Uuid>& session,
@@ -333,11 +391,13 @@ Result<void> Control::delete_instance(std::string_view id, const std::optional<U
   if (auto stored = store_.delete_instance(id); !stored) return stored.error();
   const Instance deleted = *registry_.find_instance(id);
   give_back_ports(unsaved_.take(id).forwards);
+  const auto netns = watch_.netns_of(deleted);
   watch_.forget(id);
-  source_paths_.retire(deleted.id);
+  source_paths_.retire(deleted);
   const std::vector<Forward> forwards = registry_.remove_instance(id);
   streams_.recheck();
   stop_serving(deleted.session_id, forwards, CloseHow::kInstanceStopped);
+  if (netns && *netns) remains_.add(deleted, *netns);
   give_back_ports(forwards);
   spdlog::info("instance {}: deleted with session {} and {} forwards, by {}", deleted.id,
                to_string(deleted.session_id), forwards.size(), by);
@@ -368,10 +428,12 @@ void Control::report_end(const std::string& instance_id, UnsavedSessions::Entry&
 
 /// Its forwards are not served any more; their ports are still taken.
 std::vector<Forward> Control::end_in_memory(const Instance& stopped) {
+  const auto netns = watch_.netns_of(stopped);
   watch_.forget(stopped.id);
-  source_paths_.retire(stopped.id);
+  source_paths_.retire(stopped);
   std::vector<Forward> forwards = registry_.remove_forwards(stopped.id);
   stop_serving(stopped.session_id, forwards, close_how(*stopped.ended));
+  if (netns && *netns) remains_.add(stopped, *netns);
   if (committing_ != nullptr && committing_->instance_id_ == stopped.id) {
     for (auto& lease : committing_->leases_) lease->close();
   }

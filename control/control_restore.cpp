@@ -46,7 +46,13 @@ Result<void> Control::restore() {
     registry_.add_forward(forward);
     if (!over.contains(forward.instance_id)) unbound.push_back(forward.id);
   }
-  for (const auto& [id, why] : over) end_session(id, why);
+  for (const auto& [id, why] : over) {
+    // What a killed daemon has left there.
+    if (const auto netns = watch_.open_netns(*registry_.find_instance(id))) {
+      source_paths_.remove_leftovers(*netns);
+    }
+    end_session(id, why);
+  }
   serve_restored(std::move(unbound), *host_addresses);
   spdlog::info("restored {} instances and {} forwards, {} of which failed; {} sessions ended meanwhile",
                registry_.instance_count(), registry_.forward_count(), failures_.size(), over.size());
@@ -75,7 +81,7 @@ std::optional<SessionEnd> Control::take_up(const Instance& stored) {
     on_armed(known.id, {known.tap_index, known.tap_carrier_downs});
     return std::nullopt;
   }
-  source_paths_.enable(known);
+  enable_path(known);
   source_paths_.report_fault(known);
   const bool more_is_known = known.tap_carrier_downs != stored.tap_carrier_downs ||
                              known.idle_tap != stored.idle_tap || known.boot_id != stored.boot_id;
@@ -121,9 +127,15 @@ void Control::fail(const Instance& instance, const Forward& forward, const std::
 /// was made: what led to a guest then may lead into the node now.
 Result<BoundPort> Control::bind_for(const Instance& instance, const Forward& forward,
                                     std::span<const IpAddress> host_addresses) {
-  for (const IpAddress& address : guest_addresses(instance)) {
-    auto checked = check_guest_address(address, config_.guests.networks, host_addresses);
-    if (!checked) return checked.error();
+  const auto netns = watch_.netns_of(instance);
+  if (!netns) return netns.error();
+  if (*netns) {
+    if (auto checked = check_addresses_in(**netns, instance); !checked) return checked.error();
+  } else {
+    for (const IpAddress& address : guest_addresses(instance)) {
+      auto checked = check_guest_address(address, config_.guests.networks, host_addresses);
+      if (!checked) return checked.error();
+    }
   }
   auto below = check_socket_directory(forward.target, config_.guests.socket_directories);
   if (!below) return below.error();

@@ -1,5 +1,7 @@
 #include "control/policy.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 
@@ -331,8 +333,7 @@ Result<void> check_guest_addresses(const Instance& instance, const InstanceLimit
 
 Result<void> check_instance(const Instance& instance, const InstanceLimits& limits) {
   if (auto id = check_instance_id(instance.id); !id) return id;
-  if (auto tap = check_tap(instance.tap); !tap) return tap;
-  if (auto device = check_device(instance.device); !device) return device;
+  if (auto place = check_place(instance); !place) return place;
   if (auto owner = check_owner(instance.owner); !owner) return owner;
   if (!limits.profiles.contains(instance.profile)) {
     std::string names;
@@ -351,6 +352,63 @@ Result<void> check_instance_id(std::string_view id) {
   // "." and ".." would vanish from a URL's path (RFC 3986, section 5.2.4).
   if (id.empty() || id.size() > kInstanceIdMaxBytes || !characters || id == "." || id == "..") {
     return invalid("id", id, "1-64 characters of A-Z, a-z, 0-9, '.', '_' and '-', and not \".\" or \"..\"");
+  }
+  return {};
+}
+
+namespace {
+
+Result<void> check_netns(std::string_view field, std::string_view netns, bool has_process) {
+  if (netns.empty() || netns.starts_with('/')) return {};
+  if (netns != kNetnsOfVmm) {
+    return invalid(
+        std::string(field), netns,
+        field == "netns"
+            ? "the path of a network namespace, such as /run/netns/NAME, or \"vmm_pid\" for that of "
+              "the process vmm_pid; leave it out for the node's own"
+            : "the path of a network namespace, \"vmm_pid\", or \"node\" for the node's own; leave "
+              "it out for that of the guest");
+  }
+  if (has_process) return {};
+  return Error{
+      ErrorCode::kInvalidRequest,
+      fmt::format("{0} \"vmm_pid\" is the network namespace of the process vmm_pid: give vmm_pid too, "
+                  "or the path of the namespace.",
+                  field),
+      std::string(field)};
+}
+
+}  // namespace
+
+Result<void> check_place(const Instance& instance) {
+  if (!instance.tap.empty()) {
+    if (auto tap = check_tap(instance.tap); !tap) return tap;
+  }
+  if (auto device = check_device(instance.device); !device) return device;
+  const bool has_process = instance.vmm_pid.has_value();
+  if (auto netns = check_netns("netns", instance.netns, has_process); !netns) return netns;
+  if (instance.tap_netns != kNetnsOfNode) {
+    if (auto netns = check_netns("tap_netns", instance.tap_netns, has_process); !netns) return netns;
+  }
+  if (instance.tap.empty()) {
+    if (!has_process) {
+      return Error{ErrorCode::kInvalidRequest,
+                   "Without tap, the session ends with the process vmm_pid: give vmm_pid, or tap.", "tap"};
+    }
+    if (!instance.tap_netns.empty()) {
+      return Error{ErrorCode::kInvalidRequest,
+                   "tap_netns is where the tap is: give tap too, or leave it out.", "tap_netns"};
+    }
+  }
+  const bool elsewhere = !instance.tap.empty() && tap_netns_of(instance) != instance.netns;
+  if (instance.device.empty() && (instance.tap.empty() || elsewhere)) {
+    return Error{ErrorCode::kInvalidRequest,
+                 elsewhere
+                     ? "The tap is in another network namespace than the guest is reached in: give the "
+                       "device that leads to the guest there, or \"none\" to follow the routes."
+                     : "Without tap, device must say what leads to the guest: an interface, or \"none\" to "
+                       "follow the routes.",
+                 "device"};
   }
   return {};
 }

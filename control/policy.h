@@ -70,8 +70,8 @@ Result<void> change_guest_addresses(Instance& instance, const GuestAddressChange
 /// Of each address, what check_instance() has to say.
 Result<void> check_guest_addresses(const Instance& instance, const InstanceLimits& limits);
 
-/// kInvalidRequest with the field (id, tap, device, owner, profile, vmm_pid), or kInvalidAddress of
-/// "guest_address", whichever of the two it is.
+/// kInvalidRequest with the field (id, tap, device, netns, tap_netns, owner, profile, vmm_pid), or
+/// kInvalidAddress of "guest_address", whichever of the two it is.
 Result<void> check_instance(const Instance& instance, const InstanceLimits& limits);
 
 /// The address must lie in a guest network, and must lead out of this host: not loopback, link-local (unless
@@ -91,6 +91,9 @@ Result<void> check_tap(
     std::string_view tap);  // a link's name, as the kernel's dev_valid_name() has it; not "lo"
 /// An interface's name as check_tap() has it, kByRoute, or empty (the tap).
 Result<void> check_device(std::string_view device);
+/// The fields that say where the guest is and what is watched (tap, device, netns, tap_netns), and whether
+/// they fit each other and vmm_pid.
+Result<void> check_place(const Instance& instance);
 Result<void> check_owner(std::string_view owner);  // 1-128 of printable ASCII without spaces
 
 }  // namespace portway

@@ -66,23 +66,41 @@ bool Registry::has_tap(std::int32_t link, std::string_view name) const {
   return armed_links_.contains(link) || unarmed_taps_.contains(name) || devices_.contains(name);
 }
 
-void Registry::note_tap(const Instance& instance) {
-  if (instance.tap_index != 0) {
-    armed_links_.insert(instance.tap_index);
-  } else if (instance.state == InstanceState::kRunning) {
-    unarmed_taps_.insert(instance.tap);
+namespace {
+
+/// The node's interfaces behind which a guest is.
+struct LinksOfNode {
+  std::int32_t armed_link = 0;       // 0: none
+  const std::string* tap = nullptr;  // until it is armed
+  const std::string* device = nullptr;
+};
+
+LinksOfNode links_of_node(const Instance& instance) {
+  LinksOfNode links;
+  const bool running = instance.state == InstanceState::kRunning;
+  if (tap_netns_of(instance).empty()) {
+    links.armed_link = instance.tap_index;
+    if (instance.tap_index == 0 && running && !instance.tap.empty()) links.tap = &instance.tap;
   }
-  if (instance.state == InstanceState::kRunning && !instance.device.empty()) devices_.insert(instance.device);
+  const bool has_device = !instance.device.empty() && instance.device != kByRoute;
+  if (running && has_device && instance.netns.empty()) links.device = &instance.device;
+  return links;
+}
+
+}  // namespace
+
+void Registry::note_tap(const Instance& instance) {
+  const LinksOfNode links = links_of_node(instance);
+  if (links.armed_link != 0) armed_links_.insert(links.armed_link);
+  if (links.tap != nullptr) unarmed_taps_.insert(*links.tap);
+  if (links.device != nullptr) devices_.insert(*links.device);
 }
 
 void Registry::forget_tap(const Instance& instance) {
-  if (instance.tap_index != 0) {
-    armed_links_.erase(armed_links_.find(instance.tap_index));
-  } else if (instance.state == InstanceState::kRunning) {
-    unarmed_taps_.erase(unarmed_taps_.find(instance.tap));
-  }
-  if (instance.state == InstanceState::kRunning && !instance.device.empty())
-    devices_.erase(devices_.find(instance.device));
+  const LinksOfNode links = links_of_node(instance);
+  if (links.armed_link != 0) armed_links_.erase(armed_links_.find(links.armed_link));
+  if (links.tap != nullptr) unarmed_taps_.erase(unarmed_taps_.find(*links.tap));
+  if (links.device != nullptr) devices_.erase(devices_.find(*links.device));
 }
 
 std::vector<Forward> Registry::remove_instance(std::string_view id) {

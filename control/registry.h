@@ -52,8 +52,8 @@ class Registry {
   /// registry. What the place was at may be gone by now.
   void forwards_after(const ForwardPlace& place, const std::function<bool(const Forward&)>& visit) const;
 
-  /// Is an instance behind this network device: by index if its session is armed, or was when it ended
-  /// (the machine may run on), else by name?
+  /// Is an instance behind this network device of the node's namespace: by index if its session is armed, or
+  /// was when it ended (the machine may run on), else by name?
   bool has_tap(std::int32_t link, std::string_view name) const;
 
   std::size_t instance_count() const { return instances_.size(); }

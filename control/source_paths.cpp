@@ -12,6 +12,11 @@ namespace {
 // Links whose return path each maintain() looks at: a millisecond, or three if it is made of rules.
 constexpr std::size_t kLinksAtATime = 32;
 
+/// Its answers come in by its tap.
+bool has_own_way(const Instance& instance) {
+  return instance.device.empty();
+}
+
 }  // namespace
 
 bool SourcePaths::leads_back() const {
@@ -39,7 +44,9 @@ ForwardSource SourcePaths::sources_of(const Instance& instance, SourceMode wante
   if (wanted == SourceMode::kPlain) return SourcePlan::kPlain;
   if (wanted == SourceMode::kProxyV2) return SourcePlan::kProxyV2;
   const SourcePlan node = node_plan();
-  if (node != SourcePlan::kTransparent || instance.tap_index == 0) return node;  // its path is still to come
+  if (node != SourcePlan::kTransparent) return node;
+  if (!has_own_way(instance)) return SourcePlan::kNoReturnPath;
+  if (instance.tap_index == 0) return node;  // its path is still to come
   const auto way = ways_.find(instance.id);
   if (way == ways_.end()) return SourcePlan::kNoReturnPath;
   const auto plan_to = [&](const IpAddress& address) {
@@ -67,7 +74,7 @@ ForwardSource SourcePaths::source_of(const Instance& instance, const Forward& fo
 }
 
 Result<void> SourcePaths::check_mode(const Instance& instance, SourceMode wanted) const {
-  if (wanted != SourceMode::kTransparent || (leads_back() && instance.device.empty())) return {};
+  if (wanted != SourceMode::kTransparent || (leads_back() && has_own_way(instance))) return {};
   if (leads_back()) {
     return Error{
         ErrorCode::kInvalidRequest,
@@ -91,7 +98,7 @@ std::string_view SourcePaths::kind() const {
 }
 
 std::string SourcePaths::reason(const Instance& instance) const {
-  if (leads_back() && !instance.device.empty()) {
+  if (leads_back() && !has_own_way(instance)) {
     return instance.device == kByRoute
                ? "it is reached by the node's routes, and its answers come in by no interface of its own"
                : fmt::format("it is reached through {}, and its answers do not come in by its tap",
@@ -107,9 +114,23 @@ std::size_t SourcePaths::instances_without() const {
       ways_, [this](const auto& entry) { return !parts_.return_path->fault(entry.second).empty(); }));
 }
 
-void SourcePaths::enable(const Instance& instance) {
-  if (parts_.return_path == nullptr || instance.tap_index == 0 || !instance.device.empty()) return;
-  ways_.insert_or_assign(instance.id, parts_.return_path->add(instance.tap_index, guest_addresses(instance)));
+void SourcePaths::enable(const Instance& instance, const NetworkNamespace::Ptr& netns) {
+  if (parts_.return_path == nullptr || instance.tap_index == 0 || !has_own_way(instance)) return;
+  if (ways_.contains(instance.id)) return;
+  ways_.emplace(instance.id, parts_.return_path->add(instance.tap_index, guest_addresses(instance), netns));
+}
+
+std::uint32_t SourcePaths::space_of(const Instance& instance) const {
+  const auto way = ways_.find(instance.id);
+  return way == ways_.end() ? 0 : way->second.space;
+}
+
+void SourcePaths::remove_leftovers(const NetworkNamespace::Ptr& netns) {
+  if (parts_.return_path == nullptr) return;
+  if (auto removed = parts_.return_path->remove_leftovers(netns); !removed) {
+    spdlog::warn("routing rules of an earlier run may be left in a guest's network namespace: {}",
+                 removed.error().detail);
+  }
 }
 
 void SourcePaths::report_fault(const Instance& instance) {
@@ -143,9 +164,17 @@ void SourcePaths::change_addresses(const Instance& instance) {
   if (was_faulty && !is_faulty) report_restored(instance);
 }
 
-void SourcePaths::retire(const std::string& instance_id) {
-  const auto way = ways_.extract(instance_id);
-  if (!way.empty()) retired_.push_back({way.mapped(), Clock::now()});
+void SourcePaths::retire(const Instance& stopped) {
+  const auto way = ways_.extract(stopped.id);
+  if (!way.empty()) retired_.push_back({way.mapped(), stopped.session_id, Clock::now()});
+}
+
+void SourcePaths::remove(const Uuid& session_id) {
+  std::erase_if(retired_, [&](const Retired& old) {
+    if (old.session_id != session_id) return false;
+    parts_.return_path->remove(old.way);
+    return true;
+  });
 }
 
 ForwardSource SourcePaths::acquire(const Instance& instance, const Forward& forward) {

@@ -74,7 +74,12 @@ class SourcePaths {
   // --- A session's life.
 
   /// Before the first connection to the guest: its answers must find the way back.
-  void enable(const Instance& instance);
+  /// `netns`: where its tap is; null: in the node's own namespace. Nothing if it has a path already.
+  void enable(const Instance& instance, const NetworkNamespace::Ptr& netns);
+  /// Way::space; 0: in the node's own namespace, or it has no path.
+  std::uint32_t space_of(const Instance& instance) const;
+  /// Of an earlier run, in a namespace where no session goes on.
+  void remove_leftovers(const NetworkNamespace::Ptr& netns);
   /// Logs and publishes what is wrong with the path, if anything.
   void report_fault(const Instance& instance);
   /// Connections to come use what is possible now.
@@ -82,7 +87,9 @@ class SourcePaths {
   /// The guest has other addresses: makes their path, before the first connection to them, and reports
   /// whether the guest sees its clients as before.
   void change_addresses(const Instance& instance);
-  void retire(const std::string& instance_id);
+  void retire(const Instance& stopped);
+  /// Removes a retired session's path now: its last connection is gone.
+  void remove(const Uuid& session_id);
 
   /// What a forward that is about to be served shows its guest; makes the rule that this takes.
   ForwardSource acquire(const Instance& instance, const Forward& forward);
@@ -95,6 +102,7 @@ class SourcePaths {
   using Clock = std::chrono::steady_clock;
   struct Retired {
     Way way;
+    Uuid session_id;
     Clock::time_point since;
   };
   /// A rule of a forward.

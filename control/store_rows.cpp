@@ -166,6 +166,12 @@ std::optional<IpAddress> RowReader::second_address(const char* column, const IpA
   return value;
 }
 
+NamespaceIdentity RowReader::namespace_identity(const char* column) {
+  const auto value = parse_namespace_identity(text(column));
+  if (!value) reject(column, "does not say which network namespace it is: COOKIE:DEVICE:INODE");
+  return value.value_or(NamespaceIdentity{});
+}
+
 std::array<std::uint8_t, 32> RowReader::sha256(const char* column) {
   std::array<std::uint8_t, 32> hash{};
   const SQLite::Column value = query_.getColumn(column);
@@ -185,6 +191,8 @@ Instance read_instance(RowReader& row) {
   instance.guest_address_v6 = row.second_address("guest_address_v6", instance.guest_address);
   instance.tap = row.text("tap");
   instance.device = row.text("device");
+  instance.netns = row.text("netns");
+  instance.tap_netns = row.text("tap_netns");
   instance.owner = row.text("owner");
   instance.profile = row.text("profile");
   instance.vmm_pid = row.process_id("vmm_pid");
@@ -204,9 +212,10 @@ Instance read_instance(RowReader& row) {
   instance.vmm_started =
       static_cast<std::uint64_t>(row.number("vmm_started", 0, std::numeric_limits<std::int64_t>::max()));
   instance.boot_id = row.text("boot_id");
+  instance.netns_identity = row.namespace_identity("netns_identity");
+  instance.tap_netns_identity = row.namespace_identity("tap_netns_identity");
   row.require(check_instance_id(instance.id));
-  row.require(check_tap(instance.tap));
-  row.require(check_device(instance.device));
+  row.require(check_place(instance));
   row.require(check_owner(instance.owner));
   return instance;
 }

@@ -56,6 +56,7 @@ class RowReader {
   std::vector<Cidr> networks(const char* column);
   LimitSet limits(const char* column);
   std::optional<SessionEnd> session_end(const char* column);
+  NamespaceIdentity namespace_identity(const char* column);
   Uuid uuid(const char* column);
   IpAddress address(const char* column);
   /// Beside an IPv4 address.

@@ -108,6 +108,13 @@ constexpr auto kMigrations = std::to_array<const char*>({
       ALTER TABLE forwards ADD COLUMN target_socket TEXT NOT NULL DEFAULT '';
       ALTER TABLE forwards ADD COLUMN target_port INTEGER NOT NULL DEFAULT 0;
     )sql",
+    // tap is empty if only vmm_pid is watched. The identities: base/namespace_identity.h.
+    R"sql(
+      ALTER TABLE instances ADD COLUMN netns TEXT NOT NULL DEFAULT '';
+      ALTER TABLE instances ADD COLUMN netns_identity TEXT NOT NULL DEFAULT '';
+      ALTER TABLE instances ADD COLUMN tap_netns TEXT NOT NULL DEFAULT '';
+      ALTER TABLE instances ADD COLUMN tap_netns_identity TEXT NOT NULL DEFAULT '';
+    )sql",
 });
 
 std::int32_t read_pragma(SQLite::Database& database, const char* pragma) {

@@ -59,7 +59,7 @@ int run(const Arguments& arguments, DaemonLog& log) {
                     .listeners_reserved = listeners_reserved});
   if (!proxy) return fail(proxy.error(), kExitFailed);
   auto context = std::make_unique<boost::asio::io_context>(1);
-  auto watch = SessionWatch::start(*context);
+  auto watch = SessionWatch::start(*context, config->guests.netns_directories);
   if (!watch) return fail(watch.error(), kExitFailed);
   prefer_this_thread();  // after the workers have started: they must not inherit it
   Daemon daemon(*config, arguments, log,

@@ -16,6 +16,7 @@
 
 #include <sys/types.h>
 
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -37,7 +38,18 @@ namespace portway {
 
 /// The kernel's number for another network namespace, as the node's sees it (ip-netns(8), "nsid"). It is
 /// given to the next namespace once this one is gone.
-enum class NetnsId : std::int32_t { kNode = -1 };  // kNode: its own
+enum class NetnsId : std::int32_t {
+  kNode = -1,     // its own
+  kUnknown = -2,  // one that is not watched
+};
+
+/// An interface, whatever its name is.
+struct LinkId {
+  NetnsId netns = NetnsId::kNode;
+  std::int32_t index = 0;  // 0: none
+
+  friend auto operator<=>(const LinkId&, const LinkId&) = default;
+};
 
 struct Link {
   NetnsId netns = NetnsId::kNode;

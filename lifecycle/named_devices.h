@@ -29,6 +29,8 @@ class NamedDevices {
     devices_.erase(found);
   }
 
+  bool empty() const { return devices_.empty(); }
+
   /// Something about the interface with this index, now called `name`, has changed. `index_of(name)` is the
   /// index of the interface that has a name now, 0 if there is none. Returns the sessions whose device is
   /// another one since the last call.

@@ -31,6 +31,8 @@ class ProcessWatch {
   /// there is none.
   int descriptor() const { return pidfd_.get(); }
 
+  std::int32_t pid() const { return pid_; }
+
   /// When the process began, in clock ticks since boot (proc(5), field 22 of /proc/PID/stat): with the pid
   /// it identifies one process until the node reboots. 0: not known yet.
   std::uint64_t started() const { return started_; }

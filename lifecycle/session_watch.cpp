@@ -17,12 +17,8 @@
 namespace portway {
 namespace {
 
-constexpr auto kTapStateNames = std::to_array<std::string_view>({"missing", "no_carrier", "up"});
-static_assert(kTapStateNames.size() == static_cast<std::size_t>(TapState::kUp) + 1);
-
-// Keys of what epoll(7) reports; processes have the keys after these.
-constexpr std::uint64_t kLinks = 0;
-constexpr std::uint64_t kTimer = 1;
+constexpr auto kTapStateNames = std::to_array<std::string_view>({"missing", "no_carrier", "up", "none"});
+static_assert(kTapStateNames.size() == static_cast<std::size_t>(TapState::kNone) + 1);
 
 constexpr std::size_t kEventsMax = 256;    // in one dispatch()
 constexpr long kAskAgainNs = 100'000'000;  // for what the kernel did not report
@@ -49,12 +45,16 @@ std::string_view to_string(TapState state) {
   return kTapStateNames[static_cast<std::size_t>(state)];
 }
 
-Result<std::unique_ptr<SessionWatch>> SessionWatch::start(boost::asio::io_context& context) {
-  std::unique_ptr<SessionWatch> watch(new SessionWatch(context));
+const std::vector<std::string> SessionWatch::kNoDirectories;
+
+Result<std::unique_ptr<SessionWatch>> SessionWatch::start(boost::asio::io_context& context,
+                                                          const std::vector<std::string>& netns_directories) {
+  std::unique_ptr<SessionWatch> watch(new SessionWatch(context, netns_directories));
   auto links =
       LinkMonitor::start([self = watch.get()](const Link& link, bool gone) { self->on_link(link, gone); });
   if (!links) return links.error();
   watch->links_ = std::move(*links);
+  watch->spaces_.emplace(*watch->links_);
   watch->events_.reset(::epoll_create1(EPOLL_CLOEXEC));
   watch->timer_.reset(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
   Fd of_loop(::fcntl(watch->events_.get(), F_DUPFD_CLOEXEC, 0));
@@ -76,8 +76,8 @@ void SessionWatch::wait() {
                               });
 }
 
-bool SessionWatch::add_to_events(int descriptor, std::uint64_t key) {
-  epoll_event event{.events = EPOLLIN, .data = {.u64 = key}};
+bool SessionWatch::add_to_events(int descriptor, std::uint64_t key, std::uint32_t events) {
+  epoll_event event{.events = events, .data = {.u64 = key}};
   return ::epoll_ctl(events_.get(), EPOLL_CTL_ADD, descriptor, &event) == 0;
 }
 
@@ -94,6 +94,7 @@ void SessionWatch::dispatch() {
       end(std::string(instance->second), SessionEnd::kVmmExited);
     }
   }
+  look_at_names();
   set_timer();
 }
 
@@ -107,14 +108,16 @@ void SessionWatch::refresh(const std::string& instance_id) {
   dispatch();
   const auto session = sessions_.find(instance_id);
   if (session == sessions_.end()) return;
-  links_->refresh(std::string(session->second.name));  // a copy: the session may end
+  // A copy: the session may end.
+  const Name tap{session->second.tap_place.id(), session->second.name};
+  if (!tap.second.empty()) links_->refresh(tap.first, tap.second);
 }
 
 /// Nobody else reports it. Not at once: whoever ends a session may be about to begin the next one on the
 /// same interface, or in the middle of other changes.
 void SessionWatch::free_interface(const Session& session) {
-  if (session.index() == 0) return;
-  freed_.insert(session.index());
+  if (session.link().index == 0) return;
+  freed_.insert(session.link());
   timer_runs_ = true;
   const itimerspec soon{.it_interval = {.tv_sec = 0, .tv_nsec = kAskAgainNs},
                         .it_value = {.tv_sec = 0, .tv_nsec = 1}};
@@ -123,19 +126,19 @@ void SessionWatch::free_interface(const Session& session) {
 
 void SessionWatch::look_at_waiting() {
   std::vector<std::string> instances;  // a callback may change the sessions
-  for (const int index : std::exchange(freed_, {})) {
-    const auto link = links_->find(index);
-    if (!link || !by_name_.contains(link->name)) continue;
+  for (const LinkId& freed : std::exchange(freed_, {})) {
+    const auto link = links_->find(freed.netns, freed.index);
+    if (!link || !by_name_.contains({freed.netns, link->name})) continue;
     // The carrier may have gone with the machine, and the message about it may be late.
-    links_->refresh(link->name);
-    const auto [first, last] = by_name_.equal_range(link->name);
+    links_->refresh(freed.netns, link->name);
+    const auto [first, last] = by_name_.equal_range({freed.netns, link->name});
     for (auto waiting = first; waiting != last; ++waiting) instances.push_back(waiting->second);
   }
   for (const std::string& id : instances) look_again(id);
 }
 
 void SessionWatch::set_timer() {
-  const bool wanted = !unseen_.empty() || !freed_.empty() || links_->unsettled();
+  const bool wanted = !unseen_.empty() || !unopened_.empty() || !freed_.empty() || links_->unsettled();
   if (std::exchange(timer_runs_, wanted) == wanted) return;
   const timespec every{.tv_sec = 0, .tv_nsec = wanted ? kAskAgainNs : 0};
   const itimerspec timer{.it_interval = every, .it_value = every};
@@ -146,6 +149,7 @@ void SessionWatch::on_tick() {
   std::uint64_t ticks = 0;
   (void)::read(timer_.get(), &ticks, sizeof ticks);
   look_at_waiting();
+  open_again();
   if (links_->unsettled()) links_->ask_again();
   for (std::size_t i = std::min(unseen_.size(), kAskedInATick); i > 0 && !unseen_.empty(); --i) {
     auto next = unseen_.upper_bound(last_asked_);
@@ -173,13 +177,30 @@ void SessionWatch::wait_for_process(const std::string& instance_id, ProcessState
   }
 }
 
-Result<void> SessionWatch::identify(Instance& instance) {
-  links_->refresh(instance.tap);
-  const TapLook look = look_at_tap(instance.id, instance.tap, {}, {});
+Result<SessionWatch::Namespaces> SessionWatch::identify(Instance& instance) {
+  if (auto identified = identify_process(instance); !identified) return identified.error();
+  std::optional<ProcessWatch> process;
+  if (instance.vmm_pid) process.emplace(*instance.vmm_pid, instance.vmm_started);
+  const auto open = [&](std::string_view name, NamespaceIdentity& identity) {
+    auto space = open_namespace(name, process ? &*process : nullptr);
+    identity = space && *space ? (*space)->netns()->identity() : NamespaceIdentity{};
+    return space;
+  };
+  auto guest = open(instance.netns, instance.netns_identity);
+  if (!guest) return guest.error();
+  auto tap = open(tap_netns_of(instance), instance.tap_netns_identity);
+  if (!tap) {
+    Error error = tap.error();
+    if (!instance.tap_netns.empty()) error.field = "tap_netns";
+    return error;
+  }
+  const NetnsId netns = *tap ? (*tap)->id() : NetnsId::kNode;
+  if (!instance.tap.empty()) links_->refresh(netns, instance.tap);
+  const TapLook look = look_at_tap(instance.id, netns, instance.tap, {}, {});
   instance.tap_index = look.tap.index;
   instance.tap_carrier_downs = look.tap.carrier_downs;
   instance.idle_tap = look.idle_tap;
-  return identify_process(instance);
+  return Namespaces{.guest = std::move(*guest), .tap = std::move(*tap)};
 }
 
 Result<void> SessionWatch::identify_process(Instance& instance) {
@@ -204,21 +225,36 @@ Result<void> SessionWatch::identify_process(Instance& instance) {
 }
 
 std::optional<SessionEnd> SessionWatch::watch(Instance& instance) {
+  // Before the earlier session goes, which may hold the last reference to a namespace of this one.
+  Session session{
+      .name = instance.tap,
+      .device = instance.device == kByRoute ? "" : instance.device,
+      .guest_place = {.name = instance.netns, .identity = instance.netns_identity},
+      .tap_place = {.name = std::string(tap_netns_of(instance)), .identity = instance.tap_netns_identity},
+      .tap = {},
+      .idle_tap = {}};
+  const ProcessState process = start_process(session, instance);
+  if (process == ProcessState::kEnded) {
+    forget(instance.id);
+    return SessionEnd::kVmmExited;
+  }
+  const auto gone = open_places(session);
   forget(instance.id);
+  if (gone) return gone;
+  const NetnsId netns = session.tap_place.id();
   // It is unknown whether it had a machine meanwhile.
-  const bool waited_in_vain = instance.tap_index == 0 && instance.idle_tap.index != 0;
-  if (waited_in_vain && !links_->find(instance.idle_tap.index)) return SessionEnd::kTapDeleted;
-  const TapLook look = look_at_tap(instance.id, instance.tap,
+  const bool waited_in_vain =
+      session.tap_place.is_open() && instance.tap_index == 0 && instance.idle_tap.index != 0;
+  if (waited_in_vain && !links_->find(netns, instance.idle_tap.index)) return SessionEnd::kTapDeleted;
+  const TapLook look = look_at_tap(instance.id, netns, instance.tap,
                                    {.index = instance.tap_index, .carrier_downs = instance.tap_carrier_downs},
                                    instance.idle_tap);
   if (look.over) return look.over;
-  Session session{.name = instance.tap,
-                  .device = instance.device == kByRoute ? "" : instance.device,
-                  .tap = look.tap,
-                  .idle_tap = look.idle_tap};
-  if (session.armed()) session.name = links_->find(session.tap.index)->name;
-  const ProcessState process = start_process(session, instance);
-  if (process == ProcessState::kEnded) return SessionEnd::kVmmExited;
+  session.tap = look.tap;
+  session.idle_tap = look.idle_tap;
+  if (const auto link = links_->find(netns, session.tap.index); link && session.armed()) {
+    session.name = link->name;
+  }
   if (session.process) instance.vmm_started = session.process->started();
   instance.tap_index = session.tap.index;
   instance.tap_carrier_downs = session.tap.carrier_downs;
@@ -269,64 +305,82 @@ void SessionWatch::end(const std::string& instance_id, SessionEnd why) {
 }
 
 void SessionWatch::add_to_indices(const std::string& instance_id, const Session& session) {
-  if (session.index() != 0) by_index_.insert_or_assign(session.index(), instance_id);
-  if (!session.armed()) by_name_.emplace(session.name, instance_id);
+  const LinkId link = session.link();
+  if (link.index != 0) by_link_.insert_or_assign(link, instance_id);
+  if (!session.armed() && !session.name.empty())
+    by_name_.emplace(Name{link.netns, session.name}, instance_id);
   if (session.process) by_key_.emplace(session.key, instance_id);
-  if (!session.device.empty()) devices_.add(session.device, instance_id, index_of(session.device));
+  const bool named = session.guest_place.has_path() || session.tap_place.has_path();
+  if (named) named_.insert(instance_id);
+  if (!session.guest_place.is_open() || !session.tap_place.is_open()) unopened_.insert(instance_id);
+  if (const NetnsId netns = session.guest_place.id(); !session.device.empty()) {
+    devices_[netns].add(session.device, instance_id, index_of(netns, session.device));
+  }
 }
 
 void SessionWatch::remove_from_indices(const std::string& instance_id, const Session& session) {
   const auto is_this = [&](const auto& entry) { return entry.second == instance_id; };
-  if (const auto own = by_index_.find(session.index()); own != by_index_.end() && is_this(*own)) {
-    by_index_.erase(own);
-  }
-  const auto [first, last] = by_name_.equal_range(session.name);
+  const LinkId link = session.link();
+  if (const auto own = by_link_.find(link); own != by_link_.end() && is_this(*own)) by_link_.erase(own);
+  const auto [first, last] = by_name_.equal_range({link.netns, session.name});
   if (const auto found = std::find_if(first, last, is_this); found != last) by_name_.erase(found);
   by_key_.erase(session.key);
-  if (!session.device.empty()) devices_.remove(session.device, instance_id);
+  named_.erase(instance_id);
+  unopened_.erase(instance_id);
+  if (!session.device.empty()) {
+    const auto devices = devices_.find(session.guest_place.id());
+    devices->second.remove(session.device, instance_id);
+    if (devices->second.empty()) devices_.erase(devices);
+  }
   unseen_.erase(instance_id);
 }
 
 // --- Taps.
 
-SessionWatch::TapLook SessionWatch::look_at_tap(const std::string& instance_id, std::string_view tap_name,
-                                                const TapIdentity& tap, const TapIdentity& idle_tap) const {
+SessionWatch::TapLook SessionWatch::look_at_tap(const std::string& instance_id, NetnsId netns,
+                                                std::string_view tap_name, const TapIdentity& tap,
+                                                const TapIdentity& idle_tap) const {
+  if (netns == NetnsId::kUnknown) return {.tap = tap, .idle_tap = idle_tap};
   if (tap.index != 0) {
-    const auto link = links_->find(tap.index);
-    if (!link || is_others(tap.index, instance_id)) return {.over = SessionEnd::kTapDeleted};
+    const auto link = links_->find(netns, tap.index);
+    if (!link || is_others({netns, tap.index}, instance_id)) return {.over = SessionEnd::kTapDeleted};
     if (!link->carrier || lost_carrier_since(tap, *link)) return {.over = SessionEnd::kCarrierLost};
     return {.tap = identity_of(*link)};
   }
-  if (const auto link = links_->find(idle_tap.index); link && lost_carrier_since(idle_tap, *link)) {
+  if (const auto link = links_->find(netns, idle_tap.index); link && lost_carrier_since(idle_tap, *link)) {
     return {.over = SessionEnd::kCarrierLost};
   }
-  const auto link = links_->find(tap_name);
-  if (!link || !link->up || is_others(link->index, instance_id)) return {};
+  const auto link = links_->find(netns, tap_name);
+  if (!link || !link->up || is_others({netns, link->index}, instance_id)) return {};
   if (link->carrier) return {.tap = identity_of(*link)};
   return {.idle_tap = identity_of(*link)};
 }
 
-bool SessionWatch::is_others(int index, const std::string& instance_id) const {
-  const auto found = by_index_.find(index);
-  return found != by_index_.end() && found->second != instance_id;
+bool SessionWatch::is_others(const LinkId& link, const std::string& instance_id) const {
+  const auto found = by_link_.find(link);
+  return found != by_link_.end() && found->second != instance_id;
 }
 
 void SessionWatch::on_link(const Link& link, bool) {
-  for (const std::string& id :
-       devices_.on_link(link.index, link.name, [this](const std::string& name) { return index_of(name); })) {
-    callbacks_.on_device(id);
+  if (const auto devices = devices_.find(link.netns); devices != devices_.end()) {
+    const auto index = [&](const std::string& name) { return index_of(link.netns, name); };
+    for (const std::string& id : devices->second.on_link(link.index, link.name, index)) {
+      callbacks_.on_device(id);
+    }
   }
   // First the session that has it, then those that wait for its name: the first may release it for the
   // others. All are found before any is reported: a callback may change the sessions.
   std::vector<std::string> instances;
-  if (const auto own = by_index_.find(link.index); own != by_index_.end()) instances.push_back(own->second);
-  const auto [first, last] = by_name_.equal_range(link.name);
+  if (const auto own = by_link_.find({link.netns, link.index}); own != by_link_.end()) {
+    instances.push_back(own->second);
+  }
+  const auto [first, last] = by_name_.equal_range({link.netns, link.name});
   for (auto waiting = first; waiting != last; ++waiting) instances.push_back(waiting->second);
   for (const std::string& id : instances) look_again(id);
 }
 
-int SessionWatch::index_of(const std::string& name) const {
-  const auto link = links_->find(name);
+int SessionWatch::index_of(NetnsId netns, const std::string& name) const {
+  const auto link = links_->find(netns, name);
   return link ? link->index : 0;
 }
 
@@ -334,10 +388,12 @@ void SessionWatch::look_again(const std::string& instance_id) {
   const auto found = sessions_.find(instance_id);
   if (found == sessions_.end()) return;
   Session& session = found->second;
-  const TapLook look = look_at_tap(instance_id, session.name, session.tap, session.idle_tap);
+  const NetnsId netns = session.tap_place.id();
+  const TapLook look = look_at_tap(instance_id, netns, session.name, session.tap, session.idle_tap);
   if (look.over) return end(instance_id, *look.over);
   if (session.armed()) {
-    const std::string name = links_->find(session.tap.index)->name;
+    if (!session.tap_place.is_open()) return;
+    const std::string name = links_->find(netns, session.tap.index)->name;
     if (std::exchange(session.name, name) != name) callbacks_.on_renamed(instance_id, name);
     return;
   }
@@ -361,52 +417,10 @@ bool SessionWatch::stays_over(const Instance& known) const {
   const TapIdentity tap =
       known.tap_index != 0 ? TapIdentity{.index = known.tap_index, .carrier_downs = known.tap_carrier_downs}
                            : known.idle_tap;
-  if (tap.index == 0) return false;
-  const auto link = links_->find(tap.index);
+  const NetnsId netns = id_of(tap_netns_of(known), known.tap_netns_identity);
+  if (tap.index == 0 || netns == NetnsId::kUnknown) return false;
+  const auto link = links_->find(netns, tap.index);
   return !link || lost_carrier_since(tap, *link);
-}
-
-std::int32_t SessionWatch::interface_of(const Instance& instance) const {
-  if (instance.tap_index != 0) return instance.tap_index;
-  const auto link = links_->find(instance.tap);
-  return link ? link->index : 0;
-}
-
-TapState SessionWatch::tap_state(const Instance& instance) const {
-  const auto link = links_->find(interface_of(instance));
-  if (!link || is_others(link->index, instance.id)) return TapState::kMissing;
-  return link->carrier ? TapState::kUp : TapState::kNoCarrier;
-}
-
-std::int32_t SessionWatch::device_index(const Instance& instance) const {
-  return index_of(instance.device);
-}
-
-std::string SessionWatch::tap_fault(const Instance& instance) const {
-  const auto tap = links_->find(interface_of(instance));
-  if (tap && tap->loopback)
-    return fmt::format("{} is the node's loopback: give the machine a tap.", tap->name);
-  if (instance.device == kByRoute) return "";
-  const auto link = instance.device.empty() ? tap : links_->find(instance.device);
-  if (!link) {
-    if (instance.device.empty()) return "";
-    return fmt::format(
-        "There is no interface {}, through which the guest is reached: create it, or register the "
-        "instance with another device.",
-        instance.device);
-  }
-  // Packets that come in by a VRF's device still reach the node.
-  if (link->master == 0 || link->master_kind == "vrf") return "";
-  const auto master = links_->find(link->master);
-  const std::string whole = fmt::format("{}{}{}", link->master_kind, link->master_kind.empty() ? "" : " ",
-                                        master ? master->name : std::to_string(link->master));
-  return fmt::format(
-      "{0} is a port of {1}, which takes all that comes in by it: clients would time out. {2}ake it out (ip "
-      "link set {0} nomaster) and give it an address in the guest's network.",
-      link->name, whole,
-      link->master_kind == "bridge" && master
-          ? fmt::format("Register the instance with the device {}, or t", master->name)
-          : "T");
 }
 
 }  // namespace portway

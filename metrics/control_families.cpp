@@ -35,6 +35,10 @@ constexpr NodeNumber kNodeNumbers[] = {
      "the node blocks the return path of their answers; should be 0. If source_mode transparent was "
      "requested explicitly, clients are rejected instead.",
      &NodeNumbers::instances_without_return_path},
+    {MetricType::Gauge, "portway_guest_namespaces",
+     "Network namespaces of guests and their taps that are held open: one each, until the last session in it "
+     "ends.",
+     &NodeNumbers::guest_namespaces},
     {MetricType::Counter, "portway_forged_packets_dropped_total",
      "Packets from guests that were dropped because their source address belongs to another guest of the "
      "node.",

@@ -8,6 +8,7 @@ NodeNumbers NodeNumbersOf::read_numbers() const {
           .log_lines_dropped = log != nullptr ? log->dropped() : 0,
           .forwards_failed = control.forwards_failed(),
           .instances_without_return_path = control.instances_without_return_path(),
+          .guest_namespaces = control.guest_namespaces(),
           .forged_packets = control.forged_packets(),
           .api_server = api_server ? api_server->stats() : ServerStats{},
           .answers = answers.stats()};

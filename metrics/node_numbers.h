@@ -19,6 +19,7 @@ struct NodeNumbers {
   std::uint64_t forwards_failed = 0;
   // Running instances whose guests should see their clients' addresses but do not.
   std::uint64_t instances_without_return_path = 0;
+  std::uint64_t guest_namespaces = 0;
   // Packets that the source guard dropped.
   std::uint64_t forged_packets = 0;
   ServerStats api_server = {};

@@ -22,21 +22,9 @@
 
 #include "base/error.h"
 #include "base/fd.h"
+#include "base/namespace_identity.h"
 
 namespace portway {
-
-/// Which namespace it is. The kernel gives a cookie to one namespace until the node reboots, but the inode
-/// of a namespace that is gone to the next one.
-struct NamespaceIdentity {
-  std::uint64_t cookie = 0;  // SO_NETNS_COOKIE (Linux 5.14); 0: unknown
-  std::uint64_t device = 0;  // the file's, as stat(2) reports them
-  std::uint64_t inode = 0;
-
-  friend bool operator==(const NamespaceIdentity& a, const NamespaceIdentity& b) {
-    if (a.cookie != 0 && b.cookie != 0) return a.cookie == b.cookie;
-    return a.device == b.device && a.inode == b.inode;
-  }
-};
 
 /// While it lives, the thread that entered is in the namespace. For a few calls that do not block; start
 /// no thread meanwhile. It must end on the same thread, and before the NetworkNamespace.

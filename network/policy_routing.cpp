@@ -276,6 +276,12 @@ OutputRoute look_up_output_route(Netlink& netlink, const IpAddress& destination)
 }
 
 /// Not by getifaddrs(3), which reads all links first: 10 ms where there are a thousand of them.
+Result<std::vector<IpAddress>> local_addresses(const NetworkNamespace& netns) {
+  const auto inside = netns.enter();
+  if (!inside) return inside.error();
+  return local_addresses();
+}
+
 Result<std::vector<IpAddress>> local_addresses() {
   auto netlink = Netlink::open();
   if (!netlink) return netlink.error();

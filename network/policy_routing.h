@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/endpoint.h"
+#include "network/namespace.h"
 #include "network/netlink.h"
 
 namespace portway {
@@ -91,6 +92,8 @@ OutputRoute look_up_output_route(Netlink& netlink, const IpAddress& destination)
 /// Every address of this node's interfaces, without zones: about a millisecond where there are a thousand.
 /// kResourceExhausted when the kernel does not answer.
 Result<std::vector<IpAddress>> local_addresses();
+/// The same in another namespace.
+Result<std::vector<IpAddress>> local_addresses(const NetworkNamespace& netns);
 /// Those that are no address of this node now. None if the kernel does not answer. 0.0.0.0 and :: are
 /// never lost.
 std::vector<IpAddress> addresses_lost(std::span<const IpAddress> addresses);

@@ -135,6 +135,16 @@ std::uint16_t checksum(const tcphdr& header, const IpAddress& from, const IpAddr
   return static_cast<std::uint16_t>(~sum);
 }
 
+/// Sets errno if it is refused.
+Fd make_socket(const SynProbeTarget& target, int type, int protocol) {
+  const int family = target.guest.address().is_v4() ? AF_INET : AF_INET6;
+  const int flags = type | SOCK_NONBLOCK | SOCK_CLOEXEC;
+  if (target.netns == nullptr) return Fd(::socket(family, flags, protocol));
+  const int made = target.netns->make_socket(family, flags, protocol);
+  if (made < 0) errno = -made;
+  return made < 0 ? Fd() : Fd(made);
+}
+
 }  // namespace
 
 int SynProbe::open(const SynProbeTarget& target, SynProbe& out) {
@@ -142,7 +152,7 @@ int SynProbe::open(const SynProbeTarget& target, SynProbe& out) {
   probe.guest_ = target.guest;
   // Before anything can be answered.
   if (const int error = probe.listen_raw(target); error != 0 && error != -EPERM) return error;
-  probe.tcp_.reset(::socket(target.guest.protocol().family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  probe.tcp_ = make_socket(target, SOCK_STREAM, 0);
   if (!probe.tcp_ || !bind_to_device(probe.tcp_, target.device)) return -errno;
   const bool filtered = probe.raw_ ? drop_all(probe.tcp_) : drop_all_but_resets(probe.tcp_);
   if (!filtered && (errno != EPERM || !probe.raw_ || target.source)) return -errno;
@@ -184,7 +194,7 @@ int SynProbe::send_syn() {
 int SynProbe::listen_raw(const SynProbeTarget& target) {
   const bool v4 = target.guest.address().is_v4();
   const Endpoint guest(target.guest.address(), 0);  // a raw socket has no port
-  raw_.reset(::socket(v4 ? AF_INET : AF_INET6, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP));
+  raw_ = make_socket(target, SOCK_RAW, IPPROTO_TCP);
   if (raw_ && receive_from(raw_, target.guest, 0) && bind_to_device(raw_, target.device) &&
       bind_to_source(raw_, target.source) && (v4 || set_option(raw_, SOL_IPV6, IPV6_CHECKSUM, kChecksumAt)) &&
       ::connect(raw_.get(), guest.data(), static_cast<socklen_t>(guest.size())) == 0) {

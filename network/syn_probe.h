@@ -12,7 +12,7 @@
 //  - Neither: there is no such probe (-EPERM).
 //
 // The guest's answer is believed: a false one is false about the guest's own port only. No call blocks or
-// allocates. One thread at a time; the network namespace is that of the thread that opens it. Linux 5.1
+// allocates. One thread at a time. Linux 5.1
 // (SO_BINDTOIFINDEX).
 #pragma once
 
@@ -21,6 +21,7 @@
 
 #include "base/endpoint.h"
 #include "base/fd.h"
+#include "network/namespace.h"
 
 namespace portway {
 
@@ -33,6 +34,7 @@ struct SynProbeTarget {
   /// The kernel looks for a free source port among these only (-EADDRNOTAVAIL when there is none), if it is
   /// Linux 6.3 or later; {0, 0}: among all, which takes it long if few are left.
   PortRange source_ports = {};
+  const NetworkNamespace* netns = nullptr;  // where the guest is; null: where the calling thread is
 };
 
 /// One question. Destroying it ends it: nothing more is sent.
@@ -41,8 +43,8 @@ class SynProbe {
   SynProbe() = default;  // nothing is asked
 
   /// Sends the SYN. 0, or a negative errno of socket(2), setsockopt(2), bind(2) or connect(2), and `out` is
-  /// not changed: -EPERM (above), -ENODEV, -ENETUNREACH, -EHOSTUNREACH, -EMFILE, and -ECONNREFUSED when the
-  /// answer was there at once.
+  /// not changed: -EPERM (above, or the namespace cannot be entered), -ENODEV, -ENETUNREACH, -EHOSTUNREACH,
+  /// -EMFILE, and -ECONNREFUSED when the answer was there at once.
   static int open(const SynProbeTarget& target, SynProbe& out);
 
   /// To be polled for POLLIN and POLLERR, until answer() has said anything but -EAGAIN.

@@ -350,9 +350,12 @@ void Connection::release() {
       continue;
     }
     if (side == kUpstream && lasting_ && !tcp_closed) context_.upstream.end_lasting(fd(side));
-    if (side == kUpstream && time_wait) {
-      context_.io.close_time_wait(fd(side), record.guest, record.forward->session->device.load());
+    const ServedSession& session = *record.forward->session;
+    const NetworkNamespace::Ptr netns = session.netns.get();
+    if (side == kUpstream && time_wait && (netns || session.netns.is_nodes_own())) {
+      context_.io.close_time_wait(fd(side), record.guest, session.device.load(), netns.get());
     } else {
+      if (side == kUpstream && !session.netns.is_nodes_own()) context_.io.set_reset_at_end(fd(side), false);
       context_.io.close(fd(side));
     }
   }

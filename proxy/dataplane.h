@@ -11,6 +11,7 @@
 #include "base/endpoint.h"
 #include "base/fd.h"
 #include "base/forward.h"
+#include "network/namespace.h"
 #include "network/socket_target.h"
 #include "proxy/live_connection.h"
 #include "proxy/stats.h"
@@ -78,10 +79,12 @@ struct GuestEndpoints {
 /// Where a forward's connections go.
 struct ForwardRoute {
   ForwardId id{};
-  Uuid session_id{};             // one run of the instance's virtual machine
-  GuestEndpoints guest;          // until set_guest()
-  int device = kAnyDevice;       // interface index of the guest's tap, kAnyDevice or kNoDevice
-  std::string instance_id = {};  // for records
+  Uuid session_id{};                      // one run of the instance's virtual machine
+  GuestEndpoints guest;                   // until set_guest()
+  int device = kAnyDevice;                // interface index of the guest's tap, kAnyDevice or kNoDevice
+  NetworkNamespace::Ptr netns = nullptr;  // where connections to the guest are made; null: the node's own
+  std::uint32_t space = 0;                // Way::space; 0: in the node's own
+  std::string instance_id = {};           // for records
   TrafficLimits limits = {};
   ForwardSource source = {};
   std::optional<SocketTarget> socket = std::nullopt;  // where they go instead of to the guest's addresses
@@ -123,13 +126,17 @@ class Dataplane {
   /// forwards closed earlier and those being handed over between two workers. Unknown ids are ignored.
   virtual void end_session(const Uuid& session_id, CloseHow why) = 0;
 
+  /// Whether no connection of a session is left since end_session(). True for unknown ones, and only of use
+  /// for one whose guest is in a network namespace of its own: others are forgotten at once.
+  virtual bool session_ended(const Uuid& session_id) = 0;
+
   /// The session, with its open forwards and their connections, has a new owner from now on. Resets the
   /// connections of forwards closed earlier, which the new owner could neither see nor end. Unknown ids
   /// are ignored.
   virtual void change_owner(const Uuid& session_id) = 0;
 
-  /// The device of the session's future connections. Unknown ids are ignored.
-  virtual void set_device(const Uuid& session_id, int device) = 0;
+  /// The device of the session's future connections, and its ForwardRoute::space. Unknown ids are ignored.
+  virtual void set_device(const Uuid& session_id, int device, std::uint32_t space) = 0;
 
   /// The guest has other addresses: one, or an IPv4 and an IPv6 one. The session's future connections go
   /// there. Those to an address that it no longer has are reset at once, also connections under way and

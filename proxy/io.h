@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "base/endpoint.h"
+#include "network/namespace.h"
 #include "network/socket_target.h"
 #include "network/syn_probe.h"
 #include "proxy/stats.h"
@@ -103,8 +104,9 @@ class Io {
   /// -EAGAIN if none waits, -EINVAL after shutdown(SHUT_RD). -EMFILE, -ENFILE, -ENOMEM, ...: the client
   /// keeps waiting.
   virtual int accept(int listener) = 0;
-  /// A non-blocking stream socket; AF_INET, AF_INET6 or AF_UNIX.
-  virtual int socket(int family) = 0;
+  /// A non-blocking stream socket; AF_INET, AF_INET6 or AF_UNIX. `netns`: the network namespace to make it
+  /// in; null: the thread's. -EPERM if the process may not enter it.
+  virtual int socket(int family, const NetworkNamespace* netns) = 0;
   /// 0 if connected at once. -EINPROGRESS: poll will report POLLOUT, or POLLERR and then socket_error()
   /// the reason.
   virtual int connect(int fd, const Endpoint& to) = 0;
@@ -156,11 +158,16 @@ class Io {
   virtual int pipe(int (&fds)[2], std::size_t size) = 0;
   virtual int shutdown(int fd, int how) = 0;
   virtual void close(int fd) = 0;
+  /// With `reset`, the socket ends with RST, and at once, whoever closes it, also if the process is killed
+  /// (SO_LINGER 0): else the kernel goes on with it for minutes if its peer is silent, and keeps its network
+  /// namespace alive.
+  virtual int set_reset_at_end(int fd, bool reset) = 0;
   /// Closes a socket so that its peer gets RST (SO_LINGER 0): unread and unacknowledged bytes are lost.
   virtual void close_with_reset(int fd) = 0;
   /// Closes a connection's socket whose TIME_WAIT has begun (TcpSummary::closed), and ends the TIME_WAIT
-  /// if the kernel permits. `remote` and `device` are what the socket was connected and bound to.
-  virtual void close_time_wait(int fd, const Endpoint& remote, int device) = 0;
+  /// if the kernel permits. `remote` and `device` are what the socket was connected and bound to, `netns`
+  /// where it was made.
+  virtual void close_time_wait(int fd, const Endpoint& remote, int device, const NetworkNamespace* netns) = 0;
 };
 
 }  // namespace portway

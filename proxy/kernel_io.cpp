@@ -91,9 +91,11 @@ int KernelIo::accept(int listener) {
   return static_cast<int>(call(SYS_accept4, listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
 }
 
-int KernelIo::socket(int family) {
+int KernelIo::socket(int family, const NetworkNamespace* netns) {
+  constexpr int kType = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
+  if (netns != nullptr) return netns->make_socket(family, kType, IPPROTO_TCP);
   if (family == AF_UNIX) return result_of(make_unix_socket().release());
-  return result_of(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP));
+  return result_of(::socket(family, kType, IPPROTO_TCP));
 }
 
 int KernelIo::connect(int fd, const Endpoint& to) {
@@ -264,16 +266,20 @@ void KernelIo::close(int fd) {
   ::close(fd);
 }
 
-void KernelIo::close_time_wait(int fd, const Endpoint& remote, int device) {
+void KernelIo::close_time_wait(int fd, const Endpoint& remote, int device, const NetworkNamespace* netns) {
   Endpoint local;
   const bool known = local_endpoint(fd, local) == 0;
   ::close(fd);
-  if (known) time_waits_.end(local, remote, device);
+  if (known) time_waits_.end(local, remote, device, netns);
+}
+
+int KernelIo::set_reset_at_end(int fd, bool reset) {
+  const linger option{.l_onoff = reset ? 1 : 0, .l_linger = 0};
+  return result_of(::setsockopt(fd, SOL_SOCKET, SO_LINGER, &option, sizeof option));
 }
 
 void KernelIo::close_with_reset(int fd) {
-  const linger reset{.l_onoff = 1, .l_linger = 0};
-  ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+  set_reset_at_end(fd, true);
   ::close(fd);
 }
 

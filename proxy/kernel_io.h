@@ -11,7 +11,7 @@ class KernelIo : public Io {
   Nanos now() const override;
 
   int accept(int listener) override;
-  int socket(int family) override;
+  int socket(int family, const NetworkNamespace* netns) override;
   int connect(int fd, const Endpoint& to) override;
   int connect(int fd, const SocketTarget& to) override;
   int socket_error(int fd) override;
@@ -38,8 +38,9 @@ class KernelIo : public Io {
   int pipe(int (&fds)[2], std::size_t size) override;
   int shutdown(int fd, int how) override;
   void close(int fd) override;
+  int set_reset_at_end(int fd, bool reset) override;
   void close_with_reset(int fd) override;
-  void close_time_wait(int fd, const Endpoint& remote, int device) override;
+  void close_time_wait(int fd, const Endpoint& remote, int device, const NetworkNamespace* netns) override;
 
  private:
   TimeWaitEnder time_waits_;

@@ -172,7 +172,12 @@ Result<void> Proxy::check_bind() const {
 void Proxy::open(ForwardRoute route, BoundPort port) {
   const ForwardId id = route.id;
   Session& session = sessions_[route.session_id];
-  if (!session.served) session.served = std::make_shared<ServedSession>(route.session_id, route.device);
+  // Not kept with the route, which lives as long as the forward's records.
+  NetworkNamespace::Ptr netns = std::move(route.netns);
+  if (!session.served) {
+    session.served = std::make_shared<ServedSession>(route.session_id, route.device, std::move(netns));
+    session.served->space.store(route.space);
+  }
   const std::size_t worker = next_worker_++ % workers_.size();
   auto forward = std::make_shared<ServedForward>(std::move(route), workers_.size(), worker, session.served);
   std::vector<Fd> listeners = port.take_listeners();
@@ -204,6 +209,17 @@ void Proxy::end_session(const Uuid& session_id, CloseHow why) {
     forwards_.erase(forward->route.id);
     close(forward, ForwardPhase::kEnded, why);
   }
+  if (!session.mapped().served || session.mapped().served->netns.is_nodes_own()) return;
+  session.mapped().served->netns.leave();
+  ending_.insert_or_assign(session_id, std::move(session.mapped().forwards));
+}
+
+bool Proxy::session_ended(const Uuid& session_id) {
+  const auto found = ending_.find(session_id);
+  if (found == ending_.end()) return true;
+  if (!std::ranges::all_of(found->second, [](const auto& forward) { return forward->idle(); })) return false;
+  ending_.erase(found);
+  return true;
 }
 
 void Proxy::change_owner(const Uuid& session_id) {
@@ -216,9 +232,11 @@ void Proxy::change_owner(const Uuid& session_id) {
   }
 }
 
-void Proxy::set_device(const Uuid& session_id, int device) {
+void Proxy::set_device(const Uuid& session_id, int device, std::uint32_t space) {
   const auto session = sessions_.find(session_id);
-  if (session != sessions_.end()) session->second.served->device.store(device);
+  if (session == sessions_.end()) return;
+  session->second.served->space.store(space);  // before the device, with which connections begin
+  session->second.served->device.store(device);
 }
 
 void Proxy::set_guest(const Uuid& session_id, const IpAddress& address,

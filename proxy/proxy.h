@@ -40,8 +40,9 @@ class Proxy final : public Dataplane {
   void open(ForwardRoute route, BoundPort port) override;
   void close(const ForwardId& id, ClosePolicy policy, CloseHow why) override;
   void end_session(const Uuid& session_id, CloseHow why) override;
+  bool session_ended(const Uuid& session_id) override;
   void change_owner(const Uuid& session_id) override;
-  void set_device(const Uuid& session_id, int device) override;
+  void set_device(const Uuid& session_id, int device, std::uint32_t space) override;
   void set_guest(const Uuid& session_id, const IpAddress& address,
                  const std::optional<IpAddress>& address_v6) override;
   bool ended(const ForwardId& id) override;
@@ -97,6 +98,8 @@ class Proxy final : public Dataplane {
   std::vector<std::thread> threads_;
   std::unordered_map<ForwardId, ServedForwardPtr, boost::hash<ForwardId>> forwards_;  // the open ones
   std::unordered_map<Uuid, Session, boost::hash<Uuid>> sessions_;
+  // For session_ended().
+  std::unordered_map<Uuid, std::vector<ServedForwardPtr>, boost::hash<Uuid>> ending_;
   std::unordered_map<ForwardId, std::weak_ptr<ServedForward>, boost::hash<ForwardId>>
       closing_;                   // closed ones, for ended(); pruned now and then
   std::size_t closing_max_ = 64;  // prune at this size

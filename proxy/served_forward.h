@@ -24,12 +24,41 @@
 
 namespace portway {
 
+/// The network namespace in which a session's connections are made. Any thread.
+class SessionNetns {
+ public:
+  explicit SessionNetns(NetworkNamespace::Ptr netns)
+      : is_nodes_own_(netns == nullptr), netns_(std::move(netns)) {}
+
+  bool is_nodes_own() const { return is_nodes_own_; }
+  /// Null if it is the node's own, and after leave(): then nothing can be made there any more. Keep it for
+  /// one call only.
+  NetworkNamespace::Ptr get() const {
+    if (is_nodes_own_) return nullptr;
+    const std::lock_guard lock(mutex_);
+    return netns_;
+  }
+  /// The session is over: its records may live on, and must not keep the namespace.
+  void leave() {
+    const std::lock_guard lock(mutex_);
+    netns_.reset();
+  }
+
+ private:
+  const bool is_nodes_own_;
+  mutable std::mutex mutex_;
+  NetworkNamespace::Ptr netns_;
+};
+
 /// What the forwards of one session share.
 struct ServedSession {
-  ServedSession(const Uuid& session_id, int session_device) : id(session_id), device(session_device) {}
+  ServedSession(const Uuid& session_id, int session_device, NetworkNamespace::Ptr session_netns = nullptr)
+      : id(session_id), netns(std::move(session_netns)), device(session_device) {}
 
   const Uuid id;
+  SessionNetns netns;                         // see ForwardRoute::netns
   std::atomic<int> device;                    // see ForwardRoute::device; set by the control thread
+  std::atomic<std::uint32_t> space{0};        // see ForwardRoute::space; set by the control thread
   std::atomic<bool> device_asked_for{false};  // by a waiting client; see DeviceRequests
   std::atomic<std::uint32_t> connections{0};  // of all its forwards
   std::atomic<std::uint32_t> forwards{0};     // open ones; set by the control thread

@@ -22,6 +22,8 @@ struct TimeWaitEnder::Request {
 
 namespace {
 
+constexpr int kType = SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC;
+
 void set_address(__be32 (&out)[4], const IpAddress& address) {
   auto* bytes = reinterpret_cast<std::uint8_t*>(out);
   if (address.is_v4()) {
@@ -33,11 +35,11 @@ void set_address(__be32 (&out)[4], const IpAddress& address) {
 
 }  // namespace
 
-TimeWaitEnder::TimeWaitEnder()
-    : socket_(::socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_SOCK_DIAG)) {}
+TimeWaitEnder::TimeWaitEnder() : socket_(::socket(AF_NETLINK, kType, NETLINK_SOCK_DIAG)) {}
 
-void TimeWaitEnder::end(const Endpoint& local, const Endpoint& remote, int device) {
-  if (!socket_) return;
+void TimeWaitEnder::end(const Endpoint& local, const Endpoint& remote, int device,
+                        const NetworkNamespace* netns) {
+  if (!permitted_) return;
   Request request{};
   request.header.nlmsg_len = sizeof request;
   request.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
@@ -50,32 +52,39 @@ void TimeWaitEnder::end(const Endpoint& local, const Endpoint& remote, int devic
   set_address(request.body.id.idiag_dst, remote.address());
   request.body.id.idiag_if = static_cast<__u32>(device);
   request.body.id.idiag_cookie[0] = request.body.id.idiag_cookie[1] = INET_DIAG_NOCOOKIE;
-  if (!send(request)) return;
+  if (netns == nullptr) return end(request, socket_);
+  // For this request only: a socket keeps its namespace alive.
+  const int made = netns->make_socket(AF_NETLINK, kType, NETLINK_SOCK_DIAG);
+  if (made >= 0) end(request, Fd(made));
+}
+
+void TimeWaitEnder::end(Request& request, const Fd& socket) {
+  if (!send(request, socket)) return;
   inet_diag_msg found{};
-  if (!receive(request.header.nlmsg_seq, found)) return;
+  if (!receive(request.header.nlmsg_seq, socket, found)) return;
   // Another connection already has these addresses and ports, or none has: the guest had ended first.
   if (found.idiag_state != TCP_TIME_WAIT) return;
   request.header.nlmsg_type = SOCK_DESTROY;  // Linux 4.9; of a TIME_WAIT: 5.19
   std::ranges::copy(found.id.idiag_cookie, request.body.id.idiag_cookie);
-  send(request);  // an error, if any, is read with the next answer
+  send(request, socket);  // an error, if any, is read with the next answer
 }
 
-bool TimeWaitEnder::send(Request& request) {
+bool TimeWaitEnder::send(Request& request, const Fd& socket) {
   request.header.nlmsg_seq = ++sequence_;
-  return ::send(socket_.get(), &request, sizeof request, MSG_DONTWAIT) > 0;
+  return ::send(socket.get(), &request, sizeof request, MSG_DONTWAIT) > 0;
 }
 
 /// The answer is available when send(2) returns.
-bool TimeWaitEnder::receive(std::uint32_t sequence, inet_diag_msg& found) {
+bool TimeWaitEnder::receive(std::uint32_t sequence, const Fd& socket, inet_diag_msg& found) {
   alignas(nlmsghdr) std::array<char, 1024> message;
   while (true) {
-    const ssize_t got = ::recv(socket_.get(), message.data(), message.size(), MSG_DONTWAIT);
+    const ssize_t got = ::recv(socket.get(), message.data(), message.size(), MSG_DONTWAIT);
     const auto* header = reinterpret_cast<const nlmsghdr*>(message.data());
     if (got < static_cast<ssize_t>(NLMSG_LENGTH(sizeof(nlmsgerr)))) return false;
     if (header->nlmsg_type == NLMSG_ERROR) {
       const int error = -static_cast<const nlmsgerr*>(NLMSG_DATA(header))->error;
-      if (error == EPERM || error == EACCES || error == EOPNOTSUPP || error == EINVAL) socket_.reset();
-      if (!socket_ || header->nlmsg_seq == sequence) return false;
+      if (error == EPERM || error == EACCES || error == EOPNOTSUPP || error == EINVAL) permitted_ = false;
+      if (!permitted_ || header->nlmsg_seq == sequence) return false;
     } else if (header->nlmsg_seq == sequence && got >= static_cast<ssize_t>(NLMSG_LENGTH(sizeof found))) {
       std::memcpy(&found, NLMSG_DATA(header), sizeof found);
       return true;

@@ -15,6 +15,7 @@
 
 #include "base/endpoint.h"
 #include "base/fd.h"
+#include "network/namespace.h"
 
 struct inet_diag_msg;  // linux/inet_diag.h
 
@@ -26,16 +27,20 @@ class TimeWaitEnder {
   TimeWaitEnder();
 
   /// The socket from `local` to `remote` is closed. Ends only a TIME_WAIT: another connection may have the
-  /// ports already. `device`: the interface index that it was bound to; 0: none.
-  void end(const Endpoint& local, const Endpoint& remote, int device);
+  /// ports already. `device`: the interface index that it was bound to; 0: none. `netns`: where it was
+  /// made; null: in the thread's namespace.
+  void end(const Endpoint& local, const Endpoint& remote, int device,
+           const NetworkNamespace* netns = nullptr);
 
  private:
   struct Request;
-  bool send(Request& request);
-  bool receive(std::uint32_t sequence, inet_diag_msg& found);
+  void end(Request& request, const Fd& socket);
+  bool send(Request& request, const Fd& socket);
+  bool receive(std::uint32_t sequence, const Fd& socket, inet_diag_msg& found);
 
   std::uint32_t sequence_ = 0;
-  Fd socket_;  // NETLINK_SOCK_DIAG; empty if the kernel does not permit it
+  bool permitted_ = true;  // as far as the kernel has said
+  const Fd socket_;        // NETLINK_SOCK_DIAG, in the thread's namespace
 };
 
 }  // namespace portway

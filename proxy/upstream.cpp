@@ -61,12 +61,16 @@ int UpstreamOpener::open_once(const Target& target, SourcePlan plan, int& fd) {
   const Endpoint& guest = target.guest;
   fd = -1;
   if (target.device == kNoDevice) return -ENODEV;
-  fd = io_.socket(guest.address().is_v6() ? AF_INET6 : AF_INET);
+  const SessionNetns& session_netns = target.forward.session->netns;
+  const NetworkNamespace::Ptr netns = session_netns.get();
+  if (!netns && !session_netns.is_nodes_own()) return -ENODEV;
+  fd = io_.socket(guest.address().is_v6() ? AF_INET6 : AF_INET, netns.get());
   if (fd < 0) {
     const int result = fd;
     fd = -1;
     return result;
   }
+  if (netns) io_.set_reset_at_end(fd, true);
   set_options(target, fd);
   if (target.device != kAnyDevice) {
     // Otherwise packets for a guest whose tap is gone would leave by the default route.
@@ -83,7 +87,7 @@ int UpstreamOpener::open_once(const Target& target, SourcePlan plan, int& fd) {
 }
 
 int UpstreamOpener::open_unix(const SocketTarget& target, int& fd) {
-  fd = io_.socket(AF_UNIX);
+  fd = io_.socket(AF_UNIX, nullptr);
   if (fd < 0) {
     const int error = -fd;
     fd = -1;
@@ -108,10 +112,11 @@ int UpstreamOpener::take_vsock_answer(int fd, bool ended) {
 
 bool UpstreamOpener::is_routed(const Target& target, PortRange ports) const {
   if (options_.routed == nullptr || target.device <= 0) return false;
+  const std::uint32_t space = target.forward.session->space.load(std::memory_order_relaxed);
   const Nanos now = io_.now();
   for (unsigned port = ports.first; port <= ports.last; ++port) {
     const Endpoint client(target.client.address(), static_cast<std::uint16_t>(port));
-    if (options_.routed->contain(target.device, client, target.guest.port(), now)) return true;
+    if (options_.routed->contain(target.device, client, target.guest.port(), now, space)) return true;
   }
   return false;
 }

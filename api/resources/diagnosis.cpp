@@ -1,7 +1,6 @@
 // Looking into a forward: why clients do not get through (check), and its packets (capture).
 
 #include <fmt/format.h>
-#include <net/if.h>
 #include <spdlog/spdlog.h>
 
 #include <chrono>
@@ -23,12 +22,6 @@ const auto kClient = text_parameter("client");
 const auto kSeconds = integer_parameter<std::int64_t>("seconds", 10, 1, 60);
 const auto kMaxBytes = integer_parameter<std::size_t>("max_bytes", 1'000'000, 1000, 16 * 1024 * 1024);
 
-/// The tap of this session; before it has had a carrier, the one that has its name now. 0: none.
-std::int32_t link_of(const Instance& instance) {
-  if (instance.tap_index != 0) return instance.tap_index;
-  return static_cast<std::int32_t>(::if_nametoindex(instance.tap.c_str()));
-}
-
 StreamSubject subject_of(const Instance& instance, std::int32_t tap_index = 0) {
   return {.instance_id = instance.id, .session_id = instance.session_id, .tap_index = tap_index};
 }
@@ -43,6 +36,8 @@ Result<Response> check(const ApiContext& api, const Call& call) {
                        .tap_state = api.control.tap_state(instance),
                        .tap_fault = api.control.tap_fault(instance),
                        .client = std::nullopt};
+  // If it is not open, the fault of the tap says so.
+  if (auto netns = api.control.netns_of(instance)) subject.netns = std::move(*netns);
   // Not before the forward is found: what is not there is 404, whatever is asked of it.
   if (const std::string client = call.query[kClient].value_or(""); !client.empty()) {
     const auto address = parse_address(client);
@@ -81,8 +76,11 @@ Result<Response> capture(const ApiContext& api, const Call& call) {
       endpoints.emplace_back(address, port);
     return endpoints;
   };
-  const CaptureOptions options{.tap = instance.tap,
-                               .link = link_of(instance),
+  auto place = api.control.capture_place(instance);
+  if (!place) return place.error();
+  const CaptureOptions options{.tap = std::string(place->name),
+                               .link = place->link,
+                               .netns = std::move(place->netns),
                                .guests = guests,
                                .duration = std::chrono::seconds(call.query[kSeconds]),
                                .max_bytes = call.query[kMaxBytes]};

@@ -42,6 +42,22 @@ Result<void> take_guest_addresses(Instance& asked, const std::optional<std::stri
   return set_guest_addresses(asked, addresses);
 }
 
+/// Where the guest is, and what is watched.
+void take_place(Instance& asked, JsonFields& fields) {
+  const auto take = [&](std::string_view name, std::string_view without) {
+    auto text = fields.string_or_none(name);
+    if (text && text->empty()) {
+      fields.refuse(name, fmt::format("{} must not be empty; leave it out for {}.", name, without));
+    }
+    return std::move(text).value_or("");
+  };
+  asked.tap = take("tap", "a machine of which vmm_pid alone is watched");
+  asked.device = take("device", "the tap");
+  asked.netns = take("netns", "the node's own network namespace");
+  asked.tap_netns = take("tap_netns", "the namespace of the guest");
+  if (asked.device == asked.tap && tap_netns_of(asked) == asked.netns) asked.device.clear();
+}
+
 Result<Response> get_instance(const ApiContext& api, const Call& call) {
   const auto instance = api.control.find_instance(call.caller, call.path[0]);
   if (!instance) return instance.error();
@@ -55,11 +71,7 @@ Result<Response> put_instance(const ApiContext& api, const Call& call) {
   const std::vector<IpAddress> addresses = fields.addresses("guest_addresses", 2);
   const std::optional<std::string> address =
       addresses.empty() ? fields.string("guest_address") : fields.string_or_none("guest_address");
-  asked.tap = fields.string("tap");
-  if (auto device = fields.string_or_none("device")) {
-    if (device->empty()) fields.refuse("device", "device must not be empty; leave it out for the tap.");
-    if (*device != asked.tap) asked.device = std::move(*device);
-  }
+  take_place(asked, fields);
   asked.owner = fields.string("owner");
   asked.profile = fields.string_or("profile", "default");
   if (const auto pid = fields.integer_or_none("vmm_pid", 1, INT32_MAX))

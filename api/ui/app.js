@@ -204,11 +204,19 @@ function showForwards({history}, forwards) {
   return shown;
 }
 
+/** What is watched of an instance, what leads to its guest, and in which network namespaces these are. */
+function placeOf(instance) {
+  const tap = instance.tap ?? `process ${instance.vmm_pid}`;
+  const watched = instance.tap_netns ? `${tap} in ${instance.tap_netns}` : tap;
+  const via = instance.device ? ` via ${instance.device}` : "";
+  return watched + via + (instance.netns ? ` in ${instance.netns}` : "");
+}
+
 function showInstances(instances) {
   $("instances").replaceChildren(...instances.slice(0, 200).map((instance) => row([
     instance.id,
     instance.state === "running" ? ["running", "good"] : [`${instance.state}: ${instance.reason}`, "bad"],
-    instance.tap_state === "up" ? (instance.device ? `${instance.tap} via ${instance.device}` : instance.tap) : [`${instance.tap}: ${instance.tap_state}`, "bad"],
+    ["up", "none"].includes(instance.tap_state) ? placeOf(instance) : [`${placeOf(instance)}: ${instance.tap_state}`, "bad"],
     instance.guest_addresses.join(", "), instance.owner, instance.source_mode,
     `${instance.port_forwards.current} of ${instance.port_forwards.limit}`])));
 }

@@ -188,6 +188,14 @@ class Portway(Process):
         listeners_beyond = max(0, self.idle_forwards + len(SERVICES) - max(0, kept - 1024))
         return min(super().connections_allowed(descriptors), (descriptors - kept) * 7 // 16 - (listeners_beyond + 1) // 2)
 
+    def more_of_guests(self):
+        """More lines of [guests]."""
+        return ""
+
+    def place(self):
+        """Where the guest is, if not behind its tap in the node's namespace."""
+        return {}
+
     def start(self, connections_max):
         for leftover in ("store.db", "admin.key"):
             if os.path.exists(self.path(leftover)):
@@ -204,7 +212,7 @@ rate_limit_per_second = 0
 range = "{self.range}"
 [guests]
 networks = ["198.19.0.0/16"]
-[store]
+{self.more_of_guests()}[store]
 path = "{self.path('store.db')}"
 [proxy]
 workers = {self.workers or self.options.workers}
@@ -219,8 +227,8 @@ max_forwarded_ports = 20000
         self.wait_until(self._healthy, "does not answer /healthz")
         with open(self.path("admin.key"), encoding="ascii") as file:
             self.key = file.read().strip()
-        self.call("PUT", "/instances/guest",
-                   {"guest_address": self.site.guest_address, "tap": network.GUEST_DEVICE, "owner": "benchmark"})
+        self.call("PUT", "/instances/guest", {"guest_address": self.site.guest_address, "tap": network.GUEST_DEVICE,
+                                              "owner": "benchmark"} | self.place())
         for service, port in SERVICES.items():
             request = {"guest_port": port, "label": service} | self.forward_options
             answer = self.call("POST", "/instances/guest/port-forwards", request)
@@ -315,6 +323,35 @@ class PortwayUring(Portway):
 class PortwayTransparent(Portway):
     name = "portway-transparent"
     title = "Portway, io_uring, transparent"
+    source_mode = "transparent"
+
+
+class PortwayNetns(Portway):
+    name = "portway-netns"
+    title = "Portway, io_uring, the guest's tap in a namespace"
+    netns = None
+
+    def more_of_guests(self):
+        return f'netns_directories = ["{self.options.scratch}"]\n'
+
+    def place(self):
+        self.netns = network.Namespace()
+        self.site.move_guest_link(self.netns)
+        with open(self.path("netns"), "w", encoding="ascii"):
+            subprocess.run(["mount", "--bind", self.netns.path(), self.path("netns")], check=True)
+        return {"netns": self.path("netns")}
+
+    def stop(self):
+        super().stop()
+        if self.netns is not None:
+            subprocess.run(["umount", self.path("netns")], check=True)
+            self.netns.close()
+            self.netns = None
+
+
+class PortwayNetnsTransparent(PortwayNetns):
+    name = "portway-netns-transparent"
+    title = "Portway, io_uring, transparent, the guest's tap in a namespace"
     source_mode = "transparent"
 
 
@@ -624,5 +661,6 @@ class NftDnat(Subject):
         return f"{self.site.public}:{PUBLIC_PORTS[service]}"
 
 
-ALL = [Subject, NftDnat, Bare, PortwayUring, PortwayTwoWorkers, Portway1000, Portway10000, PortwayTransparent, PortwayEpoll, HaproxySplice, Haproxy, Nginx, SocketProxyd, DockerProxy,
+ALL = [Subject, NftDnat, Bare, PortwayUring, PortwayTwoWorkers, Portway1000, Portway10000, PortwayTransparent, PortwayNetns,
+       PortwayNetnsTransparent, PortwayEpoll, HaproxySplice, Haproxy, Nginx, SocketProxyd, DockerProxy,
        Socat, RootlessKit]

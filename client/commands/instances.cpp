@@ -63,11 +63,12 @@ std::vector<Command> instance_commands() {
              .required = true,
              .repeatable = true},
             {.name = "--tap",
-             .help = "The node's network device that leads to the guest.",
+             .help =
+                 "The network device that leads to the guest. Without it, --vmm-pid alone ends the session, "
+                 "and --device says what leads to the guest.",
              .value = "DEVICE",
              .place = Place::kBody,
-             .field = "tap",
-             .required = true},
+             .field = "tap"},
             {.name = "--device",
              .help = "What leads to the guest, if not its tap: an interface such as the tap's bridge, or "
                      "\"none\" "
@@ -75,6 +76,20 @@ std::vector<Command> instance_commands() {
              .value = "DEVICE",
              .place = Place::kBody,
              .field = "device"},
+            {.name = "--netns",
+             .help =
+                 "The network namespace in which the guest is reached: a path such as /run/netns/NAME, or "
+                 "\"vmm_pid\" for that of the process --vmm-pid.",
+             .value = "NETNS",
+             .place = Place::kBody,
+             .field = "netns"},
+            {.name = "--tap-netns",
+             .help =
+                 "The network namespace of the tap, if it is another one: as --netns, or \"node\" for the "
+                 "node's own.",
+             .value = "NETNS",
+             .place = Place::kBody,
+             .field = "tap_netns"},
             {.name = "--owner",
              .help = "The owner, whose keys see the instance.",
              .place = Place::kBody,

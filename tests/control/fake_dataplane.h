@@ -51,8 +51,9 @@ class FakeDataplane : public Dataplane {
     }
     for (const ForwardId& id : over) close(id, ClosePolicy::kReset, why);
   }
+  bool session_ended(const Uuid&) override { return true; }
   void change_owner(const Uuid& session_id) override { passed_on.push_back(session_id); }
-  void set_device(const Uuid& session_id, int device) override {
+  void set_device(const Uuid& session_id, int device, std::uint32_t) override {
     for (auto& [id, route] : opened) {
       if (route.first.session_id == session_id) route.first.device = device;
     }

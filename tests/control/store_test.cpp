@@ -54,6 +54,10 @@ constexpr const char* kBackToVersion6 = R"sql(
   CREATE INDEX idempotent_answers_by_age ON idempotent_answers (created_at);
   DROP TABLE running_time;
   ALTER TABLE instances DROP COLUMN device;
+  ALTER TABLE instances DROP COLUMN netns;
+  ALTER TABLE instances DROP COLUMN netns_identity;
+  ALTER TABLE instances DROP COLUMN tap_netns;
+  ALTER TABLE instances DROP COLUMN tap_netns_identity;
   PRAGMA user_version = 6;
 )sql";
 
@@ -115,6 +119,12 @@ void expect_equal(const Instance& a, const Instance& b) {
   EXPECT_EQ(a.idle_tap, b.idle_tap);
   EXPECT_EQ(a.vmm_started, b.vmm_started);
   EXPECT_EQ(a.boot_id, b.boot_id);
+  EXPECT_EQ(a.device, b.device);
+  EXPECT_EQ(a.netns, b.netns);
+  EXPECT_EQ(a.netns_identity, b.netns_identity);
+  EXPECT_EQ(a.netns_identity.cookie, b.netns_identity.cookie);
+  EXPECT_EQ(a.tap_netns, b.tap_netns);
+  EXPECT_EQ(a.tap_netns_identity, b.tap_netns_identity);
 }
 
 void expect_equal(const Forward& a, const Forward& b) {
@@ -230,6 +240,11 @@ TEST_F(StoreTest, GivesBackEveryFieldAfterARestart) {
   stopped.idle_tap = {.index = 2'147'483'647, .carrier_downs = 0};
   full.vmm_started = 77;
   full.boot_id = "boot";
+  full.device = "br0";
+  full.netns = "/run/netns/a";
+  full.netns_identity = {.cookie = 18'446'744'073'709'551'615U, .device = 4, .inode = 4'026'532'000};
+  full.tap_netns = "vmm_pid";
+  full.tap_netns_identity = {.cookie = 0, .device = 4, .inode = 4'026'532'001};
   const ApiKey key = make_key(Role::kAdmin, 1);
   {
     const auto store = open_store();

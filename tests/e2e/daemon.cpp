@@ -36,6 +36,8 @@ void write_file(const std::filesystem::path& directory, const DaemonOptions& opt
        << "\"\nrate_limit_per_second = 0\nadmin_key_file = " << directory / "admin.key"
        << "\n"
        << "[guests]\nnetworks = [\"198.19.0.0/16\", \"169.254.0.0/24\", \"fd00:19::/64\"]\n"
+       << "netns_directories = [" << directory / "netns"
+       << "]\n"
        << "[store]\npath = " << directory / "store" / "portway.db"
        << "\n"
        << "[proxy]\nworkers = 2\nio_backend = \"" << options.io_backend
@@ -52,6 +54,7 @@ void write_file(const std::filesystem::path& directory, const DaemonOptions& opt
 Daemon::Daemon(const GuestNetwork& network, const DaemonOptions& options)
     : network_(network), options_(options), directory_(make_directory()) {
   std::filesystem::create_directory(directory_ / "store");
+  std::filesystem::create_directory(directory_ / "netns");
   write_config("");
   start();
 }

@@ -44,6 +44,8 @@ class Daemon {
   Process& process() { return *process_; }
   /// Where its config and its admin key are.
   const std::filesystem::path& directory() const { return directory_; }
+  /// Its guests.netns_directories.
+  std::filesystem::path netns_directory() const { return directory_ / "netns"; }
   /// Where its store is, as this test can reach it.
   std::filesystem::path store_directory() const;
 

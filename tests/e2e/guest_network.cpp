@@ -72,16 +72,20 @@ void GuestNetwork::start_veth_guest() {
   guest_process_ = std::make_unique<Process>(SpawnOptions{.command = {kGuestService}, .network = &*guest_});
 }
 
-void GuestNetwork::start_virtual_machine() {
+std::unique_ptr<Process> boot_machine(const NetworkNamespace& network, const MachineOptions& options) {
   const std::string image = build_guest_image();
+  return std::make_unique<Process>(
+      SpawnOptions{.command = {kGuestDirectory + "/boot.sh", image, options.tap, options.address,
+                               options.gateway, options.name, options.address6, options.gateway6},
+                   .network = &network});
+}
+
+void GuestNetwork::start_virtual_machine() {
   host_.ip("tuntap add dev tap0 mode tap");
   host_.ip("address add 198.19.0.1/24 dev tap0");
   add_address6(host_, "fd00:19::1/64", kTap);
   host_.ip("link set tap0 up");
-  guest_process_ = std::make_unique<Process>(
-      SpawnOptions{.command = {kGuestDirectory + "/boot.sh", image, kTap, "198.19.0.2/24", "198.19.0.1",
-                               "guest", "fd00:19::2/64", "fd00:19::1"},
-                   .network = &host_});
+  guest_process_ = boot_machine(host_, {});
 }
 
 }  // namespace portway::test

@@ -30,6 +30,18 @@ inline std::ostream& operator<<(std::ostream& out, GuestKind kind) {
   return out << (kind == GuestKind::kVeth ? "Veth" : "VirtualMachine");
 }
 
+/// A virtual machine that runs guest_service, and its address and its gateway's in each family.
+struct MachineOptions {
+  std::string tap = kTap;
+  std::string address = "198.19.0.2/24";
+  std::string gateway = "198.19.0.1";
+  std::string name = "guest";  // its HTTP service says it
+  std::string address6 = "fd00:19::2/64";
+  std::string gateway6 = "fd00:19::1";
+};
+/// Boots it behind a tap in this namespace, from the one image that all have.
+std::unique_ptr<Process> boot_machine(const NetworkNamespace& network, const MachineOptions& options);
+
 class GuestNetwork {
  public:
   /// Returns when the guest's services listen. If they do not, throws with the guest's output.

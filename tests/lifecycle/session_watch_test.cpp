@@ -576,7 +576,7 @@ TEST_F(SessionWatchTest, ADeviceIsFoundByItsNameWhateverHappensToTheInterface) {
   one.device = two.device = "br0";
   ASSERT_FALSE(watch_->watch(one));
   ASSERT_FALSE(watch_->watch(two));
-  const std::int32_t first = watch_->device_index(one);
+  const std::int32_t first = watch_->device_of(one).index;
   EXPECT_GT(first, 0);
   const auto both_told = [this] {
     run_until_told("one has another device");
@@ -587,16 +587,16 @@ TEST_F(SessionWatchTest, ADeviceIsFoundByItsNameWhateverHappensToTheInterface) {
 
   network_->ip("link set br0 name br1");
   both_told();
-  EXPECT_EQ(watch_->device_index(one), 0);
+  EXPECT_EQ(watch_->device_of(one).index, 0);
   network_->ip("link set br1 name br0");
   both_told();
-  EXPECT_EQ(watch_->device_index(one), first);
+  EXPECT_EQ(watch_->device_of(one).index, first);
   network_->ip("link del br0");
   both_told();
   network_->ip("link add br0 type bridge");
   both_told();
-  EXPECT_NE(watch_->device_index(one), first);
-  EXPECT_NE(watch_->device_index(one), 0);
+  EXPECT_NE(watch_->device_of(one).index, first);
+  EXPECT_NE(watch_->device_of(one).index, 0);
 
   watch_->forget("one");
   network_->ip("link del br0");

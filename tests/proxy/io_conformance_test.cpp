@@ -290,7 +290,7 @@ TEST_P(IoConformance, PollEndsWithCancelAndTheDescriptorCanBePolledAgain) {
 
 TEST_P(IoConformance, ConnectReportsRoomToWriteWhenItIsAnswered) {
   const Endpoint service = world_->serve(AF_INET, GuestAnswer::kServes);
-  const int fd = io_->socket(AF_INET);
+  const int fd = io_->socket(AF_INET, nullptr);
   ASSERT_GE(fd, 0);
   const int result = io_->connect(fd, service);
   EXPECT_TRUE(result == 0 || result == -EINPROGRESS);
@@ -303,7 +303,7 @@ TEST_P(IoConformance, ConnectReportsRoomToWriteWhenItIsAnswered) {
 }
 
 TEST_P(IoConformance, ConnectReportsAnErrorWhenItIsRefused) {
-  const int fd = io_->socket(AF_INET);
+  const int fd = io_->socket(AF_INET, nullptr);
   EXPECT_EQ(io_->connect(fd, world_->serve(AF_INET, GuestAnswer::kRefuses)), -EINPROGRESS);
   poll(fd);
   EXPECT_TRUE(await_bits(fd, POLLERR | POLLHUP));
@@ -313,7 +313,7 @@ TEST_P(IoConformance, ConnectReportsAnErrorWhenItIsRefused) {
 }
 
 TEST_P(IoConformance, ConnectReportsNothingWhileThereIsNoAnswer) {
-  const int fd = io_->socket(AF_INET);
+  const int fd = io_->socket(AF_INET, nullptr);
   EXPECT_EQ(io_->connect(fd, world_->serve(AF_INET, GuestAnswer::kSilent)), -EINPROGRESS);
   poll(fd);
   EXPECT_FALSE(wait(20ms));

@@ -24,7 +24,7 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
     {"base", {}},
     {"config", {"base"}},
     {"network", {"base", "config"}},
-    {"lifecycle", {"base", "config"}},
+    {"lifecycle", {"base", "config", "network"}},
     {"api/http", {"base"}},
     {"proxy", {"base", "config", "network"}},
     {"control", kBelowControl},

@@ -222,7 +222,7 @@ int SimIo::accept(int listener) {
   return add({.kind = Kind::kSocket, .socket = descriptor.listener->accept()});
 }
 
-int SimIo::socket(int) {
+int SimIo::socket(int, const NetworkNamespace*) {
   if (const int error = failure(Call::kSocket); error != 0) return error;
   if (full()) return -EMFILE;
   return add({.kind = Kind::kSocket, .socket = &network_.socket()});
@@ -260,7 +260,7 @@ class SimIo::Probe final : public PortProbe {
 };
 
 std::unique_ptr<PortProbe> SimIo::probe(const SynProbeTarget& target, int& error) {
-  const int fd = socket(0);
+  const int fd = socket(0, nullptr);
   if (fd < 0) {
     error = fd;
     return nullptr;

@@ -106,7 +106,7 @@ class SimIo : public Io {
   void wake() override { woken_ = true; }
 
   int accept(int listener) override;
-  int socket(int family) override;
+  int socket(int family, const NetworkNamespace* netns) override;
   int connect(int fd, const Endpoint& to) override;
   int connect(int, const SocketTarget&) override { return -EAFNOSUPPORT; }
   int socket_error(int fd) override;
@@ -132,7 +132,8 @@ class SimIo : public Io {
   int shutdown(int fd, int how) override;
   void close(int fd) override;
   void close_with_reset(int fd) override;
-  void close_time_wait(int fd, const Endpoint&, int) override { close(fd); }
+  int set_reset_at_end(int, bool) override { return 0; }
+  void close_time_wait(int fd, const Endpoint&, int, const NetworkNamespace*) override { close(fd); }
 
  private:
   enum class Kind : std::uint8_t { kSocket, kListener, kPipeReader, kPipeWriter };

@@ -78,13 +78,13 @@ TEST_F(SimIoDeathTest, WaitingForEverForNothingAborts) {
 
 TEST_F(SimIoTest, TheNthCallFailsAndSoManyAfterIt) {
   io_->fail(SimIo::Call::kSocket, 2, EMFILE, 2);
-  const int first = io_->socket(AF_INET);
+  const int first = io_->socket(AF_INET, nullptr);
   EXPECT_GE(first, 0);
   EXPECT_FALSE(io_->failed(SimIo::Call::kSocket));
-  EXPECT_EQ(io_->socket(AF_INET), -EMFILE);
+  EXPECT_EQ(io_->socket(AF_INET, nullptr), -EMFILE);
   EXPECT_TRUE(io_->failed(SimIo::Call::kSocket));
-  EXPECT_EQ(io_->socket(AF_INET), -EMFILE);
-  const int fourth = io_->socket(AF_INET);
+  EXPECT_EQ(io_->socket(AF_INET, nullptr), -EMFILE);
+  const int fourth = io_->socket(AF_INET, nullptr);
   EXPECT_GE(fourth, 0);
   io_->close(first);
   io_->close(fourth);

@@ -1,0 +1,455 @@
+// Guests in network namespaces of their own, as the clones of a snapshot are: each has the same address
+// behind a tap of the same name.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <net/if.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include <boost/json.hpp>
+#include <chrono>
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <future>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "tests/e2e/daemon.h"
+#include "tests/e2e/guest_network.h"
+#include "tests/support/guest_ports.h"
+#include "tests/support/requirements.h"
+#include "tests/support/tcp_client.h"
+
+namespace portway::test {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using std::chrono::steady_clock;
+using testing::AllOf;
+using testing::AnyOf;
+using testing::HasSubstr;
+
+constexpr const char* kAddress = "198.19.4.2";
+constexpr const char* kAddress6 = "fd00:19::42";
+constexpr std::uint16_t kNamePort = 7000;
+/// Answers each client with the guest's name and the address that the guest sees as the client's, and keeps
+/// the connection until the client ends it.
+constexpr const char* kNameService = R"py(
+import socket, sys, threading
+def serve(client, address):
+    client.sendall(f"{sys.argv[1]} {address[0].removeprefix('::ffff:')}\n".encode())
+    while client.recv(4096): pass
+    client.close()
+listener = socket.create_server(("::", 7000), family=socket.AF_INET6, dualstack_ipv6=True, backlog=100)
+print("ready", flush=True)
+while True:
+    threading.Thread(target=serve, args=listener.accept(), daemon=True).start()
+)py";
+
+std::string path_of(const NetworkNamespace& network) {
+  return "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(network.fd());
+}
+
+/// A namespace with a name, as `ip netns add` makes it. A link from it to the node shows how long it lives.
+class NamedNamespace {
+ public:
+  NamedNamespace(const NetworkNamespace& host, const std::filesystem::path& directory,
+                 const std::string& name)
+      : path_(directory / name), host_(host), sign_("sign-" + name) {
+    network_.emplace();
+    std::ofstream(path_).close();
+    if (::mount(path_of(*network_).c_str(), path_.c_str(), nullptr, MS_BIND, nullptr) != 0) {
+      throw std::system_error(errno, std::generic_category(), "mount");
+    }
+    host.ip("link add " + sign_ + " type veth peer name sign netns " + path_of(*network_));
+  }
+  ~NamedNamespace() { remove_name(); }
+  NamedNamespace(const NamedNamespace&) = delete;
+  NamedNamespace& operator=(const NamedNamespace&) = delete;
+
+  std::string path() const { return path_; }
+  const NetworkNamespace& network() const { return *network_; }
+
+  /// As `ip netns del`: the namespace lives on as long as somebody holds it.
+  void remove_name() {
+    network_.reset();
+    ::umount2(path_.c_str(), MNT_DETACH);
+    ::unlink(path_.c_str());
+  }
+  /// Whether the namespace is gone within this time.
+  bool is_gone_within(milliseconds limit) const {
+    const auto deadline = steady_clock::now() + limit;
+    const auto exists = [this] {
+      bool found = false;
+      host_.run([&] { found = ::if_nametoindex(sign_.c_str()) != 0; });
+      return found;
+    };
+    while (exists()) {
+      if (steady_clock::now() > deadline) return false;
+    }
+    return true;
+  }
+
+ private:
+  const std::filesystem::path path_;
+  const NetworkNamespace& host_;
+  const std::string sign_;
+  std::optional<NetworkNamespace> network_;
+};
+
+/// One with a tap, which is the end of a veth of a guest. The guest is another namespace.
+class Sandbox : public NamedNamespace {
+ public:
+  Sandbox(const NetworkNamespace& host, const std::filesystem::path& directory, const std::string& name)
+      : NamedNamespace(host, directory, name) {
+    network().ip("link add tap0 type veth peer name eth0 netns " + path_of(guest_));
+    network().ip("link set tap0 up");
+    network().ip("address add 198.19.4.1/24 dev tap0");
+    network().ip("address add fd00:19::41/64 dev tap0 nodad");
+    guest_.ip("address add 198.19.4.2/24 dev eth0");
+    guest_.ip("address add fd00:19::42/64 dev eth0 nodad");
+    guest_.ip("link set eth0 up");
+    guest_.ip("route add default via 198.19.4.1");
+    guest_.ip("-6 route add default via fd00:19::41");
+    service_ = std::make_unique<Process>(
+        SpawnOptions{.command = {"python3", "-c", kNameService, name}, .network = &guest_});
+    if (!service_->wait_for_output("ready", seconds(30))) ADD_FAILURE() << service_->output();
+  }
+
+  const NetworkNamespace& guest() const { return guest_; }
+
+ private:
+  NetworkNamespace guest_;
+  std::unique_ptr<Process> service_;
+};
+
+class NamespacesTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    PORTWAY_NEEDS(why_no_namespaces());
+    network_ = std::make_unique<GuestNetwork>(GuestKind::kVeth);
+    daemon_ = std::make_unique<Daemon>(*network_, DaemonOptions{.io_backend = GetParam()});
+  }
+  void TearDown() override {
+    if (!daemon_) return;
+    EXPECT_EQ(daemon_->stop(SIGTERM), 0) << "a sanitizer's report, too, shows in the exit code";
+  }
+
+  const NetworkNamespace& host() { return network_->host(); }
+  std::unique_ptr<Sandbox> sandbox(const std::string& name) {
+    return std::make_unique<Sandbox>(host(), daemon_->netns_directory(), name);
+  }
+  HttpResponse put(const std::string& id, boost::json::object place) {
+    if (!place.contains("guest_address")) {
+      place["guest_addresses"] = boost::json::array{kAddress, kAddress6};
+    }
+    place["owner"] = "alice";
+    return daemon_->api("PUT", "/instances/" + id, boost::json::serialize(place));
+  }
+  HttpResponse put(const std::string& id, const Sandbox& sandbox) {
+    return put(id, {{"tap", "tap0"}, {"netns", sandbox.path()}});
+  }
+  std::string ask(const CreatedForward& forward, const char* address = kHostAddress) {
+    TcpClient client(network_->client(), address, forward.host_port);
+    if (client.connect_error() != 0) return "";
+    client.finish();
+    return client.receive_to_end().bytes;
+  }
+  std::string ask_until_answered(const CreatedForward& forward) {
+    const auto deadline = steady_clock::now() + seconds(10);
+    std::string answer;
+    while (answer.empty() && steady_clock::now() < deadline) answer = ask(forward);
+    return answer;
+  }
+  std::string instance(const std::string& id) { return daemon_->api("GET", "/instances/" + id).body; }
+  bool becomes(const std::string& id, const std::string& text, milliseconds limit = seconds(10)) {
+    const auto deadline = steady_clock::now() + limit;
+    while (instance(id).find(text) == std::string::npos) {
+      if (steady_clock::now() > deadline) return false;
+    }
+    return true;
+  }
+
+  std::unique_ptr<GuestNetwork> network_;
+  std::unique_ptr<Daemon> daemon_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Backends, NamespacesTest, testing::Values("uring", "epoll"),
+                         [](const auto& each) { return each.param; });
+
+TEST_P(NamespacesTest, ClonesOfOneSnapshotAreToldApart) {
+  const auto a = sandbox("a");
+  const auto b = sandbox("b");
+  ASSERT_EQ(put("vm-a", *a).status, 201);
+  ASSERT_EQ(put("vm-b", *b).status, 201) << "the same address and tap, in another namespace";
+  ASSERT_EQ(put("vm-b", *b).status, 200);
+  EXPECT_THAT(instance("vm-a"),
+              AllOf(HasSubstr(R"("netns":")" + a->path()), HasSubstr(R"("tap_state":"up")")));
+  EXPECT_EQ(put("vm-c", *b).status, 409) << "its tap is taken";
+  const CreatedForward to_a = daemon_->create_forward("vm-a", kNamePort);
+  const CreatedForward to_b = daemon_->create_forward("vm-b", kNamePort);
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_THAT(ask(to_a), HasSubstr("a 198.1"));
+    EXPECT_THAT(ask(to_b), HasSubstr("b 198.1"));
+    EXPECT_THAT(ask(to_a, kHostAddress6), HasSubstr("a fd00:"));
+    EXPECT_THAT(ask(to_b, kHostAddress6), HasSubstr("b fd00:"));
+  }
+  const HttpResponse check = daemon_->api("GET", "/instances/vm-a/port-forwards/" + to_a.id + "/check");
+  EXPECT_THAT(check.body,
+              AllOf(HasSubstr(R"({"check":{"ok":true)"), HasSubstr("198.19.4.2 is reached over tap0")));
+
+  // Each session ends with its own tap.
+  a->network().ip("link del tap0");
+  EXPECT_TRUE(becomes("vm-a", R"("state":"stopped")"));
+  EXPECT_THAT(ask(to_b), HasSubstr("b "));
+}
+
+TEST_P(NamespacesTest, ASessionEndsWithItsTapWhereverThatIs) {
+  const auto a = sandbox("a");
+  const auto b = sandbox("b");
+  ASSERT_EQ(put("vm-a", *a).status, 201);
+  ASSERT_EQ(put("vm-b", *b).status, 201);
+  a->guest().ip("link set eth0 down");
+  EXPECT_TRUE(becomes("vm-a", "carrier_lost"));
+  b->network().ip("link set tap0 netns " + path_of(a->network()) + " name tap1");
+  EXPECT_TRUE(becomes("vm-b", R"("state":"stopped")"));
+}
+
+TEST_P(NamespacesTest, ARenamedTapIsTheSame) {
+  const auto a = sandbox("a");
+  ASSERT_EQ(put("vm-a", *a).status, 201);
+  const CreatedForward to_a = daemon_->create_forward("vm-a", kNamePort);
+  a->network().ip("link set tap0 name tap9");
+  EXPECT_THAT(ask(to_a), HasSubstr("a "));
+  EXPECT_THAT(instance("vm-a"), HasSubstr(R"("tap_state":"up")"));
+}
+
+TEST_P(NamespacesTest, ASessionEndsWithTheNameOfItsNamespaceAndKeepsNothingOfIt) {
+  const auto a = sandbox("a");
+  const auto b = sandbox("b");
+  ASSERT_EQ(put("vm-a", *a).status, 201);
+  ASSERT_EQ(put("vm-b", *b).status, 201);
+  const CreatedForward to_a = daemon_->create_forward("vm-a", kNamePort);
+  const CreatedForward to_b = daemon_->create_forward("vm-b", kNamePort);
+  TcpClient client(network_->client(), kHostAddress, to_a.host_port);
+  TcpClient other(network_->client(), kHostAddress, to_b.host_port);
+  ASSERT_EQ(client.receive(2), "a ");
+  ASSERT_EQ(other.receive(2), "b ");
+
+  a->remove_name();
+  EXPECT_TRUE(becomes("vm-a", "netns_gone"));
+  EXPECT_TRUE(a->is_gone_within(seconds(10)));
+  EXPECT_EQ(client.receive_to_end().error, ECONNRESET);
+  EXPECT_EQ(ask(to_a), "");
+  EXPECT_THAT(ask(to_b), HasSubstr("b ")) << "the other's goes on";
+  daemon_->api("POST", "/instances/vm-b/stop");
+  b->remove_name();
+  EXPECT_TRUE(b->is_gone_within(seconds(10)));
+}
+
+TEST_P(NamespacesTest, AKilledDaemonKeepsNoNamespaceAndItsSuccessorFindsTheSessions) {
+  const auto a = sandbox("a");
+  const auto b = sandbox("b");
+  const auto c = sandbox("c");
+  ASSERT_EQ(put("vm-a", *a).status, 201);
+  ASSERT_EQ(put("vm-b", *b).status, 201);
+  ASSERT_EQ(put("vm-c", *c).status, 201);
+  const CreatedForward to_a = daemon_->create_forward("vm-a", kNamePort);
+  const CreatedForward to_b = daemon_->create_forward("vm-b", kNamePort);
+  TcpClient client(network_->client(), kHostAddress, to_a.host_port);
+  TcpClient other(network_->client(), kHostAddress, to_b.host_port);
+  ASSERT_EQ(client.receive(2), "a ");
+  ASSERT_EQ(other.receive(2), "b ");
+  // The guest is silent: the kernel would try for minutes to tell it that the connection has ended.
+  a->guest().ip("address flush dev eth0");
+  daemon_->stop(SIGKILL);
+  a->remove_name();
+  EXPECT_TRUE(a->is_gone_within(seconds(10)));
+  // Another namespace has the name by now.
+  c->remove_name();
+  ASSERT_TRUE(c->is_gone_within(seconds(10)));
+  const auto later = sandbox("c");
+  daemon_->start();
+  EXPECT_THAT(instance("vm-a"), HasSubstr("netns_gone"));
+  EXPECT_THAT(instance("vm-c"), HasSubstr("netns_gone"));
+  EXPECT_THAT(ask_until_answered(to_b), HasSubstr("b "));
+}
+
+TEST_P(NamespacesTest, WhatIsWatchedMayBeElsewhereThanWhatIsDialled) {
+  // As under CNI: the tap is in the pod's namespace, whose address the node reaches by its routes.
+  const auto a = sandbox("a");
+  host().ip("link set sign-a up");
+  host().ip("address add 198.19.5.1/24 dev sign-a");
+  a->network().ip("link set sign up");
+  a->network().ip("address add 198.19.5.2/24 dev sign");
+  Process service({.command = {"python3", "-c", kNameService, "pod"}, .network = &a->network()});
+  ASSERT_TRUE(service.wait_for_output("ready", seconds(30)));
+  boost::json::object place{{"guest_address", "198.19.5.2"}, {"tap", "tap0"}, {"tap_netns", a->path()}};
+  const HttpResponse no_device = put("vm-a", place);
+  EXPECT_EQ(no_device.status, 422);
+  EXPECT_THAT(no_device.body, HasSubstr(R"("field":"device")"));
+  place["device"] = "none";
+  ASSERT_EQ(put("vm-a", place).status, 201);
+  const CreatedForward forward = daemon_->create_forward("vm-a", kNamePort);
+  EXPECT_THAT(ask(forward), HasSubstr("pod 198.19.5.1"));
+  a->guest().ip("link set eth0 down");
+  EXPECT_TRUE(becomes("vm-a", "carrier_lost"));
+}
+
+TEST_P(NamespacesTest, AProcessAloneMayBeWatched) {
+  const auto a = sandbox("a");
+  Process vmm({.command = {"sh", "-c", "echo ready; exec sleep 1000"}, .network = &a->network()});
+  ASSERT_TRUE(vmm.wait_for_output("ready", seconds(30)));
+  boost::json::object place{{"netns", "vmm_pid"}, {"vmm_pid", vmm.pid()}};
+  const HttpResponse no_device = put("vm-a", place);
+  EXPECT_EQ(no_device.status, 422);
+  EXPECT_THAT(no_device.body, HasSubstr(R"("field":"device")"));
+  place["device"] = "tap0";
+  ASSERT_EQ(put("vm-a", place).status, 201);
+  EXPECT_THAT(instance("vm-a"), HasSubstr(R"("tap_state":"none")"));
+  const CreatedForward forward = daemon_->create_forward("vm-a", kNamePort);
+  EXPECT_THAT(ask(forward), HasSubstr("a 198.19.4.1"));
+  daemon_->stop(SIGKILL);
+  daemon_->start();
+  EXPECT_THAT(ask_until_answered(forward), HasSubstr("a 198.19.4.1"));
+  vmm.signal(SIGKILL);
+  EXPECT_TRUE(becomes("vm-a", "vmm_exited"));
+}
+
+TEST_P(NamespacesTest, AClosedPortRefusesClientsUntilAServiceListensThere) {
+  const auto a = sandbox("a");
+  ASSERT_EQ(put("vm-a", *a).status, 201);
+  const CreatedForward forward = daemon_->create_forward("vm-a", 7001);
+  EXPECT_EQ(ask(forward), "");
+  const HttpResponse check = daemon_->api("GET", "/instances/vm-a/port-forwards/" + forward.id + "/check");
+  EXPECT_THAT(check.body, AllOf(HasSubstr(R"("ok":false)"), HasSubstr("nothing listens on 198.19.4.2:7001")));
+  std::string service = kNameService;
+  service.replace(service.find("7000"), 4, "7001");
+  Process late({.command = {"python3", "-c", service, "late"}, .network = &a->guest()});
+  ASSERT_TRUE(late.wait_for_output("ready", seconds(30)));
+  EXPECT_THAT(ask_until_answered(forward), HasSubstr("late ")) << "the gate's probes reach the guest";
+}
+
+TEST_P(NamespacesTest, ACaptureIsMadeAtTheTapInTheNamespace) {
+  const auto a = sandbox("a");
+  ASSERT_EQ(put("vm-a", *a).status, 201);
+  const CreatedForward forward = daemon_->create_forward("vm-a", kNamePort);
+  auto capture = std::async(std::launch::async, [&] {
+    return daemon_->api("POST", "/instances/vm-a/port-forwards/" + forward.id + "/capture?max_bytes=2000");
+  });
+  while (capture.wait_for(milliseconds(0)) != std::future_status::ready) ask(forward);
+  const HttpResponse captured = capture.get();
+  EXPECT_EQ(captured.status, 200);
+  EXPECT_GT(captured.body.size(), 1000U) << "packets, not only the file's header";
+}
+
+TEST_P(NamespacesTest, WhatIsNoNamespaceIsRefusedWithItsReason) {
+  const auto a = sandbox("a");
+  const std::filesystem::path directory = daemon_->netns_directory();
+  std::ofstream(directory / "file") << "text";
+  std::ofstream(directory / "empty").close();
+  std::filesystem::create_symlink(a->path(), directory / "link");
+  struct Case {
+    std::string netns;
+    std::string field;
+    std::string reason;
+  };
+  const std::string of_host = "/proc/" + std::to_string(daemon_->process().pid()) + "/ns/net";
+  std::ofstream(directory / "own").close();
+  ASSERT_EQ(::mount(of_host.c_str(), (directory / "own").c_str(), nullptr, MS_BIND, nullptr), 0);
+  for (const Case& each :
+       {Case{"/run/elsewhere/a", "netns", "netns_directories"}, Case{"a", "netns", "must be the path"},
+        Case{directory / "missing", "netns", "There is no"},
+        Case{directory / "file", "netns", "is no network namespace"},
+        Case{directory / "empty", "netns", "empty file"}, Case{directory / "link", "netns", "symbolic link"},
+        Case{directory / "own", "netns", "leave netns out"},
+        Case{directory / ".." / "netns" / "a", "netns", "\\\"..\\\""},
+        Case{"vmm_pid", "netns", "give vmm_pid"}}) {
+    const HttpResponse refused = put("vm-x", {{"tap", "tap0"}, {"netns", each.netns}});
+    EXPECT_EQ(refused.status, 422) << each.netns;
+    EXPECT_THAT(refused.body, AllOf(HasSubstr(R"("field":")" + each.field), HasSubstr(each.reason)));
+  }
+  ::umount2((directory / "own").c_str(), MNT_DETACH);
+  const HttpResponse own_address =
+      put("vm-x", {{"tap", "tap0"}, {"netns", a->path()}, {"guest_address", "198.19.4.1"}});
+  EXPECT_EQ(own_address.status, 422) << "the namespace's own address";
+  EXPECT_THAT(own_address.body, HasSubstr(R"("field":"guest_address")"));
+  EXPECT_EQ(daemon_->api("GET", "/instances/vm-x").status, 404);
+  a->remove_name();
+  EXPECT_TRUE(a->is_gone_within(seconds(10))) << "nothing was kept open";
+}
+
+// Two virtual machines of one image, as two clones of a snapshot: the same address, the same name of the tap.
+TEST(VirtualMachinesInNamespacesTest, TwoMachinesOfOneImageServeTheirOwnClients) {
+  PORTWAY_NEEDS(why_no_namespaces());
+  GuestNetwork network(GuestKind::kVeth);
+  Daemon daemon(network, {.io_backend = "uring"});
+  struct Clone {
+    Clone(const NetworkNamespace& host, const std::filesystem::path& directory, const std::string& name)
+        : netns(host, directory, name) {
+      netns.network().ip("tuntap add dev tap0 mode tap");
+      netns.network().ip("address add 198.19.4.1/24 dev tap0");
+      netns.network().ip("address add fd00:19::41/64 dev tap0 nodad");
+      netns.network().ip("link set tap0 up");
+      machine = boot_machine(netns.network(), {.address = "198.19.4.2/24",
+                                               .gateway = "198.19.4.1",
+                                               .name = name,
+                                               .address6 = "fd00:19::42/64",
+                                               .gateway6 = "fd00:19::41"});
+    }
+    NamedNamespace netns;
+    std::unique_ptr<Process> machine;
+  };
+  std::vector<std::unique_ptr<Clone>> clones;
+  for (const char* name : {"one", "two"}) {
+    clones.push_back(std::make_unique<Clone>(network.host(), daemon.netns_directory(), name));
+  }
+  std::vector<CreatedForward> forwards;
+  for (const auto& clone : clones) {
+    ASSERT_TRUE(clone->machine->wait_for_output(kGuestReadyLine, std::chrono::minutes(2)))
+        << clone->machine->output();
+    const std::string id = std::filesystem::path(clone->netns.path()).filename();
+    const HttpResponse put = daemon.api("PUT", "/instances/" + id,
+                                        boost::json::serialize(boost::json::object{
+                                            {"guest_addresses", boost::json::array{kAddress, kAddress6}},
+                                            {"tap", "tap0"},
+                                            {"netns", clone->netns.path()},
+                                            {"vmm_pid", clone->machine->pid()},
+                                            {"owner", "alice"}}));
+    ASSERT_EQ(put.status, 201) << put.body;
+    forwards.push_back(daemon.create_forward(id, kHttpPort));
+  }
+  const auto greeting = [&](std::size_t i, const char* address) {
+    TcpClient client(network.client(), address, forwards[i].host_port);
+    if (client.connect_error() != 0) return std::string();
+    client.send("GET / HTTP/1.0\r\n\r\n");
+    return client.receive_to_end().bytes;
+  };
+  for (const char* backend : {"uring", "epoll"}) {
+    for (const char* address : {kHostAddress, kHostAddress6}) {
+      EXPECT_THAT(greeting(0, address), HasSubstr("Hello from one"));
+      EXPECT_THAT(greeting(1, address), HasSubstr("Hello from two"));
+    }
+    if (std::string_view(backend) == "epoll") break;
+    ASSERT_EQ(daemon.stop(SIGTERM), 0);
+    daemon.start({.io_backend = "epoll"});
+  }
+  clones[0]->machine->signal(SIGKILL);
+  const auto deadline = steady_clock::now() + seconds(10);
+  std::string first;
+  while (first.find(R"("state":"stopped")") == std::string::npos && steady_clock::now() < deadline) {
+    first = daemon.api("GET", "/instances/one").body;
+  }
+  EXPECT_THAT(first, AnyOf(HasSubstr("vmm_exited"), HasSubstr("carrier_lost")));
+  EXPECT_THAT(greeting(1, kHostAddress), HasSubstr("Hello from two")) << "the other machine goes on";
+  EXPECT_EQ(daemon.stop(SIGTERM), 0);
+}
+
+}  // namespace
+}  // namespace portway::test
