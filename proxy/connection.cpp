@@ -20,7 +20,7 @@ constexpr Nanos kResetDeliveryMax = std::chrono::seconds(10);
 // is a second away.
 constexpr Nanos kAskAfter = std::chrono::milliseconds(20);
 
-// How often a Unix socket with a full backlog is tried again.
+// How often a Unix socket with a full backlog is tried again: by the first of those that wait.
 constexpr Nanos kBacklogMin = std::chrono::milliseconds(2);
 constexpr Nanos kBacklogMax = std::chrono::milliseconds(100);
 
@@ -50,6 +50,7 @@ void Connection::start(OpenedConnection opened) {
     opened.admitted = true;
   }
   admitted_ = opened.admitted;
+  backlog_place_ = std::move(opened.backlog);
   forward_ = std::move(opened.forward);
   guest_ = opened.guest;
   siblings().all.push_back(*this);
@@ -71,6 +72,7 @@ void Connection::start(OpenedConnection opened) {
 /// The connection to the guest is under way, or has failed at once.
 void Connection::on_connecting(int error) {
   if (error == EAGAIN && to_unix()) return await_backlog();
+  leave_backlog();
   if (error != 0) return on_connect_failed(error);
   arm(kUpstream);
   const Nanos ask = Nanos(slot_.accepted_ns) + kAskAfter;
@@ -78,15 +80,32 @@ void Connection::on_connecting(int error) {
   schedule();
 }
 
-/// The backlog of the Unix socket is full, and no event reports room in it: the longer the client waits, the
-/// less often it is tried.
+/// The backlog of the Unix socket is full. Only the first that waits tries again.
 void Connection::await_backlog() {
-  look_at_ = now() + std::clamp<Nanos>((now() - Nanos(slot_.accepted_ns)) / 8, kBacklogMin, kBacklogMax);
+  BacklogQueue& queue = *forward_->backlog;
+  InBacklog& own = *this;
+  if (!own.is_linked()) {
+    if (queue.clients.empty()) queue.first_since = now();
+    queue.clients.push_back(own);
+  }
+  if (&queue.clients.front() == &own)
+    look_at_ = now() + std::clamp<Nanos>((now() - queue.first_since) / 8, kBacklogMin, kBacklogMax);
   schedule();
 }
 
-void Connection::connect_again() {
-  on_connecting(context_.upstream.connect_again(fd(kUpstream), *forward_->route.socket));
+/// It waits no longer; if it was the first, the next one tries at once.
+void Connection::leave_backlog() {
+  InBacklog& own = *this;
+  if (!own.is_linked()) return;
+  BacklogQueue& queue = *forward_->backlog;
+  const bool was_first = &queue.clients.front() == &own;
+  queue.clients.erase(queue.clients.iterator_to(own));
+  backlog_place_ = {};
+  if (!was_first || queue.clients.empty()) return;
+  queue.first_since = now();
+  Connection& next = connection_of(queue.clients.front());
+  next.look_at_ = now();
+  next.expire();
 }
 
 /// The virtual machine may be up before the kernel has reported it: asks the control thread to check.
@@ -309,6 +328,7 @@ void Connection::fail(Side side, int error) {
 void Connection::terminate(const CloseCause& cause) {
   cause_ = cause;
   if (device_due_ != TimerWheel::kNever) forward_->session->device_asked_for.store(false);
+  leave_backlog();
   context_.half_closed.remove(*this);
   if (cause.how == CloseHow::kFin) error_ = 0;  // reported after everything had been delivered
   siblings().all.erase(ConnectionList::s_iterator_to(static_cast<InForward&>(*this)));

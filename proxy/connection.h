@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "proxy/backlog_queue.h"
 #include "proxy/buffer_fit.h"
 #include "proxy/close_record.h"
 #include "proxy/connection_lists.h"
@@ -47,6 +48,7 @@ struct OpenedConnection {
   Endpoint guest;
   std::uint8_t dscp = 0;  // of the client's SYN, shifted left by two; 0: none, or not copied
   SourcePlan source = SourcePlan::kPlain;
+  BacklogQueue::Place backlog{};  // it waits for room there
   bool waits_for_device = false;  // it connects once its session has one
   bool admitted = false;          // the forward's admission counts it
   Nanos accepted_at{0};
@@ -94,7 +96,7 @@ struct ConnectionContext {
   std::array<std::byte, PipePool::kSpareSize> buffer;        // scratch for copying
 };
 
-class Connection : public RunQueue::Entry, public InForward, public InHalfClosed {
+class Connection : public RunQueue::Entry, public InForward, public InHalfClosed, public InBacklog {
  public:
   /// `index` is the slot's; it identifies the connection's timer and polls.
   Connection(ConnectionContext& context, ConnectionSlot& slot, std::uint32_t index)
@@ -147,7 +149,7 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
     enum class Why : std::uint8_t {
       kNone,
       kDevice,          // check whether its session has a device
-      kConnectError,    // ask for an error that no event reports; or connect again to a full backlog
+      kConnectError,    // ask for an error that no event reports; or connect again, as the first that waits
       kConnectTimeout,  // the guest has not answered
       kUnreadError,     // a reported error was not read in time
       kByteRate,        // there are bytes to spend again
@@ -178,7 +180,7 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   void look_for_device();
   void advance_connecting();
   void await_backlog();
-  void connect_again();
+  void leave_backlog();
   bool reaches_service();
   void on_connected();
   void on_connect_failed(int error);
@@ -223,6 +225,7 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   Nanos guest_owes_since_ = TimerWheel::kNever;  // an acknowledgement, as far as the checks show
   Nanos device_due_ = TimerWheel::kNever;        // the session has no device: wait for one until then
   BufferFit receive_buffer_[2];
+  BacklogQueue::Place backlog_place_;  // while it waits for room
   CloseCause cause_;
   std::int16_t error_ = 0;          // the errno that ends it
   Side failed_ = kDownstream;       // whose error reset_deadline_ is for
@@ -244,6 +247,9 @@ inline const Connection& connection_of(const InForward& part) {
   return static_cast<const Connection&>(part);
 }
 inline Connection& connection_of(InHalfClosed& part) {
+  return static_cast<Connection&>(part);
+}
+inline Connection& connection_of(InBacklog& part) {
   return static_cast<Connection&>(part);
 }
 

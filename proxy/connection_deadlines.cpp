@@ -76,7 +76,8 @@ void Connection::on_deadline() {
       return look_for_device();
     case Why::kConnectError:
       look_at_ = TimerWheel::kNever;
-      if (to_unix()) return connect_again();
+      if (to_unix())
+        return on_connecting(context_.upstream.connect_again(fd(kUpstream), *forward_->route.socket));
       if (const int error = -context_.io.socket_error(fd(kUpstream)); error != 0)
         return on_connect_failed(error);
       return schedule();

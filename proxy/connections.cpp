@@ -53,6 +53,7 @@ std::optional<OpenedConnection> Connections::open(int downstream, const ServedFo
   const UpstreamOpener::Target target{
       .forward = *forward, .device = device, .client = client.endpoint, .guest = guest, .dscp = opened.dscp};
   opened.error = context_.upstream.open(target, opened.source, opened.upstream);
+  if (opened.error == EAGAIN && forward->backlog) opened.backlog = BacklogQueue::Place(forward->backlog);
   return opened;
 }
 

@@ -179,7 +179,9 @@ void Proxy::open(ForwardRoute route, BoundPort port) {
     session.served->space.store(route.space);
   }
   const std::size_t worker = next_worker_++ % workers_.size();
-  auto forward = std::make_shared<ServedForward>(std::move(route), workers_.size(), worker, session.served);
+  auto backlog = route.socket ? backlog_of(*route.socket, worker) : nullptr;
+  auto forward = std::make_shared<ServedForward>(std::move(route), workers_.size(), worker, session.served,
+                                                 std::move(backlog));
   std::vector<Fd> listeners = port.take_listeners();
   for (const Fd& listener : listeners) forward->listeners.push_back(listener.get());
   session.forwards.push_back(forward);
@@ -250,6 +252,18 @@ void Proxy::set_guest(const Uuid& session_id, const IpAddress& address,
     const auto before = forward->replace_guest(guest);
     for (const auto& worker : workers_) worker->post(Worker::GuestChanged{forward, before});
   }
+}
+
+/// Forwards to one socket share it; its clients belong to the worker of the first one.
+std::shared_ptr<BacklogQueue> Proxy::backlog_of(const SocketTarget& socket, std::size_t worker) {
+  if (backlogs_.size() >= backlogs_max_) {
+    std::erase_if(backlogs_, [](const auto& entry) { return entry.second.expired(); });
+    backlogs_max_ = std::max<std::size_t>(64, 2 * backlogs_.size());
+  }
+  std::weak_ptr<BacklogQueue>& known = backlogs_[socket.directory + "/" + socket.name];
+  auto backlog = known.lock();
+  if (!backlog) known = backlog = std::make_shared<BacklogQueue>(worker);
+  return backlog;
 }
 
 /// Drops a session's closed forwards that have no connection left, once there are many.

@@ -84,6 +84,7 @@ class Proxy final : public Dataplane {
   const Config::Proxy& config() const { return options_.connections.config; }
   void close(const ServedForwardPtr& forward, ForwardPhase to, CloseHow why);
   void count_listeners(ServedSession& session, bool open, std::size_t listeners);
+  std::shared_ptr<BacklogQueue> backlog_of(const SocketTarget& socket, std::size_t worker);
   void take_waiting(const ServedForwardPtr& forward, int listener);
   void prune(const Uuid& session_id);
 
@@ -103,6 +104,8 @@ class Proxy final : public Dataplane {
   std::unordered_map<ForwardId, std::weak_ptr<ServedForward>, boost::hash<ForwardId>>
       closing_;                   // closed ones, for ended(); pruned now and then
   std::size_t closing_max_ = 64;  // prune at this size
+  std::unordered_map<std::string, std::weak_ptr<BacklogQueue>> backlogs_;  // by path; pruned now and then
+  std::size_t backlogs_max_ = 64;
   std::size_t next_worker_ = 0;
 };
 

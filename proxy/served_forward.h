@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "proxy/admission.h"
+#include "proxy/backlog_queue.h"
 #include "proxy/connection_lists.h"
 #include "proxy/dataplane.h"
 #include "proxy/run_queue.h"
@@ -89,13 +90,15 @@ struct ForwardConnections {
 };
 
 struct ServedForward : std::enable_shared_from_this<ServedForward> {
-  /// `listening` is the index of the worker that has its listeners. If no session is given, it gets one of
-  /// its own.
+  /// `listening` is the index of the worker that has its listeners. If no session or no queue of its Unix
+  /// socket is given, it gets one of its own.
   ServedForward(ForwardRoute forward_route, std::size_t workers, std::size_t listening = 0,
-                ServedSessionPtr of_session = nullptr)
+                ServedSessionPtr of_session = nullptr, std::shared_ptr<BacklogQueue> socket_backlog = nullptr)
       : route(std::move(forward_route)),
         session(of_session ? std::move(of_session)
                            : std::make_shared<ServedSession>(route.session_id, route.device)),
+        backlog(socket_backlog || !route.socket ? std::move(socket_backlog)
+                                                : std::make_shared<BacklogQueue>(listening)),
         counters(std::make_unique<ForwardCounters[]>(workers)),
         connections(std::make_unique<ForwardConnections[]>(workers)),
         worker_count(workers),
@@ -135,6 +138,7 @@ struct ServedForward : std::enable_shared_from_this<ServedForward> {
 
   const ForwardRoute route;
   const ServedSessionPtr session;
+  const std::shared_ptr<BacklogQueue> backlog;              // of its Unix socket; null: it has none
   const std::unique_ptr<ForwardCounters[]> counters;        // [w] is written by worker w only
   const std::unique_ptr<ForwardConnections[]> connections;  // [w] belongs to worker w
   const std::size_t worker_count;

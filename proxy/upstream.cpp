@@ -44,7 +44,7 @@ UpstreamOpener::UpstreamOpener(Io& io, const ConnectionOptions& options)
       random_(random_below(UINT32_MAX)) {}
 
 int UpstreamOpener::open(const Target& target, SourcePlan& plan, int& fd) {
-  if (target.forward.route.socket) return open_unix(*target.forward.route.socket, fd);
+  if (target.forward.route.socket) return open_unix(target.forward, fd);
   const std::uint16_t port = target.client.port();
   if (plan == SourcePlan::kTransparent && is_routed(target, {port, port})) plan = SourcePlan::kPortInUse;
   for (;;) {
@@ -86,14 +86,14 @@ int UpstreamOpener::open_once(const Target& target, SourcePlan plan, int& fd) {
   return result;
 }
 
-int UpstreamOpener::open_unix(const SocketTarget& target, int& fd) {
+int UpstreamOpener::open_unix(const ServedForward& forward, int& fd) {
   fd = io_.socket(AF_UNIX, nullptr);
   if (fd < 0) {
     const int error = -fd;
     fd = -1;
     return error;
   }
-  return -io_.connect(fd, target);
+  return forward.backlog->empty() ? -io_.connect(fd, *forward.route.socket) : EAGAIN;
 }
 
 int UpstreamOpener::request_vsock(int fd, const SocketTarget& target) {

@@ -46,7 +46,7 @@ class UpstreamOpener {
   /// Opens a socket to the client's guest and connects it: 0 if the connection is under way or made, else
   /// the errno of the last attempt. Sets `plan` to the one that was used and `fd` to the socket, also on
   /// an error; -1 if there is none. EADDRNOTAVAIL: no source port is free. EAGAIN, of a Unix socket: its
-  /// backlog is full; call connect_again().
+  /// backlog is full, or others wait for room in it; call connect_again() when it is the first's turn.
   int open(const Target& target, SourcePlan& plan, int& fd);
   int connect_again(int fd, const SocketTarget& target) { return -io_.connect(fd, target); }
   /// Asks Firecracker for the port of a vsock target, on a new connection. 0 or the errno.
@@ -75,7 +75,7 @@ class UpstreamOpener {
 
  private:
   int open_once(const Target& target, SourcePlan plan, int& fd);
-  int open_unix(const SocketTarget& target, int& fd);
+  int open_unix(const ServedForward& forward, int& fd);
   /// Whether the client has a connection from one of these ports to the same guest port by its own route.
   bool is_routed(const Target& target, PortRange ports) const;
   void set_options(const Target& target, int fd);

@@ -241,10 +241,12 @@ void Worker::on_accepted(int downstream, const ServedForwardPtr& forward) {
   // Opened here, whichever worker gets it: the guest sees a forward's clients in the order of arrival.
   auto opened = connections_.open(downstream, forward);
   if (!opened) return;
-  if (&worker == this || opened->upstream < 0 || opened->error != 0) {
+  const bool failed = opened->upstream < 0 || opened->error != 0;
+  Worker& taker = opened->backlog ? backlog_worker(opened->backlog) : failed ? *this : worker;
+  if (&taker == this) {
     connections_.start(std::move(*opened));
   } else {
-    worker.post(TakeConnection{std::move(*opened)});
+    taker.post(TakeConnection{std::move(*opened)});
   }
 }
 
@@ -304,6 +306,11 @@ Worker& Worker::least_loaded() {
     }
   }
   return *best;
+}
+
+/// Those who wait for one Unix socket are one worker's, in the order of their arrival.
+Worker& Worker::backlog_worker(const BacklogQueue::Place& place) {
+  return peers_.empty() ? *this : *peers_[place.worker()];
 }
 
 // --- A guest's closed port.

@@ -139,6 +139,7 @@ class Worker {
   std::uint64_t total_load() const;
   bool has_share(int downstream, const ServedForwardPtr& forward);
   Worker& least_loaded();
+  Worker& backlog_worker(const BacklogQueue::Place& place);
   Worker& listening_worker(const ServedForward& forward);
   void on_refused(const Refusal& refusal);
 

@@ -514,6 +514,33 @@ class UnixTargets:
                 self.assertEqual(client.recv(1), b"%d" % i)
                 client.close()
 
+    def active(self, forward):
+        return self.node.call("GET", f"{PATH}/{forward['id']}").json()["port_forward"]["connections_active"]
+
+    @documented("clients wait for room in one backlog, whichever forwards they come through", "they are served in the "
+                "order in which they came")
+    def test_clients_that_wait_for_one_socket_are_served_in_their_order(self):
+        """The newest was served first: those before it had gone to sleep for longer."""
+        service = Service(self.socket, echo, backlog=0)
+        forwards = [self.forward(), self.forward()]  # on both workers
+        clients = []
+        for i in range(8):  # few, since they wait for no longer than proxy.connect_timeout_ms
+            forward = forwards[i // 2 % 2]
+            before = self.active(forward)
+            clients.append(self.connect(forward))
+            clients[-1].sendall(b"%c" % i)
+            self.assertTrue(wait_until(lambda f=forward, n=before: self.active(f) == n + 1))
+        served = []
+        for _ in clients:
+            connection, _ = service.listener.accept()
+            connection.settimeout(PATIENCE_S)
+            served.append(connection.recv(1)[0])
+            connection.close()
+        self.assertEqual(served, list(range(8)))
+        service.listener.close()
+        for client in clients:
+            client.close()
+
     @documented("it stays full for `proxy.connect_timeout_ms`", "connected, then ECONNRESET: `connect_timeout`")
     def test_a_backlog_that_stays_full_is_a_timeout(self):
         service = Service(self.socket, echo, backlog=0)

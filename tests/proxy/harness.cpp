@@ -141,8 +141,12 @@ Rig::Rig(Backend backend, const RigOptions& options)
   if (options.uring_enter) world_->set_enter(options.uring_enter);
   auto io = world_->make_io(why_not_);
   if (!io) return;
-  forward_ = std::make_shared<ServedForward>(
-      ForwardRoute{.id = make_uuid(), .guest = guest, .device = options.device, .source = options.source}, 1);
+  ForwardRoute route{.id = make_uuid(), .guest = guest, .device = options.device, .source = options.source};
+  if (options.unix_socket) {
+    route.socket.emplace();
+    sim()->serve_unix(service_);
+  }
+  forward_ = std::make_shared<ServedForward>(std::move(route), 1);
   WorkerOptions worker{.index = 0, .pipes_max = options.pipes_max, .connections = options.connections};
   worker.connections.config.busy_poll = {};
   worker.connections.client_refusals = world_->refusals();

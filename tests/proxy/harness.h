@@ -113,6 +113,7 @@ struct RigOptions {
   bool dual_stack = false;  // beside IPv4, node and guest have an IPv6 address each
   int device = kAnyDevice;
   ForwardSource source = {};
+  bool unix_socket = false;  // the service is behind one; simulated only
   const FairShare* share = nullptr;
   SimNetworkOptions network = {};  // of the simulated world
   SimFaults faults = {};           // there

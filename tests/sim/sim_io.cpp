@@ -234,6 +234,16 @@ int SimIo::connect(int fd, const Endpoint& to) {
   return socket.connect(to);
 }
 
+/// The connection is made a moment later, as with TCP.
+int SimIo::connect(int fd, const SocketTarget&) {
+  ++unix_connects_;
+  if (!unix_service_) return -ENOENT;
+  if (backlog_room_ == 0) return -EAGAIN;
+  --backlog_room_;
+  const int result = connect(fd, *unix_service_);
+  return result == -EINPROGRESS ? 0 : result;
+}
+
 int SimIo::socket_error(int fd) {
   return socket_of(fd).take_error();
 }

@@ -84,6 +84,12 @@ class SimIo : public Io {
   /// limit.
   void set_pipe_slots_max(std::size_t slots) { pipe_slots_max_ = slots; }
 
+  /// Unix sockets lead to this service. Its backlog has room for so many more connections.
+  void serve_unix(const Endpoint& service) { unix_service_ = service; }
+  void set_backlog_room(std::size_t room) { backlog_room_ = room; }
+  /// How often one was connected, or tried to.
+  std::uint64_t unix_connects() const { return unix_connects_; }
+
   /// The kernel's choice of ports for outgoing connections; not known without it.
   void set_local_ports(std::vector<PortRange> ranges) { local_ports_ = std::move(ranges); }
 
@@ -108,7 +114,7 @@ class SimIo : public Io {
   int accept(int listener) override;
   int socket(int family, const NetworkNamespace* netns) override;
   int connect(int fd, const Endpoint& to) override;
-  int connect(int, const SocketTarget&) override { return -EAFNOSUPPORT; }
+  int connect(int fd, const SocketTarget& to) override;
   int socket_error(int fd) override;
   std::unique_ptr<PortProbe> probe(const SynProbeTarget& target, int& error) override;
   int set_option(int fd, int level, int option, int value) override;
@@ -206,6 +212,9 @@ class SimIo : public Io {
   std::size_t descriptors_max_ = SIZE_MAX;
   std::size_t pipe_slots_max_ = SIZE_MAX;
   std::vector<PortRange> local_ports_;
+  std::optional<Endpoint> unix_service_;
+  std::size_t backlog_room_ = SIZE_MAX;
+  std::uint64_t unix_connects_ = 0;
   int last_receive_buffer_ = 0;
   // No number is used twice, and none is one of the kernel's: a stale one is detected, and a close(2) of
   // one does no harm.
