@@ -78,12 +78,13 @@ std::uint64_t sum_over(const std::vector<const WorkerCounters*>& workers, Get ge
 }
 
 void emit_closes(Sink& sink, const std::vector<const WorkerCounters*>& workers) {
-  Family closed(sink, MetricType::Counter, "portway_connections_closed_total",
-                "Ended connections, by who ended them (client, guest, node) and how: fin (both directions "
-                "ended cleanly; the side sent FIN first), reset, refused, a timeout, forward_deleted, "
-                "instance_stopped, tap_gone, address_changed (of the guest), killed (by the API), shutdown, "
-                "evicted (half-closed, when connections were short). The access log uses the same words.",
-                {"side", "how"});
+  Family closed(
+      sink, MetricType::Counter, "portway_connections_closed_total",
+      "Ended connections, by who ended them (client, guest, node) and how: fin (both directions "
+      "ended cleanly; the side sent FIN first), reset, refused, a timeout, forward_deleted, "
+      "instance_stopped, tap_gone, device_gone, address_changed (of the guest), killed (by the API), "
+      "shutdown, evicted (half-closed, when connections were short). The access log uses the same words.",
+      {"side", "how"});
   for (std::size_t side = 0; side < kCloseSides; ++side) {
     closed.label(0, to_string(static_cast<CloseSide>(side)));
     for (std::size_t how = 0; how < kCloseHows; ++how) {

@@ -50,6 +50,7 @@ void Connection::start(OpenedConnection opened) {
     opened.admitted = true;
   }
   admitted_ = opened.admitted;
+  device_ = opened.device;
   backlog_place_ = std::move(opened.backlog);
   forward_ = std::move(opened.forward);
   guest_ = opened.guest;
@@ -129,6 +130,7 @@ void Connection::look_for_device() {
   const auto plan = device == kNoDevice ? SourcePlan::kPlain : first_plan(*forward_, client(), guest_);
   if (!plan) return terminate({CloseSide::kNode, CloseHow::kLimit});
   slot_.source = *plan;
+  device_ = device;
   const UpstreamOpener::Target target{
       .forward = *forward_, .device = device, .client = client(), .guest = guest_, .dscp = dscp_};
   on_connecting(context_.upstream.open(target, slot_.source, slot_.socket[kUpstream].fd));
@@ -373,7 +375,7 @@ void Connection::release() {
     const ServedSession& session = *record.forward->session;
     const NetworkNamespace::Ptr netns = session.netns.get();
     if (side == kUpstream && time_wait && (netns || session.netns.is_nodes_own())) {
-      context_.io.close_time_wait(fd(side), record.guest, session.device.load(), netns.get());
+      context_.io.close_time_wait(fd(side), record.guest, device_, netns.get());
     } else {
       if (side == kUpstream && !session.netns.is_nodes_own()) context_.io.set_reset_at_end(fd(side), false);
       context_.io.close(fd(side));

@@ -48,6 +48,7 @@ struct OpenedConnection {
   Endpoint guest;
   std::uint8_t dscp = 0;  // of the client's SYN, shifted left by two; 0: none, or not copied
   SourcePlan source = SourcePlan::kPlain;
+  int device = kAnyDevice;        // that the upstream socket is bound to; kNoDevice: not yet
   BacklogQueue::Place backlog{};  // it waits for room there
   bool waits_for_device = false;  // it connects once its session has one
   bool admitted = false;          // the forward's admission counts it
@@ -139,6 +140,8 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   IpAddress source() const { return source_of(client().address()); }
   /// It goes, or is on its way, to an address that its guest no longer has.
   bool misses_guest() const;
+  /// It is bound to another device than its session has now.
+  bool misses_device() const { return device_ > 0 && device_ != forward_->session->device.load(); }
   /// When bytes last moved.
   Nanos active() const { return Nanos(slot_.active_ns); }
   LiveConnection live() const;
@@ -227,6 +230,7 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   BufferFit receive_buffer_[2];
   BacklogQueue::Place backlog_place_;  // while it waits for room
   CloseCause cause_;
+  int device_ = kAnyDevice;         // that the upstream socket is bound to; kNoDevice: not yet
   std::int16_t error_ = 0;          // the errno that ends it
   Side failed_ = kDownstream;       // whose error reset_deadline_ is for
   std::uint8_t dscp_ = 0;           // for the upstream socket that is opened once there is a device

@@ -49,6 +49,7 @@ std::optional<OpenedConnection> Connections::open(int downstream, const ServedFo
     if (const auto refused = forward->admission.ask(client.endpoint.address(), opened.accepted_at))
       return turn_away(*refused);
   }
+  if (!forward->route.socket) opened.device = device;
   if (waits) return opened;
   const UpstreamOpener::Target target{
       .forward = *forward, .device = device, .client = client.endpoint, .guest = guest, .dscp = opened.dscp};
@@ -68,9 +69,11 @@ void Connections::start(OpenedConnection opened) {
   if (*index == connections_.size()) connections_.emplace_back(context_, table_[*index], *index);
   Connection& connection = connections_[*index];
   connection.start(std::move(opened));
-  // As with the phase: guest_changed() finds what was started before the change was published.
-  if (connection.is_live() && connection.misses_guest())
-    connection.terminate({CloseSide::kNode, CloseHow::kAddressChanged});
+  // As with the phase: guest_changed() and device_changed() find what was started before the change was
+  // published.
+  if (!connection.is_live()) return;
+  if (connection.misses_guest()) return connection.terminate({CloseSide::kNode, CloseHow::kAddressChanged});
+  if (connection.misses_device()) connection.terminate({CloseSide::kNode, CloseHow::kDeviceGone});
 }
 
 bool Connections::refuses(ServedForward& forward, int downstream) {
@@ -200,21 +203,30 @@ void Connections::end_some() {
   }
 }
 
-/// Connections start in the order of the list, so those that miss their guest come first in it: all but a
-/// few, which waited for their session's device meanwhile.
 void Connections::guest_changed(const ServedForwardPtr& forward) {
+  end_if(forward, CloseHow::kAddressChanged, [](const Connection& each) { return each.misses_guest(); });
+}
+
+void Connections::device_changed(const ServedForwardPtr& forward) {
+  end_if(forward, CloseHow::kDeviceGone, [](const Connection& each) { return each.misses_device(); });
+}
+
+/// Connections start in the order of the list, so those that miss their guest or device come first in it: all
+/// but a few, which waited for their session's device meanwhile.
+template <class Misses>
+void Connections::end_if(const ServedForwardPtr& forward, CloseHow how, Misses misses) {
   std::uint64_t last = 0;
   bool all_miss = true;
   for_each_live(*forward, [&](Connection& connection) {
-    const bool misses = connection.misses_guest();
-    all_miss = all_miss && misses;
+    const bool missed = misses(connection);
+    all_miss = all_miss && missed;
     if (all_miss) {
       last = connection.serial();
-    } else if (misses) {
-      connection.terminate({CloseSide::kNode, CloseHow::kAddressChanged});
+    } else if (missed) {
+      connection.terminate({CloseSide::kNode, how});
     }
   });
-  if (last != 0) end(forward, last, CloseHow::kAddressChanged);
+  if (last != 0) end(forward, last, how);
 }
 
 void Connections::reset_all(CloseHow how) {

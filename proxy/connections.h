@@ -58,6 +58,8 @@ class Connections {
   void close_forward(const ServedForwardPtr& forward);
   /// Its guest() has changed: resets the connections that miss it, in this turn and the next ones.
   void guest_changed(const ServedForwardPtr& forward);
+  /// Its session has another device, or none: the same with those that are bound to the former one.
+  void device_changed(const ServedForwardPtr& forward);
   void reset_all(CloseHow how);
   /// At most `limit` connections of a forward with ids above `after`, the lowest ids first. Takes a
   /// microsecond or two per listed connection.
@@ -86,6 +88,8 @@ class Connections {
   void release(Connection& connection);
   void find_urgent();
   void end(const ServedForwardPtr& forward, std::uint64_t until, CloseHow how);
+  template <class Misses>
+  void end_if(const ServedForwardPtr& forward, CloseHow how, Misses misses);
   void end_some();
   template <class Visit>
   void for_each_live(const ServedForward& forward, Visit visit);

@@ -135,7 +135,8 @@ class Dataplane {
   /// are ignored.
   virtual void change_owner(const Uuid& session_id) = 0;
 
-  /// The device of the session's future connections, and its ForwardRoute::space. Unknown ids are ignored.
+  /// The device of the session's future connections, and its ForwardRoute::space. Connections that are bound
+  /// to another device are reset, also those of forwards closed earlier. Unknown ids are ignored.
   virtual void set_device(const Uuid& session_id, int device, std::uint32_t space) = 0;
 
   /// The guest has other addresses: one, or an IPv4 and an IPv6 one. The session's future connections go

@@ -238,7 +238,11 @@ void Proxy::set_device(const Uuid& session_id, int device, std::uint32_t space) 
   const auto session = sessions_.find(session_id);
   if (session == sessions_.end()) return;
   session->second.served->space.store(space);  // before the device, with which connections begin
-  session->second.served->device.store(device);
+  const int before = session->second.served->device.exchange(device);
+  if (before == device || before <= 0) return;  // nothing was bound to one
+  for (const ServedForwardPtr& forward : session->second.forwards) {
+    for (const auto& worker : workers_) worker->post(Worker::DeviceChanged{forward});
+  }
 }
 
 void Proxy::set_guest(const Uuid& session_id, const IpAddress& address,

@@ -9,7 +9,7 @@ static_assert(kCloseSideNames.size() == kCloseSides, "every CloseSide has its na
 constexpr auto kCloseHowNames = std::to_array<std::string_view>(
     {"fin", "reset", "refused", "connect_timeout", "connect_error", "idle_timeout", "half_close_timeout",
      "keepalive_timeout", "forward_deleted", "shutdown", "resources", "instance_stopped", "tap_gone",
-     "killed", "evicted", "address_changed", "limit"});
+     "device_gone", "killed", "evicted", "address_changed", "limit"});
 static_assert(kCloseHowNames.size() == kCloseHows, "every CloseHow has its name, in the same order");
 
 constexpr auto kConnectErrorNames = std::to_array<std::string_view>(

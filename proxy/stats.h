@@ -37,6 +37,7 @@ enum class CloseHow : std::uint8_t {
   kResources,         // memory ran out
   kInstanceStopped,   // the instance's session ended, and the forward with it
   kTapGone,           // the guest's tap is gone
+  kDeviceGone,        // what led to the guest (Instance::device) is gone, or another one has its name
   kKilled,            // by an API request
   kEvicted,           // half-closed, and ended for another when connections were short
   kAddressChanged,    // the guest has another address

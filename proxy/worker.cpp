@@ -218,6 +218,10 @@ void Worker::on(GuestChanged& message) {
   connections_.guest_changed(message.forward);
 }
 
+void Worker::on(DeviceChanged& message) {
+  connections_.device_changed(message.forward);
+}
+
 void Worker::on(Refused& message) {
   if (stopping_ || message.refusal.forward->phase.load() != ForwardPhase::kOpen) return;
   gates_.add(message.refusal);

@@ -75,13 +75,17 @@ class Worker {
     ServedForwardPtr forward;
     std::shared_ptr<const GuestEndpoints> before;  // ServedForward::replace_guest()
   };
+  /// The forward's session has another device, or none.
+  struct DeviceChanged {
+    ServedForwardPtr forward;
+  };
   /// A guest refused a connection of a forward that this worker listens for.
   struct Refused {
     Refusal refusal;
   };
   struct Stop {};
   using Message = std::variant<OpenForward, CloseForward, TakeConnection, TakeClient, ListConnections,
-                               EndConnections, CountConnections, GuestChanged, Refused, Stop>;
+                               EndConnections, CountConnections, GuestChanged, DeviceChanged, Refused, Stop>;
 
   Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<ConnectionSlot> slots);
   ~Worker();
@@ -132,6 +136,7 @@ class Worker {
   void on(EndConnections& message);
   void on(CountConnections& message);
   void on(GuestChanged& message);
+  void on(DeviceChanged& message);
   void on(Refused& message);
   void on(Stop& message);
 

@@ -182,7 +182,14 @@ TEST_P(TopologiesTest, GuestsBehindABridgeAreReachedThroughIt) {
   EXPECT_EQ(transparent.status, 422);
   EXPECT_THAT(transparent.body, HasSubstr(R"("field":"source_mode")"));
 
+  Process echo({.command = {"python3", "-c", kEchoService}, .network = &a.network()});
+  ASSERT_TRUE(echo.wait_for_output("ready", seconds(30))) << echo.output();
+  TcpClient held(network_->client(), kHostAddress, daemon_->create_forward("vm-a", kEchoPort).host_port);
+  held.send("hello");
+  ASSERT_EQ(held.receive(5), "hello");
+
   host().ip("link del br0");  // its ports stay, with their guests
+  EXPECT_EQ(held.receive_to_end().error, ECONNRESET) << "it would hang, also once the bridge is there again";
   EXPECT_EQ(ask(to_a), "") << "reset, and not sent by another way";
   host().ip("link add br0 type bridge");
   host().ip("link set br0 up");

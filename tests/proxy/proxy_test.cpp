@@ -2,6 +2,7 @@
 #include "proxy/proxy.h"
 
 #include <gtest/gtest.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/resource.h>
@@ -111,15 +112,17 @@ class ProxyTest : public testing::TestWithParam<IoBackend> {
 
   /// Serves `upstream` on a port that the kernel chose.
   std::pair<ForwardId, std::uint16_t> open(const Endpoint& upstream, const Uuid& session = {}) {
-    const ForwardId id = make_uuid();
+    return open({.session_id = session, .guest = {.endpoint = upstream}});
+  }
+  std::pair<ForwardId, std::uint16_t> open(ForwardRoute route) {
+    const ForwardId id = route.id = make_uuid();
     BoundPort bound = proxy_->bind(0).value();
     std::vector<Fd> listeners = bound.take_listeners();
     sockaddr_in address{};
     socklen_t size = sizeof address;
     ::getsockname(listeners[0].get(), reinterpret_cast<sockaddr*>(&address), &size);
     const std::uint16_t port = ntohs(address.sin_port);
-    proxy_->open({.id = id, .session_id = session, .guest = {.endpoint = upstream}},
-                 BoundPort(port, std::move(listeners)));
+    proxy_->open(std::move(route), BoundPort(port, std::move(listeners)));
     return {id, port};
   }
 
@@ -816,6 +819,80 @@ TEST_P(ProxyTest, ANewAddressConcernsAllForwardsOfItsSessionAlsoDeletedOnesAndNo
   EXPECT_EQ(receive(next_served), "hello");
   ASSERT_EQ(::send(bystander.get(), "still here", 10, 0), 10);
   EXPECT_EQ(receive(bystander_served), "still here");
+}
+
+// --- A session's device.
+
+/// The connections were bound to a bridge that was deleted and made again under its name: they stayed, and
+/// no byte got through.
+TEST_P(ProxyTest, ConnectionsEndWithTheDeviceThatTheyAreBoundTo) {
+  for (const int next : {kNoDevice, 1'000'000}) {
+    start(2);
+    const Guest guest;
+    const Uuid session = make_uuid();
+    const auto lo = static_cast<int>(::if_nametoindex("lo"));
+    const auto [deleted, deleted_port] =
+        open({.session_id = session, .guest = {.endpoint = guest.endpoint}, .device = lo});
+    const auto [id, port] =
+        open({.session_id = session, .guest = {.endpoint = guest.endpoint}, .device = lo});
+    const auto [other, other_port] =
+        open({.session_id = make_uuid(), .guest = {.endpoint = guest.endpoint}, .device = lo});
+    std::vector<std::pair<Fd, Fd>> own;
+    for (const std::uint16_t each : {deleted_port, port}) {
+      for (int i = 0; i < 4; ++i) {  // on both workers
+        Fd client = connect_to(each);
+        own.emplace_back(std::move(client), guest.accept());
+      }
+    }
+    const Fd neighbour = connect_to(other_port);
+    const Fd neighbour_served = guest.accept();
+    proxy_->close(deleted, ClosePolicy::kKeep, CloseHow::kForwardDeleted);
+
+    proxy_->set_device(session, lo, 0);  // it is the same one
+    ASSERT_EQ(::send(own.front().first.get(), "still", 5, 0), 5);
+    EXPECT_EQ(receive(own.front().second), "still");
+
+    proxy_->set_device(session, next, 0);
+    for (const auto& [client, served] : own) {
+      EXPECT_EQ(receive(client), "error");
+      EXPECT_EQ(receive(served), "error");
+    }
+    ASSERT_EQ(::send(neighbour.get(), "hello", 5, 0), 5);
+    EXPECT_EQ(receive(neighbour_served), "hello") << "another session";
+
+    proxy_->set_device(session, lo, 0);
+    const Fd client = connect_to(port);
+    const Fd served = guest.accept();
+    ASSERT_EQ(::send(client.get(), "again", 5, 0), 5);
+    EXPECT_EQ(receive(served), "again");
+    std::size_t ended = 0;
+    EXPECT_TRUE(await([&] {
+      proxy_->drain_closes([&](const CloseRecord& record) {
+        ++ended;
+        EXPECT_EQ(record.cause, (CloseCause{CloseSide::kNode, CloseHow::kDeviceGone}));
+      });
+      return ended == own.size();
+    }));
+    proxy_->stop();
+  }
+}
+
+/// Clients come all the time, most of them through another worker: none may keep a former device.
+TEST_P(ProxyTest, NoConnectionKeepsAFormerDeviceHoweverItIsUnderWay) {
+  const auto lo = static_cast<int>(::if_nametoindex("lo"));
+  for (int round = 0; round < 30; ++round) {
+    start(2);
+    const Guest guest;
+    const Uuid session = make_uuid();
+    const auto [id, port] =
+        open({.session_id = session, .guest = {.endpoint = guest.endpoint}, .device = lo});
+    std::vector<Fd> clients;
+    for (int i = 0; i < 40; ++i) clients.push_back(connect_to(port));
+    proxy_->set_device(session, kNoDevice, 0);
+    for (const Fd& client : clients) EXPECT_EQ(receive(client), "error") << "round " << round;
+    EXPECT_TRUE(await([&, id = id] { return proxy_->forward_stats(id)->connections_active == 0; }));
+    proxy_->stop();
+  }
 }
 
 TEST_P(ProxyTest, ClientsThatNobodyHasAcceptedYetRunOnWhereTheForwardsConnectionsDo) {
