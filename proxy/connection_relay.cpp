@@ -55,7 +55,6 @@ void Connection::relay_from(Side from) {
       on_source_ended(from);
       break;
     case RelayStatus::kSinkBroken:
-      state.ended = true;
       on_sink_broken(from);
       break;
   }
@@ -83,8 +82,12 @@ void Connection::on_source_ended(Side from) {
   schedule();
 }
 
+/// A service behind a Unix socket may have shut down its reading side only, which a TCP socket does not show.
+/// Then the direction has not ended: as under TCP, its client waits once the buffers are full, and its end or
+/// reset is passed on (relay.cpp, drop()). Reading the sink shows if that is so.
 void Connection::on_sink_broken(Side from) {
   SocketState& sink = slot_.socket[other(from)];
+  slot_.relay[from].ended = !sink.is_unix;
   if (is_shortage(sink.error)) {
     // No event reports that memory is free again: the sink would wait for the rest for ever.
     error_ = sink.error;

@@ -47,6 +47,7 @@ class Mover {
       return flush_spare();
     }
     if (source_.read_ended) return RelayStatus::kSourceEnded;
+    if (sink_.write_ended) return source_.readable && source_.peer_closed ? drop() : RelayStatus::kWaiting;
     if (!source_.readable || !sink_.writable) return RelayStatus::kWaiting;
     // splice(2) cannot cross the urgent mark: it would return EAGAIN for ever while poll reports
     // "readable".
@@ -154,6 +155,18 @@ class Mover {
       if (got <= 0) return on_read_end(got == -EAGAIN ? -ENOBUFS : got);
       size -= static_cast<std::size_t>(got);
     }
+    return std::nullopt;
+  }
+
+  /// The sink's service reads no more (see Connection::on_sink_broken()), and the source has ended or was
+  /// reset: what is in front of that is read and dropped. It is what fits into the receive buffer.
+  std::optional<RelayStatus> drop() {
+    if (source_.urgent && io_.at_urgent_mark(source_.fd))
+      source_.urgent = false;  // a plain read steps over it
+    const auto got =
+        io_.recv(source_.fd, context_.buffer.data(), std::min(context_.buffer.size(), left()), 0);
+    if (got <= 0) return on_read_end(got);
+    moved_ += static_cast<std::size_t>(got);
     return std::nullopt;
   }
 

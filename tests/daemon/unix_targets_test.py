@@ -4,6 +4,7 @@ see of each other's ends, whom a path can lead to, and what is left behind. On b
 import contextlib
 import hashlib
 import os
+import select
 import shutil
 import socket
 import struct
@@ -249,6 +250,81 @@ class UnixTargets:
                 client.sendall(b"more than it reads")
                 self.assertEqual(read_all(client), (b"answer", "reset"))
             self.assertIn('"side":"guest","how":"reset"', self.last_log(forward))
+
+    @documented("the service stops reading (`shutdown(SHUT_RD)`) and still writes", "the client gets everything; it "
+                "waits once the buffers are full, and its end or reset reaches the service")
+    def test_a_service_that_shuts_its_reading_side_still_answers_and_notices_the_clients_end(self):
+        """Its connection stayed until keepalive: nobody read the client any more."""
+        leave = threading.Event()
+        seen = []
+
+        def serve(connection):
+            connection.shutdown(socket.SHUT_RD)
+            connection.sendall(b"go")
+            leave.wait(PATIENCE_S)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                while True:
+                    connection.sendall(b"more")
+            seen.append("gone")
+        for end in ("reset", "close"):
+            for forward in self.services(serve):
+                with self.subTest(end=end, target=forward["target"]["kind"]):
+                    leave.clear()
+                    client = self.connect(forward)
+                    self.assertEqual(client.recv(2), b"go")
+                    for _ in range(3):  # one of them meets the closed side
+                        client.sendall(b"not read")
+                    if end == "reset":
+                        reset(client)
+                    else:
+                        client.shutdown(socket.SHUT_WR)
+                    leave.set()
+                    if end == "close":
+                        self.assertEqual(read_exactly(client, 400), b"more" * 100)
+                        client.close()
+                    self.assertTrue(wait_until(lambda: seen, seconds=5))
+                    seen.clear()
+                    self.assertIn('"side":"client","how":"reset"', self.last_log(forward))
+
+    def test_a_client_that_leaves_a_service_that_reads_and_writes_nothing_is_noticed(self):
+        """The service polls for the end of its connection, as a server of long polls does."""
+        ends = []
+
+        def serve(connection):
+            connection.shutdown(socket.SHUT_RD)
+            connection.sendall(b"go")
+            poll = select.poll()
+            poll.register(connection, 0)  # POLLHUP: both directions have ended
+            ends.append(poll.poll(PATIENCE_S * 1000))
+        for forward in self.services(serve):
+            client = self.connect(forward)
+            self.assertEqual(client.recv(2), b"go")
+            client.sendall(b"not read")
+            reset(client)
+            self.assertTrue(wait_until(lambda: ends, seconds=5))
+            self.assertTrue(ends.pop())
+
+    def test_a_service_that_stopped_reading_ends_like_one_that_has_bytes_unread(self):
+        dropped = threading.Event()
+
+        def serve(connection):
+            connection.shutdown(socket.SHUT_RD)
+            connection.sendall(b"go")
+            dropped.wait(PATIENCE_S)
+            connection.sendall(b"answer")
+        for forward in self.services(serve):
+            dropped.clear()
+            with self.connect(forward) as client:
+                self.assertEqual(client.recv(2), b"go")
+                client.sendall(b"not read")
+                self.assertTrue(wait_until(lambda f=forward: self.queued(f) == 0))
+                dropped.set()
+                self.assertEqual(read_all(client), (b"answer", "reset"))
+
+    def queued(self, forward):
+        """Bytes of its one client that the node still has."""
+        connections = self.node.call("GET", f"{PATH}/{forward['id']}/connections").json()["connections"]
+        return connections[0]["received_queued_bytes"]
 
     @documented("the client does not read", "the service waits once the buffers are full; the client gets every byte")
     def test_a_client_that_does_not_read_holds_the_service_back_and_gets_every_byte(self):
