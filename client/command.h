@@ -4,7 +4,9 @@
 #pragma once
 
 #include <boost/json/fwd.hpp>
+#include <cstdint>
 #include <iosfwd>
+#include <limits>
 #include <map>
 #include <optional>
 #include <set>
@@ -27,7 +29,7 @@ enum class Place : std::uint8_t { kLocal, kPath, kBody, kBodyNull, kQuery, kHead
 enum class Kind : std::uint8_t {
   kText,
   kPort,   // 1-65535
-  kCount,  // 1-2,147,483,647
+  kCount,  // 1-2,147,483,647, or to Parameter::most
   kFile,
 };
 
@@ -39,7 +41,8 @@ struct Parameter {
   Place place = Place::kLocal;
   // Its name in the body, the query or the header; "target.kind" in an object of the body.
   std::string_view field = {};
-  char letter = 0;                    // "-o"
+  char letter = 0;                                               // "-o"
+  std::int64_t most = std::numeric_limits<std::int32_t>::max();  // of a kCount
   bool required = false;              // positional parameters are, but for the next line
   std::string_view unless = {};       // the option with which the last positional one is left out
   bool repeatable = false;            // in a body: a list

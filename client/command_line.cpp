@@ -24,7 +24,7 @@ void add_parameter(CLI::App& app, const Parameter& parameter) {
   if (parameter.repeatable) option->expected(1, std::numeric_limits<int>::max())->allow_extra_args(false);
   if (parameter.kind == Kind::kPort) option->check(CLI::Range(1, 65535).description(""));
   if (parameter.kind == Kind::kCount)
-    option->check(CLI::Range(1, std::numeric_limits<int>::max()).description(""));
+    option->check(CLI::Range(std::int64_t{1}, parameter.most).description(""));
   if (!parameter.choices.empty()) {
     option->check(
         CLI::IsMember(std::vector<std::string>(parameter.choices.begin(), parameter.choices.end())));

@@ -3,6 +3,7 @@
 
 #include <array>
 
+#include "base/forward.h"
 #include "client/capture.h"
 #include "client/output.h"
 #include "client/request.h"
@@ -10,6 +11,8 @@
 
 namespace portway {
 namespace {
+
+constexpr std::int64_t kBytesPerSecondMax = 1'000'000'000'000;  // the API's
 
 const Parameter kLabel{.name = "--label",
                        .help = "A human-readable name, up to 63 bytes.",
@@ -56,7 +59,8 @@ const std::array<Parameter, 6> kTraffic = {
               .kind = Kind::kCount,
               .value = "N",
               .place = Place::kBody,
-              .field = "max_bytes_per_second"},
+              .field = "max_bytes_per_second",
+              .most = kBytesPerSecondMax},
     Parameter{
         .name = "--source-mode",
         .help = "The client address that the guest sees: transparent (the client's own), plain (the node's), "
@@ -85,7 +89,8 @@ const std::array<Parameter, 3> kTarget = {
               .kind = Kind::kCount,
               .value = "N",
               .place = Place::kBody,
-              .field = "target.port"}};
+              .field = "target.port",
+              .most = kVsockPortMax}};
 
 const Parameter kNoLimit{.name = "--no-limit",
                          .help = "Remove this limit; repeatable.",
@@ -99,6 +104,7 @@ const std::vector<Column> kForwardColumns = {{"ID", "id"},
                                              {"ENDPOINT", "endpoint"},
                                              {"LISTENS AT", "bind_addresses"},
                                              {"GUEST PORT", "guest_port"},
+                                             {"TARGET", "target"},
                                              {"LABEL", "label"},
                                              {"STATE", "state"},
                                              {"REASON", "reason"},
@@ -203,6 +209,7 @@ std::vector<Command> forward_commands() {
        .columns = {{"ID", "id"},
                    {"ENDPOINT", "endpoint"},
                    {"GUEST PORT", "guest_port"},
+                   {"TARGET", "target"},
                    {"LABEL", "label"},
                    {"STATE", "state"},
                    {"REASON", "reason"},

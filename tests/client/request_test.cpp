@@ -163,6 +163,37 @@ TEST(Request, ListsForwardsAsAnAlignedTableWithEndpoints) {
               ElementsAre(StartsWith("GET /instances/vm-1/port-forwards?label=a%20b&limit=1000 ")));
 }
 
+TEST(Request, ListsWhereAForwardLeadsThatIsNoTcp) {
+  OneAnswer server(
+      http_answer(200, R"({"port_forwards":[{"id":"f-1","guest_port":0,"host_port":38492,)"
+                       R"("target":{"kind":"firecracker_vsock","socket":"/run/fc/v.sock","port":3000}},)"
+                       R"({"id":"f-2","guest_port":80,"host_port":20000}],"hostname":"compute-1.example"})"));
+  for (const std::vector<std::string>& command : {std::vector<std::string>{"forwards", "list", "vm-1"},
+                                                  {"forwards", "watch", "vm-1", "--count", "1"}}) {
+    EXPECT_THAT(
+        server.run(command).out,
+        AllOf(HasSubstr("TARGET"), HasSubstr("kind=firecracker_vsock, socket=/run/fc/v.sock, port=3000")));
+  }
+}
+
+TEST(Request, SendsEveryNumberThatTheApiTakes) {
+  OneAnswer server(http_answer(201, R"({"port_forward":{"id":"f-1","host_port":1},"hostname":"x"})"));
+  const std::vector<std::string> vsock = {
+      "forwards",          "create",   "vm-1",           "--target",
+      "firecracker_vsock", "--socket", "/run/fc/v.sock", "--max-bytes-per-second",
+      "1000000000000"};
+  const auto with_port = [&](const std::string& port) {
+    std::vector<std::string> command = vsock;
+    command.insert(command.end(), {"--vsock-port", port});
+    return server.run(command);
+  };
+  EXPECT_EQ(with_port("4294967294").exit, 0);
+  EXPECT_THAT(server.requests(), ElementsAre(AllOf(HasSubstr(R"("port":4294967294)"),
+                                                   HasSubstr(R"("max_bytes_per_second":1000000000000)"))));
+  EXPECT_EQ(with_port("4294967295").exit, 2);
+  EXPECT_EQ(with_port("0").exit, 2);
+}
+
 TEST(Request, ShowsNoJsonAndScaledBytesInTables) {
   const char* forward =
       R"({"id":"f-1","limits":{"max_connections":5,"max_bytes_per_second":1048576,"allowed_cidrs":["10.0.0.0/8","fd00::/8"],)"
