@@ -116,7 +116,7 @@ CheckStep source_step(const CheckSubject& subject) {
 }
 
 CheckStep tap_step(const Instance& instance, TapState state, const std::string& fault) {
-  if (!fault.empty()) return {"tap", false, fault};
+  if (!fault.empty() && instance.device.empty()) return {"tap", false, fault};
   switch (state) {
     case TapState::kNone:
       return {"tap", true, fmt::format("The machine is process {}; no tap is watched.", *instance.vmm_pid)};
@@ -134,6 +134,11 @@ CheckStep tap_step(const Instance& instance, TapState state, const std::string& 
               "There is no network device {}. Create the tap, or register the instance with the tap that its "
               "machine uses.",
               instance.tap)};
+}
+
+CheckStep device_step(const Instance& instance, const std::string& fault) {
+  if (!fault.empty()) return {"device", false, fault};
+  return {"device", true, fmt::format("{} leads to the guest.", instance.device)};
 }
 
 /// What leads to the guest: an interface, and its name for a reader. Index 0: none that is known.
@@ -183,8 +188,10 @@ std::string why_dropped(const IpAddress& address, const Device& device, const Fd
   }
   return fmt::format(
       "The kernel drops packets from {0} over {1}: the route to {0} leads over {2}, and {1} checks source "
-      "addresses strictly (rp_filter is 1). Is another machine with that address behind {2}? Give each "
-      "machine an address of its own; otherwise run: ip route add {0} dev {1}",
+      "addresses strictly (rp_filter is 1). If the machine behind {2} has the same address, let {1} admit it "
+      "all the same: sysctl -w net/ipv4/conf/{1}/rp_filter=2 (or 0, if net.ipv4.conf.all.rp_filter is 0), "
+      "and "
+      "likewise on each tap to a machine with that address. Otherwise run: ip route add {0} dev {1}",
       guest, device.name, other->name);
 }
 
@@ -236,7 +243,12 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
     add(source_step(subject_));
     if (subject_.socket) return check_socket(timeout);
     add(tap_step(subject_.instance, subject_.tap_state, subject_.tap_fault));
-    if (!steps_.back().ok) return finish();
+    bool linked = steps_.back().ok;
+    if (const std::string& device = subject_.instance.device; !device.empty() && device != kByRoute) {
+      add(device_step(subject_.instance, subject_.tap_fault));
+      linked &= steps_.back().ok;
+    }
+    if (!linked) return finish();
     // Routes are looked up and sockets made where the guest is; they stay there.
     std::optional<InNamespace> inside;
     if (subject_.netns) {
@@ -249,7 +261,9 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
     }
     for (const IpAddress& address : addresses_in_question(subject_)) {
       add(route_step(subject_.instance, address));
-      if (steps_.back().ok) guests_.push_back({.guest = {address, subject_.forward.forward.guest_port}});
+      if (!steps_.back().ok) continue;
+      guests_.push_back({.guest = {address, subject_.forward.forward.guest_port},
+                         .behind = device_to(subject_.instance, address).name});
     }
     if (guests_.empty()) return finish();
     probe(timeout);
@@ -299,6 +313,7 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
   /// The port at one of the guest's addresses.
   struct Guest {
     Endpoint guest;
+    std::string behind;                              // what leads to it
     std::optional<IpAddress> client = std::nullopt;  // probed from it too, besides the node
     std::array<Probe, 2> probes = {};
     milliseconds after{};  // when the last probe was answered
@@ -377,6 +392,7 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
         answers.client = -guest.probes[kFromClient].answer;
         answers.client_address = *guest.client;
       }
+      answers.behind = guest.behind;
       answers.after = guest.after;
       add(guest_step(guest.guest, answers));
     }
@@ -396,7 +412,8 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
 };
 
 /// Every probe got this answer; `whence` says from where they were sent.
-CheckStep one_answer(const Endpoint& guest, int error, const std::string& whence, milliseconds after) {
+CheckStep one_answer(const Endpoint& guest, int error, const std::string& whence, const std::string& behind,
+                     milliseconds after) {
   const std::string where = to_string(guest);
   switch (error) {
     case 0:
@@ -416,9 +433,9 @@ CheckStep one_answer(const Endpoint& guest, int error, const std::string& whence
                           whence, where, after.count())};
     case EHOSTUNREACH:
       return {"guest", false,
-              fmt::format("Nothing on the tap has the address {}. Compare guest_address with the guest's own "
+              fmt::format("Nothing behind {} has the address {}. Compare guest_address with the guest's own "
                           "configuration.",
-                          guest.address().to_string())};
+                          behind, guest.address().to_string())};
     case EADDRNOTAVAIL:
       return {"guest", false,
               fmt::format("No source port is free towards {}: too many connections to it have ended within a "
@@ -474,17 +491,17 @@ CheckStep two_answers(const Endpoint& guest, int node, int client, const std::st
 }  // namespace
 
 CheckStep guest_step(const Endpoint& guest, const GuestAnswers& answers) {
-  const auto& [node, client, address, any_client, after] = answers;
+  const auto& [node, client, address, any_client, behind, after] = answers;
   // Only for probes from its own address does the kernel report that nothing answers ARP.
   if (!client || *client == EPERM || (node == EHOSTUNREACH && *client == ETIMEDOUT)) {
-    return one_answer(guest, node, "", after);
+    return one_answer(guest, node, "", behind, after);
   }
   const std::string from =
       any_client
           ? fmt::format(" from clients' addresses (probed from {}; ?client=ADDRESS probes from another)",
                         address.to_string())
           : fmt::format(" from {}", address.to_string());
-  if (*client == node) return one_answer(guest, node, from + " and from the node", after);
+  if (*client == node) return one_answer(guest, node, from + " and from the node", behind, after);
   return two_answers(guest, node, *client, from, after);
 }
 

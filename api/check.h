@@ -22,7 +22,7 @@
 namespace portway {
 
 struct CheckStep {
-  std::string step;  // "listener", "source", "tap", "route", "socket", "guest"
+  std::string step;  // "listener", "source", "tap", "device", "route", "socket", "guest"
   bool ok = false;
   std::string detail;  // the finding and, if it is not ok, the remedy
 };
@@ -34,6 +34,7 @@ struct GuestAnswers {
   std::optional<int> client = std::nullopt;  // to a client's; none: clients come from the node's address
   IpAddress client_address = {};             // which one
   bool any_client = true;                    // it stands for any client; false: it is the one in question
+  std::string behind = "the tap";            // what leads to the guest, for a reader
   std::chrono::milliseconds after{};
 };
 
@@ -44,7 +45,7 @@ struct CheckSubject {
   ForwardStatus forward;
   Instance instance;
   TapState tap_state = TapState::kMissing;
-  std::string tap_fault = {};             // SessionWatch::tap_fault()
+  std::string tap_fault = {};             // SessionWatch::tap_fault(): of the device, if it has one
   bool refusing = false;                  // Dataplane::refuses()
   NetworkNamespace::Ptr netns = nullptr;  // where the guest is reached; null: in the node's own namespace
   std::optional<IpAddress> client;        // check whether this one would be admitted and answered
@@ -54,8 +55,9 @@ struct CheckSubject {
 
 /// The JSON object {"check": {"ok", "steps": [...]}}, once the guest has answered or `timeout` has passed.
 /// Steps after a failed one are omitted if they would say nothing. A guest with two addresses is probed on
-/// both, or on the one that the client is forwarded to, with a "route" and a "guest" step for each. A forward
-/// to a Unix socket has a "socket" step instead of "tap" and "route"; see api/socket_check.h.
+/// both, or on the one that the client is forwarded to, with a "route" and a "guest" step for each. An
+/// instance with a device has a step for it. A forward to a Unix socket has a "socket" step instead of "tap",
+/// "device" and "route"; see api/socket_check.h.
 std::shared_ptr<BodyStream> check_forward(boost::asio::io_context& context, const CheckSubject& subject,
                                           std::chrono::milliseconds timeout = std::chrono::seconds(2));
 

@@ -271,8 +271,13 @@ TEST_F(CheckTest, TwoGuestsWithOneAddressAreReportedIfTheKernelChecksSourcesStri
         node.put("vm-1");
         const auto steps = steps_of(node, create_forward(node));
         if (std::string_view(rp_filter) == "1") {
-          EXPECT_THAT(fault(steps, "route"), AllOf(HasSubstr("rp_filter"), HasSubstr("leads over tap-other"),
-                                                   HasSubstr("tap-vm-1")));
+          EXPECT_THAT(fault(steps, "route"),
+                      AllOf(HasSubstr("rp_filter"), HasSubstr("leads over tap-other"),
+                            HasSubstr("sysctl -w net/ipv4/conf/tap-vm-1/rp_filter=2")));
+          // The remedy alone is enough.
+          host_->set("net/ipv4/conf/tap-vm-1/rp_filter", "2");
+          EXPECT_EQ(fault(steps_of(node, create_forward(node)), "route"), "");
+          host_->set("net/ipv4/conf/tap-vm-1/rp_filter", "1");
         } else {
           EXPECT_EQ(fault(steps, "route"), "");
           EXPECT_EQ(fault(steps, "guest"), "");
@@ -307,6 +312,38 @@ TEST_F(CheckTest, ATapThatIsABridgePortIsRefusedAndReportedWhenItBecomesOne) {
     EXPECT_FALSE(
         Node::json(node.call("GET", "/instances/vm-1")).at("instance").as_object().contains("tap_fault"));
   });
+}
+
+// A bridge that is missing was reported as the tap's fault, and a guest behind one as one on the tap.
+TEST_F(CheckTest, AGuestsDeviceIsAStepOfItsOwn) {
+  const Fd service = serve();
+  host_->ip("link add br0 type bridge");
+  host_->ip("link set tap-vm-1 master br0");
+  host_->ip("address flush dev tap-vm-1");
+  host_->ip("address add 198.19.0.1/24 dev br0");
+  host_->ip("link set br0 up");
+  host_->run([&] {
+    Node node;
+    const auto put = [&] {
+      return node
+          .call("PUT", "/instances/vm-1",
+                R"({"guest_address": "198.19.0.2", "tap": "tap-vm-1", "device": "br0", "owner": "alice"})")
+          .status;
+    };
+    ASSERT_EQ(put(), 201U);
+    const std::string id = create_forward(node);
+    auto steps = steps_of(node, id);
+    EXPECT_EQ(fault(steps, "tap") + fault(steps, "device") + fault(steps, "guest"), "");
+    host_->ip("link del br0");
+    ASSERT_EQ(put(), 200U);  // unchanged: reads what the kernel has reported
+    steps = steps_of(node, id);
+    EXPECT_EQ(fault(steps, "tap"), "") << "the tap is there";
+    EXPECT_THAT(fault(steps, "device"), HasSubstr("no interface br0"));
+  });
+  EXPECT_THAT(
+      guest_step({boost::asio::ip::make_address("198.19.0.2"), 3000}, {.node = EHOSTUNREACH, .behind = "br0"})
+          .detail,
+      HasSubstr("Nothing behind br0 has the address 198.19.0.2"));
 }
 
 // The check reported "listening", but at an address at which nobody could reach it.
