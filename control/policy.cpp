@@ -334,6 +334,13 @@ Result<void> check_guest_addresses(const Instance& instance, const InstanceLimit
 Result<void> check_instance(const Instance& instance, const InstanceLimits& limits) {
   if (auto id = check_instance_id(instance.id); !id) return id;
   if (auto place = check_place(instance); !place) return place;
+  if (instance.tap == kByRoute) {  // not in check_place(): such an instance may have been stored
+    return Error{
+        ErrorCode::kInvalidRequest,
+        "tap \"none\" is what device says of guests behind the node's routes, and no tap may have that "
+        "name; rename the interface (ip link set none name tap0).",
+        "tap"};
+  }
   if (auto owner = check_owner(instance.owner); !owner) return owner;
   if (!limits.profiles.contains(instance.profile)) {
     std::string names;

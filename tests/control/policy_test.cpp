@@ -231,6 +231,18 @@ TEST_F(InstancePolicy, MoreAddressesAreRefusedAndNothingChanges) {
   }
 }
 
+// Such a tap would be taken for the device "none", the node's routes. One that is stored stays valid.
+TEST_F(InstancePolicy, NoTapIsCalledNone) {
+  instance.tap = "none";
+  const auto refused = check();
+  expect_refused(refused, ErrorCode::kInvalidRequest, "tap");
+  EXPECT_NE(refused.error().detail.find("rename the interface"), std::string::npos) << refused.error().detail;
+  EXPECT_TRUE(check_place(instance));
+  instance.tap = "tap0";
+  instance.device = "none";
+  EXPECT_TRUE(check());
+}
+
 TEST_F(InstancePolicy, TheSecondAddressIsCheckedLikeTheFirst) {
   for (const std::string_view text : {"2001:db8::1", "fe80::1", "::1", "ff02::1", "::", "fd00::1"}) {
     instance.guest_address_v6 = *parse_address(text);
