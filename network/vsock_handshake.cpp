@@ -8,7 +8,7 @@ namespace portway {
 namespace {
 
 constexpr std::string_view kOk = "OK ";
-constexpr std::size_t kDigitsMax = 10;  // of a 32-bit number
+constexpr std::size_t kDigitsMax = kVsockAnswerMax - kOk.size() - 1;
 
 }  // namespace
 

@@ -25,7 +25,8 @@ enum class VsockAnswer : std::uint8_t {
   kAccepted,
   kWrong,  // or longer than kVsockAnswerMax
 };
-inline constexpr std::size_t kVsockAnswerMax = 32;  // bytes, with the newline
+// "OK ", a 32-bit number and a newline. In bytes.
+inline constexpr std::size_t kVsockAnswerMax = 3 + 10 + 1;
 /// `received` is what has come so far, at most kVsockAnswerMax bytes of it; `size` becomes the size of a
 /// complete answer, behind which the guest's bytes begin.
 VsockAnswer parse_vsock_answer(std::string_view received, std::size_t& size);

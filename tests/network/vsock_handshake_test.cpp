@@ -32,6 +32,13 @@ TEST(VsockHandshake, AnAnswerIsRightFromItsFirstByteToTheLast) {
   EXPECT_EQ(parse("OK 1\n\n\n", 5), VsockAnswer::kAccepted);
 }
 
+TEST(VsockHandshake, TheLongestAnswerIsThatOfTheLargestNumberOfTenDigits) {
+  const std::string longest = "OK 9999999999\n";
+  EXPECT_EQ(longest.size(), kVsockAnswerMax);
+  EXPECT_EQ(parse(longest, longest.size()), VsockAnswer::kAccepted);
+  EXPECT_EQ(parse("OK 99999999990"), VsockAnswer::kWrong);
+}
+
 TEST(VsockHandshake, WhatCannotBecomeAnAnswerIsWrongAtOnce) {
   for (const char* wrong : {"K", "ok 1\n", "OKAY", "OK\n", "OK \n", "OK  1", "OK x", "OK -1", "OK 1 ",
                             "OK 1\r", "\n", "OK 12345678901", "OK 1x\n", "ERR", "\nOK 1\n"}) {
