@@ -46,7 +46,7 @@ std::string JsonFields::string(std::string_view name) {
   const boost::json::value* value = find(name, true);
   if (value == nullptr) return {};
   if (!value->is_string()) {
-    fail(ErrorCode::kInvalidRequest, name, fmt::format("{} must be a string.", name));
+    fail(ErrorCode::kInvalidRequest, name, fmt::format("{} must be a string.", full(name)));
     return {};
   }
   return std::string(value->get_string());
@@ -67,7 +67,7 @@ std::int64_t JsonFields::integer(std::string_view name, std::int64_t least, std:
   if (value == nullptr) return 0;
   const std::int64_t* number = value->if_int64();
   if (number == nullptr || *number < least || *number > most) {
-    fail(code, name, fmt::format("{} must be a whole number from {} to {}.", name, least, most));
+    fail(code, name, fmt::format("{} must be a whole number from {} to {}.", full(name), least, most));
     return 0;
   }
   return *number;
@@ -86,7 +86,8 @@ std::vector<Cidr> JsonFields::networks(std::string_view name, std::size_t most) 
   const boost::json::array* texts = value->if_array();
   if (texts == nullptr || texts->size() > most) {
     fail(ErrorCode::kInvalidRequest, name,
-         fmt::format("{} must be a list of at most {} networks, e.g. [\"203.0.113.0/24\"].", name, most));
+         fmt::format("{} must be a list of at most {} networks, e.g. [\"203.0.113.0/24\"].", full(name),
+                     most));
     return list;
   }
   for (const boost::json::value& text : *texts) {
@@ -94,7 +95,7 @@ std::vector<Cidr> JsonFields::networks(std::string_view name, std::size_t most) 
                                           : Result<Cidr>(Error{.detail = "a network is a string"});
     if (!network) {
       fail(ErrorCode::kInvalidRequest, name,
-           fmt::format("{}: {}; write networks as \"203.0.113.0/24\" or \"2001:db8::/32\".", name,
+           fmt::format("{}: {}; write networks as \"203.0.113.0/24\" or \"2001:db8::/32\".", full(name),
                        network.error().detail));
       return list;
     }
@@ -110,15 +111,15 @@ std::vector<IpAddress> JsonFields::addresses(std::string_view name, std::size_t 
   const boost::json::array* texts = value->if_array();
   if (texts == nullptr || texts->empty() || texts->size() > most) {
     fail(ErrorCode::kInvalidRequest, name,
-         fmt::format("{} must be a list of 1 to {} addresses, e.g. [\"198.18.0.2\", \"fd00::2\"].", name,
-                     most));
+         fmt::format("{} must be a list of 1 to {} addresses, e.g. [\"198.18.0.2\", \"fd00::2\"].",
+                     full(name), most));
     return list;
   }
   for (const boost::json::value& text : *texts) {
     const auto address = text.is_string() ? parse_address(std::string_view(text.get_string()))
                                           : Result<IpAddress>(Error{.detail = "an address is a string"});
     if (!address) {
-      fail(ErrorCode::kInvalidAddress, name, fmt::format("{}: {}.", name, address.error().detail));
+      fail(ErrorCode::kInvalidAddress, name, fmt::format("{}: {}.", full(name), address.error().detail));
       return {};
     }
     list.push_back(*address);
@@ -132,8 +133,8 @@ void JsonFields::object(std::string_view name,
   if (value == nullptr) return;
   const boost::json::object* object = value->if_object();
   if (object == nullptr)
-    return fail(ErrorCode::kInvalidRequest, name, fmt::format("{} must be an object.", name));
-  auto error = read(JsonFields(*object, fmt::format("{}{}.", path_, name)));
+    return fail(ErrorCode::kInvalidRequest, name, fmt::format("{} must be an object.", full(name)));
+  auto error = read(JsonFields(*object, full(name) + "."));
   if (error && !error_) error_ = std::move(error);
 }
 
@@ -144,15 +145,15 @@ void JsonFields::each(std::string_view name, std::size_t least, std::size_t most
   const boost::json::array* list = value->if_array();
   if (list == nullptr || list->size() < least || list->size() > most) {
     return fail(ErrorCode::kInvalidRequest, name,
-                fmt::format("{} must be a list of {} to {} objects.", name, least, most));
+                fmt::format("{} must be a list of {} to {} objects.", full(name), least, most));
   }
   for (std::size_t i = 0; i < list->size(); ++i) {
     const std::string place = fmt::format("{}[{}]", name, i);
     const boost::json::object* object = (*list)[i].if_object();
     if (object == nullptr) {
-      return fail(ErrorCode::kInvalidRequest, place, fmt::format("{} must be an object.", place));
+      return fail(ErrorCode::kInvalidRequest, place, fmt::format("{} must be an object.", full(place)));
     }
-    if (auto error = read(JsonFields(*object, place + "."))) {
+    if (auto error = read(JsonFields(*object, full(place) + "."))) {
       if (!error_) error_ = std::move(error);
       return;
     }
@@ -163,9 +164,10 @@ std::optional<Error> JsonFields::finish() {
   // Before other errors: a mistyped name explains the missing field.
   for (const auto& [key, value] : object_) {
     if (std::ranges::find(known_, std::string_view(key)) != known_.end()) continue;
-    return Error{ErrorCode::kUnknownField,
-                 fmt::format("There is no field {}; known are: {}.", in_quotes(key), fmt::join(known_, ", ")),
-                 path_ + std::string(key)};
+    return Error{
+        ErrorCode::kUnknownField,
+        fmt::format("There is no field {}; known are: {}.", in_quotes(full(key)), fmt::join(known_, ", ")),
+        full(key)};
   }
   return error_;
 }
@@ -175,12 +177,12 @@ const boost::json::value* JsonFields::find(std::string_view name, bool required)
   const boost::json::value* value = object_.if_contains(name);
   if (value != nullptr && value->is_null()) value = nullptr;  // null means "not given"
   if (value == nullptr && required)
-    fail(ErrorCode::kInvalidRequest, name, fmt::format("{} is required.", name));
+    fail(ErrorCode::kInvalidRequest, name, fmt::format("{} is required.", full(name)));
   return value;
 }
 
 void JsonFields::fail(ErrorCode code, std::string_view name, std::string detail) {
-  if (!error_) error_ = Error{code, std::move(detail), path_ + std::string(name)};
+  if (!error_) error_ = Error{code, std::move(detail), full(name)};
 }
 
 }  // namespace portway

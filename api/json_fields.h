@@ -60,6 +60,9 @@ class JsonFields {
   const boost::json::value* find(std::string_view name, bool required);
   void fail(ErrorCode code, std::string_view name, std::string detail);
 
+  /// As the client has it: "target.port".
+  std::string full(std::string_view name) const { return path_ + std::string(name); }
+
   std::string path_;
   boost::json::object object_;
   std::vector<std::string> known_;

@@ -124,6 +124,29 @@ TEST(JsonFields, ReadsEachObjectOfAListAndNamesItsPlaceInErrors) {
   EXPECT_EQ(read("{}")->detail, "list is required.");
 }
 
+// The detail named the last part alone: "socket is required.", of a forward.
+TEST(JsonFields, NamesTheWholePlaceInTheDetail) {
+  const auto read = [](const std::string& body) {
+    JsonFields fields = fields_of(body);
+    fields.each("list", 1, 2, [](JsonFields each) {
+      each.object("target", [](JsonFields target) {
+        (void)target.string("socket");
+        (void)target.integer_or_none("port", 1, 9, ErrorCode::kInvalidPort);
+        return target.finish();
+      });
+      return each.finish();
+    });
+    return fields.finish()->detail;
+  };
+  EXPECT_EQ(read(R"({"list": [{"target": 1}]})"), "list[0].target must be an object.");
+  EXPECT_EQ(read(R"({"list": [{"target": {}}]})"), "list[0].target.socket is required.");
+  EXPECT_EQ(read(R"({"list": [{"target": {"socket": 1}}]})"), "list[0].target.socket must be a string.");
+  EXPECT_EQ(read(R"({"list": [{"target": {"socket": "/s", "port": 0}}]})"),
+            "list[0].target.port must be a whole number from 1 to 9.");
+  EXPECT_EQ(read(R"({"list": [{"target": {"socket": "/s", "x": 0}}]})"),
+            "There is no field \"list[0].target.x\"; known are: socket, port.");
+}
+
 TEST(JsonFields, RefusesAddressesAndNetworksThatAreNone) {
   const auto addresses = [](const std::string& list) {
     JsonFields fields = fields_of(R"({"list": )" + list + "}");
