@@ -18,6 +18,7 @@ namespace portway {
 SocketTarget socket_target(const Target& target, std::span<const std::string> directories) {
   auto place = find_beneath(target.socket, directories);
   if (!place) return {.kind = target.kind, .directory = {}, .name = target.socket, .port = target.port};
+  while (place->directory.size() > 1 && place->directory.ends_with('/')) place->directory.pop_back();
   return {.kind = target.kind,
           .directory = std::move(place->directory),
           .name = std::move(place->name),
