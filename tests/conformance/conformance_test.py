@@ -11,9 +11,9 @@ import unittest
 
 sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
 from tests.conformance import network  # noqa: E402
-from tests.conformance.lab import Lab  # noqa: E402
-from tests.conformance.scenarios import SCENARIOS  # noqa: E402
-from tests.conformance.subjects import Dnat, Portway  # noqa: E402
+from tests.conformance.lab import Lab, SocketLab  # noqa: E402
+from tests.conformance.scenarios import SCENARIOS, SOCKET_SCENARIOS, SOCKETS  # noqa: E402
+from tests.conformance.subjects import Dnat, Portway, Sockets  # noqa: E402
 from tests.support.portwayd import require_namespaces  # noqa: E402
 
 REFERENCE = os.path.join(os.environ["PORTWAY_SOURCE_DIRECTORY"], "docs/dnat-fidelity.md")
@@ -28,6 +28,10 @@ is not what it sees, or when a difference has no reason. This regenerates the pa
 The rule is `ip daddr PUBLIC tcp dport PORT dnat ip to GUEST:PORT` in prerouting and output, without masquerade; the host forwards packets. Portway has its defaults, but
 `proxy.connect_timeout_ms = 2000` and `proxy.drain_timeout_s = 1`.
 """
+INTRODUCTIONS = {SOCKETS: """The service behind the rule is at a TCP port of the guest; the service behind Portway is at a Unix socket of the node, or at a port of a guest's
+vsock (the test is the Firecracker). Both kinds of socket must be alike, on both back ends. `docs/sockets.md` has what is observed of the sockets themselves.
+
+"""}
 TAIL = """
 ## Not measured here
 - conntrack forgets a half-closed connection after 60-120 s and an idle one after 5 days; Portway after an hour without a byte (`proxy.half_close_timeout_s`), and never
@@ -86,7 +90,7 @@ def run_scenario(scenario, subject):
     """The observations by what is observed."""
     seen = {}
     try:
-        with Lab(subject) as lab:
+        with (SocketLab if isinstance(subject, Sockets) else Lab)(subject) as lab:
             seen.update(scenario.run(lab))
     except Exception:  # pylint: disable=broad-except
         traceback.print_exc()
@@ -100,9 +104,11 @@ def run_all():
     try:
         for make in (Dnat, lambda: Portway("uring"), lambda: Portway("epoll")):
             subjects.append(make())
-        with concurrent.futures.ThreadPoolExecutor(len(subjects)) as pool:
-            for scenario in SCENARIOS:
-                dnat, *portway = pool.map(run_scenario, itertools.repeat(scenario), subjects)
+        of_sockets = subjects[:1] + [Sockets(portway, kind) for portway in subjects[1:] for kind in ("unix", "firecracker_vsock")]
+        with concurrent.futures.ThreadPoolExecutor(len(of_sockets)) as pool:
+            for scenario in SCENARIOS + SOCKET_SCENARIOS:
+                who = subjects if scenario in SCENARIOS else of_sockets
+                dnat, *portway = pool.map(run_scenario, itertools.repeat(scenario), who)
                 rows += [Row(scenario, what, dnat[what], [one[what] for one in portway]) for what in dnat]
     finally:
         for subject in subjects:
@@ -113,7 +119,8 @@ def run_all():
 def page(rows):
     text, reasons = HEAD, []
     for section, of_section in itertools.groupby(rows, lambda row: row.section):
-        text += f"\n## {section}\n| scenario | observed | nft DNAT | Portway | differs |\n|---|---|---|---|---|\n"
+        text += (f"\n## {section}\n{INTRODUCTIONS.get(section, '')}| scenario | observed | nft DNAT | Portway | differs |\n"
+                 "|---|---|---|---|---|\n")
         title = None
         for row in of_section:
             note = ""
@@ -148,7 +155,7 @@ class Conformance(unittest.TestCase):
 
     def test_every_reason_has_a_difference(self):
         used = {row.reason for row in self.rows}
-        unused = [f"{one.title}: {reason}" for one in SCENARIOS for reason in one.reasons.values()
+        unused = [f"{one.title}: {reason}" for one in SCENARIOS + SOCKET_SCENARIOS for reason in one.reasons.values()
                   if reason not in used]
         self.assertEqual(unused, [])
 

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import os
 import random
 import select
 import socket
@@ -16,6 +17,7 @@ import threading
 import time
 
 from tests.conformance import network as net
+from tests.support.portwayd import wait_until
 
 TCP_SAVE_SYN, TCP_SAVED_SYN = 27, 28  # linux/tcp.h
 SIOCATMARK = 0x8905
@@ -249,6 +251,26 @@ class Service:
         return self.listener.accept()[0]
 
 
+class SocketService(Service):
+    """Behind a Unix socket."""
+
+    def __init__(self, listener, forward, vsock_port=None):
+        super().__init__(listener, forward)
+        self.vsock_port = vsock_port
+
+    def accept(self):
+        """For a vsock, what Firecracker does before the guest's service gets the connection."""
+        accepted = super().accept()
+        if self.vsock_port is not None:
+            accepted.settimeout(LIMIT_S)
+            request = f"CONNECT {self.vsock_port}\n".encode()
+            if accepted.recv(len(request), socket.MSG_WAITALL) != request:
+                raise AssertionError("no CONNECT")
+            accepted.sendall(b"OK 1073741824\n")
+            wait_until(lambda: unacknowledged(accepted) == 0)  # the node has read it
+        return accepted
+
+
 def nobody(service):
     """Whether no connection waits to be accepted."""
     service.listener.settimeout(0)
@@ -295,6 +317,9 @@ class Lab:
     def service(self, guest=net.GUEST, backlog=128, fields=None, **options):
         listener = self.listen(guest, backlog=backlog, **options)
         return Service(listener, self.subject.forward(guest, listener.getsockname()[1], **(fields or {})))
+
+    def service_at(self, listener, forward):
+        return Service(listener, forward)
 
     def closed_port(self, guest=net.GUEST):
         listener = self.listen(guest)
@@ -378,6 +403,34 @@ class Lab:
         except OSError as error:
             urgent = name_of(error).encode()
         return urgent, read_to_end(sock)[0]
+
+
+class SocketLab(Lab):
+    """Its services are behind Unix sockets (subjects.Sockets)."""
+
+    def listen(self, address, port=0, backlog=128, namespace=None, **options):
+        sock = self.keep(socket.socket(socket.AF_UNIX))
+        path = port or self.subject.new_path()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        sock.bind(path)
+        sock.listen(backlog)
+        sock.settimeout(LIMIT_S)
+        return sock
+
+    def service_at(self, listener, forward):
+        vsock = self.subject.kind == "firecracker_vsock"
+        return SocketService(listener, forward, self.subject.VSOCK_PORT if vsock else None)
+
+    def service(self, guest=net.GUEST, backlog=128, fields=None, **options):
+        listener = self.listen(guest, backlog=backlog)
+        return self.service_at(listener, self.subject.forward(guest, listener.getsockname(), **(fields or {})))
+
+    def closed_port(self, guest=net.GUEST):
+        listener = self.listen(guest)
+        path = listener.getsockname()
+        listener.close()
+        return path
 
 
 def at_mark(sock):

@@ -5,6 +5,7 @@ has the reason under what is observed; the test fails without it, and when it is
 """
 import contextlib
 import hashlib
+import select
 import signal
 import socket
 import statistics
@@ -796,3 +797,112 @@ def tap_gone(lab):
     yield "client", end if end.startswith("nothing") else f"{end} {within(time.monotonic() - began, 0.05, 0.5)}"
     wait_until(lambda: not lab.portway or lab.outcome(service.forward) == "ECONNREFUSED")
     yield "new client", lab.outcome(service.forward, limit=SHORT_S)
+
+
+# ---- Unix sockets: a service behind one, compared with one at a TCP port behind the DNAT rule
+
+SOCKETS = "Unix sockets and Firecracker's vsock"
+SOCKET_SCENARIOS = []
+NO_RST = ("A Unix socket has no RST: close(2) is its only end, and to its service a client's reset is an end as well. "
+          "The node passes on what it can: where the service has closed with bytes unread, its client is reset.")
+EACH_ONE = ("A Unix socket cannot be probed without a connection, so the node refuses no client itself: each one is accepted and "
+            "reset.")
+LIMIT_HERE = "A forward of Portway has limits. " + DNAT_HAS_NONE
+
+
+def over_sockets(run, title, **reasons):
+    """The same scenario again; `reasons` as for scenario()."""
+    named = {name.replace("_", " "): reason for name, reason in reasons.items()}
+    SOCKET_SCENARIOS.append(Scenario(SOCKETS, title, run, named))
+
+
+def for_sockets(title, **reasons):
+    def add(run):
+        over_sockets(run, title, **reasons)
+        return run
+    return add
+
+
+over_sockets(guest_ends_first, "the service ends first")
+over_sockets(client_ends_first, "the client ends first")
+over_sockets(half_close, "one side half-closes, the other continues sending")
+over_sockets(resets, "one side resets", all=NO_RST)
+over_sockets(aborts, "one side goes away while the other sends", all=NO_RST)
+over_sockets(closes_early, "the client closes before it reads the answer")
+
+
+@for_sockets("the service shuts its reading side, and the client leaves with bytes unread", all=NO_RST)
+def stops_reading(lab):
+    for how, leave in (("resets", reset), ("closes", socket.socket.close)):
+        client, guest = lab.pair(lab.service())
+        guest.shutdown(socket.SHUT_RD)
+        for _ in range(3):
+            client.sendall(b"x" * 1000)
+        guest.sendall(b"hello")
+        yield f"client, before it {how}", client.recv(5, socket.MSG_WAITALL).decode()
+        leave(client)
+        began = time.monotonic()
+        yield (f"service, when the client {how}",
+               f"{send_until_error(guest)} {within(time.monotonic() - began, 1, LIMIT_S)}")
+
+
+over_sockets(large, "large transfers")
+over_sockets(speaks_first, "who speaks first")
+over_sockets(zero_window, "the receiver reads nothing for 2 s")
+over_sockets(stopped, "the service's process stopped for 2 s (SIGSTOP)")
+
+
+@for_sockets("nobody listens", all=EACH_ONE)
+def no_listener(lab):
+    path = lab.closed_port()
+    forward = lab.subject.forward(net.GUEST, path)
+    yield "three clients", each(3, lab.outcome, forward)
+    yield "once somebody does", exchange(*lab.pair(lab.service_at(lab.listen(net.GUEST, path), forward)))
+
+
+@for_sockets("full backlog",
+             one_more_client=f"{ACCEPTED_FIRST} It is reset after proxy.connect_timeout_ms, {CONNECT_TIMEOUT_S} s here.")
+def full_backlog(lab):
+    def full():
+        service, waiting = lab.service(backlog=0), lab.client()  # it holds one
+        connected = lab.connect(waiting, net.PUBLIC, service.forward.host_port)
+        select.select([service.listener], [], [], LIMIT_S)
+        return service, waiting, connected
+
+    service, *_ = full()
+    yield "one more client", lab.outcome(service.forward, limit=CONNECT_TIMEOUT_S + 0.9)
+    service, waiting, connected = full()
+    yield "client in the queue", connected
+    late = lab.client()
+    connecting = Background(lab.connect, late, net.PUBLIC, service.forward.host_port)
+    time.sleep(0.2)  # as in backlog()
+    first = lab.keep(service.accept())
+    yield "the one in the queue, later", exchange(waiting, first)
+    second = lab.keep(service.accept())
+    yield "a client while the service catches up", f"{connecting.result()}; {exchange(late, second)}"
+
+
+@for_sockets("a forward with `source_mode` proxy_v2", all="A Unix socket shows no client address, so this is the only way to learn it. "
+                                                          + DNAT_HAS_NONE)
+def proxy_header(lab):
+    service = lab.service(fields={"source_mode": "proxy_v2"} if lab.portway else None)
+    client, guest = lab.pair(service)
+    client.sendall(b"hello")
+    client.shutdown(socket.SHUT_WR)
+    yield "service reads", _told(read_to_end(guest)[0], client, service)
+
+
+@for_sockets("a forward with limits", all=LIMIT_HERE)
+def limits(lab):
+    def limited(**fields):
+        return lab.service(fields=fields if lab.portway else None)
+
+    for which, first, second in (("service", 0, 1), ("client", 1, 0)):
+        ends = lab.pair(limited(max_bytes_per_second=MIB))
+        began = time.monotonic()
+        got = transfer(ends[first], ends[second], pattern(3 * MIB))
+        yield f"3 MiB to the {which}, at 1 MiB a second", f"{got}, {'after' if time.monotonic() - began > 1.5 else 'within'} 1.5 s"
+    service = limited(max_connections=1)
+    pair = lab.pair(service)
+    yield "a second client, where one may connect", lab.outcome(service.forward, limit=SHORT_S)
+    yield "the first one", exchange(*pair)

@@ -1,7 +1,10 @@
 """What carries the connections: a DNAT rule of the kernel, or Portway. Each has a network of its own."""
 import itertools
 import os
+import shutil
 import sys
+import tempfile
+import threading
 
 sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
 from tests.conformance import network as net  # noqa: E402
@@ -61,27 +64,32 @@ class Portway:
 
     def __init__(self, io_backend, source_mode="auto"):
         self.name = f"Portway, {io_backend}"
+        self.sockets = tempfile.mkdtemp(prefix="portway-sockets-")
+        self._calling = threading.Lock()  # two kinds of sockets share the daemon
         self.network = net.Network()
         with self.network.host:
             self.daemon = Portwayd(
                 f"node.public_addresses={net.PUBLIC},{net.PUBLIC6},127.0.0.1", "guests.networks=198.18.0.0/15,fd00::/8",
                 "profiles.default.max_forwarded_ports=1000", f"proxy.io_backend={io_backend}",
                 f"proxy.source_mode={source_mode}", f"proxy.connect_timeout_ms={CONNECT_TIMEOUT_S * 1000}",
-                f"proxy.drain_timeout_s={DRAIN_S}")
+                f"proxy.drain_timeout_s={DRAIN_S}", f"guests.socket_directories={self.sockets}")
         for guest, tap in net.TAPS.items():
             addresses = [guest, *filter(None, [net.SECOND_ADDRESS.get(guest)])]
             self._call(201, "PUT", f"/instances/{tap}", {"guest_addresses": addresses, "tap": tap, "owner": "alice"})
 
     def forward(self, guest, guest_port, **fields):
+        return self.forward_to(guest, guest_port, {"guest_port": guest_port, **fields})
+
+    def forward_to(self, guest, place, body):
         path = f"/instances/{net.TAPS[guest]}/port-forwards"
-        made = self._call(201, "POST", path, {"guest_port": guest_port, **fields}).json()["port_forward"]
-        return Forward(guest, guest_port, made["host_port"], f"{path}/{made['id']}")
+        made = self._call(201, "POST", path, body).json()["port_forward"]
+        return Forward(guest, place, made["host_port"], f"{path}/{made['id']}")
 
     def delete(self, forward, connections="keep"):
         self._call(204, "DELETE", f"{forward.key}?connections={connections}")
 
     def _call(self, status, *request):
-        with self.network.host:
+        with self._calling, self.network.host:
             answer = self.daemon.call(*request)
         if answer.status != status:
             raise AssertionError(f"{request}: {answer}")
@@ -90,3 +98,25 @@ class Portway:
     def close(self):
         self.daemon.end()
         self.network.close()
+        shutil.rmtree(self.sockets)
+
+
+class Sockets:
+    """Portway with forwards to Unix sockets instead of TCP ports; of a guest's vsock, the test is the Firecracker."""
+    portway = True
+    VSOCK_PORT = 3000
+
+    def __init__(self, portway, kind):
+        self.name, self.kind = f"{portway.name}, {kind}", kind
+        self.network, self._portway = portway.network, portway
+        self._names = itertools.count()
+
+    def new_path(self):
+        return f"{self._portway.sockets}/{self.kind}-{next(self._names)}"
+
+    def forward(self, guest, path, **fields):
+        port = {"port": self.VSOCK_PORT} if self.kind == "firecracker_vsock" else {}
+        return self._portway.forward_to(guest, path, {"target": {"kind": self.kind, "socket": path, **port}, **fields})
+
+    def delete(self, forward, connections="keep"):
+        self._portway.delete(forward, connections)
