@@ -52,6 +52,34 @@ while True:
     threading.Thread(target=serve, args=listener.accept(), daemon=True).start()
 )py";
 
+/// Prints the sequence number that follows on the guest's first data.
+constexpr const char* kSniffer = R"py(
+import socket, struct
+packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.ntohs(3))
+print("ready", flush=True)
+while True:
+    packet = packets.recv(65535)[14:]
+    if packet[0] >> 4 != 4 or packet[9] != 6: continue
+    tcp = packet[4 * (packet[0] & 15):struct.unpack(">H", packet[2:4])[0]]
+    source, _, sequence = struct.unpack(">HHI", tcp[:8])
+    size = len(tcp) - 4 * (tcp[12] >> 4)
+    if source == 7000 and size > 0:
+        print("next", (sequence + size) % 2**32, flush=True)
+        break
+)py";
+/// Sends a RST with these addresses and this sequence number, whoever has them.
+constexpr const char* kForger = R"py(
+import socket, struct, sys
+source, destination = (socket.inet_aton(each) for each in sys.argv[1:3])
+tcp = struct.pack(">HHIIBBHHH", 7000, int(sys.argv[3]), int(sys.argv[4]), 0, 5 << 4, 4, 0, 0, 0)
+pseudo = source + destination + struct.pack(">HH", 6, len(tcp)) + tcp
+total = sum(struct.unpack(">%dH" % (len(pseudo) // 2), pseudo))
+while total >> 16: total = (total & 0xffff) + (total >> 16)
+tcp = tcp[:16] + struct.pack(">H", ~total & 0xffff) + tcp[18:]
+ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(tcp), 0, 0, 64, 6, 0, source, destination)
+socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW).sendto(ip + tcp, (sys.argv[2], 0))
+)py";
+
 std::string path_of(const NetworkNamespace& network) {
   return "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(network.fd());
 }
@@ -195,10 +223,10 @@ TEST_P(NamespacesTest, ClonesOfOneSnapshotAreToldApart) {
   const CreatedForward to_a = daemon_->create_forward("vm-a", kNamePort);
   const CreatedForward to_b = daemon_->create_forward("vm-b", kNamePort);
   for (int i = 0; i < 3; ++i) {
-    EXPECT_THAT(ask(to_a), HasSubstr("a 198.1"));
-    EXPECT_THAT(ask(to_b), HasSubstr("b 198.1"));
-    EXPECT_THAT(ask(to_a, kHostAddress6), HasSubstr("a fd00:"));
-    EXPECT_THAT(ask(to_b, kHostAddress6), HasSubstr("b fd00:"));
+    EXPECT_EQ(ask(to_a), "a 198.18.0.2\n") << "the client's own address";
+    EXPECT_EQ(ask(to_b), "b 198.18.0.2\n");
+    EXPECT_EQ(ask(to_a, kHostAddress6), "a fd00:18::2\n");
+    EXPECT_EQ(ask(to_b, kHostAddress6), "b fd00:18::2\n");
   }
   const HttpResponse check = daemon_->api("GET", "/instances/vm-a/port-forwards/" + to_a.id + "/check");
   EXPECT_THAT(check.body,
@@ -219,6 +247,34 @@ TEST_P(NamespacesTest, ASessionEndsWithItsTapWhereverThatIs) {
   EXPECT_TRUE(becomes("vm-a", "carrier_lost"));
   b->network().ip("link set tap0 netns " + path_of(a->network()) + " name tap1");
   EXPECT_TRUE(becomes("vm-b", R"("state":"stopped")"));
+}
+
+// Both guests have the address that the segment claims to come from. Only the one in whose namespace the
+// connection is can end it.
+TEST_P(NamespacesTest, AGuestCannotForgeSegmentsOfItsTwin) {
+  const auto a = sandbox("a");
+  const auto b = sandbox("b");
+  ASSERT_EQ(put("vm-a", *a).status, 201);
+  ASSERT_EQ(put("vm-b", *b).status, 201);
+  const CreatedForward to_b = daemon_->create_forward("vm-b", kNamePort);
+  Process sniffer({.command = {"python3", "-c", kSniffer}, .network = &b->guest()});
+  ASSERT_TRUE(sniffer.wait_for_output("ready", seconds(30)));
+  TcpClient client(network_->client(), kHostAddress, to_b.host_port);
+  ASSERT_EQ(client.receive(2), "b ");
+  ASSERT_EQ(sniffer.wait(seconds(30)), 0);
+  const std::string output = sniffer.output();
+  const std::string sequence =
+      output.substr(output.find("next ") + 5, output.rfind('\n') - output.find("next ") - 5);
+  const auto forge = [&](const NetworkNamespace& from, const std::string& source) {
+    run_command(&from, {"python3", "-c", kForger, source, "198.18.0.2", std::to_string(client.local().port()),
+                        sequence});
+  };
+  forge(a->guest(), kAddress);
+  forge(a->guest(), "198.19.4.1");  // the node's
+  client.send("still there?");
+  EXPECT_EQ(ask(to_b), "b 198.18.0.2\n");
+  forge(b->guest(), kAddress);
+  EXPECT_EQ(client.receive_to_end().error, ECONNRESET) << "of what use is the test otherwise?";
 }
 
 TEST_P(NamespacesTest, ARenamedTapIsTheSame) {
