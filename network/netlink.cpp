@@ -1,6 +1,7 @@
 #include "network/netlink.h"
 
 #include <fmt/format.h>
+#include <linux/if_link.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 
@@ -191,6 +192,18 @@ bool Netlink::read(std::uint32_t sequence, Answer& answer,
   return false;
 }
 
+namespace {
+
+std::string kind_of(const rtattr& link_info) {
+  std::string kind;
+  for_each_attribute(RTA_DATA(&link_info), RTA_PAYLOAD(&link_info), [&kind](const rtattr& attribute) {
+    if (attribute.rta_type == IFLA_INFO_KIND) kind = attribute_text(attribute);
+  });
+  return kind;
+}
+
+}  // namespace
+
 std::optional<NetworkDevice> find_device(Netlink& netlink, int index) {
   ifinfomsg body{};
   body.ifi_index = index;
@@ -200,6 +213,8 @@ std::optional<NetworkDevice> find_device(Netlink& netlink, int index) {
     device.type = netlink_body<ifinfomsg>(header).ifi_type;
     for_each_attribute(header, sizeof(ifinfomsg), [&device](const rtattr& attribute) {
       if (attribute.rta_type == IFLA_IFNAME) device.name = attribute_text(attribute);
+      if (attribute.rta_type == IFLA_MASTER) device.master = static_cast<int>(attribute_number(attribute));
+      if (attribute.rta_type == IFLA_LINKINFO) device.kind = kind_of(attribute);
     });
   });
   if (error != 0) return std::nullopt;

@@ -109,7 +109,9 @@ class Netlink {
 /// A network device of the socket's namespace.
 struct NetworkDevice {
   std::string name;
-  unsigned type = 0;  // ARPHRD_*
+  unsigned type = 0;      // ARPHRD_*
+  int master = 0;         // the interface index of what it is a port of; 0: nothing
+  std::string kind = {};  // "bridge", "veth", ...; empty if the driver has none
 };
 /// Nothing when there is no such interface index.
 std::optional<NetworkDevice> find_device(Netlink& netlink, int index);

@@ -1,6 +1,7 @@
 #include "network/return_path.h"
 
 #include <algorithm>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -56,16 +57,23 @@ std::uint32_t ReturnPath::space_of(const NetworkNamespace::Ptr& netns) {
   return known->second;
 }
 
-Way ReturnPath::add(int link, const std::vector<IpAddress>& addresses, const NetworkNamespace::Ptr& netns) {
-  const Way way{.link = link, .generation = ++generations_, .space = space_of(netns)};
-  sites_.at(way.space).add(link, way.generation, addresses);
+Way ReturnPath::add(const GuestPlace& place, const std::vector<IpAddress>& addresses) {
+  const Way way{.link = place.link, .generation = ++generations_, .space = space_of(place.netns)};
+  sites_.at(way.space).add(place, way.generation, addresses);
   return way;
+}
+
+bool ReturnPath::is_bridge_port(const GuestPlace& place) {
+  std::optional<Result<InNamespace>> inside;
+  if (place.netns && !inside.emplace(place.netns->enter())) return false;
+  const auto netlink = Netlink::open();
+  return netlink && find_bridge(**netlink, place.link, place.bridge);
 }
 
 Way ReturnPath::change_addresses(const Way& way, const std::vector<IpAddress>& addresses) {
   ReturnPathSite* site = find(way);
   if (site == nullptr || site->change_addresses(way.link, way.generation, addresses)) return way;
-  return add(way.link, addresses, site->netns());
+  return add(site->place_of(way.link), addresses);
 }
 
 const ReturnPathSite* ReturnPath::find(const Way& way) const {

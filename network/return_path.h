@@ -38,6 +38,11 @@
 // same address. Nothing of it keeps a namespace or a link alive, except for the reference to the namespace,
 // which goes with its last guest.
 //
+// A tap may be a port of a bridge, where other guests' taps are ports too. The answers come into the stack by
+// the bridge: the program steers there, or the rules name it. The source guard, or the filter of SYNs, is on
+// the tap. Only what the guest sends to the bridge itself comes into the stack: if its route to the client
+// leads to another machine on the bridge, its answers are lost, and nothing here can know.
+//
 // Everything that this class creates is recognisable (protocol 210, filter "portway_steer"). What a
 // predecessor left behind is removed at start, in a namespace of guests with the first one there. A second
 // instance in the same network namespace does not start, so that the two do not remove each other's parts.
@@ -102,12 +107,14 @@ class ReturnPath {
   const std::string& why_rules() const { return why_rules_; }
 
   /// From now on the guest's answers come back (not with kGuardOnly), and no other guest can send from its
-  /// addresses: one, or one of each family. `link` is the interface index of its tap, an Ethernet device, in
-  /// `netns`; null is the node's own namespace. A link has one guest: a second call replaces its addresses
+  /// addresses: one, or one of each family. A link has one guest: a second call replaces its addresses
   /// and removes its ports. What was set up is read back, and the kernel is asked what it would do with an
   /// answer. Look at fault(): if it is not empty, repair() tries again until remove(). Call it before the
   /// first connection, whose answers would be lost.
-  Way add(int link, const std::vector<IpAddress>& addresses, const NetworkNamespace::Ptr& netns = nullptr);
+  Way add(const GuestPlace& place, const std::vector<IpAddress>& addresses);
+  Way add(int link, const std::vector<IpAddress>& addresses, const NetworkNamespace::Ptr& netns = nullptr) {
+    return add(GuestPlace{.link = link, .netns = netns}, addresses);
+  }
   Way add(int link, const IpAddress& address, const NetworkNamespace::Ptr& netns = nullptr) {
     return add(link, std::vector{address}, netns);
   }
@@ -116,6 +123,9 @@ class ReturnPath {
   /// all the time. Call it before the first connection to a new address. Returns the guest's way from now on:
   /// another one, without ports, if their rules at the new addresses would be too many.
   Way change_addresses(const Way& way, const std::vector<IpAddress>& addresses);
+
+  /// Whether the bridge of this place is one that the link is a port of. False if it cannot be found out.
+  static bool is_bridge_port(const GuestPlace& place);
 
   /// Removes what a killed predecessor left in a namespace, unless a guest there has come back.
   /// kResourceExhausted, as for NetworkNamespace::enter() and rtnetlink(7).

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -130,6 +131,17 @@ Result<void> check_ethernet(Netlink& netlink, int link) {
   return Error{
       .code = ErrorCode::kResourceExhausted,
       .detail = fmt::format("return path: {} is no Ethernet device; give the guest a tap", device->name)};
+}
+
+Result<int> find_bridge(Netlink& netlink, int link, const std::string& bridge) {
+  const auto port = find_device(netlink, link);
+  if (!port) return no_such_link(link);
+  const auto master = port->master != 0 ? find_device(netlink, port->master) : std::nullopt;
+  if (master && master->kind == "bridge" && master->name == bridge) return port->master;
+  return Error{.code = ErrorCode::kResourceExhausted,
+               .detail = fmt::format("return path: {0} is no port of a bridge {1}; plug it in (ip link set "
+                                     "{0} master {1}), or register the guest with the bridge that it is on",
+                                     port->name, bridge)};
 }
 
 Result<void> try_rules(Netlink& netlink, std::uint32_t table) {

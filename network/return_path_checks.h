@@ -53,6 +53,8 @@ std::string name_of(Netlink& netlink, int link);
 Error no_such_link(int link);
 /// The packet program reads Ethernet frames.
 Result<void> check_ethernet(Netlink& netlink, int link);
+/// The index of the bridge with this name, if the link is one of its ports.
+Result<int> find_bridge(Netlink& netlink, int link, const std::string& bridge);
 /// The kernel would deliver such a packet to this node; if not, the detail says what stands in the way.
 /// `preference` is that of our rule.
 Result<void> check_delivery(Netlink& netlink, std::uint32_t preference, const InputPacket& packet);

@@ -185,15 +185,17 @@ const std::string& ReturnPathSite::fault(int link, std::uint64_t generation, con
              : guest->faults[static_cast<std::size_t>(known - guest->addresses.begin())];
 }
 
-void ReturnPathSite::add(int link, std::uint64_t generation, const std::vector<IpAddress>& addresses) {
-  Guest guest{.generation = generation, .addresses = addresses};
+void ReturnPathSite::add(const GuestPlace& place, std::uint64_t generation,
+                         const std::vector<IpAddress>& addresses) {
+  const int link = place.link;
+  Guest guest{.generation = generation, .addresses = addresses, .bridge = place.bridge};
   // A guest's program stays on its tap: without it, answers to what is still open would reach the real
   // client.
   if (const auto known = guests_.find(link); known != guests_.end()) {
     const bool same_families = std::ranges::all_of(
         kFamilies, [&](int family) { return known->second.has(family) == guest.has(family); });
-    if (program_ != nullptr && same_families) {
-      guest.filter = known->second.filter;
+    if (program_ != nullptr && same_families && known->second.bridge == guest.bridge) {
+      guest.input = known->second.input;
     } else {
       take_down(link);
     }
@@ -263,6 +265,7 @@ Result<void> ReturnPathSite::make_common(Netlink& netlink, int family) {
 }
 
 Result<void> ReturnPathSite::make_link(Netlink& netlink, int link, Guest& guest) {
+  if (auto done = follow_input(netlink, link, guest); !done) return done;
   if (program_ != nullptr) {
     auto done = attach(netlink, link, guest);
     return done ? add_routes(netlink, link, guest) : done;
@@ -293,33 +296,67 @@ Result<void> ReturnPathSite::add_port_rules(Netlink& netlink, const Guest& guest
   return {};
 }
 
-Result<void> ReturnPathSite::attach(Netlink& netlink, int link, Guest& guest) {
+/// The link by which the guest's packets come into the stack.
+Result<int> ReturnPathSite::find_input(Netlink& netlink, int link, const Guest& guest) const {
+  return guest.bridge.empty() ? Result<int>(link) : find_bridge(netlink, link, guest.bridge);
+}
+
+/// A bridge may be created again.
+Result<void> ReturnPathSite::follow_input(Netlink& netlink, int link, Guest& guest) {
+  const auto input = find_input(netlink, link, guest);
+  if (!input) return input.error();
+  const int former = std::exchange(guest.input, *input);
+  if (program_ != nullptr && former != 0 && !is_used(former)) forget_program(&netlink, former);
+  return {};
+}
+
+/// Besides its own link.
+bool ReturnPathSite::steers_on(int link, const Guest& guest) const {
+  return guest.input != link && kind_ == ReturnPathKind::kProgram;
+}
+
+Result<void> ReturnPathSite::attach(Netlink& netlink, int link, const Guest& guest) {
   if (auto done = check_ethernet(netlink, link); !done) return done;
-  if (auto done = program_->set_guest(key(link), guest.addresses, kind_ == ReturnPathKind::kProgram); !done)
+  const int bridge = steers_on(link, guest) ? guest.input : 0;
+  if (auto done = program_->set_guest(key(link), guest.addresses, kind_ == ReturnPathKind::kProgram, bridge);
+      !done)
     return done.error();
-  auto attached = is_attached(netlink, link, guest);
+  auto done = attach_to(netlink, link);
+  if (done && bridge != 0) done = attach_to(netlink, bridge);
+  return done;
+}
+
+Result<void> ReturnPathSite::attach_to(Netlink& netlink, int link) {
+  auto attached = is_attached(netlink, link);
   if (!attached) return attached.error();
   if (*attached) return {};
   const auto program = program_->make_attachable(key(link));
   if (!program) return program.error();
   if (program_->attach(key(link), *program)) return {};
-  guest.filter = program->id;
+  filters_[link] = program->id;
   return add_filter(netlink, link, program->fd.get());
 }
 
-Result<bool> ReturnPathSite::is_attached(Netlink& netlink, int link, const Guest& guest) const {
+Result<bool> ReturnPathSite::is_attached(Netlink& netlink, int link) const {
   if (program_->is_attached(key(link))) return true;
+  const auto known = filters_.find(link);
+  if (known == filters_.end()) return false;
   auto filters = our_filters(netlink, link);
   if (!filters) return filters.error();
-  return guest.filter != 0 &&
-         std::ranges::find(*filters, guest.filter, &OurFilter::program) != filters->end();
+  return std::ranges::find(*filters, known->second, &OurFilter::program) != filters->end();
+}
+
+bool ReturnPathSite::is_used(int input) const {
+  return std::ranges::any_of(
+      guests_, [input](const auto& entry) { return entry.first == input || entry.second.input == input; });
 }
 
 /// Rules follow an interface's name: when it is renamed they lead nothing back, and the next one of the old
 /// name would inherit them.
 Result<void> ReturnPathSite::name_rules(Netlink& netlink, int link, Guest& guest) {
-  const std::string name = name_of(netlink, link);
-  if (name.empty()) return no_such_link(link);
+  if (auto done = follow_input(netlink, link, guest); !done) return done;
+  const std::string name = name_of(netlink, guest.input);
+  if (name.empty()) return no_such_link(guest.input);
   if (name == guest.tap) return {};
   delete_port_rules(netlink, guest);
   guest.tap = name;
@@ -359,24 +396,31 @@ void ReturnPathSite::take_down(int link) {
   // For want of descriptors, say. The next call that comes in removes everything, and puts back what the
   // other guests need.
   prepared_ = false;
-  if (program_ != nullptr) {
-    program_->remove_guest(key(link));
-    program_->detach(key(link));
-  }
-  guests_.erase(link);
+  const auto guest = guests_.extract(link);
+  if (program_ == nullptr) return;
+  program_->remove_guest(key(link));
+  forget_program(nullptr, link);
+  if (!is_used(guest.mapped().input)) forget_program(nullptr, guest.mapped().input);
 }
 
 void ReturnPathSite::take_down(Netlink& netlink, int link) {
   const auto guest = guests_.extract(link);
+  const int input = guest.mapped().input;
   if (program_ != nullptr) {
+    // What cannot be removed now, for want of memory, is removed by the next start. The program does nothing
+    // without the guest in its map.
     program_->remove_guest(key(link));
-    program_->detach(key(link));
+    forget_program(&netlink, link);
+    if (!is_used(input)) forget_program(&netlink, input);
   }
   delete_port_rules(netlink, guest.mapped());
-  // What cannot be removed now, for want of memory, is removed by the next start. The program does nothing
-  // without the guest in its map.
-  if (program_ != nullptr || !guest.mapped().ports.empty()) (void)remove_our_filters(netlink, link);
+  if (!guest.mapped().ports.empty()) (void)remove_our_filters(netlink, link);
   leave_families(netlink, link, guest.mapped());
+}
+
+void ReturnPathSite::forget_program(Netlink* netlink, int link) {
+  program_->detach(key(link));
+  if (filters_.erase(link) > 0 && netlink != nullptr) (void)remove_our_filters(*netlink, link);
 }
 
 /// Removes what there was for families that only this guest used, and its own routes.
@@ -423,7 +467,8 @@ Result<void> ReturnPathSite::add_port(Netlink& netlink, int link, Guest& guest, 
     // Of two addresses, one whose way is blocked already does not cost the other one its answers.
     const bool blocked = guest.addresses.size() > 1 && !fault(link, guest.generation, address).empty();
     if (done && !blocked)
-      done = check_delivery(netlink, settings_.rule_preference, answer_of(link, address, guest_port, 0));
+      done =
+          check_delivery(netlink, settings_.rule_preference, answer_of(guest.input, address, guest_port, 0));
   }
   if (!done) forget_port(netlink, link, guest, guest_port);
   return done;
@@ -540,10 +585,16 @@ Result<void> ReturnPathSite::verify_common(Netlink& netlink, int family) const {
 /// For the answers of one of the guest's addresses.
 Result<void> ReturnPathSite::verify_link(Netlink& netlink, int link, const Guest& guest,
                                          const IpAddress& address) const {
+  const auto input = find_input(netlink, link, guest);
+  if (!input) return input.error();
+  if (*input != guest.input) return no_such_link(guest.input);
   if (program_ != nullptr) {
-    auto attached = is_attached(netlink, link, guest);
-    if (!attached) return attached.error();
-    if (!*attached) return missing(fmt::format("the program on link {}", link), settings_.table);
+    for (const int each : {link, guest.input}) {
+      if (each != link && !steers_on(link, guest)) continue;
+      auto attached = is_attached(netlink, each);
+      if (!attached) return attached.error();
+      if (!*attached) return missing(fmt::format("the program on link {}", each), settings_.table);
+    }
   } else if (auto done = verify_rules(netlink, link, guest, address); !done) {
     return done;
   }
@@ -553,12 +604,12 @@ Result<void> ReturnPathSite::verify_link(Netlink& netlink, int link, const Guest
     if (!has_route) return has_route.error();
     if (!*has_route) return missing(fmt::format("the route of table {}", settings_.table), settings_.table);
   }
-  return verify_delivery(netlink, link, guest, address);
+  return verify_delivery(netlink, guest, address);
 }
 
 Result<void> ReturnPathSite::verify_rules(Netlink& netlink, int link, const Guest& guest,
                                           const IpAddress& address) const {
-  if (name_of(netlink, link) != guest.tap) return no_such_link(link);  // under that name
+  if (name_of(netlink, guest.input) != guest.tap) return no_such_link(guest.input);  // under that name
   auto filters = our_filters(netlink, link);
   if (!filters) return filters.error();
   if (!guest.ports.empty() &&
@@ -575,13 +626,14 @@ Result<void> ReturnPathSite::verify_rules(Netlink& netlink, int link, const Gues
 
 /// The kernel is asked what it would do with the guest's answers: what is ours may be there, and something
 /// else come before it.
-Result<void> ReturnPathSite::verify_delivery(Netlink& netlink, int link, const Guest& guest,
+Result<void> ReturnPathSite::verify_delivery(Netlink& netlink, const Guest& guest,
                                              const IpAddress& address) const {
   if (kind_ == ReturnPathKind::kProgram)
     return check_delivery(netlink, settings_.rule_preference,
-                          answer_of(link, address, 0, mark_of(settings_)));
+                          answer_of(guest.input, address, 0, mark_of(settings_)));
   for (const auto& [port, count] : guest.ports) {
-    if (auto done = check_delivery(netlink, settings_.rule_preference, answer_of(link, address, port, 0));
+    if (auto done =
+            check_delivery(netlink, settings_.rule_preference, answer_of(guest.input, address, port, 0));
         !done)
       return done;
   }

@@ -44,6 +44,13 @@ struct ReturnPathSettings {
                                       // (16-23) use
 };
 
+/// Where a guest is.
+struct GuestPlace {
+  int link = 0;                           // interface index of its tap, an Ethernet device
+  NetworkNamespace::Ptr netns = nullptr;  // where the tap is; null: in the node's own
+  std::string bridge = {};  // the tap is a port of this one, by which its packets come in; empty: by the tap
+};
+
 class ReturnPathSite {
  public:
   static constexpr std::size_t kPortsMax = 128;  // rules in one namespace
@@ -69,7 +76,10 @@ class ReturnPathSite {
 
   // --- A guest's, as in ReturnPath.
 
-  void add(int link, std::uint64_t generation, const std::vector<IpAddress>& addresses);
+  void add(const GuestPlace& place, std::uint64_t generation, const std::vector<IpAddress>& addresses);
+  GuestPlace place_of(int link) const {
+    return {.link = link, .netns = netns_, .bridge = guests_.at(link).bridge};
+  }
   /// False if the rules of its ports would be too many: nothing has changed.
   bool change_addresses(int link, std::uint64_t generation, const std::vector<IpAddress>& addresses);
   void remove(int link, std::uint64_t generation);
@@ -88,10 +98,11 @@ class ReturnPathSite {
   struct Guest {
     std::uint64_t generation = 0;
     std::vector<IpAddress> addresses;
-    std::string tap = {};                             // for rules: the name that they have
+    std::string tap = {};                             // for rules: the name of the input that they have
     std::map<std::uint16_t, std::size_t> ports = {};  // with rules: how often each was added
     std::vector<std::string> faults = {};             // of the addresses
-    std::uint32_t filter = 0;                         // the program's id, if it is attached by a filter
+    std::string bridge = {};                          // empty: none
+    int input = 0;                                    // the bridge's index, or the link; 0: not found yet
     bool has(int family) const;
     const std::string& fault() const;
   };
@@ -110,8 +121,13 @@ class ReturnPathSite {
   Result<void> make_common(Netlink& netlink, int family);
   Result<void> make_link(Netlink& netlink, int link, Guest& guest);
   Result<void> add_routes(Netlink& netlink, int link, const Guest& guest);
-  Result<void> attach(Netlink& netlink, int link, Guest& guest);
-  Result<bool> is_attached(Netlink& netlink, int link, const Guest& guest) const;
+  Result<int> find_input(Netlink& netlink, int link, const Guest& guest) const;
+  Result<void> follow_input(Netlink& netlink, int link, Guest& guest);
+  bool steers_on(int link, const Guest& guest) const;
+  Result<void> attach(Netlink& netlink, int link, const Guest& guest);
+  Result<void> attach_to(Netlink& netlink, int link);
+  Result<bool> is_attached(Netlink& netlink, int link) const;
+  bool is_used(int input) const;
   Result<void> name_rules(Netlink& netlink, int link, Guest& guest);
   Result<void> add_port_rules(Netlink& netlink, const Guest& guest);
   void delete_port_rules(Netlink& netlink, const Guest& guest);
@@ -121,13 +137,13 @@ class ReturnPathSite {
   void forget_port(Netlink& netlink, int link, Guest& guest, std::uint16_t guest_port);
   void take_down(int link);
   void take_down(Netlink& netlink, int link);
+  void forget_program(Netlink* netlink, int link);
   void change_addresses(Netlink& netlink, int link, Guest& guest, const std::vector<IpAddress>& addresses);
   void leave_families(Netlink& netlink, int link, const Guest& former);
   Result<void> verify_common(Netlink& netlink, int family) const;
   Result<void> verify_link(Netlink& netlink, int link, const Guest& guest, const IpAddress& address) const;
   Result<void> verify_rules(Netlink& netlink, int link, const Guest& guest, const IpAddress& address) const;
-  Result<void> verify_delivery(Netlink& netlink, int link, const Guest& guest,
-                               const IpAddress& address) const;
+  Result<void> verify_delivery(Netlink& netlink, const Guest& guest, const IpAddress& address) const;
   Result<void> repair_common(Netlink& netlink, int family);
   Result<void> repair_link(Netlink& netlink, int link, Guest& guest, const IpAddress& address);
   void note(int link, Guest& guest, std::size_t address, const Result<void>& done,
@@ -145,6 +161,7 @@ class ReturnPathSite {
   bool prepared_ = false;
   std::string why_no_v6_;        // why no socket can have the address of an IPv6 client; empty where it can
   std::map<int, Guest> guests_;  // by link
+  std::map<int, std::uint32_t> filters_;  // ids of the programs that are attached by filters, by link
 };
 
 }  // namespace portway

@@ -1,4 +1,5 @@
-// tc ingress program on a guest's tap (Ethernet). It does two things to the packets that the guest sends.
+// tc ingress program on a guest's tap (Ethernet), or on the bridge that it is a port of. It does two things
+// to the packets that the guest sends.
 //
 // The source guard drops a packet whose source address belongs to another tap's guest. Nothing else stops
 // such packets if rp_filter is off or loose, and nothing ever does for IPv6. A forged segment would find
@@ -34,6 +35,10 @@
 //    such a SYN has never reached the listener.
 //  - The kernel's table `local` (preference 0) comes before our rule, so the mark opens no way to the
 //    node's addresses that was not there without it.
+//
+// A guest's tap may be a port of a bridge. Then the program is on both: as the source guard on the port, and
+// to steer on the bridge, by which the packets come in that a port sends to the node's stack. What other
+// ports of the bridge send is not guarded.
 //
 // ICMP errors about a connection are steered too: a refusal by the guest's packet filter, or what a router
 // behind the tap reports of the path's MTU. They are addressed to the client, because they quote a packet
@@ -79,6 +84,15 @@ struct {
   __type(key, struct SteerOwner);
   __type(value, __u8);
 } owners SEC(".maps");
+
+// The addresses of the guests behind each bridge.
+struct {
+  __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __uint(max_entries, 2 * kSteerGuestsMax);
+  __type(key, struct SteerMember);
+  __type(value, __u8);
+} members SEC(".maps");
 
 // Connections of the guests that are not the relay's (struct RoutedSet says more). BPF_F_MMAPABLE: Linux 5.5.
 struct {
@@ -290,7 +304,12 @@ static __always_inline bool answers_v6(struct __sk_buff* skb, __u32 space, const
   return false;
 }
 
-static __always_inline enum Verdict about_v4(struct __sk_buff* skb, const struct Packet* packet,
+static __always_inline bool is_member(struct __sk_buff* skb, __u32 space, const struct BpfAddress* address) {
+  const struct SteerMember member = {{space, skb->ifindex}, *address};
+  return bpf_map_lookup_elem(&members, &member) != 0;
+}
+
+static __always_inline enum Verdict about_v4(struct __sk_buff* skb, __u32 space, const struct Packet* packet,
                                              const struct SteerGuest* guest) {
   const struct iphdr* ip = &packet->v4;
   __u32 at = packet->header + ip->ihl * 4;
@@ -308,8 +327,11 @@ static __always_inline enum Verdict about_v4(struct __sk_buff* skb, const struct
   if (bpf_skb_load_bytes(skb, at, &quoted, sizeof quoted) != 0) return kNotOurs;
   if (quoted.version != 4 || quoted.ihl < 5 || quoted.protocol != IPPROTO_TCP) return kNotOurs;
   if (quoted.frag_off & bpf_htons(kFragmentOffset)) return kNotOurs;
-  if (quoted.saddr != ip->daddr || quoted.daddr != guest->address[0].word[3] ||
-      guest->address[0].word[2] != bpf_htonl(0xffff)) {
+  if (quoted.saddr != ip->daddr) return kNotOurs;
+  if (guest->bridge) {
+    const struct BpfAddress to = {{0, 0, bpf_htonl(0xffff), quoted.daddr}};
+    if (!is_member(skb, space, &to)) return kNotOurs;
+  } else if (quoted.daddr != guest->address[0].word[3] || guest->address[0].word[2] != bpf_htonl(0xffff)) {
     return kNotOurs;
   }
   __be16 ports[2];
@@ -347,7 +369,7 @@ static __always_inline __u32 find_tcp(struct __sk_buff* skb, __u32 at, __u8 next
 }
 
 // Redirects come from link-local addresses, and no router forwards them (RFC 4861, 8.1).
-static __always_inline enum Verdict about_v6(struct __sk_buff* skb, const struct Packet* packet,
+static __always_inline enum Verdict about_v6(struct __sk_buff* skb, __u32 space, const struct Packet* packet,
                                              const struct SteerGuest* guest) {
   const struct ipv6hdr* ip = &packet->v6;
   __u32 at = packet->header + sizeof *ip;
@@ -363,9 +385,11 @@ static __always_inline enum Verdict about_v6(struct __sk_buff* skb, const struct
   __builtin_memcpy(tuple.ipv6.daddr, &quoted.saddr, sizeof quoted.saddr);
 #pragma unroll
   for (int word = 0; word < 4; ++word) {
-    if (tuple.ipv6.saddr[word] != guest->address[1].word[word]) return kNotOurs;
     if (tuple.ipv6.daddr[word] != ip->daddr.in6_u.u6_addr32[word]) return kNotOurs;
   }
+  struct BpfAddress to;
+  __builtin_memcpy(&to, &quoted.daddr, sizeof to);
+  if (guest->bridge ? !is_member(skb, space, &to) : !equal(&to, &guest->address[1])) return kNotOurs;
   at = find_tcp(skb, at + sizeof quoted, quoted.nexthdr);
   __be16 ports[2];
   if (at == 0 || bpf_skb_load_bytes(skb, at, ports, sizeof ports) != 0) return kNotOurs;
@@ -379,7 +403,7 @@ static __always_inline enum Verdict judge(struct __sk_buff* skb, __u32 space, co
                                           const struct SteerGuest* guest, bool of_guest) {
   const bool v4 = packet->version == 4;
   if (of_guest && (v4 ? answers_v4(skb, space, packet) : answers_v6(skb, space, packet))) return kSteer;
-  return v4 ? about_v4(skb, packet, guest) : about_v6(skb, packet, guest);
+  return v4 ? about_v4(skb, space, packet, guest) : about_v6(skb, space, packet, guest);
 }
 
 static __always_inline int drop(void) {
@@ -402,9 +426,10 @@ static __always_inline int steer(struct __sk_buff* skb, __u32 space) {
   if (!read_packet(skb, &packet)) return drop();
   // Each address on a path of its own: without CAP_PERFMON the verifier does not allow an offset that depends
   // on the path.
-  const bool of_guest = packet.version == 6 ? equal(&packet.source, &guest->address[1])
-                                            : equal(&packet.source, &guest->address[0]);
-  if (packet.version != 0 && !of_guest && has_owner(space, &packet.source)) return drop();
+  const bool of_guest = guest->bridge         ? is_member(skb, space, &packet.source)
+                        : packet.version == 6 ? equal(&packet.source, &guest->address[1])
+                                              : equal(&packet.source, &guest->address[0]);
+  if (packet.version != 0 && !guest->bridge && !of_guest && has_owner(space, &packet.source)) return drop();
   if (!guest->steered) return TC_ACT_UNSPEC;
   const enum Verdict verdict = packet.version == 0 ? kNotOurs : judge(skb, space, &packet, guest, of_guest);
   if (verdict == kDrop) return TC_ACT_SHOT;

@@ -62,8 +62,8 @@ STEER_INLINE struct RoutedKey routed_key(__u32 space, __u32 link, const struct B
   return key;
 }
 
-// Key of the map `guests`: a tap. Interface indexes are each network namespace's own, and so are guests'
-// addresses. A space is the number that the daemon has given to a namespace; 0 is the node's own.
+// Key of the map `guests`: a tap, or a bridge. Interface indexes are each network namespace's own, and so are
+// guests' addresses. A space is the number that the daemon has given to a namespace; 0 is the node's own.
 struct SteerLink {
   __u32 space;
   __u32 link;  // interface index
@@ -79,4 +79,11 @@ struct SteerOwner {
 struct SteerGuest {
   struct BpfAddress address[2];  // of the guest behind it: IPv4, IPv6; all zero where it has none
   __u32 steered;                 // 0: the source guard only, and the mark is left alone
+  __u32 bridge;                  // 1: steering only, for the guests behind its ports: `members` has them
+};
+
+// Key of the map `members`: a guest behind a bridge.
+struct SteerMember {
+  struct SteerLink bridge;
+  struct BpfAddress address;
 };

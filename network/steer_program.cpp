@@ -49,6 +49,7 @@ SteerProgram::SteerProgram(std::unique_ptr<BpfObject> object, RoutedTable routed
       inside_(object_->map_fd("inside")),
       guests_(object_->map_fd("guests")),
       owners_(object_->map_fd("owners")),
+      members_(object_->map_fd("members")),
       forged_(object_->map_fd("forged")),
       routed_table_(std::move(routed)),
       routed_({routed_table_.get(), kRoutedTableSize}) {}
@@ -58,26 +59,72 @@ void SteerProgram::Unmap::operator()(const RoutedSet* table) const {
 }
 
 Result<void> SteerProgram::set_guest(const GuestLink& link, const std::vector<IpAddress>& addresses,
-                                     bool steered) {
+                                     bool steered, int bridge) {
+  const GuestLink of_bridge{.space = link.space, .index = bridge};
   if (auto done = own(link.space, addresses); !done) return done;
+  if (bridge != 0) {
+    if (auto done = join(of_bridge, addresses); !done) {
+      disown(link.space, addresses);
+      return done;
+    }
+  }
   const SteerLink key = key_of(link);
-  SteerGuest value{.address = {}, .steered = steered ? 1U : 0U};
+  SteerGuest value{.address = {}, .steered = steered && bridge == 0 ? 1U : 0U, .bridge = 0};
   for (const IpAddress& address : addresses) value.address[address.is_v6() ? 1 : 0] = to_bpf_address(address);
   if (bpf_map_update_elem(guests_, &key, &value, BPF_ANY) != 0) {
     const int error = errno;
     disown(link.space, addresses);
+    leave(of_bridge, addresses);
     return object_->refused("guest map", error);
   }
-  disown(link.space, addresses_[link]);
-  addresses_[link] = addresses;
+  Guest& known = known_[link];
+  disown(link.space, known.addresses);
+  leave({.space = link.space, .index = known.bridge}, known.addresses);
+  known = {.addresses = addresses, .bridge = bridge};
   return {};
 }
 
 void SteerProgram::remove_guest(const GuestLink& link) {
   const SteerLink key = key_of(link);
   bpf_map_delete_elem(guests_, &key);
-  const auto known = addresses_.extract(link);
-  if (!known.empty()) disown(link.space, known.mapped());
+  const auto known = known_.extract(link);
+  if (known.empty()) return;
+  disown(link.space, known.mapped().addresses);
+  leave({.space = link.space, .index = known.mapped().bridge}, known.mapped().addresses);
+}
+
+/// All or none; the bridge is in `guests` as long as it has members.
+Result<void> SteerProgram::join(const GuestLink& bridge, const std::vector<IpAddress>& addresses) {
+  const SteerLink key = key_of(bridge);
+  const SteerGuest value{.address = {}, .steered = 1, .bridge = 1};
+  bool done = bpf_map_update_elem(guests_, &key, &value, BPF_ANY) == 0;
+  int error = errno;
+  for (const IpAddress& address : addresses) {
+    joined_.emplace(bridge, address);
+    const SteerMember member{.bridge = key, .address = to_bpf_address(address)};
+    const __u8 one = 1;
+    if (!done || bpf_map_update_elem(members_, &member, &one, BPF_ANY) == 0) continue;
+    error = errno;
+    done = false;
+  }
+  if (done) return {};
+  leave(bridge, addresses);
+  return object_->refused("map of the guests behind bridges", error);
+}
+
+void SteerProgram::leave(const GuestLink& bridge, const std::vector<IpAddress>& addresses) {
+  if (bridge.index == 0) return;
+  const SteerLink key = key_of(bridge);
+  for (const IpAddress& address : addresses) {
+    const auto joined = joined_.find({bridge, address});
+    if (joined == joined_.end()) continue;
+    joined_.erase(joined);
+    const SteerMember member{.bridge = key, .address = to_bpf_address(address)};
+    if (!joined_.contains({bridge, address})) bpf_map_delete_elem(members_, &member);
+  }
+  const auto next = joined_.lower_bound({bridge, IpAddress()});
+  const bool empty = next == joined_.end() || bridge < next->first;
+  if (empty) bpf_map_delete_elem(guests_, &key);
 }
 
 Result<SteerProgram::Attachable> SteerProgram::make_attachable(const GuestLink& link) const {
