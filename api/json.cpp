@@ -83,6 +83,7 @@ boost::json::object to_json(const InstanceStatus& status) {
   if (!instance.device.empty()) out["device"] = instance.device;
   if (!instance.netns.empty()) out["netns"] = instance.netns;
   if (!instance.tap_netns.empty()) out["tap_netns"] = instance.tap_netns;
+  if (!instance.target.is_tcp()) out["target"] = to_json(instance.target);
   out["owner"] = instance.owner;
   out["profile"] = instance.profile;
   if (instance.vmm_pid) out["vmm_pid"] = *instance.vmm_pid;

@@ -138,6 +138,23 @@ void JsonFields::object(std::string_view name,
   if (error && !error_) error_ = std::move(error);
 }
 
+std::optional<Target> JsonFields::target(std::string_view name, bool needs_port) {
+  std::optional<Target> target;
+  object(name, [&](JsonFields fields) {
+    const auto kind = parse_target_kind(fields.string("kind"));
+    if (!kind) fields.refuse("kind", fmt::format("{}.kind must be tcp, unix or firecracker_vsock.", name));
+    target.emplace().kind = kind.value_or(TargetKind::kTcp);
+    if (!kind) (void)fields.given("socket"), (void)fields.given("port");  // the kind is what is wrong
+    if (!target->is_tcp()) target->socket = fields.string("socket");
+    if (target->kind == TargetKind::kFirecrackerVsock && (needs_port || fields.given("port"))) {
+      target->port =
+          static_cast<std::uint32_t>(fields.integer("port", 1, kVsockPortMax, ErrorCode::kInvalidPort));
+    }
+    return fields.finish();
+  });
+  return target;
+}
+
 void JsonFields::each(std::string_view name, std::size_t least, std::size_t most,
                       const std::function<std::optional<Error>(JsonFields fields)>& read) {
   const boost::json::value* value = find(name, true);

@@ -46,6 +46,9 @@ class JsonFields {
   std::vector<Cidr> networks(std::string_view name, std::size_t most);
   /// Addresses, at least one; none if the field is null or absent.
   std::vector<IpAddress> addresses(std::string_view name, std::size_t most);
+  /// Where a forward leads; nullopt if the field is null or absent. Without `needs_port`, a vsock's port may
+  /// be left out, and is 0 then.
+  std::optional<Target> target(std::string_view name, bool needs_port);
   /// Whether the field was given, even as null.
   bool given(std::string_view name) { return find(name, false) != nullptr || object_.contains(name); }
 

@@ -56,6 +56,26 @@ struct TapIdentity {
   friend bool operator==(const TapIdentity&, const TapIdentity&) = default;
 };
 
+/// What a forward's clients are connected to.
+enum class TargetKind : std::uint8_t {
+  kTcp,               // a TCP port of the guest
+  kUnix,              // a Unix stream socket of the node
+  kFirecrackerVsock,  // a port of the guest's vsock, through the Unix socket of its Firecracker
+};
+std::string_view to_string(TargetKind kind);
+std::optional<TargetKind> parse_target_kind(std::string_view text);
+
+struct Target {
+  TargetKind kind = TargetKind::kTcp;
+  std::string socket = {};  // absolute path; empty for kTcp
+  std::uint32_t port = 0;   // of the vsock, 1 to kVsockPortMax; 0 for the others
+
+  bool is_tcp() const { return kind == TargetKind::kTcp; }
+  friend bool operator==(const Target&, const Target&) = default;
+};
+
+inline constexpr std::uint32_t kVsockPortMax = UINT32_MAX - 1;  // the last is VMADDR_PORT_ANY (vsock(7))
+
 /// Instance::device of a guest that is reached by the node's routes, whatever interface they name.
 inline constexpr std::string_view kByRoute = "none";
 /// Instance::netns and tap_netns: the network namespace of the process vmm_pid.
@@ -74,6 +94,8 @@ struct Instance {
   // made; empty: in the node's own. `tap_netns` is where the tap is; empty: the same.
   std::string netns = {};
   std::string tap_netns = {};
+  // Of forwards that give none. With a vsock, port 0: each forward's guest_port is the port.
+  Target target = {};
   std::string owner;  // whose keys see the instance
   std::string profile = "default";
   std::optional<std::int32_t> vmm_pid = std::nullopt;
@@ -120,26 +142,6 @@ enum class SourceMode : std::uint8_t {
 std::string_view to_string(SourceMode mode);
 std::optional<SourceMode> parse_source_mode(std::string_view text);
 
-/// What a forward's clients are connected to.
-enum class TargetKind : std::uint8_t {
-  kTcp,               // a TCP port of the guest
-  kUnix,              // a Unix stream socket of the node
-  kFirecrackerVsock,  // a port of the guest's vsock, through the Unix socket of its Firecracker
-};
-std::string_view to_string(TargetKind kind);
-std::optional<TargetKind> parse_target_kind(std::string_view text);
-
-struct Target {
-  TargetKind kind = TargetKind::kTcp;
-  std::string socket = {};  // absolute path; empty for kTcp
-  std::uint32_t port = 0;   // of the vsock, 1 to kVsockPortMax; 0 for the others
-
-  bool is_tcp() const { return kind == TargetKind::kTcp; }
-  friend bool operator==(const Target&, const Target&) = default;
-};
-
-inline constexpr std::uint32_t kVsockPortMax = UINT32_MAX - 1;  // the last is VMADDR_PORT_ANY (vsock(7))
-
 inline constexpr std::size_t kAllowedCidrsMax = 64;
 
 /// Limits that nftables would set beside a DNAT rule. Zero or empty: no limit.
@@ -174,13 +176,13 @@ LimitSet set_limits(const TrafficLimits& limits);
 
 /// A request for a new forward.
 struct ForwardSpec {
-  std::uint16_t guest_port = 0;  // 0 if the target is no TCP port
+  std::uint16_t guest_port = 0;  // 0: not given
   std::string protocol = "tcp";
   std::string label;                                      // 0-63 bytes of UTF-8 without control characters
   std::optional<std::uint16_t> host_port = std::nullopt;  // random if absent
   TrafficLimits limits = {};
   SourceMode source_mode = SourceMode::kAuto;
-  Target target = {};
+  std::optional<Target> target = std::nullopt;  // absent: the instance's
 };
 
 /// A request to change a forward.

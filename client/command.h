@@ -44,13 +44,12 @@ struct Parameter {
   char letter = 0;                                               // "-o"
   std::int64_t most = std::numeric_limits<std::int32_t>::max();  // of a kCount
   bool required = false;              // positional parameters are, but for the next line
-  std::string_view unless = {};       // the option with which the last positional one is left out
+  bool optional = false;              // positional, the last one: it may be left out
   bool repeatable = false;            // in a body: a list
   std::string_view fallback = {};     // the default value
   std::string_view environment = {};  // the variable that can replace it
   std::vector<std::string_view> choices = {};
 
-  bool optional() const { return !unless.empty(); }
   bool positional() const { return !name.starts_with('-'); }
 };
 

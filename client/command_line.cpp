@@ -20,7 +20,7 @@ void add_parameter(CLI::App& app, const Parameter& parameter) {
   if (!parameter.environment.empty()) help += " Environment: " + std::string(parameter.environment) + ".";
   CLI::Option* option = app.add_option(name, CLI::callback_t{}, help);
   option->type_name(parameter.positional() ? "" : std::string(parameter.value));
-  if ((parameter.positional() && !parameter.optional()) || parameter.required) option->required();
+  if ((parameter.positional() && !parameter.optional) || parameter.required) option->required();
   if (parameter.repeatable) option->expected(1, std::numeric_limits<int>::max())->allow_extra_args(false);
   if (parameter.kind == Kind::kPort) option->check(CLI::Range(1, 65535).description(""));
   if (parameter.kind == Kind::kCount)

@@ -201,8 +201,8 @@ std::string zsh_action(const Parameter& parameter) {
 
 std::string zsh_argument(const Parameter& parameter, int position) {
   if (parameter.positional()) {
-    return "'" + std::to_string(position) + (parameter.optional() ? "::" : ":") +
-           zsh_escaped(parameter.name) + ":" + zsh_action(parameter) + "'";
+    return "'" + std::to_string(position) + (parameter.optional ? "::" : ":") + zsh_escaped(parameter.name) +
+           ":" + zsh_action(parameter) + "'";
   }
   const std::string rest = "[" + zsh_escaped(parameter.help) + "]:" + zsh_escaped(parameter.value) + ":" +
                            zsh_action(parameter) + "'";

@@ -57,7 +57,7 @@ std::string command_entry(const Command& command) {
   for (const Parameter& parameter : command.parameters) {
     if (!parameter.positional()) continue;
     const std::string name(parameter.name);
-    out += parameter.optional() ? " [" + name + "]" : " " + name;
+    out += parameter.optional ? " [" + name + "]" : " " + name;
   }
   out += "\"\n" + line(command.summary);
   for (const Parameter& parameter : command.parameters) {

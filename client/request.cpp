@@ -56,11 +56,6 @@ const Parameter& parameter_of(const Command& command, std::string_view name) {
 std::optional<Failure> why_not(const Command& command, const Arguments& arguments) {
   bool changes = false;
   for (const Parameter& parameter : command.parameters) {
-    if (parameter.optional() && !arguments.has(parameter.name) && !arguments.has(parameter.unless)) {
-      return Failure{Exit::kUsage,
-                     fmt::format("{} is required, unless {} is given.", parameter.name, parameter.unless),
-                     fmt::format("See portway {} --help.", command.full_name())};
-    }
     if (!arguments.has(parameter.name)) continue;
     changes = changes || parameter.place == Place::kBody || parameter.place == Place::kBodyNull;
     if (parameter.place != Place::kBodyNull) continue;
@@ -161,7 +156,9 @@ HttpRequest make_request(const Command& command, const Arguments& arguments, std
     request.target += std::string(name) + "=" + percent_encoded(value);
   };
   json::object body;
+  bool has_body = false;
   for (const Parameter& parameter : command.parameters) {
+    has_body = has_body || parameter.place == Place::kBody;
     if (!arguments.has(parameter.name)) continue;
     if (parameter.place == Place::kQuery) add_query(parameter.field, arguments.text(parameter.name));
     if (parameter.place == Place::kBody) member(body, parameter.field) = body_value(parameter, arguments);
@@ -175,7 +172,7 @@ HttpRequest make_request(const Command& command, const Arguments& arguments, std
   }
   if (command.paged) add_query("limit", kPageSize);
   if (!cursor.empty()) add_query("cursor", cursor);
-  if (!body.empty()) request.body = json::serialize(body);
+  if (has_body) request.body = json::serialize(body);  // also if nothing is in it
   return request;
 }
 

@@ -107,10 +107,10 @@ class Control {
     const Instance& instance;
     bool created;
   };
-  /// The virtual machine runs. Idempotent. Another owner, profile or vmm_pid changes the running session in
-  /// place. Another guest address or tap, or a registration after a stop, begins a new session and ends the
-  /// old one's forwards; its virtual machine may come up later: until its tap has a carrier, clients of its
-  /// forwards are reset. `session` is the one that is there before.
+  /// The virtual machine runs. Idempotent. Another owner, profile, target or vmm_pid changes the running
+  /// session in place. Another guest address or tap, or a registration after a stop, begins a new session and
+  /// ends the old one's forwards; its virtual machine may come up later: until its tap has a carrier, clients
+  /// of its forwards are reset. `session` is the one that is there before.
   Result<PutInstance> put_instance(Instance asked, const std::optional<Uuid>& session = std::nullopt,
                                    std::string_view by = "?");
   /// The guest of the running session has other addresses: its forwards lead there from now on, with their

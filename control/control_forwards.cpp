@@ -21,12 +21,15 @@ Error error_of(Error error, std::size_t i, std::size_t specs) {
   return error;
 }
 
+/// Of a spec that was checked.
 Forward new_forward(const Principal& caller, const Instance& instance, const ForwardSpec& spec,
                     std::uint16_t host_port) {
+  Target target = target_of(spec, instance.target).value();
+  const std::uint16_t guest_port = target.is_tcp() ? spec.guest_port : std::uint16_t{0};
   return {.id = make_uuid(),
           .instance_id = instance.id,
           .session_id = instance.session_id,
-          .guest_port = spec.guest_port,
+          .guest_port = guest_port,
           .host_port = host_port,
           .protocol = spec.protocol,
           .label = spec.label,
@@ -34,7 +37,7 @@ Forward new_forward(const Principal& caller, const Instance& instance, const For
           .limits = spec.limits,
           .source_mode = spec.source_mode,
           .admin_limits = caller.role == Role::kAdmin ? set_limits(spec.limits) : LimitSet(),
-          .target = spec.target};
+          .target = std::move(target)};
 }
 
 }  // namespace
@@ -92,7 +95,8 @@ Result<void> Control::check_forwards(const Principal& caller, const Instance& in
                        .profile = profile_of(instance),
                        .forwards_now = registry_.forward_count(instance.id),
                        .host_ports = ports_.range(),
-                       .socket_directories = config_.guests.socket_directories};
+                       .socket_directories = config_.guests.socket_directories,
+                       .target = instance.target};
   for (std::size_t i = 0; i < specs.size(); ++i, ++limits.forwards_now) {
     auto checked = check_forward(specs[i], limits);
     if (checked) checked = source_paths_.check_mode(instance, specs[i].source_mode);

@@ -58,7 +58,8 @@ Result<Control::PutInstance> Control::put_instance(Instance asked, const std::op
     if (!of_node) return of_node.error();
     host_addresses = std::move(*of_node);
   }
-  const InstanceLimits limits{config_.guests.networks, host_addresses, config_.profiles};
+  const InstanceLimits limits{config_.guests.networks, host_addresses, config_.profiles,
+                              config_.guests.socket_directories};
   if (auto checked = check_instance(asked, limits); !checked) return checked.error();
 
   watch_.refresh(asked.id);  // a session whose end has not been noticed yet is not there any more
@@ -120,14 +121,15 @@ bool Control::is_machine_of(const Instance& known, const Instance& asked) const 
   return known.tap_index != 0 && named != 0 ? named == known.tap_index : known.tap == asked.tap;
 }
 
-/// Another owner, profile, process or name of the tap of a session that continues, with its forwards and
-/// connections: those beyond a smaller profile's quota stay.
+/// Another owner, profile, process, target or name of the tap of a session that continues, with its forwards
+/// and connections: those beyond a smaller profile's quota stay, and forwards lead where they did.
 Result<Control::PutInstance> Control::change_in_place(const Instance& asked, std::string_view by) {
   const auto change = [&asked](Instance instance, std::uint64_t vmm_started) {
     instance.owner = asked.owner;
     instance.profile = asked.profile;
     instance.tap = asked.tap;
     instance.vmm_pid = asked.vmm_pid;
+    instance.target = asked.target;
     instance.vmm_started = vmm_started;
     return instance;
   };
@@ -137,6 +139,7 @@ Result<Control::PutInstance> Control::change_in_place(const Instance& asked, std
   if (before.profile != asked.profile) changed.push_back("profile");
   if (before.vmm_pid != asked.vmm_pid) changed.push_back("vmm_pid");
   if (before.tap != asked.tap) changed.push_back("tap");
+  if (before.target != asked.target) changed.push_back("target");
   if (changed.empty()) return PutInstance{*registry_.find_instance(asked.id), false};
   Instance wanted = change(before, before.vmm_started);
   if (before.vmm_pid != asked.vmm_pid) {

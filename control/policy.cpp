@@ -144,19 +144,22 @@ Result<void> check_forward(const ForwardSpec& spec, const ForwardLimits& limits)
                  "protocol " + in_quotes(spec.protocol) + " is not supported; use \"tcp\" or leave it out.",
                  "protocol"};
   }
-  if (!spec.target.is_tcp()) {
-    if (limits.role != Role::kAdmin) {
-      return Error{
-          ErrorCode::kForbidden,
-          "Only an admin may forward to a socket of the node; leave target out, or ask the operator.",
-          "target"};
-    }
-    if (auto target = check_target(spec.target); !target) return target;
-    if (auto below = check_socket_directory(spec.target, limits.socket_directories); !below) return below;
-    if (auto mode = check_target_mode(spec.target, spec.source_mode); !mode) return mode;
-  } else if (spec.guest_port == 0) {
-    return Error{ErrorCode::kInvalidPort, "guest_port must be a port the guest listens on, 1-65535.",
-                 "guest_port"};
+  const bool asks_for_socket = spec.target && !spec.target->is_tcp();
+  if (asks_for_socket && limits.role != Role::kAdmin) {
+    return Error{ErrorCode::kForbidden,
+                 "Only an admin may forward to a socket of the node; leave target out, or ask the operator.",
+                 "target"};
+  }
+  const auto target = target_of(spec, limits.target);
+  if (!target) return target.error();
+  if (auto checked = check_target(*target); !checked) return checked;
+  if (auto below = check_socket_directory(*target, limits.socket_directories); !below) return below;
+  if (auto mode = check_target_mode(*target, spec.source_mode); !mode) return mode;
+  if (!target->is_tcp() && spec.source_mode != SourceMode::kAuto && limits.role != Role::kAdmin) {
+    return Error{ErrorCode::kForbidden,
+                 "Only an admin may choose the source_mode of a forward to a socket of the node, where this "
+                 "instance's forwards lead; leave it out, or ask the operator.",
+                 "source_mode"};
   }
   if (auto label = check_label(spec.label); !label) return label;
   if (spec.guest_port == kSshPort) {
@@ -180,6 +183,42 @@ Result<void> check_forward(const ForwardSpec& spec, const ForwardLimits& limits)
                  "", quota, static_cast<std::int64_t>(limits.forwards_now)};
   }
   return {};
+}
+
+Result<void> check_default_target(const Target& target) {
+  Target with_port = target;
+  if (target.kind == TargetKind::kFirecrackerVsock && target.port == 0) with_port.port = 1;
+  return check_target(with_port);
+}
+
+Result<Target> target_of(const ForwardSpec& spec, const Target& of_instance) {
+  const auto refused = [](ErrorCode code, std::string detail) {
+    return Error{code, std::move(detail), "guest_port"};
+  };
+  Target target = spec.target.value_or(of_instance);
+  const bool has_port = spec.guest_port != 0;
+  if (target.is_tcp()) {
+    if (has_port) return target;
+    return refused(ErrorCode::kInvalidRequest,
+                   "guest_port is required: a port the guest listens on, 1-65535.");
+  }
+  if (spec.target) {
+    if (!has_port) return target;
+    return refused(ErrorCode::kInvalidPort,
+                   "guest_port is a TCP port; leave it out, since target leads to a socket.");
+  }
+  if (target.kind == TargetKind::kUnix) {
+    if (!has_port) return target;
+    return refused(
+        ErrorCode::kInvalidPort,
+        "guest_port has no meaning: this instance's forwards lead to the Unix socket of its target. "
+        "Leave it out, or give the forward the target {\"kind\": \"tcp\"}.");
+  }
+  if (has_port) target.port = spec.guest_port;
+  if (target.port != 0) return target;
+  return refused(ErrorCode::kInvalidRequest,
+                 "guest_port is required: this instance's forwards lead to its guest's vsock, and its target "
+                 "names no port.");
 }
 
 Result<void> check_target(const Target& target) {
@@ -342,6 +381,8 @@ Result<void> check_instance(const Instance& instance, const InstanceLimits& limi
         "tap"};
   }
   if (auto owner = check_owner(instance.owner); !owner) return owner;
+  if (auto target = check_default_target(instance.target); !target) return target;
+  if (auto below = check_socket_directory(instance.target, limits.socket_directories); !below) return below;
   if (!limits.profiles.contains(instance.profile)) {
     std::string names;
     for (const auto& [name, profile] : limits.profiles) names += (names.empty() ? "" : ", ") + name;

@@ -32,6 +32,7 @@ struct ForwardLimits {
   std::size_t forwards_now = 0;  // the instance's
   PortRange host_ports;          // the configured range
   std::span<const std::string> socket_directories = {};
+  Target target = {};  // the instance's
 };
 
 /// kUnsupportedProtocol, kForbidden (a target asked for by a tenant), kInvalidRequest (of the target),
@@ -42,6 +43,11 @@ Result<void> check_forward(const ForwardSpec& spec, const ForwardLimits& limits)
 /// kInvalidRequest or kInvalidPort, with the field: the socket's path is absolute, has at most 107 bytes,
 /// none of them a control character, and no empty, "." or ".." component; a vsock has a port.
 Result<void> check_target(const Target& target);
+/// The same for the target of an instance, whose vsock port may be 0.
+Result<void> check_default_target(const Target& target);
+/// Where the forward is to lead, if the instance's target is this one: kInvalidRequest or kInvalidPort of
+/// "guest_port" if that is missing or has no meaning there.
+Result<Target> target_of(const ForwardSpec& spec, const Target& of_instance);
 /// And the socket lies below one of the directories: kInvalidRequest of "target.socket".
 Result<void> check_socket_directory(const Target& target, std::span<const std::string> directories);
 /// kInvalidRequest of "source_mode" if the service behind the target cannot see such an address.
@@ -58,6 +64,7 @@ struct InstanceLimits {
   std::span<const Cidr> guest_networks;
   std::span<const IpAddress> host_addresses;  // local_addresses(), read for this check: they change
   const std::map<std::string, Profile, std::less<>>& profiles;
+  std::span<const std::string> socket_directories = {};
 };
 
 /// Gives the instance one address, or one of each family in any order; otherwise kInvalidAddress of

@@ -178,9 +178,9 @@ void StoreConnection::put_instance(const Instance& instance) {
       "INSERT INTO instances (id, guest_address, tap, owner, profile, vmm_pid, session_id, state, "
       "created_at, ended, tap_index, vmm_started, boot_id, tap_carrier_downs, idle_tap_index, "
       "idle_tap_carrier_downs, guest_address_v6, device, netns, netns_identity, tap_netns, "
-      "tap_netns_identity) "
-      "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE "
-      "SET "
+      "tap_netns_identity, target_kind, target_socket, target_port) "
+      "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) "
+      "DO UPDATE SET "
       "guest_address = excluded.guest_address, tap = excluded.tap, owner = excluded.owner, "
       "profile = excluded.profile, vmm_pid = excluded.vmm_pid, session_id = excluded.session_id, "
       "state = excluded.state, created_at = excluded.created_at, ended = excluded.ended, "
@@ -189,13 +189,16 @@ void StoreConnection::put_instance(const Instance& instance) {
       "idle_tap_carrier_downs = excluded.idle_tap_carrier_downs, "
       "guest_address_v6 = excluded.guest_address_v6, device = excluded.device, netns = excluded.netns, "
       "netns_identity = excluded.netns_identity, tap_netns = excluded.tap_netns, "
-      "tap_netns_identity = excluded.tap_netns_identity",
+      "tap_netns_identity = excluded.tap_netns_identity, "
+      "target_kind = excluded.target_kind, target_socket = excluded.target_socket, "
+      "target_port = excluded.target_port",
       instance.id, instance.guest_address.to_string(), instance.tap, instance.owner, instance.profile,
       instance.vmm_pid, instance.session_id, to_string(instance.state), instance.created_at, instance.ended,
       instance.tap_index, instance.vmm_started, instance.boot_id, instance.tap_carrier_downs,
       instance.idle_tap.index, instance.idle_tap.carrier_downs, instance.guest_address_v6, instance.device,
       instance.netns, to_string(instance.netns_identity), instance.tap_netns,
-      to_string(instance.tap_netns_identity));
+      to_string(instance.tap_netns_identity), to_string(instance.target.kind), instance.target.socket,
+      instance.target.port);
 }
 
 void StoreConnection::delete_instance(std::string_view id) {

@@ -184,6 +184,22 @@ std::array<std::uint8_t, 32> RowReader::sha256(const char* column) {
   return hash;
 }
 
+namespace {
+
+/// `check` is check_target() or check_default_target().
+Target read_target(RowReader& row, Result<void> (*check)(const Target&)) {
+  Target target;
+  const auto kind = parse_target_kind(row.text("target_kind"));
+  if (!kind) row.reject("target_kind", "is none of tcp, unix, firecracker_vsock");
+  target.kind = kind.value_or(TargetKind::kTcp);
+  target.socket = row.text("target_socket");
+  target.port = row.number32("target_port");
+  row.require(check(target));
+  return target;
+}
+
+}  // namespace
+
 Instance read_instance(RowReader& row) {
   Instance instance;
   instance.id = row.text("id");
@@ -193,6 +209,7 @@ Instance read_instance(RowReader& row) {
   instance.device = row.text("device");
   instance.netns = row.text("netns");
   instance.tap_netns = row.text("tap_netns");
+  instance.target = read_target(row, check_default_target);
   instance.owner = row.text("owner");
   instance.profile = row.text("profile");
   instance.vmm_pid = row.process_id("vmm_pid");
@@ -220,27 +237,12 @@ Instance read_instance(RowReader& row) {
   return instance;
 }
 
-namespace {
-
-Target read_target(RowReader& row) {
-  Target target;
-  const auto kind = parse_target_kind(row.text("target_kind"));
-  if (!kind) row.reject("target_kind", "is none of tcp, unix, firecracker_vsock");
-  target.kind = kind.value_or(TargetKind::kTcp);
-  target.socket = row.text("target_socket");
-  target.port = row.number32("target_port");
-  row.require(check_target(target));
-  return target;
-}
-
-}  // namespace
-
 Forward read_forward(RowReader& row) {
   Forward forward;
   forward.id = row.uuid("id");
   forward.instance_id = row.text("instance_id");
   forward.session_id = row.uuid("session_id");
-  forward.target = read_target(row);
+  forward.target = read_target(row, check_target);
   if (forward.target.is_tcp()) forward.guest_port = row.port("guest_port");
   forward.host_port = row.port("host_port");
   forward.protocol = row.text("protocol");

@@ -115,6 +115,11 @@ constexpr auto kMigrations = std::to_array<const char*>({
       ALTER TABLE instances ADD COLUMN tap_netns TEXT NOT NULL DEFAULT '';
       ALTER TABLE instances ADD COLUMN tap_netns_identity TEXT NOT NULL DEFAULT '';
     )sql",
+    R"sql(
+      ALTER TABLE instances ADD COLUMN target_kind TEXT NOT NULL DEFAULT 'tcp';
+      ALTER TABLE instances ADD COLUMN target_socket TEXT NOT NULL DEFAULT '';
+      ALTER TABLE instances ADD COLUMN target_port INTEGER NOT NULL DEFAULT 0;
+    )sql",
 });
 
 std::int32_t read_pragma(SQLite::Database& database, const char* pragma) {

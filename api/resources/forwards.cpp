@@ -60,37 +60,18 @@ SourceMode read_source_mode(JsonFields& fields) {
   return SourceMode::kAuto;
 }
 
-Target read_target(JsonFields& fields) {
-  Target target;
-  fields.object("target", [&target](JsonFields of_target) {
-    const auto kind = parse_target_kind(of_target.string("kind"));
-    if (!kind) of_target.refuse("kind", "target.kind must be tcp, unix or firecracker_vsock.");
-    target.kind = kind.value_or(TargetKind::kTcp);
-    if (!kind) (void)of_target.given("socket"), (void)of_target.given("port");  // the kind is what is wrong
-    if (!target.is_tcp()) target.socket = of_target.string("socket");
-    if (target.kind == TargetKind::kFirecrackerVsock) {
-      target.port =
-          static_cast<std::uint32_t>(of_target.integer("port", 1, kVsockPortMax, ErrorCode::kInvalidPort));
-    }
-    return of_target.finish();
-  });
-  return target;
-}
-
-std::uint16_t read_guest_port(JsonFields& fields, const Target& target) {
+/// 0 if it is not given: whether it has to be depends on the target, which may be the instance's.
+std::uint16_t read_guest_port(JsonFields& fields, const std::optional<Target>& target) {
   constexpr auto kCode = ErrorCode::kInvalidPort;
-  if (target.is_tcp()) return static_cast<std::uint16_t>(fields.integer("guest_port", 1, 65535, kCode));
-  if (fields.integer_or_none("guest_port", 1, 65535, kCode)) {
-    fields.refuse("guest_port", "guest_port is a TCP port; leave it out, since target leads to a socket.",
-                  kCode);
-  }
-  return 0;
+  const bool required = target && target->is_tcp();
+  if (required) return static_cast<std::uint16_t>(fields.integer("guest_port", 1, 65535, kCode));
+  return static_cast<std::uint16_t>(fields.integer_or_none("guest_port", 1, 65535, kCode).value_or(0));
 }
 
 ForwardSpec read_spec(JsonFields& fields) {
   ForwardSpec spec;
   (void)fields.given("guest_port");  // comes first in the list of known fields
-  spec.target = read_target(fields);
+  spec.target = fields.target("target", true);
   spec.guest_port = read_guest_port(fields, spec.target);
   spec.protocol = fields.string_or("protocol", "tcp");
   spec.label = fields.string_or("label", "");

@@ -76,6 +76,7 @@ Result<Response> put_instance(const ApiContext& api, const Call& call) {
   asked.profile = fields.string_or("profile", "default");
   if (const auto pid = fields.integer_or_none("vmm_pid", 1, INT32_MAX))
     asked.vmm_pid = static_cast<std::int32_t>(*pid);
+  asked.target = fields.target("target", false).value_or(Target());
   if (auto error = fields.finish()) return *error;
   if (auto taken = take_guest_addresses(asked, address, addresses); !taken) return taken.error();
   const auto put = api.control.put_instance(std::move(asked), call.query[kSession], who(call.caller));

@@ -73,11 +73,11 @@ const std::array<Parameter, 6> kTraffic = {
 const std::array<Parameter, 3> kTarget = {
     Parameter{.name = "--target",
               .help = "Lead to a Unix socket of the node, or to the guest's vsock through the socket of its "
-                      "Firecracker (admin).",
+                      "Firecracker (admin); tcp: to GUEST_PORT, whatever the instance's own target is.",
               .value = "KIND",
               .place = Place::kBody,
               .field = "target.kind",
-              .choices = {"unix", "firecracker_vsock"}},
+              .choices = {"tcp", "unix", "firecracker_vsock"}},
     Parameter{.name = "--socket",
               .help = "The socket's absolute path, below one of guests.socket_directories.",
               .kind = Kind::kFile,
@@ -120,11 +120,13 @@ std::vector<Command> forward_commands() {
        .parameters = {kInstance,
                       {.name = "GUEST_PORT",
                        .help =
-                           "The TCP port that the service in the guest listens on; left out with --target.",
+                           "The TCP port that the service in the guest listens on. Left out with --target "
+                           "unix or firecracker_vsock, or if the instance's own target says where forwards "
+                           "lead; if that is a vsock, it is the vsock's port.",
                        .kind = Kind::kPort,
                        .place = Place::kBody,
                        .field = "guest_port",
-                       .unless = "--target"},
+                       .optional = true},
                       kLabel,
                       {.name = "--host-port",
                        .help = "Use this host port instead of a random one; not every key may choose.",

@@ -361,6 +361,28 @@ class OpenApi(unittest.TestCase):
             answer = self.ask("PUT", "/instances/{id}", {**body, **wrong}, id="vm-2", status=422, code="invalid_request")
             self.assertEqual(answer.json()["field"], next(iter(wrong)))
 
+    def test_40_instances_target(self):
+        path = "/instances/{id}"
+        body = {"guest_address": "198.19.0.3", "tap": "tap0", "owner": "alice"}
+        socket_target = {"kind": "firecracker_vsock", "socket": "/run/fc/v.sock"}
+        for target in (socket_target, {**socket_target, "port": 5000}, {"kind": "unix", "socket": "/run/fc/x"}):
+            validate({**body, "target": target}, DOCUMENT["components"]["schemas"]["InstanceRequest"])
+            answer = self.ask("PUT", path, {**body, "target": target}, id="vm-2")
+            self.assertEqual(answer.json()["instance"]["target"], target)
+            self.ask("GET", path, id="vm-2", status=200)
+        made = self.ask("POST", path + "/port-forwards", {}, id="vm-2", key=self.tenant, status=201).json()["port_forward"]
+        self.assertEqual((made["target"], made["guest_port"]), ({"kind": "unix", "socket": "/run/fc/x"}, 0))
+        self.ask("POST", path + "/port-forwards", {"guest_port": 3000}, id="vm-2", status=422, code="invalid_port")
+        made = self.ask("POST", path + "/port-forwards", {"guest_port": 3000, "target": {"kind": "tcp"}}, id="vm-2", status=201)
+        self.assertNotIn("target", made.json()["port_forward"])
+        answer = self.ask("PUT", path, {**body, "target": {"kind": "tcp"}}, id="vm-2", status=200)
+        self.assertNotIn("target", answer.json()["instance"])
+        for target, field in (({"kind": "unix"}, "target.socket"), ({"kind": "x"}, "target.kind"),
+                              ({"kind": "unix", "socket": "/run/x"}, "target.socket")):
+            answer = self.ask("PUT", path, {**body, "target": target}, id="vm-2", status=422, code="invalid_request")
+            self.assertEqual(answer.json()["field"], field)
+        self.ask("DELETE", path, id="vm-2", status=204)
+
     def change_guest_addresses(self, body):
         path = "/instances/{id}"
         session = self.ask("PUT", path, body, id="vm-2", status=201).json()["instance"]["session_id"]
@@ -405,7 +427,8 @@ class OpenApi(unittest.TestCase):
                        {"kind": "firecracker_vsock", "socket": "/run/fc/v.sock", "port": 3000}):
             schema = DOCUMENT["components"]["schemas"]["PortForwardRequest"]
             validate({"target": target}, schema)
-            for wrong in ({"target": target, "guest_port": 1}, {}, {"target": {"kind": "tcp"}}):
+            validate({}, schema)  # where the instance says
+            for wrong in ({"target": target, "guest_port": 1}, {"target": {"kind": "tcp"}}):
                 with self.assertRaises(jsonschema.ValidationError):
                     validate(wrong, schema)
             made = self.ask("POST", path, {"target": target}, status=201).json()["port_forward"]

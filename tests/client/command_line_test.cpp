@@ -50,7 +50,7 @@ TEST(CommandLine, RefusesWhatItDoesNotKnowAndNamesTheHelp) {
            {},
            {"instances"},
            {"instances", "dance"},
-           {"forwards", "create", "vm-1"},
+           {"forwards", "create"},
            {"forwards", "create", "vm-1", "http"},
            {"forwards", "create", "vm-1", "65536"},
            {"forwards", "create", "vm-1", "80", "--host-port", "0"},
@@ -67,8 +67,7 @@ TEST(CommandLine, RefusesWhatItDoesNotKnowAndNamesTheHelp) {
     EXPECT_THAT(run.err, HasSubstr("--help."));
     EXPECT_THAT(run.out, IsEmpty());
   }
-  EXPECT_THAT(run_portway({"forwards", "create", "vm-1"}).err,
-              HasSubstr("See portway forwards create --help."));
+  EXPECT_THAT(run_portway({"forwards", "create"}).err, HasSubstr("See portway forwards create --help."));
 }
 
 TEST(CommandLine, ListsTheAvailableCommands) {

@@ -105,6 +105,18 @@ TEST(Request, DoesNotSendAContradictoryOrEmptyUpdate) {
   EXPECT_THAT(server.requests(), IsEmpty());
 }
 
+TEST(Request, AForwardMayLeadWhereItsInstanceSays) {
+  OneAnswer server(http_answer(201, std::string(R"({"port_forward":)") + kForward + R"(,"hostname":"h"})"));
+  server.run({"instances", "put", "vm-1", "--guest-address", "198.19.0.2", "--tap", "tap0", "--owner",
+              "alice", "--target", "firecracker_vsock", "--socket", "/run/fc/v.sock"});
+  server.run({"forwards", "create", "vm-1"});
+  server.run({"forwards", "create", "vm-1", "3000", "--target", "tcp"});
+  EXPECT_THAT(
+      server.requests(),
+      ElementsAre(HasSubstr(R"("target":{"kind":"firecracker_vsock","socket":"/run/fc/v.sock"})"),
+                  EndsWith("\r\n\r\n{}"), EndsWith(R"({"guest_port":3000,"target":{"kind":"tcp"}})")));
+}
+
 TEST(Request, ChangesAndRemovesGuestAddresses) {
   OneAnswer server(http_answer(200, R"({"instance":{"id":"vm-1"}})"));
   server.run({"instances", "update", "vm-1", "--guest-address", "198.19.0.9", "--session-id", "s"});

@@ -349,6 +349,69 @@ TEST(Control, AFailedForwardIsServedAtAnAddressThatIsAllowed) {
   EXPECT_EQ(guests_of(node.dataplane.opened.at(forward.id).first), "198.19.0.9:3000");
 }
 
+TEST(Control, ForwardsWithoutATargetLeadWhereTheirInstanceSays) {
+  Node node("", nullptr);
+  node.config().guests.socket_directories = {"/run/fc"};
+  const auto put = [&](const std::string& target) {
+    return node.call("PUT", "/instances/vm-1",
+                     R"({"guest_address": "198.19.0.2", "tap": "tap-vm-1", "owner": "alice")" + target + "}");
+  };
+  const std::string vsock = R"(, "target": {"kind": "firecracker_vsock", "socket": "/run/fc/v.sock"})";
+  ASSERT_EQ(put(vsock).status, 201U);
+  const auto session = node.control().registry().find_instance("vm-1")->session_id;
+  EXPECT_EQ(Node::json(put(vsock)).at("instance").at("target"),
+            (boost::json::object{{"kind", "firecracker_vsock"}, {"socket", "/run/fc/v.sock"}}));
+  const std::string alice = node.tenant_key("alice");
+  const auto forward = [&](const std::string& body, const std::string& key) {
+    return node.call("POST", "/instances/vm-1/port-forwards", body, key);
+  };
+  const Response made = forward(R"({"guest_port": 3000})", alice);
+  ASSERT_EQ(made.status, 201U) << made.body;
+  const auto of_vsock = Node::json(made).at("port_forward").as_object();
+  EXPECT_EQ(of_vsock.at("guest_port"), 0);
+  EXPECT_EQ(of_vsock.at("target").at("port"), 3000);
+  const ForwardId id = *parse_uuid(of_vsock.at("id").as_string());
+  EXPECT_EQ(node.dataplane.opened.at(id).first.socket->port, 3000U);
+  EXPECT_EQ(Node::json(forward("{}", alice)).at("field"), "guest_port");
+  const Response tcp = forward(R"({"guest_port": 3001, "target": {"kind": "tcp"}})", alice);
+  EXPECT_EQ(Node::json(tcp).at("port_forward").at("guest_port"), 3001);
+  EXPECT_FALSE(Node::json(tcp).at("port_forward").as_object().contains("target"));
+  // Another target changes the session in place, and forwards that are there lead where they did.
+  const auto events = node.follow(kAdmin);
+  const Response changed = put(R"(, "target": {"kind": "unix", "socket": "/run/fc/agent.sock"})");
+  EXPECT_EQ(changed.status, 200U);
+  EXPECT_EQ(Node::json(changed).at("instance").at("session_id").as_string(), to_string(session));
+  const std::string news = events->read().value();
+  EXPECT_NE(news.find(R"("changed":["target"])"), std::string::npos) << news;
+  EXPECT_EQ(node.dataplane.opened.at(id).first.socket->port, 3000U);
+  EXPECT_EQ(Node::json(forward("{}", alice)).at("port_forward").at("target").at("kind"), "unix");
+  EXPECT_EQ(Node::json(forward(R"({"guest_port": 3000})", alice)).at("field"), "guest_port");
+  node.restart();
+  EXPECT_EQ(node.dataplane.opened.at(id).first.socket->port, 3000U);
+  EXPECT_EQ(node.control().registry().find_instance("vm-1")->target.kind, TargetKind::kUnix);
+  EXPECT_EQ(put("").status, 200U);
+  EXPECT_EQ(Node::json(forward(R"({"guest_port": 3002})", alice)).at("port_forward").at("guest_port"), 3002);
+}
+
+TEST(Control, AnInstancesTargetIsCheckedAsAForwards) {
+  Node node;
+  node.config().guests.socket_directories = {"/run/fc"};
+  const auto field = [&](const std::string& target) {
+    const Response refused = node.call(
+        "PUT", "/instances/vm-1",
+        R"({"guest_address": "198.19.0.2", "tap": "tap-vm-1", "owner": "alice", "target": )" + target + "}");
+    EXPECT_EQ(refused.status, 422U) << refused.body;
+    return std::string(Node::json(refused).at("field").as_string());
+  };
+  EXPECT_EQ(field(R"({"kind": "udp"})"), "target.kind");
+  EXPECT_EQ(field(R"({"kind": "unix"})"), "target.socket");
+  EXPECT_EQ(field(R"({"kind": "unix", "socket": "/run/other.sock"})"), "target.socket");
+  EXPECT_EQ(field(R"({"kind": "unix", "socket": "/run/fc/../x"})"), "target.socket");
+  EXPECT_EQ(field(R"({"kind": "unix", "socket": "/run/fc/x", "port": 1})"), "target.port");
+  EXPECT_EQ(field(R"({"kind": "firecracker_vsock", "socket": "/run/fc/x", "port": 0})"), "target.port");
+  EXPECT_EQ(field(R"({"kind": "tcp", "socket": "/run/fc/x"})"), "target.socket");
+}
+
 TEST(Control, TheSameRegistrationAgainChangesNothing) {
   Node node;
   node.put("vm-1");

@@ -18,7 +18,8 @@ ForwardSpec spec_for(std::uint16_t guest_port) {
   return spec;
 }
 
-void expect_refused(const Result<void>& result, ErrorCode code, std::string_view field) {
+template <class Value>
+void expect_refused(const Result<Value>& result, ErrorCode code, std::string_view field) {
   ASSERT_FALSE(result);
   EXPECT_EQ(to_string(result.error().code), to_string(code)) << result.error().detail;
   EXPECT_EQ(result.error().field, field) << result.error().detail;
@@ -43,8 +44,8 @@ TEST(ForwardPolicy, Port22IsBlockedForEverybody) {
   expect_refused(check_forward(spec_for(22), kAdmin), ErrorCode::kBlockedPort, "guest_port");
 }
 
-TEST(ForwardPolicy, PortZeroIsInvalid) {
-  expect_refused(check_forward(spec_for(0), kAdmin), ErrorCode::kInvalidPort, "guest_port");
+TEST(ForwardPolicy, APortIsRequired) {
+  expect_refused(check_forward(spec_for(0), kAdmin), ErrorCode::kInvalidRequest, "guest_port");
 }
 
 TEST(ForwardPolicy, OnlyTcpIsSupported) {
@@ -116,6 +117,48 @@ TEST(ForwardPolicy, AVsockHasAPort) {
     expect_refused(check_target({.kind = TargetKind::kFirecrackerVsock, .socket = "/run/fc/x", .port = port}),
                    ErrorCode::kInvalidPort, "target.port");
   }
+}
+
+TEST(ForwardPolicy, WithoutATargetOfItsOwnTheInstancesApplies) {
+  const Target tcp;
+  const Target socket{.kind = TargetKind::kUnix, .socket = "/run/fc/agent.sock"};
+  const Target vsock{.kind = TargetKind::kFirecrackerVsock, .socket = "/run/fc/v.sock", .port = 5000};
+  Target vsock_of_any_port = vsock;
+  vsock_of_any_port.port = 0;
+  const ForwardSpec none;
+  EXPECT_EQ(target_of(spec_for(3000), tcp).value(), tcp);
+  EXPECT_EQ(target_of(none, socket).value(), socket);
+  EXPECT_EQ(target_of(none, vsock).value(), vsock);
+  EXPECT_EQ(target_of(spec_for(3000), vsock).value().port, 3000U);
+  EXPECT_EQ(target_of(spec_for(3000), vsock_of_any_port).value().port, 3000U);
+  EXPECT_EQ(target_of(spec_for(socket), vsock).value(), socket) << "its own comes first";
+  ForwardSpec to_tcp = spec_for(tcp);
+  expect_refused(target_of(to_tcp, vsock), ErrorCode::kInvalidRequest, "guest_port");
+  to_tcp.guest_port = 3000;
+  EXPECT_EQ(target_of(to_tcp, vsock).value(), tcp);
+  expect_refused(target_of(none, tcp), ErrorCode::kInvalidRequest, "guest_port");
+  expect_refused(target_of(none, vsock_of_any_port), ErrorCode::kInvalidRequest, "guest_port");
+  expect_refused(target_of(spec_for(3000), socket), ErrorCode::kInvalidPort, "guest_port");
+  ForwardSpec both = spec_for(socket);
+  both.guest_port = 3000;
+  expect_refused(target_of(both, tcp), ErrorCode::kInvalidPort, "guest_port");
+}
+
+TEST(ForwardPolicy, ATenantMayForwardWhereItsInstancesForwardsLead) {
+  ForwardLimits limits = kTenant;
+  limits.socket_directories = kSocketDirectories;
+  limits.target = {.kind = TargetKind::kFirecrackerVsock, .socket = "/run/fc/v.sock"};
+  EXPECT_TRUE(check_forward(spec_for(3000), limits));
+  expect_refused(check_forward(spec_for(22), limits), ErrorCode::kBlockedPort, "guest_port");
+  expect_refused(check_forward(spec_for(80), limits), ErrorCode::kPrivilegedPort, "guest_port");
+  expect_refused(check_forward(spec_for(limits.target), limits), ErrorCode::kForbidden, "target");
+  for (const SourceMode mode : {SourceMode::kPlain, SourceMode::kProxyV2}) {
+    ForwardSpec spec = spec_for(3000);
+    spec.source_mode = mode;
+    expect_refused(check_forward(spec, limits), ErrorCode::kForbidden, "source_mode");
+  }
+  limits.socket_directories = {};
+  expect_refused(check_forward(spec_for(3000), limits), ErrorCode::kInvalidRequest, "target.socket");
 }
 
 TEST(ForwardPolicy, ASocketShowsNoClientAddress) {

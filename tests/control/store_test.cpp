@@ -44,6 +44,9 @@ using testing::SizeIs;
 
 // Turns a store into one left by a Portway with six of the scripts.
 constexpr const char* kBackToVersion6 = R"sql(
+  ALTER TABLE instances DROP COLUMN target_kind;
+  ALTER TABLE instances DROP COLUMN target_socket;
+  ALTER TABLE instances DROP COLUMN target_port;
   ALTER TABLE forwards DROP COLUMN target_kind;
   ALTER TABLE forwards DROP COLUMN target_socket;
   ALTER TABLE forwards DROP COLUMN target_port;
@@ -110,6 +113,7 @@ void expect_equal(const Instance& a, const Instance& b) {
   EXPECT_EQ(a.owner, b.owner);
   EXPECT_EQ(a.profile, b.profile);
   EXPECT_EQ(a.vmm_pid, b.vmm_pid);
+  EXPECT_EQ(a.target, b.target);
   EXPECT_EQ(a.session_id, b.session_id);
   EXPECT_EQ(a.state, b.state);
   EXPECT_EQ(a.created_at, b.created_at);
@@ -245,6 +249,8 @@ TEST_F(StoreTest, GivesBackEveryFieldAfterARestart) {
   full.netns_identity = {.cookie = 18'446'744'073'709'551'615U, .device = 4, .inode = 4'026'532'000};
   full.tap_netns = "vmm_pid";
   full.tap_netns_identity = {.cookie = 0, .device = 4, .inode = 4'026'532'001};
+  full.target = {.kind = TargetKind::kFirecrackerVsock, .socket = "/run/fc/v.sock", .port = kVsockPortMax};
+  stopped.target = {.kind = TargetKind::kFirecrackerVsock, .socket = "/run/fc/v.sock"};
   const ApiKey key = make_key(Role::kAdmin, 1);
   {
     const auto store = open_store();

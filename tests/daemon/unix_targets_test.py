@@ -690,6 +690,30 @@ class UnixTargets:
         answer = self.node.call("POST", f"{PATH}/{made['id']}/capture")
         self.assertEqual((answer.status, answer.json()["field"]), (422, "target"))
 
+    def test_a_tenants_forward_leads_where_its_instance_says(self):
+        def put(**target):
+            answer = self.node.put_instance("vm-3", tap="tap3", guest_address="198.19.0.4", target={"socket": self.socket, **target})
+            self.assertIn(answer.status, (200, 201), answer)
+
+        def create(**fields):
+            answer = self.node.call("POST", "/instances/vm-3/port-forwards", fields, key=self.node.tenant_key())
+            self.assertEqual(answer.status, 201, answer)
+            return answer.json()["port_forward"]
+
+        def greeting(forward):
+            with self.connect(forward) as client:
+                return client.recv(100)
+        put(kind="firecracker_vsock", port=5000)
+        by_port, default = create(guest_port=3000), create()
+        self.assertEqual((by_port["target"]["port"], default["target"]["port"]), (3000, 5000))
+        with Firecracker(self.socket, {3000: lambda each: each.sendall(b"3000"), 5000: lambda each: each.sendall(b"5000")}):
+            self.assertEqual((greeting(by_port), greeting(default)), (b"3000", b"5000"))
+        put(kind="unix")
+        to_socket = create()
+        with Service(self.socket, lambda each: each.sendall(b"unix")):
+            self.assertEqual(greeting(to_socket), b"unix")
+        self.assertEqual(self.node.call("DELETE", "/instances/vm-3").status, 204)
+
     @documented("the session ends", "the client gets ECONNRESET, the service the end")
     def test_the_sessions_end_resets_clients_and_ends_the_services_connections(self):
         self.node.put_instance("vm-2", tap="tap1", guest_address="198.19.0.3")
