@@ -198,9 +198,9 @@ std::string why_dropped(const IpAddress& address, const Device& device, const Fd
 /// Looks up the route with a socket like the data plane's upstream ones; connecting a datagram socket sends
 /// nothing.
 CheckStep route_step(const Instance& instance, const IpAddress& address) {
-  const Endpoint guest(address, 9);
   const Device device = device_to(instance, address);
   const int bound = bound_device(instance, address);
+  const Endpoint guest = on_link({address, 9}, bound);
   const Fd socket(::socket(guest.address().is_v6() ? AF_INET6 : AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   if (::setsockopt(socket.get(), SOL_SOCKET, SO_BINDTOIFINDEX, &bound, sizeof bound) == 0 &&
       ::connect(socket.get(), guest.data(), static_cast<socklen_t>(guest.size())) == 0) {

@@ -56,6 +56,13 @@ bool is_genuine_v6(const IpAddress& address) {
   return address.is_v6() && !address.to_v6().is_v4_mapped();
 }
 
+Endpoint on_link(const Endpoint& endpoint, int interface_index) {
+  if (!endpoint.address().is_v6() || !endpoint.address().to_v6().is_link_local()) return endpoint;
+  auto address = endpoint.address().to_v6();
+  address.scope_id(static_cast<boost::asio::ip::scope_id_type>(interface_index));
+  return {address, endpoint.port()};
+}
+
 IpAddress source_of(const IpAddress& client) {
   if (client.is_v4()) return client;
   auto bytes = client.to_v6().to_bytes();

@@ -35,6 +35,10 @@ std::string to_string(const Endpoint& endpoint);
 /// An IPv6 address that is not IPv4-mapped (::ffff:198.18.0.2).
 bool is_genuine_v6(const IpAddress& address);
 
+/// Where a socket is to connect through this interface: an IPv6 link-local address names its link
+/// (sin6_scope_id, ipv6(7)); other addresses are as they were. 0: no interface.
+Endpoint on_link(const Endpoint& endpoint, int interface_index);
+
 /// What a per-source limit or share counts as one source: an IPv6 client has a whole /64 (RFC 6177).
 IpAddress source_of(const IpAddress& client);
 

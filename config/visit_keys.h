@@ -81,7 +81,8 @@ void visit_keys(C& config, P& profile, Visit visit) {
         config.ports.range, kHostPorts);
   visit({"guests.networks", kLive,
          "The networks the guests live in, e.g. [\"198.18.0.0/15\", \"fd00::/8\"]: a guest's address must "
-         "lie in one of them. A link-local one needs a network inside 169.254.0.0/16. Empty: no instance can "
+         "lie in one of them. A link-local one needs a network inside 169.254.0.0/16 or fe80::/10. Empty: no "
+         "instance can "
          "be registered."},
         config.guests.networks, kNetworks);
   visit(

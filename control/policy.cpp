@@ -100,14 +100,25 @@ Result<void> check_host_port(std::uint16_t host_port, const ForwardLimits& limit
   return {};
 }
 
-/// A guest may have a link-local IPv4 address if a network of its own names it. The metadata service of the
-/// node's cloud is at one that no guest may have.
+/// A family's link-local addresses.
+struct LinkLocal {
+  std::string_view network;
+  IpAddress metadata;  // where clouds have their metadata service: no guest may have it
+  IpAddress beyond;    // in every larger network
+};
+
+const LinkLocal& link_local_of(const IpAddress& address) {
+  static const LinkLocal kV4{"169.254.0.0/16", ip::make_address("169.254.169.254"),
+                             ip::make_address("169.255.0.0")};
+  static const LinkLocal kV6{"fe80::/10", ip::make_address("fe80::a9fe:a9fe"), ip::make_address("fec0::")};
+  return address.is_v4() ? kV4 : kV6;
+}
+
+/// A guest may have a link-local address if a network of its own names it.
 bool is_named_link_local(const IpAddress& address, std::span<const Cidr> guest_networks) {
-  static const IpAddress kMetadata = ip::make_address("169.254.169.254");
-  static const IpAddress kBeyond = ip::make_address("169.255.0.0");  // in every larger network
-  return address.is_v4() && address != kMetadata &&
-         std::ranges::any_of(guest_networks, [&](const Cidr& network) {
-           return network.contains(address) && !network.contains(kBeyond);
+  const LinkLocal& all = link_local_of(address);
+  return address != all.metadata && std::ranges::any_of(guest_networks, [&](const Cidr& network) {
+           return network.contains(address) && !network.contains(all.beyond);
          });
 }
 
@@ -286,12 +297,14 @@ Result<void> check_limits_given(Role role, const LimitSet& given, const LimitSet
 Result<void> check_guest_address(const IpAddress& address, std::span<const Cidr> guest_networks,
                                  std::span<const IpAddress> host_addresses) {
   const std::string_view what = special_use(address);
-  if (what == kLinkLocal && address.is_v4() && !is_named_link_local(address, guest_networks)) {
-    return refused_address(address, "is " + std::string(what) +
-                                        "; list its network, inside 169.254.0.0/16, in guests.networks "
-                                        "(169.254.169.254 is never a guest's).");
+  const bool link_local = what == kLinkLocal;
+  if (link_local && !is_named_link_local(address, guest_networks)) {
+    const LinkLocal& all = link_local_of(address);
+    return refused_address(address, "is " + std::string(what) + "; list its network, inside " +
+                                        std::string(all.network) + ", in guests.networks (" +
+                                        all.metadata.to_string() + " is never a guest's).");
   }
-  if (!what.empty() && !is_named_link_local(address, guest_networks)) {
+  if (!what.empty() && !link_local) {
     return refused_address(address, "is " + std::string(what) + "; give the guest's address on its tap.");
   }
   if (std::find(host_addresses.begin(), host_addresses.end(), address) != host_addresses.end()) {

@@ -82,9 +82,9 @@ Result<void> check_guest_addresses(const Instance& instance, const InstanceLimit
 Result<void> check_instance(const Instance& instance, const InstanceLimits& limits);
 
 /// The address must lie in a guest network, and must lead out of this host: not loopback, link-local (unless
-/// a network inside 169.254.0.0/16 names it), multicast, unspecified, broadcast or one of the host's own,
-/// else kInvalidAddress. Forwarding to such an address would open the node itself, or its cloud's metadata
-/// service, to the internet.
+/// a network inside 169.254.0.0/16 or fe80::/10 names it), multicast, unspecified, broadcast or one of the
+/// host's own, else kInvalidAddress. Forwarding to such an address would open the node itself, or its cloud's
+/// metadata service, to the internet.
 Result<void> check_guest_address(const IpAddress& address, std::span<const Cidr> guest_networks,
                                  std::span<const IpAddress> host_addresses);
 

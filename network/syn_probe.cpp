@@ -149,7 +149,7 @@ Fd make_socket(const SynProbeTarget& target, int type, int protocol) {
 
 int SynProbe::open(const SynProbeTarget& target, SynProbe& out) {
   SynProbe probe;
-  probe.guest_ = target.guest;
+  probe.guest_ = on_link(target.guest, target.device);
   // Before anything can be answered.
   if (const int error = probe.listen_raw(target); error != 0 && error != -EPERM) return error;
   probe.tcp_ = make_socket(target, SOCK_STREAM, 0);
@@ -193,7 +193,7 @@ int SynProbe::send_syn() {
 /// When it is not allowed, the probe may work without.
 int SynProbe::listen_raw(const SynProbeTarget& target) {
   const bool v4 = target.guest.address().is_v4();
-  const Endpoint guest(target.guest.address(), 0);  // a raw socket has no port
+  const Endpoint guest = on_link({target.guest.address(), 0}, target.device);  // a raw socket has no port
   raw_ = make_socket(target, SOCK_RAW, IPPROTO_TCP);
   if (raw_ && receive_from(raw_, target.guest, 0) && bind_to_device(raw_, target.device) &&
       bind_to_source(raw_, target.source) && (v4 || set_option(raw_, SOL_IPV6, IPV6_CHECKSUM, kChecksumAt)) &&

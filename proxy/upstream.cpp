@@ -58,7 +58,7 @@ int UpstreamOpener::open(const Target& target, SourcePlan& plan, int& fd) {
 }
 
 int UpstreamOpener::open_once(const Target& target, SourcePlan plan, int& fd) {
-  const Endpoint& guest = target.guest;
+  const Endpoint guest = on_link(target.guest, target.device);
   fd = -1;
   if (target.device == kNoDevice) return -ENODEV;
   const SessionNetns& session_netns = target.forward.session->netns;
@@ -184,7 +184,7 @@ int UpstreamOpener::connect(int fd, const Target& target, SourcePlan plan) {
     const PortRange ports = source_ports();
     if (is_transparent(plan) && tries < kTries - 1 && is_routed(target, ports)) continue;
     const bool bounded = ports.first != 0 && ask_for_ports(fd, ports.first, ports.last) == 0;
-    result = io_.connect(fd, target.guest);
+    result = io_.connect(fd, on_link(target.guest, target.device));
     if (!bounded) break;  // the kernel has looked at all ports; older kernels always do
   }
   return result;

@@ -53,6 +53,19 @@ TEST(EndpointText, AnythingElseIsRefused) {
   }
 }
 
+TEST(Endpoint, OnlyAnAddressOfALinkNamesIt) {
+  const auto scope = [](std::string_view text) {
+    const Endpoint on = on_link({*parse_address(text), 3000}, 7);
+    EXPECT_EQ(on.port(), 3000);
+    EXPECT_EQ(folded(on.address()), *parse_address(text));
+    return on.address().is_v6() ? on.address().to_v6().scope_id() : 0;
+  };
+  EXPECT_EQ(scope("fe80::2"), 7U);
+  EXPECT_EQ(scope("febf::2"), 7U);
+  for (const char* text : {"fec0::2", "fd00::2", "::1", "169.254.0.2", "198.18.0.2"})
+    EXPECT_EQ(scope(text), 0U) << text;
+}
+
 TEST(Cidr, ContainsItsHostsAndNoOthers) {
   const Cidr network = *Cidr::parse("198.18.0.0/15");
   EXPECT_TRUE(network.contains(make_address("198.18.0.0")));

@@ -331,7 +331,9 @@ TEST_F(InstancePolicy, ALinkLocalAddressIsAGuestsOnlyIfANetworkOfItsOwnNamesItAn
   networks = {*Cidr::parse("169.254.0.0/16"), *Cidr::parse("fe80::/10")};
   EXPECT_TRUE(check_address("169.254.0.21"));
   EXPECT_TRUE(check_address("169.254.255.254"));
-  for (const char* text : {"169.254.169.254", "::ffff:169.254.169.254", "fe80::1"})
+  EXPECT_TRUE(check_address("fe80::1"));
+  EXPECT_TRUE(check_address("febf:ffff::1"));
+  for (const char* text : {"169.254.169.254", "::ffff:169.254.169.254", "fe80::a9fe:a9fe"})
     expect_refused(check_address(text), ErrorCode::kInvalidAddress, "guest_address");
   networks = {*Cidr::parse("169.254.0.0/24")};
   EXPECT_TRUE(check_address("169.254.0.21"));
@@ -342,6 +344,12 @@ TEST_F(InstancePolicy, ALinkLocalAddressIsAGuestsOnlyIfANetworkOfItsOwnNamesItAn
   expect_refused(check(), ErrorCode::kInvalidAddress, "guest_address");
   instance.device = "br0";
   EXPECT_TRUE(check());
+  for (const char* network : {"fe80::/9", "fe00::/8", "::/0"}) {
+    networks = {*Cidr::parse(network)};
+    const auto refused = check_address("fe80::21");
+    expect_refused(refused, ErrorCode::kInvalidAddress, "guest_address");
+    EXPECT_NE(refused.error().detail.find("inside fe80::/10"), std::string::npos) << refused.error().detail;
+  }
   for (const char* network : {"169.254.0.0/15", "169.252.0.0/14", "0.0.0.0/0"}) {
     networks = {*Cidr::parse(network)};
     expect_refused(check_address("169.254.0.21"), ErrorCode::kInvalidAddress, "guest_address");

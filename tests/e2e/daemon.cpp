@@ -35,7 +35,7 @@ void write_file(const std::filesystem::path& directory, const DaemonOptions& opt
        << "[api]\nlisten = \"" << kApiAddress << ":" << kApiPort
        << "\"\nrate_limit_per_second = 0\nadmin_key_file = " << directory / "admin.key"
        << "\n"
-       << "[guests]\nnetworks = [\"198.19.0.0/16\", \"169.254.0.0/24\", \"fd00:19::/64\"]\n"
+       << "[guests]\nnetworks = [\"198.19.0.0/16\", \"169.254.0.0/24\", \"fd00:19::/64\", \"fe80::/64\"]\n"
        << "netns_directories = [" << directory / "netns"
        << "]\n"
        << "[store]\npath = " << directory / "store" / "portway.db"

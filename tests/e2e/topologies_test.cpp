@@ -7,6 +7,7 @@
 #include <boost/json.hpp>
 #include <cerrno>
 #include <chrono>
+#include <functional>
 #include <initializer_list>
 #include <memory>
 #include <string>
@@ -30,7 +31,8 @@ constexpr std::uint16_t kNamePort = 7000;
 /// Answers each client with the guest's name and the address that the guest sees as the client's.
 constexpr const char* kNameService = R"py(
 import socket, sys
-listener = socket.create_server(("0.0.0.0", 7000))
+v6 = ":" in sys.argv[2]
+listener = socket.create_server(("::" if v6 else "0.0.0.0", 7000), family=socket.AF_INET6 if v6 else socket.AF_INET)
 print("ready", flush=True)
 while True:
     client, address = listener.accept()
@@ -49,7 +51,7 @@ def serve(client):
     except OSError:
         pass
     client.close()
-listener = socket.create_server(("0.0.0.0", 7001))
+listener = socket.create_server(("::", 7001), family=socket.AF_INET6, dualstack_ipv6=True)
 print("ready", flush=True)
 while True:
     threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
@@ -64,9 +66,10 @@ class Guest {
     host.ip("link add " + tap + " type veth peer name eth0 netns /proc/" + std::to_string(::getpid()) +
             "/fd/" + std::to_string(network_.fd()));
     host.ip("link set " + tap + " up");
-    network_.ip("address add " + address + "/24 dev eth0");
+    const bool v6 = address.find(':') != std::string::npos;
+    network_.ip("address add " + address + (v6 ? "/64 nodad" : "/24") + " dev eth0");
     network_.ip("link set eth0 up");
-    service_ = start({"python3", "-c", kNameService, name});
+    service_ = start({"python3", "-c", kNameService, name, address});
   }
   void serve_echo() { echo_service_ = start({"python3", "-c", kEchoService}); }
 
@@ -107,8 +110,8 @@ class TopologiesTest : public testing::TestWithParam<std::string> {
                         boost::json::serialize(boost::json::object{{"guest_address", address}}));
   }
   /// What a client of the forward gets: "NAME ADDRESS".
-  std::string ask(const CreatedForward& forward) {
-    TcpClient client(network_->client(), kHostAddress, forward.host_port);
+  std::string ask(const CreatedForward& forward, const char* node = kHostAddress) {
+    TcpClient client(network_->client(), node, forward.host_port);
     return client.receive_to_end().bytes;
   }
   /// The same once the client is not reset any more.
@@ -118,13 +121,17 @@ class TopologiesTest : public testing::TestWithParam<std::string> {
     while (answer.empty() && std::chrono::steady_clock::now() < deadline) answer = ask(forward);
     return answer;
   }
-  /// Whether the JSON of the instance, or of something of it, has this text within ten seconds.
-  bool becomes(const std::string& id, const std::string& text, const std::string& of_it = "") {
+  static bool comes_true(const std::function<bool()>& condition) {
     const auto deadline = std::chrono::steady_clock::now() + seconds(10);
-    while (daemon_->api("GET", "/instances/" + id + of_it).body.find(text) == std::string::npos) {
+    while (!condition()) {
       if (std::chrono::steady_clock::now() > deadline) return false;
     }
     return true;
+  }
+  /// Whether the JSON of the instance, or of something of it, has this text within ten seconds.
+  bool becomes(const std::string& id, const std::string& text, const std::string& of_it = "") {
+    return comes_true(
+        [&] { return daemon_->api("GET", "/instances/" + id + of_it).body.find(text) != std::string::npos; });
   }
   std::string instance(const std::string& id) { return daemon_->api("GET", "/instances/" + id).body; }
 
@@ -302,6 +309,40 @@ TEST_P(TopologiesTest, GuestsMayHaveALinkLocalAddressBehindTheirTaps) {
   EXPECT_EQ(ask(daemon_->create_forward("vm-a", kNamePort)), "a 198.18.0.2");
   EXPECT_EQ(ask(daemon_->create_forward("vm-b", kNamePort)), "b 198.18.0.2");
   EXPECT_EQ(put("vm-c", "169.254.0.21", "tap-c", "none").status, 422);
+}
+
+// Each link has its fe80::21.
+TEST_P(TopologiesTest, GuestsMayHaveALinkLocalIPv6AddressBehindTheirTaps) {
+  Guest a(host(), "a", "tap-a", "fe80::21");
+  const Guest b(host(), "b", "tap-b", "fe80::21");
+  for (const Guest* guest : std::initializer_list<const Guest*>{&a, &b}) {
+    host().ip("address add fe80::22/64 nodad dev tap-" + guest->name());
+    guest->network().ip("route add default via fe80::22 dev eth0");
+  }
+  ASSERT_EQ(put("vm-a", "fe80::21", "tap-a").status, 201);
+  ASSERT_EQ(put("vm-b", "fe80::21", "tap-b").status, 201);
+  const CreatedForward to_a = daemon_->create_forward("vm-a", kNamePort);
+  const CreatedForward to_b = daemon_->create_forward("vm-b", kNamePort);
+  EXPECT_EQ(ask(to_a, kHostAddress6), "a fd00:18::2") << instance("vm-a");
+  EXPECT_EQ(ask(to_b, kHostAddress6), "b fd00:18::2");
+  EXPECT_THAT(ask(to_a), StartsWith("a fe80::22")) << "an IPv4 client is seen as the node";
+  const HttpResponse check =
+      daemon_->api("GET", "/instances/vm-a/port-forwards/" + to_a.id + "/check?client=fd00:18::2");
+  EXPECT_THAT(check.body, AllOf(HasSubstr(R"({"check":{"ok":true)"), HasSubstr("is reached over tap-a")));
+  for (const char* refused : {"none", "no-such0"})
+    EXPECT_EQ(put("vm-c", "fe80::21", "tap0", refused).status, 422);
+  EXPECT_EQ(put("vm-c", "fe80::a9fe:a9fe", "tap0").status, 422) << "a cloud's metadata service";
+  EXPECT_EQ(put("vm-c", "fe80::21%tap0", "tap0").status, 422);
+
+  // A port that is closed: the node probes it until it is open.
+  const CreatedForward closed = daemon_->create_forward("vm-a", kEchoPort);
+  EXPECT_EQ(ask(closed, kHostAddress6), "");
+  const auto is_refused = [&] {
+    return TcpClient(network_->client(), kHostAddress6, closed.host_port).connect_error() == ECONNREFUSED;
+  };
+  EXPECT_TRUE(comes_true(is_refused));
+  a.serve_echo();
+  EXPECT_TRUE(comes_true([&] { return !is_refused(); }));
 }
 
 TEST_P(TopologiesTest, AGuestMayBeReachedByTheNodesRoutes) {

@@ -147,6 +147,25 @@ TEST_P(DualStackGuest, ANewAddressIsLedBackAndTheOldOneIsAnybodys) {
   EXPECT_TRUE(passes(kV4.guest)) << "no guest has it any more";
 }
 
+// Such an address is one of its link: the socket says of which.
+TEST_P(DualStackGuest, AnAddressOfItsLinkIsLedBackToo) {
+  world_->guest.ip("address add fe80::21/64 nodad dev eth0");
+  int eth0 = 0;
+  world_->guest.run([&] { eth0 = static_cast<int>(::if_nametoindex("eth0")); });
+  const auto path = world_->start(GetParam());
+  const Way way = add(*path, "tap0", {address("fe80::21")});
+  EXPECT_EQ(path->fault(way), "");
+  const Endpoint guest(address("fe80::21"), kPort);
+  const Fd listener = listen(world_->guest, on_link(guest, eth0));
+  const Endpoint client(address(kV6.client), 40000);
+  const auto [upstream, error] = world_->connect_as(client, on_link(guest, world_->link("tap0")));
+  ASSERT_EQ(error, 0) << std::strerror(error);
+  const Fd accepted = accept(listener);
+  EXPECT_EQ(peer_of(accepted), client);
+  EXPECT_EQ(exchange(upstream, accepted, "question"), "question");
+  EXPECT_EQ(exchange(accepted, upstream, "answer"), "answer");
+}
+
 // With rules, each forwarded port takes one for each address.
 TEST_F(DualStackGuard, ASecondAddressForWhichThereAreTooManyRulesIsOneWithoutPorts) {
   const auto path = world_->start(ReturnPath::Kind::kRules);

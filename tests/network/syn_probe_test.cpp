@@ -140,6 +140,19 @@ TEST_P(SynProbeTest, AClosedPortRefuses) {
   EXPECT_EQ(ask(local_of(listener)), -ECONNREFUSED);
 }
 
+TEST_P(SynProbeTest, AGuestIsAskedAtAnAddressOfItsLink) {
+  if (!GetParam().v6) return;
+  world_->guest.ip("address add fe80::21/64 nodad dev eth0");
+  int eth0 = 0;
+  world_->guest.run([&] { eth0 = static_cast<int>(::if_nametoindex("eth0")); });
+  path_->add(world_->link("tap0"), address("fe80::21"));
+  const Fd listener = listen(world_->guest, on_link({address("fe80::21"), 0}, eth0));
+  const Fd closed = bound_in(world_->guest, on_link({address("fe80::21"), 0}, eth0));
+  EXPECT_EQ(ask({address("fe80::21"), local_of(listener).port()}), 0);
+  EXPECT_EQ(ask({address("fe80::21"), local_of(closed).port()}), -ECONNREFUSED);
+  EXPECT_TRUE(nobody_waits(listener));
+}
+
 TEST_P(SynProbeTest, AGuestThatDropsTheSynSaysNothing) {
   const Fd listener = listen(world_->guest, guest(0));
   make_deaf(listener);
