@@ -12,11 +12,6 @@ namespace {
 // Links whose return path each maintain() looks at: a millisecond, or three if it is made of rules.
 constexpr std::size_t kLinksAtATime = 32;
 
-/// Its answers come in by its tap.
-bool has_own_way(const Instance& instance) {
-  return instance.device.empty();
-}
-
 }  // namespace
 
 bool SourcePaths::leads_back() const {
@@ -45,10 +40,13 @@ ForwardSource SourcePaths::sources_of(const Instance& instance, SourceMode wante
   if (wanted == SourceMode::kProxyV2) return SourcePlan::kProxyV2;
   const SourcePlan node = node_plan();
   if (node != SourcePlan::kTransparent) return node;
-  if (!has_own_way(instance)) return SourcePlan::kNoReturnPath;
-  if (instance.tap_index == 0) return node;  // its path is still to come
+  if (instance.tap_index == 0 && instance.device.empty()) return node;  // its path is still to come
   const auto way = ways_.find(instance.id);
   if (way == ways_.end()) return SourcePlan::kNoReturnPath;
+  // A bridge may have a router among its ports, to which the guest's answers go.
+  const bool asked_for =
+      wanted == SourceMode::kTransparent || parts_.config.proxy.source_mode == SourceMode::kTransparent;
+  if (!instance.device.empty() && !asked_for) return SourcePlan::kNoReturnPath;
   const auto plan_to = [&](const IpAddress& address) {
     const bool comes_back = parts_.return_path->fault(way->second, address).empty();
     return comes_back ? SourcePlan::kTransparent : SourcePlan::kNoReturnPath;
@@ -74,7 +72,7 @@ ForwardSource SourcePaths::source_of(const Instance& instance, const Forward& fo
 }
 
 Result<void> SourcePaths::check_mode(const Instance& instance, SourceMode wanted) const {
-  if (wanted != SourceMode::kTransparent || (leads_back() && has_own_way(instance))) return {};
+  if (wanted != SourceMode::kTransparent || (leads_back() && may_lead_back(instance))) return {};
   if (leads_back()) {
     return Error{
         ErrorCode::kInvalidRequest,
@@ -98,14 +96,22 @@ std::string_view SourcePaths::kind() const {
 }
 
 std::string SourcePaths::reason(const Instance& instance) const {
-  if (leads_back() && !has_own_way(instance)) {
-    return instance.device == kByRoute
-               ? "it is reached by the node's routes, and its answers come in by no interface of its own"
-               : fmt::format("it is reached through {}, and its answers do not come in by its tap",
-                             instance.device);
-  }
+  if (!leads_back()) return reason();
   const auto way = ways_.find(instance.id);
-  return leads_back() && way != ways_.end() ? parts_.return_path->fault(way->second) : reason();
+  const bool has_way = way != ways_.end();
+  const std::string fault = has_way ? parts_.return_path->fault(way->second) : "";
+  if (!fault.empty()) return fault;
+  if (instance.device.empty()) return has_way ? "" : reason();
+  if (has_way) {
+    return fmt::format(
+        "it is reached through {}, by which its answers may go to another router; if its default gateway is "
+        "the node, ask for source_mode transparent",
+        instance.device);
+  }
+  return instance.device == kByRoute
+             ? "it is reached by the node's routes, and its answers come in by no interface of its own"
+             : fmt::format("it is reached through {}, and its answers do not come in by its tap",
+                           instance.device);
 }
 
 std::size_t SourcePaths::instances_without() const {
@@ -115,9 +121,16 @@ std::size_t SourcePaths::instances_without() const {
 }
 
 void SourcePaths::enable(const Instance& instance, const NetworkNamespace::Ptr& netns) {
-  if (parts_.return_path == nullptr || instance.tap_index == 0 || !has_own_way(instance)) return;
+  if (parts_.return_path == nullptr || instance.tap_index == 0 || instance.device == kByRoute) return;
   if (ways_.contains(instance.id)) return;
-  ways_.emplace(instance.id, parts_.return_path->add(instance.tap_index, guest_addresses(instance), netns));
+  const GuestPlace place{.link = instance.tap_index, .netns = netns, .bridge = instance.device};
+  if (!place.bridge.empty() && !ReturnPath::is_bridge_port(place)) return;  // a router, say
+  ways_.emplace(instance.id, parts_.return_path->add(place, guest_addresses(instance)));
+}
+
+/// A device that is named leads back if it is the bridge that the tap is a port of.
+bool SourcePaths::may_lead_back(const Instance& instance) const {
+  return instance.device.empty() || ways_.contains(instance.id);
 }
 
 std::uint32_t SourcePaths::space_of(const Instance& instance) const {

@@ -113,6 +113,7 @@ class SourcePaths {
   };
 
   bool leads_back() const;
+  bool may_lead_back(const Instance& instance) const;
   ForwardSource sources_of(const Instance& instance, SourceMode wanted) const;
   ForwardSource wanted_source(const Instance& instance, const Forward& forward) const;
   void remove_unused();

@@ -184,10 +184,9 @@ TEST_P(TopologiesTest, GuestsBehindABridgeAreReachedThroughIt) {
   EXPECT_THAT(instance("vm-a"), AllOf(HasSubstr("no_return_path"), HasSubstr("reached through br0")));
   const HttpResponse check = daemon_->api("GET", "/instances/vm-a/port-forwards/" + to_a.id + "/check");
   EXPECT_THAT(check.body, AllOf(HasSubstr(R"({"check":{"ok":true)"), HasSubstr("is reached over br0")));
-  const HttpResponse transparent = daemon_->api("POST", "/instances/vm-a/port-forwards",
-                                                R"({"guest_port":7000,"source_mode":"transparent"})");
-  EXPECT_EQ(transparent.status, 422);
-  EXPECT_THAT(transparent.body, HasSubstr(R"("field":"source_mode")"));
+  // Its answers may go to another router on the bridge, unless the operator knows better.
+  a.network().ip("route add default via 198.19.1.1");
+  EXPECT_EQ(ask(daemon_->create_forward("vm-a", kNamePort, "transparent")), "a 198.18.0.2");
 
   Process echo({.command = {"python3", "-c", kEchoService}, .network = &a.network()});
   ASSERT_TRUE(echo.wait_for_output("ready", seconds(30))) << echo.output();
