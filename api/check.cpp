@@ -261,6 +261,9 @@ class Check final : public BodyStream, public std::enable_shared_from_this<Check
     }
     for (const IpAddress& address : addresses_in_question(subject_)) {
       add(route_step(subject_.instance, address));
+      if (!steps_.back().ok && subject_.netns) {
+        steps_.back().detail += " This is so in the guest's network namespace: change it there.";
+      }
       if (!steps_.back().ok) continue;
       guests_.push_back({.guest = {address, subject_.forward.forward.guest_port},
                          .behind = device_to(subject_.instance, address).name});

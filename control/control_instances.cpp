@@ -395,12 +395,13 @@ Result<void> Control::delete_instance(std::string_view id, const std::optional<U
   const Instance deleted = *registry_.find_instance(id);
   give_back_ports(unsaved_.take(id).forwards);
   const auto netns = watch_.netns_of(deleted);
+  const int link = std::max(0, dial_device(deleted));
   watch_.forget(id);
   source_paths_.retire(deleted);
   const std::vector<Forward> forwards = registry_.remove_instance(id);
   streams_.recheck();
   stop_serving(deleted.session_id, forwards, CloseHow::kInstanceStopped);
-  if (netns && *netns) remains_.add(deleted, *netns);
+  if (netns && *netns) remains_.add(deleted, *netns, link);
   give_back_ports(forwards);
   spdlog::info("instance {}: deleted with session {} and {} forwards, by {}", deleted.id,
                to_string(deleted.session_id), forwards.size(), by);
@@ -432,11 +433,12 @@ void Control::report_end(const std::string& instance_id, UnsavedSessions::Entry&
 /// Its forwards are not served any more; their ports are still taken.
 std::vector<Forward> Control::end_in_memory(const Instance& stopped) {
   const auto netns = watch_.netns_of(stopped);
+  const int link = std::max(0, dial_device(stopped));
   watch_.forget(stopped.id);
   source_paths_.retire(stopped);
   std::vector<Forward> forwards = registry_.remove_forwards(stopped.id);
   stop_serving(stopped.session_id, forwards, close_how(*stopped.ended));
-  if (netns && *netns) remains_.add(stopped, *netns);
+  if (netns && *netns) remains_.add(stopped, *netns, link);
   if (committing_ != nullptr && committing_->instance_id_ == stopped.id) {
     for (auto& lease : committing_->leases_) lease->close();
   }

@@ -16,8 +16,9 @@ constexpr std::chrono::seconds kWaitMax{1};
 
 }  // namespace
 
-void SessionRemains::add(const Instance& stopped, NetworkNamespace::Ptr netns) {
-  remains_.push_back({stopped.session_id, guest_addresses(stopped), std::move(netns), steady_clock::now()});
+void SessionRemains::add(const Instance& stopped, NetworkNamespace::Ptr netns, int link) {
+  remains_.push_back(
+      {stopped.session_id, guest_addresses(stopped), std::move(netns), link, steady_clock::now()});
   look_soon();
 }
 
@@ -34,6 +35,7 @@ void SessionRemains::look() {
     if (!dataplane_.session_ended(each.session_id) && now - each.since < kWaitMax) return false;
     on_over_(each.session_id);
     end_orphaned_sockets(*each.netns, each.guests);
+    if (each.link != 0) drop_unresolved_packets(*each.netns, each.link, each.guests);
     return true;
   });
   if (!remains_.empty()) look_soon();

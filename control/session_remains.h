@@ -27,13 +27,15 @@ class SessionRemains {
   SessionRemains& operator=(const SessionRemains&) = delete;
 
   /// The data plane was told that this session is over.
-  void add(const Instance& stopped, NetworkNamespace::Ptr netns);
+  /// `link`: the interface to its guest; 0: none.
+  void add(const Instance& stopped, NetworkNamespace::Ptr netns, int link);
 
  private:
   struct Remains {
     Uuid session_id;
     std::vector<IpAddress> guests;
     NetworkNamespace::Ptr netns;
+    int link;
     std::chrono::steady_clock::time_point since;
   };
 

@@ -1,6 +1,7 @@
 #include "network/orphaned_sockets.h"
 
 #include <linux/inet_diag.h>
+#include <linux/neighbour.h>
 #include <linux/netlink.h>
 #include <linux/sock_diag.h>
 #include <netinet/in.h>
@@ -9,10 +10,12 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstdint>
 #include <vector>
 
 #include "base/fd.h"
+#include "network/netlink.h"
 
 namespace portway {
 namespace {
@@ -78,6 +81,37 @@ bool end(const Fd& diag, const inet_diag_msg& socket) {
 }
 
 }  // namespace
+
+void drop_unresolved_packets(const NetworkNamespace& netns, int link, std::span<const IpAddress> peers) {
+  const auto inside = netns.enter();
+  if (!inside) return;
+  const auto netlink = Netlink::open();
+  if (!netlink) return;
+  for (const IpAddress& peer : peers) {
+    ndmsg body{};
+    body.ndm_family = static_cast<__u8>(peer.is_v4() ? AF_INET : AF_INET6);
+    body.ndm_ifindex = link;
+    const auto add_peer = [&peer](NetlinkMessage& message) {
+      if (peer.is_v4()) {
+        const auto bytes = peer.to_v4().to_bytes();
+        message.add(NDA_DST, bytes.data(), bytes.size());
+      } else {
+        const auto bytes = peer.to_v6().to_bytes();
+        message.add(NDA_DST, bytes.data(), bytes.size());
+      }
+    };
+    NetlinkMessage question(RTM_GETNEIGH, 0, body);
+    add_peer(question);
+    bool unresolved = false;
+    (*netlink)->query(question, [&unresolved](const nlmsghdr& answer) {
+      unresolved = (netlink_body<ndmsg>(answer).ndm_state & NUD_INCOMPLETE) != 0;
+    });
+    if (!unresolved) continue;
+    NetlinkMessage removal(RTM_DELNEIGH, 0, body);
+    add_peer(removal);
+    (void)(*netlink)->request(removal, "neighbour", {ENOENT});
+  }
+}
 
 std::size_t end_orphaned_sockets(const NetworkNamespace& netns, std::span<const IpAddress> peers) {
   // The kernel answers each request before send(2) returns.

@@ -15,4 +15,9 @@ namespace portway {
 /// 4.9). Takes a millisecond for some thousand sockets.
 std::size_t end_orphaned_sockets(const NetworkNamespace& netns, std::span<const IpAddress> peers);
 
+/// Drops the packets that wait for the peers' link-layer addresses on an interface of the namespace: if the
+/// machine is gone, the RSTs of its connections wait there for three seconds, and keep the namespace alive.
+/// Nothing else changes. Without CAP_NET_ADMIN, or before Linux 5.0, they stay.
+void drop_unresolved_packets(const NetworkNamespace& netns, int link, std::span<const IpAddress> peers);
+
 }  // namespace portway

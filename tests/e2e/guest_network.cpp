@@ -73,7 +73,7 @@ void GuestNetwork::start_veth_guest() {
 }
 
 std::unique_ptr<Process> boot_machine(const NetworkNamespace& network, const MachineOptions& options) {
-  const std::string image = build_guest_image();
+  static const std::string image = build_guest_image();  // once: a machine may be reading it
   return std::make_unique<Process>(
       SpawnOptions{.command = {kGuestDirectory + "/boot.sh", image, options.tap, options.address,
                                options.gateway, options.name, options.address6, options.gateway6},

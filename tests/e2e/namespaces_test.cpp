@@ -304,7 +304,11 @@ TEST_P(NamespacesTest, ASessionEndsWithTheNameOfItsNamespaceAndKeepsNothingOfIt)
   EXPECT_EQ(client.receive_to_end().error, ECONNRESET);
   EXPECT_EQ(ask(to_a), "");
   EXPECT_THAT(ask(to_b), HasSubstr("b ")) << "the other's goes on";
-  daemon_->api("POST", "/instances/vm-b/stop");
+  // The machine dies: the RSTs of its connections have nowhere to go.
+  TcpClient last(network_->client(), kHostAddress, to_b.host_port);
+  ASSERT_EQ(last.receive(2), "b ");
+  b->guest().ip("link set eth0 down");
+  EXPECT_TRUE(becomes("vm-b", "carrier_lost"));
   b->remove_name();
   EXPECT_TRUE(b->is_gone_within(seconds(10)));
 }
