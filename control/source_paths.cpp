@@ -99,7 +99,7 @@ std::string SourcePaths::reason(const Instance& instance) const {
   if (!leads_back()) return reason();
   const auto way = ways_.find(instance.id);
   const bool has_way = way != ways_.end();
-  const std::string fault = has_way ? parts_.return_path->fault(way->second) : "";
+  std::string fault = has_way ? parts_.return_path->fault(way->second) : "";
   if (!fault.empty()) return fault;
   if (instance.device.empty()) return has_way ? "" : reason();
   if (has_way) {

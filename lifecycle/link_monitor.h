@@ -16,7 +16,6 @@
 
 #include <sys/types.h>
 
-#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -48,7 +47,10 @@ struct LinkId {
   NetnsId netns = NetnsId::kNode;
   std::int32_t index = 0;  // 0: none
 
-  friend auto operator<=>(const LinkId&, const LinkId&) = default;
+  friend bool operator==(const LinkId&, const LinkId&) = default;
+  friend bool operator<(const LinkId& a, const LinkId& b) {
+    return std::pair(a.netns, a.index) < std::pair(b.netns, b.index);
+  }
 };
 
 struct Link {

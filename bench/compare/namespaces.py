@@ -26,6 +26,8 @@ import subjects
 SCRATCH = "/dev/shm"
 GUEST, INNER = "198.19.0.2", "198.19.0.1"
 PORTS = (7001, 7002)
+# Permanent neighbours: the kernel finds no more than 1,024 in all namespaces together (gc_thresh3).
+MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
 
 
 class Node(subjects.Portway):
@@ -47,9 +49,11 @@ class Sandbox:
             subprocess.run(["mount", "--bind", inside.path(), self.path], check=True)
         batch = [f"link add tap0 type veth peer name eth0 netns {self.guest.path()}",
                  f"link add sign type veth peer name sign{number} netns {host.path()}",
-                 f"addr add {INNER}/24 dev tap0", "link set tap0 up"]
+                 f"link set tap0 address {MACS[0]} up", f"addr add {INNER}/24 dev tap0",
+                 f"neigh add {GUEST} lladdr {MACS[1]} dev tap0"]
         inside.run("ip", "-batch", "-", input="\n".join(batch).encode())
-        batch = [f"addr add {GUEST}/24 dev eth0", "link set eth0 up", f"route add default via {INNER}"]
+        batch = [f"link set eth0 address {MACS[1]} up", f"addr add {GUEST}/24 dev eth0",
+                 f"neigh add {INNER} lladdr {MACS[0]} dev eth0", f"route add default via {INNER}"]
         self.guest.run("ip", "-batch", "-", input="\n".join(batch).encode())
         inside.close()
 
@@ -60,7 +64,7 @@ class Sandbox:
         return listeners
 
     def remove(self):
-        subprocess.run(["umount", self.path], check=True)
+        subprocess.run(["umount", "--lazy", self.path], check=True)  # as `ip netns del` does
         os.unlink(self.path)
 
 
@@ -154,6 +158,8 @@ def run(options, net):
                  node.wait_until(node._healthy, "does not come back")))
     results["restarted"] = status(node.process.pid)
     ask(net, forwards)
+    with open(node.path("admin.key"), encoding="ascii") as file:
+        node.key = file.read().strip()
     api = control_plane.Api(node)
 
     gone, kept = sandboxes[::2], sandboxes[1::2]
