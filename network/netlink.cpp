@@ -62,6 +62,16 @@ void NetlinkMessage::add(std::uint16_t type, const void* data, std::size_t size)
   header().nlmsg_len += static_cast<__u32>(RTA_SPACE(size));
 }
 
+void NetlinkMessage::add(std::uint16_t type, const IpAddress& address) {
+  if (address.is_v4()) {
+    const auto bytes = address.to_v4().to_bytes();
+    add(type, bytes.data(), bytes.size());
+  } else {
+    const auto bytes = address.to_v6().to_bytes();
+    add(type, bytes.data(), bytes.size());
+  }
+}
+
 void NetlinkMessage::add(std::uint16_t type, std::string_view text) {
   const std::string terminated(text);
   add(type, terminated.c_str(), terminated.size() + 1);

@@ -18,6 +18,7 @@
 #include <string_view>
 #include <utility>
 
+#include "base/endpoint.h"
 #include "base/error.h"
 #include "base/fd.h"
 
@@ -34,6 +35,7 @@ class NetlinkMessage {
 
   void add(std::uint16_t type, const void* data, std::size_t size);
   void add(std::uint16_t type, std::uint32_t value) { add(type, &value, sizeof value); }
+  void add(std::uint16_t type, const IpAddress& address);
   void add(std::uint16_t type, std::string_view text);  // with the NUL that the kernel wants
   void add_byte(std::uint16_t type, std::uint8_t value) { add(type, &value, sizeof value); }
 

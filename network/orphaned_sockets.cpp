@@ -16,27 +16,13 @@
 
 #include "base/fd.h"
 #include "network/netlink.h"
+#include "network/tcp_diag.h"
 
 namespace portway {
 namespace {
 
 constexpr std::uint32_t kClosing =
     1U << TCP_FIN_WAIT1 | 1U << TCP_FIN_WAIT2 | 1U << TCP_CLOSING | 1U << TCP_LAST_ACK;
-
-struct Request {
-  nlmsghdr header;
-  inet_diag_req_v2 body;
-};
-
-Request request_of(std::uint16_t type, std::uint16_t flags, std::uint8_t family) {
-  Request request{};
-  request.header.nlmsg_len = sizeof request;
-  request.header.nlmsg_type = type;
-  request.header.nlmsg_flags = static_cast<std::uint16_t>(NLM_F_REQUEST | flags);
-  request.body.sdiag_family = family;
-  request.body.sdiag_protocol = IPPROTO_TCP;
-  return request;
-}
 
 IpAddress peer_of(const inet_diag_msg& socket) {
   if (socket.idiag_family == AF_INET) {
@@ -45,15 +31,13 @@ IpAddress peer_of(const inet_diag_msg& socket) {
   boost::asio::ip::address_v6::bytes_type bytes;
   const auto* from = reinterpret_cast<const std::uint8_t*>(socket.id.idiag_dst);
   std::copy_n(from, bytes.size(), bytes.begin());
-  const boost::asio::ip::address_v6 address(bytes);
-  if (address.is_v4_mapped()) return make_address_v4(boost::asio::ip::v4_mapped, address);
-  return address;
+  return folded(boost::asio::ip::address_v6(bytes));
 }
 
 /// Those that are closing and have no inode.
 std::vector<inet_diag_msg> list_orphans(const Fd& diag, std::uint8_t family) {
   std::vector<inet_diag_msg> found;
-  Request request = request_of(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family);
+  TcpDiagRequest request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family);
   request.body.idiag_states = kClosing;
   if (::send(diag.get(), &request, sizeof request, 0) < 0) return found;
   alignas(nlmsghdr) std::array<char, 32 * 1024> buffer;
@@ -70,7 +54,7 @@ std::vector<inet_diag_msg> list_orphans(const Fd& diag, std::uint8_t family) {
 }
 
 bool end(const Fd& diag, const inet_diag_msg& socket) {
-  Request request = request_of(SOCK_DESTROY, NLM_F_ACK, socket.idiag_family);
+  TcpDiagRequest request(SOCK_DESTROY, NLM_F_ACK, socket.idiag_family);
   request.body.id = socket.id;
   if (::send(diag.get(), &request, sizeof request, 0) < 0) return false;
   alignas(nlmsghdr) std::array<char, 1024> answer;
@@ -91,24 +75,15 @@ void drop_unresolved_packets(const NetworkNamespace& netns, int link, std::span<
     ndmsg body{};
     body.ndm_family = static_cast<__u8>(peer.is_v4() ? AF_INET : AF_INET6);
     body.ndm_ifindex = link;
-    const auto add_peer = [&peer](NetlinkMessage& message) {
-      if (peer.is_v4()) {
-        const auto bytes = peer.to_v4().to_bytes();
-        message.add(NDA_DST, bytes.data(), bytes.size());
-      } else {
-        const auto bytes = peer.to_v6().to_bytes();
-        message.add(NDA_DST, bytes.data(), bytes.size());
-      }
-    };
     NetlinkMessage question(RTM_GETNEIGH, 0, body);
-    add_peer(question);
+    question.add(NDA_DST, peer);
     bool unresolved = false;
     (*netlink)->query(question, [&unresolved](const nlmsghdr& answer) {
       unresolved = (netlink_body<ndmsg>(answer).ndm_state & NUD_INCOMPLETE) != 0;
     });
     if (!unresolved) continue;
     NetlinkMessage removal(RTM_DELNEIGH, 0, body);
-    add_peer(removal);
+    removal.add(NDA_DST, peer);
     (void)(*netlink)->request(removal, "neighbour", {ENOENT});
   }
 }

@@ -16,16 +16,6 @@
 namespace portway {
 namespace {
 
-void add_address(NetlinkMessage& message, std::uint16_t type, const IpAddress& address) {
-  if (address.is_v4()) {
-    const auto bytes = address.to_v4().to_bytes();
-    message.add(type, bytes.data(), bytes.size());
-  } else {
-    const auto bytes = address.to_v6().to_bytes();
-    message.add(type, bytes.data(), bytes.size());
-  }
-}
-
 NetlinkMessage rule_message(std::uint16_t type, std::uint16_t flags, int family, const RoutingRule& rule) {
   fib_rule_hdr body{};
   body.family = static_cast<__u8>(family);
@@ -38,7 +28,7 @@ NetlinkMessage rule_message(std::uint16_t type, std::uint16_t flags, int family,
     message.add(FRA_FWMARK, rule.mark);
     message.add(FRA_FWMASK, rule.mark);
   }
-  if (rule.source) add_address(message, FRA_SRC, *rule.source);
+  if (rule.source) message.add(FRA_SRC, *rule.source);
   if (rule.source_port != 0) {
     const fib_rule_port_range range{.start = rule.source_port, .end = rule.source_port};
     message.add_byte(FRA_IP_PROTO, IPPROTO_TCP);
@@ -240,8 +230,8 @@ InputRoute look_up_input_route(Netlink& netlink, const InputPacket& packet) {
   if (v4) body.rtm_flags = RTM_F_LOOKUP_TABLE;  // tell the table that it was found in, as IPv6 does anyway
   NetlinkMessage message(RTM_GETROUTE, 0, body);
   message.add(RTA_IIF, static_cast<std::uint32_t>(packet.link));
-  add_address(message, RTA_SRC, packet.source);
-  add_address(message, RTA_DST, packet.destination);
+  message.add(RTA_SRC, packet.source);
+  message.add(RTA_DST, packet.destination);
   if (packet.mark != 0) message.add(RTA_MARK, packet.mark);
   if (packet.source_port != 0) {
     const std::uint16_t port = htons(packet.source_port);
@@ -264,7 +254,7 @@ OutputRoute look_up_output_route(Netlink& netlink, const IpAddress& destination)
   body.rtm_family = destination.is_v4() ? AF_INET : AF_INET6;
   body.rtm_dst_len = destination.is_v4() ? 32 : 128;
   NetlinkMessage message(RTM_GETROUTE, 0, body);
-  add_address(message, RTA_DST, destination);
+  message.add(RTA_DST, destination);
   OutputRoute route;
   route.error = netlink.query(message, [&](const nlmsghdr& header) {
     route.type = netlink_body<rtmsg>(header).rtm_type;

@@ -2,7 +2,7 @@
 // namespaces. It is taken out of the kernel when the object and the last filter that uses it are gone.
 //
 // Interface indexes and guests' addresses are each namespace's own, and a program cannot ask in which one it
-// runs. So each tap in another namespace than the node's gets an entry program of seven instructions, which
+// runs. So each tap in another namespace than the node's gets an entry program of a few instructions, which
 // knows the namespace's number (its space) and calls the common one. It takes 0.1 ms to load, and 7 KB of
 // kernel memory. It calls nothing any more once the process has ended, even if a filter still holds it.
 //

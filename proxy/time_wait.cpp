@@ -13,12 +13,9 @@
 #include <cstdint>
 #include <cstring>
 
-namespace portway {
+#include "network/tcp_diag.h"
 
-struct TimeWaitEnder::Request {
-  nlmsghdr header;
-  inet_diag_req_v2 body;
-};
+namespace portway {
 
 namespace {
 
@@ -40,12 +37,7 @@ TimeWaitEnder::TimeWaitEnder() : socket_(::socket(AF_NETLINK, kType, NETLINK_SOC
 void TimeWaitEnder::end(const Endpoint& local, const Endpoint& remote, int device,
                         const NetworkNamespace* netns) {
   if (!permitted_) return;
-  Request request{};
-  request.header.nlmsg_len = sizeof request;
-  request.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
-  request.header.nlmsg_flags = NLM_F_REQUEST;
-  request.body.sdiag_family = static_cast<__u8>(local.address().is_v6() ? AF_INET6 : AF_INET);
-  request.body.sdiag_protocol = IPPROTO_TCP;
+  TcpDiagRequest request(SOCK_DIAG_BY_FAMILY, 0, local.address().is_v6() ? AF_INET6 : AF_INET);
   request.body.id.idiag_sport = htons(local.port());
   request.body.id.idiag_dport = htons(remote.port());
   set_address(request.body.id.idiag_src, local.address());
@@ -58,7 +50,7 @@ void TimeWaitEnder::end(const Endpoint& local, const Endpoint& remote, int devic
   if (made >= 0) end(request, Fd(made));
 }
 
-void TimeWaitEnder::end(Request& request, const Fd& socket) {
+void TimeWaitEnder::end(TcpDiagRequest& request, const Fd& socket) {
   if (!send(request, socket)) return;
   inet_diag_msg found{};
   if (!receive(request.header.nlmsg_seq, socket, found)) return;
@@ -69,7 +61,7 @@ void TimeWaitEnder::end(Request& request, const Fd& socket) {
   send(request, socket);  // an error, if any, is read with the next answer
 }
 
-bool TimeWaitEnder::send(Request& request, const Fd& socket) {
+bool TimeWaitEnder::send(TcpDiagRequest& request, const Fd& socket) {
   request.header.nlmsg_seq = ++sequence_;
   return ::send(socket.get(), &request, sizeof request, MSG_DONTWAIT) > 0;
 }

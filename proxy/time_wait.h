@@ -21,6 +21,8 @@ struct inet_diag_msg;  // linux/inet_diag.h
 
 namespace portway {
 
+struct TcpDiagRequest;  // network/tcp_diag.h
+
 /// One thread. Nothing blocks.
 class TimeWaitEnder {
  public:
@@ -33,9 +35,8 @@ class TimeWaitEnder {
            const NetworkNamespace* netns = nullptr);
 
  private:
-  struct Request;
-  void end(Request& request, const Fd& socket);
-  bool send(Request& request, const Fd& socket);
+  void end(TcpDiagRequest& request, const Fd& socket);
+  bool send(TcpDiagRequest& request, const Fd& socket);
   bool receive(std::uint32_t sequence, const Fd& socket, inet_diag_msg& found);
 
   std::uint32_t sequence_ = 0;
