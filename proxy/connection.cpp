@@ -364,6 +364,8 @@ void Connection::release() {
   // ending the TIME_WAIT gains nothing.
   const bool time_wait =
       cause_ == CloseCause{CloseSide::kClient, CloseHow::kFin} && tcp_closed && !is_transparent(slot_.source);
+  const SessionNetns& place = record.forward->session->netns;
+  const auto netns = time_wait ? place.get() : std::nullopt;
   for (const Side side : kSides) {
     discard_kept(context_.pipes, slot_.relay[side]);
     if (fd(side) < 0) continue;
@@ -372,12 +374,10 @@ void Connection::release() {
       continue;
     }
     if (side == kUpstream && lasting_ && !tcp_closed) context_.upstream.end_lasting(fd(side));
-    const ServedSession& session = *record.forward->session;
-    const NetworkNamespace::Ptr netns = session.netns.get();
-    if (side == kUpstream && time_wait && (netns || session.netns.is_nodes_own())) {
-      context_.io.close_time_wait(fd(side), record.guest, device_, netns.get());
+    if (side == kUpstream && netns) {
+      context_.io.close_time_wait(fd(side), record.guest, device_, netns->get());
     } else {
-      if (side == kUpstream && !session.netns.is_nodes_own()) context_.io.set_reset_at_end(fd(side), false);
+      if (side == kUpstream && !place.is_nodes_own()) context_.io.set_reset_at_end(fd(side), false);
       context_.io.close(fd(side));
     }
   }

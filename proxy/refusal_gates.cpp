@@ -227,15 +227,13 @@ void RefusalGates::probe(std::uint32_t index) {
   gate.give_up = gate.probed + kAnswerMax;
   gate.state = State::kProbing;
   const GuestEndpoints& guest = gate.forward->guest();
-  const SessionNetns& session_netns = gate.forward->session->netns;
-  const NetworkNamespace::Ptr netns = session_netns.get();
-  // The session is over: the gate is about to be forgotten.
-  if (!netns && !session_netns.is_nodes_own()) return end_probe(index, Verdict::kLetIn);
+  const auto netns = gate.forward->session->netns.get();
+  if (!netns) return end_probe(index, Verdict::kLetIn);  // the session is over: the gate is about to go
   SynProbeTarget target{.guest = gate.v6 ? guest.endpoint_v6.value_or(guest.endpoint) : guest.endpoint,
                         .device = gate.forward->session->device.load(std::memory_order_relaxed),
                         .source = std::nullopt,
                         .source_ports = {},
-                        .netns = netns.get()};
+                        .netns = netns->get()};
   if (gate.client && gate.client->own_address) {
     target.source = gate.client->client;
   } else {

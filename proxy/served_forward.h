@@ -32,12 +32,12 @@ class SessionNetns {
       : is_nodes_own_(netns == nullptr), netns_(std::move(netns)) {}
 
   bool is_nodes_own() const { return is_nodes_own_; }
-  /// Null if it is the node's own, and after leave(): then nothing can be made there any more. Keep it for
-  /// one call only.
-  NetworkNamespace::Ptr get() const {
-    if (is_nodes_own_) return nullptr;
+  /// Null is the node's own. Nothing after leave(): no socket can be made there any more. Keep it for one
+  /// call only.
+  std::optional<NetworkNamespace::Ptr> get() const {
+    if (is_nodes_own_) return NetworkNamespace::Ptr();
     const std::lock_guard lock(mutex_);
-    return netns_;
+    return netns_ ? std::optional(netns_) : std::nullopt;
   }
   /// The session is over: its records may live on, and must not keep the namespace.
   void leave() {

@@ -61,16 +61,15 @@ int UpstreamOpener::open_once(const Target& target, SourcePlan plan, int& fd) {
   const Endpoint guest = on_link(target.guest, target.device);
   fd = -1;
   if (target.device == kNoDevice) return -ENODEV;
-  const SessionNetns& session_netns = target.forward.session->netns;
-  const NetworkNamespace::Ptr netns = session_netns.get();
-  if (!netns && !session_netns.is_nodes_own()) return -ENODEV;
-  fd = io_.socket(guest.address().is_v6() ? AF_INET6 : AF_INET, netns.get());
+  const auto netns = target.forward.session->netns.get();
+  if (!netns) return -ENODEV;
+  fd = io_.socket(guest.address().is_v6() ? AF_INET6 : AF_INET, netns->get());
   if (fd < 0) {
     const int result = fd;
     fd = -1;
     return result;
   }
-  if (netns) io_.set_reset_at_end(fd, true);
+  if (*netns) io_.set_reset_at_end(fd, true);
   set_options(target, fd);
   if (target.device != kAnyDevice) {
     // Otherwise packets for a guest whose tap is gone would leave by the default route.
