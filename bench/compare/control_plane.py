@@ -130,20 +130,26 @@ def run(options, net):
     return results
 
 
-def main():
+def prepare(parser, scratch):
+    """The options of a measurement of one node's API, which goes on in namespaces of its own."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", default=os.path.join(root, "build/release"))
-    parser.add_argument("--forwards", type=int, default=10_000)
     options = parser.parse_args()
     options.portwayd = os.path.join(options.build, "portwayd")
     options.load = os.path.join(options.build, "bench/compare/bench_load")
-    options.scratch, options.workers, options.hold = SCRATCH, 1, 0
+    options.scratch, options.workers, options.hold = scratch, 1, 0
     if os.geteuid() != 0:
-        sys.exit("control_plane.py: needs root, to make network namespaces")
+        sys.exit(f"{parser.prog}: needs root, to make network namespaces")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    network.isolate(SCRATCH)
+    network.isolate(scratch)
+    return options
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--forwards", type=int, default=10_000)
+    options = prepare(parser, SCRATCH)
     Node.extra = f"[profiles.default]\nmax_forwarded_ports = {options.forwards}\n"
     with network.Network(1) as net, net.sites[0]:
         results = run(options, net)

@@ -10,12 +10,10 @@ are read, the daemon is killed and started again, the instances are deleted, and
 import argparse
 import json
 import os
-import resource
 import select
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 
@@ -189,19 +187,10 @@ def run(options, net):
 
 
 def main():
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--build", default=os.path.join(root, "build/release"))
     parser.add_argument("--namespaces", type=int, default=1_000)
-    options = parser.parse_args()
-    options.portwayd = os.path.join(options.build, "portwayd")
-    options.load = os.path.join(options.build, "bench/compare/bench_load")
-    options.scratch, options.workers, options.hold, options.forwards = SCRATCH, 1, 0, 0
-    if os.geteuid() != 0:
-        sys.exit("namespaces.py: needs root, to make network namespaces")
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    network.isolate(SCRATCH)
+    options = control_plane.prepare(parser, SCRATCH)
+    options.forwards = 0
     with network.Network(1) as net, net.sites[0]:
         network.HOME.fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)  # the host's, for Sandbox
         results = run(options, net)
