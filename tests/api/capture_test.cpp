@@ -56,8 +56,7 @@ class CaptureTest : public testing::Test {
     host_ = std::make_unique<NetworkNamespace>();
     guest_ = std::make_unique<NetworkNamespace>();
     for (const NetworkNamespace* network : {host_.get(), guest_.get()}) {
-      network->set("net/ipv6/conf/all/accept_dad", "0");
-      network->set("net/ipv6/conf/default/accept_dad", "0");
+      network->skip_address_detection();
     }
     test::connect({*guest_, "eth0", "198.19.0.2/24"}, {*host_, "tap0", "198.19.0.1/24"});
     for (const char* more : {"198.19.0.3/24", "fd00:19::2/64 nodad", "fd00:19::3/64 nodad"})

@@ -81,10 +81,6 @@ ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(tcp), 0, 0, 64, 6, 0, source
 socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW).sendto(ip + tcp, (sys.argv[2], 0))
 )py";
 
-std::string path_of(const NetworkNamespace& network) {
-  return "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(network.fd());
-}
-
 /// A namespace with a name, as `ip netns add` makes it. A link from it to the node shows how long it lives.
 class NamedNamespace {
  public:
@@ -92,11 +88,8 @@ class NamedNamespace {
                  const std::string& name)
       : path_(directory / name), host_(host), sign_("sign-" + name) {
     network_.emplace();
-    std::ofstream(path_).close();
-    if (::mount(path_of(*network_).c_str(), path_.c_str(), nullptr, MS_BIND, nullptr) != 0) {
-      throw std::system_error(errno, std::generic_category(), "mount");
-    }
-    host.ip("link add " + sign_ + " type veth peer name sign netns " + path_of(*network_));
+    network_->mount_at(path_);
+    host.ip("link add " + sign_ + " type veth peer name sign netns " + network_->path());
   }
   ~NamedNamespace() { remove_name(); }
   NamedNamespace(const NamedNamespace&) = delete;
@@ -137,7 +130,7 @@ class Sandbox : public NamedNamespace {
  public:
   Sandbox(const NetworkNamespace& host, const std::filesystem::path& directory, const std::string& name)
       : NamedNamespace(host, directory, name) {
-    network().ip("link add tap0 type veth peer name eth0 netns " + path_of(guest_));
+    network().ip("link add tap0 type veth peer name eth0 netns " + guest_.path());
     network().ip("link set tap0 up");
     network().ip("address add 198.19.4.1/24 dev tap0");
     network().ip("address add fd00:19::41/64 dev tap0 nodad");
@@ -183,6 +176,23 @@ class NamespacesTest : public testing::TestWithParam<std::string> {
   }
   HttpResponse put(const std::string& id, const Sandbox& sandbox) {
     return put(id, {{"tap", "tap0"}, {"netns", sandbox.path()}});
+  }
+  /// A sandbox whose guest is registered as vm-NAME, and a forward to its service.
+  struct Clone {
+    std::unique_ptr<Sandbox> sandbox;
+    CreatedForward forward;
+  };
+  Clone clone(const std::string& name) {
+    Clone made{.sandbox = sandbox(name), .forward = {}};
+    EXPECT_EQ(put("vm-" + name, *made.sandbox).status, 201);
+    made.forward = daemon_->create_forward("vm-" + name, kNamePort);
+    return made;
+  }
+  /// A client whom the guest with this name serves.
+  TcpClient client_of(const std::string& name, const CreatedForward& forward) {
+    TcpClient client(network_->client(), kHostAddress, forward.host_port);
+    EXPECT_EQ(client.receive(name.size()), name);
+    return client;
   }
   std::string ask(const CreatedForward& forward, const char* address = kHostAddress) {
     TcpClient client(network_->client(), address, forward.host_port);
@@ -250,7 +260,7 @@ TEST_P(NamespacesTest, ASessionEndsWithItsTapWhereverThatIs) {
   ASSERT_EQ(put("vm-b", *b).status, 201);
   a->guest().ip("link set eth0 down");
   EXPECT_TRUE(becomes("vm-a", "carrier_lost"));
-  b->network().ip("link set tap0 netns " + path_of(a->network()) + " name tap1");
+  b->network().ip("link set tap0 netns " + a->network().path() + " name tap1");
   EXPECT_TRUE(becomes("vm-b", R"("state":"stopped")"));
 }
 
@@ -292,16 +302,10 @@ TEST_P(NamespacesTest, ARenamedTapIsTheSame) {
 }
 
 TEST_P(NamespacesTest, ASessionEndsWithTheNameOfItsNamespaceAndKeepsNothingOfIt) {
-  const auto a = sandbox("a");
-  const auto b = sandbox("b");
-  ASSERT_EQ(put("vm-a", *a).status, 201);
-  ASSERT_EQ(put("vm-b", *b).status, 201);
-  const CreatedForward to_a = daemon_->create_forward("vm-a", kNamePort);
-  const CreatedForward to_b = daemon_->create_forward("vm-b", kNamePort);
-  TcpClient client(network_->client(), kHostAddress, to_a.host_port);
-  TcpClient other(network_->client(), kHostAddress, to_b.host_port);
-  ASSERT_EQ(client.receive(2), "a ");
-  ASSERT_EQ(other.receive(2), "b ");
+  const auto [a, to_a] = clone("a");
+  const auto [b, to_b] = clone("b");
+  TcpClient client = client_of("a", to_a);
+  const TcpClient other = client_of("b", to_b);
 
   a->remove_name();
   EXPECT_TRUE(becomes("vm-a", "netns_gone"));
@@ -310,8 +314,7 @@ TEST_P(NamespacesTest, ASessionEndsWithTheNameOfItsNamespaceAndKeepsNothingOfIt)
   EXPECT_EQ(ask(to_a), "");
   EXPECT_THAT(ask(to_b), HasSubstr("b ")) << "the other's goes on";
   // The machine dies: the RSTs of its connections have nowhere to go.
-  TcpClient last(network_->client(), kHostAddress, to_b.host_port);
-  ASSERT_EQ(last.receive(2), "b ");
+  const TcpClient last = client_of("b", to_b);
   b->guest().ip("link set eth0 down");
   EXPECT_TRUE(becomes("vm-b", "carrier_lost"));
   b->remove_name();
@@ -319,18 +322,12 @@ TEST_P(NamespacesTest, ASessionEndsWithTheNameOfItsNamespaceAndKeepsNothingOfIt)
 }
 
 TEST_P(NamespacesTest, AKilledDaemonKeepsNoNamespaceAndItsSuccessorFindsTheSessions) {
-  const auto a = sandbox("a");
-  const auto b = sandbox("b");
+  const auto [a, to_a] = clone("a");
+  const auto [b, to_b] = clone("b");
   const auto c = sandbox("c");
-  ASSERT_EQ(put("vm-a", *a).status, 201);
-  ASSERT_EQ(put("vm-b", *b).status, 201);
   ASSERT_EQ(put("vm-c", *c).status, 201);
-  const CreatedForward to_a = daemon_->create_forward("vm-a", kNamePort);
-  const CreatedForward to_b = daemon_->create_forward("vm-b", kNamePort);
-  TcpClient client(network_->client(), kHostAddress, to_a.host_port);
-  TcpClient other(network_->client(), kHostAddress, to_b.host_port);
-  ASSERT_EQ(client.receive(2), "a ");
-  ASSERT_EQ(other.receive(2), "b ");
+  const TcpClient client = client_of("a", to_a);
+  const TcpClient other = client_of("b", to_b);
   // The guest is silent: the kernel would try for minutes to tell it that the connection has ended.
   a->guest().ip("address flush dev eth0");
   daemon_->stop(SIGKILL);

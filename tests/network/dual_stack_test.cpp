@@ -51,10 +51,7 @@ class DualStackGuest : public DualStackGuard, public testing::WithParamInterface
     const Endpoint client(address(network.client), 40000);
     const auto [upstream, error] = world_->connect_as(client, {address(network.guest), kPort});
     ASSERT_EQ(error, 0) << std::strerror(error);
-    const Fd accepted = accept(listener);
-    EXPECT_EQ(peer_of(accepted), client);
-    EXPECT_EQ(exchange(upstream, accepted, "question"), "question");
-    EXPECT_EQ(exchange(accepted, upstream, "answer"), "answer");
+    expect_conversation(upstream, listener, client);
   }
 };
 INSTANTIATE_TEST_SUITE_P(Kinds, DualStackGuest,

@@ -55,8 +55,7 @@ class BridgedGuestsTest : public NamedNamespacesTest, public testing::WithParamI
     make("unused");  // makes /run/netns
     all_.emplace();
     for (const test::NetworkNamespace* each : {&all_->client, &all_->network, &all_->a, &all_->b}) {
-      each->set("net/ipv6/conf/all/accept_dad", "0");
-      each->set("net/ipv6/conf/default/accept_dad", "0");
+      each->skip_address_detection();
     }
     test::connect({all_->client, "eth0", "198.18.1.2/24"}, {all_->network, "eth0", "198.18.1.1/24"});
     all_->client.ip_batch(
@@ -72,12 +71,7 @@ class BridgedGuestsTest : public NamedNamespacesTest, public testing::WithParamI
     all_->network.set("net/ipv4/ip_forward", "1");
     all_->network.set("net/ipv6/conf/all/forwarding", "1");
     all_->network.set("net/ipv4/ip_early_demux", "0");  // as in ReturnPathAttackTest
-    if (GetParam().inside) {
-      std::ofstream("/run/netns/guests").flush();
-      check(::mount(("/proc/self/fd/" + std::to_string(all_->network.fd())).c_str(), "/run/netns/guests",
-                    "none", MS_BIND, nullptr) == 0,
-            "mount --bind");
-    }
+    if (GetParam().inside) all_->network.mount_at("/run/netns/guests");
     if (!GetParam().tcx) taken_ = take_all_tcx(all_->network, "br0");
     before_ = listing();
     node().run([&] { path_ = ReturnPath::start(GetParam().kind).value(); });
@@ -143,22 +137,14 @@ class BridgedGuestsTest : public NamedNamespacesTest, public testing::WithParamI
     Connected connected;
     all_->network.run([&] {
       Fd fd = make_socket(source.protocol().family(), SOCK_STREAM, 0);
-      set_option(fd, SOL_SOCKET, SO_SNDTIMEO, timeout);
-      set_option(fd, SOL_SOCKET, SO_REUSEADDR, kOn);
-      set_option(fd, v6() ? SOL_IPV6 : SOL_IP, v6() ? IPV6_TRANSPARENT : IP_TRANSPARENT, kOn);
-      ASSERT_EQ(::setsockopt(fd.get(), SOL_SOCKET, SO_BINDTODEVICE, "br0", 3), 0);
-      ASSERT_EQ(::bind(fd.get(), source.data(), static_cast<socklen_t>(source.size())), 0);
-      connected = connect_to(std::move(fd), destination);
+      connected = relay_to(std::move(fd), source, destination, "br0", timeout);
     });
     return connected;
   }
   void expect_a_conversation(const Fd& listener, std::uint16_t port) const {
     const auto [upstream, error] = connect_as(client(port), local_of(listener));
     ASSERT_EQ(error, 0) << std::strerror(error);
-    const Fd accepted = accept(listener);
-    EXPECT_EQ(peer_of(accepted), client(port));
-    EXPECT_EQ(exchange(upstream, accepted, "question"), "question");
-    EXPECT_EQ(exchange(accepted, upstream, "answer"), "answer");
+    expect_conversation(upstream, listener, client(port));
   }
 
   struct All {

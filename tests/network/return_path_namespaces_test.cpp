@@ -45,14 +45,9 @@ constexpr std::uint16_t kService = 3000;
 /// node (up-NAME) -- (wan) network (tap0) -- (eth0) guest. The network has a name, and no loopback.
 struct Home {
   Home(const test::NetworkNamespace& node, const std::string& name, int number) {
-    const std::string path = "/run/netns/" + name;
-    std::ofstream(path).flush();
-    check(::mount(("/proc/self/fd/" + std::to_string(network.fd())).c_str(), path.c_str(), "none", MS_BIND,
-                  nullptr) == 0,
-          "mount --bind");
+    network.mount_at("/run/netns/" + name);
     for (const test::NetworkNamespace* each : {&network, &guest}) {
-      each->set("net/ipv6/conf/all/accept_dad", "0");
-      each->set("net/ipv6/conf/default/accept_dad", "0");
+      each->skip_address_detection();
     }
     add_guest(guest, "tap0", kTap, 2);
     const std::string digits = std::to_string(number);
@@ -70,9 +65,8 @@ struct Home {
   void add_guest(const test::NetworkNamespace& machine, const std::string& tap, int index, int number) const {
     const std::string v4 = "198.18." + std::to_string(number);
     const std::string v6 = "fd00:" + std::to_string(number) + "::";
-    network.ip("link add " + tap + " index " + std::to_string(index) +
-               " type veth peer name eth0 netns /proc/" + std::to_string(::getpid()) + "/fd/" +
-               std::to_string(machine.fd()));
+    network.ip("link add " + tap + " index " + std::to_string(index) + " type veth peer name eth0 netns " +
+               machine.path());
     network.ip_batch("address add " + v4 + ".1/24 dev " + tap + "\naddress add " + v6 + "1/64 nodad dev " +
                      tap + "\nlink set " + tap + " up\n");
     machine.ip_batch("address add " + v4 + ".2/24 dev eth0\naddress add " + v6 +
@@ -152,26 +146,14 @@ class GuestNamespacesTest : public NamedNamespacesTest, public testing::WithPara
     Fd fd(Netns::open("/run/netns/" + name, directories)
               .value()
               ->make_socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    const bool v4 = family == AF_INET;
-    set_option(fd, SOL_SOCKET, SO_SNDTIMEO, timeout);
     set_option(fd, SOL_SOCKET, SO_RCVTIMEO, kLong);
-    set_option(fd, SOL_SOCKET, SO_REUSEADDR, kOn);
-    set_option(fd, v4 ? SOL_IP : SOL_IPV6, v4 ? IP_TRANSPARENT : IPV6_TRANSPARENT, kOn);
-    EXPECT_EQ(
-        ::setsockopt(fd.get(), SOL_SOCKET, SO_BINDTODEVICE, tap.data(), static_cast<socklen_t>(tap.size())),
-        0);
-    EXPECT_EQ(::bind(fd.get(), source.data(), static_cast<socklen_t>(source.size())), 0);
-    return connect_to(std::move(fd), destination);
+    return relay_to(std::move(fd), source, destination, tap, timeout);
   }
 
   void expect_a_conversation(const std::string& name, const Fd& listener, std::uint16_t port) const {
     const auto [upstream, error] = connect_as(name, client(port), local_of(listener));
     ASSERT_EQ(error, 0) << name << ": " << std::strerror(error);
-    const Fd accepted = accept(listener);
-    ASSERT_TRUE(accepted);
-    EXPECT_EQ(peer_of(accepted), client(port));
-    EXPECT_EQ(exchange(upstream, accepted, "question"), "question");
-    EXPECT_EQ(exchange(accepted, upstream, "answer"), "answer");
+    expect_conversation(upstream, listener, client(port));
   }
 
   /// A daemon that is killed once `use` has succeeded.

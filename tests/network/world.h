@@ -138,6 +138,30 @@ inline std::string exchange(const Fd& from, const Fd& to, std::string_view bytes
   return got.substr(0, static_cast<std::size_t>(count));
 }
 
+/// As the proxy does it: out of that device, with the source address and port of a client. The socket is new.
+inline Connected relay_to(Fd fd, const Endpoint& source, const Endpoint& destination, std::string_view device,
+                          const timeval& timeout) {
+  const bool v4 = source.address().is_v4();
+  set_option(fd, SOL_SOCKET, SO_SNDTIMEO, timeout);
+  set_option(fd, SOL_SOCKET, SO_REUSEADDR, kOn);
+  set_option(fd, v4 ? SOL_IP : SOL_IPV6, v4 ? IP_TRANSPARENT : IPV6_TRANSPARENT, kOn);
+  EXPECT_EQ(::setsockopt(fd.get(), SOL_SOCKET, SO_BINDTODEVICE, device.data(),
+                         static_cast<socklen_t>(device.size())),
+            0);
+  EXPECT_EQ(::bind(fd.get(), source.data(), static_cast<socklen_t>(source.size())), 0)
+      << std::strerror(errno);
+  return connect_to(std::move(fd), destination);
+}
+
+/// The service takes the connection, which comes from `client`, and bytes go both ways.
+inline void expect_conversation(const Fd& upstream, const Fd& listener, const Endpoint& client) {
+  const Fd accepted = accept(listener);
+  ASSERT_TRUE(accepted);
+  EXPECT_EQ(peer_of(accepted), client);
+  EXPECT_EQ(exchange(upstream, accepted, "question"), "question");
+  EXPECT_EQ(exchange(accepted, upstream, "answer"), "answer");
+}
+
 /// Of a segment without data (RFC 9293, 3.1). Needed only for segments that get an answer.
 inline std::uint16_t checksum(const IpAddress& source, const IpAddress& destination, const tcphdr& tcp) {
   std::string bytes;
@@ -416,8 +440,7 @@ struct World {
   World() {
     // No waiting until an IPv6 address may be used.
     for (const NetworkNamespace* network : {&client, &node, &guest, &neighbour}) {
-      network->set("net/ipv6/conf/all/accept_dad", "0");
-      network->set("net/ipv6/conf/default/accept_dad", "0");
+      network->skip_address_detection();
     }
     test::connect({client, "eth0", "198.18.1.2/24"}, {node, "eth0", "198.18.1.1/24"});
     test::connect({guest, "eth0", "198.18.2.2/24"}, {node, "tap0", "198.18.2.1/24"});
@@ -488,24 +511,15 @@ struct World {
     return path;
   }
 
-  /// As the proxy does it: from the node, out of that tap, with the source address of a client.
+  /// relay_to() from the node.
   Connected connect_as(const Endpoint& source, const Endpoint& destination, std::string_view tap = "tap0",
                        const timeval& timeout = kLong, bool share_port = false) const {
     Connected connected;
     node.run([&] {
       Fd fd = make_socket(source.protocol().family(), SOCK_STREAM, 0);
-      set_option(fd, SOL_SOCKET, SO_SNDTIMEO, timeout);
-      set_option(fd, SOL_SOCKET, SO_REUSEADDR, kOn);
       // Otherwise a relay could not use the port of a service on all addresses.
       if (share_port) set_option(fd, SOL_SOCKET, SO_REUSEPORT, kOn);
-      const bool v4 = source.address().is_v4();
-      set_option(fd, v4 ? SOL_IP : SOL_IPV6, v4 ? IP_TRANSPARENT : IPV6_TRANSPARENT, kOn);
-      ASSERT_EQ(
-          ::setsockopt(fd.get(), SOL_SOCKET, SO_BINDTODEVICE, tap.data(), static_cast<socklen_t>(tap.size())),
-          0);
-      ASSERT_EQ(::bind(fd.get(), source.data(), static_cast<socklen_t>(source.size())), 0)
-          << std::strerror(errno);
-      connected = connect_to(std::move(fd), destination);
+      connected = relay_to(std::move(fd), source, destination, tap, timeout);
     });
     return connected;
   }

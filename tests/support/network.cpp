@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -34,11 +35,6 @@ void run_on_thread(const std::function<void()>& function) {
 
 void check(bool succeeded, const char* what) {
   if (!succeeded) throw std::system_error(errno, std::generic_category(), what);
-}
-
-/// A path by which a process outside of the namespace can name it.
-std::string path_of(const NetworkNamespace& network) {
-  return "/proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(network.fd());
 }
 
 }  // namespace
@@ -81,12 +77,25 @@ void NetworkNamespace::set(const std::string& name, const std::string& value) co
   });
 }
 
+void NetworkNamespace::skip_address_detection() const {
+  for (const char* of : {"all", "default"}) set(std::string("net/ipv6/conf/") + of + "/accept_dad", "0");
+}
+
+std::string NetworkNamespace::path() const {
+  return "/proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(fd());
+}
+
+void NetworkNamespace::mount_at(const std::string& file) const {
+  std::ofstream(file).close();
+  check(mount(path().c_str(), file.c_str(), nullptr, MS_BIND, nullptr) == 0, "mount");
+}
+
 std::string NetworkNamespace::nft_ruleset() const {
   return run_command(this, {"nft", "list", "ruleset"});
 }
 
 void connect(const VethEnd& a, const VethEnd& b) {
-  a.network.ip("link add " + a.name + " type veth peer name " + b.name + " netns " + path_of(b.network));
+  a.network.ip("link add " + a.name + " type veth peer name " + b.name + " netns " + b.network.path());
   for (const VethEnd& end : {a, b}) {
     end.network.ip("address add " + end.address + " dev " + end.name);
     end.network.ip("link set " + end.name + " up");

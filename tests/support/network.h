@@ -32,6 +32,14 @@ class NetworkNamespace {
   /// Writes /proc/sys/NAME as this namespace sees it: set("net/ipv4/ip_forward", "0").
   void set(const std::string& name, const std::string& value) const;
 
+  /// An IPv6 address may be used at once.
+  void skip_address_detection() const;
+
+  /// A path by which another process can name it, as long as this one lives.
+  std::string path() const;
+  /// Gives it a name: makes the file, and mounts the namespace there, as `ip netns` does.
+  void mount_at(const std::string& file) const;
+
   /// The netfilter rules in force; empty if there are none.
   std::string nft_ruleset() const;
 
