@@ -234,7 +234,6 @@ class Control {
   Result<Instance> check_change(const Instance& known, const GuestAddressChange& change) const;
   Result<PutInstance> change_in_place(const Instance& asked, std::string_view by);
   void replace_session(const Instance& old, const Instance& replacement);
-  Result<void> check_addresses_in(const NetworkNamespace& netns, const Instance& instance) const;
   Result<void> check_tap_is_free(const Instance& asked) const;
   Result<void> check_addresses_are_free(const Instance& asked) const;
   void on_armed(const std::string& instance_id, const TapIdentity& tap);

@@ -58,8 +58,8 @@ Result<Control::PutInstance> Control::put_instance(Instance asked, const std::op
     if (!of_node) return of_node.error();
     host_addresses = std::move(*of_node);
   }
-  const InstanceLimits limits{config_.guests.networks, host_addresses, config_.profiles,
-                              config_.guests.socket_directories};
+  InstanceLimits limits{config_.guests.networks, host_addresses, config_.profiles,
+                        config_.guests.socket_directories};
   if (auto checked = check_instance(asked, limits); !checked) return checked.error();
 
   watch_.refresh(asked.id);  // a session whose end has not been noticed yet is not there any more
@@ -72,8 +72,10 @@ Result<Control::PutInstance> Control::put_instance(Instance asked, const std::op
   const auto namespaces = watch_.identify(asked);
   if (!namespaces) return namespaces.error();
   if (namespaces->guest) {
-    if (auto checked = check_addresses_in(*namespaces->guest->netns(), asked); !checked)
-      return checked.error();
+    const auto own = local_addresses(*namespaces->guest->netns());
+    if (!own) return own.error();
+    limits.host_addresses = *own;
+    if (auto checked = check_guest_addresses(asked, limits); !checked) return checked.error();
   }
   if (auto free = check_tap_is_free(asked); !free) return free.error();
   if (auto free = check_addresses_are_free(asked); !free) return free.error();
@@ -96,16 +98,6 @@ Result<Control::PutInstance> Control::put_instance(Instance asked, const std::op
   publish(instance, event::InstanceStarted());
   if (const auto over = take_up(asked)) end_session(asked.id, *over);
   return PutInstance{instance, created};
-}
-
-/// The addresses of a guest in another network namespace must not be that namespace's own.
-Result<void> Control::check_addresses_in(const NetworkNamespace& netns, const Instance& instance) const {
-  const auto own = local_addresses(netns);
-  if (!own) return own.error();
-  for (const IpAddress& address : guest_addresses(instance)) {
-    if (auto checked = check_guest_address(address, config_.guests.networks, *own); !checked) return checked;
-  }
-  return {};
 }
 
 /// The same machine at the same place: the rest of a registration changes in place. Its tap may have another

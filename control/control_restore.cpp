@@ -129,13 +129,16 @@ Result<BoundPort> Control::bind_for(const Instance& instance, const Forward& for
                                     std::span<const IpAddress> host_addresses) {
   const auto netns = watch_.netns_of(instance);
   if (!netns) return netns.error();
+  std::vector<IpAddress> of_netns;
   if (*netns) {
-    if (auto checked = check_addresses_in(**netns, instance); !checked) return checked.error();
-  } else {
-    for (const IpAddress& address : guest_addresses(instance)) {
-      auto checked = check_guest_address(address, config_.guests.networks, host_addresses);
-      if (!checked) return checked.error();
-    }
+    auto own = local_addresses(**netns);
+    if (!own) return own.error();
+    of_netns = std::move(*own);
+    host_addresses = of_netns;
+  }
+  for (const IpAddress& address : guest_addresses(instance)) {
+    auto checked = check_guest_address(address, config_.guests.networks, host_addresses);
+    if (!checked) return checked.error();
   }
   auto below = check_socket_directory(forward.target, config_.guests.socket_directories);
   if (!below) return below.error();
