@@ -393,7 +393,7 @@ Result<void> Control::delete_instance(std::string_view id, const std::optional<U
   const std::vector<Forward> forwards = registry_.remove_instance(id);
   streams_.recheck();
   stop_serving(deleted.session_id, forwards, CloseHow::kInstanceStopped);
-  if (netns && *netns) remains_.add(deleted, *netns, link);
+  if (deleted.state == InstanceState::kRunning && netns && *netns) remains_.add(deleted, *netns, link);
   give_back_ports(forwards);
   spdlog::info("instance {}: deleted with session {} and {} forwards, by {}", deleted.id,
                to_string(deleted.session_id), forwards.size(), by);

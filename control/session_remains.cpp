@@ -34,7 +34,7 @@ void SessionRemains::look() {
   std::erase_if(remains_, [&](const Remains& each) {
     if (!dataplane_.session_ended(each.session_id) && now - each.since < kWaitMax) return false;
     on_over_(each.session_id);
-    end_orphaned_sockets(*each.netns, each.guests);
+    end_orphaned_sockets(*each.netns, each.link, each.guests);
     if (each.link != 0) drop_unresolved_packets(*each.netns, each.link, each.guests);
     return true;
   });

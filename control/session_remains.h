@@ -26,8 +26,8 @@ class SessionRemains {
   SessionRemains(const SessionRemains&) = delete;
   SessionRemains& operator=(const SessionRemains&) = delete;
 
-  /// The data plane was told that this session is over.
-  /// `link`: the interface to its guest; 0: none.
+  /// Call it after the data plane was told that the session is over. `link`: the interface that its
+  /// connections were bound to; 0: none.
   void add(const Instance& stopped, NetworkNamespace::Ptr netns, int link);
 
  private:

@@ -131,7 +131,7 @@ NetnsId SessionWatch::id_of(std::string_view name, const NamespaceIdentity& iden
 
 Result<NetworkNamespace::Ptr> SessionWatch::netns_of(const Instance& instance) const {
   if (instance.netns.empty()) return NetworkNamespace::Ptr();
-  return find_open(instance, &Session::guest_place);
+  return find_open(instance.id, instance.netns_identity, &Session::guest_place);
 }
 
 Result<NetworkNamespace::Ptr> SessionWatch::open_netns(const Instance& instance) const {
@@ -145,16 +145,19 @@ Result<NetworkNamespace::Ptr> SessionWatch::open_netns(const Instance& instance)
 
 Result<NetworkNamespace::Ptr> SessionWatch::netns_of_tap(const Instance& instance) const {
   if (tap_netns_of(instance).empty()) return NetworkNamespace::Ptr();
-  return find_open(instance, &Session::tap_place);
+  return find_open(instance.id, instance.tap_netns_identity, &Session::tap_place);
 }
 
-Result<NetworkNamespace::Ptr> SessionWatch::find_open(const Instance& instance, Place Session::*place) const {
-  const auto session = sessions_.find(instance.id);
-  const Place* found = session == sessions_.end() ? nullptr : &(session->second.*place);
-  if (found != nullptr && found->space) return found->space->netns();
+/// By its identity: a session that is being ended still holds it, but is not among sessions_ any more.
+Result<NetworkNamespace::Ptr> SessionWatch::find_open(const std::string& instance_id,
+                                                      const NamespaceIdentity& identity,
+                                                      Place Session::*place) const {
+  if (const auto space = spaces_->find(identity)) return space->netns();
+  const auto session = sessions_.find(instance_id);
   return Error{.code = ErrorCode::kResourceExhausted,
-               .detail = found == nullptr ? "The instance's network namespace is not open: it is stopped."
-                                          : found->fault,
+               .detail = session == sessions_.end()
+                             ? "The instance's network namespace is not open: it is stopped."
+                             : (session->second.*place).fault,
                .field = "netns"};
 }
 

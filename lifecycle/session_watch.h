@@ -74,7 +74,7 @@ class SessionWatch {
     std::function<void(const std::string& instance_id, const std::string& name)> on_renamed;
     /// The interface that Instance::device names is another one now, or there is none or one again.
     std::function<void(const std::string& instance_id)> on_device;
-    /// The virtual machine is gone; the session is no longer watched.
+    /// The virtual machine is gone; the session is no longer watched. Its namespaces are let go afterwards.
     std::function<void(const std::string& instance_id, SessionEnd why)> on_end;
   };
 
@@ -217,7 +217,8 @@ class SessionWatch {
   // Namespaces.
   Result<WatchedNamespaces::Ptr> open_namespace(std::string_view name, const ProcessWatch* process);
   std::optional<SessionEnd> open_places(Session& session);
-  Result<NetworkNamespace::Ptr> find_open(const Instance& instance, Place Session::*place) const;
+  Result<NetworkNamespace::Ptr> find_open(const std::string& instance_id, const NamespaceIdentity& identity,
+                                          Place Session::*place) const;
   NetnsId id_of(std::string_view name, const NamespaceIdentity& identity) const;
   Result<void> watch_mounts();
   void look_at_names();

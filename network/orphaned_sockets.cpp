@@ -88,7 +88,7 @@ void drop_unresolved_packets(const NetworkNamespace& netns, int link, std::span<
   }
 }
 
-std::size_t end_orphaned_sockets(const NetworkNamespace& netns, std::span<const IpAddress> peers) {
+std::size_t end_orphaned_sockets(const NetworkNamespace& netns, int link, std::span<const IpAddress> peers) {
   // The kernel answers each request before send(2) returns.
   const int made = netns.make_socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
   if (made < 0) return 0;
@@ -96,7 +96,9 @@ std::size_t end_orphaned_sockets(const NetworkNamespace& netns, std::span<const 
   std::size_t ended = 0;
   for (const int family : {AF_INET, AF_INET6}) {
     for (const inet_diag_msg& socket : list_orphans(diag, static_cast<std::uint8_t>(family))) {
-      if (std::ranges::find(peers, peer_of(socket)) != peers.end() && end(diag, socket)) ++ended;
+      const bool is_wanted = socket.id.idiag_if == static_cast<__u32>(link) &&
+                             std::ranges::find(peers, peer_of(socket)) != peers.end();
+      if (is_wanted && end(diag, socket)) ++ended;
     }
   }
   return ended;

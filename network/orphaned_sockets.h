@@ -10,10 +10,11 @@
 
 namespace portway {
 
-/// Ends those in a namespace whose peer has one of these addresses; their peers get RST. Returns how many. 0
-/// also if the kernel does not permit it: it needs CAP_NET_ADMIN, and INET_DIAG_DESTROY (sock_diag(7), Linux
-/// 4.9). Takes a millisecond for some thousand sockets.
-std::size_t end_orphaned_sockets(const NetworkNamespace& netns, std::span<const IpAddress> peers);
+/// Ends those in a namespace that are bound to this interface (0: to none) and whose peer has one of these
+/// addresses; their peers get RST. Returns how many. 0 also if the kernel does not permit it: it needs
+/// CAP_NET_ADMIN, and INET_DIAG_DESTROY (sock_diag(7), Linux 4.9). Takes a millisecond for some thousand
+/// sockets.
+std::size_t end_orphaned_sockets(const NetworkNamespace& netns, int link, std::span<const IpAddress> peers);
 
 /// Drops the packets that wait for the peers' link-layer addresses on an interface of the namespace: if the
 /// machine is gone, the RSTs of its connections wait there for three seconds, and keep the namespace alive.

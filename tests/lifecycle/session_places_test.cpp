@@ -60,16 +60,17 @@ class SessionPlacesTest : public testing::Test {
          .on_renamed = [this](const std::string& id,
                               const std::string& name) { told_.push_back(id + " is behind " + name); },
          .on_device = [this](const std::string& id) { told_.push_back(id + " has another device"); },
-         .on_end = [this](const std::string& id,
-                          SessionEnd why) { told_.push_back(id + " " + std::string(to_string(why))); }});
+         .on_end =
+             [this](const std::string& id, SessionEnd why) {
+               told_.push_back(id + " " + std::string(to_string(why)));
+               const auto ended = known_.find(id);
+               if (ended == known_.end()) return;
+               const auto netns = watch_->netns_of(ended->second);
+               still_held_ = netns && *netns;
+             }});
   }
 
   std::string path(const std::string& name) const { return directory_ / name; }
-  void give_name(const std::string& name, const NetworkNamespace& netns) {
-    std::ofstream(path(name)).close();
-    const std::string from = "/proc/self/fd/" + std::to_string(netns.fd());
-    ASSERT_EQ(::mount(from.c_str(), path(name).c_str(), nullptr, MS_BIND, nullptr), 0);
-  }
   void remove_name(const std::string& name) {
     ::umount2(path(name).c_str(), MNT_DETACH);
     ::unlink(path(name).c_str());
@@ -80,7 +81,7 @@ class SessionPlacesTest : public testing::Test {
     netns.ip("link add tap0 type veth peer name guest0");
     netns.ip("link set tap0 up");
     netns.ip("link set guest0 up");
-    give_name(name, netns);
+    netns.mount_at(path(name));
     return netns;
   }
   Instance instance(const std::string& id, const std::string& netns) const {
@@ -116,6 +117,8 @@ class SessionPlacesTest : public testing::Test {
   boost::asio::io_context context_;
   std::unique_ptr<SessionWatch> watch_;
   std::vector<std::string> told_;
+  std::map<std::string, Instance> known_;  // of which the end is looked at
+  bool still_held_ = false;                // the namespace of the last one of these, when its end was told
 };
 
 TEST_F(SessionPlacesTest, TapsWithOneNameAndIndexInTwoNamespacesAreTwo) {
@@ -139,7 +142,7 @@ TEST_F(SessionPlacesTest, ATapThatMovesToAnotherNamespaceIsGone) {
   NetworkNamespace& second = add_space("b");
   second.ip("link del tap0");
   begin("a", "a");
-  first.ip("link set tap0 netns /proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(second.fd()));
+  first.ip("link set tap0 netns " + second.path());
   run_until_told("a carrier_lost");
 }
 
@@ -153,10 +156,25 @@ TEST_F(SessionPlacesTest, ASessionEndsWhenThePathLeadsToItsNamespaceNoMore) {
   run_until_told("deleted netns_gone");
   ::umount2(path("unmounted").c_str(), MNT_DETACH);
   run_until_told("unmounted netns_gone");
-  give_name("covered", spaces_.at("stays"));
+  spaces_.at("stays").mount_at(path("covered"));
   run_until_told("covered netns_gone");
   EXPECT_FALSE(was_told("stays netns_gone"));
   ::umount2(path("covered").c_str(), MNT_DETACH);
+}
+
+// Whoever ends what is in the namespace needs it.
+TEST_F(SessionPlacesTest, WhoeverIsToldOfAnEndStillHasTheNamespaceWhateverEndedIt) {
+  NetworkNamespace& dies = add_space("dies");
+  add_space("deleted");
+  for (const char* name : {"dies", "deleted"}) known_.emplace(name, begin(name, name));
+  dies.ip("link set guest0 down");
+  run_until_told("dies carrier_lost");
+  EXPECT_TRUE(still_held_);
+  still_held_ = false;
+  remove_name("deleted");
+  run_until_told("deleted netns_gone");
+  EXPECT_TRUE(still_held_);
+  EXPECT_EQ(watch_->namespaces(), 0U) << "and not for longer";
 }
 
 TEST_F(SessionPlacesTest, AnEndIsNoticedWhileTheCallerWaitsForSomethingElse) {
@@ -180,7 +198,7 @@ TEST_F(SessionPlacesTest, ASessionIsFoundAgainAfterARestart) {
   watch_.reset();
   remove_name("gone");
   remove_name("other");
-  give_name("other", spaces_.at("same"));
+  spaces_.at("same").mount_at(path("other"));
   start_watch();
   EXPECT_EQ(watch_->watch(same), std::nullopt);
   EXPECT_EQ(watch_->tap_state(same), TapState::kUp);
