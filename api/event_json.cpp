@@ -14,7 +14,7 @@ namespace portway {
 namespace {
 
 // A read returns about this much at most, so that what waits for a slow client is not in memory twice.
-constexpr std::size_t kReadBytes = 64 * 1024;
+constexpr std::size_t kPieceBytes = 64 * 1024;
 constexpr std::string_view kRetry = "retry: 1000\n";  // ms that a client waits before it reconnects
 constexpr std::string_view kComment = ":\n\n";        // readers skip it
 
@@ -88,7 +88,7 @@ class EventStream final : public BodyStream {
     }
     while (item) {
       text += sse(*item);
-      if (text.size() >= kReadBytes) break;
+      if (text.size() >= kPieceBytes) break;
       item = subscription_->next();
     }
     return text;

@@ -19,7 +19,7 @@
 namespace portway {
 namespace {
 
-const std::string kNoFault;
+const std::string kNothingWrong;
 
 std::uint32_t mark_of(const ReturnPathSettings& settings) {
   return std::uint32_t{1} << settings.mark_bit;
@@ -159,7 +159,7 @@ bool ReturnPathSite::Guest::has(int family) const {
 
 const std::string& ReturnPathSite::Guest::fault() const {
   const auto found = std::ranges::find_if(faults, [](const std::string& fault) { return !fault.empty(); });
-  return found == faults.end() ? kNoFault : *found;
+  return found == faults.end() ? kNothingWrong : *found;
 }
 
 const ReturnPathSite::Guest* ReturnPathSite::find(int link, std::uint64_t generation) const {
@@ -173,15 +173,15 @@ ReturnPathSite::Guest* ReturnPathSite::find(int link, std::uint64_t generation) 
 
 const std::string& ReturnPathSite::fault(int link, std::uint64_t generation) const {
   const Guest* guest = find(link, generation);
-  return guest == nullptr ? kNoFault : guest->fault();
+  return guest == nullptr ? kNothingWrong : guest->fault();
 }
 
 const std::string& ReturnPathSite::fault(int link, std::uint64_t generation, const IpAddress& address) const {
   const Guest* guest = find(link, generation);
-  if (guest == nullptr) return kNoFault;
+  if (guest == nullptr) return kNothingWrong;
   const auto known = std::ranges::find(guest->addresses, address);
   return known == guest->addresses.end()
-             ? kNoFault
+             ? kNothingWrong
              : guest->faults[static_cast<std::size_t>(known - guest->addresses.begin())];
 }
 

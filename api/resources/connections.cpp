@@ -26,7 +26,7 @@ std::optional<ConnectionId> parse_connection_id(std::string_view text) {
 
 enum class State { kLive, kClosed };
 
-const auto kCursor = cursor_parameter<ConnectionId>(parse_connection_id);
+const auto kConnectionCursor = cursor_parameter<ConnectionId>(parse_connection_id);
 const auto kState = choice_parameter<State>("state", {{"live", State::kLive}, {"closed", State::kClosed}});
 
 /// The last ones of the node that closed, which is all that is remembered: no pages.
@@ -51,7 +51,7 @@ Result<Response> list_connections(const ApiContext& api, const Call& call) {
     });
     return json_response(200, body);
   }
-  const auto live = api.control.connections(id, call.query[kCursor], call.query[kPageLimit]);
+  const auto live = api.control.connections(id, call.query[kConnectionCursor], call.query[kPageLimit]);
   if (!live) return live.error();
   boost::json::array list;
   for (const LiveConnection& connection : live->connections) list.push_back(to_json(connection));
@@ -90,7 +90,7 @@ std::vector<Route> connection_routes() {
   constexpr std::string_view kOfForward = "/instances/{id}/port-forwards/{forward_id}/connections";
   constexpr std::string_view kOne = "/instances/{id}/port-forwards/{forward_id}/connections/{connection_id}";
   return {
-      {"GET", kOfForward, Access::kTenant, {kPageLimit, kCursor, kState}, list_connections},
+      {"GET", kOfForward, Access::kTenant, {kPageLimit, kConnectionCursor, kState}, list_connections},
       {"DELETE", kOfForward, Access::kTenant, {}, end_all},
       {"DELETE", kOne, Access::kTenant, {}, end_one},
       {"GET", "/connections/recent", Access::kAdmin, {kPageLimit}, list_recent},

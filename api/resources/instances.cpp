@@ -19,7 +19,8 @@ namespace portway {
 namespace {
 
 const auto kSession = uuid_parameter("session_id", "must be the UUID of a session.");
-const auto kCursor = cursor_parameter<std::string>([](std::string_view text) { return std::string(text); });
+const auto kInstanceCursor =
+    cursor_parameter<std::string>([](std::string_view text) { return std::string(text); });
 
 /// The fields `guest_address` and `guest_addresses` of a request: one of them, or both if they agree, as in
 /// an answer.
@@ -126,7 +127,7 @@ Result<Response> change_instance(const ApiContext& api, const Call& call) {
 
 Result<Response> list_instances(const ApiContext& api, const Call& call) {
   const auto limit = call.query[kPageLimit];
-  const auto found = api.control.list_instances(call.caller, call.query[kCursor], limit + 1);
+  const auto found = api.control.list_instances(call.caller, call.query[kInstanceCursor], limit + 1);
   boost::json::array list;
   for (const Instance* instance : found) {
     if (list.size() < limit) list.push_back(to_json(api.control.status_of(*instance)));
@@ -155,7 +156,7 @@ Result<Response> delete_instance(const ApiContext& api, const Call& call) {
 
 std::vector<Route> instance_routes() {
   return {
-      {"GET", "/instances", Access::kTenant, {kPageLimit, kCursor}, list_instances},
+      {"GET", "/instances", Access::kTenant, {kPageLimit, kInstanceCursor}, list_instances},
       {"GET", "/instances/{id}", Access::kTenant, {}, get_instance},
       {"PUT", "/instances/{id}", Access::kAdmin, {kSession}, put_instance},
       {"PATCH", "/instances/{id}", Access::kAdmin, {kSession}, change_instance},

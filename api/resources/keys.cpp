@@ -14,11 +14,11 @@
 namespace portway {
 namespace {
 
-const auto kCursor = cursor_parameter<Uuid>(parse_uuid);
+const auto kKeyCursor = cursor_parameter<Uuid>(parse_uuid);
 
 Result<Response> list_keys(const ApiContext& api, const Call& call) {
   const auto limit = call.query[kPageLimit];
-  const Uuid after = call.query[kCursor];
+  const Uuid after = call.query[kKeyCursor];
   boost::json::array list;
   boost::json::object body;
   for (const ApiKey* key : api.control.keys().all()) {
@@ -65,7 +65,7 @@ Result<Response> delete_key(const ApiContext& api, const Call& call) {
 
 std::vector<Route> key_routes() {
   return {
-      {"GET", "/api-keys", Access::kAdmin, {kPageLimit, kCursor}, list_keys},
+      {"GET", "/api-keys", Access::kAdmin, {kPageLimit, kKeyCursor}, list_keys},
       {"POST", "/api-keys", Access::kAdmin, {}, create_key},
       {"DELETE", "/api-keys/{id}", Access::kAdmin, {}, delete_key},
   };
