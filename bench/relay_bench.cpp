@@ -35,13 +35,14 @@ class InstantIo final : public Io {
   std::span<const Completion> wait(Nanos) override { return {}; }
   void wake() override {}
   int accept(int) override { return -EAGAIN; }
-  int socket(int, const NetworkNamespace*) override { return 3; }
+  int socket(int, const NetworkNamespace::Ptr&) override { return 3; }
+  void set_stays_in_namespaces(bool) override {}
   int connect(int, const Endpoint&) override { return 0; }
   int connect(int, const SocketTarget&) override { return 0; }
   int socket_error(int) override { return 0; }
   int set_option(int, int, int, int) override { return 0; }
   int set_reset_at_end(int, bool) override { return 0; }
-  void close_time_wait(int, const Endpoint&, int, const NetworkNamespace*) override {}
+  void close_time_wait(int, const Endpoint&, int, const NetworkNamespace::Ptr&) override {}
   std::unique_ptr<PortProbe> probe(const SynProbeTarget&, int&) override { return nullptr; }
   std::vector<PortRange> local_ports() override { return {}; }
   int bind_to_device(int, int) override { return 0; }

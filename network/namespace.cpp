@@ -293,6 +293,23 @@ int NetworkNamespace::make_socket(int domain, int type, int protocol) const {
   return made >= 0 ? made : -errno;
 }
 
+int NamespaceStay::make_socket(NetworkNamespace::Ptr netns, int domain, int type, int protocol) {
+  if (netns_ != netns) {
+    end();
+    const int before = go_into(netns->fd());
+    if (before < 0) return before;
+    inside_.emplace(InNamespace(before));
+    netns_ = std::move(netns);
+  }
+  const int made = ::socket(domain, type, protocol);
+  return made >= 0 ? made : -errno;
+}
+
+void NamespaceStay::end() {
+  inside_.reset();
+  netns_.reset();
+}
+
 Result<InNamespace> NetworkNamespace::enter() const {
   const int before = go_into(fd());
   if (before < 0) return not_entered("The network namespace", -before);

@@ -375,7 +375,7 @@ void Connection::release() {
     }
     if (side == kUpstream && lasting_ && !tcp_closed) context_.upstream.end_lasting(fd(side));
     if (side == kUpstream && netns) {
-      context_.io.close_time_wait(fd(side), record.guest, device_, netns->get());
+      context_.io.close_time_wait(fd(side), record.guest, device_, *netns);
     } else {
       if (side == kUpstream && !place.is_nodes_own()) context_.io.set_reset_at_end(fd(side), false);
       context_.io.close(fd(side));

@@ -106,7 +106,10 @@ class Io {
   virtual int accept(int listener) = 0;
   /// A non-blocking stream socket; AF_INET, AF_INET6 or AF_UNIX. `netns`: the network namespace to make it
   /// in; null: the thread's. -EPERM if the process may not enter it.
-  virtual int socket(int family, const NetworkNamespace* netns) = 0;
+  virtual int socket(int family, const NetworkNamespace::Ptr& netns) = 0;
+  /// While set, the thread may stay in the namespace of the last socket: what runs meanwhile must not
+  /// depend on the thread's namespace, apart from the calls of this class. For batches of new connections.
+  virtual void set_stays_in_namespaces(bool stays) = 0;
   /// 0 if connected at once. -EINPROGRESS: poll will report POLLOUT, or POLLERR and then socket_error()
   /// the reason.
   virtual int connect(int fd, const Endpoint& to) = 0;
@@ -167,7 +170,8 @@ class Io {
   /// Closes a connection's socket whose TIME_WAIT has begun (TcpSummary::closed), and ends the TIME_WAIT
   /// if the kernel permits. `remote` and `device` are what the socket was connected and bound to, `netns`
   /// where it was made.
-  virtual void close_time_wait(int fd, const Endpoint& remote, int device, const NetworkNamespace* netns) = 0;
+  virtual void close_time_wait(int fd, const Endpoint& remote, int device,
+                               const NetworkNamespace::Ptr& netns) = 0;
 };
 
 }  // namespace portway

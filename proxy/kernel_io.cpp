@@ -91,11 +91,21 @@ int KernelIo::accept(int listener) {
   return static_cast<int>(call(SYS_accept4, listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
 }
 
-int KernelIo::socket(int family, const NetworkNamespace* netns) {
+int KernelIo::socket(int family, const NetworkNamespace::Ptr& netns) {
   constexpr int kType = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
-  if (netns != nullptr) return netns->make_socket(family, kType, IPPROTO_TCP);
+  if (netns != nullptr) {
+    const int made = stay_.make_socket(netns, family, kType, IPPROTO_TCP);
+    if (!stays_) stay_.end();
+    return made;
+  }
+  stay_.end();
   if (family == AF_UNIX) return result_of(make_unix_socket().release());
   return result_of(::socket(family, kType, IPPROTO_TCP));
+}
+
+void KernelIo::set_stays_in_namespaces(bool stays) {
+  stays_ = stays;
+  if (!stays) stay_.end();
 }
 
 int KernelIo::connect(int fd, const Endpoint& to) {
@@ -167,6 +177,7 @@ int KernelIo::remote_endpoint(int fd, Endpoint& out) {
 }
 
 std::vector<PortRange> KernelIo::local_ports() {
+  stay_.end();
   return ephemeral_ports();  // of this thread's network namespace
 }
 
@@ -266,7 +277,8 @@ void KernelIo::close(int fd) {
   ::close(fd);
 }
 
-void KernelIo::close_time_wait(int fd, const Endpoint& remote, int device, const NetworkNamespace* netns) {
+void KernelIo::close_time_wait(int fd, const Endpoint& remote, int device,
+                               const NetworkNamespace::Ptr& netns) {
   Endpoint local;
   const bool known = local_endpoint(fd, local) == 0;
   ::close(fd);

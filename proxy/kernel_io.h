@@ -11,7 +11,8 @@ class KernelIo : public Io {
   Nanos now() const override;
 
   int accept(int listener) override;
-  int socket(int family, const NetworkNamespace* netns) override;
+  int socket(int family, const NetworkNamespace::Ptr& netns) override;
+  void set_stays_in_namespaces(bool stays) override;
   int connect(int fd, const Endpoint& to) override;
   int connect(int fd, const SocketTarget& to) override;
   int socket_error(int fd) override;
@@ -40,10 +41,13 @@ class KernelIo : public Io {
   void close(int fd) override;
   int set_reset_at_end(int fd, bool reset) override;
   void close_with_reset(int fd) override;
-  void close_time_wait(int fd, const Endpoint& remote, int device, const NetworkNamespace* netns) override;
+  void close_time_wait(int fd, const Endpoint& remote, int device,
+                       const NetworkNamespace::Ptr& netns) override;
 
  private:
   TimeWaitEnder time_waits_;
+  bool stays_ = false;
+  NamespaceStay stay_;
 };
 
 }  // namespace portway

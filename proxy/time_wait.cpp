@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "network/tcp_diag.h"
 
@@ -35,8 +36,25 @@ void set_address(__be32 (&out)[4], const IpAddress& address) {
 TimeWaitEnder::TimeWaitEnder() : socket_(::socket(AF_NETLINK, kType, NETLINK_SOCK_DIAG)) {}
 
 void TimeWaitEnder::end(const Endpoint& local, const Endpoint& remote, int device,
-                        const NetworkNamespace* netns) {
+                        const NetworkNamespace::Ptr& netns) {
   if (!permitted_) return;
+  const Closed closed{.local = local, .remote = remote, .device = device};
+  if (netns == nullptr) return end(closed, socket_);
+  auto found = elsewhere_.find(netns);
+  if (found == elsewhere_.end()) {
+    std::erase_if(elsewhere_, [](const auto& entry) { return entry.first.expired(); });
+    found = elsewhere_.try_emplace(netns).first;
+  }
+  found->second.push_back(closed);
+  if (found->second.size() < kAtOnce) return;
+  const auto all = std::exchange(found->second, {});
+  const Fd socket(netns->make_socket(AF_NETLINK, kType, NETLINK_SOCK_DIAG));
+  if (!socket) return;
+  for (const Closed& each : all) end(each, socket);
+}
+
+void TimeWaitEnder::end(const Closed& closed, const Fd& socket) {
+  const auto& [local, remote, device] = closed;
   TcpDiagRequest request(SOCK_DIAG_BY_FAMILY, 0, local.address().is_v6() ? AF_INET6 : AF_INET);
   request.body.id.idiag_sport = htons(local.port());
   request.body.id.idiag_dport = htons(remote.port());
@@ -44,13 +62,6 @@ void TimeWaitEnder::end(const Endpoint& local, const Endpoint& remote, int devic
   set_address(request.body.id.idiag_dst, remote.address());
   request.body.id.idiag_if = static_cast<__u32>(device);
   request.body.id.idiag_cookie[0] = request.body.id.idiag_cookie[1] = INET_DIAG_NOCOOKIE;
-  if (netns == nullptr) return end(request, socket_);
-  // For this request only: a socket keeps its namespace alive.
-  const int made = netns->make_socket(AF_NETLINK, kType, NETLINK_SOCK_DIAG);
-  if (made >= 0) end(request, Fd(made));
-}
-
-void TimeWaitEnder::end(TcpDiagRequest& request, const Fd& socket) {
   if (!send(request, socket)) return;
   inet_diag_msg found{};
   if (!receive(request.header.nlmsg_seq, socket, found)) return;

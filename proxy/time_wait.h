@@ -12,6 +12,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <memory>
+#include <vector>
 
 #include "base/endpoint.h"
 #include "base/fd.h"
@@ -30,18 +33,29 @@ class TimeWaitEnder {
 
   /// The socket from `local` to `remote` is closed. Ends only a TIME_WAIT: another connection may have the
   /// ports already. `device`: the interface index that it was bound to; 0: none. `netns`: where it was
-  /// made; null: in the thread's namespace.
+  /// made; null: in the thread's namespace. In other namespaces kAtOnce are ended together, so that up to
+  /// kAtOnce - 1 of each namespace stay for their minute.
   void end(const Endpoint& local, const Endpoint& remote, int device,
-           const NetworkNamespace* netns = nullptr);
+           const NetworkNamespace::Ptr& netns = {});
+
+  static constexpr std::size_t kAtOnce = 16;
 
  private:
-  void end(TcpDiagRequest& request, const Fd& socket);
+  struct Closed {
+    Endpoint local;
+    Endpoint remote;
+    int device;
+  };
+
+  void end(const Closed& closed, const Fd& socket);
   bool send(TcpDiagRequest& request, const Fd& socket);
   bool receive(std::uint32_t sequence, const Fd& socket, inet_diag_msg& found);
 
   std::uint32_t sequence_ = 0;
   bool permitted_ = true;  // as far as the kernel has said
   const Fd socket_;        // NETLINK_SOCK_DIAG, in the thread's namespace
+  // A socket would keep its namespace alive, and costs 7 us to make there. So it is made for kAtOnce.
+  std::map<std::weak_ptr<const NetworkNamespace>, std::vector<Closed>, std::owner_less<>> elsewhere_;
 };
 
 }  // namespace portway

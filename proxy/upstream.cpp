@@ -63,7 +63,7 @@ int UpstreamOpener::open_once(const Target& target, SourcePlan plan, int& fd) {
   if (target.device == kNoDevice) return -ENODEV;
   const auto netns = target.forward.session->netns.get();
   if (!netns) return -ENODEV;
-  fd = io_.socket(guest.address().is_v6() ? AF_INET6 : AF_INET, netns->get());
+  fd = io_.socket(guest.address().is_v6() ? AF_INET6 : AF_INET, *netns);
   if (fd < 0) {
     const int result = fd;
     fd = -1;

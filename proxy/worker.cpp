@@ -99,11 +99,7 @@ void Worker::turn(Nanos max_wait) {
     }
   }
   if (read_ < reading_.size() || mail_.load(std::memory_order_relaxed)) read_mailbox();
-  for (int left = Listeners::kAcceptsAtOnce; left > 0 && listeners_.may_accept(); --left) {
-    ServedForwardPtr forward;
-    const int downstream = listeners_.accept_next(forward);
-    if (downstream >= 0) on_accepted(downstream, forward);
-  }
+  if (listeners_.may_accept()) accept();
   connections_.run();
   connections_.expire();
   if (HalfClosed& half_closed = connections_.half_closed(); half_closed.due()) {
@@ -115,6 +111,16 @@ void Worker::turn(Nanos max_wait) {
   connections_.take_refused([this](const Refusal& refusal) { on_refused(refusal); });
   if (!gates_.empty()) gates_.run();
   if (connections_.take_released()) listeners_.resume();
+}
+
+void Worker::accept() {
+  io_->set_stays_in_namespaces(true);
+  for (int left = Listeners::kAcceptsAtOnce; left > 0 && listeners_.may_accept(); --left) {
+    ServedForwardPtr forward;
+    const int downstream = listeners_.accept_next(forward);
+    if (downstream >= 0) on_accepted(downstream, forward);
+  }
+  io_->set_stays_in_namespaces(false);
 }
 
 std::span<const Completion> Worker::wait(Nanos max_wait) {

@@ -124,6 +124,7 @@ class Worker {
   }
 
  private:
+  void accept();
   std::span<const Completion> wait(Nanos max_wait);
   bool latency_bound();
   Nanos wait_time(Nanos max_wait) const;

@@ -325,6 +325,31 @@ TEST_F(NetworkNamespaceTest, AnAddressOfManyNamespacesIsEachOnesOwn) {
   std::thread([&] { EXPECT_EQ(Greeter::met_in(*b), 'b'); }).join();
 }
 
+TEST_F(NetworkNamespaceTest, AThreadMayStayForMoreSockets) {
+  make("a");
+  make("b");
+  auto a = open_named("a");
+  const auto b = open_named("b");
+  const std::string own = namespace_of_this_thread();
+  NamespaceStay stay;
+  for (const auto& each : {a, a, b, a}) {
+    const Fd socket(stay.make_socket(each, AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    EXPECT_EQ(cookie_of(socket.get()), each->identity().cookie);
+  }
+  EXPECT_EQ(stay.make_socket(a, AF_INET, 99, 0), -EINVAL);
+  const std::string of_a = namespace_of_this_thread();
+  EXPECT_NE(of_a, own);
+  const Fd another(b->make_socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  EXPECT_EQ(namespace_of_this_thread(), of_a);
+  const std::weak_ptr<const NetworkNamespace> left = a;
+  a.reset();
+  stay.end();
+  EXPECT_EQ(namespace_of_this_thread(), own);
+  EXPECT_TRUE(left.expired());
+  stay.end();
+  EXPECT_EQ(namespace_of_this_thread(), own);
+}
+
 TEST_F(NetworkNamespaceTest, AThreadReturnsHoweverItWasInside) {
   make("a");
   make("b");

@@ -8,24 +8,30 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <filesystem>
+#include <memory>
 #include <optional>
+#include <vector>
 
+#include "tests/network/named_namespaces.h"
 #include "tests/support/network.h"
-#include "tests/support/requirements.h"
 
 namespace portway {
 namespace {
 
-class TimeWaitTest : public testing::TestWithParam<bool> {
+class TimeWaitTest : public test::NamedNamespacesTest, public testing::WithParamInterface<bool> {
  protected:
   void SetUp() override {
-    PORTWAY_NEEDS(test::why_no_namespaces());
+    NamedNamespacesTest::SetUp();
+    if (IsSkipped() || HasFatalFailure()) return;
     network_.emplace();  // nobody else takes a port there
-    network_->run([&] { connect(); });
+    network_->run([&] {
+      ender_.emplace();
+      connect();
+    });
   }
 
   void connect() {
-    ender_.emplace();
     const IpAddress loopback = GetParam() ? IpAddress(boost::asio::ip::address_v6::loopback())
                                           : boost::asio::ip::address_v4::loopback();
     Fd listener = bind({loopback, 0});
@@ -91,6 +97,30 @@ TEST_P(TimeWaitTest, AnotherConnectionWithThePortsContinues) {
   ender_->end(local_, remote_, 0);
   EXPECT_EQ(::send(accepted_.get(), "y", 1, MSG_NOSIGNAL), 1);
   EXPECT_EQ(::recv(connection_.get(), &byte, 1, 0), 1) << errno;
+}
+
+// A socket in another namespace is not made for each connection, and the namespace is not kept alive
+// meanwhile.
+TEST_P(TimeWaitTest, InAnotherNamespaceSomeAreEndedTogether) {
+  std::filesystem::create_directory("/run/netns");
+  network_->mount_at("/run/netns/guest");
+  auto netns = open_named("guest");
+  std::vector<Endpoint> waiting;
+  for (std::size_t i = 0; i != TimeWaitEnder::kAtOnce; ++i) {
+    for (const Endpoint& each : waiting)
+      ASSERT_FALSE(bound(each)) << "it is in TIME_WAIT, and " << i << " are too few";
+    if (i != 0) network_->run([&] { connect(); });
+    ::shutdown(connection_.get(), SHUT_WR);
+    end(accepted_);
+    end(connection_);
+    waiting.push_back(local_);
+    ender_->end(local_, remote_, 0, netns);
+  }
+  for (const Endpoint& each : waiting) EXPECT_TRUE(bound(each));
+  ender_->end(local_, remote_, 0, netns);
+  const std::weak_ptr<const NetworkNamespace> left = netns;
+  netns.reset();
+  EXPECT_TRUE(left.expired());
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, TimeWaitTest, testing::Bool(),

@@ -222,7 +222,7 @@ int SimIo::accept(int listener) {
   return add({.kind = Kind::kSocket, .socket = descriptor.listener->accept()});
 }
 
-int SimIo::socket(int, const NetworkNamespace*) {
+int SimIo::socket(int, const NetworkNamespace::Ptr&) {
   if (const int error = failure(Call::kSocket); error != 0) return error;
   if (full()) return -EMFILE;
   return add({.kind = Kind::kSocket, .socket = &network_.socket()});

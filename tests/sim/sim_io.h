@@ -112,7 +112,8 @@ class SimIo : public Io {
   void wake() override { woken_ = true; }
 
   int accept(int listener) override;
-  int socket(int family, const NetworkNamespace* netns) override;
+  int socket(int family, const NetworkNamespace::Ptr& netns) override;
+  void set_stays_in_namespaces(bool) override {}
   int connect(int fd, const Endpoint& to) override;
   int connect(int fd, const SocketTarget& to) override;
   int socket_error(int fd) override;
@@ -139,7 +140,7 @@ class SimIo : public Io {
   void close(int fd) override;
   void close_with_reset(int fd) override;
   int set_reset_at_end(int, bool) override { return 0; }
-  void close_time_wait(int fd, const Endpoint&, int, const NetworkNamespace*) override { close(fd); }
+  void close_time_wait(int fd, const Endpoint&, int, const NetworkNamespace::Ptr&) override { close(fd); }
 
  private:
   enum class Kind : std::uint8_t { kSocket, kListener, kPipeReader, kPipeWriter };
