@@ -10,7 +10,7 @@ namespace {
 // How many of a forward's latest connections are considered, at least and at most, and how often.
 constexpr std::size_t kSeenMin = 16;
 constexpr std::size_t kSeenMax = 1024;
-constexpr Nanos kEvery = std::chrono::milliseconds(100);
+constexpr Nanos kAsksEvery = std::chrono::milliseconds(100);
 
 /// The source that has more than half of the forward's latest connections, if there are enough to tell.
 std::optional<IpAddress> main_source(const ServedForward& forward, const ConnectionList& all) {
@@ -39,7 +39,7 @@ std::optional<IpAddress> main_source(const ServedForward& forward, const Connect
 bool has_most(const ServedForward& forward, std::size_t worker, const IpAddress& source, Nanos now) {
   ForwardConnections& own = forward.connections[worker];
   if (now >= own.sources_due) {
-    own.sources_due = now + kEvery;
+    own.sources_due = now + kAsksEvery;
     own.main_source = main_source(forward, own.all);
   }
   return own.main_source == source;
