@@ -217,7 +217,7 @@ function showInstances(instances) {
     instance.id,
     instance.state === "running" ? ["running", "good"] : [`${instance.state}: ${instance.reason}`, "bad"],
     ["up", "none"].includes(instance.tap_state) ? placeOf(instance) : [`${placeOf(instance)}: ${instance.tap_state}`, "bad"],
-    instance.guest_addresses.join(", "), instance.owner, instance.source_mode,
+    [...instance.guest_addresses, ...(instance.target ? [targetOf(instance)] : [])].join(", "), instance.owner, instance.source_mode,
     `${instance.port_forwards.current} of ${instance.port_forwards.limit}`])));
 }
 

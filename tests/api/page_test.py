@@ -81,7 +81,7 @@ class Page(unittest.TestCase):
         cls.addClassCleanup(cls.stack.close)
         cls.guest = Guest()
         cls.stack.callback(cls.guest.end)
-        cls.node = cls.stack.enter_context(Portwayd("profiles.default.max_forwarded_ports=100"))
+        cls.node = cls.stack.enter_context(Portwayd("profiles.default.max_forwarded_ports=100", "guests.socket_directories=/run"))
         assert wait_until(lambda: cls.node.put_instance("vm-1", tap="tap0").json()["instance"]["tap_state"] == "up")
         cls.browser = cls.stack.enter_context(Browser())
 
@@ -119,6 +119,14 @@ class Page(unittest.TestCase):
         self.assertIn("vm-1", self.text("#instances"))
         self.assertIn("Descriptors", self.text("#health"))
         self.assertIn("compute-1.test", self.text("h1"))
+
+    def test_an_instance_shows_where_its_forwards_lead(self):
+        answer = self.node.put_instance("vm-of-vsock", tap="t-vsock",
+                                        target={"kind": "firecracker_vsock", "socket": "/run/v-of-vsock.sock"})
+        self.assertIn(answer.status, (200, 201), answer)
+        self.addCleanup(self.node.call, "DELETE", "/instances/vm-of-vsock")
+        self.log_in()
+        self.await_page("document.querySelector('#instances').textContent.includes('198.19.0.2, /run/v-of-vsock.sock')")
 
     def test_a_new_forward_is_there_within_two_seconds_and_its_label_is_text(self):
         self.log_in()
