@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "proxy/connection_table.h"
+#include "proxy/slot_arena.h"
 #include "proxy/timer_wheel.h"
 
 namespace portway {

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "proxy/slot_arena.h"
 #include "proxy/worker.h"
 #include "tests/sim/sim_io.h"
 #include "tests/sim/sim_network.h"

@@ -6,14 +6,6 @@
 
 namespace portway {
 
-/// The labels of portway_connections_closed_total.
-struct CloseCause {
-  CloseSide side = CloseSide::kNode;
-  CloseHow how = CloseHow::kShutdown;
-
-  friend bool operator==(const CloseCause&, const CloseCause&) = default;
-};
-
 constexpr CloseSide close_side(Side side) {
   return side == kDownstream ? CloseSide::kClient : CloseSide::kGuest;
 }

@@ -50,10 +50,10 @@ void Connection::start(OpenedConnection opened) {
     opened.admitted = true;
   }
   admitted_ = opened.admitted;
-  device_ = opened.device;
+  slot_.device = opened.device;
   backlog_place_ = std::move(opened.backlog);
   forward_ = std::move(opened.forward);
-  guest_ = opened.guest;
+  slot_.guest = to_plain(opened.guest);
   siblings().all.push_back(*this);
   forward_->session->connections.fetch_add(1, std::memory_order_relaxed);
   context_.counters.connections_active.add();
@@ -63,7 +63,7 @@ void Connection::start(OpenedConnection opened) {
   set_state(ConnectionState::kConnecting);
   arm(kDownstream);
   if (opened.waits_for_device) {
-    dscp_ = opened.dscp;
+    slot_.dscp = opened.dscp;
     wait_for_device();
   } else {
     on_connecting(opened.error);
@@ -126,19 +126,21 @@ void Connection::look_for_device() {
   }
   device_due_ = TimerWheel::kNever;
   forward_->session->device_asked_for.store(false);
-  guest_ = forward_->guest().of(client().address());  // it may have changed meanwhile; read before the source
-  const auto plan = device == kNoDevice ? SourcePlan::kPlain : first_plan(*forward_, client(), guest_);
+  // It may have changed meanwhile; read before the source.
+  const Endpoint guest = forward_->guest().of(client().address());
+  slot_.guest = to_plain(guest);
+  const auto plan = device == kNoDevice ? SourcePlan::kPlain : first_plan(*forward_, client(), guest);
   if (!plan) return terminate({CloseSide::kNode, CloseHow::kLimit});
   slot_.source = *plan;
-  device_ = device;
+  slot_.device = device;
   const UpstreamOpener::Target target{
-      .forward = *forward_, .device = device, .client = client(), .guest = guest_, .dscp = dscp_};
+      .forward = *forward_, .device = device, .client = client(), .guest = guest, .dscp = slot_.dscp};
   on_connecting(context_.upstream.open(target, slot_.source, slot_.socket[kUpstream].fd));
 }
 
 bool Connection::misses_guest() const {
   const bool waits = device_due_ != TimerWheel::kNever;
-  return !to_unix() && !waits && !forward_->guest().has(guest_);
+  return !to_unix() && !waits && !forward_->guest().has(guest());
 }
 
 void Connection::advance_connecting() {
@@ -150,7 +152,7 @@ void Connection::advance_connecting() {
   if (to_unix() && !reaches_service()) return;
   if (slot_.source == SourcePlan::kProxyV2) {
     if (const int error = context_.upstream.send_proxy_header(upstream.fd, client(), downstream.fd)) {
-      error_ = static_cast<std::int16_t>(error);
+      slot_.error = static_cast<std::int16_t>(error);
       return terminate(is_reset(error) ? cause_of(kUpstream, error)
                                        : CloseCause{CloseSide::kNode, CloseHow::kResources});
     }
@@ -191,7 +193,7 @@ void Connection::on_connected() {
 
 void Connection::on_connect_failed(int error) {
   const ConnectError reason = connect_error(error);
-  error_ = static_cast<std::int16_t>(error);
+  slot_.error = static_cast<std::int16_t>(error);
   forward_counters().connect_errors[static_cast<std::size_t>(reason)].add();
   // There is no SYN to probe a Unix socket with: each client is accepted and reset.
   if (reason == ConnectError::kRefused && config().refused_probe.count() > 0 && !to_unix()) add_refusal();
@@ -203,10 +205,10 @@ void Connection::add_refusal() {
   const IpAddress address = client().address();
   Refusal refusal{.forward = forward_,
                   .client = address,
-                  .guest = guest_,
+                  .guest = guest(),
                   .local = {},
                   .own_address = is_transparent(slot_.source),
-                  .concerns_all = forward_->source_to(guest_).plan != SourcePlan::kTransparent};
+                  .concerns_all = forward_->source_to(guest()).plan != SourcePlan::kTransparent};
   if (context_.io.local_endpoint(fd(kDownstream), refusal.local) == 0)
     context_.refused.push_back(std::move(refusal));
 }
@@ -218,7 +220,7 @@ void Connection::on_poll(Side side, const Completion& completion) {
   if (slot_.state == ConnectionState::kClosing) return join();
   if (completion.result < 0) {
     // The poll could not be armed for lack of memory, and the connection gets no events without it.
-    error_ = static_cast<std::int16_t>(-completion.result);
+    slot_.error = static_cast<std::int16_t>(-completion.result);
     return terminate({CloseSide::kNode, CloseHow::kResources});
   }
   on_events(side, static_cast<std::uint32_t>(completion.result));
@@ -249,18 +251,18 @@ void Connection::on_urgent(Side side) {
 /// An error was reported, but bytes before it may still be on their way to a side that does not read.
 /// Waits for them kResetDeliveryMax at most.
 void Connection::await_error(Side side) {
-  if (slot_.state != ConnectionState::kRelaying || reset_deadline_ != TimerWheel::kNever) return;
-  reset_deadline_ = now() + kResetDeliveryMax;
-  failed_ = side;
+  if (slot_.state != ConnectionState::kRelaying || reset_deadline() != TimerWheel::kNever) return;
+  set_reset_deadline(now() + kResetDeliveryMax);
+  slot_.failed = side;
   schedule();
 }
 
 /// The error was not read in time. Nothing is read any more, so SO_ERROR can be used.
 void Connection::on_error_unread() {
-  SocketState& socket = slot_.socket[failed_];
+  SocketState& socket = slot_.socket[slot_.failed];
   if (socket.error == 0) socket.error = static_cast<std::int16_t>(-context_.io.socket_error(socket.fd));
   if (socket.error == 0) socket.error = ECONNRESET;  // reported, but cleared since
-  fail(failed_, socket.error);
+  fail(slot_.failed, socket.error);
 }
 
 void Connection::expire() {
@@ -299,11 +301,11 @@ bool Connection::advance() {
 /// unacknowledged.
 void Connection::on_reset(Side side) {
   const int error = slot_.socket[side].error;
-  cause_ = cause_of(side, error);
-  error_ = static_cast<std::int16_t>(error);
+  slot_.cause = cause_of(side, error);
+  slot_.error = static_cast<std::int16_t>(error);
   for (const Side from : kSides) slot_.relay[from].ended = true;
   context_.half_closed.remove(*this);
-  reset_deadline_ = std::min(reset_deadline_, now() + kResetDeliveryMax);
+  set_reset_deadline(std::min(reset_deadline(), now() + kResetDeliveryMax));
   slot_.first_ended = side;
   set_state(ConnectionState::kResetting);
   advance_resetting();
@@ -314,7 +316,7 @@ void Connection::advance_resetting() {
   // What a Unix socket has taken is its peer's, even after close(2).
   const bool delivered =
       survivor.error != 0 || survivor.is_unix || context_.io.unacknowledged(survivor.fd) <= 0;
-  if (delivered || now() >= reset_deadline_) return terminate(cause_);
+  if (delivered || now() >= reset_deadline()) return terminate(slot_.cause);
   // No event reports an acknowledgement. The longer nothing has moved, the less often the socket is
   // checked.
   look_at_ = now() + std::clamp<Nanos>((now() - active()) / 8, kResetPollMin, kResetPollMax);
@@ -323,16 +325,16 @@ void Connection::advance_resetting() {
 
 /// The socket of `side` reported an error, and nothing is left to deliver.
 void Connection::fail(Side side, int error) {
-  error_ = static_cast<std::int16_t>(error);
+  slot_.error = static_cast<std::int16_t>(error);
   terminate(cause_of(side, error));
 }
 
 void Connection::terminate(const CloseCause& cause) {
-  cause_ = cause;
+  slot_.cause = cause;
   if (device_due_ != TimerWheel::kNever) forward_->session->device_asked_for.store(false);
   leave_backlog();
   context_.half_closed.remove(*this);
-  if (cause.how == CloseHow::kFin) error_ = 0;  // reported after everything had been delivered
+  if (cause.how == CloseHow::kFin) slot_.error = 0;  // reported after everything had been delivered
   siblings().all.erase(ConnectionList::s_iterator_to(static_cast<InForward&>(*this)));
   context_.timers.clear(index_);
   due_ = false;
@@ -355,27 +357,28 @@ void Connection::release() {
   WorkerCounters& counters = context_.counters;
   counters.connections_active.sub();
   forward_counters().connections_active.sub();
-  counters.closed[static_cast<std::size_t>(cause_.side)][static_cast<std::size_t>(cause_.how)].add();
+  counters.closed[static_cast<std::size_t>(slot_.cause.side)][static_cast<std::size_t>(slot_.cause.how)]
+      .add();
   counters.connection_duration.observe_us(elapsed_us(slot_.accepted_ns, now().count()), kConnectionBoundsS);
   CloseRecord record = make_record();
   record.forward = std::move(forward_);
   const bool tcp_closed = record.tcp[kUpstream].closed;
   // A TIME_WAIT holds one of the node's own ports. With the client's address the port is the client's, and
   // ending the TIME_WAIT gains nothing.
-  const bool time_wait =
-      cause_ == CloseCause{CloseSide::kClient, CloseHow::kFin} && tcp_closed && !is_transparent(slot_.source);
+  const bool time_wait = slot_.cause == CloseCause{CloseSide::kClient, CloseHow::kFin} && tcp_closed &&
+                         !is_transparent(slot_.source);
   const SessionNetns& place = record.forward->session->netns;
   const auto netns = time_wait ? place.get() : std::nullopt;
   for (const Side side : kSides) {
     discard_kept(context_.pipes, slot_.relay[side]);
     if (fd(side) < 0) continue;
-    if (cause_.how != CloseHow::kFin) {
+    if (slot_.cause.how != CloseHow::kFin) {
       context_.io.close_with_reset(fd(side));
       continue;
     }
-    if (side == kUpstream && lasting_ && !tcp_closed) context_.upstream.end_lasting(fd(side));
+    if (side == kUpstream && slot_.lasting && !tcp_closed) context_.upstream.end_lasting(fd(side));
     if (side == kUpstream && netns) {
-      context_.io.close_time_wait(fd(side), record.guest, device_, *netns);
+      context_.io.close_time_wait(fd(side), record.guest, slot_.device, *netns);
     } else {
       if (side == kUpstream && !place.is_nodes_own()) context_.io.set_reset_at_end(fd(side), false);
       context_.io.close(fd(side));
@@ -386,7 +389,7 @@ void Connection::release() {
 
 /// Without the forward.
 CloseRecord Connection::make_record() const {
-  CloseRecord record{.id = id(), .client = slot_.client, .guest = guest_};
+  CloseRecord record{.id = id(), .client = slot_.client, .guest = guest()};
   record.accepted_at = Nanos(slot_.accepted_ns);
   record.connected_at = Nanos(slot_.connected_ns);
   record.ended_at = now();
@@ -395,9 +398,9 @@ CloseRecord Connection::make_record() const {
   for (const Side side : kSides) {
     if (fd(side) >= 0) record.tcp[side] = context_.io.tcp_summary(fd(side));
   }
-  record.cause = cause_;
+  record.cause = slot_.cause;
   record.source = slot_.source;
-  record.error = error_;
+  record.error = slot_.error;
   return record;
 }
 

@@ -141,7 +141,7 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   /// It goes, or is on its way, to an address that its guest no longer has.
   bool misses_guest() const;
   /// It is bound to another device than its session has now.
-  bool misses_device() const { return device_ > 0 && device_ != forward_->session->device.load(); }
+  bool misses_device() const { return slot_.device > 0 && slot_.device != forward_->session->device.load(); }
   /// When bytes last moved.
   Nanos active() const { return Nanos(slot_.active_ns); }
   LiveConnection live() const;
@@ -169,6 +169,9 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   ForwardCounters& forward_counters() const { return forward_->counters[context_.worker]; }
   const Config::Proxy& config() const { return context_.options.config; }
   Nanos now() const { return context_.io.now(); }
+  Endpoint guest() const { return to_endpoint(slot_.guest); }
+  Nanos reset_deadline() const { return Nanos(slot_.reset_deadline_ns); }
+  void set_reset_deadline(Nanos when) { slot_.reset_deadline_ns = when.count(); }
   /// Upstream is a Unix socket.
   bool to_unix() const { return slot_.socket[kUpstream].is_unix; }
   bool has_ended_side() const { return slot_.relay[kDownstream].ended || slot_.relay[kUpstream].ended; }
@@ -220,25 +223,16 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   const std::uint32_t index_;
 
   ServedForwardPtr forward_;
-  Endpoint guest_;                              // where it goes
-  Nanos throttled_until_ = TimerWheel::kNever;  // the forward's byte rate is spent until then
-  // An error was reported: deliver what came before it until then.
-  Nanos reset_deadline_ = TimerWheel::kNever;
+  Nanos throttled_until_ = TimerWheel::kNever;   // the forward's byte rate is spent until then
   Nanos look_at_ = TimerWheel::kNever;           // when to check what no event reports; the state says what
   Nanos guest_owes_since_ = TimerWheel::kNever;  // an acknowledgement, as far as the checks show
   Nanos device_due_ = TimerWheel::kNever;        // the session has no device: wait for one until then
   BufferFit receive_buffer_[2];
   BacklogQueue::Place backlog_place_;  // while it waits for room
-  CloseCause cause_;
-  int device_ = kAnyDevice;         // that the upstream socket is bound to; kNoDevice: not yet
-  std::int16_t error_ = 0;          // the errno that ends it
-  Side failed_ = kDownstream;       // whose error reset_deadline_ is for
-  std::uint8_t dscp_ = 0;           // for the upstream socket that is opened once there is a device
-  bool due_ = false;                // its deadline has passed
-  bool lasting_ = false;            // UpstreamOpener::set_lasting() was called
-  bool admitted_ = false;           // the forward's admission counts it
-  bool requested_ = false;          // the vsock's port
-  bool armed_[2] = {false, false};  // the last completion of this side's poll has not come
+  bool due_ = false;                   // its deadline has passed
+  bool admitted_ = false;              // the forward's admission counts it
+  bool requested_ = false;             // the vsock's port
+  bool armed_[2] = {false, false};     // the last completion of this side's poll has not come
 };
 
 inline Connection& connection_of(RunQueue::Entry& part) {

@@ -48,7 +48,7 @@ Connection::Deadline Connection::deadline() const {
       }
       break;
     case ConnectionState::kRelaying:
-      consider(reset_deadline_, Why::kUnreadError);
+      consider(reset_deadline(), Why::kUnreadError);
       consider(throttled_until_, Why::kByteRate);
       consider(deadline_after(slot_.active_ns, config().idle_timeout), Why::kIdle);
       if (has_ended_side())
@@ -114,7 +114,7 @@ void Connection::plan_first_look() {
 /// answer: a guest with a closed window answers each probe, up to two minutes apart, and a paused one need
 /// not answer keepalive.
 void Connection::look_at_guest() {
-  if (!std::exchange(lasting_, true)) context_.upstream.set_lasting(fd(kUpstream));
+  if (!std::exchange(slot_.lasting, true)) context_.upstream.set_lasting(fd(kUpstream));
   if (config().user_timeout.count() == 0) {
     look_at_ = TimerWheel::kNever;
     return;

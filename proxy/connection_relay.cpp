@@ -90,7 +90,7 @@ void Connection::on_sink_broken(Side from) {
   slot_.relay[from].ended = !sink.is_unix;
   if (is_shortage(sink.error)) {
     // No event reports that memory is free again: the sink would wait for the rest for ever.
-    error_ = sink.error;
+    slot_.error = sink.error;
     return terminate({CloseSide::kNode, CloseHow::kResources});
   }
   // What the broken side has sent is still to be delivered: read on to its error or end.

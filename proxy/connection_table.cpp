@@ -1,9 +1,6 @@
 #include "proxy/connection_table.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <new>
 
 namespace portway {
 
@@ -21,19 +18,6 @@ Endpoint to_endpoint(const PlainEndpoint& plain) {
   if (plain.is_v6) return {boost::asio::ip::address_v6(plain.address), plain.port};
   const auto& bytes = plain.address;
   return {boost::asio::ip::address_v4({bytes[0], bytes[1], bytes[2], bytes[3]}), plain.port};
-}
-
-SlotArena::SlotArena(std::size_t slots) {
-  // Shared, for a process that inherits the mapping; untouched pages take no memory.
-  void* memory = ::mmap(nullptr, slots * sizeof(ConnectionSlot), PROT_READ | PROT_WRITE,
-                        MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  // Zero pages are valid free slots: take() writes every field.
-  slots_ = {static_cast<ConnectionSlot*>(memory), slots};
-}
-
-SlotArena::~SlotArena() {
-  ::munmap(slots_.data(), slots_.size_bytes());
 }
 
 std::optional<std::uint32_t> ConnectionTable::take() {

@@ -1,15 +1,18 @@
-// The connections of the process: one bounded array of plain-old-data slots in one shared mapping.
+// The connections of a worker: a bounded array of plain-old-data slots, part of a SlotArena
+// (proxy/slot_arena.h).
 //
 // A slot holds what another process would need to continue the connection: descriptor numbers, ids, the
 // state of each side and each direction, counts. Nothing in it is a pointer. What only this process can
 // use (the forward object, timers, operations armed in the ring) is in Connection (proxy/connection.h).
+// If a slot changes, kSlotLayout must change too: a test holds it.
 //
-// A SlotArena is cut into one ConnectionTable a worker; a table belongs to its worker's thread.
+// A table belongs to its worker's thread.
 #pragma once
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <span>
 #include <type_traits>
@@ -79,36 +82,32 @@ struct PlainEndpoint {
 PlainEndpoint to_plain(const Endpoint& endpoint);
 Endpoint to_endpoint(const PlainEndpoint& plain);
 
+inline constexpr std::int64_t kNoDeadline = std::numeric_limits<std::int64_t>::max();
+
 struct ConnectionSlot {
   ForwardId forward{};
   PlainEndpoint client;
+  PlainEndpoint guest;       // where it goes
   std::uint64_t serial = 0;  // counts up within a table: distinguishes two connections in one slot
   SocketState socket[2];
   RelayState relay[2];
   std::int64_t accepted_ns = 0;  // on the monotonic clock
   std::int64_t connected_ns = 0;
   std::int64_t active_ns = 0;  // when bytes last moved
+  // An error was reported: deliver what came before it until then.
+  std::int64_t reset_deadline_ns = kNoDeadline;
+  std::int32_t device = 0;  // interface index, kAnyDevice or kNoDevice (proxy/dataplane.h)
+  std::int16_t error = 0;   // the errno that ends it
+  CloseCause cause;         // in kResetting and kClosing
   ConnectionState state = ConnectionState::kFree;
   SourcePlan source = SourcePlan::kPlain;  // whose address the guest sees
   Side first_ended = kDownstream;          // which side sent FIN first, or in kResetting which one was reset
+  Side failed = kDownstream;               // whose error reset_deadline_ns is for
+  std::uint8_t dscp = 0;  // for an upstream socket that is yet to be opened; see OpenedConnection
+  bool lasting = false;   // UpstreamOpener::set_lasting() was called
 };
 static_assert(std::is_trivially_copyable_v<ConnectionSlot>, "a slot must make sense in another process");
 static_assert(sizeof(ConnectionSlot) <= 256);
-
-/// The mapping. Its pages are touched, and so cost memory, only once a slot in them has been in use.
-class SlotArena {
- public:
-  /// Throws std::bad_alloc if the mapping is refused.
-  explicit SlotArena(std::size_t slots);
-  ~SlotArena();
-  SlotArena(const SlotArena&) = delete;
-  SlotArena& operator=(const SlotArena&) = delete;
-
-  std::span<ConnectionSlot> slots() const { return slots_; }
-
- private:
-  std::span<ConnectionSlot> slots_;
-};
 
 /// Hands out slots, the lowest free one first if that is cheap: a table with little traffic takes little
 /// memory.

@@ -116,19 +116,16 @@ Proxy::Proxy(const ProxyOptions& options, std::string backend, std::string backe
     : options_(options),
       backend_(std::move(backend)),
       backend_reason_(std::move(backend_reason)),
-      arena_(std::max<std::size_t>(config().connections_max, ios.size())),
+      arena_(config().connections_max, ios.size()),
       share_(config().connections_max, config().instance_share_percent) {
   const std::size_t count = ios.size();
-  const std::size_t share = arena_.slots().size() / count;
   for (std::size_t i = 0; i < count; ++i) {
     const WorkerOptions worker{
         .index = i,
         .pipes_max = std::max<std::uint32_t>(1, config().pipes_max / static_cast<std::uint32_t>(count)),
         .share = &share_,
         .connections = options.connections};
-    const std::size_t size = i + 1 == count ? arena_.slots().size() - i * share : share;
-    workers_.push_back(
-        std::make_unique<Worker>(std::move(ios[i]), worker, arena_.slots().subspan(i * share, size)));
+    workers_.push_back(std::make_unique<Worker>(std::move(ios[i]), worker, arena_.table(i)));
   }
   const BlockedSignals blocked;
   for (const auto& worker : workers_) worker->set_peers(workers_);

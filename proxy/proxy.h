@@ -16,6 +16,7 @@
 #include "proxy/dataplane.h"
 #include "proxy/fair_share.h"
 #include "proxy/served_forward.h"
+#include "proxy/slot_arena.h"
 #include "proxy/worker.h"
 
 namespace portway {

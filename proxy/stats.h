@@ -46,6 +46,14 @@ enum class CloseHow : std::uint8_t {
 inline constexpr std::size_t kCloseHows = static_cast<std::size_t>(CloseHow::kLimit) + 1;
 std::string_view to_string(CloseHow how);
 
+/// Who ended a connection and how: the labels of portway_connections_closed_total.
+struct CloseCause {
+  CloseSide side = CloseSide::kNode;
+  CloseHow how = CloseHow::kShutdown;
+
+  friend bool operator==(const CloseCause&, const CloseCause&) = default;
+};
+
 /// Why a connection to the guest could not be opened.
 enum class ConnectError : std::uint8_t {
   kRefused,

@@ -1,10 +1,10 @@
 #include "proxy/connection_table.h"
 
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <set>
+
+#include "proxy/slot_arena.h"
 
 namespace portway {
 namespace {
@@ -58,32 +58,6 @@ TEST(ConnectionTable, ATakenSlotHasNothingOfTheConnectionBefore) {
   EXPECT_EQ(slot.relay[kDownstream].bytes, 0U);
   EXPECT_FALSE(slot.relay[kDownstream].ended);
   EXPECT_EQ(slot.state, ConnectionState::kFree);
-}
-
-TEST(ConnectionTable, TwoTablesShareAnArenaWithoutSharingASlot) {
-  SlotArena arena(4);
-  ConnectionTable first(arena.slots().first(2));
-  ConnectionTable second(arena.slots().last(2));
-  first[first.take().value()].accepted_ns = 1;
-  second[second.take().value()].accepted_ns = 2;
-  EXPECT_EQ(first[0].accepted_ns, 1);
-  EXPECT_EQ(second[0].accepted_ns, 2);
-  EXPECT_TRUE(first.take());
-  EXPECT_FALSE(first.take());
-  EXPECT_TRUE(second.take());
-}
-
-TEST(ConnectionTable, AnotherProcessSeesTheSlots) {
-  SlotArena arena(1);
-  ConnectionTable table(arena.slots());
-  ConnectionSlot& slot = table[table.take().value()];
-  const pid_t child = ::fork();
-  if (child == 0) {
-    slot.active_ns = 42;
-    ::_exit(0);
-  }
-  ASSERT_EQ(::waitpid(child, nullptr, 0), child);
-  EXPECT_EQ(slot.active_ns, 42);
 }
 
 TEST(PlainEndpoint, KeepsAddressesOfBothFamilies) {

@@ -17,6 +17,7 @@
 #include <string_view>
 #include <vector>
 
+#include "proxy/slot_arena.h"
 #include "proxy/stats.h"
 #include "proxy/worker.h"
 #include "tests/proxy/world.h"

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "proxy/slot_arena.h"
 #include "tests/proxy/harness.h"
 
 namespace portway::test {

@@ -1,0 +1,118 @@
+#include "proxy/slot_arena.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <string>
+
+#include "base/boot_clock.h"
+
+namespace portway {
+namespace {
+
+constexpr std::array<char, 8> kMagic = {'p', 'o', 'r', 't', 'w', 'a', 'y', '\0'};
+constexpr std::size_t kHeaderBytes = 4096;  // so that the slots begin with a page
+static_assert(sizeof(ArenaHeader) <= kHeaderBytes);
+// Who maps it relies on its size: memory that shrinks would end that process with SIGBUS.
+constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+
+std::size_t bytes_of(std::size_t slots) {
+  return kHeaderBytes + slots * sizeof(ConnectionSlot);
+}
+
+/// Empty if it cannot be read.
+std::array<char, 40> this_boot() {
+  std::array<char, 40> out{};
+  const std::string id = kernel_boot_id();
+  std::copy_n(id.begin(), std::min(id.size(), out.size() - 1), out.begin());
+  return out;
+}
+
+}  // namespace
+
+std::string_view to_string(ArenaFault fault) {
+  switch (fault) {
+    case ArenaFault::kNone:
+      return "none";
+    case ArenaFault::kNoMemory:
+      return "no_memory";
+    case ArenaFault::kNotAnArena:
+      return "not_an_arena";
+    case ArenaFault::kOtherLayout:
+      return "other_layout";
+    case ArenaFault::kOtherBoot:
+      return "other_boot";
+    case ArenaFault::kDamaged:
+      return "damaged";
+  }
+  return "";
+}
+
+SlotArena::SlotArena(std::size_t slots, std::size_t tables) : tables_(tables) {
+  slots = std::max(slots, tables);
+  if (slots > std::numeric_limits<std::uint32_t>::max()) throw std::bad_alloc();
+  memory_.reset(::memfd_create("portway-slots", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!memory_ || ::ftruncate(memory_.get(), static_cast<off_t>(bytes_of(slots))) != 0 ||
+      ::fcntl(memory_.get(), F_ADD_SEALS, kSeals) != 0)
+    throw std::bad_alloc();
+  map(bytes_of(slots));
+  if (mapped_.empty()) throw std::bad_alloc();
+  const ArenaHeader header{.magic = kMagic,
+                           .layout = kSlotLayout,
+                           .slot_bytes = sizeof(ConnectionSlot),
+                           .tables = static_cast<std::uint32_t>(tables),
+                           .slots = static_cast<std::uint32_t>(slots),
+                           .boot_id = this_boot()};
+  std::memcpy(mapped_.data(), &header, sizeof header);
+  // Zero pages are valid free slots: ConnectionTable::take() writes every field.
+  slots_ = {reinterpret_cast<ConnectionSlot*>(mapped_.data() + kHeaderBytes), slots};
+}
+
+SlotArena::SlotArena(Fd memory) : memory_(std::move(memory)) {
+  fault_ = open();
+}
+
+SlotArena::~SlotArena() {
+  if (!mapped_.empty()) ::munmap(mapped_.data(), mapped_.size());
+}
+
+void SlotArena::map(std::size_t bytes) {
+  void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, memory_.get(), 0);
+  if (memory != MAP_FAILED) mapped_ = {static_cast<std::byte*>(memory), bytes};
+}
+
+ArenaFault SlotArena::open() {
+  struct stat status {};
+  const int seals = ::fcntl(memory_.get(), F_GET_SEALS);
+  if (seals < 0 || (seals & kSeals) != kSeals || ::fstat(memory_.get(), &status) != 0)
+    return ArenaFault::kNotAnArena;
+  const auto bytes = static_cast<std::size_t>(status.st_size);
+  if (bytes < kHeaderBytes) return ArenaFault::kNotAnArena;
+  map(bytes);
+  if (mapped_.empty()) return ArenaFault::kNoMemory;
+  ArenaHeader header;
+  std::memcpy(&header, mapped_.data(), sizeof header);  // its writer may still be running
+  if (header.magic != kMagic) return ArenaFault::kNotAnArena;
+  if (header.layout != kSlotLayout) return ArenaFault::kOtherLayout;
+  if (header.boot_id != this_boot()) return ArenaFault::kOtherBoot;
+  if (header.slot_bytes != sizeof(ConnectionSlot) || header.tables == 0 || header.slots < header.tables ||
+      bytes != bytes_of(header.slots))
+    return ArenaFault::kDamaged;
+  tables_ = header.tables;
+  slots_ = {reinterpret_cast<ConnectionSlot*>(mapped_.data() + kHeaderBytes), header.slots};
+  return ArenaFault::kNone;
+}
+
+std::span<ConnectionSlot> SlotArena::table(std::size_t index) const {
+  const std::size_t share = slots_.size() / tables_;
+  const std::size_t begin = index * share;
+  return slots_.subspan(begin, index + 1 == tables_ ? slots_.size() - begin : share);
+}
+
+}  // namespace portway

@@ -1,0 +1,70 @@
+// The shared memory with the slots of all connections: a header, and one table of slots a worker.
+//
+// Another process of the same boot can map it and read what every connection is doing. The header says
+// whether it may: who wrote it, and in which layout. Pages are touched, and so cost memory, only once a
+// slot in them has been in use.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "base/fd.h"
+#include "proxy/connection_table.h"
+
+namespace portway {
+
+/// The version of ConnectionSlot and ArenaHeader. A process does not touch slots of another layout.
+inline constexpr std::uint32_t kSlotLayout = 1;
+
+struct ArenaHeader {
+  std::array<char, 8> magic{};
+  std::uint32_t layout = 0;
+  std::uint32_t slot_bytes = 0;  // sizeof(ConnectionSlot)
+  std::uint32_t tables = 0;
+  std::uint32_t slots = 0;  // of all tables; the first ones have slots / tables each, the last one the rest
+  std::array<char, 40> boot_id{};  // of the kernel, as text with a zero at its end; empty: not known
+};
+
+/// Why a mapping cannot be used.
+enum class ArenaFault : std::uint8_t {
+  kNone,
+  kNoMemory,     // it cannot be mapped
+  kNotAnArena,   // another kind of file, or one that could still shrink
+  kOtherLayout,  // written by a version with other slots
+  kOtherBoot,    // written before the machine started: its descriptors are gone
+  kDamaged,      // the header contradicts itself or the size of the memory
+};
+std::string_view to_string(ArenaFault fault);
+
+class SlotArena {
+ public:
+  /// At least one slot a table. Throws std::bad_alloc if memory or a descriptor is refused.
+  explicit SlotArena(std::size_t slots, std::size_t tables = 1);
+  /// That of another process. Check fault() before anything else.
+  explicit SlotArena(Fd memory);
+  ~SlotArena();
+  SlotArena(const SlotArena&) = delete;
+  SlotArena& operator=(const SlotArena&) = delete;
+
+  ArenaFault fault() const { return fault_; }
+  std::span<ConnectionSlot> slots() const { return slots_; }
+  std::size_t tables() const { return tables_; }
+  std::span<ConnectionSlot> table(std::size_t index) const;
+  /// A memfd; whoever has it can map the slots.
+  const Fd& memory() const { return memory_; }
+
+ private:
+  void map(std::size_t bytes);
+  ArenaFault open();
+
+  Fd memory_;
+  std::span<std::byte> mapped_;
+  std::span<ConnectionSlot> slots_;
+  std::size_t tables_ = 0;
+  ArenaFault fault_ = ArenaFault::kNone;
+};
+
+}  // namespace portway
