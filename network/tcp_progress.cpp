@@ -1,0 +1,76 @@
+#include "network/tcp_progress.h"
+
+#include <linux/sockios.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+
+namespace portway {
+namespace {
+
+/// The start of tcp_info (linux/tcp.h, which does not go together with netinet/tcp.h).
+struct Counters {
+  std::uint8_t state;
+  std::byte others[119];
+  std::uint64_t bytes_acked;
+  std::uint64_t bytes_received;
+};
+static_assert(offsetof(Counters, bytes_acked) == 120);
+
+struct Fins {
+  bool received;
+  bool sent;
+};
+
+/// A FIN counts as a byte of its stream.
+std::optional<Fins> fins_in(int state, short events) {
+  switch (state) {
+    case TCP_ESTABLISHED:
+      return Fins{.received = false, .sent = false};
+    case TCP_CLOSE_WAIT:
+      return Fins{.received = true, .sent = false};
+    case TCP_FIN_WAIT1:
+    case TCP_FIN_WAIT2:
+      return Fins{.received = false, .sent = true};
+    case TCP_LAST_ACK:
+    case TCP_CLOSING:
+    case TCP_TIME_WAIT:
+      return Fins{.received = true, .sent = true};
+    case TCP_CLOSE:  // after both FINs, or after a RST, whose error nobody has read
+      if ((events & POLLERR) != 0) return std::nullopt;
+      return Fins{.received = true, .sent = true};
+    default:
+      return std::nullopt;
+  }
+}
+
+}  // namespace
+
+std::optional<TcpProgress> tcp_progress(int fd, bool opener) {
+  Counters counters{};
+  socklen_t size = sizeof counters;
+  if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &counters, &size) != 0 || size < sizeof counters)
+    return std::nullopt;
+  pollfd poll{.fd = fd, .events = POLLPRI, .revents = 0};
+  // SIOCINQ counts only up to the urgent byte.
+  if (::poll(&poll, 1, 0) < 0 || (poll.revents & POLLPRI) != 0) return std::nullopt;
+  const auto fins = fins_in(counters.state, poll.revents);
+  int unread = 0;
+  int unacknowledged = 0;
+  if (!fins || ::ioctl(fd, SIOCINQ, &unread) != 0 || ::ioctl(fd, SIOCOUTQ, &unacknowledged) != 0)
+    return std::nullopt;
+  const std::uint64_t others_received = (fins->received ? 1 : 0) + static_cast<std::uint64_t>(unread);
+  const std::uint64_t others_sent = (opener ? 1 : 0) + (fins->sent ? 1 : 0);
+  const std::uint64_t sent = counters.bytes_acked + static_cast<std::uint64_t>(unacknowledged);
+  if (counters.bytes_received < others_received || sent < others_sent)
+    return std::nullopt;  // never connected
+  return TcpProgress{.read = counters.bytes_received - others_received, .written = sent - others_sent};
+}
+
+}  // namespace portway
