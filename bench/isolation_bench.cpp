@@ -48,7 +48,7 @@ class Scene {
   explicit Scene(std::size_t connections)
       : arena_(connections + 16),
         io_(new TimedIo(network_)),
-        worker_(std::unique_ptr<Io>(io_), {}, arena_.slots()) {
+        worker_(std::unique_ptr<Io>(io_), {}, arena_.table(0)) {
     busy_ = open(1);
     quiet_ = open(2);
     bystander_.client = connect(quiet_);

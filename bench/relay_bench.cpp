@@ -71,9 +71,9 @@ class InstantIo final : public Io {
 void run(benchmark::State& state, std::size_t arrives) {
   InstantIo io(arrives);
   WorkerCounters counters;
-  PipePool pipes(io, 16, counters);
-  std::vector<std::byte> buffer(65'536);
-  const RelayContext context{io, pipes, counters, buffer};
+  const auto memory = std::make_unique<RelayMemory>();
+  PipePool pipes(io, 16, counters, *memory);
+  const RelayContext context{io, pipes, counters, *memory};
   RelayState direction;
   SocketState source{.fd = 1};
   SocketState sink{.fd = 2, .writable = true};

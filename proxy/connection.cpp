@@ -435,7 +435,7 @@ std::uint64_t Connection::queued(Side from) const {
   const int unread = fd(from) < 0 ? 0 : std::max(0, context_.io.unread(fd(from)));
   const int unacknowledged = sink < 0 ? 0 : std::max(0, context_.io.unacknowledged(sink));
   const RelayState& relay = slot_.relay[from];
-  const std::uint64_t kept = relay.pipe_bytes + (relay.in_spare ? context_.pipes.spare().size() : 0);
+  const std::uint64_t kept = relay.pipe_bytes + (relay.in_spare ? context_.memory.in_spare().size() : 0);
   return kept + static_cast<std::uint64_t>(unread) + static_cast<std::uint64_t>(unacknowledged);
 }
 

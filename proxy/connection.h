@@ -63,14 +63,15 @@ class Connection;
 struct ConnectionContext {
   ConnectionContext(Io& worker_io, const ConnectionOptions& connection_options, std::uint32_t pipes_max,
                     WorkerCounters& worker_counters, CloseRecordRing& close_records, std::size_t worker_index,
-                    Token poll_token_base)
+                    Token poll_token_base, RelayMemory& relay_memory)
       : io(worker_io),
         options(connection_options),
         counters(worker_counters),
         closes(close_records),
         worker(worker_index),
         token_base(poll_token_base),
-        pipes(io, pipes_max, counters),
+        memory(relay_memory),
+        pipes(io, pipes_max, counters, memory),
         upstream(io, options),
         timers(io.now()),
         half_closed(io, worker) {}
@@ -86,6 +87,7 @@ struct ConnectionContext {
   CloseRecordRing& closes;
   const std::size_t worker;  // index into the forwards' counters
   const Token token_base;    // or'ed into the tokens of polls
+  RelayMemory& memory;
   PipePool pipes;
   UpstreamOpener upstream;
   TimerWheel timers;
@@ -94,7 +96,6 @@ struct ConnectionContext {
   Nanos turn_began{0};                                       // when the queue's turn began
   std::vector<Refusal> refused;                              // by guests, since they were last taken
   std::vector<std::pair<Connection*, Side>> perhaps_urgent;  // POLLPRI was reported in this turn
-  std::array<std::byte, PipePool::kSpareSize> buffer;        // scratch for copying
 };
 
 class Connection : public RunQueue::Entry, public InForward, public InHalfClosed, public InBacklog {

@@ -29,7 +29,7 @@ void Connection::relay_from(Side from) {
   RelayContext relaying{.io = context_.io,
                         .pipes = context_.pipes,
                         .counters = context_.counters,
-                        .buffer = context_.buffer,
+                        .memory = context_.memory,
                         .budget = context_.queue.budget()};
   ByteRate& rate = forward_->rate[from];
   const std::uint64_t limit = rate.limit();
@@ -39,7 +39,11 @@ void Connection::relay_from(Side from) {
     relaying.bytes_max = allowance;
   }
   const std::uint64_t before = state.bytes;
+  context_.memory.read = 0;
+  context_.memory.from = from;
+  context_.memory.slot = index_;
   const RelayStatus status = relay(relaying, state, slot_.socket[from], slot_.socket[other(from)]);
+  context_.memory.slot = RelayMemory::kNobody;
   if (state.bytes != before) {
     count_moved(from, before);
     if (limit != 0) rate.spend(limit, state.bytes - before, now());

@@ -7,10 +7,11 @@
 
 namespace portway {
 
-Connections::Connections(Io& io, const ConnectionOptions& options, std::span<ConnectionSlot> slots,
+Connections::Connections(Io& io, const ConnectionOptions& options, const ArenaTable& memory,
                          std::uint32_t pipes_max, WorkerCounters& counters, CloseRecordRing& closes,
                          std::size_t worker, Token token_base)
-    : table_(slots), context_(io, options, pipes_max, counters, closes, worker, token_base) {}
+    : table_(memory.slots),
+      context_(io, options, pipes_max, counters, closes, worker, token_base, memory.relay) {}
 
 Connections::~Connections() {
   assert(table_.in_use() == 0 && "reset_all() and run until empty first");

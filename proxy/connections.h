@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "proxy/connection.h"
+#include "proxy/slot_arena.h"
 
 namespace portway {
 
@@ -21,9 +22,8 @@ class Connections {
  public:
   /// `worker` is this worker's index into the forwards' counters; `token_base` is or'ed into the tokens of
   /// its polls; `closes` gets a record of each ended connection.
-  Connections(Io& io, const ConnectionOptions& options, std::span<ConnectionSlot> slots,
-              std::uint32_t pipes_max, WorkerCounters& counters, CloseRecordRing& closes, std::size_t worker,
-              Token token_base);
+  Connections(Io& io, const ConnectionOptions& options, const ArenaTable& memory, std::uint32_t pipes_max,
+              WorkerCounters& counters, CloseRecordRing& closes, std::size_t worker, Token token_base);
   ~Connections();
   Connections(const Connections&) = delete;
   Connections& operator=(const Connections&) = delete;

@@ -72,23 +72,23 @@ void PipePool::put_in_spare(RelayState& owner, std::span<const std::byte> bytes)
   assert(spare_owner_ == nullptr);
   spare_owner_ = &owner;
   owner.in_spare = true;
-  std::ranges::copy(bytes, spare_.begin());
-  spare_begin_ = 0;
-  spare_size_ = bytes.size();
+  std::ranges::copy(bytes, memory_.spare.begin());
+  memory_.spare_begin = 0;
+  memory_.spare_end = static_cast<std::uint32_t>(bytes.size());
   keep_again_at_ = io_.now() + kKeepPause;
   counters_.pipe_writes_short.add();
 }
 
 void PipePool::take_from_spare(std::size_t size) {
-  spare_begin_ += size;
-  spare_size_ -= size;
-  if (spare_size_ == 0) std::exchange(spare_owner_, nullptr)->in_spare = false;
+  memory_.spare_begin += static_cast<std::uint32_t>(size);
+  if (memory_.spare_begin == memory_.spare_end) std::exchange(spare_owner_, nullptr)->in_spare = false;
 }
 
 /// The owner's sink may not read for hours, and other relays need the buffer.
 void PipePool::move_spare_to_pipe() {
   RelayState& owner = *spare_owner_;
-  const auto written = lend(owner) ? io_.write(owner.pipe[1], spare().data(), spare_size_) : 0;
+  const std::span<const std::byte> spare = memory_.in_spare();
+  const auto written = lend(owner) ? io_.write(owner.pipe[1], spare.data(), spare.size()) : 0;
   if (written > 0) {
     owner.pipe_bytes += static_cast<std::uint32_t>(written);
     take_from_spare(static_cast<std::size_t>(written));

@@ -8,7 +8,6 @@
 // Belongs to one worker's thread.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -17,6 +16,7 @@
 
 #include "proxy/connection_table.h"
 #include "proxy/io.h"
+#include "proxy/relay_memory.h"
 #include "proxy/stats.h"
 
 namespace portway {
@@ -31,10 +31,9 @@ class PipePool {
  public:
   /// 256 KiB: 64 KiB costs 18 % of the bulk throughput, 1 MiB adds nothing (measured on Linux 6.18).
   static constexpr std::uint32_t kPipeSize = 256 * 1024;
-  static constexpr std::size_t kSpareSize = 64 * 1024;
 
-  PipePool(Io& io, std::uint32_t pipes_max, WorkerCounters& counters)
-      : io_(io), pipes_max_(pipes_max), counters_(counters) {}
+  PipePool(Io& io, std::uint32_t pipes_max, WorkerCounters& counters, RelayMemory& memory)
+      : io_(io), pipes_max_(pipes_max), counters_(counters), memory_(memory) {}
   ~PipePool();
   PipePool(const PipePool&) = delete;
   PipePool& operator=(const PipePool&) = delete;
@@ -54,10 +53,11 @@ class PipePool {
   /// There is room for what a pipe may not take: a relay may read bytes that the sink does not take at
   /// once.
   bool may_keep();
-  /// Bytes that come after those in the relay's pipe, at most kSpareSize; only after may_keep().
+  /// Bytes that come after those in the relay's pipe, at most RelayMemory::kBufferBytes; only after
+  /// may_keep().
   void put_in_spare(RelayState& owner, std::span<const std::byte> bytes);
-  std::span<const std::byte> spare() const { return std::span(spare_).subspan(spare_begin_, spare_size_); }
   void take_from_spare(std::size_t size);
+  void empty_spare() { take_from_spare(memory_.in_spare().size()); }
 
  private:
   static constexpr std::size_t kIdleMax = 256;
@@ -70,10 +70,7 @@ class PipePool {
   WorkerCounters& counters_;
   std::vector<Pipe> idle_;
   std::uint32_t open_ = 0;
-  // Written to at construction: there may be no memory left when it is needed.
-  std::array<std::byte, kSpareSize> spare_{};
-  std::size_t spare_begin_ = 0;
-  std::size_t spare_size_ = 0;
+  RelayMemory& memory_;
   RelayState* spare_owner_ = nullptr;  // has in_spare set; null: the buffer is empty
   Nanos keep_again_at_{0};             // a pipe did not take everything; 0: not lately
 };

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <optional>
+#include <span>
 #include <utility>
 
 namespace portway {
@@ -88,7 +89,7 @@ class Mover {
   }
 
   std::optional<RelayStatus> flush_spare() {
-    const std::span<const std::byte> spare = context_.pipes.spare();
+    const std::span<const std::byte> spare = context_.memory.in_spare();
     const auto sent = io_.send(sink_.fd, spare.data(), spare.size(), 0);
     if (sent <= 0) return on_write_failed(sent);
     context_.pipes.take_from_spare(static_cast<std::size_t>(sent));
@@ -102,14 +103,17 @@ class Mover {
     // What the sink does not take must find room in an empty pipe: have one at hand before reading.
     if (state_.pipe[0] < 0 && !context_.pipes.reserve()) return copy_without_pipe();
     const std::uint32_t room = state_.pipe[0] < 0 ? context_.pipes.next_capacity() : state_.pipe_capacity;
-    const std::size_t size = std::min<std::size_t>({context_.buffer.size(), room, left()});
-    const auto got = io_.recv(source_.fd, context_.buffer.data(), size, 0);
+    const std::size_t size = std::min<std::size_t>({context_.memory.buffer.size(), room, left()});
+    context_.memory.read = 0;
+    context_.memory.before_read = state_.bytes;
+    const auto got = io_.recv(source_.fd, context_.memory.buffer.data(), size, 0);
     if (got <= 0) return on_read_end(got);
     const auto read = static_cast<std::size_t>(got);
+    context_.memory.read = static_cast<std::uint32_t>(read);
     // A short read means "drained", unless a FIN or an error is next, which only another read reports.
     if (read < size && !source_.peer_closed && !source_.urgent) source_.readable = false;
     note_read(read);
-    return send_or_keep(context_.buffer.first(read));
+    return send_or_keep(std::span(context_.memory.buffer).first(read));
   }
 
   std::optional<RelayStatus> send_or_keep(std::span<const std::byte> data) {
@@ -137,10 +141,10 @@ class Mover {
 
   /// No pipe is available: peek at the bytes, send them, and only then read as many as were sent.
   std::optional<RelayStatus> copy_without_pipe() {
-    const std::size_t size = std::min(context_.buffer.size(), left());
-    const auto seen = io_.recv(source_.fd, context_.buffer.data(), size, MSG_PEEK);
+    const std::size_t size = std::min(context_.memory.buffer.size(), left());
+    const auto seen = io_.recv(source_.fd, context_.memory.buffer.data(), size, MSG_PEEK);
     if (seen <= 0) return on_read_end(seen);
-    const auto sent = io_.send(sink_.fd, context_.buffer.data(), static_cast<std::size_t>(seen), 0);
+    const auto sent = io_.send(sink_.fd, context_.memory.buffer.data(), static_cast<std::size_t>(seen), 0);
     if (sent <= 0) return on_write_failed(sent);
     context_.counters.copied_bytes.add(static_cast<std::uint64_t>(sent));
     delivered(sent);
@@ -151,7 +155,7 @@ class Mover {
   /// at an urgent mark that was set meanwhile.
   std::optional<RelayStatus> take_out(std::size_t size) {
     while (size > 0) {
-      const auto got = io_.recv(source_.fd, context_.buffer.data(), size, 0);
+      const auto got = io_.recv(source_.fd, context_.memory.buffer.data(), size, 0);
       if (got <= 0) return on_read_end(got == -EAGAIN ? -ENOBUFS : got);
       size -= static_cast<std::size_t>(got);
     }
@@ -163,8 +167,8 @@ class Mover {
   std::optional<RelayStatus> drop() {
     if (source_.urgent && io_.at_urgent_mark(source_.fd))
       source_.urgent = false;  // a plain read steps over it
-    const auto got =
-        io_.recv(source_.fd, context_.buffer.data(), std::min(context_.buffer.size(), left()), 0);
+    const auto got = io_.recv(source_.fd, context_.memory.buffer.data(),
+                              std::min(context_.memory.buffer.size(), left()), 0);
     if (got <= 0) return on_read_end(got);
     moved_ += static_cast<std::size_t>(got);
     return std::nullopt;
@@ -248,7 +252,7 @@ RelayStatus relay(const RelayContext& context, RelayState& state, SocketState& s
 }
 
 void discard_kept(PipePool& pipes, RelayState& state) {
-  if (state.in_spare) pipes.take_from_spare(pipes.spare().size());
+  if (state.in_spare) pipes.empty_spare();
   release_pipe(pipes, state);
   state.pipe_bytes = 0;
 }

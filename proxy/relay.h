@@ -11,11 +11,11 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <span>
 
 #include "proxy/connection_table.h"
 #include "proxy/io.h"
 #include "proxy/pipe_pool.h"
+#include "proxy/relay_memory.h"
 
 namespace portway {
 
@@ -32,7 +32,7 @@ struct RelayContext {
   Io& io;
   PipePool& pipes;
   WorkerCounters& counters;
-  std::span<std::byte> buffer;  // scratch for copying, at most PipePool::kSpareSize; empty between two calls
+  RelayMemory& memory;
   std::size_t budget = kRelayBudgetBytes;  // of this call; the last move may go beyond it
   std::size_t bytes_max = SIZE_MAX;        // of this call; a hard limit
 };

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <new>
 #include <string>
 
@@ -17,13 +18,15 @@ namespace portway {
 namespace {
 
 constexpr std::array<char, 8> kMagic = {'p', 'o', 'r', 't', 'w', 'a', 'y', '\0'};
-constexpr std::size_t kHeaderBytes = 4096;  // so that the slots begin with a page
+constexpr std::size_t kHeaderBytes = 4096;  // so that what follows begins with a page
 static_assert(sizeof(ArenaHeader) <= kHeaderBytes);
 // Who maps it relies on its size: memory that shrinks would end that process with SIGBUS.
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
-std::size_t bytes_of(std::size_t slots) {
-  return kHeaderBytes + slots * sizeof(ConnectionSlot);
+static_assert(sizeof(RelayMemory) % alignof(ConnectionSlot) == 0);
+
+std::size_t bytes_of(std::size_t tables, std::size_t slots) {
+  return kHeaderBytes + tables * sizeof(RelayMemory) + slots * sizeof(ConnectionSlot);
 }
 
 /// Empty if it cannot be read.
@@ -54,24 +57,33 @@ std::string_view to_string(ArenaFault fault) {
   return "";
 }
 
-SlotArena::SlotArena(std::size_t slots, std::size_t tables) : tables_(tables) {
+SlotArena::SlotArena(std::size_t slots, std::size_t tables) {
   slots = std::max(slots, tables);
   if (slots > std::numeric_limits<std::uint32_t>::max()) throw std::bad_alloc();
   memory_.reset(::memfd_create("portway-slots", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (!memory_ || ::ftruncate(memory_.get(), static_cast<off_t>(bytes_of(slots))) != 0 ||
+  if (!memory_ || ::ftruncate(memory_.get(), static_cast<off_t>(bytes_of(tables, slots))) != 0 ||
       ::fcntl(memory_.get(), F_ADD_SEALS, kSeals) != 0)
     throw std::bad_alloc();
-  map(bytes_of(slots));
+  map(bytes_of(tables, slots));
   if (mapped_.empty()) throw std::bad_alloc();
   const ArenaHeader header{.magic = kMagic,
                            .layout = kSlotLayout,
                            .slot_bytes = sizeof(ConnectionSlot),
                            .tables = static_cast<std::uint32_t>(tables),
                            .slots = static_cast<std::uint32_t>(slots),
+                           .relay_bytes = sizeof(RelayMemory),
                            .boot_id = this_boot()};
   std::memcpy(mapped_.data(), &header, sizeof header);
   // Zero pages are valid free slots: ConnectionTable::take() writes every field.
-  slots_ = {reinterpret_cast<ConnectionSlot*>(mapped_.data() + kHeaderBytes), slots};
+  cut(tables, slots);
+  std::ranges::uninitialized_fill(relays_, RelayMemory{});
+}
+
+void SlotArena::cut(std::size_t tables, std::size_t slots) {
+  std::byte* after_header = mapped_.data() + kHeaderBytes;
+  relays_ = {reinterpret_cast<RelayMemory*>(after_header), tables};
+  slots_ = {reinterpret_cast<ConnectionSlot*>(after_header + relays_.size_bytes()), slots};
+  tables_ = tables;
 }
 
 SlotArena::SlotArena(Fd memory) : memory_(std::move(memory)) {
@@ -101,18 +113,18 @@ ArenaFault SlotArena::open() {
   if (header.magic != kMagic) return ArenaFault::kNotAnArena;
   if (header.layout != kSlotLayout) return ArenaFault::kOtherLayout;
   if (header.boot_id != this_boot()) return ArenaFault::kOtherBoot;
-  if (header.slot_bytes != sizeof(ConnectionSlot) || header.tables == 0 || header.slots < header.tables ||
-      bytes != bytes_of(header.slots))
+  if (header.slot_bytes != sizeof(ConnectionSlot) || header.relay_bytes != sizeof(RelayMemory) ||
+      header.tables == 0 || header.slots < header.tables || bytes != bytes_of(header.tables, header.slots))
     return ArenaFault::kDamaged;
-  tables_ = header.tables;
-  slots_ = {reinterpret_cast<ConnectionSlot*>(mapped_.data() + kHeaderBytes), header.slots};
+  cut(header.tables, header.slots);
   return ArenaFault::kNone;
 }
 
-std::span<ConnectionSlot> SlotArena::table(std::size_t index) const {
+ArenaTable SlotArena::table(std::size_t index) const {
   const std::size_t share = slots_.size() / tables_;
   const std::size_t begin = index * share;
-  return slots_.subspan(begin, index + 1 == tables_ ? slots_.size() - begin : share);
+  return {.slots = slots_.subspan(begin, index + 1 == tables_ ? slots_.size() - begin : share),
+          .relay = relays_[index]};
 }
 
 }  // namespace portway

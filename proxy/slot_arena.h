@@ -1,4 +1,5 @@
-// The shared memory with the slots of all connections: a header, and one table of slots a worker.
+// The shared memory with the slots of all connections: a header, then what the relays of each worker have in
+// user space, then one table of slots a worker.
 //
 // Another process of the same boot can map it and read what every connection is doing. The header says
 // whether it may: who wrote it, and in which layout. Pages are touched, and so cost memory, only once a
@@ -13,10 +14,12 @@
 
 #include "base/fd.h"
 #include "proxy/connection_table.h"
+#include "proxy/relay_memory.h"
 
 namespace portway {
 
-/// The version of ConnectionSlot and ArenaHeader. A process does not touch slots of another layout.
+/// The version of ConnectionSlot, RelayMemory and ArenaHeader. A process does not touch slots of another
+/// layout.
 inline constexpr std::uint32_t kSlotLayout = 1;
 
 struct ArenaHeader {
@@ -25,6 +28,7 @@ struct ArenaHeader {
   std::uint32_t slot_bytes = 0;  // sizeof(ConnectionSlot)
   std::uint32_t tables = 0;
   std::uint32_t slots = 0;  // of all tables; the first ones have slots / tables each, the last one the rest
+  std::uint32_t relay_bytes = 0;   // sizeof(RelayMemory)
   std::array<char, 40> boot_id{};  // of the kernel, as text with a zero at its end; empty: not known
 };
 
@@ -39,6 +43,12 @@ enum class ArenaFault : std::uint8_t {
 };
 std::string_view to_string(ArenaFault fault);
 
+/// What one worker has of it.
+struct ArenaTable {
+  std::span<ConnectionSlot> slots;
+  RelayMemory& relay;
+};
+
 class SlotArena {
  public:
   /// At least one slot a table. Throws std::bad_alloc if memory or a descriptor is refused.
@@ -52,16 +62,18 @@ class SlotArena {
   ArenaFault fault() const { return fault_; }
   std::span<ConnectionSlot> slots() const { return slots_; }
   std::size_t tables() const { return tables_; }
-  std::span<ConnectionSlot> table(std::size_t index) const;
+  ArenaTable table(std::size_t index) const;
   /// A memfd; whoever has it can map the slots.
   const Fd& memory() const { return memory_; }
 
  private:
   void map(std::size_t bytes);
+  void cut(std::size_t tables, std::size_t slots);
   ArenaFault open();
 
   Fd memory_;
   std::span<std::byte> mapped_;
+  std::span<RelayMemory> relays_;  // one a table
   std::span<ConnectionSlot> slots_;
   std::size_t tables_ = 0;
   ArenaFault fault_ = ArenaFault::kNone;

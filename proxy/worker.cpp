@@ -36,15 +36,15 @@ Nanos earlier(Nanos a, Nanos b) {
 
 }  // namespace
 
-Worker::Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<ConnectionSlot> slots)
+Worker::Worker(std::unique_ptr<Io> io, const WorkerOptions& options, const ArenaTable& memory)
     : io_(std::move(io)),
-      connections_max_(slots.size()),
+      connections_max_(memory.slots.size()),
       share_(options.share),
       half_close_timeout_(options.connections.config.half_close_timeout),
       worker_(options.index),
       closes_(kCloseRecords),
       listeners_(*io_, counters_, kListenerToken),
-      connections_(*io_, options.connections, slots, options.pipes_max, counters_, closes_, options.index,
+      connections_(*io_, options.connections, memory, options.pipes_max, counters_, closes_, options.index,
                    kConnectionToken),
       gates_(*io_, options.connections.config.refused_probe, options.connections.client_refusals, counters_,
              kProbeToken,

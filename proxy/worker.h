@@ -87,7 +87,7 @@ class Worker {
   using Message = std::variant<OpenForward, CloseForward, TakeConnection, TakeClient, ListConnections,
                                EndConnections, CountConnections, GuestChanged, DeviceChanged, Refused, Stop>;
 
-  Worker(std::unique_ptr<Io> io, const WorkerOptions& options, std::span<ConnectionSlot> slots);
+  Worker(std::unique_ptr<Io> io, const WorkerOptions& options, const ArenaTable& memory);
   ~Worker();
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;

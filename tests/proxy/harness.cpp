@@ -151,7 +151,7 @@ Rig::Rig(Backend backend, const RigOptions& options)
   worker.connections.config.busy_poll = {};
   worker.connections.client_refusals = world_->refusals();
   worker.share = options.share;
-  worker_ = std::make_unique<Worker>(std::move(io), worker, arena_.slots());
+  worker_ = std::make_unique<Worker>(std::move(io), worker, arena_.table(0));
   std::vector<Fd> listeners;
   listeners.push_back(world_->listen(options.family, entry_));
   listener_ = listeners.front().get();

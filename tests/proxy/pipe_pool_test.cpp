@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cerrno>
+#include <memory>
 #include <vector>
 
 #include "tests/sim/sim_io.h"
@@ -21,10 +22,11 @@ class PipePoolTest : public ::testing::Test {
   SimNetwork network_;
   SimIo io_{network_};
   WorkerCounters counters_;
+  const std::unique_ptr<RelayMemory> memory_ = std::make_unique<RelayMemory>();
 };
 
 TEST_F(PipePoolTest, OpensAPipeWhenOneIsNeededAndKeepsItForTheNextRelay) {
-  PipePool pool(io_, 10, counters_);
+  PipePool pool(io_, 10, counters_, *memory_);
   EXPECT_EQ(io_.open_pipe_ends(), 0U);
   const Pipe pipe = pool.take().value();
   EXPECT_EQ(pipe.capacity, PipePool::kPipeSize);
@@ -37,7 +39,7 @@ TEST_F(PipePoolTest, OpensAPipeWhenOneIsNeededAndKeepsItForTheNextRelay) {
 }
 
 TEST_F(PipePoolTest, APipeWithBytesInItIsNeverLentAgain) {
-  PipePool pool(io_, 10, counters_);
+  PipePool pool(io_, 10, counters_, *memory_);
   const Pipe pipe = pool.take().value();
   ASSERT_EQ(io_.write(pipe.write_end, "secret", 6), 6);
   pool.give_back(pipe, false);
@@ -46,7 +48,7 @@ TEST_F(PipePoolTest, APipeWithBytesInItIsNeverLentAgain) {
 }
 
 TEST_F(PipePoolTest, RefusesMoreThanItsBoundAndCountsThat) {
-  PipePool pool(io_, 2, counters_);
+  PipePool pool(io_, 2, counters_, *memory_);
   const Pipe first = pool.take().value();
   const Pipe second = pool.take().value();
   EXPECT_FALSE(pool.take());
@@ -59,7 +61,7 @@ TEST_F(PipePoolTest, RefusesMoreThanItsBoundAndCountsThat) {
 }
 
 TEST_F(PipePoolTest, RefusalOfTheSystemIsCountedAndNotFinal) {
-  PipePool pool(io_, 10, counters_);
+  PipePool pool(io_, 10, counters_, *memory_);
   io_.fail(SimIo::Call::kPipe, 1, EMFILE);
   EXPECT_FALSE(pool.take());
   EXPECT_EQ(counters_.pipes_exhausted.get(), 1U);
@@ -71,7 +73,7 @@ TEST_F(PipePoolTest, RefusalOfTheSystemIsCountedAndNotFinal) {
 
 TEST_F(PipePoolTest, CountsPipesThatTheKernelMadeSmaller) {
   io_.set_pipe_slots_max(2);
-  PipePool pool(io_, 10, counters_);
+  PipePool pool(io_, 10, counters_, *memory_);
   const Pipe pipe = pool.take().value();
   EXPECT_LT(pipe.capacity, PipePool::kPipeSize);
   EXPECT_EQ(counters_.pipes_clamped.get(), 1U);
@@ -80,7 +82,7 @@ TEST_F(PipePoolTest, CountsPipesThatTheKernelMadeSmaller) {
 }
 
 TEST_F(PipePoolTest, ARelayThatHasAPipeKeepsIt) {
-  PipePool pool(io_, 1, counters_);
+  PipePool pool(io_, 1, counters_, *memory_);
   RelayState relay;
   ASSERT_TRUE(pool.lend(relay));
   const int reader = relay.pipe[0];
@@ -92,17 +94,17 @@ TEST_F(PipePoolTest, ARelayThatHasAPipeKeepsIt) {
 }
 
 TEST_F(PipePoolTest, WhileTheSpareBufferIsTakenNobodyElseMayKeepBytes) {
-  PipePool pool(io_, 0, counters_);  // no pipe to move them to
+  PipePool pool(io_, 0, counters_, *memory_);  // no pipe to move them to
   RelayState owner;
   const std::vector<std::byte> bytes(1000, std::byte{7});
   ASSERT_TRUE(pool.may_keep());
   pool.put_in_spare(owner, bytes);
   EXPECT_TRUE(owner.in_spare);
-  EXPECT_EQ(pool.spare().size(), 1000U);
+  EXPECT_EQ(memory_->in_spare().size(), 1000U);
   EXPECT_FALSE(pool.may_keep());
   pool.take_from_spare(999);
   EXPECT_TRUE(owner.in_spare);
-  EXPECT_EQ(pool.spare().size(), 1U);
+  EXPECT_EQ(memory_->in_spare().size(), 1U);
   pool.take_from_spare(1);
   EXPECT_FALSE(owner.in_spare);
   EXPECT_FALSE(pool.may_keep()) << "the kernel was short of memory a moment ago";
@@ -111,7 +113,7 @@ TEST_F(PipePoolTest, WhileTheSpareBufferIsTakenNobodyElseMayKeepBytes) {
 }
 
 TEST_F(PipePoolTest, TheSpareBufferIsEmptiedIntoAPipeOnceThereIsOne) {
-  PipePool pool(io_, 10, counters_);
+  PipePool pool(io_, 10, counters_, *memory_);
   RelayState owner;
   const std::vector<std::byte> bytes(1000, std::byte{7});
   pool.put_in_spare(owner, bytes);

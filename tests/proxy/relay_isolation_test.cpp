@@ -50,7 +50,7 @@ class RelayIsolation : public testing::Test {
     auto io = world_->make_io(why_not);
     WorkerOptions options;
     options.connections = connection_options();
-    worker_ = std::make_unique<Worker>(std::move(io), options, arena_.slots());
+    worker_ = std::make_unique<Worker>(std::move(io), options, arena_.table(0));
     crowd_ = serve();
     other_ = serve();
     turn();

@@ -10,6 +10,8 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -32,19 +34,21 @@ std::string layout_of(std::string_view name, const Whole& whole, const Members&.
 
 std::string layout() {
   const ArenaHeader header;
-  const auto& [magic, version, slot_bytes, tables, slots, boot_id] = header;
+  const auto& [magic, version, slot_bytes, tables, slots, relay_bytes, boot_id] = header;
   const PlainEndpoint plain;
   const auto& [address, port, is_v6] = plain;
   const SocketState socket;
   const auto& [fd, error, readable, writable, peer_closed, urgent, read_ended, write_ended, is_unix] = socket;
   const RelayState relay;
   const auto& [bytes, pipe, pipe_bytes, pipe_capacity, streak, mode, in_spare, ended] = relay;
+  const auto relay_memory = std::make_unique<RelayMemory>();
+  const auto& [in_hand, from, read, before_read, spare_begin, spare_end, buffer, spare] = *relay_memory;
   const CloseCause close_cause;
   const auto& [side, how] = close_cause;
   const ConnectionSlot slot;
   const auto& [forward, client, guest, serial, sockets, relays, accepted, connected, active, reset_deadline,
                device, slot_error, cause, state, source, first_ended, failed, dscp, lasting] = slot;
-  return layout_of("header", header, magic, version, slot_bytes, tables, slots, boot_id) +
+  return layout_of("header", header, magic, version, slot_bytes, tables, slots, relay_bytes, boot_id) +
          layout_of("endpoint", plain, address, port, is_v6) +
          layout_of("socket", socket, fd, error, readable, writable, peer_closed, urgent, read_ended,
                    write_ended, is_unix) +
@@ -53,18 +57,21 @@ std::string layout() {
          layout_of("slot", slot, forward, client, guest, serial, sockets, relays, accepted, connected, active,
                    reset_deadline, device, slot_error, cause, state, source, first_ended, failed, dscp,
                    lasting) +
+         layout_of("memory", *relay_memory, in_hand, from, read, before_read, spare_begin, spare_end, buffer,
+                   spare) +
          fmt::format("enums {} {} {} {}\n", static_cast<int>(ConnectionState::kClosing),
                      static_cast<int>(RelayMode::kSplice), kCloseSides, kCloseHows);
 }
 
 TEST(SlotLayout, IsThatOfItsVersion) {
   EXPECT_EQ(kSlotLayout, 1U) << "then replace the layout below with that of the new version";
-  EXPECT_EQ(layout(), R"(header 64: 8@0 4@8 4@12 4@16 4@20 40@24
+  EXPECT_EQ(layout(), R"(header 68: 8@0 4@8 4@12 4@16 4@20 4@24 40@28
 endpoint 20: 16@0 2@16 1@18
 socket 16: 4@0 2@4 1@6 1@7 1@8 1@9 1@10 1@11 1@12
 relay 32: 8@0 8@8 4@16 4@20 4@24 1@28 1@29 1@30
 cause 2: 1@0 1@1
 slot 208: 16@0 20@16 20@36 8@56 32@64 64@96 8@160 8@168 8@176 8@184 4@192 2@196 2@198 1@200 1@201 1@202 1@203 1@204 1@205
+memory 131104: 4@0 1@4 4@8 8@16 4@24 4@28 65536@32 65536@65568
 enums 4 1 3 18
 )") << "a process of another version would misread the slots: increase kSlotLayout";
 }
@@ -76,15 +83,16 @@ TEST(SlotArena, IsCutIntoTablesThatShareNoSlot) {
   std::vector<std::size_t> sizes;
   const ConnectionSlot* next = arena.slots().data();
   for (std::size_t i = 0; i < arena.tables(); ++i) {
-    EXPECT_EQ(arena.table(i).data(), next);
-    next += arena.table(i).size();
-    sizes.push_back(arena.table(i).size());
+    const std::span<ConnectionSlot> slots = arena.table(i).slots;
+    EXPECT_EQ(slots.data(), next);
+    next += slots.size();
+    sizes.push_back(slots.size());
   }
   EXPECT_EQ(sizes, (std::vector<std::size_t>{2, 2, 3}));
 }
 
 TEST(SlotArena, HasASlotForEachTableAtLeast) {
-  EXPECT_EQ(SlotArena(1, 4).table(3).size(), 1U);
+  EXPECT_EQ(SlotArena(1, 4).table(3).slots.size(), 1U);
 }
 
 TEST(SlotArena, AnotherProcessSeesTheSlots) {
@@ -111,7 +119,10 @@ TEST(SlotArena, IsOpenedByItsMemory) {
   ASSERT_EQ(again.fault(), ArenaFault::kNone) << to_string(again.fault());
   EXPECT_EQ(again.tables(), 3U);
   EXPECT_EQ(again.slots().size(), 7U);
-  EXPECT_EQ(again.table(2)[2].serial, 42U);
+  EXPECT_EQ(again.table(2).slots[2].serial, 42U);
+  arena.table(1).relay.spare_end = 44;
+  EXPECT_EQ(again.table(1).relay.spare_end, 44U);
+  EXPECT_EQ(again.table(2).relay.slot, RelayMemory::kNobody);
   again.slots()[0].serial = 43;
   EXPECT_EQ(arena.slots()[0].serial, 43U);
 }
@@ -150,6 +161,7 @@ TEST(SlotArena, OnlyOneOfThisLayoutAndBootIsUsed) {
 
 TEST(SlotArena, AHeaderThatContradictsItselfIsRefused) {
   EXPECT_EQ(fault_with(&ArenaHeader::slot_bytes, 8U), ArenaFault::kDamaged);
+  EXPECT_EQ(fault_with(&ArenaHeader::relay_bytes, 8U), ArenaFault::kDamaged);
   EXPECT_EQ(fault_with(&ArenaHeader::tables, 0U), ArenaFault::kDamaged);
   EXPECT_EQ(fault_with(&ArenaHeader::tables, 8U), ArenaFault::kDamaged);
   EXPECT_EQ(fault_with(&ArenaHeader::slots, 6U), ArenaFault::kDamaged);
