@@ -189,8 +189,12 @@ Finding check_taps(const NodeFacts& node) {
     return {Grade::kWarn, fmt::format("No carrier: {}.", fmt::join(silent, ", ")),
             "ip link set DEVICE up, and check that the VMM holds it open."};
   }
-  return {Grade::kOk,
-          fmt::format("Devices with carrier: {}, one for each running instance.", node.api.running.size())};
+  std::string text =
+      fmt::format("Devices with carrier: {}, one for each running instance", node.api.running.size());
+  if (const std::size_t others = node.api.in_namespaces.size(); others != 0)
+    text += fmt::format(" on this node; {} in network namespaces were not looked at (portway instances list)",
+                        others);
+  return {Grade::kOk, text + "."};
 }
 
 /// 0 is off. 1 (strict) drops packets that arrive on another device than the route back to their source. 2

@@ -104,7 +104,7 @@ Result<Control::PutInstance> Control::put_instance(Instance asked, const std::op
 /// name by now, and the name that it had may be another tap's.
 bool Control::is_machine_of(const Instance& known, const Instance& asked) const {
   if (guest_addresses(known) != guest_addresses(asked) || known.device != asked.device) return false;
-  if (known.netns != asked.netns || known.tap_netns != asked.tap_netns) return false;
+  if (known.netns != asked.netns || tap_netns_of(known) != tap_netns_of(asked)) return false;
   const bool is_process = known.tap.empty() || known.netns == kNetnsOfVmm || known.tap_netns == kNetnsOfVmm;
   if (is_process && known.vmm_pid != asked.vmm_pid) return false;
   Instance there = asked;

@@ -5,6 +5,7 @@
 
 #include "control/policy.h"
 #include "control/store_schema.h"
+#include "network/open_beneath.h"
 
 namespace portway::rows {
 
@@ -207,8 +208,8 @@ Instance read_instance(RowReader& row) {
   instance.guest_address_v6 = row.second_address("guest_address_v6", instance.guest_address);
   instance.tap = row.text("tap");
   instance.device = row.text("device");
-  instance.netns = row.text("netns");
-  instance.tap_netns = row.text("tap_netns");
+  instance.netns = normal_path(row.text("netns"));
+  instance.tap_netns = normal_path(row.text("tap_netns"));
   instance.target = read_target(row, check_default_target);
   instance.owner = row.text("owner");
   instance.profile = row.text("profile");

@@ -35,7 +35,7 @@ bool got_through(CloseHow how) {
 
 }  // namespace
 
-Daemon::Daemon(const Config& config, const Arguments& arguments, const DaemonLog& log, Parts parts)
+Daemon::Daemon(Config& config, const Arguments& arguments, const DaemonLog& log, Parts parts)
     : config_(config),
       arguments_(arguments),
       parts_(std::move(parts)),

@@ -42,7 +42,8 @@ class Daemon {
     std::unique_ptr<Proxy> proxy;
     std::unique_ptr<SessionWatch> watch;
   };
-  Daemon(const Config& config, const Arguments& arguments, const DaemonLog& log, Parts parts);
+  /// `config` outlives it; other parts may refer to it, too.
+  Daemon(Config& config, const Arguments& arguments, const DaemonLog& log, Parts parts);
 
   /// Restores the state from the store and starts listening. An error is the reason to exit.
   Result<void> start();
@@ -67,7 +68,7 @@ class Daemon {
   std::uint64_t open_connections() const;
   void notify_systemd(const std::string& state);
 
-  Config config_;  // all parts refer to it; SIGHUP changes its live keys
+  Config& config_;  // all parts refer to it; SIGHUP changes its live keys
   const Arguments arguments_;
   Parts parts_;
   ApiStats stats_;

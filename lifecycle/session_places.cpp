@@ -7,6 +7,8 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "lifecycle/session_watch.h"
@@ -137,10 +139,22 @@ Result<NetworkNamespace::Ptr> SessionWatch::netns_of(const Instance& instance) c
 Result<NetworkNamespace::Ptr> SessionWatch::open_netns(const Instance& instance) const {
   const Place place{.name = instance.netns, .identity = instance.netns_identity};
   const Error none{.code = ErrorCode::kInvalidRequest, .detail = "It is gone.", .field = "netns"};
-  if (!place.has_path() || place.is_gone()) return none;
-  auto opened = NetworkNamespace::open(place.name, netns_directories_);
-  if (opened && (*opened)->identity() != place.identity) return none;
-  return opened;
+  if (place.name.empty()) return none;
+  if (place.has_path() && !place.is_gone()) {
+    auto opened = NetworkNamespace::open(place.name, netns_directories_);
+    if (opened && (*opened)->identity() == place.identity) return opened;
+  }
+  // Its process has ended, or it has another name: another one may lead to it.
+  for (const std::string& directory : netns_directories_) {
+    std::error_code error;
+    for (const auto& file : std::filesystem::directory_iterator(directory, error)) {
+      const Place named{.name = file.path(), .identity = place.identity};
+      if (named.is_gone()) continue;
+      auto opened = NetworkNamespace::open(named.name, netns_directories_);
+      if (opened && (*opened)->identity() == place.identity) return opened;
+    }
+  }
+  return none;
 }
 
 Result<NetworkNamespace::Ptr> SessionWatch::netns_of_tap(const Instance& instance) const {
@@ -188,6 +202,8 @@ std::string SessionWatch::tap_fault(const Instance& instance) const {
     }
   }
   const LinkId of_tap = interface_of(instance);
+  if (of_tap.netns == NetnsId::kUnknown || device_of(instance).netns == NetnsId::kUnknown)
+    return "";  // stopped
   const auto tap = links_->find(of_tap.netns, of_tap.index);
   if (tap && tap->loopback) return fmt::format("{} is a loopback: give the machine a tap.", tap->name);
   if (instance.device == kByRoute) return "";

@@ -123,6 +123,8 @@ Error not_opened(const std::string& what, int error) {
     case ENODEV:
       return invalid(
           fmt::format("{} is no network namespace; give the path of one, as ip netns add makes it.", what));
+    case ENAMETOOLONG:
+      return invalid(fmt::format("{} has a component of more than 255 bytes; correct the path.", what));
     default:
       return invalid(
           fmt::format("{} cannot be opened: {}; let portwayd's user read it.", what, std::strerror(error)));
@@ -256,7 +258,8 @@ Result<NetworkNamespace::Ptr> NetworkNamespace::from(Fd fd, const std::string& w
   if (::fstat(fd.get(), &status) != 0) return not_opened(what, errno);
   if (auto error = other_kind(fd, status, what)) return *error;
   if (is_own(status)) {
-    return invalid(fmt::format("{} is the node's own, where guests are without it: leave netns out.", what));
+    return invalid(fmt::format(
+        "{} is the node's own network namespace, which needs no name: leave this field out.", what));
   }
   OpenNamespaces& all = open_namespaces();
   const std::lock_guard lock(all.mutex);
@@ -267,6 +270,9 @@ Result<NetworkNamespace::Ptr> NetworkNamespace::from(Fd fd, const std::string& w
   if (error >= 0) {
     const InNamespace inside(error);
     error = read_cookie(identity.cookie);
+    // A descriptor that was opened by the namespace's path would keep umount(8) from unmounting it there.
+    if (error == 0) fd.reset(::open(kOfThisThread, O_RDONLY | O_CLOEXEC));
+    if (!fd) error = -errno;
   }
   if (error < 0) {
     all.by_file.erase({status.st_dev, status.st_ino});

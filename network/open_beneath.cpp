@@ -9,14 +9,12 @@
 #include <filesystem>
 
 namespace portway {
-namespace {
 
-std::string normal(std::string_view path) {
+std::string normal_path(std::string_view path) {
+  if (has_parent_component(path)) return std::string(path);
   std::string text = std::filesystem::path(path).lexically_normal();
   return text.starts_with("/var/run/") || text == "/var/run" ? text.substr(4) : text;
 }
-
-}  // namespace
 
 bool has_parent_component(std::string_view path) {
   const std::filesystem::path whole(path);
@@ -25,9 +23,9 @@ bool has_parent_component(std::string_view path) {
 
 std::optional<PathBeneath> find_beneath(std::string_view path, std::span<const std::string> directories) {
   if (!path.starts_with('/') || has_parent_component(path)) return std::nullopt;
-  const std::string whole = normal(path);
+  const std::string whole = normal_path(path);
   for (const std::string& directory : directories) {
-    std::string start = normal(directory);
+    std::string start = normal_path(directory);
     if (!start.ends_with('/')) start += '/';
     if (whole.starts_with(start) && whole != start) return PathBeneath{directory, whole.substr(start.size())};
   }

@@ -17,8 +17,12 @@ struct PathBeneath {
   std::string name;       // the rest of the path, without "//" and "/./"
 };
 
-/// The first of the directories that the absolute path lies below, compared as text. /var/run is /run
-/// (Filesystem Hierarchy Standard 3.0, section 5.13). Nothing if there is none, or if the path has a ".."
+/// The path as text without "//" and "/./", and without the /var of /var/run, which is /run (Filesystem
+/// Hierarchy Standard 3.0, section 5.13). One with a ".." component is left as it is.
+std::string normal_path(std::string_view path);
+
+/// The first of the directories that the absolute path lies below, compared as text (normal_path()).
+/// Nothing if there is none, or if the path has a ".."
 /// component. A directory is not below itself.
 std::optional<PathBeneath> find_beneath(std::string_view path, std::span<const std::string> directories);
 

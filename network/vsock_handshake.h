@@ -33,7 +33,7 @@ VsockAnswer parse_vsock_answer(std::string_view received, std::size_t& size);
 
 /// Takes the answer out of a non-blocking socket, and nothing behind it. `receive` is recv(2) that returns
 /// -errno; `ended`: nothing more will come. 0: accepted. -EAGAIN: call again when there is more.
-/// -ECONNREFUSED: the connection ended without an answer. -EBADMSG: it is something else.
+/// -ECONNREFUSED: the connection ended without an answer. -EBADMSG: it is something else, or breaks off.
 template <class Receive>
 int take_vsock_answer(const Receive& receive, bool ended) {
   std::array<char, kVsockAnswerMax> buffer;
@@ -43,7 +43,7 @@ int take_vsock_answer(const Receive& receive, bool ended) {
   std::size_t size = 0;
   switch (parse_vsock_answer({buffer.data(), static_cast<std::size_t>(seen)}, size)) {
     case VsockAnswer::kIncomplete:
-      return ended ? -ECONNREFUSED : -EAGAIN;
+      return ended ? -EBADMSG : -EAGAIN;
     case VsockAnswer::kWrong:
       return -EBADMSG;
     case VsockAnswer::kAccepted:

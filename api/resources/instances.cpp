@@ -14,6 +14,7 @@
 #include "api/json.h"
 #include "api/json_fields.h"
 #include "api/resources.h"
+#include "network/open_beneath.h"
 
 namespace portway {
 namespace {
@@ -54,8 +55,9 @@ void take_place(Instance& asked, JsonFields& fields) {
   };
   asked.tap = take("tap", "a machine of which vmm_pid alone is watched");
   asked.device = take("device", "the tap");
-  asked.netns = take("netns", "the node's own network namespace");
-  asked.tap_netns = take("tap_netns", "the namespace of the guest");
+  // One spelling of a path: they are compared as text.
+  asked.netns = normal_path(take("netns", "the node's own network namespace"));
+  asked.tap_netns = normal_path(take("tap_netns", "the namespace of the guest"));
   if (asked.device == asked.tap && tap_netns_of(asked) == asked.netns) asked.device.clear();
 }
 

@@ -211,12 +211,25 @@ class NamespacesTest : public testing::TestWithParam<std::string> {
     return answer;
   }
   std::string instance(const std::string& id) { return daemon_->api("GET", "/instances/" + id).body; }
-  bool becomes(const std::string& id, const std::string& text, milliseconds limit = seconds(10)) {
+  template <class Condition>
+  bool comes_true(Condition condition, milliseconds limit = seconds(10)) {
     const auto deadline = steady_clock::now() + limit;
-    while (instance(id).find(text) == std::string::npos) {
+    while (!condition()) {
       if (steady_clock::now() > deadline) return false;
     }
     return true;
+  }
+  bool becomes(const std::string& id, const std::string& text, milliseconds limit = seconds(10)) {
+    return comes_true([&] { return instance(id).find(text) != std::string::npos; }, limit);
+  }
+  /// Replaces text in the configuration, and has the daemon read it again.
+  void change_config(const std::string& before, const std::string& after) {
+    const std::filesystem::path file = daemon_->directory() / "portway.toml";
+    std::string text{std::istreambuf_iterator<char>(std::ifstream(file).rdbuf()), {}};
+    const std::size_t place = text.find(before);
+    ASSERT_NE(place, std::string::npos) << text;
+    std::ofstream(file) << text.replace(place, before.size(), after);
+    daemon_->process().signal(SIGHUP);
   }
 
   std::unique_ptr<GuestNetwork> network_;
@@ -321,6 +334,41 @@ TEST_P(NamespacesTest, ASessionEndsWithTheNameOfItsNamespaceAndKeepsNothingOfIt)
   EXPECT_TRUE(b->is_gone_within(seconds(10)));
 }
 
+TEST_P(NamespacesTest, APathMayBeSpeltInAnotherWay) {
+  const auto [a, to_a] = clone("a");
+  TcpClient client = client_of("a", to_a);
+  const std::string twice = daemon_->netns_directory().string() + "//./a";
+  const HttpResponse again = put("vm-a", {{"tap", "tap0"}, {"netns", twice}});
+  EXPECT_EQ(again.status, 200) << again.body;
+  EXPECT_THAT(again.body, HasSubstr(a->path()));
+  EXPECT_THAT(ask(to_a), HasSubstr("a ")) << "nothing has changed";
+  EXPECT_EQ(put("vm-a", {{"tap", "tap0"}, {"netns", a->path()}, {"tap_netns", twice}}).status, 200);
+  EXPECT_THAT(ask(to_a), HasSubstr("a "));
+}
+
+TEST_P(NamespacesTest, ANamespaceCanBeUnmountedWhileItsSessionRuns) {
+  const auto [a, to_a] = clone("a");
+  const TcpClient client = client_of("a", to_a);
+  EXPECT_EQ(::umount2(a->path().c_str(), 0), 0) << std::strerror(errno);
+  EXPECT_TRUE(becomes("vm-a", "netns_gone"));
+}
+
+TEST_P(NamespacesTest, AReloadChangesTheDirectories) {
+  const auto [a, to_a] = clone("a");
+  const auto c = sandbox("c");
+  const std::string own = daemon_->netns_directory();
+  change_config('"' + own + '"', R"("/run/elsewhere")");
+  HttpResponse answer;
+  ASSERT_TRUE(comes_true([&] {
+    answer = put("vm-c", *c);
+    return answer.status == 422;
+  }));
+  EXPECT_THAT(answer.body, HasSubstr("netns_directories (/run/elsewhere)"));
+  EXPECT_THAT(ask(to_a), HasSubstr("a ")) << "what runs goes on";
+  change_config(R"("/run/elsewhere")", '"' + own + '"');
+  EXPECT_TRUE(comes_true([&] { return put("vm-c", *c).status == 201; }));
+}
+
 TEST_P(NamespacesTest, AKilledDaemonKeepsNoNamespaceAndItsSuccessorFindsTheSessions) {
   const auto [a, to_a] = clone("a");
   const auto [b, to_b] = clone("b");
@@ -384,6 +432,26 @@ TEST_P(NamespacesTest, AProcessAloneMayBeWatched) {
   EXPECT_TRUE(becomes("vm-a", "vmm_exited"));
 }
 
+TEST_P(NamespacesTest, WhatAKilledDaemonHasLeftInTheNamespaceOfAProcessIsRemoved) {
+  const auto a = sandbox("a");
+  Process vmm({.command = {"sh", "-c", "echo ready; exec sleep 1000"}, .network = &a->network()});
+  ASSERT_TRUE(vmm.wait_for_output("ready", seconds(30)));
+  const auto rules = [&a] {
+    Process process({.command = {"ip", "rule", "list"}, .network = &a->network()});
+    process.wait(seconds(10));
+    return process.output();
+  };
+  const std::string before = rules();
+  ASSERT_EQ(put("vm-a", {{"netns", "vmm_pid"}, {"vmm_pid", vmm.pid()}, {"tap", "tap0"}}).status, 201);
+  EXPECT_NE(rules(), before) << "the return path";
+  daemon_->stop(SIGKILL);
+  vmm.signal(SIGKILL);
+  vmm.wait(seconds(10));
+  daemon_->start();
+  EXPECT_TRUE(becomes("vm-a", "vmm_exited"));
+  EXPECT_EQ(rules(), before) << "its path is not the instance's, but leads to the namespace";
+}
+
 TEST_P(NamespacesTest, AClosedPortRefusesClientsUntilAServiceListensThere) {
   const auto a = sandbox("a");
   ASSERT_EQ(put("vm-a", *a).status, 201);
@@ -430,7 +498,8 @@ TEST_P(NamespacesTest, WhatIsNoNamespaceIsRefusedWithItsReason) {
         Case{directory / "missing", "netns", "There is no"},
         Case{directory / "file", "netns", "is no network namespace"},
         Case{directory / "empty", "netns", "empty file"}, Case{directory / "link", "netns", "symbolic link"},
-        Case{directory / "own", "netns", "leave netns out"},
+        Case{directory / "own", "netns", "leave this field out"},
+        Case{directory / std::string(300, 'a'), "netns", "more than 255 bytes"},
         Case{directory / ".." / "netns" / "a", "netns", "\\\"..\\\""},
         Case{"vmm_pid", "netns", "give vmm_pid"}}) {
     const HttpResponse refused = put("vm-x", {{"tap", "tap0"}, {"netns", each.netns}});

@@ -170,7 +170,7 @@ TEST_F(NetworkNamespaceTest, IsRefusedIfItIsNotThere) {
   expect_invalid("/run/netns/other", "There is no \"/run/netns/other\"");
   expect_invalid("/run/netns/guest/", "There is no");
   expect_invalid("/run/netns/guest/x", "There is no");
-  expect_invalid("/run/netns/" + std::string(300, 'x'), "cannot be opened: File name too long");
+  expect_invalid("/run/netns/" + std::string(300, 'x'), "a component of more than 255 bytes");
 }
 
 TEST_F(NetworkNamespaceTest, IsNoOtherFile) {

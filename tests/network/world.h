@@ -42,7 +42,7 @@
 namespace portway::test {
 
 inline constexpr int kOn = 1;
-inline constexpr timeval kLong{.tv_sec = 10, .tv_usec = 0};
+inline constexpr timeval kLong{.tv_sec = 30, .tv_usec = 0};
 inline constexpr timeval kShort{.tv_sec = 0, .tv_usec = 300'000};
 
 template <class Value>
