@@ -139,7 +139,7 @@ class Io {
   virtual int listen_again(int fd) = 0;
   /// Bytes the peer has not acknowledged yet, FIN included (SIOCOUTQ).
   virtual int unacknowledged(int fd) = 0;
-  /// Bytes that have arrived and are still unread (SIOCINQ).
+  /// Bytes that have arrived and are still unread (SIOCINQ), up to the urgent mark.
   virtual int unread(int fd) = 0;
   /// All zero if it cannot be read.
   virtual TcpSummary tcp_summary(int fd) = 0;

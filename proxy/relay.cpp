@@ -104,12 +104,10 @@ class Mover {
     if (state_.pipe[0] < 0 && !context_.pipes.reserve()) return copy_without_pipe();
     const std::uint32_t room = state_.pipe[0] < 0 ? context_.pipes.next_capacity() : state_.pipe_capacity;
     const std::size_t size = std::min<std::size_t>({context_.memory.buffer.size(), room, left()});
-    context_.memory.read = 0;
     context_.memory.before_read = state_.bytes;
     const auto got = io_.recv(source_.fd, context_.memory.buffer.data(), size, 0);
     if (got <= 0) return on_read_end(got);
     const auto read = static_cast<std::size_t>(got);
-    context_.memory.read = static_cast<std::uint32_t>(read);
     // A short read means "drained", unless a FIN or an error is next, which only another read reports.
     if (read < size && !source_.peer_closed && !source_.urgent) source_.readable = false;
     note_read(read);
@@ -186,9 +184,12 @@ class Mover {
       context_.counters.copied_bytes.add(1);
       delivered(1);
     }
-    source_.urgent = false;                // reported again with the next urgent byte
     if (left() == 0) return std::nullopt;  // a read of nothing would look like FIN
-    return copy();                         // a plain read steps over the mark
+    // A plain read steps over the mark, unless the byte's segment was lost after TCP had noted the byte. Then
+    // there is nothing to read until it comes again, which poll reports as ordinary bytes.
+    const std::optional<RelayStatus> status = copy();
+    source_.urgent = io_.at_urgent_mark(source_.fd);
+    return status;
   }
 
   /// How much may still be moved in this call.

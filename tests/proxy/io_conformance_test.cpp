@@ -494,8 +494,10 @@ TEST_P(IoConformance, SpliceStopsAtTheUrgentMarkForEverAndAPlainReadStepsOverIt)
   EXPECT_TRUE(await_bits(ends.fd, POLLIN | POLLPRI));
   settle();
   EXPECT_FALSE(io_->at_urgent_mark(ends.fd));
+  EXPECT_EQ(io_->unread(ends.fd), 6);
   EXPECT_EQ(io_->splice(ends.fd, to.write_end, 65536), 6);
   EXPECT_TRUE(io_->at_urgent_mark(ends.fd));
+  EXPECT_EQ(io_->unread(ends.fd), 0) << "what is behind the mark does not count";
   EXPECT_EQ(io_->splice(ends.fd, to.write_end, 65536), -EAGAIN);
   EXPECT_EQ(io_->splice(ends.fd, to.write_end, 65536), -EAGAIN);
 

@@ -306,6 +306,31 @@ TEST_P(RelayStreams, AnUrgentByteAmidBulkNeitherWedgesNorSpins) {
   EXPECT_TRUE(guest.received() == first + "!" + second);
 }
 
+// The relay took the byte for passed on, and splice(2) cannot cross its mark: the stream stood still once the
+// segment came again.
+TEST_P(RelayStreams, AnUrgentByteWhoseSegmentComesAgainNeitherWedgesNorSpins) {
+  const std::string first = pattern(1, 4 * kMiB);
+  Rig rig(GetParam(), {.network = {.receive_buffer = kMiB, .send_buffer = kMiB, .segment = 64 * kKiB}});
+  const auto [client, guest] = rig.open();
+  guest.socket().set_urgent_inline();
+  std::string sent = first;
+  client.send(first);
+  ASSERT_TRUE(rig.run_until([&] { return guest.received_bytes() == first.size(); }));
+  for (const std::string& second : {pattern(2, 64 * kKiB), pattern(3, 64 * kKiB)}) {
+    ASSERT_EQ(client.socket().send(second, 0), static_cast<std::ptrdiff_t>(second.size()));
+    client.socket().send_urgent_that_is_lost('!');
+    sent += second + "!";
+    ASSERT_TRUE(rig.run_until([&] { return guest.received() == sent; }));
+    EXPECT_TRUE(rig.worker_sleeps());
+    client.send(first);
+    sent += first;
+    ASSERT_TRUE(rig.run_until([&] { return guest.received_bytes() == sent.size(); }));
+  }
+  client.shutdown_write();
+  ASSERT_TRUE(rig.run_until([&] { return guest.eof(); }));
+  EXPECT_TRUE(guest.received() == sent);
+}
+
 TEST_P(RelayStreams, AnUrgentByteBeforeTheEndNeitherWedgesNorSpins) {
   Rig rig(GetParam());
   const auto [client, guest] = rig.open();

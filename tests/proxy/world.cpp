@@ -70,6 +70,8 @@ void make_silent(int fd) {
   check(::setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program), "SO_ATTACH_FILTER");
 }
 
+constexpr int kDescriptorsMax = 4096;  // of a test
+
 class KernelPeer final : public PeerSocket {
  public:
   explicit KernelPeer(Fd fd) : fd_(std::move(fd)) { enable(fd_.get(), IPPROTO_TCP, TCP_NODELAY); }
@@ -104,6 +106,13 @@ class KernelPeer final : public PeerSocket {
     enable(fd_.get(), SOL_SOCKET, SO_SNDBUF, static_cast<int>(bytes));
   }
   void set_urgent_inline() override { enable(fd_.get(), SOL_SOCKET, SO_OOBINLINE); }
+  void send_urgent_that_is_lost(char byte) override {
+    const int other = other_end();
+    const int kept = option(other, SO_RCVBUF) / 2;  // the kernel doubles what is set
+    enable(other, SOL_SOCKET, SO_RCVBUF, 1);
+    check(static_cast<int>(send({&byte, 1}, MSG_OOB)), "the urgent byte");
+    enable(other, SOL_SOCKET, SO_RCVBUF, kept);
+  }
   void fall_silent() override { make_silent(fd_.get()); }
   void forget() override {
     enable(fd_.get(), IPPROTO_TCP, TCP_REPAIR);
@@ -112,6 +121,29 @@ class KernelPeer final : public PeerSocket {
   void answer_again() override { enable(fd_.get(), SOL_SOCKET, SO_DETACH_FILTER); }
 
  private:
+  static int option(int fd, int name) {
+    int value = 0;
+    socklen_t size = sizeof value;
+    check(::getsockopt(fd, SOL_SOCKET, name, &value, &size), "getsockopt");
+    return value;
+  }
+
+  /// This process's descriptor of the other end.
+  int other_end() {
+    Endpoint own;
+    auto size = static_cast<socklen_t>(own.capacity());
+    check(::getsockname(fd_.get(), own.data(), &size), "getsockname");
+    own.resize(size);
+    for (int fd = 0; fd < kDescriptorsMax; ++fd) {
+      Endpoint name;
+      size = static_cast<socklen_t>(name.capacity());
+      if (::getpeername(fd, name.data(), &size) != 0) continue;
+      name.resize(size);
+      if (name == own) return fd;
+    }
+    throw std::runtime_error("the other end is not of this process");
+  }
+
   Fd fd_;
 };
 
@@ -201,6 +233,10 @@ class SimPeer final : public PeerSocket {
     socket_->set_send_buffer(bytes);
   }
   void set_urgent_inline() override { socket_->set_urgent_inline(true); }
+  void send_urgent_that_is_lost(char byte) override {
+    socket_->lose_urgent();
+    check(static_cast<int>(socket_->send({&byte, 1}, MSG_OOB)), "the urgent byte");
+  }
   void be_given_up(int error) override { socket_->peer()->give_up(error); }
 
  private:

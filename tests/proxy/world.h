@@ -46,6 +46,9 @@ class PeerSocket {
   virtual void set_buffers(std::size_t bytes) = 0;
   /// SO_OOBINLINE.
   virtual void set_urgent_inline() = 0;
+  /// Sends an urgent byte that the other end's TCP notes but has no memory to keep, so that it comes again.
+  /// There must be unread bytes.
+  virtual void send_urgent_that_is_lost(char byte) = 0;
   /// Makes it answer nothing, as if its machine were paused or gone, until it is undone; kernel only.
   virtual void fall_silent() {}
   virtual void answer_again() {}

@@ -333,7 +333,7 @@ int SimIo::unacknowledged(int fd) {
 }
 
 int SimIo::unread(int fd) {
-  return static_cast<int>(socket_of(fd).readable_bytes());
+  return static_cast<int>(socket_of(fd).bytes_to_mark());
 }
 
 TcpSummary SimIo::tcp_summary(int fd) {

@@ -11,6 +11,10 @@
 
 namespace portway::test {
 
+namespace {
+constexpr Nanos kRetransmission = std::chrono::milliseconds(200);  // TCP_RTO_MIN
+}
+
 SimSocket::SimSocket(SimNetwork& network, std::uint64_t serial)
     : network_(network),
       serial_(serial),
@@ -150,6 +154,13 @@ void SimSocket::transmit() {
     next.offset += size;
     if (next.size() == 0) unsent_.pop_front();
     in_flight_ += size;
+    if (segment.urgent && std::exchange(lose_urgent_, false)) {
+      put_on_wire([this, byte = segment.view().back(), size] {
+        peer_->on_urgent(byte, peer_->arrived_ + size - 1);
+        peer_->wake(POLLIN | POLLPRI);
+      });
+      last_arrival_ += kRetransmission;
+    }
     put_on_wire([this, segment = std::move(segment)] { peer_->on_segment(segment); });
   }
   if (shut_write_ && !fin_sent_) {
@@ -188,19 +199,22 @@ void SimSocket::on_segment(const Segment& segment) {
     abort_connection();
     return;
   }
-  if (segment.urgent) {
-    // A newer urgent byte replaces the older one, which becomes ordinary data, or is dropped if it would
-    // have been next.
-    if (at_urgent_mark() && !urgent_inline_ && received_bytes_ > 0) consume(1);
-    urgent_ = Urgent::kUnread;
-    urgent_at_ = arrived_ + size - 1;
-    urgent_byte_ = segment.view().back();
-  }
+  if (segment.urgent) on_urgent(segment.view().back(), arrived_ + size - 1);
   received_.push_back(segment);
   received_bytes_ += size;
   arrived_ += size;
   put_on_wire([this, size] { peer_->on_acknowledged(size); });
   wake(POLLIN | POLLPRI);
+}
+
+void SimSocket::on_urgent(char byte, std::uint64_t at) {
+  if (dead_ || (urgent_ != Urgent::kNone && urgent_at_ == at)) return;  // it comes again
+  // A newer urgent byte replaces the older one, which becomes ordinary data, or is dropped if it would have
+  // been next.
+  if (at_urgent_mark() && !urgent_inline_ && received_bytes_ > 0) consume(1);
+  urgent_ = Urgent::kUnread;
+  urgent_at_ = at;
+  urgent_byte_ = byte;
 }
 
 void SimSocket::on_fin() {

@@ -73,6 +73,8 @@ class SimSocket {
 
   /// What arrived and was not read.
   std::size_t readable_bytes() const { return received_bytes_; }
+  /// Those in front of the urgent mark (SIOCINQ).
+  std::size_t bytes_to_mark() const;
   /// FIN or RST has arrived, and with it everything the peer sent.
   bool complete() const { return fin_received_ || dead_; }
   bool connected() const { return connected_; }
@@ -87,6 +89,9 @@ class SimSocket {
   void set_send_buffer(std::size_t bytes) { send_buffer_ = bytes; }
   /// SO_OOBINLINE: urgent bytes are read in line.
   void set_urgent_inline(bool on) { urgent_inline_ = on; }
+  /// The segment of the next urgent byte is lost at the other end for want of memory there, after TCP has
+  /// noted the byte, and comes again.
+  void lose_urgent() { lose_urgent_ = true; }
   /// It only probes: a service that answers never sees it.
   void set_half_open() { half_open_ = true; }
   /// The address to connect from; the network's choice without it.
@@ -112,7 +117,6 @@ class SimSocket {
 
   std::size_t send_room() const { return send_buffer_ > unacked_ ? send_buffer_ - unacked_ : 0; }
   bool writable() const { return send_room() * 3 >= send_buffer_; }
-  std::size_t bytes_to_mark() const;
   std::ptrdiff_t nothing_to_read();
   void consume(std::size_t bytes);
   std::ptrdiff_t recv_urgent(std::span<char> out, int flags);
@@ -126,6 +130,7 @@ class SimSocket {
   }
 
   void on_segment(const Segment& segment);
+  void on_urgent(char byte, std::uint64_t at);
   void on_fin();
   void on_reset();
   void on_connected();
@@ -157,6 +162,7 @@ class SimSocket {
   std::uint64_t urgent_at_ = 0;
   char urgent_byte_ = 0;
   bool urgent_inline_ = false;
+  bool lose_urgent_ = false;
 
   std::size_t send_buffer_;
   std::deque<Segment> unsent_;
