@@ -64,6 +64,7 @@ void Control::retry() {
         unseen);
   }
   source_paths_.maintain();
+  watch_.look_at_names();
 }
 
 /// An address may leave an interface under a listener that is bound to it, and the listener does not notice.

@@ -87,7 +87,7 @@ class Control {
   Result<void> restore();
 
   /// Tries again what the world prevented: commits that the disk refused, forwards whose port another program
-  /// had. Cheap when there is nothing; call it every few seconds.
+  /// had. Looks for what nobody reports. Cheap when there is nothing; call it every few seconds.
   void retry();
 
   // --- Keys. A key that goes ends its streams.

@@ -113,14 +113,16 @@ Result<void> SessionWatch::watch_mounts() {
   return {};
 }
 
-void SessionWatch::look_at_names() {
+void SessionWatch::look_at_mounts() {
   if (named_.empty()) return;
   pollfd mounts{.fd = mounts_.get(), .events = POLLPRI, .revents = 0};
-  if (::poll(&mounts, 1, 0) != 1) return;
+  if (::poll(&mounts, 1, 0) == 1) look_at_names();
+}
+
+void SessionWatch::look_at_names() {
   std::vector<std::string> gone;  // a callback may change the sessions
   for (const std::string& id : named_) {
-    const Session& session = sessions_.at(id);
-    if (session.guest_place.is_gone() || session.tap_place.is_gone()) gone.push_back(id);
+    if (sessions_.at(id).has_lost_its_name()) gone.push_back(id);
   }
   for (const std::string& id : gone) end(id, SessionEnd::kNetnsGone);
 }

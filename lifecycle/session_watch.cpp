@@ -94,7 +94,7 @@ void SessionWatch::dispatch() {
       end(std::string(instance->second), SessionEnd::kVmmExited);
     }
   }
-  look_at_names();
+  look_at_mounts();
   set_timer();
 }
 
@@ -108,6 +108,7 @@ void SessionWatch::refresh(const std::string& instance_id) {
   dispatch();
   const auto session = sessions_.find(instance_id);
   if (session == sessions_.end()) return;
+  if (session->second.has_lost_its_name()) return end(instance_id, SessionEnd::kNetnsGone);
   // A copy: the session may end.
   const Name tap{session->second.tap_place.id(), session->second.name};
   if (!tap.second.empty()) links_->refresh(tap.first, tap.second);

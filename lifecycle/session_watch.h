@@ -96,8 +96,12 @@ class SessionWatch {
   /// The same, but waits until there is something, at most `timeout`.
   void dispatch_within(std::chrono::milliseconds timeout);
 
-  /// As dispatch(), and also brings this instance's tap up to date (LinkMonitor::refresh()).
+  /// As dispatch(), and also brings this instance's tap (LinkMonitor::refresh()) and the paths of its
+  /// namespaces up to date.
   void refresh(const std::string& instance_id);
+  /// Ends sessions whose namespace's path leads to it no more although nothing was unmounted: a directory
+  /// above it was renamed, which nobody reports. Call it every few seconds.
+  void look_at_names();
 
   /// The namespaces of an instance's guest and of its tap; null: the node's own.
   struct Namespaces {
@@ -184,6 +188,7 @@ class SessionWatch {
 
     bool armed() const { return tap.index != 0; }
     LinkId link() const { return {tap_place.id(), armed() ? tap.index : idle_tap.index}; }
+    bool has_lost_its_name() const { return guest_place.is_gone() || tap_place.is_gone(); }
   };
   /// What a check of its tap says about a session.
   struct TapLook {
@@ -221,7 +226,7 @@ class SessionWatch {
                                           Place Session::*place) const;
   NetnsId id_of(std::string_view name, const NamespaceIdentity& identity) const;
   Result<void> watch_mounts();
-  void look_at_names();
+  void look_at_mounts();
   void open_again();
 
   const std::vector<std::string>& netns_directories_;
@@ -231,7 +236,7 @@ class SessionWatch {
   // /proc/self/mountinfo, opened twice: whoever polls it takes its event, and all of epoll(7) polls the one
   // that it has.
   Fd mounts_event_;                                        // in events_
-  Fd mounts_;                                              // polled by look_at_names() only
+  Fd mounts_;                                              // polled by look_at_mounts() only
   boost::asio::posix::stream_descriptor loop_descriptor_;  // of the same epoll(7)
   Callbacks callbacks_;
   std::unique_ptr<LinkMonitor> links_;

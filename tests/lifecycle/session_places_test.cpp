@@ -162,6 +162,24 @@ TEST_F(SessionPlacesTest, ASessionEndsWhenThePathLeadsToItsNamespaceNoMore) {
   ::umount2(path("covered").c_str(), MNT_DETACH);
 }
 
+// Nobody reports it: whoever registers the instance anew looks, and so does Control every few seconds.
+TEST_F(SessionPlacesTest, ASessionEndsWhenADirectoryAboveThePathIsRenamed) {
+  std::filesystem::create_directories(directory_ / "above" / "it");
+  for (const char* name : {"above/it/a", "above/it/b", "stays"}) {
+    add_space(name);
+    begin(name, name);
+  }
+  watch_->look_at_names();
+  EXPECT_FALSE(was_told("above/it/a netns_gone"));
+  std::filesystem::rename(directory_ / "above", directory_ / "elsewhere");
+  watch_->refresh("above/it/a");
+  EXPECT_TRUE(was_told("above/it/a netns_gone"));
+  watch_->look_at_names();
+  EXPECT_TRUE(was_told("above/it/b netns_gone"));
+  EXPECT_FALSE(was_told("stays netns_gone"));
+  std::filesystem::rename(directory_ / "elsewhere", directory_ / "above");
+}
+
 // Whoever ends what is in the namespace needs it.
 TEST_F(SessionPlacesTest, WhoeverIsToldOfAnEndStillHasTheNamespaceWhateverEndedIt) {
   NetworkNamespace& dies = add_space("dies");
