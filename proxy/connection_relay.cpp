@@ -10,6 +10,7 @@
 namespace portway {
 
 void Connection::advance_relaying() {
+  context_.memory.in_hand = index_;
   for (const Side from : kSides) {
     relay_from(from);
     if (slot_.state != ConnectionState::kRelaying) return;
@@ -39,11 +40,7 @@ void Connection::relay_from(Side from) {
     relaying.bytes_max = allowance;
   }
   const std::uint64_t before = state.bytes;
-  context_.memory.read = 0;
-  context_.memory.from = from;
-  context_.memory.slot = index_;
   const RelayStatus status = relay(relaying, state, slot_.socket[from], slot_.socket[other(from)]);
-  context_.memory.slot = RelayMemory::kNobody;
   if (state.bytes != before) {
     count_moved(from, before);
     if (limit != 0) rate.spend(limit, state.bytes - before, now());

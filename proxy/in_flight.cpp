@@ -14,15 +14,12 @@ std::optional<std::span<const std::byte>> last(std::span<const std::byte> bytes,
 std::optional<std::span<const std::byte>> find_rest(std::uint64_t size, const DirectionProgress& progress,
                                                     const RelayState& state, const RelayMemory& memory,
                                                     bool is_in_hand) {
-  // What is being put into the spare buffer is still in the other one.
-  if (state.in_spare && !(is_in_hand && memory.read != 0)) {
+  if (state.in_spare) {
     if (memory.spare_begin > memory.spare_end || memory.spare_end > memory.spare.size()) return std::nullopt;
     return last(memory.in_spare(), size);
   }
-  if (!is_in_hand) return std::nullopt;
-  // Nothing was in flight when the read began.
-  std::uint64_t read = memory.read;
-  if (read == 0 && progress.read >= memory.before_read) read = progress.read - memory.before_read;
+  if (!is_in_hand || progress.read < memory.before_read) return std::nullopt;
+  const std::uint64_t read = progress.read - memory.before_read;
   if (read > memory.buffer.size()) return std::nullopt;
   return last(std::span(memory.buffer).first(static_cast<std::size_t>(read)), size);
 }

@@ -29,7 +29,7 @@ struct DirectionProgress {
   std::uint32_t piped = 0;    // in the pipe
 };
 
-/// `is_in_hand`: the memory's note names this direction. nullopt: memory and counters contradict each other,
+/// `is_in_hand`: the memory's note names this connection. nullopt: memory and counters contradict each other,
 /// so that the bytes are not known.
 std::optional<InFlight> in_flight(const DirectionProgress& progress, const RelayState& state,
                                   const RelayMemory& memory, bool is_in_hand);

@@ -1,6 +1,7 @@
 #include "proxy/pipe_pool.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cassert>
 #include <utility>
 
@@ -71,10 +72,11 @@ bool PipePool::may_keep() {
 void PipePool::put_in_spare(RelayState& owner, std::span<const std::byte> bytes) {
   assert(spare_owner_ == nullptr);
   spare_owner_ = &owner;
-  owner.in_spare = true;
   std::ranges::copy(bytes, memory_.spare.begin());
   memory_.spare_begin = 0;
   memory_.spare_end = static_cast<std::uint32_t>(bytes.size());
+  std::atomic_signal_fence(std::memory_order_seq_cst);  // from now on a successor looks here
+  owner.in_spare = true;
   keep_again_at_ = io_.now() + kKeepPause;
   counters_.pipe_writes_short.add();
 }

@@ -14,11 +14,11 @@ struct RelayMemory {
   static constexpr std::size_t kBufferBytes = 64 * 1024;
   static constexpr std::uint32_t kNobody = UINT32_MAX;
 
-  // The direction that is being moved. What `buffer` holds is its latest bytes.
-  std::uint32_t slot = kNobody;   // index in the table
-  std::uint8_t from = 0;          // Side
-  std::uint32_t read = 0;         // bytes of the latest read in `buffer`; 0: none, or it is not known yet
-  std::uint64_t before_read = 0;  // RelayState::bytes when that read began
+  // The connection that is being relayed, or was last: the index of its slot in the table.
+  std::uint32_t in_hand = kNobody;
+  // Of the direction of it whose bytes are in `buffer`: RelayState::bytes when the read began. Nothing was
+  // under way there then.
+  std::uint64_t before_read = 0;
 
   // Of one direction, which has RelayState::in_spare set: what neither its sink nor its pipe has taken, after
   // the bytes in its pipe.

@@ -157,12 +157,10 @@ class InFlightTest : public testing::TestWithParam<Scenario> {
     auto& [source, sink] = slot().socket;
     for (int idle = 0; idle < 3;) {
       source.readable = sink.writable = true;
-      memory().read = 0;
-      memory().from = kDownstream;
-      memory().slot = 0;
+      memory().in_hand = 0;
       const std::uint64_t before = state().bytes;
       const RelayStatus status = relay(context, state(), source, sink);
-      memory().slot = RelayMemory::kNobody;
+      memory().in_hand = RelayMemory::kNobody;
       if (status == RelayStatus::kSourceEnded || status == RelayStatus::kSinkBroken) break;
       idle = state().bytes == before ? idle + 1 : 0;
       read_as_guest();
@@ -210,7 +208,7 @@ class InFlightTest : public testing::TestWithParam<Scenario> {
     }
     const auto found = in_flight(
         {.read = source->read, .written = sink->written, .piped = static_cast<std::uint32_t>(piped)}, state(),
-        memory(), memory().slot == 0);
+        memory(), memory().in_hand == 0);
     ASSERT_TRUE(found) << "read " << source->read << ", written " << sink->written << ", piped " << piped;
     if (found->sent_before != 0) found_.insert("sent before");
     if (found->pipe_bytes != 0) found_.insert("pipe");

@@ -42,7 +42,7 @@ std::string layout() {
   const RelayState relay;
   const auto& [bytes, pipe, pipe_bytes, pipe_capacity, streak, mode, in_spare, ended] = relay;
   const auto relay_memory = std::make_unique<RelayMemory>();
-  const auto& [in_hand, from, read, before_read, spare_begin, spare_end, buffer, spare] = *relay_memory;
+  const auto& [in_hand, before_read, spare_begin, spare_end, buffer, spare] = *relay_memory;
   const CloseCause close_cause;
   const auto& [side, how] = close_cause;
   const ConnectionSlot slot;
@@ -57,8 +57,7 @@ std::string layout() {
          layout_of("slot", slot, forward, client, guest, serial, sockets, relays, accepted, connected, active,
                    reset_deadline, device, slot_error, cause, state, source, first_ended, failed, dscp,
                    lasting) +
-         layout_of("memory", *relay_memory, in_hand, from, read, before_read, spare_begin, spare_end, buffer,
-                   spare) +
+         layout_of("memory", *relay_memory, in_hand, before_read, spare_begin, spare_end, buffer, spare) +
          fmt::format("enums {} {} {} {}\n", static_cast<int>(ConnectionState::kClosing),
                      static_cast<int>(RelayMode::kSplice), kCloseSides, kCloseHows);
 }
@@ -122,7 +121,7 @@ TEST(SlotArena, IsOpenedByItsMemory) {
   EXPECT_EQ(again.table(2).slots[2].serial, 42U);
   arena.table(1).relay.spare_end = 44;
   EXPECT_EQ(again.table(1).relay.spare_end, 44U);
-  EXPECT_EQ(again.table(2).relay.slot, RelayMemory::kNobody);
+  EXPECT_EQ(again.table(2).relay.in_hand, RelayMemory::kNobody);
   again.slots()[0].serial = 43;
   EXPECT_EQ(arena.slots()[0].serial, 43U);
 }
