@@ -77,7 +77,7 @@ class Guest {
   Fd listener_;
 };
 
-/// A client from 127.0.0.1 + `host`; or none, if it was refused: then errno says why. The node may reset a
+/// A client from 127.0.1.`host`; or none, if it was refused: then errno says why. The node may reset a
 /// client before its connect(2) has returned, which then reports the reset. That client had been connected,
 /// and here it is as well: receive() says "error".
 Fd connect_to(std::uint16_t port, std::uint32_t host = 1) {
@@ -85,7 +85,7 @@ Fd connect_to(std::uint16_t port, std::uint32_t host = 1) {
   sockaddr_in from = loopback(0);
   // Not the address that it connects to: from there the kernel may choose the very port, and a closed one
   // would be connected to itself.
-  from.sin_addr.s_addr = htonl(INADDR_LOOPBACK + host);
+  from.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 255 + host);
   EXPECT_EQ(::bind(fd.get(), reinterpret_cast<const sockaddr*>(&from), sizeof from), 0);
   const sockaddr_in address = loopback(port);
   const int result = ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address);
