@@ -139,21 +139,20 @@ Result<NetworkNamespace::Ptr> SessionWatch::netns_of(const Instance& instance) c
 }
 
 Result<NetworkNamespace::Ptr> SessionWatch::open_netns(const Instance& instance) const {
-  const Place place{.name = instance.netns, .identity = instance.netns_identity};
   const Error none{.code = ErrorCode::kInvalidRequest, .detail = "It is gone.", .field = "netns"};
-  if (place.name.empty()) return none;
-  if (place.has_path() && !place.is_gone()) {
-    auto opened = NetworkNamespace::open(place.name, netns_directories_);
-    if (opened && (*opened)->identity() == place.identity) return opened;
-  }
+  if (instance.netns.empty()) return none;
+  const auto open_as = [&](const std::string& name) -> NetworkNamespace::Ptr {
+    const Place place{.name = name, .identity = instance.netns_identity};
+    if (!place.has_path() || place.is_gone()) return nullptr;
+    const auto opened = NetworkNamespace::open(name, netns_directories_);
+    return opened && (*opened)->identity() == place.identity ? *opened : nullptr;
+  };
+  if (auto found = open_as(instance.netns)) return found;
   // Its process has ended, or it has another name: another one may lead to it.
   for (const std::string& directory : netns_directories_) {
     std::error_code error;
     for (const auto& file : std::filesystem::directory_iterator(directory, error)) {
-      const Place named{.name = file.path(), .identity = place.identity};
-      if (named.is_gone()) continue;
-      auto opened = NetworkNamespace::open(named.name, netns_directories_);
-      if (opened && (*opened)->identity() == place.identity) return opened;
+      if (auto found = open_as(file.path())) return found;
     }
   }
   return none;

@@ -188,7 +188,10 @@ class SessionWatch {
 
     bool armed() const { return tap.index != 0; }
     LinkId link() const { return {tap_place.id(), armed() ? tap.index : idle_tap.index}; }
-    bool has_lost_its_name() const { return guest_place.is_gone() || tap_place.is_gone(); }
+    bool has_lost_its_name() const {
+      // Both have the same name as a rule: one look is enough.
+      return guest_place.is_gone() || (tap_place.name != guest_place.name && tap_place.is_gone());
+    }
   };
   /// What a check of its tap says about a session.
   struct TapLook {

@@ -21,9 +21,8 @@ struct PathBeneath {
 /// Hierarchy Standard 3.0, section 5.13). One with a ".." component is left as it is.
 std::string normal_path(std::string_view path);
 
-/// The first of the directories that the absolute path lies below, compared as text (normal_path()).
-/// Nothing if there is none, or if the path has a ".."
-/// component. A directory is not below itself.
+/// The first of the directories that the absolute path lies below, compared as text (normal_path()). Nothing
+/// if there is none, or if the path has a ".." component. A directory is not below itself.
 std::optional<PathBeneath> find_beneath(std::string_view path, std::span<const std::string> directories);
 
 /// Opens `name`, a relative path, below `directory`, whose own symbolic links are followed. Links in `name`

@@ -7,9 +7,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
-#include <algorithm>
 #include <cstddef>
-#include <cstring>
 
 namespace portway {
 namespace {

@@ -171,6 +171,7 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   const Config::Proxy& config() const { return context_.options.config; }
   Nanos now() const { return context_.io.now(); }
   Endpoint guest() const { return to_endpoint(slot_.guest); }
+  static_assert(kNoDeadline == TimerWheel::kNever.count());
   Nanos reset_deadline() const { return Nanos(slot_.reset_deadline_ns); }
   void set_reset_deadline(Nanos when) { slot_.reset_deadline_ns = when.count(); }
   /// Upstream is a Unix socket.

@@ -1,7 +1,5 @@
 #include "proxy/in_flight.h"
 
-#include <limits>
-
 namespace portway {
 namespace {
 

@@ -157,9 +157,9 @@ Nanos Worker::wait_time(Nanos max_wait) const {
   // It came while earlier messages were waiting for their turn: a wait may have used up its wake-up since.
   if (mail_.load(std::memory_order_relaxed)) return Nanos::zero();
   Nanos wait = max_wait;
-  if (const Nanos next = listeners_.until_next(); next != TimerWheel::kNever) wait = earlier(wait, next);
-  if (const Nanos next = connections_.until_next_deadline(); next != TimerWheel::kNever)
-    wait = earlier(wait, next);
+  for (const Nanos next : {listeners_.until_next(), connections_.until_next_deadline()}) {
+    if (next != TimerWheel::kNever) wait = earlier(wait, next);
+  }
   if (!gates_.empty()) wait = earlier(wait, gates_.until_next());
   return wait;
 }

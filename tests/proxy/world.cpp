@@ -12,6 +12,8 @@
 #include <cerrno>
 #include <filesystem>
 #include <map>
+#include <optional>
+#include <stdexcept>
 #include <system_error>
 #include <utility>
 
@@ -46,6 +48,15 @@ Fd stream_socket(int family) {
   return Fd(check(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), "socket"));
 }
 
+/// Of one end of a socket: `ask` is getsockname(2) or getpeername(2). Nothing, with errno, if it has no name.
+std::optional<Endpoint> name_of(int fd, decltype(&::getsockname) ask) {
+  Endpoint endpoint;
+  auto size = static_cast<socklen_t>(endpoint.capacity());
+  if (ask(fd, endpoint.data(), &size) != 0) return std::nullopt;
+  endpoint.resize(size);
+  return endpoint;
+}
+
 /// A socket bound to a free loopback port, which `endpoint` becomes. Bound to it by number: a port that the
 /// kernel chose is lost with shutdown(2).
 Fd bound_socket(int family, Endpoint& endpoint) {
@@ -56,8 +67,9 @@ Fd bound_socket(int family, Endpoint& endpoint) {
   check(::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on), "SO_REUSEADDR");
   endpoint = Endpoint(loopback(family), 0);
   check(::bind(finder.get(), endpoint.data(), static_cast<socklen_t>(endpoint.size())), "bind");
-  socklen_t size = static_cast<socklen_t>(endpoint.capacity());
-  check(::getsockname(finder.get(), endpoint.data(), &size), "getsockname");
+  const auto name = name_of(finder.get(), ::getsockname);
+  check(name ? 0 : -1, "getsockname");
+  endpoint = *name;
   finder.reset();
   check(::bind(fd.get(), endpoint.data(), static_cast<socklen_t>(endpoint.size())), "bind");
   return fd;
@@ -90,11 +102,9 @@ class KernelPeer final : public PeerSocket {
     fd_.reset();
   }
   Endpoint remote() override {
-    Endpoint endpoint;
-    auto size = static_cast<socklen_t>(endpoint.capacity());
-    check(::getpeername(fd_.get(), endpoint.data(), &size), "getpeername");
-    endpoint.resize(size);
-    return endpoint;
+    const auto name = name_of(fd_.get(), ::getpeername);
+    check(name ? 0 : -1, "getpeername");
+    return *name;
   }
   int unacknowledged() override {
     int bytes = 0;
@@ -130,16 +140,10 @@ class KernelPeer final : public PeerSocket {
 
   /// This process's descriptor of the other end.
   int other_end() {
-    Endpoint own;
-    auto size = static_cast<socklen_t>(own.capacity());
-    check(::getsockname(fd_.get(), own.data(), &size), "getsockname");
-    own.resize(size);
+    const auto own = name_of(fd_.get(), ::getsockname);
+    check(own ? 0 : -1, "getsockname");
     for (int fd = 0; fd < kDescriptorsMax; ++fd) {
-      Endpoint name;
-      size = static_cast<socklen_t>(name.capacity());
-      if (::getpeername(fd, name.data(), &size) != 0) continue;
-      name.resize(size);
-      if (name == own) return fd;
+      if (name_of(fd, ::getpeername) == own) return fd;
     }
     throw std::runtime_error("the other end is not of this process");
   }
