@@ -1,4 +1,5 @@
-// Signals belong to the control thread: a thread started while this object lives never gets one.
+// Signals belong to the control thread: a thread started while this object lives never gets one, but for
+// those of its own faults.
 #pragma once
 
 #include <pthread.h>
@@ -11,6 +12,7 @@ class BlockedSignals {
   BlockedSignals() {
     sigset_t all;
     ::sigfillset(&all);
+    for (const int fault : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT}) ::sigdelset(&all, fault);
     ::pthread_sigmask(SIG_BLOCK, &all, &old_);
   }
   ~BlockedSignals() { ::pthread_sigmask(SIG_SETMASK, &old_, nullptr); }

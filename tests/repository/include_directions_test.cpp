@@ -25,13 +25,14 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
     {"config", {"base"}},
     {"network", {"base", "config"}},
     {"lifecycle", {"base", "config", "network"}},
+    {"handover", {"base"}},
     {"api/http", {"base"}},
     {"proxy", {"base", "config", "network"}},
     {"control", kBelowControl},
     {"metrics", with(kBelowControl, {"control", "api/http"})},
     {"api", with(kBelowControl, {"control", "metrics", "api/http"})},
     {"client", {"base", "config", "network", "proxy"}},
-    {"daemon", with(kBelowControl, {"control", "metrics", "api", "api/http"})},
+    {"daemon", with(kBelowControl, {"handover", "control", "metrics", "api", "api/http"})},
 };
 
 /// The folder of the table that a file, named from the top, is in; empty if in none.

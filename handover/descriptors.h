@@ -1,0 +1,30 @@
+// The descriptors of this process, and what each of them is.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace portway {
+
+enum class DescriptorKind : std::uint8_t {
+  kConnection,  // a stream socket, connected or not
+  kListener,    // one that listens
+  kPipe,
+  kBpf,  // a program, a map, or what attaches one
+  kOther,
+};
+DescriptorKind kind_of(int fd);
+/// In ascending order.
+std::vector<int> open_descriptors();
+/// Of those, what a successor can use: stream sockets, and pipes of which both ends are here. A pipe to
+/// another process, as for a log, is not among them.
+std::vector<int> descriptors_to_hand_over(const std::vector<int>& open);
+
+/// The inode of the network namespace that a socket is in; 0: not known (it takes CAP_NET_ADMIN there).
+std::uint64_t netns_of_socket(int fd);
+/// Those that have a name: the inodes of all that are mounted somewhere, in ascending order.
+std::vector<std::uint64_t> named_namespaces();
+/// Those of all processes that can be seen.
+std::vector<std::uint64_t> namespaces_of_processes();
+
+}  // namespace portway
