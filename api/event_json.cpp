@@ -56,6 +56,16 @@ void add_fields(boost::json::object& data, const event::ConnectionRefused& refus
   data["how"] = to_string(refused.cause.how);
 }
 
+void add_fields(boost::json::object& data, const event::NodeTakenOver& taken) {
+  data["end"] = taken.from_living ? "upgrade" : "crash";
+  data["connections"] = taken.connections;
+  data["adopted"] = taken.adopted;
+}
+
+void add_fields(boost::json::object& data, const event::NodeUpgradeFailed& failed) {
+  data["reason"] = failed.reason;
+}
+
 std::string_view type_of(const Event& event) {
   return std::visit([]<class Kind>(const Kind&) { return Kind::kType; }, event.kind);
 }
@@ -104,10 +114,12 @@ class EventStream final : public BodyStream {
 }  // namespace
 
 boost::json::object to_json(const Event& event) {
-  boost::json::object data{{"time", to_rfc3339(event.time)},
-                           {"instance_id", event.instance_id},
-                           {"session_id", to_string(event.session_id)},
-                           {"owner", event.owner}};
+  boost::json::object data{{"time", to_rfc3339(event.time)}};
+  if (!event.instance_id.empty()) {
+    data["instance_id"] = event.instance_id;
+    data["session_id"] = to_string(event.session_id);
+    data["owner"] = event.owner;
+  }
   std::visit(
       [&data]<class Kind>(const Kind& kind) {
         if constexpr (IsAboutAForward<Kind>) {

@@ -12,6 +12,7 @@
 #include "api/router.h"
 #include "control/api_stats.h"
 #include "control/control.h"
+#include "control/node_process.h"
 #include "control/recent_closes.h"
 #include "metrics/exporter.h"
 
@@ -24,6 +25,7 @@ struct ApiContext {
   ApiStats& stats;
   const RecentCloses& closes;
   std::function<NextPiece(MetricsScope)> metrics;  // the pieces of a scrape's text (Exporter::scrape)
+  NodeProcess& process;
 };
 
 std::vector<Route> instance_routes();

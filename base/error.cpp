@@ -30,6 +30,7 @@ constexpr auto kNames = std::to_array<std::string_view>({
     "connection_limit",
     "instance_not_running",
     "quota_exceeded",
+    "upgrade_not_possible",
     "host_port_taken",
     "tap_in_use",
     "guest_address_in_use",

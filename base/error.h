@@ -37,6 +37,7 @@ enum class ErrorCode : std::uint8_t {
   kConnectionLimit,  // too many clients of the API at once
   kInstanceNotRunning,
   kQuotaExceeded,
+  kUpgradeNotPossible,    // the process cannot be replaced by another one now
   kHostPortTaken,         // the requested host port is in use
   kTapInUse,              // another running instance has it
   kGuestAddressInUse,     // another running instance has it behind the same device

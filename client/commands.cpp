@@ -26,6 +26,7 @@ std::span<const Noun> nouns() {
       {"connections", "A forward's current and recently closed connections."},
       {"keys", "API keys."},
       {"profiles", "Named sets of limits for instances."},
+      {"node", "The daemon's process on this node."},
       {"config", "The daemon's configuration."},
   });
   return kNouns;

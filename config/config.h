@@ -121,6 +121,7 @@ struct Config {
     std::chrono::seconds idle_timeout{0};
     // For connections to end by themselves; 0: none; at most a day.
     std::chrono::seconds drain_timeout{30};
+    std::chrono::seconds handover_timeout{30};
     // For a guest to answer what was sent; 0: the kernel's; at most a day.
     std::chrono::seconds user_timeout{900};
     // SO_RCVBUF towards guests, bytes (proxy/buffer_fit.h); 0: the kernel's; at most 64 MiB.

@@ -204,6 +204,11 @@ void visit_keys(C& config, P& profile, Visit visit) {
          "Seconds that connections get to end by themselves when the daemon stops or their forward is "
          "drained. 0: they are reset at once."},
         config.proxy.drain_timeout, Number{0, 86'400});
+  visit({"proxy.handover_timeout_s", kFixed,
+         "Seconds that connections wait for the next daemon if this one is killed or crashes: their sockets "
+         "stay "
+         "open, and it continues them. Then they are reset. 0: they end with the daemon."},
+        config.proxy.handover_timeout, Number{0, 3'600});
   visit({"proxy.pipes_max", kFixed,
          "Pipes of the whole node at a time, each of 256 KiB of kernel memory at most and held only while "
          "bytes are in flight."},

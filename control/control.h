@@ -220,6 +220,7 @@ class Control {
   // The start.
   std::optional<SessionEnd> take_up(const Instance& stored);
   const std::string& boot_id();
+  void serve_kept(std::span<const Instance> stored);
   void serve_restored(std::vector<ForwardId> unbound, std::span<const IpAddress> host_addresses);
   void fail(const Instance& instance, const Forward& forward, const std::string& why);
   Result<BoundPort> bind_for(const Instance& instance, const Forward& forward,

@@ -53,6 +53,7 @@ Result<void> Control::restore() {
     }
     end_session(id, why);
   }
+  serve_kept(*instances);
   serve_restored(std::move(unbound), *host_addresses);
   spdlog::info("restored {} instances and {} forwards, {} of which failed; {} sessions ended meanwhile",
                registry_.instance_count(), registry_.forward_count(), failures_.size(), over.size());
@@ -114,6 +115,26 @@ void Control::serve_restored(std::vector<ForwardId> unbound, std::span<const IpA
     });
     if (unbound.empty()) return;
     watch_.dispatch_within(kBindAgainEvery);  // no event reports a free port
+  }
+}
+
+/// Forwards that were deleted while they had connections: they have neither a port nor a row in the store.
+void Control::serve_kept(std::span<const Instance> stored) {
+  for (const KeptForward& kept : dataplane_.kept_forwards()) {
+    const auto found = std::ranges::find(stored, kept.session_id, &Instance::session_id);
+    const Instance* instance = found == stored.end() ? nullptr : registry_.find_instance(found->id);
+    if (instance == nullptr || instance->session_id != kept.session_id ||
+        instance->state != InstanceState::kRunning)
+      continue;
+    Forward forward;
+    forward.id = kept.id;
+    forward.instance_id = instance->id;
+    forward.session_id = kept.session_id;
+    forward.guest_port = kept.guest_port;
+    forward.limits.max_bytes_per_second = kept.max_bytes_per_second;
+    serve(*instance, forward, BoundPort(0, {}));
+    dataplane_.close(kept.id, kept.draining ? ClosePolicy::kDrain : ClosePolicy::kKeep, kept.why);
+    forget_serving({forward});
   }
 }
 

@@ -97,15 +97,31 @@ struct ConnectionRefused {
   CloseCause cause;
 };
 
+// --- About the daemon's process. Only admins see them.
+
+/// This process continues what the one before has left.
+struct NodeTakenOver {
+  static constexpr std::string_view kType = "node.taken_over";
+  bool from_living = false;  // an upgrade; otherwise the process before has died
+  std::size_t connections = 0;
+  std::size_t adopted = 0;
+};
+/// This process continues because the new one did not take over.
+struct NodeUpgradeFailed {
+  static constexpr std::string_view kType = "node.upgrade_failed";
+  std::string reason;
+};
+
 using Kind = std::variant<InstanceStarted, InstanceUpdated, InstanceTapUp, InstanceTapRenamed,
                           InstanceSourceModeChanged, InstanceStopped, InstanceDeleted, ForwardCreated,
-                          ForwardUpdated, ForwardDeleted, ForwardFailed, ForwardListening, ConnectionRefused>;
+                          ForwardUpdated, ForwardDeleted, ForwardFailed, ForwardListening, ConnectionRefused,
+                          NodeTakenOver, NodeUpgradeFailed>;
 
 }  // namespace event
 
 struct Event {
   Timestamp time{};
-  std::string instance_id;
+  std::string instance_id;  // empty: it is about the node
   Uuid session_id{};
   std::string owner;  // the tenant whose keys see it, besides admins'
   event::Kind kind;

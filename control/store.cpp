@@ -29,14 +29,17 @@ struct Store::Health {
   }
 };
 
-Store::Store(std::string path, std::unique_ptr<StoreConnection> connection,
+Store::Store(std::string path, BootClock clock, std::unique_ptr<StoreConnection> connection,
              std::unique_ptr<StoreThread> thread)
     : path_(std::move(path)),
+      clock_(std::move(clock)),
       connection_(std::move(connection)),
       health_(std::make_unique<Health>()),
       thread_(std::move(thread)) {}
 Store::~Store() {
-  thread_->post([this] { (void)keep_files(); });
+  thread_->post([this] {
+    if (connection_) (void)keep_files();
+  });
 }
 
 template <class Call>
@@ -172,7 +175,7 @@ Result<std::unique_ptr<Store>> Store::open(const std::string& given_path,
   }
   auto thread = StoreThread::start(prepare_thread);
   if (!thread) return thread.error();
-  std::unique_ptr<Store> store(new Store(path, std::move(*connection), std::move(*thread)));
+  std::unique_ptr<Store> store(new Store(path, clock, std::move(*connection), std::move(*thread)));
   if (!damage.empty()) store->note({.is_error = true, .text = "The store " + path + ": " + damage});
   if (const auto names = store->connection_->files().names(); names > 1) {
     store->note(
@@ -182,6 +185,24 @@ Result<std::unique_ptr<Store>> Store::open(const std::string& given_path,
                  "in there: delete the others"});
   }
   return store;
+}
+
+void Store::suspend() {
+  on_thread([&] {
+    connection_.reset();
+    return true;
+  });
+}
+
+Result<void> Store::resume() {
+  return on_thread([&]() -> Result<void> {
+    auto files = StoreFiles::open(path_);
+    if (!files) return files.error();
+    auto connection = StoreConnection::open(path_, std::move(*files), clock_);
+    if (!connection) return connection.error();
+    connection_ = std::move(*connection);
+    return {};
+  });
 }
 
 Result<std::vector<Instance>> Store::load_instances() {

@@ -64,6 +64,9 @@ struct IdempotentAnswer {
   friend bool operator==(const IdempotentAnswer&, const IdempotentAnswer&) = default;
 };
 
+/// Another process has it open.
+bool is_open_elsewhere(const Error& error);
+
 class StoreConnection;
 class StoreThread;
 
@@ -86,6 +89,11 @@ class Store {
                                              const BootClock& clock = {});
   /// After what it was asked for.
   ~Store();
+
+  /// Closes the files, so that another process can open the store; until resume() no other call may be made.
+  void suspend();
+  /// Opens them again; errors of open().
+  Result<void> resume();
 
   /// What the calling thread does while it waits for a call: `dispatch` is called whenever `descriptor` is
   /// readable. It must not block.
@@ -154,7 +162,8 @@ class Store {
 
  private:
   struct Health;
-  Store(std::string path, std::unique_ptr<StoreConnection> connection, std::unique_ptr<StoreThread> thread);
+  Store(std::string path, BootClock clock, std::unique_ptr<StoreConnection> connection,
+        std::unique_ptr<StoreThread> thread);
 
   template <class Call>
   std::invoke_result_t<Call> on_thread(const Call& call);
@@ -169,7 +178,8 @@ class Store {
   static constexpr std::size_t kNoticesMax = 16;
 
   const std::string path_;
-  std::unique_ptr<StoreConnection> connection_;  // the thread's
+  const BootClock clock_;
+  std::unique_ptr<StoreConnection> connection_;  // the thread's; null while suspended
   const std::unique_ptr<Health> health_;
   std::string checkpoint_fault_;  // that a notice was made of; the thread's
   mutable std::mutex mutex_;

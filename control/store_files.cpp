@@ -91,6 +91,10 @@ Result<StoreFiles> StoreFiles::open(const std::string& path) {
   return files;
 }
 
+bool is_open_elsewhere(const Error& error) {
+  return error.detail.find(kOpenElsewhere) != std::string::npos;
+}
+
 Result<void> StoreFiles::lock_name() {
   const std::string lock_path = name(kLock);
   lock_ = std::make_shared<Fd>(open_file(lock_path, 0));

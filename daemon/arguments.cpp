@@ -18,6 +18,11 @@ std::optional<int> parse_arguments(int argc, char** argv, Arguments& arguments) 
   app.add_flag("--check", arguments.check,
                "Only read the configuration and the files that it names: exits with 0 when they are good, "
                "else with 2");
+  app.add_flag(
+      "--supervise", arguments.supervise,
+      "Start the daemon as a process of its own, again whenever it crashes, and pass signals on to it: "
+      "for containers, which end with their first process");
+  app.add_flag("--take-over", arguments.take_over)->group("");  // hidden: only a daemon starts one with it
   app.set_version_flag("--version", "portwayd " PORTWAY_VERSION);
   try {
     app.parse(argc, argv);

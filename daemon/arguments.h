@@ -19,6 +19,10 @@ struct Arguments {
   std::vector<std::string> settings;
   // Only check the configuration.
   bool check = false;
+  // Start the daemon, again whenever it crashes; see supervise().
+  bool supervise = false;
+  // Take over from the daemon that started this process; see Upgrade.
+  bool take_over = false;
 };
 
 /// Fills `arguments`; returns the exit code if there is nothing to run: help, the version, or a mistake.

@@ -4,13 +4,17 @@
 #include <fmt/ranges.h>
 #include <malloc.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
+#include <cstring>
+#include <numeric>
 #include <utility>
 #include <vector>
 
 #include "control/auth.h"
 #include "daemon/limits.h"
 #include "daemon/notify.h"
+#include "daemon/succession.h"
 
 namespace portway {
 namespace {
@@ -21,11 +25,19 @@ using std::chrono::steady_clock;
 constexpr std::chrono::seconds kRetryPeriod(2);
 constexpr std::chrono::milliseconds kClosesPeriod(100);
 constexpr std::chrono::milliseconds kIdlePeriod(20);
+constexpr std::chrono::seconds kHandOverMax(10);
 
 /// For the log; "unix:/path" is already a complete address.
 std::string url_of(const ListenAddress& address, std::string_view scheme) {
   if (std::holds_alternative<UnixPath>(address)) return to_string(address);
   return fmt::format("{}://{}", scheme, to_string(address));
+}
+
+Fd listener_of(Inherited* inherited, const ListenAddress& address) {
+  if (inherited == nullptr) return Fd();
+  const auto* path = std::get_if<UnixPath>(&address);
+  return path != nullptr ? inherited->take_listener(path->path)
+                         : inherited->take_listener(std::get<Endpoint>(address));
 }
 
 bool got_through(CloseHow how) {
@@ -35,9 +47,11 @@ bool got_through(CloseHow how) {
 
 }  // namespace
 
-Daemon::Daemon(Config& config, const Arguments& arguments, const DaemonLog& log, Parts parts)
+Daemon::Daemon(Config& config, const Arguments& arguments, DaemonLog& log, Keeper* keeper, Parts parts)
     : config_(config),
       arguments_(arguments),
+      log_(log),
+      keeper_(keeper),
       parts_(std::move(parts)),
       control_(config_, {*parts_.context, *parts_.store, *parts_.proxy, *parts_.watch, events_, stats_,
                          parts_.return_path.path.get(), parts_.return_path.why_none}),
@@ -45,19 +59,30 @@ Daemon::Daemon(Config& config, const Arguments& arguments, const DaemonLog& log,
                      .answers = answers_,
                      .log = log.writer(),
                      .access_log = access_log_,
-                     .api_server = api_server_}),
+                     .api_server = api_server_,
+                     .handover = handover_}),
       exporter_({.registry = control_.registry(),
                  .dataplane = *parts_.proxy,
                  .ports = control_.ports(),
                  .api = stats_,
                  .node = node_numbers_}),
       api_({*parts_.context, control_, stats_, recent_closes_,
-            [this](MetricsScope scope) -> NextPiece { return exporter_.pieces(scope); }}),
+            [this](MetricsScope scope) -> NextPiece { return exporter_.pieces(scope); }, *this}),
       signals_(*parts_.context, {.stop = [this](int signal) { on_stop_signal(signal); },
                                  .reload = [this] { on_reload_signal(); },
-                                 .reopen = [this] { on_reopen_signal(); }}) {}
+                                 .reopen = [this] { on_reopen_signal(); },
+                                 .upgrade =
+                                     [this] {
+                                       if (auto started = start_upgrade(); !started)
+                                         spdlog::error("SIGUSR2: {}", started.error().detail);
+                                     }}),
+      upgrade_(
+          *parts_.context, handover_path(config_),
+          [this](const Fd& successor, pid_t process) { return hand_over(successor, process); },
+          [this](const std::string& why) { on_upgrade_failure(why); }) {}
 
-Result<void> Daemon::start() {
+Result<void> Daemon::start(Succession& succession) {
+  Inherited* inherited = succession.inherited.get();
   if (!config_.log.access.empty()) {
     auto log = AccessLog::open(config_.log.access);
     if (!log) return log.error();
@@ -71,17 +96,58 @@ Result<void> Daemon::start() {
   options.tls = {.certificate = config_.api.tls_certificate,
                  .private_key = config_.api.tls_private_key,
                  .client_ca = config_.api.client_ca};
-  auto api = Server::start(*parts_.context, options,
-                           [this](const Request& request) { return api_.handle(request); });
+  auto api = Server::start(
+      *parts_.context, options, [this](const Request& request) { return api_.handle(request); },
+      listener_of(inherited, options.listen));
   if (!api) return api.error();
   api_server_ = std::move(*api);
   if (config_.metrics.listen) {
-    auto server = Server::start(*parts_.context, server_options(*config_.metrics.listen),
-                                [this](const Request& request) { return api_.handle_open_metrics(request); });
+    auto server = Server::start(
+        *parts_.context, server_options(*config_.metrics.listen),
+        [this](const Request& request) { return api_.handle_open_metrics(request); },
+        listener_of(inherited, *config_.metrics.listen));
     if (!server) return server.error();
     metrics_server_ = std::move(*server);
   }
+  if (inherited != nullptr) end_succession(succession);
   return {};
+}
+
+void Daemon::end_succession(Succession& succession) {
+  Inherited& inherited = *succession.inherited;
+  handover_.taken_over = true;
+  handover_.from_living = succession.from_living;
+  handover_.found = inherited.connections();
+  handover_.adopted = parts_.proxy->end_adoption();
+  if (parts_.return_path.path) {
+    parts_.return_path.path->end_succession();
+  } else {
+    ReturnPath::remove_all_left();
+  }
+  handover_.lost = inherited.lost();
+  std::size_t& orphans = handover_.lost[static_cast<std::size_t>(Lost::kNoForward)];
+  orphans = handover_.found - handover_.adopted -
+            std::accumulate(handover_.lost.begin(), handover_.lost.end(), std::size_t{0});
+  handover_.left_over = inherited.left_over();
+  succession.inherited.reset();
+  succession.predecessor.reset();
+  handover_.seconds = std::chrono::duration<double>(steady_clock::now() - succession.began).count();
+  events_.publish({.time = now(),
+                   .instance_id = {},
+                   .owner = {},
+                   .kind = event::NodeTakenOver{.from_living = handover_.from_living,
+                                                .connections = handover_.found,
+                                                .adopted = handover_.adopted}});
+  std::string lost;
+  for (std::size_t i = 0; i < kLostReasons; ++i) {
+    if (handover_.lost[i] != 0)
+      lost += fmt::format(", {} reset ({})", handover_.lost[i], to_string(static_cast<Lost>(i)));
+  }
+  spdlog::log(lost.empty() ? spdlog::level::info : spdlog::level::warn,
+              "taken over from the daemon before, which {}: {} of {} connections continue{}; {} descriptors "
+              "left over; {:.0f} ms",
+              handover_.from_living ? "hands over" : "has died", handover_.adopted, handover_.found, lost,
+              handover_.left_over, 1000 * handover_.seconds);
 }
 
 /// Whether a client is a guest is decided when it connects, by the current configuration.
@@ -96,6 +162,7 @@ ServerOptions Daemon::server_options(const ListenAddress& listen) {
 
 void Daemon::run() {
   log_start();
+  look_after_keeper();
   signals_.start();
   retries_.emplace(*parts_.context, kRetryPeriod, [this] { retry(); });
   closes_.emplace(*parts_.context, kClosesPeriod, [this] {
@@ -124,6 +191,7 @@ void Daemon::stop() {
   retries_->stop();
   closes_->stop();
   if (idle_check_) idle_check_->stop();
+  upgrade_.stop();
   // Requests under way are answered, but a slow or silent client does not delay the shutdown.
   const auto deadline = steady_clock::now() + last_answers_;
   while (open_connections() > 0 && steady_clock::now() < deadline) {
@@ -204,13 +272,81 @@ void Daemon::on_reopen_signal() {
   });
 }
 
+// --- Upgrade.
+
+Result<void> Daemon::start_upgrade() {
+  const auto refuse = [](std::string why) { return Error{ErrorCode::kUpgradeNotPossible, std::move(why)}; };
+  if (keeper_ == nullptr) {
+    return refuse(
+        "Connections end with this process: proxy.handover_timeout_s was 0 when it started, or there is no "
+        "keeper, as the log says. Restart it instead.");
+  }
+  if (control_.draining()) return refuse("The daemon is shutting down.");
+  if (upgrade_.running()) return refuse("An upgrade is under way already.");
+  upgrade_.start();
+  return {};
+}
+
+void Daemon::on_upgrade_failure(const std::string& why) {
+  ++handover_.upgrades_failed;
+  upgrade_failure_ = why;
+  events_.publish({.time = now(), .instance_id = {}, .owner = {}, .kind = event::NodeUpgradeFailed{why}});
+}
+
+ProcessStatus Daemon::process_status() const {
+  return {.pid = ::getpid(),
+          .started = began_,
+          .handover_timeout = handover_.has_keeper ? config_.proxy.handover_timeout : std::chrono::seconds(0),
+          .upgrading = upgrade_.running(),
+          .upgrade_failure = upgrade_failure_,
+          .handover = handover_};
+}
+
+/// From the pause on nothing may be logged or stored that the successor could miss.
+Error Daemon::hand_over(const Fd& successor, pid_t process) {
+  spdlog::info("upgrade: process {} takes over", process);
+  control_.save_sessions();
+  drain_closes();
+  if (auto paused = parts_.proxy->pause(); !paused) return paused.error();
+  parts_.store->suspend();
+  ReturnPath* path = parts_.return_path.path.get();
+  if (path != nullptr) path->let_go();
+  const int error = keeper_->hand_over(successor.get(), kHandOverMax);
+  if (error == 0) {
+    notify_systemd(fmt::format("MAINPID={}", process));
+    drain_closes();
+    log_.drain();
+    ::_exit(0);
+  }
+  if (auto resumed = parts_.store->resume(); !resumed) {
+    // The keeper has the connections for whoever is started next.
+    spdlog::error("upgrade: {}", resumed.error().detail);
+    log_.drain();
+    ::_exit(kExitFailed);
+  }
+  if (auto held = path != nullptr ? path->hold_again() : Result<void>(); !held)
+    spdlog::error("upgrade: {}", held.error().detail);
+  parts_.proxy->resume();
+  return {ErrorCode::kInternal, fmt::format("the new process has not taken over: {}", std::strerror(error))};
+}
+
 // --- What is done again and again.
 
 void Daemon::retry() {
   control_.retry();
+  look_after_keeper();
   if (!pending_state_.empty()) notify_systemd(std::string(pending_state_));
   // Otherwise the heap would keep the memory of many answers.
   if (answers_.is_over_a_peak()) ::malloc_trim(0);
+}
+
+void Daemon::look_after_keeper() {
+  const bool alive = keeper_ != nullptr && keeper_->alive();
+  if (std::exchange(handover_.has_keeper, alive) && !alive) {
+    spdlog::error(
+        "the keeper has ended: connections end with this process if it dies; an upgrade (SIGUSR2) brings a "
+        "new keeper");
+  }
 }
 
 /// Takes the records of ended connections from the workers.

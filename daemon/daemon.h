@@ -15,6 +15,7 @@
 #include "config/config.h"
 #include "control/access_log.h"
 #include "control/control.h"
+#include "control/node_process.h"
 #include "control/recent_closes.h"
 #include "control/store.h"
 #include "daemon/arguments.h"
@@ -22,6 +23,9 @@
 #include "daemon/every.h"
 #include "daemon/network_parts.h"
 #include "daemon/signals.h"
+#include "daemon/succession.h"
+#include "daemon/upgrade.h"
+#include "handover/keeper.h"
 #include "lifecycle/session_watch.h"
 #include "metrics/exporter.h"
 #include "metrics/node_numbers.h"
@@ -30,7 +34,7 @@
 
 namespace portway {
 
-class Daemon {
+class Daemon final : public NodeProcess {
  public:
   /// The parts that work without a control plane. Each outlives those after it.
   struct Parts {
@@ -42,26 +46,34 @@ class Daemon {
     std::unique_ptr<Proxy> proxy;
     std::unique_ptr<SessionWatch> watch;
   };
-  /// `config` outlives it; other parts may refer to it, too.
-  Daemon(Config& config, const Arguments& arguments, const DaemonLog& log, Parts parts);
+  /// `config` outlives it; other parts may refer to it, too. So does `keeper`, which may be null.
+  Daemon(Config& config, const Arguments& arguments, DaemonLog& log, Keeper* keeper, Parts parts);
 
-  /// Restores the state from the store and starts listening. An error is the reason to exit.
-  Result<void> start();
+  /// Restores the state from the store and starts listening. An error is the reason to exit. Then
+  /// everything of `succession` is served or gone.
+  Result<void> start(Succession& succession);
 
   /// Until a signal stops it.
   void run();
 
+  ProcessStatus process_status() const override;
+  Result<void> start_upgrade() override;
+
  private:
   ServerOptions server_options(const ListenAddress& listen);
+  void end_succession(Succession& succession);
   void log_start() const;
   void stop();
 
   void on_stop_signal(int signal);
   void on_reload_signal();
   void on_reopen_signal();
+  void on_upgrade_failure(const std::string& why);
+  Error hand_over(const Fd& successor, pid_t process);
   void reload();
 
   void retry();
+  void look_after_keeper();
   void drain_closes();
   void stop_if_idle();
 
@@ -70,8 +82,13 @@ class Daemon {
 
   Config& config_;  // all parts refer to it; SIGHUP changes its live keys
   const Arguments arguments_;
+  DaemonLog& log_;
+  Keeper* const keeper_;
   Parts parts_;
   ApiStats stats_;
+  const Timestamp began_ = now();
+  HandoverStats handover_;
+  std::string upgrade_failure_;
   AnswerBudget answers_;  // of both servers
   EventHub events_;
   // Null: not configured.
@@ -86,6 +103,7 @@ class Daemon {
   std::unique_ptr<Server> metrics_server_;
 
   Signals signals_;
+  Upgrade upgrade_;
   std::optional<Every> retries_;
   std::optional<Every> closes_;
   std::optional<Every> idle_check_;

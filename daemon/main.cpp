@@ -2,9 +2,11 @@
 // them until a signal stops it.
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <memory>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include "config/config_files.h"
@@ -13,6 +15,9 @@
 #include "daemon/daemon_log.h"
 #include "daemon/limits.h"
 #include "daemon/network_parts.h"
+#include "daemon/succession.h"
+#include "daemon/supervise.h"
+#include "proxy/crash_note.h"
 
 namespace portway {
 namespace {
@@ -31,24 +36,31 @@ int check(const Config& config, const Arguments& arguments, DaemonLog& log) {
   return 0;
 }
 
-int run(const Arguments& arguments, DaemonLog& log) {
+int run(const Arguments& arguments, DaemonLog& log, std::unique_ptr<Keeper> keeper) {
   auto config = read_config(arguments);
   if (!config) return fail(config.error(), kExitBadConfig);
   for (const std::string& warning : warnings(*config)) spdlog::warn("{}", warning);
   if (arguments.check) return check(*config, arguments, log);
 
   ignore_signals_of_writes();
+  install_crash_notes();
   const std::uint32_t listeners_reserved = raise_descriptor_limit(*config);
-  auto store = Store::open(config->store.path, prefer_this_thread);  // API calls wait for the store
-  if (!store) return fail(store.error(), kExitFailed);
+  // First what takes its time: a predecessor that lives pauses from open_succession() on.
+  auto steer_program = load_steer_program(config->proxy);
+  auto client_refusals = start_client_refusals_if_possible();
+  auto context = std::make_unique<boost::asio::io_context>(1);
+  auto watch = SessionWatch::start(*context, config->guests.netns_directories);
+  if (!watch) return fail(watch.error(), kExitFailed);
+  auto succession = open_succession(*config, arguments.take_over);
+  if (!succession) return fail(succession.error(), kExitFailed);
   // Now: if the start fails before Control logs them, the next start cannot find out again what a log has
   // lost.
-  for (const auto& [is_error, text] : (*store)->take_notices()) {
+  for (const auto& [is_error, text] : succession->store->take_notices()) {
     spdlog::log(is_error ? spdlog::level::err : spdlog::level::warn, "{}", text);
   }
-  auto return_path = start_return_path(config->proxy);
+  auto return_path =
+      start_return_path(config->proxy, succession->predecessor != nullptr, std::move(steer_program));
   if (!return_path) return fail(return_path.error(), kExitFailed);
-  auto client_refusals = start_client_refusals_if_possible();
   auto device_requests = std::make_unique<DeviceRequests>();
   auto proxy =
       Proxy::start({.connections = {.config = config->proxy,
@@ -56,23 +68,26 @@ int run(const Arguments& arguments, DaemonLog& log) {
                                     .routed = return_path->path ? return_path->path->routed() : nullptr,
                                     .device_requests = device_requests.get()},
                     .public_addresses = config->node.public_addresses,
-                    .listeners_reserved = listeners_reserved});
+                    .listeners_reserved = listeners_reserved,
+                    .inherited = succession->inherited.get()});
   if (!proxy) return fail(proxy.error(), kExitFailed);
-  auto context = std::make_unique<boost::asio::io_context>(1);
-  auto watch = SessionWatch::start(*context, config->guests.netns_directories);
-  if (!watch) return fail(watch.error(), kExitFailed);
+  take_over(*succession, keeper, (*proxy)->memory(), *config);
   prefer_this_thread();  // after the workers have started: they must not inherit it
-  Daemon daemon(*config, arguments, log,
+  Daemon daemon(*config, arguments, log, keeper.get(),
                 {.context = std::move(context),
-                 .store = std::move(*store),
+                 .store = std::move(succession->store),
                  .return_path = std::move(*return_path),
                  .client_refusals = std::move(client_refusals),
                  .device_requests = std::move(device_requests),
                  .proxy = std::move(*proxy),
                  .watch = std::move(*watch)});
-  if (auto started = daemon.start(); !started) {
+  if (auto started = daemon.start(*succession); !started) {
     const bool bad_config = started.error().code == ErrorCode::kInvalidConfig;
-    return fail(started.error(), bad_config ? kExitBadConfig : kExitFailed);
+    const int exit_code = fail(started.error(), bad_config ? kExitBadConfig : kExitFailed);
+    log.drain();
+    // What it has inherited is its keeper's, for the next start: no destructor may end it.
+    if (succession->inherited) ::_exit(exit_code);
+    return exit_code;
   }
   daemon.run();
   return 0;
@@ -83,8 +98,16 @@ int run(const Arguments& arguments, DaemonLog& log) {
 
 int main(int argc, char** argv) {
   portway::return_large_blocks();
-  portway::DaemonLog log;
   portway::Arguments arguments;
   if (const auto exit_code = portway::parse_arguments(argc, argv, arguments)) return *exit_code;
-  return portway::run(arguments, log);
+  if (arguments.supervise) return portway::supervise();
+  int why_no_keeper = 0;
+  auto keeper =
+      arguments.check ? nullptr : portway::Keeper::start(why_no_keeper);  // before there is a thread
+  portway::DaemonLog log;
+  if (why_no_keeper != 0) {
+    spdlog::warn("connections end with this process: there is no keeper: {}",
+                 std::system_category().message(why_no_keeper));
+  }
+  return portway::run(arguments, log, std::move(keeper));
 }

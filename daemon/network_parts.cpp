@@ -3,16 +3,26 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <cstdint>
+#include <utility>
+
 namespace portway {
 
-Result<StartedReturnPath> start_return_path(const Config::Proxy& proxy) {
+std::unique_ptr<SteerProgram> load_steer_program(const Config::Proxy& proxy) {
+  auto program = SteerProgram::load(std::uint32_t{1} << proxy.source_mark_bit);
+  return program ? std::move(*program) : nullptr;  // start_return_path() finds out why, and says so
+}
+
+Result<StartedReturnPath> start_return_path(const Config::Proxy& proxy, bool succeeds,
+                                            std::unique_ptr<SteerProgram> program) {
   const SourceMode mode = proxy.source_mode;
   const ReturnPathSettings settings{.rule_preference = proxy.source_rule_preference,
                                     .table = proxy.source_route_table,
-                                    .mark_bit = proxy.source_mark_bit};
+                                    .mark_bit = proxy.source_mark_bit,
+                                    .succeeds = succeeds};
   StartedReturnPath started;
   if (mode == SourceMode::kAuto || mode == SourceMode::kTransparent) {
-    auto path = ReturnPath::start(ReturnPath::Kind::kProgram, settings);
+    auto path = ReturnPath::start(ReturnPath::Kind::kProgram, settings, std::exchange(program, nullptr));
     if (path) {
       started.path = std::move(*path);
       if (started.path->kind() == ReturnPath::Kind::kRules) {
@@ -33,7 +43,7 @@ Result<StartedReturnPath> start_return_path(const Config::Proxy& proxy) {
     started.why_none = path.error().detail;
     spdlog::info("guests see the node's address as their clients': {}", started.why_none);
   }
-  auto guard = ReturnPath::start(ReturnPath::Kind::kGuardOnly, settings);
+  auto guard = ReturnPath::start(ReturnPath::Kind::kGuardOnly, settings, std::exchange(program, nullptr));
   if (guard) {
     started.path = std::move(*guard);
   } else {

@@ -20,11 +20,14 @@ class Signals {
     std::function<void()> reload;
     // SIGUSR1.
     std::function<void()> reopen;
+    // SIGUSR2.
+    std::function<void()> upgrade;
   };
   /// From now on, none of these signals ends the process.
   Signals(boost::asio::io_context& context, Handlers handlers)
       : signals_(context, SIGTERM, SIGINT, SIGHUP), handlers_(std::move(handlers)) {
     signals_.add(SIGUSR1);
+    signals_.add(SIGUSR2);
   }
   Signals(const Signals&) = delete;
   Signals& operator=(const Signals&) = delete;
@@ -51,6 +54,8 @@ class Signals {
         return handlers_.reload();
       case SIGUSR1:
         return handlers_.reopen();
+      case SIGUSR2:
+        return handlers_.upgrade();
       default:
         return handlers_.stop(signal);
     }

@@ -98,6 +98,46 @@ void emit_api_server(Sink& sink, const ServerStats& server, const ApiStats& api)
        static_cast<double>(server.tls_certificate_expiry));
 }
 
+void emit_handover(Sink& sink, const HandoverStats& handover) {
+  emit(sink, MetricType::Gauge, "portway_keeper_up",
+       "1 while connections outlive this process, if it dies: its keeper runs. 0: they end with it.",
+       std::uint64_t{handover.has_keeper});
+  {
+    Family handovers(
+        sink, MetricType::Counter, "portway_handovers_total",
+        "Hand-overs of connections between two processes, as this one has seen them: kind crash or "
+        "upgrade; result taken_over (this process continues the work of the one before) or failed "
+        "(an upgrade after which this process continued).",
+        {"kind", "result"});
+    const auto took = [&](bool from_living) {
+      return std::uint64_t{handover.taken_over && handover.from_living == from_living};
+    };
+    handovers.label(0, "crash").label(1, "taken_over").add(took(false));
+    handovers.label(0, "upgrade").label(1, "taken_over").add(took(true));
+    handovers.label(0, "upgrade").label(1, "failed").add(handover.upgrades_failed);
+  }
+  emit(sink, MetricType::Counter, "portway_handover_connections_adopted_total",
+       "Established connections of the process before that this one continues.",
+       std::uint64_t{handover.adopted});
+  {
+    Family lost(
+        sink, MetricType::Counter, "portway_handover_connections_reset_total",
+        "Established connections of the process before that were reset: unknown (how far its bytes had "
+        "come cannot be told), incomplete (a descriptor is missing), no_forward (its forward is gone), "
+        "connections_max (it is lower now), poison (it was being moved at each of several crashes).",
+        {"reason"});
+    for (std::size_t i = 0; i < kLostReasons; ++i)
+      lost.label(0, to_string(static_cast<Lost>(i))).add(std::uint64_t{handover.lost[i]});
+  }
+  emit(sink, MetricType::Gauge, "portway_handover_descriptors_left_over",
+       "Descriptors of the process before that belonged to nothing and were closed.",
+       std::uint64_t{handover.left_over});
+  emit(sink, MetricType::Gauge, "portway_handover_duration_seconds",
+       "Time from getting the descriptors of the process before until everything was served again; 0: there "
+       "was none.",
+       handover.seconds);
+}
+
 void emit_answers(Sink& sink, const AnswerStats& answers) {
   emit(sink, MetricType::Gauge, "portway_api_answer_bytes",
        "Memory held by answers that clients of the API and of metrics.listen have not read yet.",
@@ -143,6 +183,7 @@ void emit_control(Sink& sink, const ExporterSources& sources) {
   emit_api(sink, sources.api);
   emit_api_server(sink, numbers.api_server, sources.api);
   emit_answers(sink, numbers.answers);
+  emit_handover(sink, numbers.handover);
   emit_process(sink);
 }
 

@@ -9,6 +9,7 @@
 #include "control/access_log.h"
 #include "control/control.h"
 #include "control/line_writer.h"
+#include "proxy/inherited.h"
 
 namespace portway {
 
@@ -22,6 +23,7 @@ struct NodeNumbers {
   std::uint64_t guest_namespaces = 0;
   // Packets that the source guard dropped.
   std::uint64_t forged_packets = 0;
+  HandoverStats handover = {};
   ServerStats api_server = {};
   AnswerStats answers = {};
 };
@@ -42,6 +44,7 @@ class NodeNumbersOf final : public NodeNumbersReader {
     const LineWriter* log;
     const std::unique_ptr<AccessLog>& access_log;  // null until it is open
     const std::unique_ptr<Server>& api_server;     // null until it listens
+    const HandoverStats& handover;
   };
   explicit NodeNumbersOf(const Owners& owners) : owners_(owners) {}
 

@@ -15,15 +15,20 @@ const std::string kNoFault;
 
 }  // namespace
 
-Result<std::unique_ptr<ReturnPath>> ReturnPath::start(Kind wanted, const ReturnPathSettings& settings) {
+Result<std::unique_ptr<ReturnPath>> ReturnPath::start(Kind wanted, const ReturnPathSettings& settings,
+                                                      std::unique_ptr<SteerProgram> program) {
   auto lock = take_return_path_lock();
   if (!lock) return lock.error();
   auto netlink = Netlink::open();
   if (!netlink) return netlink.error();
-  if (auto done = remove_everything(**netlink); !done) return done.error();
-  std::unique_ptr<SteerProgram> program;
+  if (auto done = settings.succeeds ? remove_filters(**netlink) : remove_everything(**netlink); !done)
+    return done.error();
   std::string why_rules = "it was asked for";
-  if (wanted != Kind::kRules) {
+  if (wanted == Kind::kRules) {
+    program.reset();
+  } else if (program) {
+    why_rules.clear();
+  } else {
     auto loaded = SteerProgram::load(std::uint32_t{1} << settings.mark_bit);
     if (!loaded && wanted == Kind::kGuardOnly) return loaded.error();
     if (loaded) {
@@ -44,6 +49,24 @@ Result<std::unique_ptr<ReturnPath>> ReturnPath::start(Kind wanted, const ReturnP
   const auto own = path->sites_.try_emplace(0, kind, settings, path->program_.get(), std::move(*netlink));
   if (auto done = own.first->second.prepare(); !done) return done.error();
   return path;
+}
+
+void ReturnPath::end_succession() {
+  settings_.succeeds = false;
+  for (auto& [space, site] : sites_) site.end_succession();
+}
+
+void ReturnPath::remove_all_left() {
+  const auto lock = take_return_path_lock();
+  if (!lock) return;  // another one's
+  if (const auto netlink = Netlink::open()) (void)remove_everything(**netlink);
+}
+
+Result<void> ReturnPath::hold_again() {
+  auto lock = take_return_path_lock();
+  if (!lock) return lock.error();
+  lock_ = std::move(*lock);
+  return {};
 }
 
 /// Of a namespace; it gets one with its first guest.

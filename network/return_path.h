@@ -88,9 +88,11 @@ class ReturnPath {
   /// CAP_NET_ADMIN, a newer kernel). Then nothing was set up. It also tries to bind a socket to an address
   /// that is not the node's: if that works, a later bind is refused only if its port is in use. kProgram
   /// falls back to rules if the kernel accepts no program; kRules uses rules whatever the kernel can do.
-  /// kProgram is also refused if a routing rule of another program uses the mark's bit.
+  /// kProgram is also refused if a routing rule of another program uses the mark's bit. `program`: one with
+  /// the mark of the settings, loaded before; null: it loads one.
   static Result<std::unique_ptr<ReturnPath>> start(Kind wanted = Kind::kProgram,
-                                                   const ReturnPathSettings& settings = {});
+                                                   const ReturnPathSettings& settings = {},
+                                                   std::unique_ptr<SteerProgram> program = nullptr);
 
   /// Removes everything.
   ~ReturnPath() = default;
@@ -131,6 +133,18 @@ class ReturnPath {
   /// kResourceExhausted, as for NetworkNamespace::enter() and rtnetlink(7).
   Result<void> remove_leftovers(const NetworkNamespace::Ptr& netns) const;
 
+  /// With ReturnPathSettings::succeeds: the guests that have come back have what they need, and what else a
+  /// predecessor has left is removed.
+  void end_succession();
+
+  /// The same without a return path: removes all that a predecessor has left in the node's own namespace.
+  static void remove_all_left();
+
+  /// Only one process of a network namespace can have a return path: lets another one start, and prevents
+  /// that again (kResourceExhausted if one has).
+  void let_go() { lock_.reset(); }
+  Result<void> hold_again();
+
   /// Why the guest's answers do not come back (kGuardOnly: why the guard is not on its tap). Empty if they
   /// do, and for a way that was removed or replaced. Of several addresses, the first one's.
   const std::string& fault(const Way& way) const;
@@ -170,9 +184,9 @@ class ReturnPath {
   ReturnPathSite* find(const Way& way);
   std::size_t guests() const;
 
-  const Fd lock_;  // one in a network namespace
+  Fd lock_;  // one in a network namespace
   const Kind kind_;
-  const ReturnPathSettings settings_;
+  ReturnPathSettings settings_;
   const std::unique_ptr<SteerProgram> program_;  // null: rules
   const std::string why_rules_;
   std::map<std::uint32_t, ReturnPathSite> sites_;  // by space; those with guests, and the node's own

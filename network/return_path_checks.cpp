@@ -69,6 +69,10 @@ Result<void> remove_everything(Netlink& netlink) {
       if (auto done = delete_local_default(netlink, family, route); !done) return done.error();
     }
   }
+  return remove_filters(netlink);
+}
+
+Result<void> remove_filters(Netlink& netlink) {
   auto links = links_with_hook(netlink);
   if (!links) return links.error();
   for (const int link : *links) {
@@ -146,6 +150,8 @@ Result<int> find_bridge(Netlink& netlink, int link, const std::string& bridge) {
 
 Result<void> try_rules(Netlink& netlink, std::uint32_t table) {
   const LocalDefault route{.table = table};
+  if (const auto there = has_local_default(netlink, AF_INET, route); there && *there)
+    return {};  // it is in use
   if (auto done = add_local_default(netlink, AF_INET, route); !done) return done.error();
   return delete_local_default(netlink, AF_INET, route);
 }

@@ -33,6 +33,8 @@ Result<Fd> take_return_path_lock();
 
 /// Removes what a predecessor left that did not end by itself, whatever its settings were.
 Result<void> remove_everything(Netlink& netlink);
+/// Of that, only the filters of the links.
+Result<void> remove_filters(Netlink& netlink);
 /// All of ours of one family, also those that a predecessor made otherwise.
 Result<void> remove_our_rules(Netlink& netlink, int family);
 /// Removes our filters from a link.

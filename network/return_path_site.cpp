@@ -107,6 +107,42 @@ ReturnPathSite::~ReturnPathSite() {
   while (!guests_.empty()) take_down(guests_.begin()->first);
 }
 
+void ReturnPathSite::end_succession() {
+  settings_.succeeds = false;
+  if (!prepared_) return;
+  (void)inside([this](Netlink& netlink) {
+    for (const int family : kFamilies) remove_others(netlink, family);
+    return Result<void>();
+  });
+}
+
+/// What is ours, and neither a guest's here nor common to them.
+void ReturnPathSite::remove_others(Netlink& netlink, int family) {
+  std::vector<RoutingRule> rules;
+  std::vector<LocalDefault> routes;
+  const bool has_return_path = kind_ != ReturnPathKind::kGuardOnly;
+  if (guests_of(family) > 0 && kind_ == ReturnPathKind::kProgram)
+    std::ranges::copy(mark_rules(settings_), std::back_inserter(rules));
+  if (guests_of(family) > 0 && has_return_path && is_own()) routes.push_back({.table = settings_.table});
+  for (const auto& [link, guest] : guests_) {
+    if (has_return_path && !is_own()) routes.push_back({.table = settings_.table, .link = link});
+    for (const IpAddress& address : guest.addresses) {
+      if (program_ == nullptr && family_of(address) == family)
+        std::ranges::copy(port_rules(guest, address), std::back_inserter(rules));
+    }
+  }
+  if (const auto all = our_rules(netlink, family)) {
+    for (const RoutingRule& each : *all) {
+      if (std::ranges::find(rules, each) == rules.end()) (void)delete_rule(netlink, family, each);
+    }
+  }
+  if (const auto all = our_local_defaults(netlink, family)) {
+    for (const LocalDefault& each : *all) {
+      if (std::ranges::find(routes, each) == routes.end()) (void)delete_local_default(netlink, family, each);
+    }
+  }
+}
+
 /// `use` in the namespace, once that is prepared. Without `use`, only that.
 Result<void> ReturnPathSite::inside(const Use& use) {
   if (is_own()) return use_prepared(*netlink_, use);
@@ -127,7 +163,8 @@ Result<void> ReturnPathSite::here(const Result<void>& done) const {
 
 Result<void> ReturnPathSite::use_prepared(Netlink& netlink, const Use& use) {
   if (!prepared_) {
-    if (auto done = remove_everything(netlink); !done) return done;
+    if (auto done = settings_.succeeds ? remove_filters(netlink) : remove_everything(netlink); !done)
+      return done;
     if (auto done = learn(netlink); !done) return done;
     prepared_ = true;
   }

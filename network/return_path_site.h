@@ -42,6 +42,9 @@ struct ReturnPathSettings {
   std::uint32_t table = 5210;         // none of the kernel's: 0, 253 to 255
   std::uint32_t mark_bit = 29;        // 0-31; free of what Kubernetes (14, 15), Cilium (8-11) and Tailscale
                                       // (16-23) use
+  // Rules and routes that a predecessor has left work on for its connections; see
+  // ReturnPath::end_succession(). Otherwise they are removed first.
+  bool succeeds = false;
 };
 
 /// Where a guest is.
@@ -63,6 +66,8 @@ class ReturnPathSite {
                  NetworkNamespace::Ptr netns, std::uint32_t space);
   /// Removes everything.
   ~ReturnPathSite();
+  /// Removes what a predecessor has left and no guest here needs.
+  void end_succession();
   ReturnPathSite(const ReturnPathSite&) = delete;
   ReturnPathSite& operator=(const ReturnPathSite&) = delete;
 
@@ -148,6 +153,7 @@ class ReturnPathSite {
   Result<void> repair_link(Netlink& netlink, int link, Guest& guest, const IpAddress& address);
   void note(int link, Guest& guest, std::size_t address, const Result<void>& done,
             std::set<GuestLink>& changed) const;
+  void remove_others(Netlink& netlink, int family);
   std::size_t guests_of(int family) const;
   std::size_t ports() const;
 

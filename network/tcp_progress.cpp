@@ -59,9 +59,11 @@ std::optional<TcpProgress> tcp_progress(int fd, bool opener) {
   // SIOCINQ counts only up to the urgent byte.
   if (::poll(&poll, 1, 0) < 0 || (poll.revents & POLLPRI) != 0) return std::nullopt;
   const auto fins = fins_in(counters.state, poll.revents);
+  int at_urgent = 0;
   int unread = 0;
   int unacknowledged = 0;
-  if (!fins || ::ioctl(fd, SIOCINQ, &unread) != 0 || ::ioctl(fd, SIOCOUTQ, &unacknowledged) != 0)
+  if (!fins || ::ioctl(fd, SIOCATMARK, &at_urgent) != 0 || at_urgent != 0 ||
+      ::ioctl(fd, SIOCINQ, &unread) != 0 || ::ioctl(fd, SIOCOUTQ, &unacknowledged) != 0)
     return std::nullopt;
   const std::uint64_t others_received = (fins->received ? 1 : 0) + static_cast<std::uint64_t>(unread);
   const std::uint64_t others_sent = (opener ? 1 : 0) + (fins->sent ? 1 : 0);

@@ -12,8 +12,9 @@ struct TcpProgress {
   std::uint64_t written = 0;  // bytes that it has taken
 };
 
-/// `opener`: this side connected. nullopt: the counters do not say, because urgent data waits, or the
-/// connection was reset (then nobody can say whether a FIN came before), or it is no connected TCP socket.
+/// `opener`: this side connected. nullopt: the counters do not say, because urgent data waits or is next, or
+/// the connection was reset (then nobody can say whether a FIN came before), or it is no connected TCP
+/// socket.
 std::optional<TcpProgress> tcp_progress(int fd, bool opener);
 
 }  // namespace portway

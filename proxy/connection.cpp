@@ -54,10 +54,7 @@ void Connection::start(OpenedConnection opened) {
   backlog_place_ = std::move(opened.backlog);
   forward_ = std::move(opened.forward);
   slot_.guest = to_plain(opened.guest);
-  siblings().all.push_back(*this);
-  forward_->session->connections.fetch_add(1, std::memory_order_relaxed);
-  context_.counters.connections_active.add();
-  forward_counters().connections_active.add();
+  enter_forward();
   forward_counters().connections_accepted.add();
 
   set_state(ConnectionState::kConnecting);
@@ -68,6 +65,42 @@ void Connection::start(OpenedConnection opened) {
   } else {
     on_connecting(opened.error);
   }
+}
+
+void Connection::enter_forward() {
+  siblings().all.push_back(*this);
+  forward_->session->connections.fetch_add(1, std::memory_order_relaxed);
+  context_.counters.connections_active.add();
+  forward_counters().connections_active.add();
+}
+
+void Connection::adopt(const ServedForwardPtr& forward) {
+  forward_ = forward;
+  if (forward_->admission.limited()) {
+    forward_->admission.enter(client().address());
+    admitted_ = true;
+  }
+  enter_forward();
+  for (const Side side : kSides) {
+    SocketState& socket = slot_.socket[side];
+    // Found by trying; the poll reports what holds when it is armed, and later changes.
+    socket.readable = socket.writable = true;
+    if (!socket.is_unix && !socket.read_ended) context_.perhaps_urgent.emplace_back(this, side);
+    arm(side);
+    context_.pipes.adopt(slot_.relay[side]);
+  }
+  if (slot_.state == ConnectionState::kRelaying) {
+    if (has_ended_side()) context_.half_closed.add(*this);
+    plan_first_look();
+    for (const Side side : kSides) {
+      // The end of a direction may have been noted and not yet passed on.
+      if (slot_.relay[side].ended && !slot_.socket[other(side)].write_ended) on_source_ended(side);
+      if (slot_.state != ConnectionState::kRelaying) return;
+      if (slot_.socket[side].error != 0 && slot_.socket[side].read_ended) return on_reset(side);
+    }
+  }
+  schedule();
+  enqueue();
 }
 
 /// The connection to the guest is under way, or has failed at once.
@@ -371,17 +404,19 @@ void Connection::release() {
   const auto netns = time_wait ? place.get() : std::nullopt;
   for (const Side side : kSides) {
     discard_kept(context_.pipes, slot_.relay[side]);
-    if (fd(side) < 0) continue;
+    // A number that is in no slot is closed by a successor; one that is in a slot is its connection's.
+    const int socket = std::exchange(slot_.socket[side].fd, -1);
+    if (socket < 0) continue;
     if (slot_.cause.how != CloseHow::kFin) {
-      context_.io.close_with_reset(fd(side));
+      context_.io.close_with_reset(socket);
       continue;
     }
-    if (side == kUpstream && slot_.lasting && !tcp_closed) context_.upstream.end_lasting(fd(side));
+    if (side == kUpstream && slot_.lasting && !tcp_closed) context_.upstream.end_lasting(socket);
     if (side == kUpstream && netns) {
-      context_.io.close_time_wait(fd(side), record.guest, slot_.device, *netns);
+      context_.io.close_time_wait(socket, record.guest, slot_.device, *netns);
     } else {
-      if (side == kUpstream && !place.is_nodes_own()) context_.io.set_reset_at_end(fd(side), false);
-      context_.io.close(fd(side));
+      if (side == kUpstream && !place.is_nodes_own()) context_.io.set_reset_at_end(socket, false);
+      context_.io.close(socket);
     }
   }
   context_.push(std::move(record));

@@ -113,6 +113,8 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
 
   /// Takes ownership of both sockets; the slot must be free.
   void start(OpenedConnection opened);
+  /// Continues a predecessor's connection, which is in the slot already: kRelaying or kResetting, and exact.
+  void adopt(const ServedForwardPtr& forward);
   /// A completion of the poll of one side's socket.
   void on_poll(Side side, const Completion& completion);
   /// An urgent byte is next on this side.
@@ -178,6 +180,7 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   bool to_unix() const { return slot_.socket[kUpstream].is_unix; }
   bool has_ended_side() const { return slot_.relay[kDownstream].ended || slot_.relay[kUpstream].ended; }
 
+  void enter_forward();
   void set_state(ConnectionState state);
   void arm(Side side);
   void enqueue();

@@ -36,6 +36,15 @@ std::optional<std::uint32_t> ConnectionTable::take() {
   return index;
 }
 
+std::optional<std::uint32_t> ConnectionTable::take(const ConnectionSlot& content) {
+  const auto index = take();
+  if (!index) return std::nullopt;
+  const std::uint64_t serial = std::max(serial_, content.serial);
+  slots_[*index] = content;
+  slots_[*index].serial = serial_ = serial;
+  return index;
+}
+
 void ConnectionTable::give_back(std::uint32_t index) {
   slots_[index] = ConnectionSlot{};
   free_.push_back(index);

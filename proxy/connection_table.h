@@ -117,6 +117,9 @@ class ConnectionTable {
 
   /// nullopt if every slot is in use.
   std::optional<std::uint32_t> take();
+  /// Takes one for a connection of a predecessor's table. It keeps its serial if that is above all others
+  /// here, else it gets a new one. Only while no slot was ever given back.
+  std::optional<std::uint32_t> take(const ConnectionSlot& content);
   void give_back(std::uint32_t index);
 
   ConnectionSlot& operator[](std::uint32_t index) { return slots_[index]; }

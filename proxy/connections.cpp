@@ -5,6 +5,8 @@
 #include <cerrno>
 #include <memory>
 
+#include <boost/uuid/uuid_hash.hpp>
+
 namespace portway {
 
 Connections::Connections(Io& io, const ConnectionOptions& options, const ArenaTable& memory,
@@ -75,6 +77,49 @@ void Connections::start(OpenedConnection opened) {
   if (!connection.is_live()) return;
   if (connection.misses_guest()) return connection.terminate({CloseSide::kNode, CloseHow::kAddressChanged});
   if (connection.misses_device()) connection.terminate({CloseSide::kNode, CloseHow::kDeviceGone});
+}
+
+// --- From a predecessor.
+
+bool Connections::put(const ConnectionSlot& slot) {
+  const auto index = table_.take(slot);
+  if (!index) return false;
+  if (*index == connections_.size()) connections_.emplace_back(context_, table_[*index], *index);
+  orphans_[slot.forward].push_back(*index);
+  return true;
+}
+
+void Connections::adopt(const ServedForwardPtr& forward) {
+  const auto found = orphans_.extract(forward->route.id);
+  if (found.empty()) return;
+  for (const std::uint32_t index : found.mapped()) {
+    Connection& connection = connections_[index];
+    connection.adopt(forward);
+    // As in start().
+    if (!connection.is_live()) continue;
+    if (forward->phase.load() == ForwardPhase::kEnded) {
+      connection.terminate({CloseSide::kNode, forward->why.load()});
+    } else if (connection.misses_guest()) {
+      connection.terminate({CloseSide::kNode, CloseHow::kAddressChanged});
+    } else if (connection.misses_device()) {
+      connection.terminate({CloseSide::kNode, CloseHow::kDeviceGone});
+    }
+  }
+}
+
+std::size_t Connections::reset_orphans() {
+  std::size_t count = 0;
+  for (const auto& [forward, indices] : std::exchange(orphans_, {})) {
+    for (const std::uint32_t index : indices) {
+      for (const Side side : kSides) {
+        discard_kept(context_.pipes, table_[index].relay[side]);
+        context_.io.close_with_reset(table_[index].socket[side].fd);
+      }
+      table_.give_back(index);
+      ++count;
+    }
+  }
+  return count;
 }
 
 bool Connections::refuses(ServedForward& forward, int downstream) {

@@ -10,8 +10,11 @@
 #include <functional>
 #include <optional>
 #include <span>
+#include <unordered_map>
 #include <utility>
 #include <vector>
+
+#include <boost/container_hash/hash.hpp>
 
 #include "proxy/connection.h"
 #include "proxy/slot_arena.h"
@@ -40,6 +43,18 @@ class Connections {
   void reject(const OpenedConnection& opened, RejectReason reason);
   /// Resets the client, without a connection.
   void reject(int downstream, const ServedForwardPtr& forward, RejectReason reason);
+
+  /// A connection of a predecessor; it waits for adopt(). False: every slot is in use. Only before the first
+  /// turn, the oldest first.
+  bool put(const ConnectionSlot& slot);
+  /// Continues those that belong to this forward.
+  void adopt(const ServedForwardPtr& forward);
+  /// Resets those whose forward nobody has named, and returns how many.
+  std::size_t reset_orphans();
+
+  RelayMemory& memory() { return context_.memory; }
+  /// No connection is being moved: its memory says so to a successor.
+  void note_quiet() { context_.memory.in_hand = RelayMemory::kNobody; }
 
   /// A completion of a poll; `token` is what token_base was or'ed with.
   void on_poll(Token token, const Completion& completion);
@@ -98,6 +113,8 @@ class Connections {
   ConnectionContext context_;
   std::deque<Connection> connections_;   // an object for each slot that was ever in use
   std::deque<ServedForwardPtr> ending_;  // forwards with an end_until
+  // Those of a predecessor that wait for their forward: the indices of their slots.
+  std::unordered_map<ForwardId, std::vector<std::uint32_t>, boost::hash<ForwardId>> orphans_;
   struct Draining {
     Nanos deadline;
     ServedForwardPtr forward;

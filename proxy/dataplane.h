@@ -13,6 +13,7 @@
 #include "base/forward.h"
 #include "network/namespace.h"
 #include "network/socket_target.h"
+#include "proxy/kept_forward.h"
 #include "proxy/live_connection.h"
 #include "proxy/stats.h"
 
@@ -121,6 +122,10 @@ class Dataplane {
   /// until the last connection has ended; forward_stats no longer lists the forward. `why` goes into the
   /// records of connections that this ends.
   virtual void close(const ForwardId& id, ClosePolicy policy, CloseHow why) = 0;
+
+  /// Forwards that were deleted while they had connections, which a predecessor has left: open() and close()
+  /// them again. Only before anything else is opened.
+  virtual std::vector<KeptForward> kept_forwards() const = 0;
 
   /// The session is over: closes its forwards and resets all of its connections, including those of
   /// forwards closed earlier and those being handed over between two workers. Unknown ids are ignored.

@@ -51,6 +51,13 @@ bool PipePool::lend(RelayState& to) {
   return true;
 }
 
+void PipePool::adopt(const RelayState& relay) {
+  if (relay.pipe[0] < 0) return;
+  ++open_;
+  counters_.pipes_open.add();
+  counters_.pipes_in_use.add();
+}
+
 void PipePool::give_back(const Pipe& pipe, bool drained) {
   counters_.pipes_in_use.sub();
   if (drained && idle_.size() < kIdleMax) {

@@ -44,6 +44,8 @@ class PipePool {
   std::optional<Pipe> take();
   /// Gives the relay a pipe if it has none; false as in reserve().
   bool lend(RelayState& to);
+  /// Counts the pipe of a predecessor's relay, if it has one.
+  void adopt(const RelayState& relay);
   /// `drained`: the pipe is empty. Otherwise it is closed: its bytes must not reach another connection.
   void give_back(const Pipe& pipe, bool drained);
 

@@ -55,6 +55,13 @@ Result<std::vector<Answer>> ask(const std::vector<std::unique_ptr<Worker>>& work
   return answers;
 }
 
+/// Not if it is shut.
+bool listens(int listener) {
+  int on = 0;
+  socklen_t size = sizeof on;
+  return ::getsockopt(listener, SOL_SOCKET, SO_ACCEPTCONN, &on, &size) == 0 && on != 0;
+}
+
 }  // namespace
 
 ForwardStats ServedForward::stats() const {
@@ -127,6 +134,7 @@ Proxy::Proxy(const ProxyOptions& options, std::string backend, std::string backe
         .connections = options.connections};
     workers_.push_back(std::make_unique<Worker>(std::move(ios[i]), worker, arena_.table(i)));
   }
+  if (options_.inherited != nullptr) placed_ = place_connections();
   const BlockedSignals blocked;
   for (const auto& worker : workers_) worker->set_peers(workers_);
   for (std::size_t i = 0; i < count; ++i) {
@@ -139,6 +147,78 @@ Proxy::~Proxy() {
   stop();
 }
 
+// --- What a predecessor has left.
+
+/// Each worker gets the connections of its namesake: their order and ids stay. Those of workers that there
+/// are no more follow.
+std::size_t Proxy::place_connections() {
+  std::size_t placed = 0;
+  arena_.header().crashes_ns = options_.inherited->crashes();
+  const auto of_workers = options_.inherited->take_connections();
+  for (std::size_t i = 0; i < of_workers.size(); ++i) {
+    for (const ConnectionSlot& slot : of_workers[i]) {
+      if (workers_[i % workers_.size()]->put(slot)) {
+        ++placed;
+      } else {
+        options_.inherited->reset(slot, Lost::kConnections);
+      }
+    }
+  }
+  return placed;
+}
+
+void Proxy::adopt(const ServedForwardPtr& forward) {
+  for (const auto& worker : workers_) worker->post(Worker::AdoptConnections{forward});
+  const GuestEndpoints& guest = forward->guest();
+  Worker& listening = *workers_[forward->listening_worker];
+  for (const int listener : forward->listeners) {
+    Endpoint local;
+    auto size = static_cast<socklen_t>(local.capacity());
+    if (::getsockname(listener, local.data(), &size) != 0) continue;
+    local.resize(size);
+    for (Fd& client : options_.inherited->take_clients(local))
+      listening.post(Worker::TakeClient{forward, client.release()});
+    if (listens(listener)) continue;
+    listening.post(Worker::Refused{.refusal = {.forward = forward,
+                                               .client = {},
+                                               .guest = guest.of(local.address()),
+                                               .local = local,
+                                               .concerns_all = true},
+                                   .adopted = true});
+  }
+  for (const NotedRefusal& noted : options_.inherited->take_refusals(forward->route.id)) {
+    workers_[next_worker_++ % workers_.size()]->post(
+        Worker::Refused{.refusal = {.forward = forward,
+                                    .client = to_endpoint(noted.client).address(),
+                                    .guest = to_endpoint(noted.guest),
+                                    .local = to_endpoint(noted.local),
+                                    .own_address = noted.own_address},
+                        .adopted = true});
+  }
+}
+
+Result<void> Proxy::pause() {
+  resumed_ = {};
+  const std::shared_future<void> resumed = resumed_.get_future().share();
+  auto answers = ask<bool>(workers_, [&](auto answer) { return Worker::Pause{std::move(answer), resumed}; });
+  if (answers) return {};
+  resume();
+  return answers.error();
+}
+
+void Proxy::resume() {
+  resumed_.set_value();
+}
+
+std::size_t Proxy::end_adoption() {
+  if (options_.inherited == nullptr) return 0;
+  options_.inherited = nullptr;
+  auto answers =
+      ask<std::size_t>(workers_, [](auto answer) { return Worker::EndAdoption{std::move(answer)}; });
+  if (!answers) return placed_;
+  return placed_ - std::accumulate(answers->begin(), answers->end(), std::size_t{0});
+}
+
 void Proxy::stop() {
   if (threads_.empty()) return;
   stop_accepting();
@@ -147,10 +227,19 @@ void Proxy::stop() {
   threads_.clear();
 }
 
+/// A predecessor's listener, with the clients that wait there, or a new one. The predecessor's is shut if the
+/// guest refuses everybody.
+Result<Fd> Proxy::listen_at(const Endpoint& endpoint) const {
+  if (options_.inherited != nullptr) {
+    if (Fd listener = options_.inherited->take_listener(endpoint)) return listener;
+  }
+  return open_listen_socket(endpoint, options_.connections);
+}
+
 Result<BoundPort> Proxy::bind(std::uint16_t port) {
   std::vector<Fd> listeners;
   for (const IpAddress& address : options_.public_addresses) {
-    auto listener = open_listen_socket({address, port}, options_.connections);
+    auto listener = listen_at({address, port});
     if (!listener) return listener.error();
     listeners.push_back(std::move(*listener));
   }
@@ -183,8 +272,9 @@ void Proxy::open(ForwardRoute route, BoundPort port) {
   for (const Fd& listener : listeners) forward->listeners.push_back(listener.get());
   session.forwards.push_back(forward);
   count_listeners(*session.served, true, listeners.size());
-  forward->accepting.store(true);
+  forward->accepting.store(!listeners.empty());
   workers_[worker]->post(Worker::OpenForward{forward, std::move(listeners)});
+  if (options_.inherited != nullptr) adopt(forward);
   forwards_.insert_or_assign(id, std::move(forward));
 }
 
@@ -199,6 +289,37 @@ void Proxy::close(const ForwardId& id, ClosePolicy policy, CloseHow why) {
                                         : ForwardPhase::kEnded,
         why);
   prune(forward->route.session_id);
+}
+
+std::vector<KeptForward> Proxy::kept_forwards() const {
+  return options_.inherited != nullptr ? options_.inherited->kept_forwards() : std::vector<KeptForward>();
+}
+
+/// For a successor. Without a free entry, those are given up that are not needed any more.
+void Proxy::note_kept(const ServedForward& forward, ForwardPhase phase, CloseHow why) {
+  const std::span<KeptForward> all = arena_.kept_forwards();
+  const auto of = [&](const ForwardId& id) { return std::ranges::find(all, id, &KeptForward::id); };
+  auto entry = of(forward.route.id);
+  if (phase == ForwardPhase::kEnded) {
+    if (entry != all.end()) *entry = {};
+    return;
+  }
+  const bool may_have_connections = options_.inherited != nullptr || !forward.idle();
+  if (!may_have_connections) return;
+  if (entry == all.end()) entry = of(ForwardId{});
+  if (entry == all.end()) {
+    for (KeptForward& each : all) {
+      if (ended(each.id)) each = {};
+    }
+    entry = of(ForwardId{});
+  }
+  if (entry == all.end()) return;
+  *entry = {.id = forward.route.id,
+            .session_id = forward.route.session_id,
+            .max_bytes_per_second = forward.rate[kDownstream].limit(),
+            .guest_port = forward.route.guest.endpoint.port(),
+            .draining = phase == ForwardPhase::kDraining,
+            .why = why};
 }
 
 void Proxy::end_session(const Uuid& session_id, CloseHow why) {
@@ -307,6 +428,7 @@ void Proxy::close(const ServedForwardPtr& forward, ForwardPhase to, CloseHow why
       ::shutdown(listener, SHUT_RD);
     }
   }
+  note_kept(*forward, to, why);
   for (const auto& worker : workers_) worker->post(Worker::CloseForward{forward});
   closing_.insert_or_assign(forward->route.id, forward);
   if (closing_.size() <= closing_max_) return;

@@ -1,6 +1,7 @@
 // The data plane: the workers' threads, and the forwards they serve. Called from the control thread.
 #pragma once
 
+#include <future>
 #include <memory>
 #include <string>
 #include <thread>
@@ -15,6 +16,7 @@
 #include "proxy/connections.h"
 #include "proxy/dataplane.h"
 #include "proxy/fair_share.h"
+#include "proxy/inherited.h"
 #include "proxy/served_forward.h"
 #include "proxy/slot_arena.h"
 #include "proxy/worker.h"
@@ -26,6 +28,8 @@ struct ProxyOptions {
   std::vector<IpAddress> public_addresses = {};
   // Descriptors reserved for listeners. Two listeners beyond them cost one connection.
   std::uint32_t listeners_reserved = UINT32_MAX;
+  // What a predecessor has left; null: nothing. It outlives end_adoption().
+  Inherited* inherited = nullptr;
 };
 
 class Proxy final : public Dataplane {
@@ -36,10 +40,20 @@ class Proxy final : public Dataplane {
   /// As stop() does.
   ~Proxy() override;
 
+  /// The memory of all connections: what a successor needs, beside the descriptors.
+  const Fd& memory() const { return arena_.memory(); }
+  /// No worker does anything until resume(). kResourceExhausted if one does not answer; then none waits.
+  Result<void> pause();
+  void resume();
+  /// Every forward that a predecessor's connections could belong to has been opened: resets the others.
+  /// Returns how many connections continue.
+  std::size_t end_adoption();
+
   Result<BoundPort> bind(std::uint16_t port) override;
   Result<void> check_bind() const override;
   void open(ForwardRoute route, BoundPort port) override;
   void close(const ForwardId& id, ClosePolicy policy, CloseHow why) override;
+  std::vector<KeptForward> kept_forwards() const override;
   void end_session(const Uuid& session_id, CloseHow why) override;
   bool session_ended(const Uuid& session_id) override;
   void change_owner(const Uuid& session_id) override;
@@ -87,9 +101,13 @@ class Proxy final : public Dataplane {
   void count_listeners(ServedSession& session, bool open, std::size_t listeners);
   std::shared_ptr<BacklogQueue> backlog_of(const SocketTarget& socket, std::size_t worker);
   void take_waiting(const ServedForwardPtr& forward, int listener);
+  void note_kept(const ServedForward& forward, ForwardPhase phase, CloseHow why);
+  Result<Fd> listen_at(const Endpoint& endpoint) const;
+  std::size_t place_connections();
+  void adopt(const ServedForwardPtr& forward);
   void prune(const Uuid& session_id);
 
-  const ProxyOptions options_;
+  ProxyOptions options_;
   const std::string backend_;
   const std::string backend_reason_;
   SlotArena arena_;
@@ -108,6 +126,8 @@ class Proxy final : public Dataplane {
   std::unordered_map<std::string, std::weak_ptr<BacklogQueue>> backlogs_;  // by path; pruned now and then
   std::size_t backlogs_max_ = 64;
   std::size_t next_worker_ = 0;
+  std::size_t placed_ = 0;      // connections of a predecessor
+  std::promise<void> resumed_;  // of the pause that lasts
 };
 
 }  // namespace portway

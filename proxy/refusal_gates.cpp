@@ -25,13 +25,14 @@ bool is_v6_of(const Refusal& refusal) {
 }  // namespace
 
 RefusalGates::RefusalGates(Io& io, Nanos interval_max, ClientRefusals* refusals, WorkerCounters& counters,
-                           Token token_base, Hooks hooks)
+                           Token token_base, Hooks hooks, std::span<NotedRefusal> notes)
     : io_(io),
       interval_max_(interval_max),
       refusals_(refusals),
       counters_(counters),
       token_base_(token_base),
-      hooks_(std::move(hooks)) {}
+      hooks_(std::move(hooks)),
+      notes_(notes) {}
 
 RefusalGates::~RefusalGates() {
   assert(in_use_ == 0 && "forget_all() and turn until empty first");
@@ -59,6 +60,17 @@ void RefusalGates::add(const Refusal& refusal) {
   gate->state = State::kWaiting;
   gate->since = gate->probed = gate->due = now;
   ++in_use_;
+}
+
+void RefusalGates::adopt(const Refusal& refusal) {
+  add(refusal);
+  Gate* gate = find(refusal);
+  if (gate != nullptr && (gate->shut || shut(*gate))) return;
+  if (!refusal.concerns_all) return;
+  // There is no gate for it: clients are let in.
+  const bool v6 = is_v6_of(refusal);
+  hooks_.shut(refusal.forward, v6);
+  hooks_.open(refusal.forward, v6);
 }
 
 RefusalGates::Gate* RefusalGates::find(const Refusal& refusal) {
@@ -111,6 +123,11 @@ bool RefusalGates::shut(Gate& gate) {
     if (std::ranges::find(refused, entry) == refused.end() && !refusals_->refuse(entry.first, entry.second))
       return false;
     refused.push_back(entry);
+    note_of(gate) = {.forward = gate.forward->route.id,
+                     .client = to_plain({gate.client->client, 0}),
+                     .guest = to_plain(gate.client->guest),
+                     .local = to_plain(gate.client->local),
+                     .own_address = gate.client->own_address};
   } else {
     hooks_.shut(gate.forward, gate.v6);
   }
@@ -124,6 +141,7 @@ bool RefusalGates::shut(Gate& gate) {
 bool RefusalGates::open(Gate& gate) {
   if (!gate.shut) return true;
   if (gate.client) {
+    note_of(gate) = {};
     const std::lock_guard lock(gate.forward->listeners_mutex);
     auto& refused = gate.forward->refused_clients;
     const std::pair entry(gate.client->local, gate.client->client);
@@ -340,10 +358,15 @@ void RefusalGates::release(Gate& gate) {
   if (gate.shut) {
     // Its forward is closed: the listeners stay as they are, and the refused client is no longer listed.
     gate.shut = false;
+    note_of(gate) = {};
     counters_.refusal_gates.sub();
   }
   gate = Gate{};
   --in_use_;
+}
+
+NotedRefusal& RefusalGates::note_of(const Gate& gate) {
+  return notes_[static_cast<std::size_t>(&gate - gates_.data())];
 }
 
 }  // namespace portway

@@ -31,10 +31,12 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "network/client_refusals.h"
 #include "proxy/io.h"
+#include "proxy/noted_refusal.h"
 #include "proxy/served_forward.h"
 #include "proxy/stats.h"
 
@@ -52,7 +54,7 @@ struct Refusal {
 
 class RefusalGates {
  public:
-  static constexpr std::size_t kGatesMax = 64;
+  static constexpr std::size_t kGatesMax = portway::kGatesMax;
   static constexpr std::size_t kGatesPerForward = 8;
   static constexpr std::chrono::seconds kForgetAfter{3};
   static constexpr std::chrono::seconds kForwardGateMax{60};
@@ -69,14 +71,16 @@ class RefusalGates {
   };
 
   /// `token_base` is or'ed into the tokens of its polls. `interval_max` zero: nobody is ever refused.
-  /// `refusals` null: no client gates.
+  /// `refusals` null: no client gates. `notes`: for a successor, kGatesMax free ones.
   RefusalGates(Io& io, Nanos interval_max, ClientRefusals* refusals, WorkerCounters& counters,
-               Token token_base, Hooks hooks);
+               Token token_base, Hooks hooks, std::span<NotedRefusal> notes);
   ~RefusalGates();
   RefusalGates(const RefusalGates&) = delete;
   RefusalGates& operator=(const RefusalGates&) = delete;
 
   void add(const Refusal& refusal);
+  /// A predecessor has been refusing them: nobody is let in before a probe.
+  void adopt(const Refusal& refusal);
   /// The forward is closed: removes its gates and leaves its listeners as they are.
   void forget(const ServedForwardPtr& forward);
   void forget_all();
@@ -137,6 +141,7 @@ class RefusalGates {
   void let_in(Gate& gate);
   void refused_again(Gate& gate);
   void release(Gate& gate);
+  NotedRefusal& note_of(const Gate& gate);
 
   Io& io_;
   const Nanos interval_max_;
@@ -144,7 +149,8 @@ class RefusalGates {
   WorkerCounters& counters_;
   const Token token_base_;
   const Hooks hooks_;
-  std::vector<Gate> gates_;  // kGatesMax at most
+  const std::span<NotedRefusal> notes_;  // of gates_
+  std::vector<Gate> gates_;              // kGatesMax at most
   std::size_t in_use_ = 0;
 };
 

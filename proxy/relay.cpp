@@ -14,9 +14,10 @@ namespace {
 /// Empty or not.
 void release_pipe(PipePool& pipes, RelayState& state) {
   if (state.pipe[0] < 0) return;
-  pipes.give_back({state.pipe[0], state.pipe[1], state.pipe_capacity}, state.pipe_bytes == 0);
-  state.pipe[0] = state.pipe[1] = -1;
+  const Pipe pipe{state.pipe[0], state.pipe[1], state.pipe_capacity};
+  state.pipe[0] = state.pipe[1] = -1;  // first: what a slot names is open
   state.pipe_capacity = 0;
+  pipes.give_back(pipe, state.pipe_bytes == 0);
 }
 
 /// One call's work on one direction. A step returns a status to stop with, or nothing to continue.

@@ -16,6 +16,8 @@ struct RelayMemory {
 
   // The connection that is being relayed, or was last: the index of its slot in the table.
   std::uint32_t in_hand = kNobody;
+  // 1: the worker's thread got a fatal signal while it was that connection's turn, or after it.
+  std::uint32_t crashed = 0;
   // Of the direction of it whose bytes are in `buffer`: RelayState::bytes when the read began. Nothing was
   // under way there then.
   std::uint64_t before_read = 0;

@@ -11,6 +11,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <type_traits>
 
 #include "base/boot_clock.h"
 
@@ -23,10 +24,14 @@ static_assert(sizeof(ArenaHeader) <= kHeaderBytes);
 // Who maps it relies on its size: memory that shrinks would end that process with SIGBUS.
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
-static_assert(sizeof(RelayMemory) % alignof(ConnectionSlot) == 0);
+static_assert(sizeof(RelayMemory) % alignof(NotedRefusal) == 0);
+static_assert(kGatesMax * sizeof(NotedRefusal) % alignof(ConnectionSlot) == 0);
+static_assert(kKeptForwardsMax * sizeof(KeptForward) % alignof(RelayMemory) == 0);
+static_assert(std::is_trivially_copyable_v<KeptForward> && std::is_trivially_copyable_v<NotedRefusal>);
 
 std::size_t bytes_of(std::size_t tables, std::size_t slots) {
-  return kHeaderBytes + tables * sizeof(RelayMemory) + slots * sizeof(ConnectionSlot);
+  return kHeaderBytes + kKeptForwardsMax * sizeof(KeptForward) +
+         tables * (sizeof(RelayMemory) + kGatesMax * sizeof(NotedRefusal)) + slots * sizeof(ConnectionSlot);
 }
 
 /// Empty if it cannot be read.
@@ -81,8 +86,12 @@ SlotArena::SlotArena(std::size_t slots, std::size_t tables) {
 
 void SlotArena::cut(std::size_t tables, std::size_t slots) {
   std::byte* after_header = mapped_.data() + kHeaderBytes;
-  relays_ = {reinterpret_cast<RelayMemory*>(after_header), tables};
-  slots_ = {reinterpret_cast<ConnectionSlot*>(after_header + relays_.size_bytes()), slots};
+  kept_ = {reinterpret_cast<KeptForward*>(after_header), kKeptForwardsMax};
+  std::byte* after_kept = after_header + kept_.size_bytes();
+  relays_ = {reinterpret_cast<RelayMemory*>(after_kept), tables};
+  std::byte* after_relays = after_kept + relays_.size_bytes();
+  refusals_ = {reinterpret_cast<NotedRefusal*>(after_relays), tables * kGatesMax};
+  slots_ = {reinterpret_cast<ConnectionSlot*>(after_relays + refusals_.size_bytes()), slots};
   tables_ = tables;
 }
 
@@ -112,7 +121,9 @@ ArenaFault SlotArena::open() {
   std::memcpy(&header, mapped_.data(), sizeof header);  // its writer may still be running
   if (header.magic != kMagic) return ArenaFault::kNotAnArena;
   if (header.layout != kSlotLayout) return ArenaFault::kOtherLayout;
-  if (header.boot_id != this_boot()) return ArenaFault::kOtherBoot;
+  // What could not be read proves nothing.
+  const std::array<char, 40> boot = this_boot();
+  if (header.boot_id != boot && header.boot_id[0] != 0 && boot[0] != 0) return ArenaFault::kOtherBoot;
   if (header.slot_bytes != sizeof(ConnectionSlot) || header.relay_bytes != sizeof(RelayMemory) ||
       header.tables == 0 || header.slots < header.tables || bytes != bytes_of(header.tables, header.slots))
     return ArenaFault::kDamaged;
@@ -124,7 +135,8 @@ ArenaTable SlotArena::table(std::size_t index) const {
   const std::size_t share = slots_.size() / tables_;
   const std::size_t begin = index * share;
   return {.slots = slots_.subspan(begin, index + 1 == tables_ ? slots_.size() - begin : share),
-          .relay = relays_[index]};
+          .relay = relays_[index],
+          .refusals = refusals_.subspan(index * kGatesMax, kGatesMax)};
 }
 
 }  // namespace portway

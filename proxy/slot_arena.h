@@ -1,5 +1,6 @@
-// The shared memory with the slots of all connections: a header, then what the relays of each worker have in
-// user space, then one table of slots a worker.
+// The shared memory with the slots of all connections: a header, then forwards that were deleted and have
+// connections left, then what the relays of each worker have in user space, then the clients that each worker
+// refuses, then one table of slots a worker.
 //
 // Another process of the same boot can map it and read what every connection is doing. The header says
 // whether it may: who wrote it, and in which layout. Pages are touched, and so cost memory, only once a
@@ -14,13 +15,15 @@
 
 #include "base/fd.h"
 #include "proxy/connection_table.h"
+#include "proxy/kept_forward.h"
+#include "proxy/noted_refusal.h"
 #include "proxy/relay_memory.h"
 
 namespace portway {
 
-/// The version of ConnectionSlot, RelayMemory and ArenaHeader. A process does not touch slots of another
-/// layout.
-inline constexpr std::uint32_t kSlotLayout = 1;
+/// The version of ConnectionSlot, RelayMemory, NotedRefusal and ArenaHeader. A process does not touch slots
+/// of another layout.
+inline constexpr std::uint32_t kSlotLayout = 2;
 
 struct ArenaHeader {
   std::array<char, 8> magic{};
@@ -30,7 +33,12 @@ struct ArenaHeader {
   std::uint32_t slots = 0;  // of all tables; the first ones have slots / tables each, the last one the rest
   std::uint32_t relay_bytes = 0;   // sizeof(RelayMemory)
   std::array<char, 40> boot_id{};  // of the kernel, as text with a zero at its end; empty: not known
+  // When workers of the latest processes crashed, the last one first, on the clock CLOCK_BOOTTIME; 0: none.
+  std::array<std::int64_t, 4> crashes_ns{};
 };
+
+/// Of one memory. Connections of further ones do not outlive the daemon.
+inline constexpr std::size_t kKeptForwardsMax = 1024;
 
 /// Why a mapping cannot be used.
 enum class ArenaFault : std::uint8_t {
@@ -47,6 +55,7 @@ std::string_view to_string(ArenaFault fault);
 struct ArenaTable {
   std::span<ConnectionSlot> slots;
   RelayMemory& relay;
+  std::span<NotedRefusal> refusals;  // kGatesMax
 };
 
 class SlotArena {
@@ -63,6 +72,8 @@ class SlotArena {
   std::span<ConnectionSlot> slots() const { return slots_; }
   std::size_t tables() const { return tables_; }
   ArenaTable table(std::size_t index) const;
+  std::span<KeptForward> kept_forwards() const { return kept_; }
+  ArenaHeader& header() const { return *reinterpret_cast<ArenaHeader*>(mapped_.data()); }
   /// A memfd; whoever has it can map the slots.
   const Fd& memory() const { return memory_; }
 
@@ -73,7 +84,9 @@ class SlotArena {
 
   Fd memory_;
   std::span<std::byte> mapped_;
-  std::span<RelayMemory> relays_;  // one a table
+  std::span<KeptForward> kept_;
+  std::span<RelayMemory> relays_;     // one a table
+  std::span<NotedRefusal> refusals_;  // kGatesMax a table
   std::span<ConnectionSlot> slots_;
   std::size_t tables_ = 0;
   ArenaFault fault_ = ArenaFault::kNone;

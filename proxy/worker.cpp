@@ -7,6 +7,7 @@
 #include <thread>
 #include <utility>
 
+#include "proxy/crash_note.h"
 #include "proxy/main_source.h"
 
 namespace portway {
@@ -51,7 +52,8 @@ Worker::Worker(std::unique_ptr<Io> io, const WorkerOptions& options, const Arena
              {.shut = [this](const ServedForwardPtr& forward, bool v6) { listeners_.shut(*forward, v6); },
               .open = [this](const ServedForwardPtr& forward,
                              bool v6) { return listeners_.reopen(*forward, v6); },
-              .source_ports = [this] { return connections_.source_ports(); }}),
+              .source_ports = [this] { return connections_.source_ports(); }},
+             memory.refusals),
       busy_poll_(options.connections.config.busy_poll) {
   io_->count_in(counters_);
 }
@@ -82,7 +84,9 @@ void Worker::post(Message message) {
 }
 
 void Worker::run() {
+  note_crashes_in(&connections_.memory());
   while (!stopped()) turn(Nanos(-1));
+  note_crashes_in(nullptr);
 }
 
 void Worker::turn(Nanos max_wait) {
@@ -230,11 +234,30 @@ void Worker::on(DeviceChanged& message) {
 
 void Worker::on(Refused& message) {
   if (stopping_ || message.refusal.forward->phase.load() != ForwardPhase::kOpen) return;
-  gates_.add(message.refusal);
+  if (message.adopted) {
+    gates_.adopt(message.refusal);
+  } else {
+    gates_.add(message.refusal);
+  }
+}
+
+void Worker::on(AdoptConnections& message) {
+  connections_.adopt(message.forward);
+}
+
+void Worker::on(EndAdoption& message) {
+  message.answer.set_value(connections_.reset_orphans());
+}
+
+void Worker::on(Pause& message) {
+  connections_.note_quiet();
+  message.answer.set_value(true);
+  message.resumed.wait();
 }
 
 void Worker::on(Stop&) {
   stopping_ = true;
+  connections_.reset_orphans();
   gates_.forget_all();
   listeners_.close_all();
   connections_.reset_all(CloseHow::kShutdown);

@@ -61,7 +61,7 @@ class Worker {
   struct TakeConnection {
     OpenedConnection opened;
   };
-  /// The control thread accepted it, for the worker that has the forward's listeners.
+  /// The control thread, or a predecessor, accepted it, for the worker that has the forward's listeners.
   struct TakeClient {
     ServedForwardPtr forward;
     int downstream;
@@ -82,10 +82,25 @@ class Worker {
   /// A guest refused a connection of a forward that this worker listens for.
   struct Refused {
     Refusal refusal;
+    bool adopted = false;  // a predecessor has been refusing them
+  };
+  /// The forward's connections of a predecessor continue.
+  struct AdoptConnections {
+    ServedForwardPtr forward;
+  };
+  /// All forwards are known: resets those that belong to none.
+  struct EndAdoption {
+    std::promise<std::size_t> answer;  // how many
+  };
+  /// The thread waits between two turns until `resumed` is set.
+  struct Pause {
+    std::promise<bool> answer;  // it waits now
+    std::shared_future<void> resumed;
   };
   struct Stop {};
   using Message = std::variant<OpenForward, CloseForward, TakeConnection, TakeClient, ListConnections,
-                               EndConnections, CountConnections, GuestChanged, DeviceChanged, Refused, Stop>;
+                               EndConnections, CountConnections, GuestChanged, DeviceChanged, Refused,
+                               AdoptConnections, EndAdoption, Pause, Stop>;
 
   Worker(std::unique_ptr<Io> io, const WorkerOptions& options, const ArenaTable& memory);
   ~Worker();
@@ -94,6 +109,9 @@ class Worker {
 
   /// All workers, including this one; connections go to the least loaded. Call it before the first turn.
   void set_peers(std::span<const std::unique_ptr<Worker>> peers) { peers_ = peers; }
+
+  /// See Connections::put(). Before the first turn.
+  bool put(const ConnectionSlot& slot) { return connections_.put(slot); }
 
   // --- From any thread.
 
@@ -139,6 +157,9 @@ class Worker {
   void on(GuestChanged& message);
   void on(DeviceChanged& message);
   void on(Refused& message);
+  void on(AdoptConnections& message);
+  void on(EndAdoption& message);
+  void on(Pause& message);
   void on(Stop& message);
 
   void on_accepted(int downstream, const ServedForwardPtr& forward);

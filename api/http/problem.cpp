@@ -65,6 +65,7 @@ unsigned http_status(ErrorCode code) {
       return 408;
     case ErrorCode::kInstanceNotRunning:
     case ErrorCode::kQuotaExceeded:
+    case ErrorCode::kUpgradeNotPossible:
     case ErrorCode::kHostPortTaken:
     case ErrorCode::kTapInUse:
     case ErrorCode::kGuestAddressInUse:

@@ -84,11 +84,12 @@ class Server::Core : public std::enable_shared_from_this<Core> {
         pause_(context),
         sessions_(std::make_shared<Sessions>(options, std::move(handler))) {}
 
-  Result<void> start() {
+  Result<void> start(Fd inherited) {
     if (auto loaded = reload_tls(); !loaded) return loaded;
     const ListenAddress& address = sessions_->options.listen;
     const auto* unix_path = std::get_if<UnixPath>(&address);
-    auto listening = unix_path != nullptr ? listen(*unix_path) : listen(std::get<Endpoint>(address));
+    auto listening = unix_path != nullptr ? listen(*unix_path, std::move(inherited))
+                                          : listen(std::get<Endpoint>(address), std::move(inherited));
     if (!listening) return listening;
     asio::co_spawn(
         acceptor_.get_executor(), [self = shared_from_this()] { return self->accept_all(); },
@@ -147,19 +148,24 @@ class Server::Core : public std::enable_shared_from_this<Core> {
   }
 
  private:
-  Result<void> listen(const Endpoint& endpoint) {
+  Result<void> listen(const Endpoint& endpoint, Fd inherited) {
     error_code error;
-    acceptor_.open(endpoint.protocol(), error);
-    if (!error) acceptor_.set_option(Acceptor::reuse_address(true), error);
-    if (!error) acceptor_.bind(endpoint, error);
+    if (inherited) {
+      acceptor_.assign(endpoint.protocol(), inherited.get(), error);
+      if (!error) inherited.release();
+    } else {
+      acceptor_.open(endpoint.protocol(), error);
+      if (!error) acceptor_.set_option(Acceptor::reuse_address(true), error);
+      if (!error) acceptor_.bind(endpoint, error);
+    }
     if (!error) acceptor_.listen(Acceptor::max_listen_connections, error);
     if (!error) address_ = tcp_endpoint(acceptor_.local_endpoint(error));
     if (error) return cannot_listen(endpoint, error);
     return {};
   }
 
-  Result<void> listen(const UnixPath& path) {
-    auto opened = UnixListener::open(path);
+  Result<void> listen(const UnixPath& path, Fd inherited) {
+    auto opened = UnixListener::open(path, std::move(inherited));
     if (!opened) return opened.error();
     unix_listener_.emplace(std::move(*opened));
     address_ = path;
@@ -249,9 +255,9 @@ class Server::Core : public std::enable_shared_from_this<Core> {
 };
 
 Result<std::unique_ptr<Server>> Server::start(asio::io_context& context, const ServerOptions& options,
-                                              RequestHandler handler) {
+                                              RequestHandler handler, Fd inherited) {
   auto core = std::make_shared<Core>(context, options, std::move(handler));
-  if (auto started = core->start(); !started) return started.error();
+  if (auto started = core->start(std::move(inherited)); !started) return started.error();
   return std::unique_ptr<Server>(new Server(std::move(core)));
 }
 

@@ -15,6 +15,7 @@
 #include "api/http/server_options.h"
 #include "api/http/server_stats.h"
 #include "base/error.h"
+#include "base/fd.h"
 #include "base/listen_address.h"
 
 namespace portway {
@@ -24,9 +25,10 @@ class Server {
   /// Listens when it returns. `context` outlives the server. A Unix socket is made with mode 0660 and
   /// replaces the one that a dead daemon has left. kHostPortTaken, kInvalidConfig (an address that is not
   /// this host's, a port or a path without permission, TLS files that do not fit) or kResourceExhausted, with
-  /// the address and the remedy.
+  /// the address and the remedy. `inherited`: a predecessor's socket that listens there already; its clients
+  /// notice nothing.
   static Result<std::unique_ptr<Server>> start(boost::asio::io_context& context, const ServerOptions& options,
-                                               RequestHandler handler);
+                                               RequestHandler handler, Fd inherited = Fd());
   /// Cuts what is still open; the handler is not called any more.
   ~Server();
   Server(const Server&) = delete;

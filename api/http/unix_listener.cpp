@@ -64,8 +64,16 @@ int clear_path(const std::string& path) {
 
 }  // namespace
 
-Result<UnixListener> UnixListener::open(const UnixPath& where) {
+Result<UnixListener> UnixListener::open(const UnixPath& where, Fd inherited) {
   const std::string& path = where.path;
+  struct stat status {};
+  if (inherited && ::lstat(path.c_str(), &status) == 0 && S_ISSOCK(status.st_mode)) {
+    UnixListener listener(path, std::move(inherited));
+    listener.device_ = status.st_dev;
+    listener.inode_ = status.st_ino;
+    return listener;
+  }
+  inherited.reset();  // somebody has removed its file: nobody can reach it
   if (const int error = clear_path(path)) return cannot_listen(path, error);
   Fd socket = make_unix_socket();
   if (!socket) return cannot_listen(path, errno);
@@ -76,7 +84,6 @@ Result<UnixListener> UnixListener::open(const UnixPath& where) {
     return cannot_listen(path, errno);
   }
   UnixListener listener(path, std::move(socket));
-  struct stat status {};
   if (::chmod(path.c_str(), kMode) < 0 || ::lstat(path.c_str(), &status) < 0 ||
       ::listen(listener.socket_.get(), SOMAXCONN) < 0) {
     return cannot_listen(path, errno);

@@ -15,8 +15,8 @@ class UnixListener {
  public:
   /// Listens at the path, with mode 0660; replaces the file of a dead daemon. kHostPortTaken if somebody
   /// listens there; kInvalidConfig if the path is something else, has no directory or may not be used;
-  /// kResourceExhausted. With the path and the remedy.
-  static Result<UnixListener> open(const UnixPath& path);
+  /// kResourceExhausted. With the path and the remedy. `inherited`: a predecessor's, which listens there.
+  static Result<UnixListener> open(const UnixPath& path, Fd inherited = Fd());
 
   /// Removes the file, unless another has taken its place.
   ~UnixListener() { remove(); }

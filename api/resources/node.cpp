@@ -1,6 +1,7 @@
 // The node itself: what it is, whether it is alive and ready, which profiles it has.
 
 #include <boost/json.hpp>
+#include <cstddef>
 #include <string>
 #include <utility>
 #include <vector>
@@ -41,6 +42,38 @@ Result<Response> info(const ApiContext& api, const Call&) {
   return json_response(200, body);
 }
 
+boost::json::object to_json(const ProcessStatus& status) {
+  const HandoverStats& handover = status.handover;
+  boost::json::object json{{"pid", status.pid},
+                           {"version", PORTWAY_VERSION},
+                           {"started_at", to_rfc3339(status.started)},
+                           {"handover_timeout_s", status.handover_timeout.count()},
+                           {"upgrading", status.upgrading},
+                           {"upgrades_failed", handover.upgrades_failed}};
+  if (!status.upgrade_failure.empty()) json["upgrade_failure"] = status.upgrade_failure;
+  if (!handover.taken_over) return json;
+  boost::json::object reset;
+  for (std::size_t i = 0; i < kLostReasons; ++i) {
+    if (handover.lost[i] != 0) reset[to_string(static_cast<Lost>(i))] = handover.lost[i];
+  }
+  json["taken_over_from"] = {{"end", handover.from_living ? "upgrade" : "crash"},
+                             {"connections", handover.found},
+                             {"adopted", handover.adopted},
+                             {"reset", std::move(reset)},
+                             {"descriptors_left_over", handover.left_over},
+                             {"seconds", handover.seconds}};
+  return json;
+}
+
+Result<Response> process(const ApiContext& api, const Call&) {
+  return json_response(200, {{"process", to_json(api.process.process_status())}});
+}
+
+Result<Response> upgrade(const ApiContext& api, const Call&) {
+  if (auto started = api.process.start_upgrade(); !started) return started.error();
+  return json_response(202, {{"process", to_json(api.process.process_status())}});
+}
+
 Result<Response> is_alive(const ApiContext&, const Call&) {
   return json_response(200, {{"status", "ok"}});
 }
@@ -66,6 +99,8 @@ std::vector<Route> node_routes() {
   return {
       {"GET", "/profiles", Access::kTenant, {}, list_profiles},
       {"GET", "/v1/info", Access::kTenant, {}, info},
+      {"GET", "/v1/node", Access::kAdmin, {}, process},
+      {"POST", "/v1/node/upgrade", Access::kAdmin, {}, upgrade},
       {"GET", "/healthz", Access::kPublic, QueryParameters::ignored(), is_alive},
       {"GET", "/readyz", Access::kPublic, QueryParameters::ignored(), is_ready},
       {"GET", "/version", Access::kPublic, QueryParameters::ignored(), version},

@@ -9,6 +9,7 @@
 #include "client/man_page.h"
 #include "client/output.h"
 #include "client/request.h"
+#include "client/upgrade.h"
 #include "client/version.h"
 
 namespace portway {
@@ -36,6 +37,23 @@ std::vector<Command> node_commands() {
        .method = "GET",
        .path = "/events",
        .run = run_events},
+      {.noun = "node",
+       .verb = "status",
+       .summary = "Show the daemon's process, and what it has taken over from the one before (admin).",
+       .method = "GET",
+       .path = "/v1/node",
+       .envelope = "process",
+       .show = show_resource,
+       .run = run_request},
+      {.noun = "node",
+       .verb = "upgrade",
+       .summary = "Replace the daemon by the binary that is installed now, without losing a connection, and "
+                  "wait until that one serves (admin).",
+       .method = "POST",
+       .path = "/v1/node/upgrade",
+       .envelope = "process",
+       .show = show_resource,
+       .run = run_upgrade},
       {.noun = "config",
        .verb = "check",
        .summary =

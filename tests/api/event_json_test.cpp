@@ -60,6 +60,16 @@ TEST(EventJson, HasTheFieldsOfEveryEventFirstThenItsForwardsThenItsOwn) {
                                           .client = Endpoint(*parse_address("192.0.2.1"), 5000),
                                           .cause = {.side = CloseSide::kGuest, .how = CloseHow::kReset}}),
             of_forward + R"(,"client":"192.0.2.1:5000","side":"guest","how":"reset"})");
+  const auto of_node = [](event::Kind kind) {
+    return boost::json::serialize(to_json({.time = Timestamp(std::chrono::milliseconds(1)),
+                                           .instance_id = {},
+                                           .owner = {},
+                                           .kind = std::move(kind)}));
+  };
+  EXPECT_EQ(of_node(event::NodeTakenOver{.from_living = true, .connections = 3, .adopted = 2}),
+            R"({"time":"1970-01-01T00:00:00.001Z","end":"upgrade","connections":3,"adopted":2})");
+  EXPECT_EQ(of_node(event::NodeUpgradeFailed{"it ended with 2"}),
+            R"({"time":"1970-01-01T00:00:00.001Z","reason":"it ended with 2"})");
 }
 
 TEST(EventStream, IsServerSentEventsWithAnIdEach) {

@@ -490,6 +490,13 @@ class OpenApi(unittest.TestCase):
     def test_44_the_node(self):
         self.ask("GET", "/profiles", status=200)
         self.ask("GET", "/v1/info", status=200)
+        self.ask("GET", "/v1/node", status=200)
+        with Portwayd("proxy.handover_timeout_s=0") as node:
+            self.ask("POST", "/v1/node/upgrade", status=409, code="upgrade_not_possible", node=node)
+        with Portwayd() as node:
+            node.upgrade(lambda: self.ask("POST", "/v1/node/upgrade", status=202, node=node))
+            taken = self.ask("GET", "/v1/node", status=200, node=node).json()["process"]["taken_over_from"]
+            self.assertEqual(taken["end"], "upgrade")
         for scope in ("", "?scope=node", "?scope=forwards"):
             self.ask("GET", "/metrics", query=scope, status=200)
         self.ask("GET", "/connections/recent", status=200)
@@ -687,8 +694,8 @@ class OpenApi(unittest.TestCase):
         path = "/instances/{id}/port-forwards"
         with Portwayd("ports.range=20000-20001") as node:
             node.put_instance("vm-1")
-            descriptors = len(os.listdir(f"/proc/{node.process.pid}/fd"))
-            with self.limited(node, resource.RLIMIT_NOFILE, descriptors):
+            taken = set(map(int, os.listdir(f"/proc/{node.process.pid}/fd")))
+            with self.limited(node, resource.RLIMIT_NOFILE, next(fd for fd in range(1000) if fd not in taken)):
                 self.ask("POST", path, {"guest_port": 3000}, node=node, status=503, code="resource_exhausted")
             for _ in range(2):
                 self.ask("POST", path, {"guest_port": 3000}, node=node, status=201)

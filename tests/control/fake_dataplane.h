@@ -29,6 +29,7 @@ class FakeDataplane : public Dataplane {
     ++bound;
     return BoundPort(port, {});
   }
+  std::vector<KeptForward> kept_forwards() const override { return kept; }
   void open(ForwardRoute route, BoundPort port) override { opened[route.id] = {route, port.port()}; }
   void set_limits(const ForwardId& id, const TrafficLimits& limits) override {
     opened.at(id).first.limits = limits;
@@ -106,6 +107,7 @@ class FakeDataplane : public Dataplane {
   int binds_left = -1;  // then descriptors run out; negative: never
   int bound = 0;
   std::map<ForwardId, std::pair<ForwardRoute, std::uint16_t>> opened;
+  std::vector<KeptForward> kept;
   std::vector<std::pair<ForwardId, ClosePolicy>> closed;
   std::vector<CloseHow> reasons;  // of `closed`
   std::set<ForwardId> gated;      // that refuse all clients

@@ -35,6 +35,18 @@ inline Result<std::vector<ForwardStatus>> create_forwards(Control& control, cons
   return statuses;
 }
 
+struct FakeProcess final : NodeProcess {
+  ProcessStatus process_status() const override { return status; }
+  Result<void> start_upgrade() override {
+    if (!refusal.empty()) return Error{ErrorCode::kUpgradeNotPossible, refusal};
+    status.upgrading = true;
+    return {};
+  }
+
+  ProcessStatus status{.pid = 4711, .handover_timeout = std::chrono::seconds(30)};
+  std::string refusal;
+};
+
 class Node {
  public:
   static constexpr std::string_view kAdminKey = "pwk_admin-key-of-the-tests-AAAAAAAAAAAAAAAAAAAAA";
@@ -76,11 +88,13 @@ class Node {
     control_->set_admin_key(kAdminKey);
     control_->restore().value();
     api_ = std::make_unique<Dispatcher>(
-        ApiContext{context, *control_, stats, closes, [](MetricsScope scope) -> NextPiece {
+        ApiContext{context, *control_, stats, closes,
+                   [](MetricsScope scope) -> NextPiece {
                      return [text = "metrics of scope " + std::to_string(static_cast<int>(scope))]() mutable {
                        return std::exchange(text, {});
                      };
-                   }});
+                   },
+                   process});
   }
   void stop() {
     api_.reset();
@@ -184,6 +198,7 @@ class Node {
   EventHub events;
   ApiStats stats;
   RecentCloses closes{100};
+  FakeProcess process;
   std::vector<IpAddress> lost_addresses;  // public ones that the node does not have
 
  private:

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <boost/json/value.hpp>
+#include <csignal>
 #include <fstream>
 #include <iostream>
 #include <stdexcept>
@@ -61,6 +62,10 @@ Daemon::Daemon(const GuestNetwork& network, const DaemonOptions& options)
 
 Daemon::~Daemon() {
   if (testing::Test::HasFailure()) std::cerr << "--- portwayd printed:\n" << process_->output() << "---\n";
+  // Its keeper first, which would wait for another one.
+  const std::string pid = std::to_string(process_->pid());
+  std::ifstream children("/proc/" + pid + "/task/" + pid + "/children");
+  for (pid_t child = 0; children >> child;) ::kill(child, SIGKILL);
   process_.reset();
   std::filesystem::remove_all(directory_);
 }

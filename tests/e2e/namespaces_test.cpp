@@ -358,11 +358,10 @@ TEST_P(NamespacesTest, AReloadChangesTheDirectories) {
   const auto c = sandbox("c");
   const std::string own = daemon_->netns_directory();
   change_config('"' + own + '"', R"("/run/elsewhere")");
-  HttpResponse answer;
-  ASSERT_TRUE(comes_true([&] {
-    answer = put("vm-c", *c);
-    return answer.status == 422;
-  }));
+  // Not before: a session that began would go on.
+  ASSERT_TRUE(daemon_->process().wait_for_output("configuration reloaded", seconds(10)));
+  const HttpResponse answer = put("vm-c", *c);
+  EXPECT_EQ(answer.status, 422);
   EXPECT_THAT(answer.body, HasSubstr("netns_directories (/run/elsewhere)"));
   EXPECT_THAT(ask(to_a), HasSubstr("a ")) << "what runs goes on";
   change_config(R"("/run/elsewhere")", '"' + own + '"');

@@ -365,10 +365,12 @@ TEST(RefusalGates, TenThousandForwardsAreNoStormOfProbes) {
   WorkerCounters counters;
   const Endpoint service(boost::asio::ip::make_address("198.19.0.2"), 3000);  // where nobody listens
   std::size_t opened = 0;
+  std::vector<NotedRefusal> notes(RefusalGates::kGatesMax);
   RefusalGates gates(io, 1000ms, nullptr, counters, 0,
                      {.shut = [](const ServedForwardPtr&, bool) {},
                       .open = [&](const ServedForwardPtr&, bool) { return ++opened > 0; },
-                      .source_ports = [] { return PortRange{}; }});
+                      .source_ports = [] { return PortRange{}; }},
+                     notes);
   std::vector<ServedForwardPtr> forwards;
   for (int i = 0; i < 10'000; ++i) {
     forwards.push_back(

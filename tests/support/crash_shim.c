@@ -1,9 +1,10 @@
-// Ends its process with SIGKILL at the N-th call that changes a file under a given path: LD_PRELOAD for crash_test.py.
+// Ends its process with SIGKILL at the N-th call that changes a file under a given path: LD_PRELOAD for crash_test.py, upgrade_test.py.
 //
 //   PORTWAY_CRASH_PATH  only files whose path starts with it count
 //   PORTWAY_CRASH_AT    N, from 1; 0: never
 //   PORTWAY_CRASH_HALF  set: when the N-th call writes, half of its bytes are written first
 //   PORTWAY_CRASH_LOG   a file that gets one byte for each call counted
+//   PORTWAY_CRASH_PARENT  set: its parent gets this signal instead, and the process goes on
 //
 // The daemon calls these from one thread at a time: at its start from the control thread, then from the store's. A kill between two calls leaves the same files as one at the
 // beginning of the second, so killing at each call is killing at every moment.
@@ -18,6 +19,15 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+static pid_t self;
+static pid_t parent;
+
+__attribute__((constructor)) static void begin(void) {
+  unsetenv("LD_PRELOAD");  // not for what this process starts
+  self = getpid();
+  parent = getppid();  // whoever takes its place later has done nothing
+}
+
 static int matches(const char* path) {
   const char* prefix = getenv("PORTWAY_CRASH_PATH");
   return prefix != NULL && strncmp(path, prefix, strlen(prefix)) == 0;
@@ -27,7 +37,7 @@ static int matches(const char* path) {
 static int counted(const char* path) {
   static long calls = 0;
   static int log_fd = -1;
-  if (!matches(path)) return 0;
+  if (getpid() != self || !matches(path)) return 0;  // its keeper removes a socket there
   const char* log_path = getenv("PORTWAY_CRASH_LOG");
   if (log_path != NULL) {
     if (log_fd < 0) log_fd = open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
@@ -48,6 +58,11 @@ static int counted_fd(int fd) {
 }
 
 static void die(void) {
+  const char* signal = getenv("PORTWAY_CRASH_PARENT");
+  if (signal != NULL) {
+    kill(parent, atoi(signal));
+    return;
+  }
   kill(getpid(), SIGKILL);
   for (;;) pause();
 }

@@ -22,6 +22,7 @@ import unittest
 
 CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 TUNSETIFF = 0x400454CA  # linux/if_tun.h
 IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
 START_TIMEOUT_S = 60
@@ -48,6 +49,7 @@ def die_with_parent():
 
 def isolate():
     require_namespaces()
+    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # for what a daemon starts: its keeper, and the next one
     if _libc.unshare(CLONE_NEWNET) != 0:
         raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNET)")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
@@ -149,6 +151,23 @@ class Portwayd:
             self.process.kill()
             self.process.wait()
 
+    def upgrade(self, ask=None):
+        """By SIGUSR2, unless `ask` asks for it in another way; returns when another process has taken over. This one's end is
+        the next one's orphan: end() finds it."""
+        before = self.process.pid
+        said = self.output().count("listens on http://")
+        if ask is None:
+            self.process.send_signal(signal.SIGUSR2)
+        else:
+            ask()
+        self.process.wait(60)
+        assert wait_until(lambda: self.output().count("listens on http://") > said), self.output()
+        took = int(re.findall(r"upgrade: process (\d+) takes over", self.output())[-1])
+        assert took != before
+        self.process = Adopted(took)
+        assert int(re.findall(r"listens on http://\S*:(\d+),", self.output())[-1]) == self.port
+        self.close_connection()
+
     def stop(self, number=signal.SIGTERM):
         self.close_connection()
         self.process.send_signal(number)
@@ -202,7 +221,11 @@ class Portwayd:
         return self.call("POST", "/api-keys", {"role": "tenant", "owner": owner}).json()["secret"]
 
     def end(self):
-        """Nothing is left of it."""
+        """Nothing is left of it: its keeper goes first, which would wait for the next one."""
+        if self.process is not None:
+            for keeper in children_of(self.process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(keeper, signal.SIGKILL)
         self.kill()
         shutil.rmtree(self.directory)
 
@@ -213,6 +236,40 @@ class Portwayd:
         if kind is not None and not issubclass(kind, unittest.SkipTest):
             print(f"--- portwayd printed:\n{self.output()}---")
         self.end()
+
+
+class Adopted:
+    """As subprocess.Popen, of a process that another one has started; it became this process's child when that one ended."""
+
+    def __init__(self, pid):
+        self.pid = pid
+        self.returncode = None
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def kill(self):
+        if self.returncode is None:
+            self.send_signal(signal.SIGKILL)
+
+    def poll(self):
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid != 0:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout=60):
+        assert wait_until(lambda: self.poll() is not None, timeout)
+        return self.returncode
+
+
+def children_of(pid):
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            return [int(child) for child in file.read().split()]
+    except OSError:
+        return []
 
 
 class Ended(Exception):

@@ -76,5 +76,38 @@ TEST(Readiness, FollowsTheDiskEvenWithoutRequests) {
   expect_ready_as_post(node, "");
 }
 
+// --- The process.
+
+TEST(NodeProcess, SaysWhatItHasTakenOver) {
+  Node node;
+  EXPECT_EQ(node.call("GET", "/v1/node").body,
+            R"({"process":{"pid":4711,"version":")" PORTWAY_VERSION
+            R"(","started_at":"1970-01-01T00:00:00.000Z","handover_timeout_s":30,"upgrading":false,)"
+            R"("upgrades_failed":0}})");
+  HandoverStats& handover = node.process.status.handover;
+  handover = {
+      .taken_over = true, .from_living = true, .found = 5, .adopted = 3, .left_over = 1, .seconds = 0.5};
+  handover.lost[static_cast<std::size_t>(Lost::kPoison)] = 2;
+  const auto process = Node::json(node.call("GET", "/v1/node")).at("process");
+  EXPECT_EQ(boost::json::serialize(process.at("taken_over_from")),
+            R"({"end":"upgrade","connections":5,"adopted":3,"reset":{"poison":2},)"
+            R"("descriptors_left_over":1,"seconds":5E-1})");
+}
+
+TEST(NodeProcess, AnUpgradeIsAnAdminsAndSaysWhyItCannotBe) {
+  Node node;
+  const std::string tenant = node.tenant_key("alice");
+  EXPECT_EQ(node.call("GET", "/v1/node", "", tenant).status, 403U);
+  EXPECT_EQ(node.call("POST", "/v1/node/upgrade", "", tenant).status, 403U);
+  EXPECT_FALSE(node.process.status.upgrading);
+  const Response started = node.call("POST", "/v1/node/upgrade");
+  EXPECT_EQ(started.status, 202U);
+  EXPECT_TRUE(Node::json(started).at("process").at("upgrading").as_bool());
+  node.process.refusal = "An upgrade is under way already.";
+  const Response again = node.call("POST", "/v1/node/upgrade");
+  EXPECT_EQ(again.status, 409U);
+  EXPECT_EQ(Node::code(again), "upgrade_not_possible");
+}
+
 }  // namespace
 }  // namespace portway

@@ -1,0 +1,151 @@
+#include "daemon/supervise.h"
+
+#include <fmt/format.h>
+#include <poll.h>
+#include <spawn.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include "base/fd.h"
+#include "base/forward.h"
+#include "daemon/arguments.h"
+
+namespace portway {
+namespace {
+
+using std::chrono::milliseconds;
+
+// Before the next start, twice as long each time, unless the daemon has run for longer than that.
+constexpr milliseconds kPauseMin(100);
+constexpr milliseconds kPauseMax(5000);
+
+void say(const std::string& text) {
+  fmt::print(stderr, "{} warning {}\n", to_rfc3339(now()), text);
+}
+
+class Supervisor {
+ public:
+  int run() {
+    // An upgrade's process becomes a child of this one when the one that started it has ended.
+    ::prctl(PR_SET_CHILD_SUBREAPER, 1);
+    sigemptyset(&handled_);
+    for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD})
+      sigaddset(&handled_, signal);
+    ::sigprocmask(SIG_BLOCK, &handled_, nullptr);
+    const Fd signals(::signalfd(-1, &handled_, SFD_CLOEXEC | SFD_NONBLOCK));
+    if (!signals || !start()) return kExitFailed;
+    while (!exit_code_) {
+      pollfd ready{.fd = signals.get(), .events = POLLIN, .revents = 0};
+      ::poll(&ready, 1, daemon_ == 0 ? static_cast<int>(pause_.count()) : -1);
+      signalfd_siginfo signal{};
+      while (::read(signals.get(), &signal, sizeof signal) == sizeof signal)
+        on_signal(static_cast<int>(signal.ssi_signo));
+      if (daemon_ == 0 && !exit_code_ && steady_clock::now() >= start_at_ && !start()) return kExitFailed;
+    }
+    return *exit_code_;
+  }
+
+ private:
+  using steady_clock = std::chrono::steady_clock;
+
+  bool start() {
+    std::ifstream file("/proc/self/cmdline", std::ios::binary);
+    std::vector<std::string> arguments;
+    for (std::string each; std::getline(file, each, '\0');) {
+      if (each != "--supervise") arguments.push_back(each);
+    }
+    std::vector<char*> pointers;
+    for (std::string& each : arguments) pointers.push_back(each.data());
+    pointers.push_back(nullptr);
+    sigset_t none;
+    sigemptyset(&none);
+    posix_spawnattr_t attributes;
+    ::posix_spawnattr_init(&attributes);
+    ::posix_spawnattr_setsigmask(&attributes, &none);
+    ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+    const int error =
+        ::posix_spawn(&daemon_, program_.c_str(), nullptr, &attributes, pointers.data(), ::environ);
+    ::posix_spawnattr_destroy(&attributes);
+    if (error != 0)
+      say(fmt::format("the daemon cannot be started: {}", std::system_category().message(error)));
+    started_ = steady_clock::now();
+    return error == 0;
+  }
+
+  void on_signal(int signal) {
+    if (signal == SIGCHLD) return reap();
+    if (signal == SIGTERM || signal == SIGINT) {
+      stopping_ = true;
+      if (daemon_ == 0) exit_code_ = 0;
+    }
+    if (daemon_ != 0) ::kill(daemon_, signal);
+  }
+
+  /// Also keepers, which are nobody's child once their daemon has ended.
+  void reap() {
+    int status = 0;
+    for (pid_t ended; (ended = ::waitpid(-1, &status, WNOHANG)) > 0;) {
+      if (ended == daemon_) on_end(status);
+    }
+  }
+
+  void on_end(int status) {
+    daemon_ = 0;
+    const bool exited = WIFEXITED(status);
+    if (exited && WEXITSTATUS(status) == 0) daemon_ = successor();
+    if (daemon_ != 0) return;
+    if (exited && (stopping_ || WEXITSTATUS(status) == 0 || WEXITSTATUS(status) == kExitBadConfig)) {
+      exit_code_ = WEXITSTATUS(status);
+    } else if (stopping_) {
+      exit_code_ = 128 + WTERMSIG(status);
+    } else {
+      const auto ran = steady_clock::now() - started_;
+      pause_ = ran > kPauseMax ? milliseconds::zero() : std::clamp(2 * pause_, kPauseMin, kPauseMax);
+      start_at_ = steady_clock::now() + pause_;
+      say(exited ? fmt::format("the daemon has ended with {}: it is started again", WEXITSTATUS(status))
+                 : fmt::format("the daemon was ended by signal {}: it is started again", WTERMSIG(status)));
+    }
+  }
+
+  /// The process that an upgrade has started.
+  static pid_t successor() {
+    std::ifstream children(fmt::format("/proc/self/task/{}/children", ::getpid()));
+    for (pid_t child = 0; children >> child;) {
+      std::ifstream file(fmt::format("/proc/{}/comm", child));
+      if (std::string name; std::getline(file, name) && name == "portwayd") return child;
+    }
+    return 0;
+  }
+
+  // What is installed there by then.
+  const std::string program_ = std::filesystem::read_symlink("/proc/self/exe").string();
+  sigset_t handled_{};
+  pid_t daemon_ = 0;  // 0: it is started at start_at_
+  steady_clock::time_point started_;
+  steady_clock::time_point start_at_;
+  milliseconds pause_{0};
+  bool stopping_ = false;
+  std::optional<int> exit_code_;
+};
+
+}  // namespace
+
+int supervise() {
+  return Supervisor().run();
+}
+
+}  // namespace portway

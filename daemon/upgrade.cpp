@@ -1,0 +1,160 @@
+#include "daemon/upgrade.h"
+
+#include <fmt/format.h>
+#include <signal.h>
+#include <spawn.h>
+#include <spdlog/spdlog.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+#include "handover/transfer.h"
+
+namespace portway {
+namespace {
+
+namespace asio = boost::asio;
+
+constexpr std::chrono::seconds kBeginMax(10);  // for the check, and for the new process to ask
+
+/// The file that this process was started from, which may have been replaced since.
+std::string own_program() {
+  std::error_code error;
+  return std::filesystem::read_symlink("/proc/self/exe", error).string();
+}
+
+std::vector<std::string> own_arguments() {
+  std::ifstream file("/proc/self/cmdline", std::ios::binary);
+  std::vector<std::string> all;
+  for (std::string each; std::getline(file, each, '\0');) all.push_back(each);
+  std::erase(all, "--take-over");
+  return all;
+}
+
+std::string what_ended(int status) {
+  if (WIFSIGNALED(status)) return fmt::format("it was ended by signal {}", WTERMSIG(status));
+  return fmt::format("it ended with {}", WEXITSTATUS(status));
+}
+
+}  // namespace
+
+Upgrade::Upgrade(asio::io_context& context, std::string path, HandOver hand_over,
+                 std::function<void(const std::string& why)> on_failure)
+    : context_(context),
+      path_(std::move(path)),
+      hand_over_(std::move(hand_over)),
+      on_failure_(std::move(on_failure)),
+      program_(own_program()),
+      arguments_(own_arguments()),
+      patience_(context) {}
+
+void Upgrade::start() {
+  running_ = true;
+  spdlog::info("upgrade: {} checks the configuration", program_);
+  spawn({"--check"}, [this] { on_checked(); });
+}
+
+void Upgrade::stop() {
+  running_ = true;  // no other one begins
+  patience_.cancel();
+  exit_.reset();
+  listener_.reset();
+  if (process_ != 0) ::kill(process_, SIGKILL);
+}
+
+void Upgrade::spawn(std::vector<std::string> extra_arguments, Then on_exit) {
+  std::vector<std::string> arguments = arguments_;
+  std::ranges::move(extra_arguments, std::back_inserter(arguments));
+  std::vector<char*> pointers;
+  for (std::string& each : arguments) pointers.push_back(each.data());
+  pointers.push_back(nullptr);
+  posix_spawnattr_t attributes;
+  ::posix_spawnattr_init(&attributes);
+  sigset_t none;
+  sigemptyset(&none);
+  ::posix_spawnattr_setsigmask(&attributes, &none);
+  ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+  // It gets what it needs by another way, and must keep nothing open that ends with this process.
+  posix_spawn_file_actions_t actions;
+  ::posix_spawn_file_actions_init(&actions);
+  ::posix_spawn_file_actions_addclosefrom_np(&actions, STDERR_FILENO + 1);
+  const int error =
+      ::posix_spawn(&process_, program_.c_str(), &actions, &attributes, pointers.data(), ::environ);
+  ::posix_spawn_file_actions_destroy(&actions);
+  ::posix_spawnattr_destroy(&attributes);
+  if (error != 0) {
+    process_ = 0;
+    return fail(fmt::format("{}: {}", program_, std::system_category().message(error)));
+  }
+  await_exit(std::move(on_exit));
+}
+
+void Upgrade::await_exit(Then then) {
+  const int watched = static_cast<int>(::syscall(SYS_pidfd_open, process_, 0));
+  if (watched < 0) return fail(fmt::format("pidfd_open: {}", std::system_category().message(errno)));
+  exit_.emplace(context_, watched);
+  exit_->async_wait(asio::posix::stream_descriptor::wait_read,
+                    [this, then = std::move(then)](boost::system::error_code error) {
+                      if (error) return;
+                      ::waitpid(process_, &status_, 0);
+                      process_ = 0;
+                      patience_.cancel();
+                      then();
+                    });
+  patience_.expires_after(kBeginMax);
+  patience_.async_wait([this](boost::system::error_code error) {
+    if (!error && process_ != 0) ::kill(process_, SIGKILL);
+  });
+}
+
+void Upgrade::on_checked() {
+  if (status_ != 0)
+    return fail(fmt::format("the new binary does not accept the configuration: {}", what_ended(status_)));
+  int error = 0;
+  Fd listener = listen_for_successor(path_, error);
+  if (!listener) return fail(fmt::format("{}: {}", path_, std::system_category().message(error)));
+  listener_.emplace(context_, listener.release());
+  spawn({"--take-over"},
+        [this] { fail(fmt::format("the new process does not begin: {}", what_ended(status_))); });
+  if (process_ != 0) await_successor();
+}
+
+void Upgrade::await_successor() {
+  listener_->async_wait(asio::posix::stream_descriptor::wait_read, [this](boost::system::error_code error) {
+    if (error) return;
+    const Fd successor(::accept4(listener_->native_handle(), nullptr, nullptr, SOCK_CLOEXEC));
+    if (!successor || user_of_peer(successor.get()) != ::geteuid()) return await_successor();
+    exit_.reset();
+    patience_.cancel();
+    listener_.reset();
+    ::unlink(path_.c_str());
+    const Error why = hand_over_(successor, process_);
+    ::kill(process_, SIGKILL);
+    ::waitpid(process_, nullptr, 0);
+    fail(why.detail);
+  });
+}
+
+/// Goes on as if nothing had been asked.
+void Upgrade::fail(const std::string& why) {
+  spdlog::error("upgrade: this process continues: {}", why);
+  if (listener_) ::unlink(path_.c_str());
+  listener_.reset();
+  exit_.reset();
+  process_ = 0;
+  running_ = false;
+  on_failure_(why);
+}
+
+}  // namespace portway

@@ -1,0 +1,61 @@
+// Replaces this process by a new one of the binary that is installed now, without losing a connection:
+// SIGUSR2.
+//
+// First the new binary checks the configuration. Then it is started, and asks for what this one has
+// (handover/transfer.h). Only then does this one pause, for as long as the new one takes to begin. If it does
+// not begin, this one resumes.
+#pragma once
+
+#include <sys/types.h>
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "base/fd.h"
+
+namespace portway {
+
+class Upgrade {
+ public:
+  /// Hands everything to whoever is at the other end of the socket, and returns only if it did not take it.
+  using HandOver = std::function<Error(const Fd& successor, pid_t process)>;
+
+  /// `path`: where the successor asks; see Predecessor::await(). `on_failure`: this process continues.
+  Upgrade(boost::asio::io_context& context, std::string path, HandOver hand_over,
+          std::function<void(const std::string& why)> on_failure);
+
+  /// Returns at once; what comes of it is logged. Not while running().
+  void start();
+  bool running() const { return running_; }
+  /// Nothing is started any more.
+  void stop();
+
+ private:
+  using Then = std::function<void()>;
+  void spawn(std::vector<std::string> extra_arguments, Then on_exit);
+  void await_exit(Then then);
+  void on_checked();
+  void await_successor();
+  void fail(const std::string& why);
+
+  boost::asio::io_context& context_;
+  const std::string path_;
+  const HandOver hand_over_;
+  const std::function<void(const std::string& why)> on_failure_;
+  const std::string program_;
+  const std::vector<std::string> arguments_;
+  bool running_ = false;
+  pid_t process_ = 0;  // the new one; 0: none
+  int status_ = 0;     // with which it has ended
+  std::optional<boost::asio::posix::stream_descriptor> exit_;
+  std::optional<boost::asio::posix::stream_descriptor> listener_;
+  boost::asio::steady_timer patience_;
+};
+
+}  // namespace portway

@@ -1,0 +1,500 @@
+"""Connections outlive their daemon: killed with SIGKILL, or replaced by an upgrade (SIGUSR2), again and again under load.
+Each stream is whole, and in order. Guests and clients are in network namespaces of their own.
+
+PORTWAY_ROUNDS: how many times of each kind (10); PORTWAY_SEED: of the times between them.
+"""
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import random
+import re
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import unittest
+
+sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
+from tests.support.portwayd import Portwayd, children_of, die_with_parent, isolate, wait_until  # noqa: E402
+
+ECHO, SOURCE, SINK, CLOSED = 7000, 7001, 7002, 7003
+ROUNDS = int(os.environ.get("PORTWAY_ROUNDS", "10"))
+PIECE = 65536
+
+
+def pieces(seed, size):
+    generator = random.Random(seed)
+    while size > 0:
+        yield generator.randbytes(min(size, PIECE))
+        size -= min(size, PIECE)
+
+
+def digest_of(seed, size):
+    whole = hashlib.sha256()
+    for piece in pieces(seed, size):
+        whole.update(piece)
+    return whole.digest()
+
+
+# --- The guest.
+
+def serve_echo(connection):
+    while data := connection.recv(PIECE):
+        connection.sendall(data)
+    connection.shutdown(socket.SHUT_WR)
+
+
+def serve_source(connection):
+    """Sends what it is asked for, then ends."""
+    seed, size = struct.unpack("!QQ", connection.recv(16, socket.MSG_WAITALL))
+    for piece in pieces(seed, size):
+        connection.sendall(piece)
+    connection.shutdown(socket.SHUT_WR)
+    connection.recv(1)
+
+
+def serve_sink(connection):
+    """Says what it got once its client has ended: the connection is half-closed then."""
+    got = hashlib.sha256()
+    while data := connection.recv(PIECE):
+        got.update(data)
+        if b"slow" in data[:4]:
+            time.sleep(0.01)
+    connection.sendall(got.digest())
+
+
+def run_guest():
+    def serve(port, service):
+        def one(connection):
+            with connection, contextlib.suppress(OSError):
+                service(connection)
+        listener = socket.create_server(("0.0.0.0", port), backlog=1000)
+        while True:
+            connection, _ = listener.accept()
+            threading.Thread(target=one, args=(connection,), daemon=True).start()
+    for port, service in ((SOURCE, serve_source), (SINK, serve_sink)):
+        threading.Thread(target=serve, args=(port, service), daemon=True).start()
+    threading.Thread(target=serve, args=(ECHO, serve_echo), daemon=True).start()
+    print("ready", flush=True)
+    while sys.stdin.readline() == "open\n":
+        with socket.create_server(("0.0.0.0", CLOSED)) as listener:
+            print("open", flush=True)
+            listener.settimeout(0.01)
+            while not select.select([sys.stdin], [], [], 0)[0]:
+                with contextlib.suppress(TimeoutError):
+                    listener.accept()[0].close()
+        sys.stdin.readline()
+        print("closed", flush=True)
+
+
+# --- The clients.
+
+class Clients:
+    def __init__(self, address, ports):
+        self.address, self.ports = address, ports
+        self.stopped = False
+        self.counts, self.errors, self.pauses = {}, [], []
+
+    def connect(self, service):
+        return socket.create_connection((self.address, self.ports[service]), timeout=60)
+
+    def run(self, kind, number):
+        def loop():
+            turn = 0
+            try:
+                while not self.stopped:
+                    getattr(self, kind)(number, turn)
+                    turn += 1
+            except (OSError, AssertionError) as error:
+                self.errors.append(f"{kind} {number}, turn {turn}: {error!r}")
+            self.counts[kind] = self.counts.get(kind, 0) + turn
+        thread = threading.Thread(target=loop)
+        thread.start()
+        return thread
+
+    def ping(self, _number, _turn):
+        """One connection for all of the test."""
+        with self.connect(ECHO) as connection:
+            while not self.stopped:
+                message, began = os.urandom(64), time.monotonic()
+                connection.sendall(message)
+                assert connection.recv(64, socket.MSG_WAITALL) == message
+                self.pauses.append(time.monotonic() - began)
+
+    def idle(self, number, _turn):
+        """It says nothing until the end."""
+        with self.connect(ECHO) as connection:
+            while not self.stopped:
+                time.sleep(0.05)
+            message = b"%d" % number * 100
+            connection.sendall(message)
+            assert connection.recv(len(message), socket.MSG_WAITALL) == message
+
+    def download(self, number, turn):
+        seed, size = number * 1000 + turn, 30_000_000
+        with self.connect(SOURCE) as connection:
+            connection.sendall(struct.pack("!QQ", seed, size))
+            got, count = hashlib.sha256(), 0
+            while data := connection.recv(PIECE):
+                got.update(data)
+                count += len(data)
+                if number % 2:
+                    time.sleep(0.0005)  # a slow reader: bytes wait in the relay
+            assert (count, got.digest()) == (size, digest_of(seed, size)), f"{count} of {size} bytes"
+
+    def upload(self, number, turn):
+        seed, size = number * 1000 + turn, 30_000_000
+        with self.connect(SINK) as connection:
+            for piece in pieces(seed, size):
+                connection.sendall(piece)
+            connection.shutdown(socket.SHUT_WR)
+            got = connection.recv(32, socket.MSG_WAITALL)
+            assert got == digest_of(seed, size), f"the guest got something else ({len(got)})"
+
+    def short(self, _number, _turn):
+        """Connections being made all the time."""
+        with self.connect(ECHO) as connection:
+            connection.sendall(b"x")
+            got = connection.recv(1)
+            assert got == b"x", "ended"
+
+
+def run_clients():
+    address, ports = json.loads(sys.stdin.readline())
+    clients = Clients(address, {int(service): port for service, port in ports.items()})
+    threads = [clients.run(kind, number) for kind, count in
+               (("ping", 3), ("idle", 20), ("download", 3), ("upload", 2), ("short", 3)) for number in range(count)]
+    sys.stdin.readline()
+    clients.stopped = True
+    for thread in threads:
+        thread.join(60)
+    pauses = sorted(clients.pauses)
+    print(json.dumps({"counts": clients.counts, "errors": clients.errors, "alive": sum(t.is_alive() for t in threads),
+                      "worst_ms": round(1000 * pauses[-1]), "pings": len(pauses)}), flush=True)
+    os._exit(0)
+
+
+# --- The test.
+
+def run_in_namespace(role):
+    """A process of this file in a network namespace of its own."""
+    return subprocess.Popen(["unshare", "--net", "--", sys.executable, __file__, role], stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
+
+
+def ip(*words, pid=None):
+    subprocess.run([*(["nsenter", "-t", str(pid), "-n"] if pid else []), "ip", *words], check=True)
+
+
+def wait_for_namespace(pid):
+    own = os.stat("/proc/self/ns/net").st_ino
+    assert wait_until(lambda: os.stat(f"/proc/{pid}/ns/net").st_ino != own)
+
+
+CONNECT = """
+import socket, sys
+try:
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=30) as connection:
+        print("served" if connection.recv(1) == b"" else "data")
+except ConnectionRefusedError:
+    print("refused")
+except ConnectionResetError:
+    print("reset")
+"""
+
+
+def connect_from(pid, address):
+    """What becomes of a client in that process's network namespace; None: in this one's."""
+    enter = ["nsenter", "-t", str(pid), "-n"] if pid else []
+    return subprocess.run([*enter, sys.executable, "-c", CONNECT, address[0], str(address[1])], capture_output=True,
+                          check=True, text=True).stdout.strip()
+
+
+class HandoverTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        isolate()
+        cls.guest = run_in_namespace("--guest")
+        wait_for_namespace(cls.guest.pid)
+        ip("link", "set", "guest0", "netns", str(cls.guest.pid))
+        ip("address", "add", "198.19.0.1/24", "dev", "tap0")
+        for words in (("address", "add", "198.19.0.2/24", "dev", "guest0"), ("link", "set", "guest0", "up"),
+                      ("route", "add", "default", "via", "198.19.0.1")):
+            ip(*words, pid=cls.guest.pid)
+        assert cls.guest.stdout.readline() == "ready\n"
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.guest.kill()
+        cls.guest.wait()
+
+    def start_clients(self, ports):
+        clients = run_in_namespace("--clients")
+        wait_for_namespace(clients.pid)
+        ip("link", "add", "net0", "type", "veth", "peer", "name", "client0")
+        ip("link", "set", "client0", "netns", str(clients.pid))
+        ip("address", "add", "198.18.0.1/24", "dev", "net0")
+        ip("link", "set", "net0", "up")
+        for words in (("address", "add", "198.18.0.2/24", "dev", "client0"), ("link", "set", "client0", "up")):
+            ip(*words, pid=clients.pid)
+        self.addCleanup(lambda: (clients.kill(), clients.wait()))
+        return clients
+
+    def outlive(self, backend, source_mode, disturb):
+        """Clients notice nothing of ROUNDS disturbances."""
+        generator = random.Random(int(os.environ.get("PORTWAY_SEED", "1")))
+        clients = self.start_clients({})
+        with Portwayd("node.public_addresses=198.18.0.1", f"proxy.io_backend={backend}", "proxy.workers=2",
+                      f"proxy.source_mode={source_mode}") as node:
+            node.put_instance("vm-1", tap="tap0")
+            ports = {}
+            for service in (ECHO, SOURCE, SINK):
+                answer = node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": service})
+                self.assertEqual(answer.status, 201, answer)
+                ports[service] = answer.json()["port_forward"]["host_port"]
+            clients.stdin.write(json.dumps(["198.18.0.1", ports]) + "\n")
+            clients.stdin.flush()
+            for _ in range(ROUNDS):
+                time.sleep(generator.uniform(0.1, 0.6))
+                disturb(node)
+            time.sleep(0.5)
+            clients.stdin.write("end\n")
+            clients.stdin.flush()
+            result = json.loads(clients.stdout.readline())
+            print(backend, source_mode, result)
+            self.assertEqual(result["errors"], [], node.output()[-4000:])
+            self.assertEqual(result["alive"], 0)
+            self.assertTrue(all(result["counts"].get(kind) for kind in ("download", "upload", "short")), result)
+            said = r"taken over from the daemon before, which [a-z ]+: (\d+) of (\d+) connections"
+            taken = [tuple(map(int, each)) for each in re.findall(said, node.output())]
+            self.assertEqual(len(taken), ROUNDS)
+            self.assertTrue(all(adopted == found for adopted, found in taken), taken)
+            for service, port in ports.items():
+                listed = node.call("GET", "/instances/vm-1/port-forwards").json()["port_forwards"]
+                self.assertIn((service, port), [(each["guest_port"], each["host_port"]) for each in listed])
+            self.assertTrue(wait_until(lambda: self.active(node) == 0), "connections are left over")
+
+    @staticmethod
+    def active(node):
+        listed = node.call("GET", "/instances/vm-1/port-forwards").json()["port_forwards"]
+        return sum(each["connections_active"] for each in listed)
+
+    @staticmethod
+    def kill(node):
+        node.kill()
+        node.start()
+
+    def test_killed_uring(self):
+        self.outlive("uring", "auto", self.kill)
+
+    def test_killed_epoll_plain(self):
+        self.outlive("epoll", "plain", self.kill)
+
+    def test_upgraded_uring(self):
+        self.outlive("uring", "auto", Portwayd.upgrade)
+
+    def test_upgraded_epoll_plain(self):
+        self.outlive("epoll", "plain", Portwayd.upgrade)
+
+    def test_no_descriptor_is_left_over_from_process_to_process(self):
+        with Portwayd("proxy.workers=2") as node:
+            node.put_instance("vm-1", tap="tap0")
+            port = node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": ECHO}).json()["port_forward"]["host_port"]
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+                counts = []
+                for disturb in (Portwayd.upgrade, self.kill) * 4:
+                    disturb(node)
+                    connection.sendall(b"x")
+                    self.assertEqual(connection.recv(1), b"x")
+                    node.call("GET", "/v1/node")
+                    counts.append(len(os.listdir(f"/proc/{node.process.pid}/fd")))
+            self.assertEqual(len(set(counts)), 1, counts)
+
+    def test_an_upgrade_by_the_command_says_what_has_come_of_it(self):
+        with Portwayd() as node:
+            events = node.send(f"GET /events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {node.admin_key()}\r\n\r\n".encode(),
+                               finish=False)
+            events.settimeout(30)
+            while b":\n\n" not in events.recv(4096):
+                pass
+            self.assertIn(f"pid:                 {node.process.pid}", self.portway(node, "status").stdout)
+            node.upgrade(lambda: self.upgraded(node))
+            status = self.portway(node, "status").stdout
+            self.assertIn(f"pid:                 {node.process.pid}", status)
+            self.assertIn("end=upgrade", status)
+            while events.recv(4096):
+                pass  # it ends with the old process
+            events.close()
+            stream = node.send(f"GET /events?last_event_id=1-1 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {node.admin_key()}"
+                               "\r\n\r\n".encode(), finish=False)
+            os.rename(f"{node.directory}/admin.key", f"{node.directory}/moved")
+            os.mkdir(f"{node.directory}/admin.key")
+            failed = self.portway(node, "upgrade", key_file=f"{node.directory}/moved")
+            self.assertEqual(failed.returncode, 1, failed)
+            self.assertIn("the old one continues", failed.stderr)
+            text = b""
+            while b"node.upgrade_failed" not in text:
+                text += stream.recv(4096)
+            stream.close()
+
+    @staticmethod
+    def portway(node, verb, key_file=None):
+        return subprocess.run([os.environ["PORTWAY_CLIENT"], "--server", f"http://127.0.0.1:{node.port}", "--key-file",
+                               key_file or f"{node.directory}/admin.key", "node", verb],
+                              capture_output=True, text=True, check=False, timeout=90)
+
+    def upgraded(self, node):
+        done = self.portway(node, "upgrade")
+        self.assertEqual(done.returncode, 0, done)
+
+    def test_supervised_it_comes_back_by_itself(self):
+        with Portwayd() as node:
+            node.stop()
+            wrapper = f"{node.directory}/supervised"
+            with open(wrapper, "w", encoding="ascii") as script:
+                script.write('#!/bin/sh\nexec "$@" --supervise\n')
+            os.chmod(wrapper, 0o755)
+            node.start(wrapper=[wrapper])
+            node.put_instance("vm-1", tap="tap0")
+            answer = node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": ECHO}).json()["port_forward"]
+            supervisor = node.process.pid
+            with socket.create_connection(("127.0.0.1", answer["host_port"]), timeout=30) as connection:
+                for number, lines in ((signal.SIGKILL, 2), (signal.SIGUSR2, 3), (signal.SIGKILL, 4)):
+                    connection.sendall(b"x")
+                    self.assertEqual(connection.recv(1), b"x")
+                    before = self.daemon_below(supervisor)
+                    os.kill(before if number == signal.SIGKILL else supervisor, number)
+                    self.assertTrue(wait_until(lambda: node.output().count("listens on http") > lines), node.output())
+                    self.assertTrue(wait_until(lambda: self.daemon_below(supervisor) not in (None, before)))
+                connection.sendall(b"x")
+                self.assertEqual(connection.recv(1), b"x")
+            self.assertEqual(node.stop(), 0)
+
+    @staticmethod
+    def daemon_below(supervisor):
+        for child in children_of(supervisor):
+            with contextlib.suppress(OSError), open(f"/proc/{child}/comm", encoding="ascii") as file:
+                if file.read() == "portwayd\n":
+                    return child
+        return None
+
+    def test_connections_of_a_deleted_forward_live_on(self):
+        with Portwayd("proxy.workers=2") as node:
+            node.put_instance("vm-1", tap="tap0")
+            answer = node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": ECHO}).json()["port_forward"]
+            with socket.create_connection(("127.0.0.1", answer["host_port"]), timeout=30) as connection:
+                connection.sendall(b"x")
+                self.assertEqual(connection.recv(1), b"x")
+                path = f"/instances/vm-1/port-forwards/{answer['id']}?connections=keep"
+                self.assertEqual(node.call("DELETE", path).status, 204)
+                for disturb in (self.kill, Portwayd.upgrade, self.kill):
+                    disturb(node)
+                    connection.sendall(b"x")
+                    self.assertEqual(connection.recv(1), b"x")
+                with self.assertRaises(ConnectionRefusedError):
+                    socket.create_connection(("127.0.0.1", answer["host_port"]), timeout=30)
+                node.call("POST", "/instances/vm-1/stop")
+                with self.assertRaises(ConnectionResetError):
+                    connection.recv(1)
+
+    def test_a_connection_that_crashes_its_worker_again_and_again_is_reset(self):
+        with Portwayd() as node:
+            node.put_instance("vm-1", tap="tap0")
+            answer = node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": ECHO})
+            address = ("127.0.0.1", answer.json()["port_forward"]["host_port"])
+            with socket.create_connection(address, timeout=30) as poison, \
+                    socket.create_connection(address, timeout=30) as other:
+                for crash in (1, 2, 3):
+                    for connection in (other, poison):  # the last one that is moved
+                        connection.sendall(b"x")
+                        self.assertEqual(connection.recv(1), b"x")
+                    self.crash_worker(node)
+                    node.start()
+                    if crash < 3:
+                        continue
+                    with self.assertRaises(ConnectionResetError):
+                        poison.recv(1)
+                other.sendall(b"x")
+                self.assertEqual(other.recv(1), b"x")
+            self.assertIn("1 reset (poison)", node.output())
+
+    @staticmethod
+    def crash_worker(node):
+        for task in os.listdir(f"/proc/{node.process.pid}/task"):
+            with open(f"/proc/{node.process.pid}/task/{task}/comm", encoding="ascii") as file:
+                if file.read().startswith("worker-"):
+                    # tgkill, x86-64. Sanitizers have a handler of their own for SIGSEGV.
+                    ctypes.CDLL(None).syscall(234, node.process.pid, int(task), signal.SIGABRT)
+        node.process.wait(30)
+        node.kill()
+
+    def test_whom_a_guest_refuses_stays_refused(self):
+        """Nobody is accepted and reset because the daemon is another one now."""
+        clients = self.start_clients({})
+        for source_mode in ("plain", "auto"):
+            with Portwayd("node.public_addresses=198.18.0.1", "proxy.workers=2", f"proxy.source_mode={source_mode}") as node:
+                node.put_instance("vm-1", tap="tap0")
+                answer = node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": CLOSED}).json()["port_forward"]
+                address = ("198.18.0.1", answer["host_port"])
+                sources = (None, clients.pid)
+                for source in sources:
+                    self.assertTrue(wait_until(lambda: connect_from(source, address) == "refused"))
+                for disturb in (self.kill, Portwayd.upgrade, self.kill):
+                    disturb(node)
+                    self.assertEqual([connect_from(source, address) for source in sources], ["refused"] * 2)
+                self.guest.stdin.write("open\n")
+                self.guest.stdin.flush()
+                self.assertEqual(self.guest.stdout.readline(), "open\n")
+                for source in sources:
+                    self.assertTrue(wait_until(lambda: connect_from(source, address) == "served"))
+                self.guest.stdin.write("close\n")
+                self.guest.stdin.flush()
+                self.assertEqual(self.guest.stdout.readline(), "closed\n")
+
+    def test_without_a_successor_connections_are_reset_in_time(self):
+        clients = self.start_clients({})
+        with Portwayd("proxy.handover_timeout_s=1") as node:
+            node.put_instance("vm-1", tap="tap0")
+            answer = node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": ECHO})
+            port = answer.json()["port_forward"]["host_port"]
+            connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+            connection.sendall(b"x")
+            self.assertEqual(connection.recv(1), b"x")
+            began = time.monotonic()
+            node.kill()
+            with self.assertRaises(ConnectionResetError):
+                connection.recv(1)
+            self.assertGreater(time.monotonic() - began, 0.9)
+            node.start()
+            self.assertEqual(self.active(node), 0)
+        clients.kill()
+
+    def test_a_successor_that_does_not_begin_changes_nothing(self):
+        with Portwayd() as node:
+            node.put_instance("vm-1", tap="tap0")
+            answer = node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": ECHO})
+            port = answer.json()["port_forward"]["host_port"]
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+                os.chmod(f"{node.directory}/admin.key", 0)
+                os.rename(f"{node.directory}/admin.key", f"{node.directory}/moved")
+                os.mkdir(f"{node.directory}/admin.key")
+                node.process.send_signal(signal.SIGUSR2)
+                self.assertTrue(wait_until(lambda: "this process continues" in node.output()), node.output())
+                connection.sendall(b"x")
+                self.assertEqual(connection.recv(1), b"x")
+                self.assertIsNone(node.process.poll())
+
+
+if __name__ == "__main__":
+    if "--guest" in sys.argv:
+        run_guest()
+    elif "--clients" in sys.argv:
+        run_clients()
+    else:
+        unittest.main()
