@@ -92,6 +92,7 @@ bool Connections::put(const ConnectionSlot& slot) {
 void Connections::adopt(const ServedForwardPtr& forward) {
   const auto found = orphans_.extract(forward->route.id);
   if (found.empty()) return;
+  context_.turn_began = context_.io.now();  // there may have been no turn before
   for (const std::uint32_t index : found.mapped()) {
     Connection& connection = connections_[index];
     connection.adopt(forward);
