@@ -179,8 +179,11 @@ bool make_exact(ConnectionSlot& slot, Side from, const RelayMemory& memory, bool
 }
 
 /// A reset whose error had been read, but not noted.
-void find_reset(SocketState& socket) {
-  if (socket.is_unix || socket.read_ended || socket.write_ended || socket.error != 0) return;
+void find_reset(ConnectionSlot& slot, Side side) {
+  SocketState& socket = slot.socket[side];
+  if (socket.is_unix || socket.read_ended || socket.error != 0) return;
+  // Once a FIN was sent, or perhaps sent, TCP_CLOSE is also the end after both. A reset's error stays unread.
+  if (socket.write_ended || slot.relay[other(side)].ended) return;
   if (tcp_state(socket.fd) != TCP_CLOSE) return;
   int error = 0;
   socklen_t size = sizeof error;
@@ -281,7 +284,7 @@ void Inherited::read(const ArenaTable& table) {
       reset(slot, Lost::kPoison);
       continue;
     }
-    for (SocketState& socket : slot.socket) find_reset(socket);
+    for (const Side side : kSides) find_reset(slot, side);
     bool exact = true;
     for (const Side from : kSides)
       exact = exact && (slot.state != ConnectionState::kRelaying ||
