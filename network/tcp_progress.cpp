@@ -7,6 +7,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
+#include <cerrno>
 #include <cstddef>
 
 namespace portway {
@@ -27,7 +28,7 @@ struct Fins {
 };
 
 /// A FIN counts as a byte of its stream.
-std::optional<Fins> fins_in(int state, short events) {
+std::optional<Fins> fins_in(int state, short events, int error) {
   switch (state) {
     case TCP_ESTABLISHED:
       return Fins{.received = false, .sent = false};
@@ -40,8 +41,10 @@ std::optional<Fins> fins_in(int state, short events) {
     case TCP_CLOSING:
     case TCP_TIME_WAIT:
       return Fins{.received = true, .sent = true};
-    case TCP_CLOSE:  // after both FINs, or after a RST, whose error nobody has read
-      if ((events & POLLERR) != 0) return std::nullopt;
+    case TCP_CLOSE:  // after both FINs, or after a RST
+      // tcp_reset() of the kernel: EPIPE if a FIN had come.
+      if (error == ECONNRESET || error == EPIPE) return Fins{.received = error == EPIPE, .sent = false};
+      if (error != 0 || (events & POLLERR) != 0) return std::nullopt;
       return Fins{.received = true, .sent = true};
     default:
       return std::nullopt;
@@ -50,7 +53,7 @@ std::optional<Fins> fins_in(int state, short events) {
 
 }  // namespace
 
-std::optional<TcpProgress> tcp_progress(int fd, bool opener) {
+std::optional<TcpProgress> tcp_progress(int fd, bool opener, int error) {
   Counters counters{};
   socklen_t size = sizeof counters;
   if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &counters, &size) != 0 || size < sizeof counters)
@@ -58,7 +61,7 @@ std::optional<TcpProgress> tcp_progress(int fd, bool opener) {
   pollfd poll{.fd = fd, .events = POLLPRI, .revents = 0};
   // SIOCINQ counts only up to the urgent byte.
   if (::poll(&poll, 1, 0) < 0 || (poll.revents & POLLPRI) != 0) return std::nullopt;
-  const auto fins = fins_in(counters.state, poll.revents);
+  const auto fins = fins_in(counters.state, poll.revents, error);
   int at_urgent = 0;
   int unread = 0;
   int unacknowledged = 0;

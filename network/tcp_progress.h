@@ -12,9 +12,9 @@ struct TcpProgress {
   std::uint64_t written = 0;  // bytes that it has taken
 };
 
-/// `opener`: this side connected. nullopt: the counters do not say, because urgent data waits or is next, or
-/// the connection was reset (then nobody can say whether a FIN came before), or it is no connected TCP
-/// socket.
-std::optional<TcpProgress> tcp_progress(int fd, bool opener);
+/// `opener`: this side connected. `error`: what was read from it as SO_ERROR before any FIN was sent; 0:
+/// nothing was. nullopt: the counters do not say, because urgent data waits or is next, or the connection was
+/// reset and the error does not say whether a FIN came before, or it is no connected TCP socket.
+std::optional<TcpProgress> tcp_progress(int fd, bool opener, int error = 0);
 
 }  // namespace portway

@@ -109,8 +109,8 @@ std::optional<DirectionProgress> progress_of(const ConnectionSlot& slot, Side fr
   const SocketState& source = slot.socket[from];
   const SocketState& sink = slot.socket[other(from)];
   if (source.is_unix || sink.is_unix) return std::nullopt;
-  const auto at_source = tcp_progress(source.fd, from == kUpstream);
-  const auto at_sink = tcp_progress(sink.fd, from == kDownstream);
+  const auto at_source = tcp_progress(source.fd, from == kUpstream, source.error);
+  const auto at_sink = tcp_progress(sink.fd, from == kDownstream, sink.error);
   const auto own = own_bytes(slot, other(from));
   if (!at_source || !at_sink || !own || at_sink->written < *own) return std::nullopt;
   return DirectionProgress{
@@ -155,13 +155,32 @@ bool read_again(int fd, std::uint64_t bytes) {
   return true;
 }
 
+/// A reset that was not noted. Its error waits, or has been read: then nothing from this side was under way.
+/// Bytes before it may be unread.
+enum class FoundReset : std::uint8_t { kNone, kUnread, kRead };
+FoundReset find_reset(ConnectionSlot& slot, Side side) {
+  SocketState& socket = slot.socket[side];
+  if (socket.is_unix || socket.read_ended || socket.error != 0) return FoundReset::kNone;
+  // Once a FIN was sent, or perhaps sent, TCP_CLOSE is also the end after both. A reset's error stays unread.
+  if (socket.write_ended || slot.relay[other(side)].ended) return FoundReset::kNone;
+  if (tcp_state(socket.fd) != TCP_CLOSE) return FoundReset::kNone;
+  int error = 0;
+  socklen_t size = sizeof error;
+  ::getsockopt(socket.fd, SOL_SOCKET, SO_ERROR, &error, &size);
+  socket.error = static_cast<std::int16_t>(error != 0 ? error : ECONNRESET);
+  return error != 0 ? FoundReset::kUnread : FoundReset::kRead;
+}
+
 /// Makes a direction's state what the kernel says. False: it cannot be told.
-bool make_exact(ConnectionSlot& slot, Side from, const RelayMemory& memory, bool is_in_hand) {
+bool make_exact(ConnectionSlot& slot, Side from, const FoundReset (&resets)[2], const RelayMemory& memory,
+                bool is_in_hand) {
   RelayState& state = slot.relay[from];
-  if (slot.socket[other(from)].write_ended || state.ended) {
+  const bool has_sink = !slot.socket[other(from)].write_ended && resets[other(from)] == FoundReset::kNone;
+  if (!has_sink || state.ended) {
     close_pipe(state);  // nobody reads it any more
     return true;
   }
+  if (resets[from] == FoundReset::kRead) return !state.in_spare;
   if (!is_in_hand && !state.in_spare) return true;  // no call was under way
   if (memory.in_hand == RelayMemory::kNobody) {     // nor for the owner of the spare buffer
     state.in_spare = false;
@@ -178,18 +197,12 @@ bool make_exact(ConnectionSlot& slot, Side from, const RelayMemory& memory, bool
   return found->rest.empty() || put_behind(state, found->pipe_bytes, found->rest);
 }
 
-/// A reset whose error had been read, but not noted.
-void find_reset(ConnectionSlot& slot, Side side) {
-  SocketState& socket = slot.socket[side];
-  if (socket.is_unix || socket.read_ended || socket.error != 0) return;
-  // Once a FIN was sent, or perhaps sent, TCP_CLOSE is also the end after both. A reset's error stays unread.
-  if (socket.write_ended || slot.relay[other(side)].ended) return;
-  if (tcp_state(socket.fd) != TCP_CLOSE) return;
-  int error = 0;
-  socklen_t size = sizeof error;
-  ::getsockopt(socket.fd, SOL_SOCKET, SO_ERROR, &error, &size);
-  socket.error = static_cast<std::int16_t>(error != 0 ? error : ECONNRESET);
-  socket.read_ended = true;
+/// The same for both.
+bool make_exact(ConnectionSlot& slot, const RelayMemory& memory, bool is_in_hand) {
+  if (slot.state != ConnectionState::kRelaying) return true;
+  const FoundReset resets[] = {find_reset(slot, kDownstream), find_reset(slot, kUpstream)};
+  return std::ranges::all_of(kSides,
+                             [&](Side from) { return make_exact(slot, from, resets, memory, is_in_hand); });
 }
 
 }  // namespace
@@ -284,12 +297,7 @@ void Inherited::read(const ArenaTable& table) {
       reset(slot, Lost::kPoison);
       continue;
     }
-    for (const Side side : kSides) find_reset(slot, side);
-    bool exact = true;
-    for (const Side from : kSides)
-      exact = exact && (slot.state != ConnectionState::kRelaying ||
-                        make_exact(slot, from, memory, memory.in_hand == index));
-    if (exact) {
+    if (make_exact(slot, memory, memory.in_hand == index)) {
       connections.push_back(slot);
     } else {
       reset(slot, Lost::kUnknown);

@@ -139,6 +139,35 @@ TEST_F(TcpProgressTest, SaysNothingAfterAReset) {
   EXPECT_FALSE(tcp_progress(opener.fd.get(), true));
 }
 
+TEST_F(TcpProgressTest, CountsToTheByteBeforeAResetIfItsErrorIsKnown) {
+  for (const bool after_fin : {false, true}) {
+    if (after_fin) {
+      opener.read = 0;
+      SetUp();
+    }
+    taker.write(10);
+    opener.await(POLLIN);
+    if (after_fin) {
+      taker.end();
+      opener.await(POLLRDHUP);
+    }
+    const linger reset{.l_onoff = 1, .l_linger = 0};
+    ASSERT_EQ(::setsockopt(taker.fd.get(), SOL_SOCKET, SO_LINGER, &reset, sizeof reset), 0);
+    taker.fd.reset();
+    opener.await(POLLERR);
+    int error = 0;
+    socklen_t size = sizeof error;
+    ASSERT_EQ(::getsockopt(opener.fd.get(), SOL_SOCKET, SO_ERROR, &error, &size), 0);
+    EXPECT_EQ(error, after_fin ? EPIPE : ECONNRESET);
+    for (const std::size_t some : {4, 6}) {
+      opener.take(some);
+      const auto progress = tcp_progress(opener.fd.get(), true, error);
+      ASSERT_TRUE(progress);
+      EXPECT_EQ(progress->read, opener.read);
+    }
+  }
+}
+
 TEST_F(TcpProgressTest, SaysNothingWhileUrgentDataWaits) {
   opener.write(3);
   ASSERT_EQ(::send(opener.fd.get(), "!", 1, MSG_OOB | MSG_NOSIGNAL), 1);
