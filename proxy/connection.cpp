@@ -404,7 +404,9 @@ void Connection::release() {
   const auto netns = time_wait ? place.get() : std::nullopt;
   for (const Side side : kSides) {
     discard_kept(context_.pipes, slot_.relay[side]);
-    // A number that is in no slot is closed by a successor; one that is in a slot is its connection's.
+    // A socket that is in no slot is a client that was just accepted, for a successor, unless it has sent FIN
+    // or is to be reset; one that is in a slot is its connection's.
+    if (slot_.cause.how != CloseHow::kFin && fd(side) >= 0) context_.io.set_reset_at_end(fd(side), true);
     const int socket = std::exchange(slot_.socket[side].fd, -1);
     if (socket < 0) continue;
     if (slot_.cause.how != CloseHow::kFin) {

@@ -70,6 +70,18 @@ int tcp_state(int fd) {
   return ::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 ? info.tcpi_state : -1;
 }
 
+/// Its connection had ended, and it was about to be closed: what it has taken is still to be delivered.
+bool has_sent_fin(int fd) {
+  const int state = tcp_state(fd);
+  return state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING || state == TCP_LAST_ACK;
+}
+
+bool is_reset_at_end(int fd) {
+  linger option{};
+  socklen_t size = sizeof option;
+  return ::getsockopt(fd, SOL_SOCKET, SO_LINGER, &option, &size) == 0 && option.l_onoff != 0;
+}
+
 /// It listens or has listened; a connection that was reset has had a segment at least.
 bool was_never_connected(int fd) {
   struct {
@@ -352,7 +364,11 @@ void Inherited::reset(const ConnectionSlot& slot, Lost reason) {
 void Inherited::sort_rest() {
   for (auto& [number, fd] : descriptors_) {
     if (const auto local = local_endpoint(fd.get())) {
-      if (is_connected(fd.get())) {
+      if (has_sent_fin(fd.get())) {
+        close_after_fin(fd.release());
+      } else if (is_connected(fd.get()) && is_reset_at_end(fd.get())) {
+        close_with_reset(fd.release());
+      } else if (is_connected(fd.get())) {
         clients_.emplace(*local, std::move(fd));
       } else if (was_never_connected(fd.get())) {
         listeners_.emplace(*local, std::move(fd));
