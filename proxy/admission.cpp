@@ -75,7 +75,7 @@ std::uint64_t ByteRate::allowance(std::uint64_t limit, Time now) const {
   const std::int64_t ahead_ns =
       std::max<std::int64_t>(0, paid_until_ns_.load(std::memory_order_relaxed) - now.count());
   const std::int64_t left_ns = kBurst.count() - ahead_ns;
-  if (left_ns <= 0) return 0;
+  if (left_ns < kLeast.count()) return 0;
   const double bytes = static_cast<double>(limit) * static_cast<double>(left_ns) / 1e9;
   return std::max<std::uint64_t>(1, static_cast<std::uint64_t>(bytes));
 }

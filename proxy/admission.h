@@ -60,6 +60,8 @@ class ByteRate {
  public:
   using Time = std::chrono::nanoseconds;
   static constexpr Time kBurst = std::chrono::milliseconds(50);
+  /// Less than this is not granted, or a stream would move a few bytes in each of its worker's turns.
+  static constexpr Time kLeast = kBurst / 8;
 
   /// 0: no limit.
   void set_limit(std::uint64_t bytes_per_second) {

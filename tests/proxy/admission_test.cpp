@@ -120,6 +120,21 @@ TEST(ByteRate, LetsBytesThroughAtItsRate) {
   EXPECT_LE(moved, 10'100'000U);
 }
 
+// What had been earned since the turn before was granted at once: 200 kB/s moved in pieces of 70 bytes.
+TEST(ByteRate, AStreamMovesInPiecesThatAreWorthATurn) {
+  ByteRate rate;
+  rate.set_limit(200'000);
+  ByteRate::Time now = seconds(1);
+  std::size_t moves = 0;
+  for (const ByteRate::Time end = now + seconds(1); now < end; now += std::chrono::microseconds(50)) {
+    const std::uint64_t allowed = rate.allowance(rate.limit(), now);
+    if (allowed == 0) continue;
+    rate.spend(rate.limit(), allowed, now);
+    ++moves;
+  }
+  EXPECT_LE(moves, seconds(1) / ByteRate::kLeast + 1);
+}
+
 TEST(ByteRate, TheSlowestRateStillMoves) {
   ByteRate rate;
   rate.set_limit(1);
