@@ -14,14 +14,14 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
 import unittest
 
 sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
-from tests.support.portwayd import Portwayd, children_of, die_with_parent, isolate, wait_until  # noqa: E402
+from tests.support import guest  # noqa: E402
+from tests.support.portwayd import Portwayd, children_of, isolate, wait_until  # noqa: E402
 
 ECHO, SOURCE, SINK, CLOSED = 7000, 7001, 7002, 7003
 ROUNDS = int(os.environ.get("PORTWAY_ROUNDS", "10"))
@@ -182,21 +182,6 @@ def run_clients():
 
 # --- The test.
 
-def run_in_namespace(role):
-    """A process of this file in a network namespace of its own."""
-    return subprocess.Popen(["unshare", "--net", "--", sys.executable, __file__, role], stdin=subprocess.PIPE,
-                            stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
-
-
-def ip(*words, pid=None):
-    subprocess.run([*(["nsenter", "-t", str(pid), "-n"] if pid else []), "ip", *words], check=True)
-
-
-def wait_for_namespace(pid):
-    own = os.stat("/proc/self/ns/net").st_ino
-    assert wait_until(lambda: os.stat(f"/proc/{pid}/ns/net").st_ino != own)
-
-
 CONNECT = """
 import socket, sys
 try:
@@ -220,36 +205,21 @@ class HandoverTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         isolate()
-        cls.guest = run_in_namespace("--guest")
-        wait_for_namespace(cls.guest.pid)
-        ip("link", "set", "guest0", "netns", str(cls.guest.pid))
-        ip("address", "add", "198.19.0.1/24", "dev", "tap0")
-        for words in (("address", "add", "198.19.0.2/24", "dev", "guest0"), ("link", "set", "guest0", "up"),
-                      ("route", "add", "default", "via", "198.19.0.1")):
-            ip(*words, pid=cls.guest.pid)
-        assert cls.guest.stdout.readline() == "ready\n"
+        cls.guest = guest.start_guest(__file__)
 
     @classmethod
     def tearDownClass(cls):
-        cls.guest.kill()
-        cls.guest.wait()
+        guest.end(cls.guest)
 
-    def start_clients(self, ports):
-        clients = run_in_namespace("--clients")
-        wait_for_namespace(clients.pid)
-        ip("link", "add", "net0", "type", "veth", "peer", "name", "client0")
-        ip("link", "set", "client0", "netns", str(clients.pid))
-        ip("address", "add", "198.18.0.1/24", "dev", "net0")
-        ip("link", "set", "net0", "up")
-        for words in (("address", "add", "198.18.0.2/24", "dev", "client0"), ("link", "set", "client0", "up")):
-            ip(*words, pid=clients.pid)
-        self.addCleanup(lambda: (clients.kill(), clients.wait()))
+    def start_clients(self):
+        clients = guest.start_clients(__file__)
+        self.addCleanup(guest.end_clients, clients)
         return clients
 
     def outlive(self, backend, source_mode, disturb):
         """Clients notice nothing of ROUNDS disturbances."""
         generator = random.Random(int(os.environ.get("PORTWAY_SEED", "1")))
-        clients = self.start_clients({})
+        clients = self.start_clients()
         with Portwayd("node.public_addresses=198.18.0.1", f"proxy.io_backend={backend}", "proxy.workers=2",
                       f"proxy.source_mode={source_mode}") as node:
             node.put_instance("vm-1", tap="tap0")
@@ -285,16 +255,11 @@ class HandoverTest(unittest.TestCase):
         listed = node.call("GET", "/instances/vm-1/port-forwards").json()["port_forwards"]
         return sum(each["connections_active"] for each in listed)
 
-    @staticmethod
-    def kill(node):
-        node.kill()
-        node.start()
-
     def test_killed_uring(self):
-        self.outlive("uring", "auto", self.kill)
+        self.outlive("uring", "auto", Portwayd.kill_and_start)
 
     def test_killed_epoll_plain(self):
-        self.outlive("epoll", "plain", self.kill)
+        self.outlive("epoll", "plain", Portwayd.kill_and_start)
 
     def test_upgraded_uring(self):
         self.outlive("uring", "auto", Portwayd.upgrade)
@@ -308,7 +273,7 @@ class HandoverTest(unittest.TestCase):
             port = node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": ECHO}).json()["port_forward"]["host_port"]
             with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
                 counts = []
-                for disturb in (Portwayd.upgrade, self.kill) * 4:
+                for disturb in (Portwayd.upgrade, Portwayd.kill_and_start) * 4:
                     disturb(node)
                     connection.sendall(b"x")
                     self.assertEqual(connection.recv(1), b"x")
@@ -393,7 +358,7 @@ class HandoverTest(unittest.TestCase):
                 self.assertEqual(connection.recv(1), b"x")
                 path = f"/instances/vm-1/port-forwards/{answer['id']}?connections=keep"
                 self.assertEqual(node.call("DELETE", path).status, 204)
-                for disturb in (self.kill, Portwayd.upgrade, self.kill):
+                for disturb in (Portwayd.kill_and_start, Portwayd.upgrade, Portwayd.kill_and_start):
                     disturb(node)
                     connection.sendall(b"x")
                     self.assertEqual(connection.recv(1), b"x")
@@ -436,7 +401,7 @@ class HandoverTest(unittest.TestCase):
 
     def test_whom_a_guest_refuses_stays_refused(self):
         """Nobody is accepted and reset because the daemon is another one now."""
-        clients = self.start_clients({})
+        clients = self.start_clients()
         for source_mode in ("plain", "auto"):
             with Portwayd("node.public_addresses=198.18.0.1", "proxy.workers=2", f"proxy.source_mode={source_mode}") as node:
                 node.put_instance("vm-1", tap="tap0")
@@ -445,7 +410,7 @@ class HandoverTest(unittest.TestCase):
                 sources = (None, clients.pid)
                 for source in sources:
                     self.assertTrue(wait_until(lambda: connect_from(source, address) == "refused"))
-                for disturb in (self.kill, Portwayd.upgrade, self.kill):
+                for disturb in (Portwayd.kill_and_start, Portwayd.upgrade, Portwayd.kill_and_start):
                     disturb(node)
                     self.assertEqual([connect_from(source, address) for source in sources], ["refused"] * 2)
                 self.guest.stdin.write("open\n")
@@ -458,7 +423,6 @@ class HandoverTest(unittest.TestCase):
                 self.assertEqual(self.guest.stdout.readline(), "closed\n")
 
     def test_without_a_successor_connections_are_reset_in_time(self):
-        clients = self.start_clients({})
         with Portwayd("proxy.handover_timeout_s=1") as node:
             node.put_instance("vm-1", tap="tap0")
             answer = node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": ECHO})
@@ -473,7 +437,6 @@ class HandoverTest(unittest.TestCase):
             self.assertGreater(time.monotonic() - began, 0.9)
             node.start()
             self.assertEqual(self.active(node), 0)
-        clients.kill()
 
     def test_a_successor_that_does_not_begin_changes_nothing(self):
         with Portwayd() as node:

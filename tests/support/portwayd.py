@@ -151,6 +151,10 @@ class Portwayd:
             self.process.kill()
             self.process.wait()
 
+    def kill_and_start(self):
+        self.kill()
+        self.start()
+
     def upgrade(self, ask=None):
         """By SIGUSR2, unless `ask` asks for it in another way; returns when another process has taken over. This one's end is
         the next one's orphan: end() finds it."""
