@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <malloc.h>
+#include <signal.h>
 #include <spdlog/spdlog.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -214,6 +216,7 @@ void Daemon::on_stop_signal(int signal) {
     return;
   }
   spdlog::info("signal {}: draining for up to {} s", signal, config_.proxy.drain_timeout.count());
+  upgrade_.stop();
   notify_systemd("STOPPING=1");
   control_.drain();
   parts_.proxy->stop_accepting();
@@ -307,17 +310,16 @@ Error Daemon::hand_over(const Fd& successor, pid_t process) {
   spdlog::info("upgrade: process {} takes over", process);
   control_.save_sessions();
   drain_closes();
-  if (auto paused = parts_.proxy->pause(); !paused) return paused.error();
+  if (auto paused = parts_.proxy->pause(); !paused) {
+    end_process(process);
+    return paused.error();
+  }
   parts_.store->suspend();
   ReturnPath* path = parts_.return_path.path.get();
   if (path != nullptr) path->let_go();
   const int error = keeper_->hand_over(successor.get(), kHandOverMax);
-  if (error == 0) {
-    notify_systemd(fmt::format("MAINPID={}", process));
-    drain_closes();
-    log_.drain();
-    ::_exit(0);
-  }
+  if (error != 0) end_process(process);  // first: it could take over until then
+  if (keeper_->handed_over()) leave(process);
   if (auto resumed = parts_.store->resume(); !resumed) {
     // The keeper has the connections for whoever is started next.
     spdlog::error("upgrade: {}", resumed.error().detail);
@@ -328,6 +330,23 @@ Error Daemon::hand_over(const Fd& successor, pid_t process) {
     spdlog::error("upgrade: {}", held.error().detail);
   parts_.proxy->resume();
   return {ErrorCode::kInternal, fmt::format("the new process has not taken over: {}", std::strerror(error))};
+}
+
+/// The connections are another process's, or its keeper's if it has ended: then whoever watches this process
+/// must start the next one.
+void Daemon::leave(pid_t successor) {
+  const bool lives = ::waitpid(successor, nullptr, WNOHANG) == 0;
+  if (lives) {
+    notify_systemd(fmt::format("MAINPID={}", successor));
+  } else {
+    spdlog::error("upgrade: the new process has taken over, and has ended");
+  }
+  drain_closes();
+  log_.drain();
+  for (const int signal : signals_.take()) {
+    if (lives && signal != SIGUSR2) ::kill(successor, signal);
+  }
+  ::_exit(lives ? 0 : kExitFailed);
 }
 
 // --- What is done again and again.

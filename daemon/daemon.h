@@ -70,6 +70,7 @@ class Daemon final : public NodeProcess {
   void on_reopen_signal();
   void on_upgrade_failure(const std::string& why);
   Error hand_over(const Fd& successor, pid_t process);
+  [[noreturn]] void leave(pid_t successor);
   void reload();
 
   void retry();

@@ -1,13 +1,19 @@
 // The signals that the daemon handles, on the thread of an io_context. It must live until the context no
-// longer runs.
+// longer runs. No other thread may get signals (base/blocked_signals.h).
+//
+// They wait in the kernel until they are handled, and interrupt nothing: what is not handled here any more
+// can be passed on to a successor.
 #pragma once
 
 #include <signal.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
 
 #include <boost/asio/io_context.hpp>
-#include <boost/asio/signal_set.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
 #include <functional>
 #include <utility>
+#include <vector>
 
 namespace portway {
 
@@ -25,10 +31,7 @@ class Signals {
   };
   /// From now on, none of these signals ends the process.
   Signals(boost::asio::io_context& context, Handlers handlers)
-      : signals_(context, SIGTERM, SIGINT, SIGHUP), handlers_(std::move(handlers)) {
-    signals_.add(SIGUSR1);
-    signals_.add(SIGUSR2);
-  }
+      : signals_(context, block()), handlers_(std::move(handlers)) {}
   Signals(const Signals&) = delete;
   Signals& operator=(const Signals&) = delete;
 
@@ -39,14 +42,32 @@ class Signals {
     stopped_ = true;
     signals_.cancel();
   }
+  /// Those that have come and are not handled: they are the caller's.
+  std::vector<int> take() {
+    std::vector<int> all;
+    signalfd_siginfo signal{};
+    while (::read(signals_.native_handle(), &signal, sizeof signal) == sizeof signal)
+      all.push_back(static_cast<int>(signal.ssi_signo));
+    return all;
+  }
 
  private:
+  static int block() {
+    sigset_t handled;
+    sigemptyset(&handled);
+    for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2}) sigaddset(&handled, signal);
+    ::pthread_sigmask(SIG_BLOCK, &handled, nullptr);
+    return ::signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK);
+  }
   void wait() {
-    signals_.async_wait([this](boost::system::error_code error, int signal) {
-      if (error || stopped_) return;
-      handle(signal);
-      if (!stopped_) wait();
-    });
+    signals_.async_wait(boost::asio::posix::stream_descriptor::wait_read,
+                        [this](boost::system::error_code error) {
+                          if (error) return;
+                          for (const int signal : take()) {
+                            if (!stopped_) handle(signal);
+                          }
+                          if (!stopped_) wait();
+                        });
   }
   void handle(int signal) {
     switch (signal) {
@@ -61,7 +82,7 @@ class Signals {
     }
   }
 
-  boost::asio::signal_set signals_;
+  boost::asio::posix::stream_descriptor signals_;
   const Handlers handlers_;
   bool stopped_ = false;
 };

@@ -37,6 +37,13 @@ void say(const std::string& text) {
   fmt::print(stderr, "{} warning {}\n", to_rfc3339(now()), text);
 }
 
+std::vector<std::string> arguments_of(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::vector<std::string> all;
+  for (std::string each; std::getline(file, each, '\0');) all.push_back(each);
+  return all;
+}
+
 class Supervisor {
  public:
   int run() {
@@ -63,11 +70,10 @@ class Supervisor {
   using steady_clock = std::chrono::steady_clock;
 
   bool start() {
-    std::ifstream file("/proc/self/cmdline", std::ios::binary);
-    std::vector<std::string> arguments;
-    for (std::string each; std::getline(file, each, '\0');) {
-      if (each != "--supervise") arguments.push_back(each);
-    }
+    daemon_ = successor();  // it may not have been one yet when the daemon ended
+    if (daemon_ != 0) return true;
+    std::vector<std::string> arguments = arguments_of("/proc/self/cmdline");
+    std::erase(arguments, "--supervise");
     std::vector<char*> pointers;
     for (std::string& each : arguments) pointers.push_back(each.data());
     pointers.push_back(nullptr);
@@ -106,8 +112,11 @@ class Supervisor {
   void on_end(int status) {
     daemon_ = 0;
     const bool exited = WIFEXITED(status);
-    if (exited && WEXITSTATUS(status) == 0) daemon_ = successor();
-    if (daemon_ != 0) return;
+    daemon_ = successor();
+    if (daemon_ != 0) {
+      if (stopping_) ::kill(daemon_, SIGTERM);
+      return;
+    }
     if (exited && (stopping_ || WEXITSTATUS(status) == 0 || WEXITSTATUS(status) == kExitBadConfig)) {
       exit_code_ = WEXITSTATUS(status);
     } else if (stopping_) {
@@ -121,12 +130,14 @@ class Supervisor {
     }
   }
 
-  /// The process that an upgrade has started.
+  /// The process that an upgrade has started, and no keeper, which has its command line.
   static pid_t successor() {
     std::ifstream children(fmt::format("/proc/self/task/{}/children", ::getpid()));
     for (pid_t child = 0; children >> child;) {
-      std::ifstream file(fmt::format("/proc/{}/comm", child));
-      if (std::string name; std::getline(file, name) && name == "portwayd") return child;
+      std::string name;
+      std::getline(std::ifstream(fmt::format("/proc/{}/comm", child)), name);
+      const std::vector<std::string> arguments = arguments_of(fmt::format("/proc/{}/cmdline", child));
+      if (name == "portwayd" && std::ranges::count(arguments, "--take-over") != 0) return child;
     }
     return 0;
   }

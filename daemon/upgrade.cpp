@@ -49,6 +49,11 @@ std::string what_ended(int status) {
 
 }  // namespace
 
+void end_process(pid_t process) {
+  ::kill(process, SIGKILL);
+  ::waitpid(process, nullptr, 0);
+}
+
 Upgrade::Upgrade(asio::io_context& context, std::string path, HandOver hand_over,
                  std::function<void(const std::string& why)> on_failure)
     : context_(context),
@@ -69,8 +74,8 @@ void Upgrade::stop() {
   running_ = true;  // no other one begins
   patience_.cancel();
   exit_.reset();
-  listener_.reset();
-  if (process_ != 0) ::kill(process_, SIGKILL);
+  close_listener();
+  if (process_ != 0) end_process(std::exchange(process_, 0));
 }
 
 void Upgrade::spawn(std::vector<std::string> extra_arguments, Then on_exit) {
@@ -102,7 +107,11 @@ void Upgrade::spawn(std::vector<std::string> extra_arguments, Then on_exit) {
 
 void Upgrade::await_exit(Then then) {
   const int watched = static_cast<int>(::syscall(SYS_pidfd_open, process_, 0));
-  if (watched < 0) return fail(fmt::format("pidfd_open: {}", std::system_category().message(errno)));
+  if (watched < 0) {
+    const int error = errno;
+    end_process(process_);
+    return fail(fmt::format("pidfd_open: {}", std::system_category().message(error)));
+  }
   exit_.emplace(context_, watched);
   exit_->async_wait(asio::posix::stream_descriptor::wait_read,
                     [this, then = std::move(then)](boost::system::error_code error) {
@@ -137,24 +146,24 @@ void Upgrade::await_successor() {
     if (!successor || user_of_peer(successor.get()) != ::geteuid()) return await_successor();
     exit_.reset();
     patience_.cancel();
-    listener_.reset();
-    ::unlink(path_.c_str());
-    const Error why = hand_over_(successor, process_);
-    ::kill(process_, SIGKILL);
-    ::waitpid(process_, nullptr, 0);
-    fail(why.detail);
+    close_listener();
+    fail(hand_over_(successor, process_).detail);
   });
 }
 
 /// Goes on as if nothing had been asked.
 void Upgrade::fail(const std::string& why) {
   spdlog::error("upgrade: this process continues: {}", why);
-  if (listener_) ::unlink(path_.c_str());
-  listener_.reset();
+  close_listener();
   exit_.reset();
   process_ = 0;
   running_ = false;
   on_failure_(why);
+}
+
+void Upgrade::close_listener() {
+  if (listener_) ::unlink(path_.c_str());
+  listener_.reset();
 }
 
 }  // namespace portway

@@ -21,9 +21,13 @@
 
 namespace portway {
 
+/// Of a child of this process.
+void end_process(pid_t process);
+
 class Upgrade {
  public:
-  /// Hands everything to whoever is at the other end of the socket, and returns only if it did not take it.
+  /// Hands everything to whoever is at the other end of the socket. Returns only if it did not take it, and
+  /// once that process has ended.
   using HandOver = std::function<Error(const Fd& successor, pid_t process)>;
 
   /// `path`: where the successor asks; see Predecessor::await(). `on_failure`: this process continues.
@@ -33,7 +37,7 @@ class Upgrade {
   /// Returns at once; what comes of it is logged. Not while running().
   void start();
   bool running() const { return running_; }
-  /// Nothing is started any more.
+  /// Nothing is started any more, and what was started ends.
   void stop();
 
  private:
@@ -43,6 +47,7 @@ class Upgrade {
   void on_checked();
   void await_successor();
   void fail(const std::string& why);
+  void close_listener();
 
   boost::asio::io_context& context_;
   const std::string path_;

@@ -47,11 +47,13 @@ class Watch {
       : control_(control),
         control_memory_(memory.get()),
         began_(steady_clock::now()),
-        deadline_(began_ + timeout()) {}
+        deadline_(began_ + timeout()),
+        successor_(control.successor.load()) {}
 
   void run() {
     int error = 0;
     listener_ = listen_for_successor(control_.path.data(), error);
+    if (control_.taken.load() != 0) ::unlink(control_.path.data());  // too late for take() to do it
     sort_descriptors();
     say(fmt::format("the daemon has died: {} descriptors wait for the next one{}", kept_.size(),
                     error == 0 ? fmt::format(", for up to {} s", timeout().count() / 1000)
@@ -78,7 +80,8 @@ class Watch {
     kept_ = descriptors_to_hand_over(open);
     std::erase_if(kept_, [](int fd) { return fd <= STDERR_FILENO; });
     for (const int fd : open) {
-      const bool own = fd <= STDERR_FILENO || fd == memory || fd == control_memory_ || fd == listener_.get();
+      const bool own = fd <= STDERR_FILENO || fd == memory || fd == control_memory_ ||
+                       fd == listener_.get() || fd == successor_.get();
       // A program on a tap works on until the successor has its own.
       if (own || std::ranges::binary_search(kept_, fd) || kind_of(fd) == DescriptorKind::kBpf) continue;
       ::close(fd);
@@ -262,11 +265,16 @@ int Keeper::hand_over(int successor, milliseconds patience) {
   std::vector<int> others = descriptors_to_hand_over(open_descriptors());
   std::erase_if(others, [](int fd) { return fd <= STDERR_FILENO; });
   ::setsockopt(successor, SOL_SOCKET, SO_SNDTIMEO, &kSendMax, sizeof kSendMax);
-  if (const int error = send_estate(successor, control_memory_.get(), memory, others)) return error;
-  pollfd end{.fd = successor, .events = POLLIN, .revents = 0};
-  const int polled = ::poll(&end, 1, static_cast<int>(patience.count()));
-  if (control_->taken.load() != 0) return 0;
-  return polled == 0 ? ETIMEDOUT : ECONNRESET;
+  control_->successor.store(
+      successor);  // if this process is killed from now on, its keeper waits in its place
+  int error = send_estate(successor, control_memory_.get(), memory, others);
+  if (error == 0) {
+    pollfd end{.fd = successor, .events = POLLIN, .revents = 0};
+    const int polled = ::poll(&end, 1, static_cast<int>(patience.count()));
+    if (!handed_over()) error = polled == 0 ? ETIMEDOUT : ECONNRESET;
+  }
+  control_->successor.store(-1);
+  return error;
 }
 
 bool Keeper::keep(int memory, int predecessor, const std::string& path, milliseconds timeout) {

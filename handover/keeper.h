@@ -29,6 +29,7 @@ struct KeeperControl {
   std::atomic<std::uint32_t> taken{0};        // 1: the successor acts for the connections now
   std::atomic<std::int64_t> timeout_ms{0};    // how long to wait for a successor
   std::array<char, kPathMax + 1> path{};      // where to wait for it; ends with a zero
+  std::atomic<std::int32_t> successor{-1};    // of one that asks the process itself: its connection
 };
 
 /// Maps a control block; null if it is none.
@@ -68,6 +69,8 @@ class Keeper {
   /// For a successor that asks this process itself: sends what the keeper would, and waits until it acts for
   /// the connections and needs this process no more. Nothing may move meanwhile. An errno if it does not.
   int hand_over(int successor, std::chrono::milliseconds patience);
+  /// Whether the successor acts for the connections. Once it has ended without that, it never will.
+  bool handed_over() const { return control_->taken.load() != 0; }
 
  private:
   Keeper(Fd control_memory, pid_t process);

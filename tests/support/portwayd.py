@@ -93,14 +93,15 @@ class Portwayd:
             "api.rate_limit_per_second=0", f"api.admin_key_file={self.directory}/admin.key",
             f"store.path={self.directory}/portway.db", "proxy.workers=1",
             *([] if config is not None else ["guests.networks=198.18.0.0/15"]), *settings]
+        self.program = os.environ["PORTWAY_DAEMON"]
         self.process = None
         self.connection = None
         if start:
             self.start()
 
-    def start(self, environment=None, stderr=None, port=None, wrapper=()):
+    def start(self, environment=None, stderr=None, port=None, wrapper=(), arguments=()):
         """Raises Ended when it ends before it is ready. With a descriptor for its log, `port` is where its API listens. The
-        command `wrapper` starts it, if there is one."""
+        command `wrapper` starts it, if there is one, with more `arguments`."""
         ready_path = f"{self.directory}/notify"
         if os.path.exists(ready_path):
             os.unlink(ready_path)
@@ -109,7 +110,7 @@ class Portwayd:
             ready.bind(ready_path)
             log = stack.enter_context(open(f"{self.directory}/log", "ab+"))
             began = log.tell()
-            command = [*wrapper, os.environ["PORTWAY_DAEMON"], *(f"--set={setting}" for setting in self.settings)]
+            command = [*wrapper, self.program, *(f"--set={setting}" for setting in self.settings), *arguments]
             if self.config is not None:
                 command.append(f"--config={self.directory}/portway.toml")
             self.process = subprocess.Popen(
@@ -158,17 +159,24 @@ class Portwayd:
     def upgrade(self, ask=None):
         """By SIGUSR2, unless `ask` asks for it in another way; returns when another process has taken over. This one's end is
         the next one's orphan: end() finds it."""
-        before = self.process.pid
-        said = self.output().count("listens on http://")
+        begun = self.begun()
         if ask is None:
             self.process.send_signal(signal.SIGUSR2)
         else:
             ask()
         self.process.wait(60)
-        assert wait_until(lambda: self.output().count("listens on http://") > said), self.output()
+        assert wait_until(lambda: self.begun() > begun), self.output()
         took = int(re.findall(r"upgrade: process (\d+) takes over", self.output())[-1])
-        assert took != before
-        self.process = Adopted(took)
+        assert took != self.process.pid
+        self.adopt(took)
+
+    def begun(self):
+        """How often it, or a successor, has begun to listen."""
+        return self.output().count("listens on http://")
+
+    def adopt(self, pid):
+        """Another process is the daemon now."""
+        self.process = Adopted(pid)
         assert int(re.findall(r"listens on http://\S*:(\d+),", self.output())[-1]) == self.port
         self.close_connection()
 
