@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <boost/json/value.hpp>
@@ -102,6 +103,17 @@ void Daemon::write_config(const std::string& profiles) {
 std::optional<int> Daemon::stop(int signal) {
   process_->signal(signal);
   return process_->wait(seconds(30));
+}
+
+void Daemon::upgrade() {
+  ::prctl(PR_SET_CHILD_SUBREAPER,
+          1);  // the next process becomes this one's child when the one before has ended
+  const auto ended = stop(SIGUSR2);
+  const std::string output = process_->output();
+  const std::string said = "upgrade: process ";
+  const std::size_t at = output.rfind(said);
+  if (ended != 0 || at == std::string::npos) throw std::runtime_error("portwayd was not upgraded: " + output);
+  process_->adopt(std::stoi(output.substr(at + said.size())));
 }
 
 HttpResponse Daemon::api(const std::string& method, const std::string& target, const std::string& body,

@@ -54,6 +54,8 @@ class Daemon {
   void start();
   /// start() with these from now on.
   void start(const DaemonOptions& options);
+  /// SIGUSR2: another process is the daemon when this returns.
+  void upgrade();
   /// Rewrites its configuration with these lines in place of [profiles]; SIGHUP makes it read that.
   void write_config(const std::string& profiles);
 

@@ -119,6 +119,14 @@ bool Process::wait_for_output(std::string_view text, std::chrono::milliseconds t
   return printed();
 }
 
+void Process::adopt(pid_t successor) {
+  Fd pidfd(static_cast<int>(syscall(SYS_pidfd_open, successor, 0)));
+  if (!pidfd) fail("pidfd_open");
+  pid_ = successor;
+  pidfd_ = std::move(pidfd);
+  exit_code_.reset();
+}
+
 void Process::signal(int number) {
   if (!exit_code_) kill(pid_, number);
 }

@@ -44,6 +44,9 @@ class Process {
   /// False if it ends, or the timeout passes, before it has printed `text`.
   bool wait_for_output(std::string_view text, std::chrono::milliseconds timeout);
 
+  /// Another process continues in its place, and prints where it has; it is this one's orphan.
+  void adopt(pid_t successor);
+
   void signal(int number);
   /// The exit code, or 128 + the signal that ended it; nullopt if it still runs after `timeout`.
   std::optional<int> wait(std::chrono::milliseconds timeout);
