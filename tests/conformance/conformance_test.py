@@ -26,7 +26,7 @@ is not what it sees, or when a difference has no reason. This regenerates the pa
     PORTWAY_UPDATE_REFERENCE=1 ctest --preset dev -R Conformance.Dnat
 
 The rule is `ip daddr PUBLIC tcp dport PORT dnat ip to GUEST:PORT` in prerouting and output, without masquerade; the host forwards packets. Portway has its defaults, but
-`proxy.connect_timeout_ms = 2000` and `proxy.drain_timeout_s = 1`.
+`proxy.connect_timeout_ms = 2000` and `proxy.drain_timeout_s = 1`, and runs with `--supervise`. It is upgraded with SIGUSR2 and killed with SIGKILL; DNAT's rules are loaded again instead.
 """
 INTRODUCTIONS = {SOCKETS: """The service behind the rule is at a TCP port of the guest; the service behind Portway is at a Unix socket of the node, or at a port of a guest's
 vsock (the test is the Firecracker). Both kinds of socket must be alike, on both back ends. `docs/sockets.md` has what is observed of the sockets themselves.
@@ -44,7 +44,7 @@ TAIL = """
 - A later change of a connection's DSCP, and the guest's own, stay on their side of the node. So do TCP options of the SYN: each side has a connection of its own.
 - ICMP errors from the guest's side act on the guest's side: a refusal at connect resets the client, and an MTU is obeyed, without the client hearing of either. Not with the rules of a node without
   CAP_BPF: there a refusal by ICMP takes `proxy.connect_timeout_ms`, and guests behind a smaller MTU need one on their tap.
-- Connections end with the process that carries them; conntrack's are the kernel's.
+- Connections wait while no process carries them, and are reset if none is started for `proxy.handover_timeout_s` (30 s); conntrack's are the kernel's.
 - Virtual machines instead of namespaces, paused ones among them: `tests/e2e`.
 - Without CAP_BPF the return path is a rule for each forwarded port instead of a program: then the guest's own connections from a forwarded port number, and routed ones to it, do not
   work.

@@ -782,6 +782,39 @@ def short(lab):
     yield "connect, question and answer, median", within(statistics.median(took), 0.05, 0.5)
 
 
+PIECE = 4 * MIB
+
+
+def _replaced(lab, disturb):
+    """What is connected, half-closed, under way and new while the forwarder is replaced."""
+    service = lab.service()
+    open_pair, half_closed, to_guest, to_client = (lab.pair(service) for _ in range(4))
+    half_closed[0].shutdown(socket.SHUT_WR)
+    sending = [Background(transfer, client, guest, pattern(PIECE))
+               for client, guest in (to_guest, reversed(to_client))]
+    coming = Background(each, 50, lab.met, service)
+    disturb()
+    yield "4 MiB to the guest, meanwhile", sending[0].result()
+    yield "4 MiB to the client, meanwhile", sending[1].result()
+    yield "50 clients, meanwhile", coming.result()
+    yield "talk afterwards", exchange(*open_pair)
+    half_closed[1].sendall(b"answer")
+    half_closed[1].close()
+    yield "a half-closed connection: client reads", end_of(half_closed[0])
+    reset(open_pair[1])
+    yield "guest resets: client reads", end_of(open_pair[0])
+
+
+@scenario("Forwards and routes", "the node's forwarder is upgraded")
+def upgraded(lab):
+    yield from _replaced(lab, lab.subject.upgrade)
+
+
+@scenario("Forwards and routes", "the node's forwarder is killed, and started again")
+def killed(lab):
+    yield from _replaced(lab, lab.subject.kill)
+
+
 # The last one: the tap stays away.
 @scenario("Forwards and routes", "tap deleted",
           client="Portway resets the connections of a guest that is gone. A DNAT rule knows nothing of the tap: the "

@@ -2,13 +2,14 @@
 import itertools
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
 
 sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
 from tests.conformance import network as net  # noqa: E402
-from tests.support.portwayd import Portwayd  # noqa: E402
+from tests.support.portwayd import Portwayd, wait_until  # noqa: E402
 
 CONNECT_TIMEOUT_S = 2  # Portway's, for a guest that does not answer
 DRAIN_S = 1
@@ -39,6 +40,12 @@ class Dnat:
         """conntrack keeps what is established, whatever is asked for."""
         self._forwards.remove(forward)
         self._load()
+
+    def upgrade(self):
+        """The same rules again."""
+        self._load()
+
+    kill = upgrade  # no process carries anything
 
     def _load(self):
         rules = ""
@@ -72,7 +79,8 @@ class Portway:
                 f"node.public_addresses={net.PUBLIC},{net.PUBLIC6},127.0.0.1", "guests.networks=198.18.0.0/15,fd00::/8",
                 "profiles.default.max_forwarded_ports=1000", f"proxy.io_backend={io_backend}",
                 f"proxy.source_mode={source_mode}", f"proxy.connect_timeout_ms={CONNECT_TIMEOUT_S * 1000}",
-                f"proxy.drain_timeout_s={DRAIN_S}", f"guests.socket_directories={self.sockets}")
+                f"proxy.drain_timeout_s={DRAIN_S}", f"guests.socket_directories={self.sockets}", start=False)
+            self.daemon.start(arguments=["--supervise"])
         for guest, tap in net.TAPS.items():
             addresses = [guest, *filter(None, [net.SECOND_ADDRESS.get(guest)])]
             self._call(201, "PUT", f"/instances/{tap}", {"guest_addresses": addresses, "tap": tap, "owner": "alice"})
@@ -87,6 +95,21 @@ class Portway:
 
     def delete(self, forward, connections="keep"):
         self._call(204, "DELETE", f"{forward.key}?connections={connections}")
+
+    def upgrade(self):
+        self._replace(lambda: self.daemon.process.send_signal(signal.SIGUSR2))
+
+    def kill(self):
+        """Its supervisor starts it again."""
+        self._replace(lambda: os.kill(self.daemon.daemon_below(), signal.SIGKILL))
+
+    def _replace(self, disturb):
+        with self._calling:
+            begun = self.daemon.begun()
+            disturb()
+            if not wait_until(lambda: self.daemon.begun() > begun):
+                raise AssertionError(self.daemon.output())
+            self.daemon.find_port()
 
     def _call(self, status, *request):
         with self._calling, self.network.host:

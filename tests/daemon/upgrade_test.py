@@ -14,7 +14,7 @@ import unittest
 
 sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
 from tests.support import guest  # noqa: E402
-from tests.support.portwayd import Adopted, Portwayd, isolate, wait_until  # noqa: E402
+from tests.support.portwayd import Adopted, Portwayd, end_all, isolate, name_of, wait_until  # noqa: E402
 
 DAEMON = os.environ["PORTWAY_DAEMON"]
 OTHER_DAEMON = os.environ.get("PORTWAY_OTHER_DAEMON", DAEMON)
@@ -86,15 +86,15 @@ exec {OTHER_DAEMON} "$@"
         self.client.sendall(message)
         assert self.client.recv(64, socket.MSG_WAITALL) == message
 
-    def processes(self):
-        """The names of all that are its, or come from it."""
-        found = []
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", encoding="utf-8") as arguments, \
-                    open(f"/proc/{pid}/comm", encoding="utf-8") as name:
+    def pids(self):
+        """Of all that are its, or come from it."""
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", encoding="utf-8") as arguments:
                 if self.directory in arguments.read():
-                    found.append(name.read().strip())
-        return sorted(found)
+                    yield pid
+
+    def processes(self):
+        return sorted(filter(None, map(name_of, self.pids())))
 
     def is_alone(self):
         alone = wait_until(lambda: self.processes() == ["portway-keeper", "portwayd"] and not self.has_socket(), LIMIT_S)
@@ -109,9 +109,11 @@ exec {OTHER_DAEMON} "$@"
             return int(file.read())
         return None
 
-    def __exit__(self, *arguments):
+    def end(self):
+        """Also of an upgrade that did not go as it should."""
         self.client.close()
-        super().__exit__(*arguments)
+        end_all(sorted(self.pids(), key=lambda pid: name_of(pid) != "portway-keeper"))
+        super().end()
 
 
 class UpgradeTest(unittest.TestCase):

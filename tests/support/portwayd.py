@@ -177,8 +177,16 @@ class Portwayd:
     def adopt(self, pid):
         """Another process is the daemon now."""
         self.process = Adopted(pid)
-        assert int(re.findall(r"listens on http://\S*:(\d+),", self.output())[-1]) == self.port
+        self.find_port()
+
+    def find_port(self):
+        """Of the daemon that has begun last."""
+        self.port = int(re.findall(r"listens on http://\S*:(\d+),", self.output())[-1])
         self.close_connection()
+
+    def daemon_below(self):
+        """With --supervise, the process that is the daemon now; None: there is none at the moment."""
+        return next((child for child in children_of(self.process.pid) if name_of(child) == "portwayd"), None)
 
     def stop(self, number=signal.SIGTERM):
         self.close_connection()
@@ -233,12 +241,13 @@ class Portwayd:
         return self.call("POST", "/api-keys", {"role": "tenant", "owner": owner}).json()["secret"]
 
     def end(self):
-        """Nothing is left of it: its keeper goes first, which would wait for the next one."""
-        if self.process is not None:
-            for keeper in children_of(self.process.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(keeper, signal.SIGKILL)
+        """Nothing is left of it: its keeper goes first, which would wait for the next one, and its supervisor before the
+        daemon, which it would start again."""
+        below = descendants_of(self.process.pid) if self.process is not None else []
+        keepers = [each for each in below if name_of(each) == "portway-keeper"]
+        end_all(keepers)
         self.kill()
+        end_all(set(below).difference(keepers))
         shutil.rmtree(self.directory)
 
     def __enter__(self):
@@ -282,6 +291,27 @@ def children_of(pid):
             return [int(child) for child in file.read().split()]
     except OSError:
         return []
+
+
+def descendants_of(pid):
+    below = children_of(pid)
+    return below + [each for child in below for each in descendants_of(child)]
+
+
+def name_of(pid):
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="ascii") as file:
+        return file.read().strip()
+    return None
+
+
+def end_all(pids):
+    """Returns when they have ended."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            process = os.pidfd_open(pid)
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            select.select([process], [], [], START_TIMEOUT_S)
+            os.close(process)
 
 
 class Ended(Exception):
