@@ -28,18 +28,23 @@ namespace asio = boost::asio;
 
 constexpr std::chrono::seconds kBeginMax(10);  // for the check, and for the new process to ask
 
-/// The file that this process was started from, which may have been replaced since.
-std::string own_program() {
-  std::error_code error;
-  return std::filesystem::read_symlink("/proc/self/exe", error).string();
-}
-
 std::vector<std::string> own_arguments() {
   std::ifstream file("/proc/self/cmdline", std::ios::binary);
   std::vector<std::string> all;
   for (std::string each; std::getline(file, each, '\0');) all.push_back(each);
   std::erase(all, "--take-over");
   return all;
+}
+
+/// The file that this process was started from, which may have been replaced since. If it was started by the
+/// path of a link, as to the file of a version, it is the link: that may lead elsewhere by now.
+std::string own_program(const std::vector<std::string>& arguments) {
+  std::error_code error;
+  const std::filesystem::path file = std::filesystem::read_symlink("/proc/self/exe", error);
+  if (!arguments.empty() && arguments[0].starts_with('/') &&
+      std::filesystem::equivalent(arguments[0], file, error))
+    return arguments[0];
+  return file;
 }
 
 std::string what_ended(int status) {
@@ -60,8 +65,8 @@ Upgrade::Upgrade(asio::io_context& context, std::string path, HandOver hand_over
       path_(std::move(path)),
       hand_over_(std::move(hand_over)),
       on_failure_(std::move(on_failure)),
-      program_(own_program()),
       arguments_(own_arguments()),
+      program_(own_program(arguments_)),
       patience_(context) {}
 
 void Upgrade::start() {

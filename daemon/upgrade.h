@@ -53,8 +53,8 @@ class Upgrade {
   const std::string path_;
   const HandOver hand_over_;
   const std::function<void(const std::string& why)> on_failure_;
-  const std::string program_;
   const std::vector<std::string> arguments_;
+  const std::string program_;
   bool running_ = false;
   pid_t process_ = 0;  // the new one; 0: none
   int status_ = 0;     // with which it has ended

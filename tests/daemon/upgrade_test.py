@@ -135,6 +135,17 @@ class UpgradeTest(unittest.TestCase):
                 node.talk()
             self.assertIs(node.is_alone(), True)
 
+    def test_a_link_leads_to_the_version_that_is_installed_now(self):
+        with Node() as node:
+            for version in "12":
+                file = f"{node.program}-{version}"
+                shutil.copy(OTHER_DAEMON, file)
+                os.symlink(file, f"{file}.link")
+                os.replace(f"{file}.link", node.program)
+                node.upgrade()
+                self.assertEqual(os.readlink(f"/proc/{node.process.pid}/exe"), file)
+                node.talk()
+
     def continues(self, node, why):
         """The process that runs, when it is told to upgrade."""
         before = node.output().count("this process continues")
