@@ -22,6 +22,7 @@
 #include <system_error>
 #include <utility>
 
+#include "base/ends_with_process.h"
 #include "base/fd.h"
 
 namespace portway {
@@ -35,7 +36,7 @@ int option_of(int fd, int name) {
 
 DescriptorKind kind_of_socket(int fd) {
   const int domain = option_of(fd, SO_DOMAIN);
-  if (option_of(fd, SO_TYPE) != SOCK_STREAM) return DescriptorKind::kOther;
+  if (option_of(fd, SO_TYPE) != SOCK_STREAM || ends_with_process(fd)) return DescriptorKind::kOther;
   if (domain != AF_INET && domain != AF_INET6 && domain != AF_UNIX) return DescriptorKind::kOther;
   return option_of(fd, SO_ACCEPTCONN) == 1 ? DescriptorKind::kListener : DescriptorKind::kConnection;
 }

@@ -7,7 +7,7 @@
 namespace portway {
 
 enum class DescriptorKind : std::uint8_t {
-  kConnection,  // a stream socket, connected or not
+  kConnection,  // a stream socket, connected or not, that is not marked (base/ends_with_process.h)
   kListener,    // one that listens
   kPipe,
   kBpf,  // a program, a map, or what attaches one

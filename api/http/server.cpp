@@ -31,6 +31,7 @@
 #include "api/http/tls.h"
 #include "api/http/transport.h"
 #include "api/http/unix_listener.h"
+#include "base/ends_with_process.h"
 #include "base/fd.h"
 
 namespace portway {
@@ -221,6 +222,7 @@ class Server::Core : public std::enable_shared_from_this<Core> {
   }
 
   std::optional<Peer> peer_of(StreamSocket& socket) const {
+    end_with_process(socket.native_handle());  // no other process could answer
     if (unix_listener_) return unix_peer(socket.native_handle());
     auto peer = tcp_peer(socket);
     if (!peer) return std::nullopt;

@@ -410,6 +410,14 @@ class HandoverTest(unittest.TestCase):
                 self.guest.stdin.flush()
                 self.assertEqual(self.guest.stdout.readline(), "closed\n")
 
+    def test_a_client_of_the_api_sees_its_end_at_once(self):
+        with Portwayd() as node, node.send(b"", finish=False) as silent:
+            node.call("GET", "/v1/node")  # it was accepted before
+            node.kill()
+            silent.settimeout(10)  # its keeper waits for 30 s
+            with contextlib.suppress(ConnectionResetError):
+                self.assertEqual(silent.recv(1), b"")
+
     def test_without_a_successor_connections_are_reset_in_time(self):
         with Portwayd("proxy.handover_timeout_s=1") as node:
             node.put_instance("vm-1", tap="tap0")

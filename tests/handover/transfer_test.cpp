@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/ends_with_process.h"
 #include "handover/descriptors.h"
 
 namespace portway {
@@ -153,6 +154,13 @@ TEST(Descriptors, PipesToOtherProcessesStayHere) {
   const Fd datagrams(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   const std::vector<int> all = {read_end.get(), write_end.get(), log.get(), socket.get(), datagrams.get()};
   EXPECT_EQ(descriptors_to_hand_over(all), (std::vector<int>{read_end.get(), write_end.get(), socket.get()}));
+}
+
+TEST(Descriptors, WhatIsMarkedStaysHere) {
+  const Ends ends = connected(SOCK_STREAM);
+  const int fds[] = {ends.sender.get(), ends.receiver.get()};
+  end_with_process(fds[0]);
+  EXPECT_EQ(descriptors_to_hand_over({fds[0], fds[1]}), std::vector{fds[1]});
 }
 
 }  // namespace
