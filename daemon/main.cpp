@@ -90,6 +90,7 @@ int run(const Arguments& arguments, DaemonLog& log, std::unique_ptr<Keeper> keep
     return exit_code;
   }
   daemon.run();
+  keeper.reset();  // before anything that it could hand over goes
   return 0;
 }
 
