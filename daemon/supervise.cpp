@@ -23,6 +23,7 @@
 #include "base/fd.h"
 #include "base/forward.h"
 #include "daemon/arguments.h"
+#include "handover/keeper.h"
 
 namespace portway {
 namespace {
@@ -103,9 +104,17 @@ class Supervisor {
 
   /// Also keepers, which are nobody's child once their daemon has ended.
   void reap() {
-    int status = 0;
-    for (pid_t ended; (ended = ::waitpid(-1, &status, WNOHANG)) > 0;) {
-      if (ended == daemon_) on_end(status);
+    siginfo_t ended{};
+    while (::waitid(P_ALL, 0, &ended, WEXITED | WNOHANG | WNOWAIT) == 0 && ended.si_pid != 0) {
+      const bool was_keeper = is_keeper(ended.si_pid);
+      int status = 0;
+      ::waitpid(ended.si_pid, &status, 0);
+      if (ended.si_pid == daemon_) {
+        on_end(status);
+      } else if (!was_keeper) {
+        successor_died_ = true;
+      }
+      ended = {};
     }
   }
 
@@ -117,7 +126,9 @@ class Supervisor {
       if (stopping_) ::kill(daemon_, SIGTERM);
       return;
     }
-    if (exited && (stopping_ || WEXITSTATUS(status) == 0 || WEXITSTATUS(status) == kExitBadConfig)) {
+    const bool by_itself = exited && WEXITSTATUS(status) == 0 && !successor_died_;
+    successor_died_ = false;
+    if (exited && (stopping_ || by_itself || WEXITSTATUS(status) == kExitBadConfig)) {
       exit_code_ = WEXITSTATUS(status);
     } else if (stopping_) {
       exit_code_ = 128 + WTERMSIG(status);
@@ -130,22 +141,39 @@ class Supervisor {
     }
   }
 
-  /// The process that an upgrade has started, and no keeper, which has its command line.
-  static pid_t successor() {
-    std::ifstream children(fmt::format("/proc/self/task/{}/children", ::getpid()));
-    for (pid_t child = 0; children >> child;) {
-      std::string name;
-      std::getline(std::ifstream(fmt::format("/proc/{}/comm", child)), name);
-      const std::vector<std::string> arguments = arguments_of(fmt::format("/proc/{}/cmdline", child));
-      if (name == "portwayd" && std::ranges::count(arguments, "--take-over") != 0) return child;
+  struct Child {
+    pid_t process = 0;
+    std::vector<std::string> arguments = {};  // empty: it has died
+  };
+  static bool is_keeper(pid_t process) {
+    std::string name;
+    std::getline(std::ifstream(fmt::format("/proc/{}/comm", process)), name);
+    return name == Keeper::kProcessName;
+  }
+  /// Without keepers, which have the command lines of their daemons.
+  static std::vector<Child> children() {
+    std::vector<Child> all;
+    std::ifstream file(fmt::format("/proc/self/task/{}/children", ::getpid()));
+    for (pid_t child = 0; file >> child;) {
+      if (!is_keeper(child)) all.push_back({child, arguments_of(fmt::format("/proc/{}/cmdline", child))});
     }
-    return 0;
+    return all;
+  }
+  /// The process that an upgrade has started; 0: none. Notes one that has died.
+  pid_t successor() {
+    pid_t found = 0;
+    for (const Child& child : children()) {
+      if (std::ranges::count(child.arguments, "--take-over") != 0) found = child.process;
+      successor_died_ = successor_died_ || child.arguments.empty();
+    }
+    return found;
   }
 
   // What is installed there by then.
   const std::string program_ = std::filesystem::read_symlink("/proc/self/exe").string();
   sigset_t handled_{};
-  pid_t daemon_ = 0;  // 0: it is started at start_at_
+  pid_t daemon_ = 0;             // 0: it is started at start_at_
+  bool successor_died_ = false;  // that of an upgrade, before this process knew of it
   steady_clock::time_point started_;
   steady_clock::time_point start_at_;
   milliseconds pause_{0};

@@ -194,7 +194,7 @@ bool predecessor_has_them(const KeeperControl& control) {
   sigfillset(&all);
   ::sigprocmask(SIG_BLOCK, &all, nullptr);
   ::setsid();  // out of the reach of the terminal's signals
-  ::prctl(PR_SET_NAME, "portway-keeper");
+  ::prctl(PR_SET_NAME, Keeper::kProcessName.data());
   if (const Fd score(::open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC)); score)
     (void)!::write(score.get(), "-1000", 5);  // it has no memory worth freeing; EACCES without privileges
   pollfd death{.fd = daemon, .events = POLLIN, .revents = 0};

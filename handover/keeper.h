@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "base/fd.h"
 
@@ -50,6 +51,9 @@ class MappedControl {
 
 class Keeper {
  public:
+  /// Of its process, as in /proc/PID/comm.
+  static constexpr std::string_view kProcessName = "portway-keeper";
+
   /// Call it before the process starts a thread, or opens what the keeper must not have. Null, with an errno
   /// in `error`, if the kernel refuses.
   static std::unique_ptr<Keeper> start(int& error);
