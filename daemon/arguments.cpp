@@ -22,7 +22,9 @@ std::optional<int> parse_arguments(int argc, char** argv, Arguments& arguments) 
       "--supervise", arguments.supervise,
       "Start the daemon as a process of its own, again whenever it crashes, and pass signals on to it: "
       "for containers, which end with their first process");
-  app.add_flag("--take-over", arguments.take_over)->group("");  // hidden: only a daemon starts one with it
+  // Hidden: only a daemon starts one with them.
+  app.add_flag("--take-over", arguments.take_over)->group("");
+  app.add_option("--reads-handover", arguments.reads_handover)->group("");
   app.set_version_flag("--version", "portwayd " PORTWAY_VERSION);
   try {
     app.parse(argc, argv);

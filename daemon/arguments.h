@@ -19,6 +19,9 @@ struct Arguments {
   std::vector<std::string> settings;
   // Only check the configuration.
   bool check = false;
+  // With `check`: a daemon whose succession has this version asks; see handover_version(). Empty: nobody
+  // does.
+  std::string reads_handover;
   // Start the daemon, again whenever it crashes; see supervise().
   bool supervise = false;
   // Take over from the daemon that started this process; see Upgrade.

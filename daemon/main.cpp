@@ -28,6 +28,14 @@ int fail(const Error& error, int exit_code) {
 }
 
 int check(const Config& config, const Arguments& arguments, DaemonLog& log) {
+  if (!arguments.reads_handover.empty() && arguments.reads_handover != handover_version()) {
+    return fail(
+        {ErrorCode::kInvalidConfig,
+         fmt::format("portwayd {} cannot continue the connections of the daemon that runs: it hands over "
+                     "version {}, and this one reads {}. Stop that one and start this one.",
+                     PORTWAY_VERSION, arguments.reads_handover, handover_version())},
+        kExitBadConfig);
+  }
   const auto files = check_config_files(config);
   if (!files) return fail(files.error(), kExitBadConfig);
   for (const std::string& warning : *files) spdlog::warn("{}", warning);

@@ -1,5 +1,6 @@
 #include "daemon/succession.h"
 
+#include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
 #include <chrono>
@@ -7,6 +8,8 @@
 #include <utility>
 
 #include "daemon/limits.h"
+#include "handover/transfer.h"
+#include "proxy/slot_arena.h"
 
 namespace portway {
 namespace {
@@ -25,6 +28,10 @@ Result<std::unique_ptr<Store>> open_store(const std::string& path) {
 }
 
 }  // namespace
+
+std::string handover_version() {
+  return fmt::format("{}.{}", kTransferVersion, kSlotLayout);
+}
 
 std::string handover_path(const Config& config) {
   return config.store.path + ".handover";

@@ -23,6 +23,9 @@ struct Succession {
   std::chrono::steady_clock::time_point began{};  // when its descriptors had come
 };
 
+/// Of what is handed over: a daemon takes over from one of the same version only.
+std::string handover_version();
+
 /// Where a keeper waits: beside the store.
 std::string handover_path(const Config& config);
 

@@ -19,6 +19,7 @@
 #include <system_error>
 #include <utility>
 
+#include "daemon/succession.h"
 #include "handover/transfer.h"
 
 namespace portway {
@@ -72,7 +73,7 @@ Upgrade::Upgrade(asio::io_context& context, std::string path, HandOver hand_over
 void Upgrade::start() {
   running_ = true;
   spdlog::info("upgrade: {} checks the configuration", program_);
-  spawn({"--check"}, [this] { on_checked(); });
+  spawn({"--reads-handover=" + handover_version(), "--check"}, [this] { on_checked(); });
 }
 
 void Upgrade::stop() {
@@ -134,7 +135,7 @@ void Upgrade::await_exit(Then then) {
 
 void Upgrade::on_checked() {
   if (status_ != 0)
-    return fail(fmt::format("the new binary does not accept the configuration: {}", what_ended(status_)));
+    return fail(fmt::format("the new binary refuses to begin, as the log says: {}", what_ended(status_)));
   int error = 0;
   Fd listener = listen_for_successor(path_, error);
   if (!listener) return fail(fmt::format("{}: {}", path_, std::system_category().message(error)));

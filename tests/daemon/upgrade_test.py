@@ -156,6 +156,20 @@ class UpgradeTest(unittest.TestCase):
         self.assertIsNone(node.process.poll())
         self.assertIs(node.is_alone(), True)
 
+    def test_a_version_that_hands_over_something_else_is_refused_before_anything_pauses(self):
+        with Node() as node:
+            node.install(f"""#!/bin/sh
+for word; do
+  case "$word" in --reads-handover=*) word=--reads-handover=0.0 ;; esac
+  set -- "$@" "$word"
+  shift
+done
+exec {OTHER_DAEMON} "$@"
+""")
+            self.continues(node, "refuses to begin")
+            self.assertIn("it hands over version 0.0, and this one reads", node.output())
+            self.assertNotIn("takes over", node.output())
+
     def test_what_is_no_daemon_changes_nothing(self):
         with Node() as node:
             with open(DAEMON, "rb") as file:
@@ -165,7 +179,7 @@ class UpgradeTest(unittest.TestCase):
                 with open(part, "wb") as file:
                     file.write(whole[:size])
                 node.install(part)
-                self.continues(node, "Exec format error|does not accept the configuration: it (ended with|was ended by signal)")
+                self.continues(node, "Exec format error|refuses to begin, as the log says: it (ended with|was ended by signal)")
             node.install("#!/bin/sh\nexit 1\n")
             self.continues(node, "it ended with 1")
             node.install('#!/bin/sh\ncase "$*" in *--check) exit 0;; *) exit 3;; esac\n')
