@@ -25,6 +25,7 @@ from tests.support import guest  # noqa: E402
 from tests.support.portwayd import Portwayd, isolate, wait_until  # noqa: E402
 
 ECHO, SOURCE, SINK, CLOSED = 7000, 7001, 7002, 7003
+THROTTLED = "throttled"  # another forward to SOURCE
 ROUNDS = int(os.environ.get("PORTWAY_ROUNDS", "10"))
 PIECE = 65536
 
@@ -137,10 +138,15 @@ class Clients:
             connection.sendall(message)
             assert connection.recv(len(message), socket.MSG_WAITALL) == message
 
-    def download(self, number, turn):
-        seed, size = number * 1000 + turn, 30_000_000
-        with self.connect(SOURCE) as connection:
+    def throttled(self, number, turn):
+        self.download(number, turn, THROTTLED, 3_000_000)
+
+    def download(self, number, turn, service=SOURCE, size=30_000_000):
+        seed = number * 1000 + turn
+        with self.connect(service) as connection:
             connection.sendall(struct.pack("!QQ", seed, size))
+            if number == 2:
+                connection.shutdown(socket.SHUT_WR)  # it is half-closed from now on
             got, count = hashlib.sha256(), 0
             while data := connection.recv(PIECE):
                 got.update(data)
@@ -168,9 +174,9 @@ class Clients:
 
 def run_clients():
     address, ports = json.loads(sys.stdin.readline())
-    clients = Clients(address, {int(service): port for service, port in ports.items()})
+    clients = Clients(address, {int(service) if service.isdigit() else service: port for service, port in ports.items()})
     threads = [clients.run(kind, number) for kind, count in
-               (("ping", 3), ("idle", 20), ("download", 3), ("upload", 2), ("short", 3)) for number in range(count)]
+               (("ping", 3), ("idle", 20), ("download", 3), ("upload", 2), ("throttled", 1), ("short", 3)) for number in range(count)]
     sys.stdin.readline()
     clients.stopped = True
     for thread in threads:
@@ -225,8 +231,9 @@ class HandoverTest(unittest.TestCase):
                       f"proxy.source_mode={source_mode}") as node:
             node.put_instance("vm-1", tap="tap0")
             ports = {}
-            for service in (ECHO, SOURCE, SINK):
-                answer = node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": service})
+            for service, body in ((ECHO, {}), (SOURCE, {}), (SINK, {}), (THROTTLED, {"max_bytes_per_second": 1_000_000})):
+                answer = node.call("POST", "/instances/vm-1/port-forwards",
+                                   {"guest_port": SOURCE if service == THROTTLED else service, **body})
                 self.assertEqual(answer.status, 201, answer)
                 ports[service] = answer.json()["port_forward"]["host_port"]
             clients.stdin.write(json.dumps(["198.18.0.1", ports]) + "\n")
@@ -246,9 +253,8 @@ class HandoverTest(unittest.TestCase):
             taken = [tuple(map(int, each)) for each in re.findall(said, node.output())]
             self.assertEqual(len(taken), ROUNDS)
             self.assertTrue(all(adopted == found for adopted, found in taken), taken)
-            for service, port in ports.items():
-                listed = node.call("GET", "/instances/vm-1/port-forwards").json()["port_forwards"]
-                self.assertIn((service, port), [(each["guest_port"], each["host_port"]) for each in listed])
+            listed = node.call("GET", "/instances/vm-1/port-forwards").json()["port_forwards"]
+            self.assertEqual({each["host_port"] for each in listed}, set(ports.values()))
             self.assertTrue(wait_until(lambda: self.active(node) == 0), "connections are left over")
 
     @staticmethod
