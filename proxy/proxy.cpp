@@ -9,6 +9,7 @@
 #include <chrono>
 #include <future>
 #include <numeric>
+#include <ranges>
 #include <utility>
 
 #include "base/blocked_signals.h"
@@ -150,14 +151,16 @@ Proxy::~Proxy() {
 // --- What a predecessor has left.
 
 /// Each worker gets the connections of its namesake: their order and ids stay. Those of workers that there
-/// are no more follow.
+/// are no more follow, and those for which there is no room at one are another's.
 std::size_t Proxy::place_connections() {
   std::size_t placed = 0;
   arena_.header().crashes_ns = options_.inherited->crashes();
   const auto of_workers = options_.inherited->take_connections();
   for (std::size_t i = 0; i < of_workers.size(); ++i) {
     for (const ConnectionSlot& slot : of_workers[i]) {
-      if (workers_[i % workers_.size()]->put(slot)) {
+      const auto takes = [&](std::size_t worker) { return workers_[worker % workers_.size()]->put(slot); };
+      const auto some = std::views::iota(i, i + workers_.size());
+      if (std::ranges::any_of(some, takes)) {
         ++placed;
       } else {
         options_.inherited->reset(slot, Lost::kConnections);

@@ -274,6 +274,45 @@ class HandoverTest(unittest.TestCase):
     def test_upgraded_epoll_plain(self):
         self.outlive("epoll", "plain", Portwayd.upgrade)
 
+    def test_a_successor_may_have_another_configuration(self):
+        """Each step changes what the connections rely on; what has no room is reset, and said."""
+        steps = (("proxy.workers=3", "proxy.io_backend=epoll"), ("proxy.workers=1", "proxy.io_backend=uring"),
+                 ("proxy.workers=2", "proxy.source_mode=plain"), ("proxy.workers=2", "proxy.source_mode=auto"),
+                 ("proxy.workers=2", "node.public_addresses=127.0.0.1,::1"))
+        with Portwayd("proxy.workers=2") as node:
+            node.put_instance("vm-1", tap="tap0")
+            port = node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": ECHO}).json()["port_forward"]["host_port"]
+            connections = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(12)]
+            settings = node.settings
+            for step in steps:
+                node.settings = [*settings, *step]
+                for connection in connections:
+                    connection.sendall(b"a")
+                    self.assertEqual(connection.recv(1), b"a")
+                    connection.sendall(b"b")
+                Portwayd.kill_and_start(node)
+                for connection in connections:
+                    self.assertEqual(connection.recv(1), b"b")
+                with socket.create_connection(("127.0.0.1", port), timeout=30) as another:
+                    another.sendall(b"x")
+                    self.assertEqual(another.recv(1), b"x")
+                self.assertTrue(wait_until(lambda: self.active(node) == len(connections)))
+            node.settings = [*settings, "proxy.connections_max=8", "proxy.workers=2"]
+            Portwayd.kill_and_start(node)
+            ends = [self.end_of(connection) for connection in connections]
+            self.assertEqual(sorted(ends), ["goes on"] * 8 + ["reset"] * 4)
+            self.assertIn("4 reset (connections_max)", node.output())
+            for connection in connections:
+                connection.close()
+
+    @staticmethod
+    def end_of(connection):
+        try:
+            connection.sendall(b"x")
+            return "goes on" if connection.recv(1) == b"x" else "ended"
+        except (ConnectionResetError, BrokenPipeError):
+            return "reset"
+
     def test_no_descriptor_is_left_over_from_process_to_process(self):
         with Portwayd("proxy.workers=2") as node:
             node.put_instance("vm-1", tap="tap0")
