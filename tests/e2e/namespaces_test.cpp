@@ -368,6 +368,29 @@ TEST_P(NamespacesTest, AReloadChangesTheDirectories) {
   EXPECT_TRUE(comes_true([&] { return put("vm-c", *c).status == 201; }));
 }
 
+TEST_P(NamespacesTest, ConnectionsIntoThemOutliveAKillAndAnUpgrade) {
+  const auto [a, to_a] = clone("a");
+  const auto [b, to_b] = clone("b");
+  TcpClient client = client_of("a", to_a);
+  TcpClient other = client_of("b", to_b);
+  for (int round = 0; round < 2; ++round) {
+    daemon_->stop(SIGKILL);
+    daemon_->start();
+    EXPECT_THAT(ask(to_a), HasSubstr("a "));
+    daemon_->upgrade();
+    EXPECT_THAT(ask(to_b), HasSubstr("b "));
+  }
+  for (TcpClient* each : {&client, &other}) {
+    each->finish();
+    EXPECT_EQ(each->receive_to_end().error, 0);
+  }
+  const TcpClient last = client_of("a", to_a);
+  a->guest().ip("link set eth0 down");
+  EXPECT_TRUE(becomes("vm-a", "carrier_lost")) << "the session is watched";
+  b->remove_name();
+  EXPECT_TRUE(b->is_gone_within(seconds(10))) << "nothing of the daemons before keeps it";
+}
+
 TEST_P(NamespacesTest, AKilledDaemonKeepsNoNamespaceAndItsSuccessorFindsTheSessions) {
   const auto [a, to_a] = clone("a");
   const auto [b, to_b] = clone("b");
