@@ -342,6 +342,7 @@ void Daemon::leave(pid_t successor) {
     spdlog::error("upgrade: the new process has taken over, and has ended");
   }
   drain_closes();
+  access_log_.reset();  // writes what is queued
   log_.drain();
   for (const int signal : signals_.take()) {
     if (lives && signal != SIGUSR2) ::kill(successor, signal);

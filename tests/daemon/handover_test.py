@@ -313,6 +313,28 @@ class HandoverTest(unittest.TestCase):
         except (ConnectionResetError, BrokenPipeError):
             return "reset"
 
+    def test_an_upgrade_loses_no_line_of_the_access_log(self):
+        with Portwayd("proxy.workers=2", start=False) as node:
+            log = f"{node.directory}/access.log"
+            node.settings.append(f"log.access={log}")
+            node.start()
+            node.put_instance("vm-1", tap="tap0")
+            port = node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": ECHO}).json()["port_forward"]["host_port"]
+            count = 0
+            for _ in range(4):
+                for _ in range(50):
+                    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+                        connection.sendall(b"x")
+                        self.assertEqual(connection.recv(1), b"x")
+                    count += 1
+                node.upgrade()
+
+            def lines():
+                with open(log, encoding="utf-8") as file:
+                    return len(file.readlines())
+            self.assertTrue(wait_until(lambda: lines() >= count), f"{lines()} of {count}")
+            self.assertEqual(lines(), count)
+
     def test_no_descriptor_is_left_over_from_process_to_process(self):
         with Portwayd("proxy.workers=2") as node:
             node.put_instance("vm-1", tap="tap0")
