@@ -78,7 +78,7 @@ def main():
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     isolate()
     guest = start_guest()
-    with Portwayd("proxy.workers=2", *sys.argv[3:]) as node:
+    with Portwayd("proxy.workers=2", "proxy.instance_share_percent=100", *sys.argv[3:]) as node:
         node.put_instance("vm-1", tap="tap0")
         made = node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": PORT}).json()
         address = ("127.0.0.1", made["port_forward"]["host_port"])

@@ -10,7 +10,7 @@ import http.client
 import json
 import os
 import re
-import select
+import selectors
 import shutil
 import signal
 import socket
@@ -118,7 +118,7 @@ class Portwayd:
                 preexec_fn=die_with_parent,
                 env={**os.environ, "NOTIFY_SOCKET": ready_path, **(environment or {})})
             pidfd = os.pidfd_open(self.process.pid)
-            events = select.select([ready, pidfd], [], [], START_TIMEOUT_S)[0]
+            events = readable([ready, pidfd], START_TIMEOUT_S)
             os.close(pidfd)
 
             def printed():
@@ -285,6 +285,14 @@ class Adopted:
         return self.returncode
 
 
+def readable(files, seconds):
+    """Which of them are; also with descriptors that are too high for select(2)."""
+    with selectors.DefaultSelector() as selector:
+        for file in files:
+            selector.register(file, selectors.EVENT_READ)
+        return [key.fileobj for key, _ in selector.select(seconds)]
+
+
 def children_of(pid):
     try:
         with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
@@ -310,7 +318,7 @@ def end_all(pids):
         with contextlib.suppress(ProcessLookupError):
             process = os.pidfd_open(pid)
             signal.pidfd_send_signal(process, signal.SIGKILL)
-            select.select([process], [], [], START_TIMEOUT_S)
+            readable([process], START_TIMEOUT_S)
             os.close(process)
 
 
