@@ -310,6 +310,7 @@ Error Daemon::hand_over(const Fd& successor, pid_t process) {
   spdlog::info("upgrade: process {} takes over", process);
   control_.save_sessions();
   drain_closes();
+  keeper_->prepare();
   if (auto paused = parts_.proxy->pause(); !paused) {
     end_process(process);
     return paused.error();

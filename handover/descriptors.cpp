@@ -1,6 +1,5 @@
 #include "handover/descriptors.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/sockios.h>
@@ -13,10 +12,10 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <map>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -48,59 +47,58 @@ bool is_bpf(int fd) {
          std::string_view(target.data(), static_cast<std::size_t>(size)).starts_with("anon_inode:bpf");
 }
 
+DescriptorKind kind_of(int fd, mode_t mode) {
+  if (S_ISSOCK(mode)) return kind_of_socket(fd);
+  if (S_ISFIFO(mode)) return DescriptorKind::kPipe;
+  const bool is_anonymous = (mode & S_IFMT) == 0;
+  return is_anonymous && is_bpf(fd) ? DescriptorKind::kBpf : DescriptorKind::kOther;
+}
+
+/// No open one has this number or a higher one.
+int table_size() {
+  std::ifstream status("/proc/self/status");
+  constexpr std::string_view kSize = "FDSize:";
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with(kSize)) return std::atoi(line.c_str() + kSize.size());
+  }
+  rlimit limit{};
+  return ::getrlimit(RLIMIT_NOFILE, &limit) == 0 ? static_cast<int>(limit.rlim_cur) : 0;
+}
+
 }  // namespace
 
 DescriptorKind kind_of(int fd) {
   struct stat status {};
-  if (::fstat(fd, &status) != 0) return DescriptorKind::kOther;
-  if (S_ISSOCK(status.st_mode)) return kind_of_socket(fd);
-  if (S_ISFIFO(status.st_mode)) return DescriptorKind::kPipe;
-  const bool is_anonymous = (status.st_mode & S_IFMT) == 0;
-  return is_anonymous && is_bpf(fd) ? DescriptorKind::kBpf : DescriptorKind::kOther;
+  return ::fstat(fd, &status) == 0 ? kind_of(fd, status.st_mode) : DescriptorKind::kOther;
 }
 
-std::vector<int> open_descriptors() {
-  std::vector<int> all;
-  const std::unique_ptr<DIR, int (*)(DIR*)> directory(::opendir("/proc/self/fd"), ::closedir);
-  if (directory == nullptr) {  // /proc is hidden: each number is tried
-    rlimit limit{};
-    if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return all;
-    for (int fd = 0; fd < static_cast<int>(limit.rlim_cur); ++fd) {
-      if (::fcntl(fd, F_GETFD) >= 0) all.push_back(fd);
-    }
-    return all;
+std::vector<Descriptor> open_descriptors(std::span<const Descriptor> known) {
+  std::vector<Descriptor> all;
+  const int end = table_size();  // asking for each number is faster than listing /proc/self/fd
+  auto before = known.begin();
+  for (int fd = 0; fd < end; ++fd) {
+    struct stat status {};
+    if (::fstat(fd, &status) != 0) continue;
+    while (before != known.end() && before->fd < fd) ++before;
+    const bool is_known = before != known.end() && before->fd == fd && before->device == status.st_dev &&
+                          before->inode == status.st_ino;
+    all.push_back({.fd = fd,
+                   .kind = is_known ? before->kind : kind_of(fd, status.st_mode),
+                   .device = status.st_dev,
+                   .inode = status.st_ino});
   }
-  const int own = ::dirfd(directory.get());
-  while (const dirent* entry = ::readdir(directory.get())) {
-    const std::string_view name = entry->d_name;
-    int fd = -1;
-    const auto parsed = std::from_chars(name.data(), name.data() + name.size(), fd);
-    if (parsed.ec == std::errc() && fd != own) all.push_back(fd);
-  }
-  std::ranges::sort(all);
   return all;
 }
 
-std::vector<int> descriptors_to_hand_over(const std::vector<int>& open) {
+std::vector<int> descriptors_to_hand_over(std::span<const Descriptor> open) {
   std::vector<int> chosen;
-  std::map<std::pair<dev_t, ino_t>, std::vector<int>> pipes;
-  for (const int fd : open) {
-    struct stat status {};
-    switch (kind_of(fd)) {
-      case DescriptorKind::kConnection:
-      case DescriptorKind::kListener:
-        chosen.push_back(fd);
-        break;
-      case DescriptorKind::kPipe:
-        if (::fstat(fd, &status) == 0) pipes[{status.st_dev, status.st_ino}].push_back(fd);
-        break;
-      case DescriptorKind::kBpf:
-      case DescriptorKind::kOther:
-        break;
-    }
-  }
-  for (const auto& [pipe, ends] : pipes) {
-    if (ends.size() == 2) chosen.insert(chosen.end(), ends.begin(), ends.end());
+  std::map<std::pair<dev_t, ino_t>, int> pipes;  // one end
+  for (const Descriptor& each : open) {
+    if (each.kind == DescriptorKind::kConnection || each.kind == DescriptorKind::kListener)
+      chosen.push_back(each.fd);
+    if (each.kind != DescriptorKind::kPipe) continue;
+    const auto [other, is_first] = pipes.try_emplace({each.device, each.inode}, each.fd);
+    if (!is_first) chosen.insert(chosen.end(), {other->second, each.fd});
   }
   std::ranges::sort(chosen);
   return chosen;

@@ -76,14 +76,14 @@ class Watch {
   /// Only after listen_for_successor(): whoever gets the store's lock then finds the keeper.
   void sort_descriptors() {
     const int memory = control_.memory.load();
-    const std::vector<int> open = open_descriptors();
+    const std::vector<Descriptor> open = open_descriptors();
     kept_ = descriptors_to_hand_over(open);
     std::erase_if(kept_, [](int fd) { return fd <= STDERR_FILENO; });
-    for (const int fd : open) {
+    for (const auto& [fd, kind, device, inode] : open) {
       const bool own = fd <= STDERR_FILENO || fd == memory || fd == control_memory_ ||
                        fd == listener_.get() || fd == successor_.get();
       // A program on a tap works on until the successor has its own.
-      if (own || std::ranges::binary_search(kept_, fd) || kind_of(fd) == DescriptorKind::kBpf) continue;
+      if (own || std::ranges::binary_search(kept_, fd) || kind == DescriptorKind::kBpf) continue;
       ::close(fd);
     }
   }
@@ -260,9 +260,13 @@ bool Keeper::alive() {
   return process_ != 0;
 }
 
+void Keeper::prepare() {
+  known_ = open_descriptors();
+}
+
 int Keeper::hand_over(int successor, milliseconds patience) {
   const int memory = control_->memory.load();
-  std::vector<int> others = descriptors_to_hand_over(open_descriptors());
+  std::vector<int> others = descriptors_to_hand_over(open_descriptors(std::exchange(known_, {})));
   std::erase_if(others, [](int fd) { return fd <= STDERR_FILENO; });
   ::setsockopt(successor, SOL_SOCKET, SO_SNDTIMEO, &kSendMax, sizeof kSendMax);
   control_->successor.store(

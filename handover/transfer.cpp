@@ -15,7 +15,8 @@
 namespace portway {
 namespace {
 
-constexpr std::size_t kAtOnce = 250;  // the kernel passes 253 (SCM_MAX_FD)
+constexpr std::size_t kAtOnce = 250;           // the kernel passes 253 (SCM_MAX_FD)
+constexpr std::int32_t kNumbersMax = 1 << 24;  // more than any fs.nr_open in use
 constexpr std::uint32_t kMagic = 0x50574b31;
 
 struct Message {
@@ -132,8 +133,16 @@ std::optional<Estate> receive_estate(int socket, std::chrono::milliseconds patie
     if (error == 0 && (received.empty() || received.size() + message.left != left)) error = EPROTO;
     if (error != 0) return std::nullopt;
     left = message.left;
-    for (std::size_t i = 0; i < received.size(); ++i)
-      estate.others.insert_or_assign(message.numbers[i], std::move(received[i]));
+    for (std::size_t i = 0; i < received.size(); ++i) {
+      const std::int32_t number = message.numbers[i];
+      if (number < 0 || number >= kNumbersMax) {
+        error = EPROTO;
+        return std::nullopt;
+      }
+      const auto place = static_cast<std::size_t>(number);
+      if (place >= estate.others.size()) estate.others.resize(place + 1);
+      estate.others[place] = std::move(received[i]);
+    }
   }
   return estate;
 }

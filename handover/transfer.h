@@ -6,10 +6,10 @@
 
 #include <chrono>
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "base/fd.h"
 
@@ -19,9 +19,9 @@ namespace portway {
 inline constexpr std::uint32_t kTransferVersion = 1;
 
 struct Estate {
-  Fd control;                // KeeperControl
-  Fd memory;                 // SlotArena's
-  std::map<int, Fd> others;  // by their numbers in the process that had them
+  Fd control;              // KeeperControl
+  Fd memory;               // SlotArena's
+  std::vector<Fd> others;  // by their numbers in the process that had them; not valid: it had none there
 };
 
 /// An errno, or 0.

@@ -49,7 +49,7 @@ class Inherited {
  public:
   /// `memory` is that of the predecessor's SlotArena, `descriptors` what it had, by the numbers that its
   /// slots name. kInternal: this version cannot read it.
-  static Result<std::unique_ptr<Inherited>> read(Fd memory, std::map<int, Fd> descriptors);
+  static Result<std::unique_ptr<Inherited>> read(Fd memory, std::vector<Fd> descriptors);
   ~Inherited();
   Inherited(const Inherited&) = delete;
   Inherited& operator=(const Inherited&) = delete;
@@ -80,7 +80,7 @@ class Inherited {
   std::size_t left_over() const;
 
  private:
-  explicit Inherited(std::map<int, Fd> descriptors) : descriptors_(std::move(descriptors)) {}
+  explicit Inherited(std::vector<Fd> descriptors) : descriptors_(std::move(descriptors)) {}
   void note_crashes(const SlotArena& arena);
   bool is_poison(const ArenaTable& table, std::uint32_t index) const;
   void read(const ArenaTable& table);
@@ -90,7 +90,7 @@ class Inherited {
 
   void sort_rest();
 
-  std::map<int, Fd> descriptors_;  // until sort_rest() those that are in no slot
+  std::vector<Fd> descriptors_;  // by number; those that no slot, nor one of the following, has
   std::map<Endpoint, Fd> listeners_;
   std::map<std::string, Fd> unix_listeners_;
   std::multimap<Endpoint, Fd> clients_;  // by their local ends: also sockets that are connected to guests

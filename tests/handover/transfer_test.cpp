@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <string>
@@ -45,6 +46,19 @@ std::string text_of(const Fd& fd) {
   return size < 0 ? "none" : std::string(text, static_cast<std::size_t>(size));
 }
 
+std::vector<int> numbers_of(const std::vector<Descriptor>& descriptors) {
+  std::vector<int> numbers;
+  for (const Descriptor& each : descriptors) numbers.push_back(each.fd);
+  return numbers;
+}
+
+/// Those of `some` that would be handed over.
+std::vector<int> handed_over(const std::vector<int>& some) {
+  std::vector<int> all = descriptors_to_hand_over(open_descriptors());
+  std::erase_if(all, [&](int fd) { return std::ranges::find(some, fd) == some.end(); });
+  return all;
+}
+
 TEST(Transfer, BringsEachDescriptorWithItsNumber) {
   const Ends ends = connected();
   const Fd control = file_with("control");
@@ -63,9 +77,11 @@ TEST(Transfer, BringsEachDescriptorWithItsNumber) {
   ASSERT_TRUE(estate) << error;
   EXPECT_EQ(text_of(estate->control), "control");
   EXPECT_EQ(text_of(estate->memory), "memory");
-  ASSERT_EQ(estate->others.size(), numbers.size());
+  EXPECT_EQ(
+      static_cast<std::size_t>(std::ranges::count_if(estate->others, [](const Fd& fd) { return bool(fd); })),
+      numbers.size());
   for (std::size_t i = 0; i < numbers.size(); ++i)
-    EXPECT_EQ(text_of(estate->others.at(numbers[i])), std::to_string(i));
+    EXPECT_EQ(text_of(estate->others.at(static_cast<std::size_t>(numbers[i]))), std::to_string(i));
 }
 
 TEST(Transfer, BringsNothingIfThereIsNothing) {
@@ -124,7 +140,7 @@ TEST(Transfer, TooFewDescriptorsAreAnErrorAndNothingStaysOpen) {
     numbers.push_back(files.back().get());
   }
   ASSERT_EQ(send_estate(ends.sender.get(), numbers[0], numbers[1], numbers), 0);
-  const std::vector<int> before = open_descriptors();
+  const std::vector<int> before = numbers_of(open_descriptors());
   rlimit limit{};
   ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &limit), 0);
   rlimit few = limit;
@@ -134,7 +150,7 @@ TEST(Transfer, TooFewDescriptorsAreAnErrorAndNothingStaysOpen) {
   EXPECT_FALSE(receive_estate(ends.receiver.get(), 5s, error));
   EXPECT_EQ(error, EMFILE);
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
-  EXPECT_EQ(open_descriptors(), before);
+  EXPECT_EQ(numbers_of(open_descriptors()), before);
 }
 
 TEST(Transfer, APathThatIsTooLongIsSaid) {
@@ -153,14 +169,32 @@ TEST(Descriptors, PipesToOtherProcessesStayHere) {
   const Fd socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   const Fd datagrams(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   const std::vector<int> all = {read_end.get(), write_end.get(), log.get(), socket.get(), datagrams.get()};
-  EXPECT_EQ(descriptors_to_hand_over(all), (std::vector<int>{read_end.get(), write_end.get(), socket.get()}));
+  EXPECT_EQ(handed_over(all), (std::vector<int>{read_end.get(), write_end.get(), socket.get()}));
 }
 
 TEST(Descriptors, WhatIsMarkedStaysHere) {
   const Ends ends = connected(SOCK_STREAM);
   const int fds[] = {ends.sender.get(), ends.receiver.get()};
   end_with_process(fds[0]);
-  EXPECT_EQ(descriptors_to_hand_over({fds[0], fds[1]}), std::vector{fds[1]});
+  EXPECT_EQ(handed_over({fds[0], fds[1]}), std::vector{fds[1]});
+}
+
+TEST(Descriptors, WhatHasTakenAKnownNumberIsLookedAt) {
+  Fd first(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  const Fd stays(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const int number = first.get();
+  const auto kind = [](const std::vector<Descriptor>& all, int fd) {
+    const auto found = std::ranges::find(all, fd, &Descriptor::fd);
+    return found == all.end() ? DescriptorKind::kOther : found->kind;
+  };
+  const std::vector<Descriptor> before = open_descriptors();
+  EXPECT_EQ(kind(before, number), DescriptorKind::kOther);
+  first.reset();
+  first.reset(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  ASSERT_EQ(first.get(), number);
+  const std::vector<Descriptor> after = open_descriptors(before);
+  EXPECT_EQ(kind(after, number), DescriptorKind::kConnection);
+  EXPECT_EQ(kind(after, stays.get()), DescriptorKind::kConnection);
 }
 
 }  // namespace
