@@ -76,6 +76,7 @@ class Supervisor {
     std::vector<std::string> arguments = arguments_of("/proc/self/cmdline");
     std::erase(arguments, "--supervise");
     std::vector<char*> pointers;
+    pointers.reserve(arguments.size() + 1);
     for (std::string& each : arguments) pointers.push_back(each.data());
     pointers.push_back(nullptr);
     sigset_t none;

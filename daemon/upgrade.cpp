@@ -88,6 +88,7 @@ void Upgrade::spawn(std::vector<std::string> extra_arguments, Then on_exit) {
   std::vector<std::string> arguments = arguments_;
   std::ranges::move(extra_arguments, std::back_inserter(arguments));
   std::vector<char*> pointers;
+  pointers.reserve(arguments.size() + 1);
   for (std::string& each : arguments) pointers.push_back(each.data());
   pointers.push_back(nullptr);
   posix_spawnattr_t attributes;

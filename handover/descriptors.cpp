@@ -47,7 +47,7 @@ bool is_bpf(int fd) {
          std::string_view(target.data(), static_cast<std::size_t>(size)).starts_with("anon_inode:bpf");
 }
 
-DescriptorKind kind_of(int fd, mode_t mode) {
+DescriptorKind kind_by_mode(int fd, mode_t mode) {
   if (S_ISSOCK(mode)) return kind_of_socket(fd);
   if (S_ISFIFO(mode)) return DescriptorKind::kPipe;
   const bool is_anonymous = (mode & S_IFMT) == 0;
@@ -69,7 +69,7 @@ int table_size() {
 
 DescriptorKind kind_of(int fd) {
   struct stat status {};
-  return ::fstat(fd, &status) == 0 ? kind_of(fd, status.st_mode) : DescriptorKind::kOther;
+  return ::fstat(fd, &status) == 0 ? kind_by_mode(fd, status.st_mode) : DescriptorKind::kOther;
 }
 
 std::vector<Descriptor> open_descriptors(std::span<const Descriptor> known) {
@@ -83,7 +83,7 @@ std::vector<Descriptor> open_descriptors(std::span<const Descriptor> known) {
     const bool is_known = before != known.end() && before->fd == fd && before->device == status.st_dev &&
                           before->inode == status.st_ino;
     all.push_back({.fd = fd,
-                   .kind = is_known ? before->kind : kind_of(fd, status.st_mode),
+                   .kind = is_known ? before->kind : kind_by_mode(fd, status.st_mode),
                    .device = status.st_dev,
                    .inode = status.st_ino});
   }

@@ -9,7 +9,6 @@
 #include <chrono>
 #include <future>
 #include <numeric>
-#include <ranges>
 #include <utility>
 
 #include "base/blocked_signals.h"
@@ -158,9 +157,10 @@ std::size_t Proxy::place_connections() {
   const auto of_workers = options_.inherited->take_connections();
   for (std::size_t i = 0; i < of_workers.size(); ++i) {
     for (const ConnectionSlot& slot : of_workers[i]) {
-      const auto takes = [&](std::size_t worker) { return workers_[worker % workers_.size()]->put(slot); };
-      const auto some = std::views::iota(i, i + workers_.size());
-      if (std::ranges::any_of(some, takes)) {
+      bool taken = false;
+      for (std::size_t j = 0; j < workers_.size() && !taken; ++j)
+        taken = workers_[(i + j) % workers_.size()]->put(slot);
+      if (taken) {
         ++placed;
       } else {
         options_.inherited->reset(slot, Lost::kConnections);
