@@ -28,6 +28,8 @@ from tests.support.calls import Calls, threads_of  # noqa: E402
 from tests.support.portwayd import (  # noqa: E402
     CLONE_NEWNET, Adopted, Ended, Portwayd, children_of, isolate, wait_until)
 
+# LeakSanitizer ends a process that is traced.
+os.environ["ASAN_OPTIONS"] = os.environ.get("ASAN_OPTIONS", "") + ":detect_leaks=0"
 EVERY_CALL = "PORTWAY_EVERY_CALL" in os.environ
 SEED = int(os.environ.get("PORTWAY_SEED", "1"))
 PATIENCE = 30  # s, for one step of a connection
