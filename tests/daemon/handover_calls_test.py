@@ -460,7 +460,7 @@ class HandoverCallsTest(unittest.TestCase):
             for name, (_, _, may_reset) in SCENARIOS.items():
                 with self.subTest(name):
                     outcomes = self.kill_everywhere(
-                        f"{backend}, {name}", lambda point, name=name: self.run_scenario(node, name, point), 24)
+                        f"{backend}, {name}", lambda point, name=name: self.run_scenario(node, name, point), 12)
                     allowed = {"goes on"} | ({"reset (unknown)"} if may_reset else set())
                     self.assertLessEqual(outcomes.keys(), allowed, outcomes)
 
@@ -518,7 +518,7 @@ class HandoverCallsTest(unittest.TestCase):
     def test_the_successor_is_killed(self):
         with self.start("auto") as node:
             self.network.open_forwards(node)
-            outcomes = self.kill_everywhere("successor", lambda point: self.run_adoption(node, point), 60)
+            outcomes = self.kill_everywhere("successor", lambda point: self.run_adoption(node, point), 30)
             self.assertEqual(outcomes.keys(), {"goes on"}, outcomes)
 
     # --- An upgrade.
@@ -555,14 +555,14 @@ class HandoverCallsTest(unittest.TestCase):
         with self.start("auto") as node:
             self.network.open_forwards(node)
             outcomes = self.kill_everywhere("new process", lambda point: self.run_upgrade(
-                node, kill_at=point, begin="recvmsg", end="epoll_wait", of_child="--take-over"), 40)
+                node, kill_at=point, begin="recvmsg", end="epoll_wait", of_child="--take-over"), 20)
             self.assertEqual(outcomes.keys(), {"goes on"}, outcomes)
 
     def test_the_old_process_of_an_upgrade_is_killed(self):
         with self.start("auto") as node:
             self.network.open_forwards(node)
             outcomes = self.kill_everywhere(
-                "old process", lambda point: self.run_upgrade(node, kill_at=point), 40)
+                "old process", lambda point: self.run_upgrade(node, kill_at=point), 20)
             self.assertEqual(outcomes.keys(), {"goes on"}, outcomes)
 
 
