@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "control/auth.h"
+#include "daemon/child_process.h"
 #include "daemon/limits.h"
 #include "daemon/notify.h"
 #include "daemon/succession.h"

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <poll.h>
-#include <spawn.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
@@ -13,7 +12,6 @@
 #include <chrono>
 #include <csignal>
 #include <cstdio>
-#include <filesystem>
 #include <fstream>
 #include <optional>
 #include <string>
@@ -23,6 +21,7 @@
 #include "base/fd.h"
 #include "base/forward.h"
 #include "daemon/arguments.h"
+#include "daemon/child_process.h"
 #include "handover/keeper.h"
 
 namespace portway {
@@ -36,13 +35,6 @@ constexpr milliseconds kPauseMax(5000);
 
 void say(const std::string& text) {
   fmt::print(stderr, "{} warning {}\n", to_rfc3339(now()), text);
-}
-
-std::vector<std::string> arguments_of(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::vector<std::string> all;
-  for (std::string each; std::getline(file, each, '\0');) all.push_back(each);
-  return all;
 }
 
 class Supervisor {
@@ -73,21 +65,10 @@ class Supervisor {
   bool start() {
     daemon_ = successor();  // it may not have been one yet when the daemon ended
     if (daemon_ != 0) return true;
-    std::vector<std::string> arguments = arguments_of("/proc/self/cmdline");
+    std::vector<std::string> arguments = command_line_of(::getpid());
     std::erase(arguments, "--supervise");
-    std::vector<char*> pointers;
-    pointers.reserve(arguments.size() + 1);
-    for (std::string& each : arguments) pointers.push_back(each.data());
-    pointers.push_back(nullptr);
-    sigset_t none;
-    sigemptyset(&none);
-    posix_spawnattr_t attributes;
-    ::posix_spawnattr_init(&attributes);
-    ::posix_spawnattr_setsigmask(&attributes, &none);
-    ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
-    const int error =
-        ::posix_spawn(&daemon_, program_.c_str(), nullptr, &attributes, pointers.data(), ::environ);
-    ::posix_spawnattr_destroy(&attributes);
+    int error = 0;
+    daemon_ = start_process(program_, std::move(arguments), false, error);
     if (error != 0)
       say(fmt::format("the daemon cannot be started: {}", std::system_category().message(error)));
     started_ = steady_clock::now();
@@ -156,7 +137,7 @@ class Supervisor {
     std::vector<Child> all;
     std::ifstream file(fmt::format("/proc/self/task/{}/children", ::getpid()));
     for (pid_t child = 0; file >> child;) {
-      if (!is_keeper(child)) all.push_back({child, arguments_of(fmt::format("/proc/{}/cmdline", child))});
+      if (!is_keeper(child)) all.push_back({child, command_line_of(child)});
     }
     return all;
   }
@@ -171,7 +152,7 @@ class Supervisor {
   }
 
   // What is installed there by then.
-  const std::string program_ = std::filesystem::read_symlink("/proc/self/exe").string();
+  const std::string program_ = installed_program();
   sigset_t handled_{};
   pid_t daemon_ = 0;             // 0: it is started at start_at_
   bool successor_died_ = false;  // that of an upgrade, before this process knew of it

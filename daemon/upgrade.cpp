@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <signal.h>
-#include <spawn.h>
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -12,13 +11,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <filesystem>
-#include <fstream>
 #include <iterator>
 #include <string_view>
 #include <system_error>
 #include <utility>
 
+#include "daemon/child_process.h"
 #include "daemon/succession.h"
 #include "handover/transfer.h"
 
@@ -30,22 +28,9 @@ namespace asio = boost::asio;
 constexpr std::chrono::seconds kBeginMax(10);  // for the check, and for the new process to ask
 
 std::vector<std::string> own_arguments() {
-  std::ifstream file("/proc/self/cmdline", std::ios::binary);
-  std::vector<std::string> all;
-  for (std::string each; std::getline(file, each, '\0');) all.push_back(each);
+  std::vector<std::string> all = command_line_of(::getpid());
   std::erase(all, "--take-over");
   return all;
-}
-
-/// The file that this process was started from, which may have been replaced since. If it was started by the
-/// path of a link, as to the file of a version, it is the link: that may lead elsewhere by now.
-std::string own_program(const std::vector<std::string>& arguments) {
-  std::error_code error;
-  const std::filesystem::path file = std::filesystem::read_symlink("/proc/self/exe", error);
-  if (!arguments.empty() && arguments[0].starts_with('/') &&
-      std::filesystem::equivalent(arguments[0], file, error))
-    return arguments[0];
-  return file;
 }
 
 std::string what_ended(int status) {
@@ -55,11 +40,6 @@ std::string what_ended(int status) {
 
 }  // namespace
 
-void end_process(pid_t process) {
-  ::kill(process, SIGKILL);
-  ::waitpid(process, nullptr, 0);
-}
-
 Upgrade::Upgrade(asio::io_context& context, std::string path, HandOver hand_over,
                  std::function<void(const std::string& why)> on_failure)
     : context_(context),
@@ -67,7 +47,7 @@ Upgrade::Upgrade(asio::io_context& context, std::string path, HandOver hand_over
       hand_over_(std::move(hand_over)),
       on_failure_(std::move(on_failure)),
       arguments_(own_arguments()),
-      program_(own_program(arguments_)),
+      program_(installed_program()),
       patience_(context) {}
 
 void Upgrade::start() {
@@ -87,28 +67,10 @@ void Upgrade::stop() {
 void Upgrade::spawn(std::vector<std::string> extra_arguments, Then on_exit) {
   std::vector<std::string> arguments = arguments_;
   std::ranges::move(extra_arguments, std::back_inserter(arguments));
-  std::vector<char*> pointers;
-  pointers.reserve(arguments.size() + 1);
-  for (std::string& each : arguments) pointers.push_back(each.data());
-  pointers.push_back(nullptr);
-  posix_spawnattr_t attributes;
-  ::posix_spawnattr_init(&attributes);
-  sigset_t none;
-  sigemptyset(&none);
-  ::posix_spawnattr_setsigmask(&attributes, &none);
-  ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+  int error = 0;
   // It gets what it needs by another way, and must keep nothing open that ends with this process.
-  posix_spawn_file_actions_t actions;
-  ::posix_spawn_file_actions_init(&actions);
-  ::posix_spawn_file_actions_addclosefrom_np(&actions, STDERR_FILENO + 1);
-  const int error =
-      ::posix_spawn(&process_, program_.c_str(), &actions, &attributes, pointers.data(), ::environ);
-  ::posix_spawn_file_actions_destroy(&actions);
-  ::posix_spawnattr_destroy(&attributes);
-  if (error != 0) {
-    process_ = 0;
-    return fail(fmt::format("{}: {}", program_, std::system_category().message(error)));
-  }
+  process_ = start_process(program_, std::move(arguments), true, error);
+  if (process_ == 0) return fail(fmt::format("{}: {}", program_, std::system_category().message(error)));
   await_exit(std::move(on_exit));
 }
 

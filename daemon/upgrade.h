@@ -21,9 +21,6 @@
 
 namespace portway {
 
-/// Of a child of this process.
-void end_process(pid_t process);
-
 class Upgrade {
  public:
   /// Hands everything to whoever is at the other end of the socket. Returns only if it did not take it, and
