@@ -15,6 +15,7 @@
 
 #include "api/socket_check.h"
 #include "base/fd.h"
+#include "base/socket.h"
 #include "network/netlink.h"
 #include "network/policy_routing.h"
 #include "network/source_plan.h"
@@ -168,13 +169,11 @@ int bound_device(const Instance& instance, const IpAddress& address) {
 /// Why the kernel would drop the guest's answers to `socket`, which is connected to it; empty if it would
 /// not.
 std::string why_dropped(const IpAddress& address, const Device& device, const Fd& socket) {
-  Endpoint local;
-  auto size = static_cast<socklen_t>(local.capacity());
+  const auto local = local_endpoint(socket.get());
   auto netlink = Netlink::open();
-  if (!netlink || ::getsockname(socket.get(), local.data(), &size) != 0) return "";
-  local.resize(size);
+  if (!netlink || !local) return "";
   const InputRoute in = look_up_input_route(
-      **netlink, {.link = device.index, .source = address, .destination = local.address()});
+      **netlink, {.link = device.index, .source = address, .destination = local->address()});
   if (in.error != EXDEV && in.error != EINVAL) return "";
   const std::string guest = address.to_string();
   const OutputRoute out = look_up_output_route(**netlink, address);

@@ -94,6 +94,7 @@ std::vector<int> descriptors_to_hand_over(std::span<const Descriptor> open) {
   std::vector<int> chosen;
   std::map<std::pair<dev_t, ino_t>, int> pipes;  // one end
   for (const Descriptor& each : open) {
+    if (each.fd <= STDERR_FILENO) continue;
     if (each.kind == DescriptorKind::kConnection || each.kind == DescriptorKind::kListener)
       chosen.push_back(each.fd);
     if (each.kind != DescriptorKind::kPipe) continue;

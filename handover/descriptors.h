@@ -27,8 +27,8 @@ struct Descriptor {
 /// In ascending order. `known`: what an earlier call has returned. The kinds of those that are still the same
 /// are not determined again: that takes most of the time, 4 us each.
 std::vector<Descriptor> open_descriptors(std::span<const Descriptor> known = {});
-/// Of those, what a successor can use: stream sockets, and pipes of which both ends are here. A pipe to
-/// another process, as for a log, is not among them. In ascending order.
+/// Of those, what a successor can use: stream sockets, and pipes of which both ends are here. Neither a
+/// pipe to another process, as for a log, nor a standard stream is among them. In ascending order.
 std::vector<int> descriptors_to_hand_over(std::span<const Descriptor> open);
 
 /// The inode of the network namespace that a socket is in; 0: not known (it takes CAP_NET_ADMIN there).

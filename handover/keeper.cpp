@@ -26,6 +26,8 @@
 #include <vector>
 
 #include "base/forward.h"
+#include "base/sealed_memory.h"
+#include "base/socket.h"
 #include "handover/descriptors.h"
 #include "handover/transfer.h"
 
@@ -78,7 +80,6 @@ class Watch {
     const int memory = control_.memory.load();
     const std::vector<Descriptor> open = open_descriptors();
     kept_ = descriptors_to_hand_over(open);
-    std::erase_if(kept_, [](int fd) { return fd <= STDERR_FILENO; });
     for (const auto& [fd, kind, device, inode] : open) {
       const bool own = fd <= STDERR_FILENO || fd == memory || fd == control_memory_ ||
                        fd == listener_.get() || fd == successor_.get();
@@ -153,7 +154,7 @@ class Watch {
     std::erase_if(kept_, [&](int fd) {
       if (kind_of(fd) == DescriptorKind::kPipe) return false;
       if (!std::ranges::binary_search(namespaces, netns_of_socket(fd))) return false;
-      reset(fd);
+      close_with_reset(fd);
       return true;
     });
   }
@@ -161,14 +162,8 @@ class Watch {
   void give_up() {
     ::unlink(control_.path.data());
     for (const int fd : kept_) {
-      if (kind_of(fd) == DescriptorKind::kConnection) reset(fd);
+      if (kind_of(fd) == DescriptorKind::kConnection) close_with_reset(fd);
     }
-  }
-
-  static void reset(int fd) {
-    const linger at_once{.l_onoff = 1, .l_linger = 0};
-    ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
-    ::close(fd);
   }
 
   const KeeperControl& control_;
@@ -226,10 +221,9 @@ Keeper::Keeper(Fd control_memory, pid_t process)
     : control_memory_(std::move(control_memory)), control_(control_memory_), process_(process) {}
 
 std::unique_ptr<Keeper> Keeper::start(int& error) {
-  Fd memory(::memfd_create("portway-keeper", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  Fd daemon(static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0)));
-  if (!memory || !daemon || ::ftruncate(memory.get(), 4096) != 0 ||
-      ::fcntl(memory.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+  Fd memory = make_sealed_memory("portway-keeper", sizeof(KeeperControl));
+  Fd daemon(memory ? static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0)) : -1);
+  if (!daemon) {
     error = errno;
     return nullptr;
   }
@@ -266,8 +260,7 @@ void Keeper::prepare() {
 
 int Keeper::hand_over(int successor, milliseconds patience) {
   const int memory = control_->memory.load();
-  std::vector<int> others = descriptors_to_hand_over(open_descriptors(std::exchange(known_, {})));
-  std::erase_if(others, [](int fd) { return fd <= STDERR_FILENO; });
+  const std::vector<int> others = descriptors_to_hand_over(open_descriptors(std::exchange(known_, {})));
   ::setsockopt(successor, SOL_SOCKET, SO_SNDTIMEO, &kSendMax, sizeof kSendMax);
   control_->successor.store(
       successor);  // if this process is killed from now on, its keeper waits in its place

@@ -406,11 +406,12 @@ void Connection::release() {
     discard_kept(context_.pipes, slot_.relay[side]);
     // A socket that is in no slot is a client that was just accepted, for a successor, unless it has sent FIN
     // or is to be reset; one that is in a slot is its connection's.
-    if (slot_.cause.how != CloseHow::kFin && fd(side) >= 0) context_.io.set_reset_at_end(fd(side), true);
+    const bool is_reset = slot_.cause.how != CloseHow::kFin;
+    if (is_reset && fd(side) >= 0) context_.io.set_reset_at_end(fd(side), true);
     const int socket = std::exchange(slot_.socket[side].fd, -1);
     if (socket < 0) continue;
-    if (slot_.cause.how != CloseHow::kFin) {
-      context_.io.close_with_reset(socket);
+    if (is_reset) {
+      context_.io.close(socket);
       continue;
     }
     if (side == kUpstream && slot_.lasting && !tcp_closed) context_.upstream.end_lasting(socket);

@@ -18,6 +18,7 @@
 #include <string>
 #include <utility>
 
+#include "base/socket.h"
 #include "network/proxy_header.h"
 #include "network/tcp_progress.h"
 #include "proxy/in_flight.h"
@@ -28,17 +29,9 @@ namespace {
 constexpr std::int64_t kLately = 60'000'000'000;  // ns
 constexpr std::size_t kCrashesMax = 3;            // within that time
 
-void close_with_reset(int fd) {
-  if (fd < 0) return;
-  const linger at_once{.l_onoff = 1, .l_linger = 0};
-  ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
-  ::close(fd);
-}
-
 void close_after_fin(int fd) {
   if (fd < 0) return;
-  const linger none{.l_onoff = 0, .l_linger = 0};
-  ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof none);
+  set_reset_at_end(fd, false);
   ::close(fd);
 }
 
@@ -48,15 +41,6 @@ void close_pipe(RelayState& state) {
   }
   state.pipe_bytes = 0;
   state.in_spare = false;
-}
-
-std::optional<Endpoint> local_endpoint(int fd) {
-  Endpoint endpoint;
-  auto size = static_cast<socklen_t>(endpoint.capacity());
-  if (::getsockname(fd, endpoint.data(), &size) != 0 || size > endpoint.capacity()) return std::nullopt;
-  endpoint.resize(size);
-  const int family = endpoint.data()->sa_family;
-  return family == AF_INET || family == AF_INET6 ? std::optional(endpoint) : std::nullopt;
 }
 
 bool is_connected(int fd) {

@@ -20,6 +20,7 @@
 #include <utility>
 
 #include "base/fd.h"
+#include "base/socket.h"
 #include "base/unix_socket.h"
 #include "network/ephemeral_ports.h"
 #include "proxy/listen_socket.h"
@@ -286,13 +287,11 @@ void KernelIo::close_time_wait(int fd, const Endpoint& remote, int device,
 }
 
 int KernelIo::set_reset_at_end(int fd, bool reset) {
-  const linger option{.l_onoff = reset ? 1 : 0, .l_linger = 0};
-  return result_of(::setsockopt(fd, SOL_SOCKET, SO_LINGER, &option, sizeof option));
+  return result_of(portway::set_reset_at_end(fd, reset));
 }
 
 void KernelIo::close_with_reset(int fd) {
-  set_reset_at_end(fd, true);
-  ::close(fd);
+  portway::close_with_reset(fd);
 }
 
 }  // namespace portway

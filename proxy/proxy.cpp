@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "base/blocked_signals.h"
+#include "base/socket.h"
 #include "network/client_refusals.h"
 #include "proxy/epoll_io.h"
 #include "proxy/listen_socket.h"
@@ -175,17 +176,15 @@ void Proxy::adopt(const ServedForwardPtr& forward) {
   const GuestEndpoints& guest = forward->guest();
   Worker& listening = *workers_[forward->listening_worker];
   for (const int listener : forward->listeners) {
-    Endpoint local;
-    auto size = static_cast<socklen_t>(local.capacity());
-    if (::getsockname(listener, local.data(), &size) != 0) continue;
-    local.resize(size);
-    for (Fd& client : options_.inherited->take_clients(local))
+    const auto local = local_endpoint(listener);
+    if (!local) continue;
+    for (Fd& client : options_.inherited->take_clients(*local))
       listening.post(Worker::TakeClient{forward, client.release()});
     if (listens(listener)) continue;
     listening.post(Worker::Refused{.refusal = {.forward = forward,
                                                .client = {},
-                                               .guest = guest.of(local.address()),
-                                               .local = local,
+                                               .guest = guest.of(local->address()),
+                                               .local = *local,
                                                .concerns_all = true},
                                    .adopted = true});
   }

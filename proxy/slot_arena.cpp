@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "base/boot_clock.h"
+#include "base/sealed_memory.h"
 
 namespace portway {
 namespace {
@@ -21,8 +22,6 @@ namespace {
 constexpr std::array<char, 8> kMagic = {'p', 'o', 'r', 't', 'w', 'a', 'y', '\0'};
 constexpr std::size_t kHeaderBytes = 4096;  // so that what follows begins with a page
 static_assert(sizeof(ArenaHeader) <= kHeaderBytes);
-// Who maps it relies on its size: memory that shrinks would end that process with SIGBUS.
-constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
 static_assert(sizeof(RelayMemory) % alignof(NotedRefusal) == 0);
 static_assert(kGatesMax * sizeof(NotedRefusal) % alignof(ConnectionSlot) == 0);
@@ -65,10 +64,8 @@ std::string_view to_string(ArenaFault fault) {
 SlotArena::SlotArena(std::size_t slots, std::size_t tables) {
   slots = std::max(slots, tables);
   if (slots > std::numeric_limits<std::uint32_t>::max()) throw std::bad_alloc();
-  memory_.reset(::memfd_create("portway-slots", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (!memory_ || ::ftruncate(memory_.get(), static_cast<off_t>(bytes_of(tables, slots))) != 0 ||
-      ::fcntl(memory_.get(), F_ADD_SEALS, kSeals) != 0)
-    throw std::bad_alloc();
+  memory_ = make_sealed_memory("portway-slots", static_cast<off_t>(bytes_of(tables, slots)));
+  if (!memory_) throw std::bad_alloc();
   map(bytes_of(tables, slots));
   if (mapped_.empty()) throw std::bad_alloc();
   const ArenaHeader header{.magic = kMagic,
@@ -111,7 +108,7 @@ void SlotArena::map(std::size_t bytes) {
 ArenaFault SlotArena::open() {
   struct stat status {};
   const int seals = ::fcntl(memory_.get(), F_GET_SEALS);
-  if (seals < 0 || (seals & kSeals) != kSeals || ::fstat(memory_.get(), &status) != 0)
+  if (seals < 0 || (seals & kSizeSeals) != kSizeSeals || ::fstat(memory_.get(), &status) != 0)
     return ArenaFault::kNotAnArena;
   const auto bytes = static_cast<std::size_t>(status.st_size);
   if (bytes < kHeaderBytes) return ArenaFault::kNotAnArena;

@@ -415,12 +415,20 @@ int SimIo::shutdown(int fd, int how) {
 
 void SimIo::close(int fd) {
   const Descriptor descriptor = remove(fd);
-  if (descriptor.kind == Kind::kSocket) {
+  if (descriptor.kind == Kind::kSocket && descriptor.reset_at_end) {
+    descriptor.socket->close_with_reset();
+  } else if (descriptor.kind == Kind::kSocket) {
     descriptor.socket->close();
   } else if (descriptor.kind == Kind::kListener) {
     descriptor.listener->set_wake(nullptr);
     network_.unlisten(descriptor.endpoint);
   }
+}
+
+int SimIo::set_reset_at_end(int fd, bool reset) {
+  socket_of(fd);
+  get(fd).reset_at_end = reset;
+  return 0;
 }
 
 void SimIo::close_with_reset(int fd) {

@@ -139,7 +139,7 @@ class SimIo : public Io {
   int shutdown(int fd, int how) override;
   void close(int fd) override;
   void close_with_reset(int fd) override;
-  int set_reset_at_end(int, bool) override { return 0; }
+  int set_reset_at_end(int fd, bool reset) override;
   void close_time_wait(int fd, const Endpoint&, int, const NetworkNamespace::Ptr&) override { close(fd); }
 
  private:
@@ -168,8 +168,9 @@ class SimIo : public Io {
     short poll_mask() const;
     int arming_error = 0;  // poll()'s error
     bool woken = false;    // poll has something to report
-    short bits = 0;        // the wakers' masks, if all of them gave one
-    Nanos told_at{};       // when it may be reported
+    bool reset_at_end = false;
+    short bits = 0;   // the wakers' masks, if all of them gave one
+    Nanos told_at{};  // when it may be reported
   };
 
   struct PlannedFailure {
