@@ -19,7 +19,7 @@ from tests.support.portwayd import Portwayd, die_with_parent, isolate  # noqa: E
 
 PINGING = 10
 PORT = 7000
-SETTLE_S = 0.3
+SETTLE_S = 0.3  # of pings before and after, as they are without a hand-over
 
 
 def run_guest():
@@ -69,7 +69,7 @@ class Pinger(threading.Thread):
             assert len(self.connection.recv(64, socket.MSG_WAITALL)) == 64
             self.worst = max(self.worst, time.monotonic() - began)
             self.count += 1
-            time.sleep(0.001)
+            time.sleep(0.001)  # or ten of them would keep a processor busy
 
 
 def main():

@@ -27,7 +27,7 @@ Outcome<void> run_upgrade(const Invocation& invocation, Console& console) {
   if (!started) return started.error();
   const auto deadline = steady_clock::now() + kUpgradeMax;
   while (steady_clock::now() < deadline) {
-    std::this_thread::sleep_for(kAskAgainAfter);
+    std::this_thread::sleep_for(kAskAgainAfter);  // the old process says no more once the new one serves
     const auto now = ask(*client, {.method = "GET", .target = "/v1/node"});
     if (!now) {
       // Its connections end with the old process; the new one takes over the listener.

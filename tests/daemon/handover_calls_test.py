@@ -214,24 +214,25 @@ def throttled(pair):
     expect_end(pair.client)
 
 
+def reset_after_last(end):
+    """What it has sent last."""
+    last = pattern(4, 4000)
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_END)
+    end.sendall(last)
+    end.close()
+    return last
+
+
 def guest_resets(pair):
     pair.begin(pattern(1, 64))
     pair.exchange(64)
-    last = pattern(4, 4000)
-    pair.guest.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_END)
-    pair.guest.sendall(last)
-    pair.guest.close()
-    expect_reset(pair.client, last)
+    expect_reset(pair.client, reset_after_last(pair.guest))
 
 
 def client_resets(pair):
     pair.begin(pattern(1, 64))
     pair.exchange(64)
-    last = pattern(4, 4000)
-    pair.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_END)
-    pair.client.sendall(last)
-    pair.client.close()
-    expect_reset(pair.guest, last)
+    expect_reset(pair.guest, reset_after_last(pair.client))
 
 
 def half_closed_resets(pair):
@@ -239,11 +240,7 @@ def half_closed_resets(pair):
     pair.exchange(64)
     pair.client.shutdown(socket.SHUT_WR)
     expect_end(pair.guest)
-    last = pattern(4, 4000)
-    pair.guest.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_END)
-    pair.guest.sendall(last)
-    pair.guest.close()
-    expect_reset(pair.client, last)
+    expect_reset(pair.client, reset_after_last(pair.guest))
 
 
 def urgent(pair):

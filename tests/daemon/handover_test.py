@@ -67,7 +67,7 @@ def serve_sink(connection):
     while data := connection.recv(PIECE):
         got.update(data)
         if b"slow" in data[:4]:
-            time.sleep(0.01)
+            time.sleep(0.01)  # a slow guest
     connection.sendall(got.digest())
 
 
@@ -133,7 +133,7 @@ class Clients:
         """It says nothing until the end."""
         with self.connect(ECHO) as connection:
             while not self.stopped:
-                time.sleep(0.05)
+                time.sleep(0.05)  # says nothing
             message = b"%d" % number * 100
             connection.sendall(message)
             assert connection.recv(len(message), socket.MSG_WAITALL) == message
@@ -239,9 +239,9 @@ class HandoverTest(unittest.TestCase):
             clients.stdin.write(json.dumps(["198.18.0.1", ports]) + "\n")
             clients.stdin.flush()
             for _ in range(ROUNDS):
-                time.sleep(generator.uniform(0.1, 0.6))
+                time.sleep(generator.uniform(0.1, 0.6))  # the load is at another point each time
                 disturb(node)
-            time.sleep(0.5)
+            time.sleep(0.5)  # of load on the last process
             clients.stdin.write("end\n")
             clients.stdin.flush()
             result = json.loads(clients.stdout.readline())
