@@ -64,6 +64,14 @@ class Node(Portwayd):
         os.chmod(new, mode)
         os.replace(new, self.program)
 
+    def install_version(self, version):
+        """The program is a link to the file of a version, which is returned."""
+        file = f"{self.program}-{version}"
+        shutil.copy(OTHER_DAEMON, file)
+        os.symlink(file, f"{file}.link")
+        os.replace(f"{file}.link", self.program)
+        return file
+
     def install_striking(self, moment, check="", start="", **shim):
         """A program that becomes the other build. It runs `check` or `start` in a shell before, if that is the moment, or
         has the shim strike at the call of that number."""
@@ -138,13 +146,21 @@ class UpgradeTest(unittest.TestCase):
     def test_a_link_leads_to_the_version_that_is_installed_now(self):
         with Node() as node:
             for version in "12":
-                file = f"{node.program}-{version}"
-                shutil.copy(OTHER_DAEMON, file)
-                os.symlink(file, f"{file}.link")
-                os.replace(f"{file}.link", node.program)
+                file = node.install_version(version)
                 node.upgrade()
                 self.assertEqual(os.readlink(f"/proc/{node.process.pid}/exe"), file)
                 node.talk()
+
+    def test_a_supervisor_starts_what_a_link_leads_to_now(self):
+        with Node() as node:
+            node.stop()
+            node.install_version("1")
+            node.start(arguments=["--supervise"])
+            before, begun = node.daemon_below(), node.begun()
+            file = node.install_version("2")
+            os.kill(before, signal.SIGKILL)
+            self.assertTrue(wait_until(lambda: node.begun() > begun), node.output())
+            self.assertEqual(os.readlink(f"/proc/{node.daemon_below()}/exe"), file)
 
     def continues(self, node, why):
         """The process that runs, when it is told to upgrade."""
