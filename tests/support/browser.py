@@ -45,6 +45,7 @@ class Browser:
         self.base = f"http://127.0.0.1:{found[1]}"
         arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
                      "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                     "--disable-features=BackForwardCache",  # a page that was left keeps no stream open
                      f"--user-data-dir={self.profile}/data"]
         answer = self._call("POST", "/session", {"capabilities": {"alwaysMatch": {
             "browserName": "chrome", "goog:chromeOptions": {"binary": CHROMIUM, "args": arguments},
