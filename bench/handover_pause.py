@@ -2,7 +2,7 @@
 (SIGUSR2) and over SIGKILL with an immediate new start. Prints the longest wait of each pinging connection in each round: median,
 99th percentile and worst. Needs root.
 
-    PORTWAY_DAEMON=build/release/portwayd PORTWAY_SOURCE_DIRECTORY=. python3 bench/handover_pause.py [N [ROUNDS [SETTING...]]]
+    PORTWAY_DAEMON=$PWD/build/release/portwayd PORTWAY_SOURCE_DIRECTORY=$PWD python3 bench/handover_pause.py [N [ROUNDS [SETTING...]]]
 """
 import os
 import resource
