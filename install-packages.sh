@@ -22,9 +22,11 @@ for section in "$@"; do
 done
 
 missing=()
+provided=$(dpkg-query --show --showformat='${db:Status-Status}, ${Provides},\n' | grep '^installed,' || true)
 for package in "${packages[@]}"; do
   state=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true)
-  [ "$state" = installed ] || missing+=("$package")
+  # Another package may stand in for it, as other builds of nodejs do for npm, which they refuse beside them.
+  [ "$state" = installed ] || grep -q ", $package[, ]" <<<"$provided" || missing+=("$package")
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 

@@ -9,6 +9,11 @@ Response json_response(unsigned status, const boost::json::object& body) {
   return {.status = status, .body = boost::json::serialize(body), .headers = {}};
 }
 
+Response with_event_id(const ApiContext& api, Response response) {
+  response.headers.emplace_back("Portway-Event-Id", api.control.events().last_id());
+  return response;
+}
+
 Response no_content() {
   return {.status = 204, .body = {}, .content_type = {}, .headers = {}};
 }
@@ -17,7 +22,8 @@ Result<Response> stream_response(const ApiContext& api, const StreamTerms& terms
                                  std::string content_type) {
   auto stream = open_stream(api.control.streams(), terms, make);
   if (!stream) {
-    if (stream.error().code == ErrorCode::kConnectionLimit) ++api.stats.streams_refused;
+    const ErrorCode code = stream.error().code;
+    if (code == ErrorCode::kConnectionLimit || code == ErrorCode::kStreamLimit) ++api.stats.streams_refused;
     return stream.error();
   }
   return Response{.status = 200,

@@ -17,6 +17,9 @@ namespace portway {
 /// 200 or another success with a JSON body.
 Response json_response(unsigned status, const boost::json::object& body);
 
+/// With the id of the event that it is true at (`Portway-Event-Id`): GET /events continues after it.
+Response with_event_id(const ApiContext& api, Response response);
+
 /// 204.
 Response no_content();
 

@@ -31,13 +31,19 @@ using std::chrono::steady_clock;
 // How often the probes are polled: without CAP_NET_RAW no event reports the guest's answer.
 constexpr milliseconds kPollInterval(5);
 
-// Nobody has these documentation addresses (RFC 5737, RFC 3849): they stand for any client.
-constexpr std::string_view kAnyClientV4 = "192.0.2.1";
-constexpr std::string_view kAnyClientV6 = "2001:db8::1";
-
 CheckStep listener_step(const ForwardStatus& status, bool refusing) {
   const std::string where =
       fmt::format("port {} of {}", status.forward.host_port, fmt::join(status.bind_addresses, ", "));
+  if (status.state == ForwardState::kDisabled) {
+    return {
+        "listener", false,
+        fmt::format("The forward is disabled: the node keeps {} for it, and does not listen there. Enable "
+                    "it (PATCH with {{\"enabled\": true}}).",
+                    where)};
+  }
+  if (status.state == ForwardState::kExpired) {
+    return {"listener", false, "The forward has expired (expires_at), and is being deleted; make a new one."};
+  }
   if (!status.lost_addresses.empty()) {
     return {
         "listener", false,
@@ -53,12 +59,13 @@ CheckStep listener_step(const ForwardStatus& status, bool refusing) {
                     "(proxy.refused_probe_ms); once it answers, clients get through.",
                     where, status.forward.guest_port)};
   }
-  if (status.failure.empty()) return {"listener", true, fmt::format("The node listens on {}.", where)};
+  if (status.state != ForwardState::kFailed)
+    return {"listener", true, fmt::format("The node listens on {}.", where)};
   return {"listener", false,
           fmt::format(
               "The node does not listen on {}: {} It retries every few seconds; to get another port, delete "
               "the forward and create it again.",
-              where, status.failure)};
+              where, status.reason)};
 }
 
 /// The guest's addresses that clients are forwarded to, or the client in question.
@@ -104,6 +111,7 @@ CheckStep source_step(const CheckSubject& subject) {
   const TrafficLimits& limits = subject.forward.forward.limits;
   const std::optional<IpAddress>& client = subject.client;
   if (const std::string why = why_rejected(subject); !why.empty()) return {"source", false, why};
+  if (subject.forward.cause == ForwardCause::kLimitReached) return {"source", false, subject.forward.reason};
   if (limits.allowed_cidrs.empty()) return {"source", true, "Clients may connect from anywhere."};
   std::vector<std::string> names;
   for (const Cidr& network : limits.allowed_cidrs) names.push_back(network.to_string());
@@ -117,24 +125,11 @@ CheckStep source_step(const CheckSubject& subject) {
 }
 
 CheckStep tap_step(const Instance& instance, TapState state, const std::string& fault) {
-  if (!fault.empty() && instance.device.empty()) return {"tap", false, fault};
-  switch (state) {
-    case TapState::kNone:
-      return {"tap", true, fmt::format("The machine is process {}; no tap is watched.", *instance.vmm_pid)};
-    case TapState::kUp:
-      return {"tap", true, fmt::format("{} is up and has a carrier.", instance.tap)};
-    case TapState::kNoCarrier:
-      return {
-          "tap", false,
-          fmt::format("{} has no carrier: no virtual machine has it open. Start the machine.", instance.tap)};
-    case TapState::kMissing:
-      break;
-  }
-  return {"tap", false,
-          fmt::format(
-              "There is no network device {}. Create the tap, or register the instance with the tap that its "
-              "machine uses.",
-              instance.tap)};
+  if (const std::string trouble = tap_trouble(instance, state, fault); !trouble.empty())
+    return {"tap", false, trouble};
+  if (state == TapState::kNone)
+    return {"tap", true, fmt::format("The machine is process {}; no tap is watched.", *instance.vmm_pid)};
+  return {"tap", true, fmt::format("{} is up and has a carrier.", instance.tap)};
 }
 
 CheckStep device_step(const Instance& instance, const std::string& fault) {
@@ -226,8 +221,7 @@ CheckStep route_step(const Instance& instance, const IpAddress& address) {
 /// stands for any.
 std::optional<IpAddress> probing_client(const CheckSubject& subject, const Endpoint& guest) {
   if (plan_to(subject, guest.address()) != SourcePlan::kTransparent) return std::nullopt;
-  const IpAddress client = subject.client.value_or(
-      boost::asio::ip::make_address(guest.address().is_v4() ? kAnyClientV4 : kAnyClientV6));
+  const IpAddress client = subject.client.value_or(any_client(guest.address().is_v6()));
   const auto plan = plan_source({client, 0}, guest);
   return plan && is_transparent(*plan) ? std::optional(client) : std::nullopt;
 }

@@ -4,12 +4,18 @@
 // Belongs to the control thread.
 #pragma once
 
+#include <boost/asio/awaitable.hpp>
 #include <boost/url/url_view.hpp>
+#include <chrono>
+#include <functional>
+#include <optional>
 #include <string_view>
 #include <vector>
 
+#include "api/fair_use.h"
 #include "api/http/failure_log.h"
 #include "api/http/message.h"
+#include "api/http/server_options.h"
 #include "api/resources.h"
 #include "api/router.h"
 
@@ -17,24 +23,36 @@ namespace portway {
 
 class Dispatcher {
  public:
-  explicit Dispatcher(ApiContext api);
+  /// `clock` is for tests.
+  explicit Dispatcher(ApiContext api, std::function<Buckets::Time()> clock = std::chrono::steady_clock::now);
 
-  /// Throws only if memory runs out.
-  Response handle(const Request& request);
+  /// Throws only if memory runs out. `request` outlives it. A change waits for the disk; everything else is
+  /// answered at once.
+  boost::asio::awaitable<Response> handle(const Request& request);
+  /// Asked before the body of a request is read: refuses what its header is enough to refuse, and has
+  /// handle() know the caller.
+  RequestAdmission admit(const Request& request);
   /// The same for the listener of the metrics, which requires no key and serves GET /metrics and GET /healthz
   /// only.
-  Response handle_open_metrics(const Request& request);
+  boost::asio::awaitable<Response> handle_open_metrics(const Request& request);
 
   const std::vector<Route>& routes() const { return router_.routes(); }
 
  private:
-  Response answer(const Request& request, std::string_view& pattern);
-  Response fail(const Request& request, std::string_view pattern, const Error& error);
+  boost::asio::awaitable<Response> answer(const Request& request, std::string_view& pattern);
+  static Response unrouted(const Request& request, const Router::Match& match);
+  Response fail(const Request& request, std::string_view pattern, const Error& error,
+                const std::optional<Principal>& caller = std::nullopt);
+  void audit(const Request& request, const Route& route, const Principal& caller,
+             const Result<Response>& response) const;
   Result<Principal> authenticate(const Request& request);
-  Result<Response> serve(const Request& request, const boost::urls::url_view& url, Router::Match& match);
+  Result<void> let_in(const Request& request, const Route& route, std::optional<Principal>& caller);
+  boost::asio::awaitable<Result<Response>> serve(const Request& request, const boost::urls::url_view& url,
+                                                 Router::Match& match, std::optional<Principal>& caller);
 
   const ApiContext api_;
   FailureLog failures_;
+  FairUse fair_use_;
   const Router router_;
 };
 

@@ -10,6 +10,9 @@
 #include <utility>
 #include <variant>
 
+#include "api/json.h"
+#include "api/preconditions.h"
+
 namespace portway {
 namespace {
 
@@ -29,6 +32,7 @@ void add_fields(boost::json::object& /*data*/, const Kind& /*kind*/) {}
 
 void add_fields(boost::json::object& data, const event::InstanceUpdated& updated) {
   data["changed"] = boost::json::array(updated.changed.begin(), updated.changed.end());
+  if (updated.lost) data["lost"] = true;
 }
 
 void add_fields(boost::json::object& data, const event::InstanceTapRenamed& renamed) {
@@ -46,8 +50,18 @@ void add_fields(boost::json::object& data, const event::InstanceStopped& stopped
   data["port_forwards"] = stopped.port_forwards;
 }
 
+void add_fields(boost::json::object& data, const event::ForwardDeleted& deleted) {
+  data["reason"] = deleted.expired ? "expired" : "requested";
+}
+
 void add_fields(boost::json::object& data, const event::ForwardFailed& failed) {
   data["reason"] = failed.reason;
+}
+
+void add_fields(boost::json::object& data, const event::ForwardStateChanged& changed) {
+  data["state"] = to_string(changed.state);
+  if (changed.cause != ForwardCause::kNone) data["cause"] = to_string(changed.cause);
+  if (!changed.reason.empty()) data["reason"] = changed.reason;
 }
 
 void add_fields(boost::json::object& data, const event::ConnectionRefused& refused) {
@@ -70,15 +84,44 @@ std::string_view type_of(const Event& event) {
   return std::visit([]<class Kind>(const Kind&) { return Kind::kType; }, event.kind);
 }
 
-std::string sse(std::string_view id, std::string_view type, const boost::json::object& data) {
-  return fmt::format("id: {}\nevent: {}\ndata: {}\n\n", id, type, boost::json::serialize(data));
+std::string_view code_of(EventGap gap) {
+  switch (gap) {
+    case EventGap::kNotKept:
+      return "not_kept";
+    case EventGap::kRestarted:
+      return "restarted";
+    case EventGap::kUnknownId:
+      break;
+  }
+  return "unknown_id";
+}
+
+std::string_view reason_of(EventGap gap) {
+  switch (gap) {
+    case EventGap::kNotKept:
+      return "the next event is not kept any more";
+    case EventGap::kRestarted:
+      return "the last event is of another run of the daemon";
+    case EventGap::kUnknownId:
+      break;
+  }
+  return "no event has this id";
+}
+
+std::string sse(std::string_view id, std::string_view type, std::string_view data) {
+  return fmt::format("id: {}\nevent: {}\ndata: {}\n\n", id, type, data);
 }
 
 std::string sse(const EventSubscription::Item& item) {
-  if (item.event != nullptr) return sse(item.id, type_of(*item.event), to_json(*item.event));
-  return sse(
-      item.id, "reset",
-      {{"time", to_rfc3339(now())}, {"reason", fmt::format("{}; events are missing here", item.gap_reason)}});
+  if (const Event* event = item.event) {
+    if (event->text.empty()) event->text = boost::json::serialize(to_json(*event));
+    return sse(item.id, type_of(*event), event->text);
+  }
+  const boost::json::object data{
+      {"time", to_rfc3339(now())},
+      {"reason", fmt::format("{}; events are missing here: read the lists again", reason_of(item.gap))},
+      {"code", code_of(item.gap)}};
+  return sse(item.id, "reset", boost::json::serialize(data));
 }
 
 class EventStream final : public BodyStream {
@@ -90,11 +133,14 @@ class EventStream final : public BodyStream {
 
   std::optional<std::string> read() override {
     std::string text;
+    const std::string begins_after = subscription_->position();
     auto item = subscription_->next();
     if (std::exchange(first_, false)) {
       text = kRetry;
       const bool has_gap = item && item->event == nullptr;
-      if (!has_gap) text += kComment;  // shows at once that the stream is open
+      // The comment shows at once that the stream is open. With the id, a client that loses the stream before
+      // its first event continues where it began.
+      if (!has_gap) text += fmt::format("id: {}\n{}", begins_after, kComment);
     }
     while (item) {
       text += sse(*item);
@@ -131,6 +177,14 @@ boost::json::object to_json(const Event& event) {
         add_fields(data, kind);
       },
       event.kind);
+  if (event.instance != nullptr) {
+    data["etag"] = etag_of(event.instance->instance);
+    data["instance"] = to_json(*event.instance);
+  }
+  if (event.forward != nullptr) {
+    data["etag"] = etag_of(event.forward->forward);
+    data["port_forward"] = to_json(*event.forward);
+  }
   return data;
 }
 

@@ -49,9 +49,24 @@ Result<void> check_holds(const ApiContext& api, const IdempotentAnswer& answer, 
       "idempotency-key"};
 }
 
+/// Who shares idempotency keys. What a key for one instance does is nothing to its owner's other keys; no
+/// owner has a space in its name.
+std::string scope_of(const Principal& caller) {
+  const std::string account = account_of(caller);
+  return caller.instance_id.empty() ? account : account + " " + caller.instance_id;
+}
+
+/// Who shares what is remembered: an orchestrator's flood must not make another one's answers be forgotten,
+/// whatever names their keys have.
+std::string payer_of(const Principal& caller) {
+  const bool is_admin_key = caller.role == Role::kAdmin && !caller.key_id.is_nil();
+  return is_admin_key ? "key " + to_string(caller.key_id) : scope_of(caller);
+}
+
 Response replay_of(const IdempotentAnswer& answer) {
   Response response{.status = 201, .body = answer.body, .headers = {{std::string(kReplayed), "true"}}};
   if (!answer.location.empty()) response.headers.emplace_back("Location", answer.location);
+  if (!answer.etag.empty()) response.headers.emplace_back("ETag", answer.etag);
   return response;
 }
 
@@ -70,8 +85,9 @@ Result<std::optional<IdempotentAnswer>> idempotent_request(const Call& call) {
         "idempotency-key"};
   }
   return std::optional(IdempotentAnswer{
-      .scope = account_of(call.caller),
+      .scope = scope_of(call.caller),
       .key = key,
+      .payer = payer_of(call.caller),
       .request_sha256 =
           sha256(fmt::format("{}\n{}\n{}", call.request.method, call.request.target, call.request.body)),
       .location = {},
@@ -79,27 +95,28 @@ Result<std::optional<IdempotentAnswer>> idempotent_request(const Call& call) {
       .created_at = now()});
 }
 
-Result<std::optional<Response>> find_replay(const ApiContext& api, const Call& call,
-                                            const IdempotentAnswer& asked) {
+boost::asio::awaitable<Result<std::optional<Response>>> find_replay(const ApiContext& api, const Call& call,
+                                                                    IdempotentAnswer asked) {
+  const auto known = co_await api.control.find_answer(asked.scope, asked.key);
   // Before anything else: the instance may have passed to another owner.
   const auto instance = api.control.find_instance(call.caller, call.path[0]);
-  if (!instance) return instance.error();
-  const auto known = api.control.find_answer(asked.scope, asked.key);
-  if (!known) return known.error();
-  if (!*known) return std::optional<Response>();
+  if (!instance) co_return instance.error();
+  if (!known) co_return known.error();
+  if (!*known) co_return std::optional<Response>();
   if ((*known)->request_sha256 != asked.request_sha256) {
-    return Error{ErrorCode::kIdempotencyKeyReused,
-                 "This Idempotency-Key was used for another request; use a new one for each request.",
-                 "idempotency-key"};
+    co_return Error{ErrorCode::kIdempotencyKeyReused,
+                    "This Idempotency-Key was used for another request; use a new one for each request.",
+                    "idempotency-key"};
   }
-  if (auto holds = check_holds(api, **known, **instance); !holds) return holds.error();
-  return std::optional(replay_of(**known));
+  if (auto holds = check_holds(api, **known, **instance); !holds) co_return holds.error();
+  co_return std::optional(replay_of(**known));
 }
 
 IdempotentAnswer with_answer(IdempotentAnswer asked, const Response& response) {
   asked.body = response.body;
   for (const auto& [name, value] : response.headers) {
     if (name == "Location") asked.location = value;
+    if (name == "ETag") asked.etag = value;
   }
   return asked;
 }

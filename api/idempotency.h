@@ -4,6 +4,7 @@
 // Control thread.
 #pragma once
 
+#include <boost/asio/awaitable.hpp>
 #include <optional>
 
 #include "api/http/message.h"
@@ -19,8 +20,8 @@ Result<std::optional<IdempotentAnswer>> idempotent_request(const Call& call);
 /// The first answer to `asked`, a request about the instance call.path[0]; nothing if its key is new.
 /// kIdempotencyKeyReused if the key came with another request, kIdempotentAnswerGone if something that the
 /// answer promises has ended.
-Result<std::optional<Response>> find_replay(const ApiContext& api, const Call& call,
-                                            const IdempotentAnswer& asked);
+boost::asio::awaitable<Result<std::optional<Response>>> find_replay(const ApiContext& api, const Call& call,
+                                                                    IdempotentAnswer asked);
 
 /// `asked` with its answer, to be stored.
 IdempotentAnswer with_answer(IdempotentAnswer asked, const Response& response);

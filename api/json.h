@@ -3,15 +3,24 @@
 
 #include <boost/json/object.hpp>
 
+#include "control/auth.h"
 #include "control/status.h"
-#include "control/store.h"
 #include "proxy/live_connection.h"
 
 namespace portway {
 
 boost::json::object to_json(const ForwardStatus& status);
 boost::json::object to_json(const InstanceStatus& status);
-boost::json::object to_json(const ApiKey& key);
+/// What an instance carries, and what it has carried. `ending`: as InstanceStatus::ending.
+boost::json::object activity_json(const Instance& instance, bool ending, const UsageStatus& usage);
+boost::json::object to_json(const KeyStatus& status);
 boost::json::object to_json(const LiveConnection& connection);
+
+/// Adds the limits that are set.
+void add_limits(boost::json::object& out, const TrafficLimits& limits);
+
+/// What a request can set, for an entity tag.
+boost::json::object settings_of(const Forward& forward);
+boost::json::object settings_of(const Instance& instance);
 
 }  // namespace portway

@@ -5,12 +5,15 @@
 
 #include <algorithm>
 #include <boost/json.hpp>
+#include <chrono>
 #include <utility>
 
 #include "api/unique_keys.h"
 
 namespace portway {
 namespace {
+
+constexpr std::chrono::seconds kTtlMax = std::chrono::hours(24) * 3650;
 
 bool is_json(std::string_view content_type) {
   const std::string_view type = content_type.substr(0, content_type.find(';'));
@@ -125,6 +128,54 @@ std::vector<IpAddress> JsonFields::addresses(std::string_view name, std::size_t 
     list.push_back(*address);
   }
   return list;
+}
+
+bool JsonFields::boolean_or(std::string_view name, bool fallback) {
+  const boost::json::value* value = find(name, false);
+  if (value == nullptr) return fallback;
+  if (const bool* flag = value->if_bool()) return *flag;
+  fail(ErrorCode::kInvalidRequest, name, fmt::format("{} must be true or false.", full(name)));
+  return fallback;
+}
+
+MetadataChange JsonFields::strings(std::string_view name, bool nulls) {
+  MetadataChange strings;
+  const boost::json::value* value = find(name, false);
+  if (value == nullptr) return strings;
+  const boost::json::object* object = value->if_object();
+  if (object == nullptr) {
+    fail(ErrorCode::kInvalidRequest, name, fmt::format("{} must be an object of strings.", full(name)));
+    return strings;
+  }
+  for (const auto& [key, each] : *object) {
+    const boost::json::string* text = each.if_string();
+    if (text == nullptr && !(nulls && each.is_null())) {
+      fail(ErrorCode::kInvalidRequest, name,
+           fmt::format("{} of {} must be a string{}.", in_quotes(key), full(name),
+                       nulls ? ", or null to remove it" : ""));
+      break;
+    }
+    strings[key] = text != nullptr ? std::optional<std::string>(*text) : std::nullopt;
+  }
+  return strings;
+}
+
+std::optional<Timestamp> JsonFields::time_or_none(std::string_view name) {
+  const auto text = string_or_none(name);
+  if (!text) return std::nullopt;
+  const auto time = parse_rfc3339(*text);
+  if (!time) {
+    refuse(name, fmt::format("{} {} must be a time as RFC 3339 has it, \"2030-01-31T12:00:00Z\".", name,
+                             in_quotes(*text)));
+  }
+  return time;
+}
+
+std::optional<Timestamp> JsonFields::expiry(Timestamp now) {
+  const auto at = time_or_none("expires_at");
+  const auto ttl = integer_or_none("ttl_seconds", 1, kTtlMax.count());
+  if (at && ttl) refuse("ttl_seconds", "Give expires_at or ttl_seconds, not both.");
+  return ttl ? std::optional(now + std::chrono::seconds(*ttl)) : at;
 }
 
 void JsonFields::object(std::string_view name,

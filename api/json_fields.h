@@ -42,6 +42,15 @@ class JsonFields {
   /// Calls `read` with the fields of each object in a list of `least` to `most`.
   void each(std::string_view name, std::size_t least, std::size_t most,
             const std::function<std::optional<Error>(JsonFields fields)>& read);  // required
+  bool boolean_or(std::string_view name, bool fallback);
+  /// An object of strings; a value may be null if `nulls`, as in a merge patch.
+  MetadataChange strings(std::string_view name, bool nulls);
+
+  /// A time as RFC 3339 has it; nullopt if the field is null or absent.
+  std::optional<Timestamp> time_or_none(std::string_view name);
+  /// "expires_at" or "ttl_seconds", which begins at `now`; nullopt if neither is given.
+  std::optional<Timestamp> expiry(Timestamp now);
+
   /// Networks; none if the field is null or absent.
   std::vector<Cidr> networks(std::string_view name, std::size_t most);
   /// Addresses, at least one; none if the field is null or absent.

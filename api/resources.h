@@ -11,6 +11,7 @@
 #include "api/http/message.h"
 #include "api/router.h"
 #include "control/api_stats.h"
+#include "control/audit_log.h"
 #include "control/control.h"
 #include "control/node_process.h"
 #include "control/recent_closes.h"
@@ -26,10 +27,12 @@ struct ApiContext {
   const RecentCloses& closes;
   std::function<NextPiece(MetricsScope)> metrics;  // the pieces of a scrape's text (Exporter::scrape)
   NodeProcess& process;
+  std::function<void(const AuditEntry&)> audit = nullptr;  // null: nobody wants to know
 };
 
 std::vector<Route> instance_routes();
 std::vector<Route> forward_routes();
+std::vector<Route> all_forwards_routes();
 std::vector<Route> connection_routes();
 std::vector<Route> diagnosis_routes();
 std::vector<Route> event_routes();
@@ -37,5 +40,6 @@ std::vector<Route> key_routes();
 std::vector<Route> node_routes();
 std::vector<Route> metrics_routes();
 std::vector<Route> document_routes();
+std::vector<Route> usage_routes();
 
 }  // namespace portway

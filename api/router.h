@@ -3,9 +3,11 @@
 // Belongs to the control thread.
 #pragma once
 
+#include <boost/asio/awaitable.hpp>
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <variant>
 #include <vector>
 
 #include "api/http/message.h"
@@ -17,11 +19,14 @@ namespace portway {
 
 struct ApiContext;
 
-/// Whose key a route requires.
+/// Whose key a route requires. Of any but the last two, a key of scope read may call those of method GET, and
+/// one of scope metrics none.
 enum class Access : std::uint8_t {
-  kPublic,  // none
-  kTenant,  // anybody's
-  kAdmin,
+  kPublic,   // none
+  kTenant,   // anybody's
+  kAdmin,    // an admin's
+  kMetrics,  // an admin's, of any scope
+  kAnyKey,   // anybody's, of any scope
 };
 
 /// What a handler gets.
@@ -35,15 +40,28 @@ struct Call {
 /// All keys of one role and owner as one name: they share idempotency keys and memory for answers.
 std::string account_of(const Principal& caller);
 
-using Handler = Result<Response> (*)(const ApiContext& api, const Call& call);
+/// Answers from memory, at once.
+using ReadHandler = Result<Response> (*)(const ApiContext& api, const Call& call);
+/// Waits for the disk (control/change.h). `call` lives until it is done.
+using ChangeHandler = boost::asio::awaitable<Result<Response>> (*)(const ApiContext& api, const Call& call);
 
 struct Route {
   std::string_view method;
   std::string_view pattern;  // "/instances/{id}"; {} stands for one segment
   Access access;
   QueryParameters query;
-  Handler handle;
+  std::variant<ReadHandler, ChangeHandler> handle;
+  std::uint32_t cost = 0;  // 0: as its kind, see cost_of()
 };
+
+/// Of a route that is much work for one request: it probes the guest, is a stream, or creates many things.
+inline constexpr std::uint32_t kHighCost = 20;
+/// What a request costs its caller (api/fair_use.h): the route's own cost, or 1 for reading one thing, 5 for
+/// a list and for a change.
+std::uint32_t cost_of(const Route& route);
+
+/// kForbidden if the caller's role or the scope of its key does not permit the call. `route` is not public.
+Result<void> check_access(const Route& route, const Principal& caller);
 
 class Router {
  public:
@@ -57,12 +75,15 @@ class Router {
     std::string allowed;                 // the path's methods, for Allow
     std::string_view pattern = "other";  // of the path, whatever the method: the label of its metrics
   };
-  /// GET routes answer HEAD as well. `segments` are the decoded segments of the path.
+  /// GET routes answer HEAD as well. `segments` are the decoded segments of the path. Every path may begin
+  /// with the version of the API, "v1", although a pattern does not have it.
   Match find(std::string_view method, const std::vector<std::string>& segments) const;
 
   const std::vector<Route>& routes() const { return routes_; }
 
  private:
+  Match find_exactly(std::string_view method, const std::vector<std::string>& segments) const;
+
   const std::vector<Route> routes_;
   std::vector<std::vector<std::string>> patterns_;  // routes_[i].pattern in segments
 };

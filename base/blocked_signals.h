@@ -12,7 +12,7 @@ class BlockedSignals {
   BlockedSignals() {
     sigset_t all;
     ::sigfillset(&all);
-    for (const int fault : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT}) ::sigdelset(&all, fault);
+    for (const int fault : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGSYS}) ::sigdelset(&all, fault);
     ::pthread_sigmask(SIG_BLOCK, &all, &old_);
   }
   ~BlockedSignals() { ::pthread_sigmask(SIG_SETMASK, &old_, nullptr); }

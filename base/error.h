@@ -6,6 +6,7 @@
 #pragma once
 
 #include <boost/system/result.hpp>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -35,12 +36,14 @@ enum class ErrorCode : std::uint8_t {
   kHeaderTooLarge,
   kRequestTimeout,   // a request that comes too slowly
   kConnectionLimit,  // too many clients of the API at once
+  kStreamLimit,      // the caller's owner has its share of open streams
   kInstanceNotRunning,
   kQuotaExceeded,
   kUpgradeNotPossible,    // the process cannot be replaced by another one now
   kHostPortTaken,         // the requested host port is in use
   kTapInUse,              // another running instance has it
   kGuestAddressInUse,     // another running instance has it behind the same device
+  kPreconditionFailed,    // the resource is not as If-Match or If-None-Match says
   kSessionMismatch,       // the instance's session is not the one named in the request
   kIdempotencyKeyReused,  // the same Idempotency-Key with a different request
   kIdempotentAnswerGone,  // the same key and request, but what it created is gone
@@ -60,8 +63,9 @@ struct Error {
   ErrorCode code = ErrorCode::kInternal;
   std::string detail = {};  // what happened and what to do about it, one or two sentences
   std::string field = {};   // the offending field, key or header; empty: none
-  std::optional<std::int64_t> limit = std::nullopt;    // for quotas and pools
-  std::optional<std::int64_t> current = std::nullopt;  // how much of the limit is in use
+  std::optional<std::int64_t> limit = std::nullopt;                // for quotas and pools
+  std::optional<std::int64_t> current = std::nullopt;              // how much of the limit is in use
+  std::optional<std::chrono::seconds> retry_after = std::nullopt;  // of a 429 or 503; empty: a few seconds
 };
 
 template <class T>

@@ -128,6 +128,68 @@ std::string to_rfc3339(Timestamp time) {
                      clock.subseconds().count());
 }
 
+namespace {
+
+/// Takes `digits` digits and, if it is not 0, the character after them off the front of `text`.
+std::optional<int> take_number(std::string_view& text, std::size_t digits, char after) {
+  if (text.size() < digits + (after != 0 ? 1 : 0)) return std::nullopt;
+  int value = 0;
+  for (const char c : text.substr(0, digits)) {
+    if (c < '0' || c > '9') return std::nullopt;
+    value = value * 10 + (c - '0');
+  }
+  if (after != 0 && (text[digits] & ~(after >= 'A' ? 0x20 : 0)) != after) return std::nullopt;
+  text.remove_prefix(digits + (after != 0 ? 1 : 0));
+  return value;
+}
+
+/// ".123", which may be missing.
+std::optional<std::chrono::milliseconds> take_fraction(std::string_view& text) {
+  if (!text.starts_with('.')) return std::chrono::milliseconds(0);
+  text.remove_prefix(1);
+  const std::size_t digits = std::min(text.find_first_not_of("0123456789"), text.size());
+  if (digits == 0) return std::nullopt;
+  std::string three(text.substr(0, std::min<std::size_t>(digits, 3)));
+  three.resize(3, '0');
+  text.remove_prefix(digits);
+  return std::chrono::milliseconds(std::stoi(three));
+}
+
+/// "Z" or "+01:00": how far that zone is ahead of UTC.
+std::optional<std::chrono::minutes> take_zone(std::string_view& text) {
+  if (text == "Z" || text == "z") return std::chrono::minutes(0);
+  if (text.size() != 6 || (text[0] != '+' && text[0] != '-')) return std::nullopt;
+  const int sign = text[0] == '-' ? -1 : 1;
+  text.remove_prefix(1);
+  const auto hours = take_number(text, 2, ':');
+  const auto minutes = hours ? take_number(text, 2, 0) : std::nullopt;
+  if (!minutes || *hours > 23 || *minutes > 59) return std::nullopt;
+  return std::chrono::minutes(sign * (*hours * 60 + *minutes));
+}
+
+}  // namespace
+
+std::optional<Timestamp> parse_rfc3339(std::string_view text) {
+  std::array<int, 6> parts{};  // year to second
+  constexpr std::array<char, 6> kAfter = {'-', '-', 'T', ':', ':', 0};
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const auto part = take_number(text, i == 0 ? 4 : 2, kAfter[i]);
+    if (!part) return std::nullopt;
+    parts[i] = *part;
+  }
+  const auto fraction = take_fraction(text);
+  const auto zone = fraction ? take_zone(text) : std::nullopt;
+  const std::chrono::year_month_day date{std::chrono::year(parts[0]),
+                                         std::chrono::month(static_cast<unsigned>(parts[1])),
+                                         std::chrono::day(static_cast<unsigned>(parts[2]))};
+  if (!zone || !date.ok() || parts[3] > 23 || parts[4] > 59 || parts[5] > 59) return std::nullopt;
+  const Timestamp time = std::chrono::sys_days(date) + std::chrono::hours(parts[3]) +
+                         std::chrono::minutes(parts[4]) + std::chrono::seconds(parts[5]) + *fraction - *zone;
+  constexpr Timestamp kEnd = std::chrono::sys_days(std::chrono::year(10000) / 1 / 1);
+  if (time < Timestamp() || time >= kEnd) return std::nullopt;
+  return time;
+}
+
 std::string_view to_string(InstanceState state) {
   return state == InstanceState::kRunning ? "running" : "stopped";
 }
@@ -179,6 +241,47 @@ LimitSet set_limits(const TrafficLimits& limits) {
   add(Limit::kMaxNewConnectionsPerSecond, limits.max_new_connections_per_second != 0);
   add(Limit::kMaxBytesPerSecond, limits.max_bytes_per_second != 0);
   return set;
+}
+
+void copy_limits(const LimitSet& which, const TrafficLimits& from, TrafficLimits& to) {
+  const auto copy = [&](Limit limit, auto TrafficLimits::*field) {
+    if (which[static_cast<std::size_t>(limit)]) to.*field = from.*field;
+  };
+  copy(Limit::kAllowedCidrs, &TrafficLimits::allowed_cidrs);
+  copy(Limit::kMaxConnections, &TrafficLimits::max_connections);
+  copy(Limit::kMaxConnectionsPerSource, &TrafficLimits::max_connections_per_source);
+  copy(Limit::kMaxNewConnectionsPerSecond, &TrafficLimits::max_new_connections_per_second);
+  copy(Limit::kMaxBytesPerSecond, &TrafficLimits::max_bytes_per_second);
+}
+
+namespace {
+
+/// Calls visit(limit, field) for those that a forward and a profile both can have.
+template <class Visit>
+void visit_numbers(Visit visit) {
+  visit(Limit::kMaxConnections, &TrafficLimits::max_connections);
+  visit(Limit::kMaxConnectionsPerSource, &TrafficLimits::max_connections_per_source);
+  visit(Limit::kMaxNewConnectionsPerSecond, &TrafficLimits::max_new_connections_per_second);
+  visit(Limit::kMaxBytesPerSecond, &TrafficLimits::max_bytes_per_second);
+}
+
+}  // namespace
+
+TrafficLimits stricter(const TrafficLimits& own, const TrafficLimits& of_profile) {
+  TrafficLimits limits = own;
+  copy_limits(limits_of_profile(own, of_profile), of_profile, limits);
+  const bool shorter = own.idle_timeout.count() == 0 || of_profile.idle_timeout < own.idle_timeout;
+  if (of_profile.idle_timeout.count() != 0 && shorter) limits.idle_timeout = of_profile.idle_timeout;
+  return limits;
+}
+
+LimitSet limits_of_profile(const TrafficLimits& own, const TrafficLimits& of_profile) {
+  LimitSet which;
+  visit_numbers([&](Limit limit, auto TrafficLimits::*field) {
+    const bool is_stricter = of_profile.*field != 0 && (own.*field == 0 || of_profile.*field < own.*field);
+    which[static_cast<std::size_t>(limit)] = is_stricter;
+  });
+  return which;
 }
 
 std::string_view to_string(SessionEnd end) {

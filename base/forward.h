@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/endpoint.h"
+#include "base/metadata.h"
 #include "base/namespace_identity.h"
 
 namespace portway {
@@ -28,6 +29,9 @@ using Timestamp = std::chrono::sys_time<std::chrono::milliseconds>;
 Timestamp now();
 /// RFC 3339 in UTC with milliseconds: "2026-01-31T12:00:00.000Z".
 std::string to_rfc3339(Timestamp time);
+/// The inverse, from any zone, "2026-01-31T13:00:00+01:00", of the years 1970 to 9999; what is finer than a
+/// millisecond is cut off. No leap seconds.
+std::optional<Timestamp> parse_rfc3339(std::string_view text);
 
 enum class InstanceState : std::uint8_t { kRunning, kStopped };
 std::string_view to_string(InstanceState state);
@@ -98,6 +102,7 @@ struct Instance {
   Target target = {};
   std::string owner;  // whose keys see the instance
   std::string profile = "default";
+  Metadata metadata = {};
   std::optional<std::int32_t> vmm_pid = std::nullopt;
   Uuid session_id{};
   InstanceState state = InstanceState::kRunning;
@@ -131,6 +136,15 @@ struct GuestAddressChange {
       std::nullopt;  // with nothing in it: none any more
 };
 
+/// A request to change a running instance; what is absent stays.
+struct InstanceChange {
+  GuestAddressChange addresses = {};
+  std::optional<std::string> owner = std::nullopt;
+  std::optional<std::string> profile = std::nullopt;
+  std::optional<std::optional<std::int32_t>> vmm_pid = std::nullopt;  // with nothing in it: none any more
+  MetadataChange metadata = {};
+};
+
 /// The address a guest sees as its client. For a forward, kAuto means the node's setting; for the node,
 /// kTransparent if possible, else kPlain.
 enum class SourceMode : std::uint8_t {
@@ -144,13 +158,15 @@ std::optional<SourceMode> parse_source_mode(std::string_view text);
 
 inline constexpr std::size_t kAllowedCidrsMax = 64;
 
-/// Limits that nftables would set beside a DNAT rule. Zero or empty: no limit.
+/// Limits that nftables would set beside a DNAT rule. Zero or empty: no limit. A forward has its own, and its
+/// instance's profile has limits for each forward; the stricter one of the two is in effect.
 struct TrafficLimits {
   std::vector<Cidr> allowed_cidrs;                   // where clients may come from; empty: anywhere
   std::uint32_t max_connections = 0;                 // at a time
   std::uint32_t max_connections_per_source = 0;      // at a time from one client address (IPv6: from one /64)
   std::uint32_t max_new_connections_per_second = 0;  // with bursts of the same number
   std::uint64_t max_bytes_per_second = 0;            // each way, all connections together
+  std::chrono::seconds idle_timeout{0};              // a profile's only: silence that ends a connection
 
   friend bool operator==(const TrafficLimits&, const TrafficLimits&) = default;
 };
@@ -173,6 +189,13 @@ using LimitSet = std::bitset<kLimits>;
 std::vector<std::string_view> names_of(const LimitSet& limits);
 /// The limits that are set.
 LimitSet set_limits(const TrafficLimits& limits);
+/// Gives `to` those limits of `from`.
+void copy_limits(const LimitSet& which, const TrafficLimits& from, TrafficLimits& to);
+
+/// The stricter one of each limit. `allowed_cidrs` is that of `own`: a profile has none.
+TrafficLimits stricter(const TrafficLimits& own, const TrafficLimits& of_profile);
+/// The limits of which the profile's is in effect: `own` has none, or a looser one.
+LimitSet limits_of_profile(const TrafficLimits& own, const TrafficLimits& of_profile);
 
 /// A request for a new forward.
 struct ForwardSpec {
@@ -183,14 +206,36 @@ struct ForwardSpec {
   TrafficLimits limits = {};
   SourceMode source_mode = SourceMode::kAuto;
   std::optional<Target> target = std::nullopt;  // absent: the instance's
+  Metadata metadata = {};
+  bool enabled = true;
+  std::optional<Timestamp> expires_at = std::nullopt;  // absent: it does not
+  bool follows = false;  // its host port is the one behind that of the spec before it
+};
+
+/// A request for several.
+struct ForwardList {
+  std::vector<ForwardSpec> specs;
+  std::vector<std::size_t> entries = {};  // of each spec, in the caller's list; empty: each is one
+
+  std::size_t entry(std::size_t i) const { return entries.empty() ? i : entries[i]; }
+  /// Whether the entry is more than this spec: one with `host_ports`.
+  bool is_in_row(std::size_t i) const {
+    if (entries.empty()) return false;
+    return (i > 0 && entries[i - 1] == entries[i]) ||
+           (i + 1 < entries.size() && entries[i + 1] == entries[i]);
+  }
 };
 
 /// A request to change a forward.
 struct ForwardChange {
   std::optional<std::string> label = std::nullopt;
-  std::optional<TrafficLimits> limits = std::nullopt;  // all of them, including unchanged ones
-  LimitSet given = {};                                 // the limits that the caller named
+  LimitSet given = {};        // the limits that change
+  TrafficLimits limits = {};  // and what they become
   std::optional<SourceMode> source_mode = std::nullopt;
+  std::optional<std::uint16_t> guest_port = std::nullopt;
+  MetadataChange metadata = {};
+  std::optional<bool> enabled = std::nullopt;
+  std::optional<std::optional<Timestamp>> expires_at = std::nullopt;  // with nothing in it: it does not
 };
 
 /// A promise: this host port belongs to that guest port until the forward is deleted or its session ends.
@@ -207,12 +252,16 @@ struct Forward {
   SourceMode source_mode = SourceMode::kAuto;  // as requested
   LimitSet admin_limits = {};                  // set by an admin: a tenant cannot change them
   Target target = {};
+  Metadata metadata = {};
+  bool enabled = true;                                 // otherwise it has its port, and serves nobody
+  std::optional<Timestamp> expires_at = std::nullopt;  // when it is deleted
 };
 
 /// Limits of an instance, by name in the config.
 struct Profile {
   std::uint32_t max_forwarded_ports = 5;
   bool allow_host_port = false;  // tenants may choose the host port
+  TrafficLimits limits = {};     // of each forward, whatever its own are; no allowed_cidrs
 
   friend bool operator==(const Profile&, const Profile&) = default;
 };

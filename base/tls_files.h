@@ -16,6 +16,9 @@ struct TlsFiles {
   std::string certificate = {};  // its own first, then those of its CAs; empty: no TLS
   std::string private_key = {};
   std::string client_ca = {};  // must have signed the clients' certificates; empty: none required
+  std::string table = "api";   // of the configuration keys that name them, for errors
+
+  friend bool operator==(const TlsFiles&, const TlsFiles&) = default;
 };
 
 /// Reads the files into the context; returns when the certificate expires. kInvalidConfig with the

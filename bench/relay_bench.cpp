@@ -4,6 +4,7 @@
 // simulator of the tests would cost many times what is measured.
 #include <benchmark/benchmark.h>
 
+#include <atomic>
 #include <vector>
 
 #include "proxy/relay.h"
@@ -73,7 +74,9 @@ void run(benchmark::State& state, std::size_t arrives) {
   WorkerCounters counters;
   const auto memory = std::make_unique<RelayMemory>();
   PipePool pipes(io, 16, counters, *memory);
-  const RelayContext context{io, pipes, counters, *memory};
+  const std::atomic<std::uint32_t> held{0};
+  const RelayContext context{
+      .io = io, .pipes = pipes, .counters = counters, .memory = *memory, .instance_pipes = held};
   RelayState direction;
   SocketState source{.fd = 1};
   SocketState sink{.fd = 2, .writable = true};

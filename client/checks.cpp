@@ -42,6 +42,22 @@ std::vector<NamedFinding> look_at(const NodeFacts& node) {
   return findings;
 }
 
+std::vector<CapabilityRow> capability_rows(const NodeFacts& node) {
+  std::vector<std::pair<std::uint64_t, std::vector<pid_t>>> sets;
+  for (const Subject& subject : node.subjects) {
+    auto set = std::ranges::find(sets, subject.capabilities, [](const auto& each) { return each.first; });
+    if (set == sets.end()) set = sets.insert(sets.end(), {subject.capabilities, {}});
+    if (subject.is_daemon()) set->second.push_back(subject.pid);
+  }
+  std::vector<CapabilityRow> rows;
+  for (const auto& [capabilities, processes] : sets) {
+    for (const CapabilityUse& use : kCapabilityUses)
+      rows.push_back(
+          {.processes = processes, .use = &use, .held = (capabilities & bit_of(use.capability)) != 0});
+  }
+  return rows;
+}
+
 std::string sysctl_remedy(std::string_view name, std::int64_t value) {
   return fmt::format("sysctl -w {}={}, and add it to /etc/sysctl.d/portway.conf.", name, value);
 }

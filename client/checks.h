@@ -54,6 +54,15 @@ struct NamedFinding {
 };
 std::vector<NamedFinding> look_at(const NodeFacts& node);
 
+/// Which capability buys what, and which of them a process has.
+struct CapabilityRow {
+  std::vector<pid_t> processes;  // with the same capabilities; empty: this process
+  const CapabilityUse* use = nullptr;
+  bool held = false;
+};
+/// All of kCapabilityUses for each process; once for those that have the same ones.
+std::vector<CapabilityRow> capability_rows(const NodeFacts& node);
+
 /// "sysctl -w NAME=VALUE", and the file that makes it permanent.
 std::string sysctl_remedy(std::string_view name, std::int64_t value);
 

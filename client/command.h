@@ -9,7 +9,6 @@
 #include <limits>
 #include <map>
 #include <optional>
-#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -23,15 +22,27 @@ struct Invocation;
 struct Console;
 
 /// Where an argument goes in the request. kBodyNull: each value, "max-connections", is the name of a body
-/// parameter without its dashes, whose field becomes null.
-enum class Place : std::uint8_t { kLocal, kPath, kBody, kBodyNull, kQuery, kHeader };
+/// parameter without its dashes, whose field becomes null. kBodyEntryNull: each value is the name of an entry
+/// of the object `field`, which becomes null.
+enum class Place : std::uint8_t { kLocal, kPath, kBody, kBodyNull, kBodyEntryNull, kQuery, kHeader };
 
 enum class Kind : std::uint8_t {
   kText,
   kPort,   // 1-65535
   kCount,  // 1-2,147,483,647, or to Parameter::most
   kFile,
+  kFlag,   // an option without a value
+  kBool,   // "true" or "false", the choices
+  kEntry,  // "KEY=VALUE", repeatable: an object
 };
+
+/// Of the output (--output).
+enum class Format : std::uint8_t { kTable, kWide, kJson, kYaml };
+
+/// Whether it is for programs: the API's answers with all their members.
+constexpr bool is_data(Format format) {
+  return format == Format::kJson || format == Format::kYaml;
+}
 
 struct Parameter {
   std::string_view name;  // "INSTANCE" is positional, "--label" is an option
@@ -57,10 +68,11 @@ struct Parameter {
 struct Column {
   std::string_view title;
   std::string_view member;
+  bool wide = false;  // shown by --output wide only
 };
 
 struct Command {
-  using Show = void (*)(const Command&, const boost::json::object& answer, Console&);
+  using Show = void (*)(const Command&, const boost::json::object& answer, Format, Console&);
 
   std::string_view noun;
   std::string_view verb;  // empty if the noun is the command
@@ -74,7 +86,7 @@ struct Command {
   /// The member of the answer that holds the resource or the list; empty: 204 without a body.
   std::string_view envelope = {};
   std::vector<Column> columns = {};  // of a list; empty: the members of its first object
-  Show show = nullptr;               // for -o table; nullptr: prints nothing
+  Show show = nullptr;               // for -o table and wide; nullptr: prints nothing
   std::string_view verdict = {};     // the member of the resource that makes the command fail if it is false
 
   Outcome<void> (*run)(const Invocation&, Console&);
@@ -97,15 +109,17 @@ std::span<const Parameter> global_parameters();
 
 using Environment = std::map<std::string, std::string, std::less<>>;
 
+/// Where the value of a parameter is from.
+enum class Origin : std::uint8_t { kNone, kOption, kEnvironment, kFallback };
+
 /// The arguments by parameter name, including fallbacks and values from environment variables.
 class Arguments {
  public:
-  void set(std::string_view name, std::vector<std::string> values);
-  /// As set(), for a default value.
-  void set_fallback(std::string_view name, std::string_view value);
+  void set(std::string_view name, std::vector<std::string> values, Origin origin = Origin::kOption);
 
+  Origin origin(std::string_view name) const;
   /// Whether the user gave it, as an option or in the environment.
-  bool given(std::string_view name) const { return has(name) && !fallbacks_.contains(name); }
+  bool given(std::string_view name) const { return has(name) && origin(name) != Origin::kFallback; }
   bool has(std::string_view name) const { return values_.contains(name); }
   /// Empty if it was not given.
   const std::string& text(std::string_view name) const;
@@ -114,7 +128,7 @@ class Arguments {
 
  private:
   std::map<std::string, std::vector<std::string>, std::less<>> values_;
-  std::set<std::string, std::less<>> fallbacks_;  // names in values_
+  std::map<std::string, Origin, std::less<>> origins_;  // of each of values_
 };
 
 /// One run of one command.
@@ -123,7 +137,8 @@ struct Invocation {
   Arguments arguments;
   Environment environment;
 
-  bool wants_json() const { return arguments.text("--output") == "json"; }
+  Format format() const;
+  bool wants_data() const { return is_data(format()); }
 };
 
 /// Where output goes; tests capture it.

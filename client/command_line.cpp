@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <limits>
 #include <ostream>
+#include <utility>
 
 namespace portway {
 namespace {
@@ -18,6 +19,10 @@ void add_parameter(CLI::App& app, const Parameter& parameter) {
   std::string help(parameter.help);
   if (!parameter.fallback.empty()) help += " Default: " + std::string(parameter.fallback) + ".";
   if (!parameter.environment.empty()) help += " Environment: " + std::string(parameter.environment) + ".";
+  if (parameter.kind == Kind::kFlag) {
+    app.add_flag(name, std::as_const(help));  // CLI11 writes a flag's value to a string that is not const
+    return;
+  }
   CLI::Option* option = app.add_option(name, CLI::callback_t{}, help);
   option->type_name(parameter.positional() ? "" : std::string(parameter.value));
   if ((parameter.positional() && !parameter.optional) || parameter.required) option->required();
@@ -44,9 +49,9 @@ void read_parameter(const CLI::App& app, const Parameter& parameter, Invocation&
   }
   const auto variable = invocation.environment.find(parameter.environment);
   if (variable != invocation.environment.end() && !variable->second.empty()) {
-    invocation.arguments.set(parameter.name, {variable->second});
+    invocation.arguments.set(parameter.name, {variable->second}, Origin::kEnvironment);
   } else if (!parameter.fallback.empty()) {
-    invocation.arguments.set_fallback(parameter.name, parameter.fallback);
+    invocation.arguments.set(parameter.name, {std::string(parameter.fallback)}, Origin::kFallback);
   }
 }
 
@@ -131,9 +136,10 @@ class CommandLine {
     for (const CLI::App* app = &inner; app != nullptr; app = app->get_parent()) {
       path.insert(0, app->get_name() + " ");
     }
+    std::string problem = lacks_command(inner) ? what_command(inner, path) : std::string(error.what());
+    if (!problem.ends_with('.')) problem += ".";
     console.err << "portway: "
-                << (lacks_command(inner) ? what_command(inner, path) : std::string(error.what())) << "\nSee "
-                << path << "--help.\n";
+                << in_one_line({.message = std::move(problem), .remedy = "See " + path + "--help."}) << "\n";
     return Exit::kUsage;
   }
 
@@ -165,11 +171,10 @@ Exit run(const Invocation& invocation, Console& console) {
   const Outcome<void> outcome = invocation.command->run(invocation, console);
   if (outcome) return Exit::kDone;
   const Failure& failure = outcome.error();
-  if (invocation.wants_json() && !failure.problem.empty()) {
-    console.err << failure.problem;
+  if (invocation.wants_data() && !failure.problem.empty()) {
+    console.err << failure.problem << "\n";
   } else if (!failure.message.empty()) {
-    console.err << "portway: " << failure.message << "\n";
-    if (!failure.remedy.empty()) console.err << "  " << failure.remedy << "\n";
+    console.err << "portway: " << in_one_line(failure) << "\n";
   }
   return failure.exit;
 }

@@ -10,8 +10,8 @@ namespace portway {
 std::span<const Command> commands() {
   static const std::vector<Command> all = [] {
     std::vector<Command> table;
-    for (auto part :
-         {instance_commands, forward_commands, connection_commands, key_commands, node_commands}) {
+    for (auto part : {instance_commands, forward_commands, connection_commands, key_commands, node_commands,
+                      context_commands}) {
       for (Command& command : part()) table.push_back(std::move(command));
     }
     return table;
@@ -28,6 +28,7 @@ std::span<const Noun> nouns() {
       {"profiles", "Named sets of limits for instances."},
       {"node", "The daemon's process on this node."},
       {"config", "The daemon's configuration."},
+      {"context", "Servers with a name, in a file of yours."},
   });
   return kNouns;
 }
@@ -39,6 +40,12 @@ std::span<const Parameter> global_parameters() {
        .value = "URL",
        .fallback = "http://127.0.0.1:8080",
        .environment = "PORTWAY_SERVER"},
+      {.name = "--context",
+       .help = "The server, key and certificates of this context (portway context list), instead of those of "
+               "the current "
+               "one.",
+       .value = "NAME",
+       .environment = "PORTWAY_CONTEXT"},
       {.name = "--key-file",
        .help = "The file with the API key. The key itself can be given in PORTWAY_API_KEY, but never on the "
                "command line, where others could read it.",
@@ -46,11 +53,16 @@ std::span<const Parameter> global_parameters() {
        .value = "FILE",
        .environment = "PORTWAY_API_KEY_FILE"},
       {.name = "--output",
-       .help = "table, or json: the API's answers as JSON, with its problem documents on standard error.",
+       .help = "table; wide: a table with more columns; json or yaml: the API's answers with all their "
+               "members, and "
+               "in \"etag\" their ETag. With these two, a problem document of the API goes to standard error "
+               "as JSON in one "
+               "line.",
        .value = "FORMAT",
        .letter = 'o',
        .fallback = "table",
-       .choices = {"table", "json"}},
+       .choices = {"table", "wide", "json", "yaml"}},
+      {.name = "--wide", .help = "The same as --output wide.", .kind = Kind::kFlag},
       {.name = "--ca",
        .help = "Trust the certificate authorities in this PEM file instead of the system's.",
        .kind = Kind::kFile,

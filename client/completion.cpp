@@ -10,6 +10,7 @@
 #include <set>
 #include <sstream>
 
+#include "client/contexts.h"
 #include "client/output.h"
 #include "client/request.h"
 #include "client/server_address.h"
@@ -56,6 +57,7 @@ std::vector<const Parameter*> all_options() {
 std::string option_names(std::string_view separator) {
   std::string names;
   for (const Parameter* option : all_options()) {
+    if (option->kind == Kind::kFlag) continue;
     if (!names.empty()) names += separator;
     names += option->name;
     if (option->letter != 0) names += std::string(separator) + letter_of(*option);
@@ -84,6 +86,7 @@ std::vector<Noun> verbs_of(std::string_view noun) {
 std::string_view ids_for(const Parameter& parameter) {
   if (parameter.name == "INSTANCE") return "instances";
   if (parameter.name == "FORWARD") return "forwards";
+  if (parameter.name == "CONTEXT" || parameter.name == "--context") return "contexts";
   return parameter.name == "KEY" ? "keys" : "";
 }
 
@@ -98,11 +101,15 @@ std::string names_of(const std::vector<Noun>& words) {
 std::string bash_values() {
   std::string cases;
   for (const Parameter* option : all_options()) {
+    if (option->kind == Kind::kFlag) continue;
     const std::string names =
         std::string(option->name) + (option->letter != 0 ? " | " + letter_of(*option) : "");
     if (!option->choices.empty()) {
       cases += "    " + names + ") COMPREPLY=($(compgen -W \"" + joined(option->choices) +
                "\" -- \"$current\")); return ;;\n";
+    } else if (const std::string_view ids = ids_for(*option); !ids.empty()) {
+      cases += "    " + names + ") COMPREPLY=($(compgen -W \"$(portway complete-ids " + std::string(ids) +
+               " - 2>/dev/null)\" -- \"$current\")); return ;;\n";
     } else if (option->kind == Kind::kFile) {
       cases += "    " + names + ") COMPREPLY=($(compgen -f -- \"$current\")); return ;;\n";
     } else {
@@ -204,6 +211,9 @@ std::string zsh_argument(const Parameter& parameter, int position) {
     return "'" + std::to_string(position) + (parameter.optional ? "::" : ":") + zsh_escaped(parameter.name) +
            ":" + zsh_action(parameter) + "'";
   }
+  if (parameter.kind == Kind::kFlag) {
+    return "'" + std::string(parameter.name) + "[" + zsh_escaped(parameter.help) + "]'";
+  }
   const std::string rest = "[" + zsh_escaped(parameter.help) + "]:" + zsh_escaped(parameter.value) + ":" +
                            zsh_action(parameter) + "'";
   const std::string repeat = parameter.repeatable ? "*" : "";
@@ -281,8 +291,11 @@ std::string fish_quoted(std::string_view text) {
 std::string fish_option(const Parameter& option, const std::string& condition) {
   std::string line = "complete -c portway" + condition + " -l " + std::string(option.name.substr(2));
   if (option.letter != 0) line += std::string(" -s ") + option.letter;
-  line += option.kind == Kind::kFile ? " -r -F" : " -x";
+  if (option.kind != Kind::kFlag) line += option.kind == Kind::kFile ? " -r -F" : " -x";
   if (!option.choices.empty()) line += " -a " + fish_quoted(joined(option.choices));
+  if (const std::string_view ids = ids_for(option); !ids.empty()) {
+    line += " -a " + fish_quoted("(__portway_ids " + std::string(ids) + ")");
+  }
   return line + " -d " + fish_quoted(option.help) + "\n";
 }
 
@@ -372,10 +385,22 @@ std::string completion_script(std::string_view shell) {
   return shell == "zsh" ? zsh_script() : fish_script();
 }
 
+namespace {
+
+Outcome<void> complete_contexts(const Invocation& invocation, Console& console) {
+  const auto contexts = read_contexts(invocation.environment);
+  if (!contexts) return {};
+  for (const ServerContext& context : contexts->all) console.out << context.name << "\n";
+  return {};
+}
+
+}  // namespace
+
 Outcome<void> run_complete_ids(const Invocation& invocation, Console& console) {
   constexpr unsigned kSecondsMax = 3;  // an upper bound for any server; SIGALRM ends the process
   constexpr std::size_t kIdsMax = 200;
   const std::string& kind = invocation.arguments.text("KIND");
+  if (kind == "contexts") return complete_contexts(invocation, console);
   const std::string& instance = invocation.arguments.text("INSTANCE");
   Invocation quick = invocation;
   quick.arguments.set("--timeout", {"1"});

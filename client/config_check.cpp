@@ -47,8 +47,8 @@ Outcome<void> run_config_check(const Invocation& invocation, Console& console) {
       warnings.push_back(overlap->problem + " " + overlap->remedy);
     }
   }
-  if (invocation.wants_json()) {
-    console.out << pretty_json(result_as_json(file, config, warnings));
+  if (invocation.wants_data()) {
+    console.out << as_data(invocation.format(), result_as_json(file, config, warnings));
     if (!config) return Failure{Exit::kRefused, {}};
     return {};
   }

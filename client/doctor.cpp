@@ -1,10 +1,15 @@
 #include "client/doctor.h"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <boost/json/array.hpp>
 #include <boost/json/object.hpp>
+#include <boost/json/value_from.hpp>
 #include <ostream>
 
+#include "client/local_server.h"
 #include "client/output.h"
 #include "client/request.h"
 #include "network/policy_routing.h"
@@ -53,19 +58,12 @@ void ask_daemon(const HttpClient& client, ApiFacts& api) {
   }
 }
 
-/// The API's address as seen from this node; nothing if it cannot be known (port 0).
+/// The first that can be asked without a certificate of ours; else the first that is known.
 std::optional<KnownServer> server_of(const Config::Api& api) {
-  if (const auto* path = std::get_if<UnixPath>(&api.listen)) return KnownServer{to_string(*path)};
-  const auto& endpoint = std::get<Endpoint>(api.listen);
-  if (endpoint.port() == 0) return std::nullopt;
-  IpAddress address = endpoint.address();
-  if (address.is_unspecified()) {
-    address = address.is_v4() ? IpAddress(boost::asio::ip::address_v4::loopback())
-                              : IpAddress(boost::asio::ip::address_v6::loopback());
-  }
-  const bool tls = !api.tls_certificate.empty();
-  return KnownServer{(tls ? "https://" : "http://") + to_string(Endpoint(address, endpoint.port())),
-                     api.tls_certificate};
+  const std::vector<LocalServer> servers = local_servers(api);
+  if (servers.empty()) return std::nullopt;
+  const auto found = std::ranges::find(servers, false, &LocalServer::wants_certificate);
+  return (found == servers.end() ? servers.front() : *found).server;
 }
 
 void read_config(NodeFacts& node) {
@@ -87,9 +85,37 @@ json::object as_json(const NamedFinding& named) {
   return check;
 }
 
+json::object as_json(const CapabilityRow& row) {
+  json::object capability{{"name", row.use->name},
+                          {"held", row.held},
+                          {"feature", row.use->feature},
+                          {"kernel", row.use->kernel},
+                          {"without_it", row.use->without_it}};
+  capability["processes"] = json::value_from(row.processes);
+  return capability;
+}
+
+void print_capabilities(const std::vector<CapabilityRow>& capabilities, Console& console) {
+  std::vector<std::vector<std::string>> rows;
+  for (const CapabilityRow& row : capabilities) {
+    if (row.use == kCapabilityUses.begin()) {
+      rows.push_back({""});
+      rows.push_back(
+          {"CAPABILITY",
+           row.processes.empty() ? "SHELL" : fmt::format("PROCESS {}", fmt::join(row.processes, ", ")), "FOR",
+           "LINUX"});
+    }
+    rows.push_back({std::string(row.use->name), row.held ? "yes" : "no", std::string(row.use->feature),
+                    std::string(row.use->kernel)});
+    if (!row.held) rows.push_back({"", "", "-> without it: " + std::string(row.use->without_it)});
+  }
+  console.out << aligned(rows);
+}
+
 }  // namespace
 
-Outcome<void> report(const std::vector<NamedFinding>& findings, bool json_wanted, Console& console) {
+Outcome<void> report(const std::vector<NamedFinding>& findings,
+                     const std::vector<CapabilityRow>& capabilities, Format format, Console& console) {
   json::array checks;
   std::vector<std::vector<std::string>> rows;
   for (const NamedFinding& named : findings) {
@@ -100,8 +126,15 @@ Outcome<void> report(const std::vector<NamedFinding>& findings, bool json_wanted
   }
   const auto failed =
       std::ranges::count(findings, Grade::kFail, [](const auto& named) { return named.finding.grade; });
-  console.out << (json_wanted ? pretty_json(json::object{{"checks", checks}, {"failed", failed}})
-                              : aligned(rows));
+  if (is_data(format)) {
+    json::array held;
+    for (const CapabilityRow& row : capabilities) held.push_back(as_json(row));
+    console.out << as_data(format,
+                           json::object{{"checks", checks}, {"failed", failed}, {"capabilities", held}});
+  } else {
+    console.out << aligned(rows);
+    print_capabilities(capabilities, console);
+  }
   if (failed == 0) return {};
   return Failure{Exit::kRefused, std::to_string(failed) + " of the checks failed."};
 }
@@ -111,7 +144,11 @@ Outcome<void> run_doctor(const Invocation& invocation, Console& console) {
   node.config_file = invocation.arguments.text("--config");
   read_config(node);
   std::optional<KnownServer> known;
-  if (!invocation.arguments.given("--server")) known = server_of(node.config.api);
+  // It is about this node: only a context that is named here can mean it.
+  if (!invocation.arguments.given("--server") &&
+      invocation.arguments.origin("--context") != Origin::kOption) {
+    known = server_of(node.config.api);
+  }
   const auto client = known ? make_client(invocation, console, *known) : make_client(invocation, console);
   if (!client) return client.error();
   node.subjects = find_subjects(node.root);
@@ -123,7 +160,7 @@ Outcome<void> run_doctor(const Invocation& invocation, Console& console) {
   node.host_addresses = [] { return local_addresses(); };
   node.link = link_state;
   ask_daemon(*client, node.api);
-  return report(look_at(node), invocation.wants_json(), console);
+  return report(look_at(node), capability_rows(node), invocation.format(), console);
 }
 
 }  // namespace portway

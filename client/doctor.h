@@ -12,8 +12,9 @@ namespace portway {
 
 inline constexpr std::string_view kDefaultConfigFile = "/etc/portway/portway.toml";
 
-/// Prints the findings; kRefused if a check failed.
-Outcome<void> report(const std::vector<NamedFinding>& findings, bool json, Console& console);
+/// Prints the findings and the table of capabilities; kRefused if a check failed.
+Outcome<void> report(const std::vector<NamedFinding>& findings,
+                     const std::vector<CapabilityRow>& capabilities, Format format, Console& console);
 
 Outcome<void> run_doctor(const Invocation& invocation, Console& console);
 

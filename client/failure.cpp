@@ -21,6 +21,19 @@ std::span<const ExitMeaning> exit_meanings() {
   return kMeanings;
 }
 
+std::string in_one_line(const Failure& failure) {
+  std::string line = failure.message;
+  if (!failure.remedy.empty()) line += " " + failure.remedy;
+  if (!failure.facts.empty()) line += " (" + failure.facts + ")";
+  std::string out;
+  for (const char c : line) {
+    const bool blank = c == ' ' || c == '\n' || c == '\r' || c == '\t';
+    if (!blank) out += c;
+    if (blank && !out.empty() && out.back() != ' ') out += ' ';
+  }
+  return out;
+}
+
 void throw_exception_from_error(const Failure& failure, const boost::source_location& where) {
   throw std::logic_error(std::string(where.file_name()) + ":" + std::to_string(where.line()) +
                          ": unexpected failure: " + failure.message);

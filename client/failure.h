@@ -30,9 +30,14 @@ struct Failure {
   Exit exit = Exit::kRefused;
   std::string message;      // what happened
   std::string remedy = {};  // what to do about it
-  std::string problem =
-      {};  // the server's problem document, unchanged; empty if the failure is not the server's
+  // Of a server's refusal; empty if the failure is not the server's:
+  std::string facts = {};    // "code: not_found, status: 404, request_id: ..."
+  std::string problem = {};  // its problem document, in one line
 };
+
+/// "MESSAGE REMEDY (FACTS)", in one line whatever they contain, so that a log or a script takes it as one
+/// report.
+std::string in_one_line(const Failure& failure);
 
 template <class T>
 using Outcome = boost::system::result<T, Failure>;

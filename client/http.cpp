@@ -18,6 +18,7 @@
 #include <boost/beast/http/string_body.hpp>
 #include <boost/beast/http/write.hpp>
 #include <boost/beast/version.hpp>
+#include <cassert>
 #include <memory>
 
 namespace portway {
@@ -56,12 +57,19 @@ bool trust_only(asio::ssl::context& tls, const std::string& file) {
          ::X509_STORE_set_flags(store, X509_V_FLAG_PARTIAL_CHAIN) == 1;
 }
 
+/// What HttpClient::stream() wants; no media type for send().
+struct Endless {
+  std::string_view media_type = {};
+  HttpClient::OnData on_data = {};
+  std::chrono::seconds silence_max{};
+};
+
 /// One request and its answer. The calls are asynchronous only to have timeouts: each one waits until it
 /// completes.
 class Exchange {
  public:
-  Exchange(const HttpOptions& options, const HttpRequest& request, const HttpClient::OnData& on_data)
-      : options_(options), request_(request), on_data_(on_data) {}
+  Exchange(const HttpOptions& options, const HttpRequest& request, Endless endless)
+      : options_(options), request_(request), endless_(std::move(endless)) {}
 
   Outcome<HttpAnswer> run();
 
@@ -81,7 +89,7 @@ class Exchange {
 
   const HttpOptions& options_;
   const HttpRequest& request_;
-  const HttpClient::OnData& on_data_;  // empty if the answer has an end
+  const Endless endless_;
   asio::io_context context_{1};
 };
 
@@ -152,7 +160,9 @@ Outcome<void> Exchange::set_up_tls(asio::ssl::context& tls) const {
   error_code error;
   tls.set_options(
       asio::ssl::context::no_sslv3 | asio::ssl::context::no_tlsv1 | asio::ssl::context::no_tlsv1_1, error);
-  if (!options_.server_certificate_file.empty()) {
+  if (options_.trusts_any_certificate) {
+    assert(options_.key.empty());
+  } else if (!options_.server_certificate_file.empty()) {
     if (!trust_only(tls, options_.server_certificate_file)) {
       return Failure{Exit::kUsage,
                      options_.server_certificate_file + ": no certificate can be read from this file.",
@@ -181,7 +191,7 @@ Outcome<void> Exchange::handshake(Tls& stream) {
   asio::ip::make_address(server.host, address_error);
   // Server name indication is for names only (RFC 6066).
   if (address_error) SSL_set_tlsext_host_name(stream.native_handle(), server.host.c_str());
-  stream.set_verify_mode(asio::ssl::verify_peer);
+  stream.set_verify_mode(options_.trusts_any_certificate ? asio::ssl::verify_none : asio::ssl::verify_peer);
   if (options_.server_certificate_file.empty()) {
     stream.set_verify_callback(asio::ssl::host_name_verification(server.host));
   }
@@ -250,23 +260,28 @@ Outcome<HttpAnswer> Exchange::talk(Stream& stream) {
   }
   HttpAnswer answer{.status = parser.get().result_int(),
                     .content_type = std::string(parser.get()[http::field::content_type]),
-                    .retry_after = std::string(parser.get()[http::field::retry_after])};
-  const bool endless = on_data_ && answer.status == 200;
+                    .retry_after = std::string(parser.get()[http::field::retry_after]),
+                    .etag = std::string(parser.get()[http::field::etag])};
+  const bool endless = !endless_.media_type.empty() && answer.status == 200 &&
+                       answer.content_type.starts_with(endless_.media_type);
+  answer.streamed = endless;
+  if (endless && !endless_.on_data({})) return answer;
   std::vector<char> chunk(kHeaderMax);
   while (!parser.is_done()) {
     auto& body = parser.get().body();
     body = {chunk.data(), chunk.size(), true};
     error_code error = wait(plain, [&](auto done) {
-      if (endless) plain.expires_never();
+      if (endless && endless_.silence_max.count() == 0) plain.expires_never();
+      if (endless && endless_.silence_max.count() != 0) plain.expires_after(endless_.silence_max);
       http::async_read_some(stream, buffer, parser, done);
     });
     if (error == http::error::need_buffer) error = {};
     const std::string_view data(chunk.data(), chunk.size() - body.size);
-    if (endless && !data.empty() && !on_data_(data)) return answer;
+    if (endless && !data.empty() && !endless_.on_data(data)) return answer;
     if (!endless) answer.body += data;
     // Some servers close the connection without a TLS close_notify: a complete answer is accepted.
     if (error && endless) {
-      answer.broke_off = error.message();
+      answer.broke_off = error == beast::error::timeout ? "nothing has arrived for a while" : error.message();
       break;
     }
     if (error) return broken("the answer broke off", error);
@@ -284,8 +299,11 @@ Outcome<HttpAnswer> HttpClient::send(const HttpRequest& request) const {
   return Exchange(options_, request, {}).run();
 }
 
-Outcome<HttpAnswer> HttpClient::stream(const HttpRequest& request, const OnData& on_data) const {
-  return Exchange(options_, request, on_data).run();
+Outcome<HttpAnswer> HttpClient::stream(const HttpRequest& request, std::string_view media_type,
+                                       const OnData& on_data, std::chrono::seconds silence_max) const {
+  return Exchange(options_, request,
+                  {.media_type = media_type, .on_data = on_data, .silence_max = silence_max})
+      .run();
 }
 
 }  // namespace portway

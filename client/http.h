@@ -24,7 +24,9 @@ struct HttpAnswer {
   unsigned status = 0;
   std::string content_type = {};
   std::string retry_after = {};
+  std::string etag = {};
   std::string body = {};
+  bool streamed = false;       // the body went to on_data
   std::string broke_off = {};  // of a stream: why it ended before the server finished it
 };
 
@@ -35,7 +37,8 @@ struct HttpOptions {
   std::string server_certificate_file = {};  // the only trusted certificate, for any host name
   std::string certificate_file = {};
   std::string private_key_file = {};
-  std::chrono::seconds timeout{30};  // without progress
+  std::chrono::seconds timeout{30};     // without progress
+  bool trusts_any_certificate = false;  // of the server; only without a key
 };
 
 class HttpClient {
@@ -48,11 +51,12 @@ class HttpClient {
   /// certificate file cannot be read.
   Outcome<HttpAnswer> send(const HttpRequest& request) const;
 
-  /// For an answer without an end: if its status is 200, passes its body to `on_data` as it arrives, without
-  /// a timeout, until that returns false or the connection ends (broke_off). Any other status is handled as
-  /// in send().
+  /// For an answer without an end: if its status is 200 and its type is `media_type`, calls `on_data` with
+  /// nothing and then with the body as it arrives, until that returns false, the connection ends or nothing
+  /// arrives for `silence_max` (broke_off; 0: without a limit). Any other answer is handled as in send().
   using OnData = std::function<bool(std::string_view data)>;
-  Outcome<HttpAnswer> stream(const HttpRequest& request, const OnData& on_data) const;
+  Outcome<HttpAnswer> stream(const HttpRequest& request, std::string_view media_type, const OnData& on_data,
+                             std::chrono::seconds silence_max = {}) const;
 
  private:
   HttpOptions options_;

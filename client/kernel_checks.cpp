@@ -145,12 +145,8 @@ Missing missing_for_guests(const Subject& subject, SourceMode mode) {
 
 Finding check_capabilities(const NodeFacts& node, const Subject& subject) {
   std::string held;
-  for (const auto& [capability, name] :
-       {std::pair(Capability::kNetBindService, "CAP_NET_BIND_SERVICE"),
-        std::pair(Capability::kNetAdmin, "CAP_NET_ADMIN"), std::pair(Capability::kNetRaw, "CAP_NET_RAW"),
-        std::pair(Capability::kBpf, "CAP_BPF"), std::pair(Capability::kSysAdmin, "CAP_SYS_ADMIN"),
-        std::pair(Capability::kSysResource, "CAP_SYS_RESOURCE")}) {
-    if (subject.has(capability)) held += (held.empty() ? "" : ", ") + std::string(name);
+  for (const CapabilityUse& use : kCapabilityUses) {
+    if (subject.has(use.capability)) held += (held.empty() ? "" : ", ") + std::string(use.name);
   }
   const std::string has = who(subject) + " has " + (held.empty() ? "no relevant capability" : held);
   const std::int64_t first = node.sysctl("net.ipv4.ip_unprivileged_port_start").value_or(1024);

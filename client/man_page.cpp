@@ -40,7 +40,8 @@ std::string italic(std::string_view text) {
 std::string option_entry(const Parameter& option) {
   std::string out = ".TP\n";
   if (option.letter != 0) out += bold(std::string{'-', option.letter}) + ", ";
-  out += bold(option.name) + " " + italic(option.value) + "\n" + line(option.help);
+  out += bold(option.name) + (option.kind == Kind::kFlag ? "" : " " + italic(option.value)) + "\n" +
+         line(option.help);
   if (!option.choices.empty()) {
     out += "One of";
     for (const std::string_view choice : option.choices) {
@@ -90,6 +91,7 @@ constexpr auto kExamples = std::to_array<Example>({
      "(umask 077; portway --key-file /etc/portway/admin.key keys create --owner alice > alice.key)"},
     {"The owner exposes a web server:",
      "export PORTWAY_API_KEY_FILE=alice.key\nportway forwards create vm-1 3000 --label dev-server"},
+    {"The owner looks on while things change:", "portway forwards list vm-1 --wide --watch"},
     {"The host ports of all forwards, for a script:",
      "portway forwards list vm-1 -o json | jq '.port_forwards[].host_port'"},
 });
@@ -101,6 +103,25 @@ std::string examples() {
            escaped(example.command) + "\n.fi\n.RE\n";
   }
   return out;
+}
+
+std::string contexts_section() {
+  return ".SH CONTEXTS\n"
+         "A context is a server with a name, its key and its certificates. Contexts are in the file\n"
+         ".IR $XDG_CONFIG_HOME/portway/contexts.toml\n(by default\n.IR ~/.config/portway/contexts.toml ).\n"
+         "Its paths are relative to the file, or begin with\n.IR ~/ .\n"
+         ".PP\n.RS 4\n.nf\n" +
+         escaped(
+             "current = \"compute-1\"\n\n[contexts.compute-1]\nserver = \"https://compute-1.example\"\n"
+             "key_file = \"compute-1.key\"\nca = \"ca.pem\"\n\n[contexts.local]\n"
+             "server = \"unix:/run/portway/api.sock\"\n") +
+         ".fi\n.RE\n.PP\nA context can also have\n.I cert\nand\n.IR cert_key .\n"
+         "Options come first, then the context that\n.B \\-\\-context\nnames, then environment variables, "
+         "then the context of\n"
+         ".B PORTWAY_CONTEXT\nor the current one, then defaults.\n"
+         "If the server is given by\n.B \\-\\-server\nor\n.BR PORTWAY_SERVER ,\n"
+         "a context counts only if\n.B \\-\\-context\nnames it: its key is not for another server.\n"
+         "The client warns if others can read a key.\n";
 }
 
 }  // namespace
@@ -115,9 +136,16 @@ std::string client_man_page() {
       "The client of the REST API of\n.BR portwayd (8).\nIt sends requests to the server given by\n"
       ".BR \\-\\-server ,\nwith the API key from a file or the environment.\n"
       "Options may appear before or after the command.\n"
-      ".PP\nOutput is a table, or with\n.B \"\\-o json\"\nthe API's own JSON.\n"
+      ".PP\nOutput is a table, or with\n.B \"\\-o json\"\nor\n.B \"\\-o yaml\"\nthe API's own answer, in "
+      "which\n"
+      ".I etag\nis added.\nMembers can be added to it; none goes without a deprecation. Tables are for "
+      "people and can change.\n"
       "Lists are complete: the client follows the API's pages.\n"
-      "Errors are reported on standard error, with what to do about them, and by the exit code.\n"
+      "What follows something, such as\n.B \\-\\-watch\nand\n.BR \"portway events\" ,\nruns until it is "
+      "interrupted, and then exits with 0.\n"
+      ".PP\nAn error is one line on standard error: what happened, what to do about it, and in parentheses "
+      "the\n"
+      "code, the status and the request's id if the server refused. The exit code says of what kind it is.\n"
       ".SH OPTIONS\n";
   for (const Parameter& parameter : global_parameters()) out += option_entry(parameter);
   out += ".TP\n\\fB\\-h\\fR, \\fB\\-\\-help\\fR\nPrint help, for the command if one is named, and exit.\n";
@@ -125,8 +153,9 @@ std::string client_man_page() {
   for (const Command& command : commands()) {
     if (!command.hidden) out += command_entry(command);
   }
-  return out +
+  return out + contexts_section() +
          ".SH ENVIRONMENT\n.TP\n\\fBPORTWAY_API_KEY\\fR\nThe API key, used if no file is named.\n"
+         ".TP\n\\fBPORTWAY_CONTEXTS\\fR\nThe file of the contexts.\n"
          ".PP\nVariables that can replace an option are listed with that option.\n"
          ".SH \"EXIT STATUS\"\n" +
          exit_entries() + ".SH EXAMPLES\n" + examples() +

@@ -11,34 +11,22 @@
 #include <string>
 #include <vector>
 
+#include "base/capabilities.h"
 #include "client/failure.h"
 #include "config/config.h"
 
 namespace portway {
-
-/// Bits of the effective set (linux/capability.h).
-enum class Capability : unsigned {
-  kNetBindService = 10,
-  kNetBroadcast = 11,
-  kNetAdmin = 12,
-  kNetRaw = 13,
-  kSysAdmin = 21,
-  kSysResource = 24,
-  kBpf = 39,
-};
 
 /// A process whose privileges and limits are checked: a running daemon, or this process if none runs.
 struct Subject {
   pid_t pid = 0;  // 0: this process
   uid_t uid = 0;
   std::vector<gid_t> groups;
-  std::uint64_t capabilities = 0;
+  std::uint64_t capabilities = 0;     // the effective ones
   std::uint64_t descriptors_max = 0;  // RLIMIT_NOFILE: the daemon's own, or what it may raise itself to
 
   bool is_daemon() const { return pid != 0; }
-  bool has(Capability capability) const {
-    return (capabilities >> static_cast<unsigned>(capability) & 1U) != 0;
-  }
+  bool has(Capability capability) const { return (capabilities & bit_of(capability)) != 0; }
 };
 
 struct TapUser {

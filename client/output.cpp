@@ -10,6 +10,8 @@
 #include <ostream>
 #include <utility>
 
+#include "client/yaml.h"
+
 namespace portway {
 namespace {
 
@@ -123,9 +125,10 @@ struct OwnedColumn {
   std::string member;
 };
 
-std::vector<OwnedColumn> columns_of(const Command& command, const json::array& list) {
+std::vector<OwnedColumn> columns_of(const Command& command, const json::array& list, Format format) {
   std::vector<OwnedColumn> columns;
   for (const Column& column : command.columns) {
+    if (column.wide && format != Format::kWide) continue;
     columns.push_back({std::string(column.title), std::string(column.member)});
   }
   if (!columns.empty() || list.empty() || !list.front().is_object()) return columns;
@@ -164,10 +167,15 @@ void print_table(const std::vector<OwnedColumn>& columns, const json::array& lis
 
 }  // namespace
 
-std::string pretty_json(const json::value& value) {
+std::string as_data(Format format, const json::value& value) {
+  if (format == Format::kYaml) return as_yaml(value);
   std::string out;
   write_pretty(value, "", out);
   return out + "\n";
+}
+
+std::string as_data_item(Format format, const json::value& value) {
+  return format == Format::kYaml ? "---\n" + as_yaml(value) : json::serialize(value) + "\n";
 }
 
 std::string text_of(const json::object& object, std::string_view member) {
@@ -195,29 +203,30 @@ std::string aligned(const std::vector<std::vector<std::string>>& rows) {
   return out;
 }
 
-void show_list(const Command& command, const json::object& answer, Console& console) {
+void show_list(const Command& command, const json::object& answer, Format format, Console& console) {
   const json::array list = list_in(answer, command.envelope);
-  print_table(columns_of(command, list), list, console);
+  print_table(columns_of(command, list, format), list, console);
 }
 
-void show_forwards(const Command& command, const json::object& answer, Console& console) {
+void show_forwards(const Command& command, const json::object& answer, Format format, Console& console) {
   json::array list = list_in(answer, command.envelope);
   for (json::value& item : list) {
     if (item.is_object()) item.get_object()["endpoint"] = endpoint_of(answer, item.get_object());
   }
-  print_table(columns_of(command, list), list, console);
+  print_table(columns_of(command, list, format), list, console);
 }
 
-void show_resource(const Command& command, const json::object& answer, Console& console) {
+void show_resource(const Command& command, const json::object& answer, Format format, Console& console) {
   std::vector<std::vector<std::string>> rows;
   for (const auto& [key, value] : object_in(answer, command.envelope)) {
     rows.push_back({std::string(key) + ":", cell_of(key, value)});
   }
   if (answer.contains("hostname")) rows.push_back({"hostname:", text_of(answer, "hostname")});
+  if (format == Format::kWide && answer.contains("etag")) rows.push_back({"etag:", text_of(answer, "etag")});
   console.out << aligned(rows);
 }
 
-void show_check(const Command& command, const json::object& answer, Console& console) {
+void show_check(const Command& command, const json::object& answer, Format /*format*/, Console& console) {
   std::vector<std::vector<std::string>> rows;
   for (const json::value& step : list_in(object_in(answer, command.envelope), "steps")) {
     if (!step.is_object()) continue;
@@ -228,11 +237,17 @@ void show_check(const Command& command, const json::object& answer, Console& con
   console.out << aligned(rows);
 }
 
-void show_endpoint(const Command& command, const json::object& answer, Console& console) {
+void show_ids(const Command& command, const json::object& answer, Format /*format*/, Console& console) {
+  for (const json::value& id : list_in(answer, command.envelope)) {
+    if (id.is_string()) console.out << std::string_view(id.get_string()) << "\n";
+  }
+}
+
+void show_endpoint(const Command& command, const json::object& answer, Format /*format*/, Console& console) {
   console.out << endpoint_of(answer, object_in(answer, command.envelope)) << "\n";
 }
 
-void show_secret(const Command& command, const json::object& answer, Console& console) {
+void show_secret(const Command& command, const json::object& answer, Format /*format*/, Console& console) {
   const json::object key = object_in(answer, command.envelope);
   console.err << "portway: key " << text_of(key, "id") << " (" << text_of(key, "role") << ", "
               << text_of(key, "owner") << "); its secret is not shown again\n";

@@ -11,6 +11,7 @@
 #include <ostream>
 #include <utility>
 
+#include "client/contexts.h"
 #include "client/credentials.h"
 #include "client/output.h"
 
@@ -23,6 +24,15 @@ constexpr std::string_view kPageSize = "1000";  // the API's maximum
 constexpr std::size_t kPagesMax = 1000;
 
 json::value body_value(const Parameter& parameter, const Arguments& arguments) {
+  if (parameter.kind == Kind::kBool) return arguments.text(parameter.name) == "true";
+  if (parameter.kind == Kind::kEntry) {
+    json::object entries;
+    for (const std::string& text : arguments.all(parameter.name)) {
+      const std::size_t equals = text.find('=');
+      entries[text.substr(0, equals)] = text.substr(equals + 1);
+    }
+    return entries;
+  }
   if (parameter.repeatable) {
     json::array list;
     for (const std::string& text : arguments.all(parameter.name)) list.emplace_back(text);
@@ -43,6 +53,13 @@ json::value& member(json::object& body, std::string_view field) {
   return inner.get_object()[field.substr(dot + 1)];
 }
 
+/// An ETag is quoted in a header, but may be given without quotation marks, which a shell removes.
+std::string header_value(const Parameter& parameter, const Arguments& arguments) {
+  const std::string& text = arguments.text(parameter.name);
+  const bool bare = parameter.field == "If-Match" && text != "*" && text.find('"') == std::string::npos;
+  return bare ? '"' + text + '"' : text;
+}
+
 /// The parameter that a value of Place::kBodyNull names.
 const Parameter& parameter_of(const Command& command, std::string_view name) {
   const auto found = std::ranges::find_if(command.parameters, [&](const Parameter& each) {
@@ -57,7 +74,15 @@ std::optional<Failure> why_not(const Command& command, const Arguments& argument
   bool changes = false;
   for (const Parameter& parameter : command.parameters) {
     if (!arguments.has(parameter.name)) continue;
-    changes = changes || parameter.place == Place::kBody || parameter.place == Place::kBodyNull;
+    changes = changes || parameter.place == Place::kBody || parameter.place == Place::kBodyNull ||
+              parameter.place == Place::kBodyEntryNull;
+    if (parameter.kind == Kind::kEntry) {
+      for (const std::string& entry : arguments.all(parameter.name)) {
+        if (entry.find('=') != std::string::npos) continue;
+        return Failure{Exit::kUsage, fmt::format("{} {} is no KEY=VALUE.", parameter.name, entry),
+                       fmt::format("Write {} {}=VALUE.", parameter.name, entry)};
+      }
+    }
     if (parameter.place != Place::kBodyNull) continue;
     for (const std::string& name : arguments.all(parameter.name)) {
       if (!arguments.has(parameter_of(command, name).name)) continue;
@@ -122,10 +147,19 @@ void append_page(json::object& answer, json::object& page, std::string_view enve
   if (const json::value* cursor = page.if_contains("next_cursor")) answer["next_cursor"] = *cursor;
 }
 
+Failure not_the_api(const HttpClient& client, const std::string& why) {
+  return {Exit::kUnreachable, fmt::format("{}: {}.", client.options().server.url, why),
+          "Check that Portway's API listens there (--server), and not another service."};
+}
+
 }  // namespace
 
 Outcome<HttpClient> make_client(const Invocation& invocation, Console& console) {
-  return make_client(invocation, console, {invocation.arguments.text("--server")});
+  auto arguments = with_context(invocation);
+  if (!arguments) return arguments.error();
+  Invocation settled = invocation;
+  settled.arguments = std::move(*arguments);
+  return make_client(settled, console, {settled.arguments.text("--server")});
 }
 
 Outcome<HttpClient> make_client(const Invocation& invocation, Console& console, const KnownServer& known) {
@@ -166,8 +200,15 @@ HttpRequest make_request(const Command& command, const Arguments& arguments, std
       for (const std::string& name : arguments.all(parameter.name))
         body[parameter_of(command, name).field] = nullptr;
     }
+    if (parameter.place == Place::kBodyEntryNull) {
+      for (const std::string& name : arguments.all(parameter.name)) {
+        json::value& entries = body[parameter.field];
+        if (!entries.is_object()) entries.emplace_object();
+        entries.get_object()[name] = nullptr;
+      }
+    }
     if (parameter.place == Place::kHeader) {
-      request.headers.emplace_back(parameter.field, arguments.text(parameter.name));
+      request.headers.emplace_back(parameter.field, header_value(parameter, arguments));
     }
   }
   if (command.paged) add_query("limit", kPageSize);
@@ -180,18 +221,21 @@ Outcome<json::object> ask(const HttpClient& client, const HttpRequest& request) 
   const auto answer = client.send(request);
   if (!answer) return answer.error();
   if (answer->status < 200 || answer->status > 299) return refusal(*answer, client.options());
-  if (answer->body.empty()) return json::object();
+  if (answer->body.empty()) return json::object();  // of a deletion: there is no ETag either
   boost::system::error_code error;
   json::value value = json::parse(answer->body, error);
   if (error || !value.is_object()) {
-    return Failure{Exit::kUnreachable, client.options().server.url + ": the answer is not a JSON object.",
-                   "Check that Portway's API listens there (--server)."};
+    return not_the_api(client, "the answer is not a JSON object");
   }
+  if (!answer->etag.empty()) value.get_object()["etag"] = answer->etag;
   return std::move(value.get_object());
 }
 
 Outcome<json::object> fetch(const HttpClient& client, const Command& command, const Arguments& arguments) {
   auto answer = ask(client, make_request(command, arguments));
+  if (answer && !command.envelope.empty() && !answer->contains(command.envelope)) {
+    return not_the_api(client, fmt::format("the answer has no \"{}\"", command.envelope));
+  }
   for (std::size_t pages = 1; answer && command.paged; ++pages) {
     const std::string cursor = text_of(*answer, "next_cursor");
     if (cursor.empty()) break;
@@ -212,17 +256,22 @@ Failure refusal(const HttpAnswer& answer, const HttpOptions& options) {
   const bool is_problem =
       !error && document.is_object() && answer.content_type.starts_with("application/problem+json");
   if (!is_problem) {
-    return {exit_of(answer.status),
-            options.server.url + ": HTTP status " + std::to_string(answer.status) +
-                " without a problem document.",
+    // A success that is refused here is of another service.
+    const bool is_success = answer.status >= 200 && answer.status <= 299;
+    return {is_success ? Exit::kUnreachable : exit_of(answer.status),
+            fmt::format("{}: HTTP status {} {}.", options.server.url, answer.status,
+                        is_success ? "with an answer of another kind" : "without a problem document"),
             "Check --server, and whether a proxy stands between you and Portway's API."};
   }
   const json::object& problem = document.get_object();
-  std::string message = text_of(problem, "title") + ": " + text_of(problem, "detail");
-  for (const std::string_view member : {"code", "field", "limit", "current", "request_id"}) {
-    if (problem.contains(member)) message += "\n  " + std::string(member) + ": " + text_of(problem, member);
+  std::string facts;
+  for (const std::string_view member : {"code", "status", "field", "limit", "current", "request_id"}) {
+    std::string text = text_of(problem, member);
+    if (member == "status" && text.empty()) text = std::to_string(answer.status);
+    if (!text.empty()) facts += fmt::format("{}{}: {}", facts.empty() ? "" : ", ", member, text);
   }
-  return {exit_of(answer.status), message, remedy(answer, options), pretty_json(problem)};
+  return {exit_of(answer.status), text_of(problem, "title") + ": " + text_of(problem, "detail"),
+          remedy(answer, options), std::move(facts), json::serialize(problem)};
 }
 
 Outcome<void> run_request(const Invocation& invocation, Console& console) {
@@ -232,15 +281,15 @@ Outcome<void> run_request(const Invocation& invocation, Console& console) {
   if (!client) return client.error();
   const auto answer = fetch(*client, command, invocation.arguments);
   if (!answer) return answer.error();
-  if (invocation.wants_json()) {
-    if (!answer->empty()) console.out << pretty_json(*answer);
+  if (invocation.wants_data()) {
+    if (!answer->empty()) console.out << as_data(invocation.format(), *answer);
   } else if (command.show != nullptr) {
-    command.show(command, *answer, console);
+    command.show(command, *answer, invocation.format(), console);
   }
   if (command.verdict.empty()) return {};
   const std::string verdict = fmt::format("{}.{}", command.envelope, command.verdict);
   if (text_of(*answer, verdict) == "true") return {};
-  return Failure{Exit::kRefused, invocation.wants_json() ? "" : "A step of the check is not ok."};
+  return Failure{Exit::kRefused, invocation.wants_data() ? "" : "A step of the check is not ok."};
 }
 
 }  // namespace portway

@@ -14,25 +14,25 @@ struct KnownServer {
   std::string certificate_file = {};  // PEM: its certificate, whose name is not checked; empty: as --ca
 };
 
-/// A client for the given server, key and certificates. Warns on `console.err` about a key that others can
-/// read or that would be sent over a network in clear text.
+/// A client for the given server, key and certificates, or those of the context in use. Warns on
+/// `console.err` about a key that others can read or that would be sent over a network in clear text.
 Outcome<HttpClient> make_client(const Invocation& invocation, Console& console);
-/// The same for the server `known`.
+/// The same for the server `known`, to which a context does not apply.
 Outcome<HttpClient> make_client(const Invocation& invocation, Console& console, const KnownServer& known);
 
 /// The command's request. `cursor` continues a list.
 HttpRequest make_request(const Command& command, const Arguments& arguments, std::string_view cursor = {});
 
-/// Sends the request and returns the JSON object of the answer; an empty one for a success without a body.
-/// Every other answer is a failure.
+/// Sends the request and returns the JSON object of the answer, with the answer's ETag as "etag" if it has
+/// one; an empty object for a success without a body. Every other answer is a failure.
 Outcome<boost::json::object> ask(const HttpClient& client, const HttpRequest& request);
 
 /// Sends the command's request and joins the pages of a list. An empty object for an answer without a body.
 Outcome<boost::json::object> fetch(const HttpClient& client, const Command& command,
                                    const Arguments& arguments);
 
-/// The failure for an unsuccessful answer: the exit code comes from its status, the message from its problem
-/// document (RFC 9457).
+/// The failure for an answer that is not the one wanted: the exit code comes from its status, the message
+/// from its problem document (RFC 9457).
 Failure refusal(const HttpAnswer& answer, const HttpOptions& options);
 
 /// Fetches the answer and shows it.

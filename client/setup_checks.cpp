@@ -8,8 +8,8 @@
 #include <cerrno>
 #include <system_error>
 
-#include "base/tls_files.h"
 #include "client/checks.h"
+#include "config/config_files.h"
 #include "network/ephemeral_ports.h"
 
 namespace portway {
@@ -21,7 +21,7 @@ enum class Access : unsigned { kRead = 4, kWrite = 2 };
 
 /// Whether the mode bits allow the access; ignores access control lists and read-only mounts.
 bool may(const Subject& subject, Access access, const struct stat& status) {
-  if (subject.uid == 0) return true;
+  if (subject.has(Capability::kDacOverride)) return true;
   const auto bit = static_cast<mode_t>(access);
   if (status.st_uid == subject.uid) return (status.st_mode >> 6 & bit) != 0;
   const bool member = std::ranges::find(subject.groups, status.st_gid) != subject.groups.end();
@@ -40,12 +40,8 @@ Finding check_config(const NodeFacts& node) {
     return {Grade::kWarn, node.config_file + " does not exist; the defaults are assumed.",
             "Give portwayd's configuration file with --config."};
   }
-  const Config::Api& api = node.config.api;
-  if (!api.tls_certificate.empty()) {
-    const auto tls = check_tls_files({api.tls_certificate, api.tls_private_key, api.client_ca});
-    if (!tls) {
-      return {Grade::kFail, tls.error().detail + ".", "Fix it; portwayd does not start with it."};
-    }
+  if (const auto tls = check_listeners_tls(node.config.api); !tls) {
+    return {Grade::kFail, tls.error().detail + ".", "Fix it; portwayd does not start with it."};
   }
   const std::vector<std::string> warnings = config_warnings(node.config);
   if (warnings.empty()) return {Grade::kOk, node.config_file + " is valid."};

@@ -27,11 +27,13 @@ void SseParser::restart() {
   after_return_ = false;
   event_ = {};
   has_data_ = false;
+  next_id_ = id_;
 }
 
 bool SseParser::on_line(std::string_view line) {
   if (line.empty()) {
     bool more = true;
+    id_ = next_id_;
     if (has_data_) {
       event_.id = id_;
       if (event_.type.empty()) event_.type = "message";
@@ -53,7 +55,7 @@ bool SseParser::on_line(std::string_view line) {
     event_.data += value;
     has_data_ = true;
   } else if (field == "id" && value.find('\0') == std::string_view::npos) {
-    id_ = value;
+    next_id_ = value;
   } else if (field == "retry") {
     unsigned milliseconds = 0;
     const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), milliseconds);

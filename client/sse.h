@@ -27,9 +27,10 @@ class SseParser {
   /// Parses the next bytes of the stream, split anywhere. False if on_event returned false or a limit was
   /// exceeded.
   bool feed(std::string_view data);
-  /// Call when the connection has ended: drops an incomplete event, keeps the last id.
+  /// Call when the connection has ended: drops an incomplete event, keeps the last id before it.
   void restart();
 
+  /// Of the last complete event: what follows it has not been seen.
   const std::string& last_id() const { return id_; }
   /// How long the server asks clients to wait before they connect again.
   std::optional<std::chrono::milliseconds> retry() const { return retry_; }
@@ -43,6 +44,7 @@ class SseParser {
   ServerEvent event_;
   bool has_data_ = false;
   std::string id_;
+  std::string next_id_;  // of the event that is not complete yet
   std::optional<std::chrono::milliseconds> retry_;
 };
 

@@ -35,10 +35,10 @@ Outcome<void> run_upgrade(const Invocation& invocation, Console& console) {
       return now.error();
     }
     if (text_of(*now, kPid) != text_of(*started, kPid)) {
-      if (invocation.wants_json()) {
-        console.out << pretty_json(*now);
+      if (invocation.wants_data()) {
+        console.out << as_data(invocation.format(), *now);
       } else {
-        show_resource(*invocation.command, *now, console);
+        show_resource(*invocation.command, *now, invocation.format(), console);
       }
       return {};
     }

@@ -14,8 +14,8 @@ Outcome<void> run_version(const Invocation& invocation, Console& console) {
   if (!client) return client.error();
   const auto server = ask(*client, {.method = "GET", .target = "/version"});
   if (server) versions["server"] = text_of(*server, "version");
-  if (invocation.wants_json()) {
-    console.out << pretty_json(versions);
+  if (invocation.wants_data()) {
+    console.out << as_data(invocation.format(), versions);
   } else {
     console.out << "client: " << PORTWAY_VERSION
                 << "\nserver: " << (server ? text_of(versions, "server") : "no answer") << "\n";

@@ -14,6 +14,7 @@
 
 #include "config/config_keys.h"
 #include "config/config_value.h"
+#include "config/listener_keys.h"
 
 namespace portway {
 namespace {
@@ -42,8 +43,10 @@ class Loader {
   std::string place_of(const toml::source_region& source) const {
     return fmt::format("{}:{}", source_name_, source.begin.line);
   }
+  std::string place_of_key(const std::string& key) const;
   static Error unknown(const std::string& place, std::string_view what, std::string_view name);
 
+  Result<void> read_listener_list(const toml::array& entries);
   template <class Source>
   Result<void> assign(const ConfigKey& key, const std::string& name, const Source& source,
                       std::string_view got, const std::string& place);
@@ -52,6 +55,16 @@ class Loader {
   Config config_;
   std::map<std::string, std::string> places_;  // by key: where it was set last
 };
+
+/// Where it, or the entry that it belongs to, was set last.
+std::string Loader::place_of_key(const std::string& key) const {
+  for (std::string name = key;;) {
+    if (const auto found = places_.find(name); found != places_.end()) return found->second;
+    const std::size_t end = name.find_last_of(".[");
+    if (end == std::string::npos) return std::string(source_name_);
+    name.resize(end);
+  }
+}
 
 Error Loader::unknown(const std::string& place, std::string_view what, std::string_view name) {
   return invalid_config(
@@ -64,7 +77,10 @@ Result<void> Loader::read_table(const toml::table& table, const std::string& pre
     const std::string place = place_of(key.source());
     // A quoted key may hold dots, and would look like a path.
     const bool bare = is_profile_name(key.str());
-    if (const ConfigKey* known = bare ? find_config_key(name) : nullptr) {
+    if (name == kListenKey && bare && node.is_array()) {
+      if (auto done = read_listener_list(*node.as_array()); !done) return done;
+      places_[name] = place;
+    } else if (const ConfigKey* known = bare ? find_config_key(name) : nullptr) {
       if (auto done = assign(*known, name, node, kind_of(node), place); !done) return done;
     } else if (!bare || !is_config_table(name)) {
       return unknown(place, node.is_table() ? "table" : "key", name);
@@ -81,7 +97,25 @@ Result<void> Loader::read_table(const toml::table& table, const std::string& pre
   return {};
 }
 
+Result<void> Loader::read_listener_list(const toml::array& entries) {
+  const auto note_place = [this](const std::string& key, const toml::source_region& source) {
+    places_[key] = place_of(source);
+  };
+  const auto wrong = read_listeners(entries, config_.api.listen, note_place);
+  if (!wrong) return {};
+  return invalid_config(fmt::format("{}: {}: {}", place_of(wrong->source), wrong->key, wrong->problem),
+                        wrong->key);
+}
+
 Result<void> Loader::read_override(const Override& over) {
+  if (over.key == kListenKey) {
+    if (const auto wrong = read_listeners(over.value, config_.api.listen)) {
+      return invalid_config(fmt::format("{}: {}: {}", over.origin, wrong->key, wrong->problem), wrong->key);
+    }
+    std::erase_if(places_, [](const auto& known) { return known.first.starts_with(kListenKey); });
+    places_[over.key] = over.origin;
+    return {};
+  }
   const ConfigKey* key = find_config_key(over.key);
   const std::string_view profile = profile_in(over.key);
   if (key == nullptr || (!profile.empty() && !is_profile_name(profile))) {
@@ -110,8 +144,9 @@ Result<void> Loader::assign(const ConfigKey& key, const std::string& name, const
 
 Result<Config> Loader::finish() {
   if (const auto conflict = find_conflict(config_)) {
-    return invalid_config(fmt::format("{}: {}: {}", places_[conflict->key], conflict->key, conflict->problem),
-                          conflict->key);
+    return invalid_config(
+        fmt::format("{}: {}: {}", place_of_key(conflict->key), conflict->key, conflict->problem),
+        conflict->key);
   }
   if (config_.node.public_hostname.empty()) {
     std::array<char, HOST_NAME_MAX + 1> name{};

@@ -20,6 +20,7 @@
 #include "base/error.h"
 #include "base/forward.h"
 #include "base/listen_address.h"
+#include "base/tls_files.h"
 
 namespace portway {
 
@@ -29,6 +30,31 @@ enum class IoBackend : std::uint8_t {
   kEpoll,
 };
 std::string_view to_string(IoBackend backend);
+
+/// Lines of the daemon's log below it are left out.
+enum class LogLevel : std::uint8_t { kDebug, kInfo, kWarning, kError };
+std::string_view to_string(LogLevel level);
+
+enum class LogFormat : std::uint8_t {
+  kAuto,     // kJournal if standard error leads to the journal, else kText
+  kText,     // a line of text
+  kJson,     // a JSON object in a line
+  kJournal,  // systemd-journald's own protocol, with a field for each of an entry's
+};
+std::string_view to_string(LogFormat format);
+
+/// One of the API's listeners. What it leaves out is as the key of the same name in [api] says.
+struct ApiListener {
+  // Port 0: any free one.
+  ListenAddress address = Endpoint();
+  std::optional<std::string> tls_certificate = std::nullopt;
+  std::optional<std::string> tls_private_key = std::nullopt;
+  std::optional<std::string> client_ca = std::nullopt;
+  std::optional<bool> allow_guests = std::nullopt;
+  std::optional<std::vector<std::uint32_t>> admin_uids = std::nullopt;
+
+  friend bool operator==(const ApiListener&, const ApiListener&) = default;
+};
 
 /// A field is named as its key, without the unit that its type has; sizes are in bytes. The loader checks the
 /// ranges. A default of "" in the file stands for what the field's comment says.
@@ -43,11 +69,12 @@ struct Config {
   };
 
   struct Api {
-    // Port 0: any free one.
-    ListenAddress listen = Endpoint(boost::asio::ip::address_v4::loopback(), 8080);
+    // 1-16, at different addresses.
+    std::vector<ApiListener> listen = {{.address = Endpoint(boost::asio::ip::address_v4::loopback(), 8080)}};
     // Made with a random key if it is missing.
     std::string admin_key_file = "/etc/portway/admin.key";
-    // Who is admin without a key, over a Unix socket; 0-64.
+    // Who is admin without a key, over a Unix socket; 0-64. This and the next four are also the defaults of
+    // api.listen's entries.
     std::vector<std::uint32_t> admin_uids = {};
     // PEM file with the whole chain; "": plain HTTP.
     std::string tls_certificate = {};
@@ -55,10 +82,14 @@ struct Config {
     std::string tls_private_key = {};
     // PEM file: who signs the certificates of clients; "": clients need none.
     std::string client_ca = {};
-    // Whether guests.networks may connect to the daemon's listeners.
+    // Whether guests.networks may connect to the daemon's listeners. Also for metrics.listen.
     bool allow_guests = false;
-    // Requests of one key; 0: no limit.
-    std::uint32_t rate_limit_per_second = 50;
+    // Units of one owner; an admin key has ten times as many; 0: no limit.
+    std::uint32_t rate_limit_per_second = 200;
+    // At once; 1 or more.
+    std::uint32_t rate_limit_burst = 1000;
+    // Of one source; 0: no limit.
+    std::uint32_t wrong_keys_per_minute = 60;
     // Of a request; 1,024-16,777,216.
     std::uint32_t body_max_bytes = 65536;
 
@@ -75,6 +106,8 @@ struct Config {
   struct Ports {
     // Host ports; within 1024-65535.
     PortRange range{20000, 32767};
+    // From the end of a forward until another owner may get its port.
+    std::chrono::seconds rest{60};
 
     friend bool operator==(const Ports&, const Ports&) = default;
   };
@@ -88,6 +121,18 @@ struct Config {
     std::vector<std::string> socket_directories = {};
 
     friend bool operator==(const Guests&, const Guests&) = default;
+  };
+
+  // Of one owner, over all of its instances.
+  struct Owners {
+    // 0: no limit.
+    std::uint32_t max_forwards = 0;
+    // At a time; 0: no limit.
+    std::uint32_t max_connections = 0;
+    // Of its tenant keys; 1-48.
+    std::uint32_t max_streams = 8;
+
+    friend bool operator==(const Owners&, const Owners&) = default;
   };
 
   struct Store {
@@ -144,12 +189,27 @@ struct Config {
   };
 
   struct Log {
+    LogLevel level = LogLevel::kInfo;
+    LogFormat format = LogFormat::kAuto;
+    // A line for each change that somebody has asked for; "": no log.
+    std::string audit = {};
+    // Of log.audit, bytes; then it is rotated; at most 4 GiB.
+    std::uint64_t audit_max = std::uint64_t{16} << 20;
+    // Of log.audit, with those that are rotated; 1-100.
+    std::uint32_t audit_files = 8;
     // A line for each connection that ended; "": no log.
     std::string access = {};
     // Of those, kept in memory; 0-100,000.
     std::uint32_t recent_connections = 1000;
 
     friend bool operator==(const Log&, const Log&) = default;
+  };
+
+  struct Process {
+    // Whether threads that handle what strangers send are confined to what they need.
+    bool sandbox = true;
+
+    friend bool operator==(const Process&, const Process&) = default;
   };
 
   Node node = {};
@@ -159,12 +219,23 @@ struct Config {
   Guests guests = {};
   // "default" always exists.
   std::map<std::string, Profile, std::less<>> profiles = {{"default", Profile{}}};
+  Owners owners = {};
   Store store = {};
   Proxy proxy = {};
   Log log = {};
+  Process process = {};
 
   friend bool operator==(const Config&, const Config&) = default;
 };
+
+// What api.listen[index] has, with what [api] gives it.
+
+/// Its name in messages: "api.listen" if it is one address alone, else "api.listen[1]".
+std::string name_of_listener(const Config::Api& api, std::size_t index);
+/// Without a certificate it speaks plain HTTP. A Unix socket never has one.
+TlsFiles tls_of_listener(const Config::Api& api, std::size_t index);
+bool allows_guests(const Config::Api& api, std::size_t index);
+const std::vector<std::uint32_t>& admin_uids_of(const Config::Api& api, std::size_t index);
 
 /// A key set outside the file. The later one wins, so the environment's go before the flags'.
 struct Override {

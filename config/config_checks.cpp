@@ -7,6 +7,79 @@
 namespace portway {
 namespace {
 
+bool is_unix(const ListenAddress& address) {
+  return std::holds_alternative<UnixPath>(address);
+}
+
+/// Whether both cannot be bound at the same time.
+bool collide(const ListenAddress& a, const ListenAddress& b) {
+  const auto* one = std::get_if<Endpoint>(&a);
+  const auto* other = std::get_if<Endpoint>(&b);
+  if (one == nullptr || other == nullptr) return a == b;
+  if (one->port() != other->port() || one->port() == 0) return false;
+  const auto covers = [](const IpAddress& all, const IpAddress& address) {
+    // Unlike 0.0.0.0, [::] has the other family's port as well.
+    return all == address || (all.is_unspecified() && (all.is_v6() || address.is_v4()));
+  };
+  return covers(one->address(), other->address()) || covers(other->address(), one->address());
+}
+
+/// What is wrong with the keys that one listener has of its own.
+std::optional<ConfigConflict> find_own_tls_conflict(const Config::Api& api, std::size_t index) {
+  const ApiListener& listener = api.listen[index];
+  const std::string name = name_of_listener(api, index);
+  const auto wrong = [&](std::string_view key, std::string problem) {
+    return ConfigConflict{fmt::format("{}.{}", name, key), std::move(problem)};
+  };
+  const std::string& certificate = listener.tls_certificate.value_or("");
+  const std::string& private_key = listener.tls_private_key.value_or("");
+  const std::string& client_ca = listener.client_ca.value_or("");
+  if (is_unix(listener.address)) {
+    constexpr std::string_view kNeedsNone = "a Unix socket never leaves this machine; leave it out";
+    if (!certificate.empty()) return wrong("tls_certificate", std::string(kNeedsNone));
+    if (!private_key.empty()) return wrong("tls_private_key", std::string(kNeedsNone));
+    if (!client_ca.empty()) return wrong("client_ca", std::string(kNeedsNone));
+    return std::nullopt;
+  }
+  if (!listener.admin_uids.value_or(std::vector<std::uint32_t>{}).empty()) {
+    return wrong("admin_uids", "who is calling is known on a Unix socket only; leave it out");
+  }
+  if (!certificate.empty() && private_key.empty()) {
+    return wrong("tls_certificate", fmt::format("needs its private key; set {}.tls_private_key too", name));
+  }
+  if (certificate.empty() && !private_key.empty()) {
+    return wrong("tls_private_key", fmt::format("needs its certificate; set {}.tls_certificate too", name));
+  }
+  if (!client_ca.empty() && tls_of_listener(api, index).certificate.empty()) {
+    return wrong("client_ca",
+                 fmt::format("needs TLS; set {0}.tls_certificate and {0}.tls_private_key too", name));
+  }
+  return std::nullopt;
+}
+
+std::optional<ConfigConflict> find_listener_conflict(const Config& config) {
+  const Config::Api& api = config.api;
+  for (std::size_t i = 0; i < api.listen.size(); ++i) {
+    const ListenAddress& address = api.listen[i].address;
+    for (std::size_t k = 0; k < i; ++k) {
+      if (!collide(address, api.listen[k].address)) continue;
+      return ConfigConflict{
+          name_of_listener(api, i) + ".address",
+          fmt::format("{} is taken by {}, {}; choose another, or leave one out", to_string(address),
+                      name_of_listener(api, k), to_string(api.listen[k].address))};
+    }
+    if (config.metrics.listen && collide(*config.metrics.listen, address)) {
+      return ConfigConflict{
+          "metrics.listen",
+          fmt::format("{} is where the API listens; give it another port, or leave it empty "
+                      "to have /metrics on the API's listener",
+                      to_string(address))};
+    }
+    if (auto conflict = find_own_tls_conflict(api, i)) return conflict;
+  }
+  return std::nullopt;
+}
+
 std::optional<ConfigConflict> find_tls_conflict(const Config::Api& api) {
   if (!api.tls_certificate.empty() && api.tls_private_key.empty()) {
     return ConfigConflict{"api.tls_certificate", "needs its private key; set api.tls_private_key too"};
@@ -14,10 +87,13 @@ std::optional<ConfigConflict> find_tls_conflict(const Config::Api& api) {
   if (api.tls_certificate.empty() && !api.tls_private_key.empty()) {
     return ConfigConflict{"api.tls_private_key", "needs its certificate; set api.tls_certificate too"};
   }
-  if (api.tls_certificate.empty() && !api.client_ca.empty()) {
+  bool has_tls = false;
+  for (std::size_t i = 0; i < api.listen.size(); ++i) has_tls |= !tls_of_listener(api, i).certificate.empty();
+  if (!has_tls && api.tls_certificate.empty() && !api.client_ca.empty()) {
     return ConfigConflict{"api.client_ca", "needs TLS; set api.tls_certificate and api.tls_private_key too"};
   }
-  if (!api.tls_certificate.empty() && std::holds_alternative<UnixPath>(api.listen)) {
+  const bool all_unix = std::ranges::all_of(api.listen, is_unix, &ApiListener::address);
+  if (!api.tls_certificate.empty() && all_unix) {
     return ConfigConflict{"api.tls_certificate",
                           "api.listen is a Unix socket, which never leaves this machine; leave the "
                           "certificate out, or listen on ip:port"};
@@ -25,7 +101,53 @@ std::optional<ConfigConflict> find_tls_conflict(const Config::Api& api) {
   return std::nullopt;
 }
 
+/// TCP listeners of the API.
+void warn_of_listeners(const Config& config, std::vector<std::string>& warnings) {
+  const Config::Api& api = config.api;
+  for (std::size_t i = 0; i < api.listen.size(); ++i) {
+    const auto* endpoint = std::get_if<Endpoint>(&api.listen[i].address);
+    if (endpoint == nullptr || endpoint->address().is_loopback() ||
+        !tls_of_listener(api, i).certificate.empty()) {
+      continue;
+    }
+    warnings.push_back(
+        fmt::format("{} {} is not on loopback: keys cross the network in clear text; set {}.tls_certificate.",
+                    name_of_listener(api, i), to_string(*endpoint),
+                    api.listen.size() > 1 ? name_of_listener(api, i) : "api"));
+  }
+  if (!api.admin_uids.empty() && std::ranges::none_of(api.listen, is_unix, &ApiListener::address)) {
+    warnings.emplace_back(
+        "api.admin_uids has no effect: who is calling is known on a Unix socket only; set api.listen to "
+        "unix:/PATH, or leave the list empty.");
+  }
+}
+
 }  // namespace
+
+std::string name_of_listener(const Config::Api& api, std::size_t index) {
+  const bool is_alone =
+      api.listen.size() == 1 && api.listen[0] == ApiListener{.address = api.listen[0].address};
+  return is_alone ? "api.listen" : fmt::format("api.listen[{}]", index);
+}
+
+TlsFiles tls_of_listener(const Config::Api& api, std::size_t index) {
+  const ApiListener& listener = api.listen[index];
+  TlsFiles files{.certificate = listener.tls_certificate.value_or(api.tls_certificate),
+                 .private_key = listener.tls_private_key.value_or(api.tls_private_key),
+                 .client_ca = listener.client_ca.value_or(api.client_ca)};
+  if (is_unix(listener.address) || files.certificate.empty()) return {};
+  if (listener.tls_certificate) files.table = name_of_listener(api, index);
+  return files;
+}
+
+bool allows_guests(const Config::Api& api, std::size_t index) {
+  return api.listen[index].allow_guests.value_or(api.allow_guests);
+}
+
+const std::vector<std::uint32_t>& admin_uids_of(const Config::Api& api, std::size_t index) {
+  const auto& own = api.listen[index].admin_uids;
+  return own ? *own : api.admin_uids;
+}
 
 std::optional<ConfigConflict> find_conflict(const Config& config) {
   const auto& addresses = config.node.public_addresses;
@@ -40,14 +162,8 @@ std::optional<ConfigConflict> find_conflict(const Config& config) {
                                       "beside it; leave it or them out",
                                       any.to_string())};
   }
-  const auto* endpoint = std::get_if<Endpoint>(&config.api.listen);
-  if (config.metrics.listen == config.api.listen && (endpoint == nullptr || endpoint->port() != 0)) {
-    return ConfigConflict{"metrics.listen",
-                          fmt::format("{} is where the API listens; give it another port, or leave it empty "
-                                      "to have /metrics on the API's listener",
-                                      to_string(config.api.listen))};
-  }
-  return find_tls_conflict(config.api);
+  if (auto conflict = find_tls_conflict(config.api)) return conflict;
+  return find_listener_conflict(config);
 }
 
 std::vector<std::string> config_warnings(const Config& config) {
@@ -56,16 +172,7 @@ std::vector<std::string> config_warnings(const Config& config) {
     warnings.emplace_back(
         "guests.networks is empty: no instance can be registered. List the networks the guests live in.");
   }
-  const auto* endpoint = std::get_if<Endpoint>(&config.api.listen);
-  if (endpoint != nullptr && !endpoint->address().is_loopback() && config.api.tls_certificate.empty()) {
-    warnings.push_back("api.listen " + to_string(config.api.listen) +
-                       " is not on loopback: keys cross the network in clear text; set api.tls_certificate.");
-  }
-  if (endpoint != nullptr && !config.api.admin_uids.empty()) {
-    warnings.emplace_back(
-        "api.admin_uids has no effect: who is calling is known on a Unix socket only; set api.listen to "
-        "unix:/PATH, or leave the list empty.");
-  }
+  warn_of_listeners(config, warnings);
   const auto warn_of_port = [&](std::string_view key, const ListenAddress& listen) {
     const auto* tcp = std::get_if<Endpoint>(&listen);
     if (tcp == nullptr || !config.ports.range.contains(tcp->port())) return;
@@ -73,7 +180,9 @@ std::vector<std::string> config_warnings(const Config& config) {
         fmt::format("{} {} lies in ports.range {}: a forward may have the port when the daemon starts.", key,
                     to_string(listen), to_string(config.ports.range)));
   };
-  warn_of_port("api.listen", config.api.listen);
+  for (std::size_t i = 0; i < config.api.listen.size(); ++i) {
+    warn_of_port(name_of_listener(config.api, i), config.api.listen[i].address);
+  }
   if (config.metrics.listen) warn_of_port("metrics.listen", *config.metrics.listen);
   return warnings;
 }

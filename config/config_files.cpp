@@ -39,12 +39,7 @@ class Files {
 
   /// The directory of a file, which the daemon creates if it is missing.
   Result<void> made_directory(std::string_view key, const fs::path& file) {
-    fs::path directory = fs::absolute(file).parent_path();
-    std::error_code ignored;
-    while (!fs::exists(directory, ignored) && directory.has_relative_path()) {
-      directory = directory.parent_path();
-    }
-    return writable(key, directory);
+    return writable(key, nearest_directory(file));
   }
 
   /// A directory that must exist.
@@ -96,25 +91,47 @@ Result<void> check_admin_key(const std::string& path) {
 
 }  // namespace
 
+std::vector<std::pair<std::string_view, std::string>> log_files(const Config& config) {
+  std::vector<std::pair<std::string_view, std::string>> all = {{"log.access", config.log.access},
+                                                               {"log.audit", config.log.audit}};
+  std::erase_if(all, [](const auto& each) { return each.second.empty(); });
+  return all;
+}
+
+fs::path nearest_directory(const fs::path& file) {
+  std::error_code ignored;
+  fs::path directory = fs::absolute(file, ignored).parent_path();
+  while (!fs::exists(directory, ignored) && directory.has_relative_path())
+    directory = directory.parent_path();
+  return directory;
+}
+
+Result<void> check_listeners_tls(const Config::Api& api) {
+  for (std::size_t i = 0; i < api.listen.size(); ++i) {
+    const TlsFiles tls = tls_of_listener(api, i);
+    if (tls.certificate.empty()) continue;
+    if (auto checked = check_tls_files(tls); !checked) return checked;
+  }
+  return {};
+}
+
 Result<std::vector<std::string>> check_config_files(const Config& config) {
   Files files;
-  const TlsFiles tls{.certificate = config.api.tls_certificate,
-                     .private_key = config.api.tls_private_key,
-                     .client_ca = config.api.client_ca};
-  Result<void> done;
-  if (!tls.certificate.empty()) done = check_tls_files(tls);
+  Result<void> done = check_listeners_tls(config.api);
   if (done) done = files.made("store.path", config.store.path);
   if (done) done = files.made_directory("store.path", config.store.path);
   if (done) done = files.made("api.admin_key_file", config.api.admin_key_file);
   if (done) done = files.made_directory("api.admin_key_file", config.api.admin_key_file);
   if (done) done = check_admin_key(config.api.admin_key_file);
-  if (done && !config.log.access.empty()) {
-    done = files.made("log.access", config.log.access);
-    if (done) done = files.directory("log.access", config.log.access);
+  for (const auto& [key, file] : log_files(config)) {
+    if (done) done = files.made(key, file);
+    if (done) done = files.directory(key, file);
   }
   if (!done) return done.error();
-  if (const auto* path = std::get_if<UnixPath>(&config.api.listen)) {
-    files.runtime_directory("api.listen", path->path);
+  for (std::size_t i = 0; i < config.api.listen.size(); ++i) {
+    if (const auto* path = std::get_if<UnixPath>(&config.api.listen[i].address)) {
+      files.runtime_directory(name_of_listener(config.api, i), path->path);
+    }
   }
   if (!config.metrics.listen) return std::move(files.warnings);
   if (const auto* path = std::get_if<UnixPath>(&*config.metrics.listen)) {

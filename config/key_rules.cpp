@@ -33,6 +33,11 @@ Result<Enum> parse_name(std::string_view text, const std::array<std::string_view
 constexpr auto kIoBackendNames = std::to_array<std::string_view>({"auto", "uring", "epoll"});
 static_assert(kIoBackendNames.size() == static_cast<std::size_t>(IoBackend::kEpoll) + 1);
 
+constexpr auto kLogLevelNames = std::to_array<std::string_view>({"debug", "info", "warning", "error"});
+static_assert(kLogLevelNames.size() == static_cast<std::size_t>(LogLevel::kError) + 1);
+constexpr auto kLogFormatNames = std::to_array<std::string_view>({"auto", "text", "json", "journal"});
+static_assert(kLogFormatNames.size() == static_cast<std::size_t>(LogFormat::kJournal) + 1);
+
 Result<IoBackend> parse_io_backend(std::string_view text) {
   return parse_name<IoBackend>(text, kIoBackendNames);
 }
@@ -120,6 +125,14 @@ std::string show_network(const Cidr& network) {
 
 }  // namespace
 
+std::string_view to_string(LogLevel level) {
+  return kLogLevelNames[static_cast<std::size_t>(level)];
+}
+
+std::string_view to_string(LogFormat format) {
+  return kLogFormatNames[static_cast<std::size_t>(format)];
+}
+
 std::string_view to_string(IoBackend backend) {
   return kIoBackendNames[static_cast<std::size_t>(backend)];
 }
@@ -152,6 +165,10 @@ const Text<ListenAddress> kListen{parse_listen_address, to_string};
 const Text<std::optional<ListenAddress>> kOptionalListen{parse_optional_listen, show_optional_listen};
 const Text<PortRange> kHostPorts{parse_host_ports, to_string};
 const Text<IoBackend> kIoBackend{parse_io_backend, show_name};
+const Text<LogLevel> kLogLevel{
+    [](std::string_view text) { return parse_name<LogLevel>(text, kLogLevelNames); }, show_name};
+const Text<LogFormat> kLogFormat{
+    [](std::string_view text) { return parse_name<LogFormat>(text, kLogFormatNames); }, show_name};
 const Text<SourceMode> kSourceMode{parse_mode, show_name};
 const List<IpAddress> kPublicAddresses{1, kPublicAddressesMax, parse_public_address, show_address};
 const List<Cidr> kNetworks{0, kGuestNetworksMax, Cidr::parse, show_network};

@@ -39,6 +39,7 @@ struct Number {
   std::string_view why = {};
 
   ConfigValue get(std::uint32_t member) const { return std::int64_t{member / unit}; }
+  ConfigValue get(std::uint64_t member) const { return static_cast<std::int64_t>(member / unit); }
   template <class Rep, class Period>
   ConfigValue get(std::chrono::duration<Rep, Period> member) const {
     return std::int64_t{member.count()};
@@ -125,6 +126,34 @@ struct Uids {
   std::string note() const { return fmt::format(" (0 to {} entries)", max); }
 };
 
+/// A rule for what may be left out.
+template <class Rule>
+struct Own {
+  Rule rule;
+
+  template <class T>
+  ConfigValue get(const std::optional<T>& member) const {
+    return rule.get(member.value_or(T{}));
+  }
+  template <class T>
+  Problem set(std::optional<T>& member, const ConfigValue& value) const {
+    T own{};
+    Problem problem = rule.set(own, value);
+    if (!problem) member = std::move(own);
+    return problem;
+  }
+};
+
+/// The API's listeners as a value: a string, if there is one that is an address only. The loader reads lists
+/// of them (config/listener_keys.h).
+struct Listeners {
+  static constexpr std::size_t kMax = 16;
+
+  ConfigValue get(const std::vector<ApiListener>& member) const;
+  Problem set(std::vector<ApiListener>& member, const ConfigValue& value) const;
+  std::string note() const { return fmt::format(" (1 to {} listeners)", kMax); }
+};
+
 extern const Text<std::string> kHostname;
 extern const Text<std::string> kPath;
 extern const Text<std::string> kOptionalPath;
@@ -132,6 +161,8 @@ extern const Text<ListenAddress> kListen;
 extern const Text<std::optional<ListenAddress>> kOptionalListen;
 extern const Text<PortRange> kHostPorts;
 extern const Text<IoBackend> kIoBackend;
+extern const Text<LogLevel> kLogLevel;
+extern const Text<LogFormat> kLogFormat;
 extern const Text<SourceMode> kSourceMode;
 extern const List<IpAddress> kPublicAddresses;
 extern const List<Cidr> kNetworks;

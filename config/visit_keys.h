@@ -36,8 +36,12 @@ void visit_keys(C& config, P& profile, Visit visit) {
   visit({"api.listen", kFixed,
          "Where the REST API listens: ip:port, where port 0 is any free one, or unix:/path. Beyond loopback "
          "set api.tls_certificate: keys would travel in clear text. A Unix socket has mode 0660 and the "
-         "daemon's group, or its directory's group if the directory is setgid."},
-        config.api.listen, kListen);
+         "daemon's group, or its directory's group if the directory is setgid. Several listeners are a list "
+         "of such strings, or of tables: each [[api.listen]] has an address, and may have a tls_certificate "
+         "with its tls_private_key, a client_ca, allow_guests and admin_uids of its own. What a listener "
+         "leaves out is as the keys below say, but a Unix socket has no TLS; tls_certificate = \"\" is plain "
+         "HTTP."},
+        config.api.listen, Listeners{});
   visit({"api.admin_key_file", kFixed,
          "The file with the first admin key. If it is missing, it is created at start with a random key, "
          "mode 0600."},
@@ -64,8 +68,18 @@ void visit_keys(C& config, P& profile, Visit visit) {
          "closed at once."},
         config.api.allow_guests, Flag{});
   visit({"api.rate_limit_per_second", kLive,
-         "Requests a second that one key may make; more are answered with 429. 0: no limit."},
+         "Units a second that the keys of one owner may use together. Reading one thing costs 1, a list or a "
+         "change 5, and what takes most work 20 (docs/api.md). Each admin key has ten times as much, of its "
+         "own. More is answered with 429. 0: no limit."},
         config.api.rate_limit_per_second, Number{0, 1'000'000});
+  visit({"api.rate_limit_burst", kLive,
+         "Units that an owner may use at once after a pause; ten times as many for an admin key."},
+        config.api.rate_limit_burst, Number{1, 1'000'000});
+  visit({"api.wrong_keys_per_minute", kLive,
+         "Requests a minute with keys that are not valid that one address (of IPv6: one /64 network), or one "
+         "user of a Unix socket, may send until further ones are answered with 429 instead of 401. Good keys "
+         "are not affected. 0: no limit."},
+        config.api.wrong_keys_per_minute, Number{0, 1'000'000});
   visit({"api.body_max_bytes", kFixed,
          "The largest body of a request, in bytes; a larger one is answered with 413."},
         config.api.body_max_bytes, Number{1024, 16'777'216});
@@ -79,6 +93,11 @@ void visit_keys(C& config, P& profile, Visit visit) {
          "if that leaves the node enough ports (8192 or more) for its own outgoing connections; the log and "
          "portway doctor name values that fit."},
         config.ports.range, kHostPorts);
+  visit({"ports.rest_s", kLive,
+         "How long the host port of a forward that has ended is kept from other owners, in seconds: its "
+         "clients may not have noticed yet. If no other port is left, the one that has rested for longest is "
+         "given. Restarting the daemon ends it."},
+        config.ports.rest, Number{0, 86'400});
   visit({"guests.networks", kLive,
          "The networks the guests live in, e.g. [\"198.18.0.0/15\", \"fd00::/8\"]: a guest's address must "
          "lie in one of them. A link-local one needs a network inside 169.254.0.0/16 or fe80::/10. Empty: no "
@@ -103,6 +122,38 @@ void visit_keys(C& config, P& profile, Visit visit) {
   visit({"profiles.*.allow_host_port", kLive,
          "Whether tenants may ask for a specific host port; admins always may."},
         profile.allow_host_port, Flag{});
+  visit(
+      {"profiles.*.max_connections", kLive,
+       "Connections that each forward of such an instance can have at a time. This and the limits below hold "
+       "for every forward, whatever its own limits are: the stricter one of the two is in effect. A change "
+       "applies at once; connections that are there stay. 0: no limit."},
+      profile.limits.max_connections, Number{0, 1'000'000});
+  visit({"profiles.*.max_connections_per_source", kLive,
+         "Connections at a time from one client address (IPv6: from one /64) to one forward. 0: no limit."},
+        profile.limits.max_connections_per_source, Number{0, 1'000'000});
+  visit({"profiles.*.max_new_connections_per_second", kLive,
+         "New connections a second of one forward, with bursts of the same number. 0: no limit."},
+        profile.limits.max_new_connections_per_second, Number{0, 1'000'000});
+  visit({"profiles.*.max_bytes_per_second", kLive,
+         "Bytes a second of one forward, each way, all its connections together. 0: no limit."},
+        profile.limits.max_bytes_per_second, Number{0, 1'000'000'000'000});
+  visit({"profiles.*.idle_timeout_s", kLive,
+         "Seconds of silence in both directions after which a connection is ended. Only a value below "
+         "proxy.idle_timeout_s, or any if that is 0, has an effect. 0: as proxy.idle_timeout_s says."},
+        profile.limits.idle_timeout, Number{0, 2'592'000});
+  visit(
+      {"owners.max_forwards", kLive,
+       "How many port forwards one owner may have over all of its instances, whoever makes them. Those that "
+       "are there stay. 0: no limit but those of its instances' profiles."},
+      config.owners.max_forwards, Number{0, 65535});
+  visit({"owners.max_connections", kLive,
+         "Connections at a time that one owner may have over all of its instances; further clients are reset "
+         "and counted (owner_connections_max). Those that are there stay, and count. 0: no limit."},
+        config.owners.max_connections, Number{0, 1'000'000});
+  visit({"owners.max_streams", kLive,
+         "Streams (events, checks, captures) that the tenant keys of one owner may have open together; three "
+         "quarters of them can be of one kind."},
+        config.owners.max_streams, Number{1, 48});
   visit({"store.path", kFixed,
          "The database file. SQLite puts files beside it, so its directory must be writable."},
         config.store.path, kPath);
@@ -151,7 +202,9 @@ void visit_keys(C& config, P& profile, Visit visit) {
          "forward can have the same percentage of its instance's, and a client address (IPv6: a /64) of its "
          "forward's. All clients behind a NAT gateway or load balancer in front of the node are one address: "
          "when the node runs short of connections, that share caps them together. Half-closed connections "
-         "also end sooner then, silent ones first. 100: no shares."},
+         "also end sooner then, silent ones first. Of proxy.pipes_max, the same percentage is for whoever "
+         "comes "
+         "first; the rest is kept for instances whose connections hold few. 100: no shares."},
         config.proxy.instance_share_percent, Number{1, 100});
   visit({"proxy.connect_timeout_ms", kFixed, "Milliseconds that a guest has to answer a connection."},
         config.proxy.connect_timeout, Number{1, 600'000});
@@ -213,6 +266,25 @@ void visit_keys(C& config, P& profile, Visit visit) {
          "Pipes of the whole node at a time, each of 256 KiB of kernel memory at most and held only while "
          "bytes are in flight."},
         config.proxy.pipes_max, Number{1, 1'000'000});
+  visit({"log.level", kLive,
+         "The least severe lines in the daemon's own log: \"debug\", \"info\", \"warning\" or \"error\"."},
+        config.log.level, kLogLevel);
+  visit({"log.format", kLive,
+         "\"text\": a line of text on standard error; \"json\": a JSON object in a line there; \"journal\": "
+         "to systemd-journald, with fields such as PORTWAY_REQUEST_ID; \"auto\": journal if standard error "
+         "leads there, else text."},
+        config.log.format, kLogFormat);
+  visit(
+      {"log.audit", kFixed,
+       "A file that gets a line of JSON for each change that somebody has asked for, whether it was made or "
+       "refused: who, with which key, from where, what, the result and the request's id. Empty: none."},
+      config.log.audit, kOptionalPath);
+  visit({"log.audit_max_mib", kFixed,
+         "The size at which log.audit is rotated: it becomes FILE.1, and that one FILE.2."},
+        config.log.audit_max, Number{.min = 1, .max = 4096, .unit = 1024 * 1024});
+  visit({"log.audit_files", kFixed,
+         "How many files log.audit and the rotated ones are together; the oldest is deleted."},
+        config.log.audit_files, Number{1, 100});
   visit({"log.access", kFixed,
          "A file that gets a line of JSON for each connection that has ended: who ended it, how, and what it "
          "carried. SIGUSR1 opens the file again after log rotation. Empty: none."},
@@ -220,6 +292,12 @@ void visit_keys(C& config, P& profile, Visit visit) {
   visit({"log.recent_connections", kFixed,
          "How many ended connections are kept in memory, for the API to report why they ended."},
         config.log.recent_connections, Number{0, 100'000});
+  visit(
+      {"process.sandbox", kFixed,
+       "Whether the threads that handle what strangers send are confined: to the system calls that they need "
+       "(seccomp), and to writing where this file says (Landlock, Linux 5.13). What they are refused is in "
+       "the log."},
+      config.process.sandbox, Flag{});
 }
 
 }  // namespace portway

@@ -1,20 +1,19 @@
 #include "control/access_log.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <time.h>
 
-#include <cerrno>
 #include <cstring>
 #include <iterator>
 #include <utility>
 
-#include "base/fd.h"
 #include "control/line_writer.h"
+#include "control/log_file.h"
 
 namespace portway {
 namespace {
 
+constexpr std::string_view kKey = "log.access";
 constexpr std::size_t kQueueLines = 8192;
 
 double seconds(Nanos span) {
@@ -29,14 +28,6 @@ Timestamp wall_clock(Nanos at, std::chrono::system_clock::time_point now, Nanos 
 void append_leg(fmt::memory_buffer& out, std::string_view name, const TcpSummary& tcp) {
   fmt::format_to(std::back_inserter(out), R"(,"{}_rtt_us":{},"{}_retransmits":{})", name, tcp.rtt_us, name,
                  tcp.retransmits);
-}
-
-Error cannot_open(const std::string& path, const char* reason) {
-  return {ErrorCode::kInvalidConfig,
-          fmt::format(
-              "log.access: cannot open {} ({}); its directory must exist and be writable, or set it to \"\"",
-              path, reason),
-          "log.access"};
 }
 
 Nanos monotonic_clock() {
@@ -80,24 +71,13 @@ std::string to_json_line(const CloseRecord& record) {
   return to_json_line(record, std::chrono::system_clock::now(), monotonic_clock());
 }
 
-namespace {
-
-/// A FIFO without a reader is refused at once; open(2) would wait for one.
-Result<Fd> open_file(const std::string& path) {
-  Fd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_CLOEXEC, 0640));
-  if (!file) return cannot_open(path, errno == ENXIO ? "nobody reads this FIFO" : std::strerror(errno));
-  return file;
-}
-
-}  // namespace
-
 AccessLog::AccessLog(std::string path, std::unique_ptr<LineWriter> writer)
     : path_(std::move(path)), writer_(std::move(writer)) {}
 
 AccessLog::~AccessLog() = default;
 
 Result<std::unique_ptr<AccessLog>> AccessLog::open(const std::string& path) {
-  auto file = open_file(path);
+  auto file = open_log_file(kKey, path);
   if (!file) return file.error();
   auto writer = LineWriter::start(std::move(*file), {.lines_max = kQueueLines});
   if (!writer) return writer.error();
@@ -109,7 +89,7 @@ void AccessLog::write(const CloseRecord& record) {
 }
 
 void AccessLog::reopen(std::function<void(const Result<void>&)> done) {
-  writer_->reopen([path = path_] { return open_file(path); }, std::move(done));
+  writer_->reopen([path = path_] { return open_log_file(kKey, path); }, std::move(done));
 }
 
 std::uint64_t AccessLog::dropped() const {

@@ -10,7 +10,15 @@ constexpr auto kPortAllocationErrorNames =
 static_assert(kPortAllocationErrorNames.size() == kPortAllocationErrors,
               "every PortAllocationError has its name, in the same order");
 
+constexpr auto kThrottleReasonNames = std::to_array<std::string_view>({"owner", "admin", "wrong_key"});
+static_assert(kThrottleReasonNames.size() == kThrottleReasons,
+              "every ThrottleReason has its name, in the same order");
+
 }  // namespace
+
+std::string_view to_string(ThrottleReason reason) {
+  return kThrottleReasonNames[static_cast<std::size_t>(reason)];
+}
 
 std::string_view to_string(PortAllocationError error) {
   return kPortAllocationErrorNames[static_cast<std::size_t>(error)];

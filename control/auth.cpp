@@ -23,6 +23,7 @@ namespace portway {
 namespace {
 
 constexpr std::string_view kPrefix = "pwk_";
+constexpr std::size_t kIdSize = 36;
 constexpr std::size_t kSecretBytes = 32;
 constexpr std::size_t kKeyFileMax = 4096;
 
@@ -62,7 +63,7 @@ Result<std::string> make_key(const std::string& path) {
   std::error_code ignored;  // the open below reports it better
   const std::filesystem::path directory = std::filesystem::path(path).parent_path();
   std::filesystem::create_directories(directory, ignored);
-  const std::string key = make_secret();
+  const std::string key = make_secret(make_uuid());
   const std::string beside = path + ".new";
   // A new file: one that is left over may have another mode, or still be open in somebody's hands.
   ::unlink(beside.c_str());
@@ -80,21 +81,43 @@ Result<std::string> make_key(const std::string& path) {
 
 }  // namespace
 
+Principal admin_user(std::uint32_t uid) {
+  return {.key_id = {}, .role = Role::kAdmin, .owner = fmt::format("uid:{}", uid)};
+}
+
 std::string who(const Principal& caller) {
   return caller.key_id == Uuid{} ? caller.owner : "key " + to_string(caller.key_id);
 }
 
-std::string make_secret() {
+Actor actor_of(const Principal& caller) {
+  return {.name = who(caller), .request_id = caller.request_id};
+}
+
+std::string_view bearer_secret(std::string_view authorization) {
+  constexpr std::string_view kScheme = "bearer ";
+  const bool is_bearer = std::ranges::equal(authorization.substr(0, kScheme.size()), kScheme,
+                                            [](char a, char b) { return (a | 0x20) == b || a == b; });
+  return is_bearer ? authorization.substr(kScheme.size()) : std::string_view();
+}
+
+std::string make_secret(const Uuid& key_id) {
   constexpr std::string_view kAlphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
   std::array<std::byte, kSecretBytes + 1> random;  // one more: 33 bytes are a whole number of 6-bit groups
   fill_random(random);
-  std::string secret(kPrefix);
+  std::string secret = std::string(kPrefix) + to_string(key_id) + "_";
   for (std::size_t bit = 0; bit + 6 <= kSecretBytes * 8 + 5; bit += 6) {
     const unsigned pair =
         std::to_integer<unsigned>(random[bit / 8]) << 8 | std::to_integer<unsigned>(random[bit / 8 + 1]);
     secret += kAlphabet[(pair >> (10 - bit % 8)) & 63U];
   }
   return secret;
+}
+
+std::optional<Uuid> key_id_in(std::string_view secret) {
+  if (!secret.starts_with(kPrefix)) return std::nullopt;
+  secret.remove_prefix(kPrefix.size());
+  if (secret.size() <= kIdSize || secret[kIdSize] != '_') return std::nullopt;
+  return parse_uuid(secret.substr(0, kIdSize));
 }
 
 Sha256 sha256(std::string_view text) {
@@ -116,69 +139,201 @@ Result<std::string> load_or_make_admin_key(const std::string& path) {
 }
 
 void KeyRing::add(const ApiKey& key) {
+  Entry entry{.key = key, .last_used_saved = key.last_used_at};
   remove(key.id);
-  if (const auto same = entries_.find(key.secret_sha256); same != entries_.end()) remove(same->second.key.id);
-  entries_.emplace(key.secret_sha256, Entry{.key = key, .allowance = full_allowance()});
-  hashes_.emplace(key.id, key.secret_sha256);
+  if (const auto same = secrets_.find(key.secret_sha256); same != secrets_.end()) {
+    Entry& other = keys_.at(same->second);
+    if (other.key.secret_sha256 == key.secret_sha256) {
+      remove(same->second);
+    } else {
+      forget_old_secret(other);
+    }
+  }
+  set_ends(entry);
+  entry.reported = is_over(entry.expiry);
+  secrets_.emplace(key.secret_sha256, key.id);
+  if (key.old_secret) secrets_.emplace(key.old_secret->sha256, key.id);  // unless that is another key's
+  keys_.emplace(key.id, std::move(entry));
+}
+
+void KeyRing::change(const Uuid& id, const ApiKeyChange& change) {
+  Entry& entry = keys_.at(id);
+  if (change.description) entry.key.description = *change.description;
+  if (!change.expires_at) return;
+  entry.key.expires_at = *change.expires_at;
+  entry.expiry.reset();
+  set_ends(entry);
+}
+
+void KeyRing::rotate(const Uuid& id, const Sha256& secret_sha256, std::optional<Timestamp> old_valid_until) {
+  Entry& entry = keys_.at(id);
+  forget_old_secret(entry);
+  if (old_valid_until) {
+    entry.key.old_secret = {.sha256 = entry.key.secret_sha256, .valid_until = *old_valid_until};
+  } else {
+    secrets_.erase(entry.key.secret_sha256);
+  }
+  entry.key.secret_sha256 = secret_sha256;
+  secrets_.insert_or_assign(secret_sha256, id);
+  set_ends(entry);
 }
 
 bool KeyRing::remove(const Uuid& id) {
-  const auto hash = hashes_.extract(id);
-  return !hash.empty() && entries_.erase(hash.mapped()) > 0;
+  const auto found = keys_.find(id);
+  if (found == keys_.end()) return false;
+  forget_old_secret(found->second);
+  secrets_.erase(found->second.key.secret_sha256);
+  keys_.erase(found);
+  return true;
 }
 
 const ApiKey* KeyRing::find(const Uuid& id) const {
-  const auto hash = hashes_.find(id);
-  return hash == hashes_.end() ? nullptr : &entries_.at(hash->second).key;
+  const auto found = keys_.find(id);
+  return found == keys_.end() ? nullptr : &found->second.key;
 }
 
 std::vector<const ApiKey*> KeyRing::all() const {
   std::vector<const ApiKey*> keys;
-  for (const auto& [id, hash] : hashes_) keys.push_back(&entries_.at(hash).key);
+  for (const auto& [id, entry] : keys_) keys.push_back(&entry.key);
   return keys;
 }
 
+KeyStatus KeyRing::status_of(const ApiKey& key) const {
+  const Entry& entry = keys_.at(key.id);
+  KeyStatus status{.key = entry.key, .expired = is_over(entry.expiry), .old_secret_valid_until = {}};
+  if (entry.key.old_secret && !is_over(entry.old_secret_end) && !status.expired) {
+    const Timestamp until = entry.key.old_secret->valid_until;
+    status.old_secret_valid_until = std::min(until, entry.key.expires_at.value_or(until));
+  }
+  return status;
+}
+
+bool KeyRing::holds(const Principal& caller) const {
+  if (caller.key_id.is_nil()) return true;  // api.admin_uids does not change while the daemon runs
+  const auto found = keys_.find(caller.key_id);
+  if (found == keys_.end() || is_over(found->second.expiry)) return false;
+  const Entry& entry = found->second;
+  if (entry.key.secret_sha256 == caller.secret_sha256) return true;
+  return entry.key.old_secret && entry.key.old_secret->sha256 == caller.secret_sha256 &&
+         !is_over(entry.old_secret_end);
+}
+
+// --- What ends.
+
+std::optional<KeyRing::End> KeyRing::end_at(std::optional<Timestamp> at) const {
+  if (!at) return std::nullopt;
+  const auto left = *at - clock_.now();
+  if (left.count() <= 0) return End{.at = *at, .uptime = std::nullopt};
+  return End{.at = *at, .uptime = clock_.uptime() + left};
+}
+
+bool KeyRing::is_over(const std::optional<End>& end) const {
+  return end && (clock_.now() >= end->at || (end->uptime && clock_.uptime() >= *end->uptime));
+}
+
+void KeyRing::set_ends(Entry& entry) const {
+  const std::optional<Timestamp> until =
+      entry.key.old_secret ? std::optional(entry.key.old_secret->valid_until) : std::nullopt;
+  // What is counted down already is not counted from the start again, by a clock that was set back meanwhile.
+  const auto set = [this](std::optional<End>& end, std::optional<Timestamp> at) {
+    if (!end || !at || end->at != *at) end = end_at(at);
+  };
+  set(entry.expiry, entry.key.expires_at);
+  set(entry.old_secret_end, until);
+  entry.reported = false;
+}
+
+void KeyRing::forget_old_secret(Entry& entry) {
+  if (!entry.key.old_secret) return;
+  const auto found = secrets_.find(entry.key.old_secret->sha256);
+  if (found != secrets_.end() && found->second == entry.key.id) secrets_.erase(found);
+  entry.key.old_secret.reset();
+  entry.old_secret_end.reset();
+}
+
+std::optional<std::chrono::milliseconds> KeyRing::until_next_end() const {
+  std::optional<std::chrono::milliseconds> next;
+  const auto consider = [&](const std::optional<End>& end) {
+    if (!end) return;
+    auto left = end->at - clock_.now();
+    if (end->uptime) left = std::min(left, *end->uptime - clock_.uptime());
+    left = std::max(left, std::chrono::milliseconds(0));
+    next = next ? std::min(*next, left) : left;
+  };
+  for (const auto& [id, entry] : keys_) {
+    if (!entry.reported) consider(entry.expiry);
+    consider(entry.old_secret_end);
+  }
+  return next;
+}
+
+std::vector<std::string> KeyRing::drop_ended() {
+  std::vector<std::string> ended;
+  for (auto& [id, entry] : keys_) {
+    const bool expired = is_over(entry.expiry);
+    if (expired && !entry.reported) ended.push_back(fmt::format("key {} has expired", to_string(id)));
+    entry.reported = expired;
+    if (!is_over(entry.old_secret_end)) continue;
+    forget_old_secret(entry);
+    ended.push_back(fmt::format("the old secret of key {} is not valid any more", to_string(id)));
+  }
+  return ended;
+}
+
+const ApiKey* KeyRing::first_expired() const {
+  const Entry* first = nullptr;
+  for (const auto& [id, entry] : keys_) {
+    if (is_over(entry.expiry) && (first == nullptr || entry.expiry->at < first->expiry->at)) first = &entry;
+  }
+  return first == nullptr ? nullptr : &first->key;
+}
+
+// --- Uses.
+
+std::vector<ApiKeyUse> KeyRing::unsaved_uses() const {
+  std::vector<ApiKeyUse> uses;
+  for (const auto& [id, entry] : keys_) {
+    if (entry.key.last_used_at && entry.key.last_used_at != entry.last_used_saved)
+      uses.push_back({.id = id, .last_used_at = *entry.key.last_used_at});
+  }
+  return uses;
+}
+
+void KeyRing::note_saved(const ApiKeyUse& use) {
+  if (const auto found = keys_.find(use.id); found != keys_.end())
+    found->second.last_used_saved = use.last_used_at;
+}
+
 Result<Principal> KeyRing::authenticate(std::string_view authorization) {
-  constexpr std::string_view kScheme = "bearer ";
-  const bool bearer = authorization.size() > kScheme.size() &&
-                      std::ranges::equal(authorization.substr(0, kScheme.size()), kScheme,
-                                         [](char a, char b) { return (a | 0x20) == b || a == b; });
-  if (!bearer) {
+  const std::string_view secret = bearer_secret(authorization);
+  if (secret.empty()) {
     return Error{ErrorCode::kUnauthorized, "Send an API key: \"Authorization: Bearer pwk_...\"."};
   }
-  const Sha256 hash = sha256(authorization.substr(kScheme.size()));
-  const auto found = entries_.lower_bound(hash);
-  if (found == entries_.end() || ::CRYPTO_memcmp(found->first.data(), hash.data(), hash.size()) != 0) {
+  const Sha256 hash = sha256(secret);
+  const auto found = secrets_.lower_bound(hash);
+  if (found == secrets_.end() || ::CRYPTO_memcmp(found->first.data(), hash.data(), hash.size()) != 0) {
     return Error{ErrorCode::kUnauthorized, "This API key is not known here."};
   }
-  Entry& entry = found->second;
-  if (auto spent = spend(entry.allowance); !spent) return spent.error();
-  return Principal{.key_id = entry.key.id, .role = entry.key.role, .owner = entry.key.owner};
+  Entry& entry = keys_.at(found->second);
+  Principal caller{.key_id = entry.key.id,
+                   .role = entry.key.role,
+                   .owner = entry.key.owner,
+                   .scope = entry.key.scope,
+                   .instance_id = entry.key.instance_id,
+                   .secret_sha256 = hash};
+  if (!holds(caller)) return refusal_of(entry.key);
+  entry.key.last_used_at = clock_.now();
+  return caller;
 }
 
-Result<Principal> KeyRing::authenticate_user(std::uint32_t uid) {
-  Allowance& allowance = users_.try_emplace(uid, full_allowance()).first->second;
-  if (auto spent = spend(allowance); !spent) return spent.error();
-  return Principal{.key_id = {}, .role = Role::kAdmin, .owner = fmt::format("uid:{}", uid)};
-}
-
-KeyRing::Allowance KeyRing::full_allowance() const {
-  return {.tokens = static_cast<double>(rate_limit()), .refilled = std::chrono::steady_clock::now()};
-}
-
-Result<void> KeyRing::spend(Allowance& allowance) const {
-  if (rate_limit() == 0) return {};
-  const auto now = std::chrono::steady_clock::now();
-  const std::chrono::duration<double> elapsed = now - allowance.refilled;
-  allowance.refilled = now;
-  allowance.tokens = std::min<double>(rate_limit(), allowance.tokens + elapsed.count() * rate_limit());
-  if (allowance.tokens < 1) {
-    return Error{.code = ErrorCode::kRateLimited,
-                 .detail = fmt::format("One caller may make {} calls a second; slow down.", rate_limit()),
-                 .limit = rate_limit()};
+/// To whoever has one of its secrets.
+Error KeyRing::refusal_of(const ApiKey& key) const {
+  if (status_of(key).expired) {
+    return {ErrorCode::kUnauthorized,
+            fmt::format("This API key expired at {}; ask for another one, or for a later end of this one.",
+                        to_rfc3339(*key.expires_at))};
   }
-  allowance.tokens -= 1;
-  return {};
+  return {ErrorCode::kUnauthorized, "This API key was rotated; use its new secret."};
 }
 
 }  // namespace portway

@@ -5,12 +5,22 @@
 #include <spdlog/spdlog.h>
 
 #include <array>
+#include <memory>
 #include <utility>
+#include <variant>
 
 namespace portway {
+namespace {
+
+// Every change shares the node's.
+constexpr std::string_view kNodeLock = "node";
+constexpr std::string_view kKeysLock = "keys";
+
+}  // namespace
 
 Control::Control(const Config& config, const Parts& parts)
-    : config_(config),
+    : context_(parts.context),
+      config_(config),
       store_(parts.store),
       dataplane_(parts.dataplane),
       watch_(parts.watch),
@@ -28,15 +38,27 @@ Control::Control(const Config& config, const Parts& parts)
                            publish(instance, std::move(change));
                          }}),
       ports_(config_.ports.range),
-      keys_(store_, config_),
+      keys_(
+          parts.context, store_, config_, [this] { streams_.recheck(); }, parts.key_clock),
+      health_(parts.context, {.ask = [this](const ForwardId& id, const Endpoint& guest,
+                                            SynProbe& out) { return ask_guest(id, guest, out); },
+                              .established =
+                                  [this](const ForwardId& id) {
+                                    const auto stats = dataplane_.forward_stats(id);
+                                    return stats ? stats->connections_established : 0;
+                                  },
+                              .on_change = [this](const ForwardId& id) { look_at_forward(id); }}),
+      expiries_(
+          parts.context, [this] { return keys_.ring().now(); },
+          [this](const ForwardId& id) { on_expired(id); }),
       unsaved_(parts.context, store_, registry_,
                {.before_save = [this](const std::string& id,
                                       UnsavedSessions::Entry& entry) { report_end(id, entry); },
                 .on_saved = [this](const std::string& id,
                                    const UnsavedSessions::Entry& saved) { on_saved(id, saved); }}),
+      usage_(parts.context, store_, dataplane_.meters()),
       remains_(parts.context, dataplane_,
                [this](const Uuid& session_id) { source_paths_.remove(session_id); }) {
-  store_.set_meanwhile({.descriptor = watch_.descriptor(), .dispatch = [this] { watch_.dispatch(); }});
   watch_.set_callbacks(
       {.on_armed = [this](const std::string& id, const TapIdentity& tap) { on_armed(id, tap); },
        .on_idle_tap = [this](const std::string& id, const TapIdentity& tap) { on_idle_tap(id, tap); },
@@ -46,15 +68,16 @@ Control::Control(const Config& config, const Parts& parts)
 }
 
 Control::~Control() {
-  store_.set_meanwhile({});
   watch_.set_callbacks({});
 }
 
 void Control::retry() {
+  ports_.end_rests(PortAllocator::Clock::now());
   store_.look_after_files();
   log_store();
   look_at_addresses();
   unsaved_.save();
+  expiries_.look();
   if (!failures_.empty() && !draining_) retry_failed_forwards();
   const std::size_t unseen = watch_.processes_unseen();
   if (std::exchange(processes_unseen_, unseen) == 0 && unseen != 0) {
@@ -65,6 +88,9 @@ void Control::retry() {
   }
   source_paths_.maintain();
   watch_.look_at_names();
+  keys_.look_at_ends();
+  keys_.save_uses();
+  usage_.save();
 }
 
 /// An address may leave an interface under a listener that is bound to it, and the listener does not notice.
@@ -85,14 +111,36 @@ void Control::log_store() {
   }
 }
 
-Result<NewKey> Control::create_key(Role role, std::string owner, const Principal& caller) {
-  return keys_.create(role, std::move(owner), caller);
+Change<NewKey> Control::create_key(KeySpec spec, Principal caller) {
+  const auto change = co_await begin_change();
+  if (!change) co_return change.error();
+  const auto keys = co_await locks_.own(std::string(kKeysLock));
+  co_return co_await keys_.create(std::move(spec), std::move(caller));
 }
 
-Result<void> Control::delete_key(const Uuid& id, const Principal& caller) {
-  auto removed = keys_.remove(id, caller);
+Change<KeyStatus> Control::change_key(Uuid id, ApiKeyChange change, Principal caller) {
+  const auto begun = co_await begin_change();
+  if (!begun) co_return begun.error();
+  const auto keys = co_await locks_.own(std::string(kKeysLock));
+  co_return co_await keys_.change(id, std::move(change), std::move(caller));  // it cannot end with this
+}
+
+Change<NewKey> Control::rotate_key(Uuid id, std::chrono::seconds overlap, Principal caller) {
+  const auto change = co_await begin_change();
+  if (!change) co_return change.error();
+  const auto keys = co_await locks_.own(std::string(kKeysLock));
+  auto rotated = co_await keys_.rotate(id, overlap, std::move(caller));
+  if (rotated) streams_.recheck();
+  co_return rotated;
+}
+
+Change<void> Control::delete_key(Uuid id, Principal caller) {
+  const auto change = co_await begin_change();
+  if (!change) co_return change.error();
+  const auto keys = co_await locks_.own(std::string(kKeysLock));
+  auto removed = co_await keys_.remove(id, std::move(caller));
   if (removed) streams_.recheck();
-  return removed;
+  co_return removed;
 }
 
 void Control::set_admin_key(std::string_view secret) {
@@ -111,6 +159,7 @@ bool Control::is_guest(const IpAddress& address, std::int32_t link) const {
 
 void Control::report_refused(const CloseRecord& record) {
   refused_clients_.explain(record);
+  health_.note(record);
   const Forward* forward = registry_.find_forward(record.forward->route.id);
   // Records come a little late: it may be another owner's by now.
   if (forward == nullptr || record.is_former_owners()) return;
@@ -121,11 +170,38 @@ void Control::report_refused(const CloseRecord& record) {
 }
 
 void Control::publish(const Instance& instance, event::Kind kind) {
-  events_.publish({.time = now(),
-                   .instance_id = instance.id,
-                   .session_id = instance.session_id,
-                   .owner = instance.owner,
-                   .kind = std::move(kind)});
+  Event event{.time = now(),
+              .instance_id = instance.id,
+              .session_id = instance.session_id,
+              .owner = instance.owner,
+              .kind = std::move(kind)};
+  std::visit(
+      [&]<class Kind>(const Kind& of) {
+        if constexpr (Kind::kCarries == event::Carries::kForward) {
+          const Forward* forward = registry_.find_forward(of.forward.id);
+          if (forward != nullptr) event.forward = std::make_shared<const ForwardStatus>(status_of(*forward));
+        } else if constexpr (Kind::kCarries == event::Carries::kInstance) {
+          event.instance = std::make_shared<const InstanceStatus>(status_of(instance));
+        }
+      },
+      event.kind);
+  events_.publish(std::move(event));
+}
+
+/// What every change does first.
+Change<ChangeLocks::Held> Control::begin_change() {
+  if (auto answers = store_.check_answers(); !answers) co_return answers.error();
+  co_return co_await locks_.share(std::string(kNodeLock));
+}
+
+Change<std::shared_ptr<StoreBackup>> Control::back_up() {
+  const auto change = co_await begin_change();
+  if (!change) co_return change.error();
+  co_return co_await store_.back_up();
+}
+
+boost::asio::awaitable<ChangeLocks::Held> Control::pause_changes() {
+  return locks_.own(std::string(kNodeLock));
 }
 
 Result<void> Control::check_running() const {
@@ -133,27 +209,30 @@ Result<void> Control::check_running() const {
   return Error{ErrorCode::kDraining, "This node's daemon is going down; try again in a moment."};
 }
 
-Result<void> Control::find_what_is_missing() {
-  if (auto running = check_running(); !running) return running;
-  if (ports_.free() == 0) {
-    return Error{.code = ErrorCode::kPortPoolExhausted,
-                 .detail = "Every host port of the range is in use; delete forwards, or widen ports.range."};
+/// In the order in which a request would meet them.
+std::vector<Error> Control::find_what_is_missing() {
+  std::vector<Error> missing;
+  if (auto running = check_running(); !running) missing.push_back(running.error());
+  if (ports_.free() == 0 && ports_.resting() == 0) {
+    missing.push_back(
+        {.code = ErrorCode::kPortPoolExhausted,
+         .detail = "Every host port of the range is in use; delete forwards, or widen ports.range."});
   }
-  if (auto bindable = dataplane_.check_bind(); !bindable) return bindable;
-  return store_.writable();
+  if (auto bindable = dataplane_.check_bind(); !bindable) missing.push_back(bindable.error());
+  if (auto writable = store_.writable(); !writable) missing.push_back(writable.error());
+  return missing;
 }
 
-Result<void> Control::check_ready() {
-  auto ready = find_what_is_missing();
-  const bool is_ready = static_cast<bool>(ready);
-  if (std::exchange(was_ready_, is_ready) != is_ready) {
-    if (ready) {
-      spdlog::info("ready again for new forwards");
-    } else {
-      spdlog::warn("not ready for new forwards: {}", ready.error().detail);
-    }
-  }
-  return ready;
+std::vector<Error> Control::check_ready() {
+  std::vector<Error> missing = find_what_is_missing();
+  std::vector<ErrorCode> codes;
+  codes.reserve(missing.size());
+  for (const Error& each : missing) codes.push_back(each.code);
+  if (codes == not_ready_for_) return missing;
+  not_ready_for_ = std::move(codes);
+  if (missing.empty()) spdlog::info("ready again for new forwards");
+  for (const Error& each : missing) spdlog::warn("not ready for new forwards: {}", each.detail);
+  return missing;
 }
 
 }  // namespace portway

@@ -29,14 +29,31 @@ std::string where(const Instance& instance) {
   return fmt::format("behind {}{}", instance.tap, in(tap_netns_of(instance)));
 }
 
-Result<void> check_session(const std::optional<Uuid>& meant, const Instance* known) {
-  if (!meant || (known != nullptr && known->session_id == *meant)) return {};
-  return Error{ErrorCode::kSessionMismatch,
-               known == nullptr
-                   ? fmt::format("There is no instance with session {}.", to_string(*meant))
-                   : fmt::format("Instance {} has session {} now; the one in session_id is over.", known->id,
-                                 to_string(known->session_id)),
-               "session_id"};
+std::vector<std::string_view> names_of_changes(const Instance& before, const Instance& wanted) {
+  std::vector<std::string_view> changed;
+  if (before.owner != wanted.owner) changed.push_back("owner");
+  if (before.profile != wanted.profile) changed.push_back("profile");
+  if (before.metadata != wanted.metadata) changed.push_back("metadata");
+  if (before.vmm_pid != wanted.vmm_pid) changed.push_back("vmm_pid");
+  if (before.tap != wanted.tap) changed.push_back("tap");
+  if (before.target != wanted.target) changed.push_back("target");
+  if (before.guest_address != wanted.guest_address) changed.push_back("guest_address");
+  if (before.guest_address_v6 != wanted.guest_address_v6) changed.push_back("guest_address_v6");
+  return changed;
+}
+
+/// `known`, of which the world may have changed the rest meanwhile.
+Instance with_settings(Instance known, const Instance& wanted) {
+  known.owner = wanted.owner;
+  known.profile = wanted.profile;
+  known.metadata = wanted.metadata;
+  known.vmm_pid = wanted.vmm_pid;
+  known.vmm_started = wanted.vmm_started;
+  known.tap = wanted.tap;
+  known.target = wanted.target;
+  known.guest_address = wanted.guest_address;
+  known.guest_address_v6 = wanted.guest_address_v6;
+  return known;
 }
 
 /// Nothing is left to change.
@@ -49,26 +66,46 @@ Error session_over(const Instance& instance) {
 
 }  // namespace
 
-Result<Control::PutInstance> Control::put_instance(Instance asked, const std::optional<Uuid>& session,
-                                                   std::string_view by) {
-  if (auto running = check_running(); !running) return running.error();
+Change<std::unique_ptr<OwnedInstance>> Control::own_instance(std::string id) {
+  auto change = co_await begin_change();
+  if (!change) co_return change.error();
+  auto instance = co_await locks_.own(lock_of_instance(id));
+  co_return std::make_unique<OwnedInstance>(unsaved_, std::move(id), std::move(*change), std::move(instance));
+}
+
+Change<Control::PutInstance> Control::put_instance(Instance asked, Precondition<Instance> precondition,
+                                                   Actor by) {
+  const auto owned = co_await own_instance(asked.id);
+  if (!owned) co_return owned.error();
+  co_return co_await put_owned_instance(std::move(asked), std::move(precondition), std::move(by));
+}
+
+Change<Control::PutInstance> Control::put_owned_instance(Instance asked, Precondition<Instance> precondition,
+                                                         Actor by) {
+  if (auto running = check_running(); !running) co_return running.error();
   std::vector<IpAddress> host_addresses;
   if (asked.netns.empty()) {
     auto of_node = local_addresses();
-    if (!of_node) return of_node.error();
+    if (!of_node) co_return of_node.error();
     host_addresses = std::move(*of_node);
   }
   InstanceLimits limits{config_.guests.networks, host_addresses, config_.profiles,
                         config_.guests.socket_directories};
-  if (auto checked = check_instance(asked, limits); !checked) return checked.error();
+  if (auto checked = check_instance(asked, limits); !checked) co_return checked.error();
 
   watch_.refresh(asked.id);  // a session whose end has not been noticed yet is not there any more
-  if (const Instance* known = registry_.find_instance(asked.id); auto meant = check_session(session, known)) {
-    const bool running = known != nullptr && known->state == InstanceState::kRunning;
-    if (running && is_machine_of(*known, asked)) return change_in_place(asked, by);
-  } else {
-    return meant.error();
+  const Instance* known = registry_.find_instance(asked.id);
+  if (auto met = require(precondition, known); !met) co_return met.error();
+  const bool running = known != nullptr && known->state == InstanceState::kRunning;
+  if (running && is_machine_of(*known, asked)) {
+    co_return co_await change_in_place(std::move(asked), std::move(by));
   }
+  if (auto checked = check_new_session(asked, limits); !checked) co_return checked.error();
+  co_return co_await begin_session(std::move(asked), std::move(by));
+}
+
+/// Identifies the places in `asked`, and checks what they allow.
+Result<void> Control::check_new_session(Instance& asked, InstanceLimits& limits) {
   const auto namespaces = watch_.identify(asked);
   if (!namespaces) return namespaces.error();
   if (namespaces->guest) {
@@ -82,22 +119,47 @@ Result<Control::PutInstance> Control::put_instance(Instance asked, const std::op
   if (std::string fault = watch_.tap_fault(asked); !fault.empty()) {
     return Error{ErrorCode::kInvalidRequest, std::move(fault), asked.device.empty() ? "tap" : "device"};
   }
+  return {};
+}
+
+Change<Control::PutInstance> Control::begin_session(Instance asked, Actor by) {
   const Instance* before = registry_.find_instance(asked.id);
   const bool created = before == nullptr;
   asked.session_id = make_uuid();
   asked.state = InstanceState::kRunning;
   asked.created_at = created ? now() : before->created_at;
   asked.boot_id = boot_id();
-  if (auto stored = store_.start_session(asked); !stored) return stored.error();
-  if (!created) replace_session(*registry_.find_instance(asked.id), asked);
-  const Instance& instance = registry_.put_instance(asked);
+  const auto place = beginning_.insert(beginning_.end(), &asked);
+  const auto stored = co_await store_.start_session(asked);
+  beginning_.erase(place);
+  if (!stored) co_return stored.error();
+  std::optional<Instance> lost;  // as its former owner saw it last
+  if (!created) {
+    replace_session(*registry_.find_instance(asked.id), asked);
+    const Instance& replaced = *registry_.find_instance(asked.id);
+    if (replaced.owner != asked.owner) lost = replaced;
+  }
+  const Instance instance = registry_.put_instance(asked);
   streams_.recheck();
+  const LogFields fields = by.fields();
   spdlog::info("instance {}: session {} at {} {}{}, by {}", instance.id, to_string(instance.session_id),
                fmt::join(to_strings(guest_addresses(instance)), " and "), where(instance),
-               instance.tap_index != 0 ? ", armed" : "", by);
-  publish(instance, event::InstanceStarted());
-  if (const auto over = take_up(asked)) end_session(asked.id, *over);
-  return PutInstance{instance, created};
+               instance.tap_index != 0 ? ", armed" : "", by.name);
+  if (lost) publish_lost(*lost);
+  const auto started = std::make_shared<InstanceStatus>(status_of(instance));
+  events_.publish({.time = now(),
+                   .instance_id = instance.id,
+                   .session_id = instance.session_id,
+                   .owner = instance.owner,
+                   .kind = event::InstanceStarted(),
+                   .instance = started});
+  if (const auto over = take_up(asked)) {
+    end_session(asked.id, *over);
+  } else {
+    // What is found out about it at once is no event. Nobody has read this one yet.
+    *started = status_of(*registry_.find_instance(asked.id));
+  }
+  co_return PutInstance{*registry_.find_instance(asked.id), created};
 }
 
 /// The same machine at the same place: the rest of a registration changes in place. Its tap may have another
@@ -115,94 +177,110 @@ bool Control::is_machine_of(const Instance& known, const Instance& asked) const 
 
 /// Another owner, profile, process, target or name of the tap of a session that continues, with its forwards
 /// and connections: those beyond a smaller profile's quota stay, and forwards lead where they did.
-Result<Control::PutInstance> Control::change_in_place(const Instance& asked, std::string_view by) {
-  const auto change = [&asked](Instance instance, std::uint64_t vmm_started) {
-    instance.owner = asked.owner;
-    instance.profile = asked.profile;
-    instance.tap = asked.tap;
-    instance.vmm_pid = asked.vmm_pid;
-    instance.target = asked.target;
-    instance.vmm_started = vmm_started;
-    return instance;
-  };
+Change<Control::PutInstance> Control::change_in_place(Instance asked, Actor by) {
   const Instance before = *registry_.find_instance(asked.id);
-  std::vector<std::string_view> changed;
-  if (before.owner != asked.owner) changed.push_back("owner");
-  if (before.profile != asked.profile) changed.push_back("profile");
-  if (before.vmm_pid != asked.vmm_pid) changed.push_back("vmm_pid");
-  if (before.tap != asked.tap) changed.push_back("tap");
-  if (before.target != asked.target) changed.push_back("target");
-  if (changed.empty()) return PutInstance{*registry_.find_instance(asked.id), false};
-  Instance wanted = change(before, before.vmm_started);
-  if (before.vmm_pid != asked.vmm_pid) {
-    if (auto identified = SessionWatch::identify_process(wanted); !identified) return identified.error();
+  Instance wanted = before;
+  wanted.owner = asked.owner;
+  wanted.profile = asked.profile;
+  wanted.metadata = asked.metadata;
+  wanted.tap = asked.tap;
+  wanted.vmm_pid = asked.vmm_pid;
+  wanted.target = asked.target;
+  const auto changed = co_await change_session(before, std::move(wanted), by);
+  if (!changed) co_return changed.error();
+  if (!*changed) {  // it has ended meanwhile
+    co_return co_await put_owned_instance(std::move(asked), nullptr, std::move(by));
   }
-  if (auto stored = store_.put_instance(wanted); !stored) return stored.error();
-  if (UnsavedSessions::Entry* unsaved = unsaved_.find(asked.id)) unsaved->on_disk = wanted;
-  const Instance* known = registry_.find_instance(asked.id);
-  if (known->state != InstanceState::kRunning) return put_instance(asked, {}, by);  // it has ended meanwhile
-  const Instance& instance = registry_.put_instance(change(*known, wanted.vmm_started));
-  streams_.recheck();
-  spdlog::info("instance {}: session {} continues with another {}, by {}", instance.id,
-               to_string(instance.session_id), fmt::join(changed, ", "), by);
-  // The previous owner does not see the instance any more, and learns why from this.
-  if (before.owner != instance.owner) {
-    dataplane_.change_owner(instance.session_id);
-    publish(before, event::InstanceUpdated{{"owner"}});
-  }
-  publish(instance, event::InstanceUpdated{changed});
-  if (before.vmm_pid != instance.vmm_pid) {
-    if (const auto over = watch_.set_process(instance)) end_session(asked.id, *over);
-  }
-  return PutInstance{instance, false};
+  co_return PutInstance{**changed, false};
 }
 
-Result<const Instance*> Control::change_guest_addresses(std::string_view id, const GuestAddressChange& change,
-                                                        const std::optional<Uuid>& session,
-                                                        std::string_view by) {
-  if (auto running = check_running(); !running) return running.error();
-  if (registry_.find_instance(id) == nullptr) return no_such_instance();
-  watch_.refresh(std::string(id));  // a session whose end has not been noticed yet is not there any more
+Change<Instance> Control::change_instance(std::string id, InstanceChange change,
+                                          Precondition<Instance> precondition, Actor by) {
+  const auto owned = co_await own_instance(id);
+  if (!owned) co_return owned.error();
+  if (auto running = check_running(); !running) co_return running.error();
+  if (registry_.find_instance(id) == nullptr) co_return no_such_instance();
+  watch_.refresh(id);  // a session whose end has not been noticed yet is not there any more
   const Instance before = *registry_.find_instance(id);
-  if (auto meant = check_session(session, &before); !meant) return meant.error();
-  const auto wanted = check_change(before, change);
-  if (!wanted) return wanted.error();
-  std::vector<std::string_view> changed;
-  if (wanted->guest_address != before.guest_address) changed.push_back("guest_address");
-  if (wanted->guest_address_v6 != before.guest_address_v6) changed.push_back("guest_address_v6");
-  if (changed.empty()) return registry_.find_instance(id);
-  if (auto stored = store_.put_instance(*wanted); !stored) return stored.error();
-  if (UnsavedSessions::Entry* unsaved = unsaved_.find(id)) unsaved->on_disk = *wanted;
-  Instance moved = *registry_.find_instance(id);
-  if (moved.state != InstanceState::kRunning) return session_over(moved);  // it has ended meanwhile
-  moved.guest_address = wanted->guest_address;
-  moved.guest_address_v6 = wanted->guest_address_v6;
-  const Instance& instance = registry_.put_instance(std::move(moved));
-  streams_.recheck();
-  // The path comes first: no connection to a new address is made without it.
-  source_paths_.change_addresses(instance);
-  dataplane_.set_guest(instance.session_id, instance.guest_address, instance.guest_address_v6);
-  spdlog::info("instance {}: session {} continues at {} instead of {}, by {}", instance.id,
-               to_string(instance.session_id), fmt::join(to_strings(guest_addresses(instance)), " and "),
-               fmt::join(to_strings(guest_addresses(before)), " and "), by);
-  publish(instance, event::InstanceUpdated{changed});
-  if (!failures_.empty()) retry_failed_forwards();  // perhaps because of its address
-  return &instance;
+  if (auto met = require(precondition, &before); !met) co_return met.error();
+  const auto wanted = changed_instance(before, change);
+  if (!wanted) co_return wanted.error();
+  const auto changed = co_await change_session(before, *wanted, std::move(by));
+  if (!changed) co_return changed.error();
+  if (!*changed) co_return session_over(*registry_.find_instance(id));  // it has ended meanwhile
+  co_return **changed;
 }
 
 /// The instance as it would be.
-Result<Instance> Control::check_change(const Instance& known, const GuestAddressChange& change) const {
+Result<Instance> Control::changed_instance(const Instance& known, const InstanceChange& change) const {
   if (known.state != InstanceState::kRunning) return session_over(known);
   Instance wanted = known;
-  if (auto changed = portway::change_guest_addresses(wanted, change); !changed) return changed.error();
+  wanted.owner = change.owner.value_or(known.owner);
+  wanted.profile = change.profile.value_or(known.profile);
+  patch(wanted.metadata, change.metadata);
+  wanted.vmm_pid = change.vmm_pid.value_or(known.vmm_pid);
+  const bool is_process = known.tap.empty() || known.netns == kNetnsOfVmm || known.tap_netns == kNetnsOfVmm;
+  if (is_process && wanted.vmm_pid != known.vmm_pid) {
+    return Error{ErrorCode::kInvalidRequest,
+                 "The process is what this instance is known by: another one is another machine. Register it "
+                 "with PUT.",
+                 "vmm_pid"};
+  }
+  if (auto changed = change_guest_addresses(wanted, change.addresses); !changed) return changed.error();
   const auto netns = watch_.netns_of(known);
   if (!netns) return netns.error();
   const auto host_addresses = *netns ? local_addresses(**netns) : local_addresses();
   if (!host_addresses) return host_addresses.error();
-  const InstanceLimits limits{config_.guests.networks, *host_addresses, config_.profiles};
-  if (auto checked = check_guest_addresses(wanted, limits); !checked) return checked.error();
+  const InstanceLimits limits{config_.guests.networks, *host_addresses, config_.profiles,
+                              config_.guests.socket_directories};
+  if (auto checked = check_instance(wanted, limits); !checked) return checked.error();
+  if (guest_addresses(wanted) == guest_addresses(known)) return wanted;
   if (auto free = check_addresses_are_free(wanted); !free) return free.error();
   return wanted;
+}
+
+/// The running session `before` continues with the settings of `wanted`; nullopt if it has ended meanwhile.
+Change<std::optional<Instance>> Control::change_session(Instance before, Instance wanted, Actor by) {
+  const std::vector<std::string_view> changed = names_of_changes(before, wanted);
+  if (changed.empty()) co_return before;
+  if (before.vmm_pid != wanted.vmm_pid) {
+    if (auto identified = SessionWatch::identify_process(wanted); !identified) co_return identified.error();
+  }
+  const auto place = beginning_.insert(beginning_.end(), &wanted);
+  const auto stored = co_await store_.put_instance(wanted);
+  beginning_.erase(place);
+  if (!stored) co_return stored.error();
+  if (UnsavedSessions::Entry* unsaved = unsaved_.find(wanted.id)) unsaved->on_disk = wanted;
+  const Instance* known = registry_.find_instance(wanted.id);
+  if (known->state != InstanceState::kRunning) co_return std::optional<Instance>();
+  const Instance instance = registry_.put_instance(with_settings(*known, wanted));
+  streams_.recheck();
+  const LogFields fields = by.fields();
+  spdlog::info("instance {}: session {} continues with another {}, by {}", instance.id,
+               to_string(instance.session_id), fmt::join(changed, ", "), by.name);
+  if (guest_addresses(before) != guest_addresses(instance)) {
+    // The path comes first: no connection to a new address is made without it.
+    source_paths_.change_addresses(instance);
+    dataplane_.set_guest(instance.session_id, instance.guest_address, instance.guest_address_v6);
+  }
+  dataplane_.set_profile_limits(instance.session_id, profile_of(instance).limits);
+  // The previous owner does not see the instance any more, and learns why from this.
+  if (before.owner != instance.owner) {
+    dataplane_.change_owner(instance.session_id, instance.owner);
+    publish_lost(before);
+  }
+  publish(instance, event::InstanceUpdated{changed});
+  if (before.owner != instance.owner) {
+    // Its new owner has not seen them yet.
+    for (const Forward* each : registry_.forwards(instance.id)) {
+      publish(instance, event::ForwardUpdated{event::of(*each)});
+    }
+  }
+  if (!failures_.empty()) retry_failed_forwards();  // perhaps because of its address
+  if (before.vmm_pid != instance.vmm_pid) {
+    if (const auto over = watch_.set_process(instance)) end_session(instance.id, *over);
+  }
+  co_return *registry_.find_instance(wanted.id);
 }
 
 /// The disk has the new session, and nothing of the old one any more.
@@ -213,10 +291,18 @@ void Control::replace_session(const Instance& old, const Instance& replacement) 
   replaced.state = InstanceState::kStopped;
   replaced.ended = SessionEnd::kReplaced;
   const std::vector<Forward> ended = end_in_memory(replaced);
-  give_back_ports(ended);
+  give_back_ports(ended, replaced.owner);
   spdlog::info("instance {}: session {} replaced by {}, ended with {} forwards", replaced.id,
                to_string(replaced.session_id), to_string(replacement.session_id), ended.size());
   publish_stopped(replaced, ended.size());
+}
+
+/// And those whose session is on its way to the disk.
+std::vector<const Instance*> Control::running_instances() const {
+  std::vector<const Instance*> running = registry_.instances();
+  std::erase_if(running, [](const Instance* each) { return each->state != InstanceState::kRunning; });
+  running.insert(running.end(), beginning_.begin(), beginning_.end());
+  return running;
 }
 
 /// Two running instances behind one interface would let the clients of one reach the other's machine. Names
@@ -224,8 +310,8 @@ void Control::replace_session(const Instance& old, const Instance& replacement) 
 Result<void> Control::check_tap_is_free(const Instance& asked) const {
   if (asked.tap.empty()) return {};
   const std::int32_t wanted = watch_.interface_of(asked).index;
-  for (const Instance* other : registry_.instances()) {
-    if (other->id == asked.id || other->state != InstanceState::kRunning || other->tap.empty()) continue;
+  for (const Instance* other : running_instances()) {
+    if (other->id == asked.id || other->tap.empty()) continue;
     if (other->tap_netns_identity != asked.tap_netns_identity) continue;
     const std::int32_t taken = watch_.interface_of(*other).index;
     const bool both_missing = wanted == 0 && taken == 0;
@@ -244,8 +330,8 @@ Result<void> Control::check_tap_is_free(const Instance& asked) const {
 /// Names do not show what is one device: an interface may have had another one when its session began.
 Result<void> Control::check_addresses_are_free(const Instance& asked) const {
   const std::vector<IpAddress> wanted = guest_addresses(asked);
-  for (const Instance* other : registry_.instances()) {
-    if (other->id == asked.id || other->state != InstanceState::kRunning) continue;
+  for (const Instance* other : running_instances()) {
+    if (other->id == asked.id) continue;
     if (other->netns_identity != asked.netns_identity) continue;
     if (asked.device.empty() && other->device.empty()) continue;  // each has a tap of its own
     const bool routed = asked.device == kByRoute || other->device == kByRoute;
@@ -286,6 +372,7 @@ void Control::on_armed(const std::string& instance_id, const TapIdentity& tap) {
   spdlog::info("instance {}: session {} armed, its tap {} (interface {}) has a carrier", armed.id,
                to_string(armed.session_id), armed.tap, armed.tap_index);
   publish(armed, event::InstanceTapUp());
+  look_at_forwards_of(instance_id);
   source_paths_.report_fault(armed);
 }
 
@@ -320,6 +407,7 @@ void Control::on_device(const std::string& instance_id) {
   dataplane_.set_device(known->session_id, device, source_paths_.space_of(*known));
   spdlog::info("instance {}: the device {} to its guest {}", known->id, known->device,
                device == kNoDevice ? "is not there" : fmt::format("is interface {} now", device));
+  look_at_forwards_of(instance_id);
 }
 
 /// What connections to the guest are bound to; kNoDevice before its tap, if it has one, has had a carrier.
@@ -346,11 +434,12 @@ Result<Control::CapturePlace> Control::capture_place(const Instance& instance) c
   return CapturePlace{at_tap ? instance.tap : instance.device, link.index, std::move(*netns)};
 }
 
-Result<void> Control::stop_instance(std::string_view id, const std::optional<Uuid>& session,
-                                    std::string_view by) {
+Change<void> Control::stop_instance(std::string id, Precondition<Instance> precondition, Actor by) {
+  const auto owned = co_await own_instance(id);
+  if (!owned) co_return owned.error();
   const Instance* known = registry_.find_instance(id);
-  if (known == nullptr) return no_such_instance();
-  if (auto meant = check_session(session, known); !meant) return meant;
+  if (known == nullptr) co_return no_such_instance();
+  if (auto met = require(precondition, known); !met) co_return met;
   const auto stopped_now = [](Instance instance) {
     if (instance.state == InstanceState::kRunning) instance.ended = SessionEnd::kStopped;
     instance.state = InstanceState::kStopped;
@@ -358,8 +447,8 @@ Result<void> Control::stop_instance(std::string_view id, const std::optional<Uui
   };
   UnsavedSessions::Entry* unsaved = unsaved_.find(id);
   const std::uint64_t change = unsaved == nullptr ? 0 : unsaved->change;
-  if (known->state == InstanceState::kStopped && unsaved == nullptr) return {};
-  if (auto stored = store_.end_session(stopped_now(*known)); !stored) return stored.error();
+  if (known->state == InstanceState::kStopped && unsaved == nullptr) co_return Result<void>();
+  if (auto stored = co_await store_.end_session(stopped_now(*known)); !stored) co_return stored.error();
   known = registry_.find_instance(id);
   unsaved = unsaved_.find(id);
   const bool changed = unsaved != nullptr && unsaved->change != change;
@@ -367,25 +456,26 @@ Result<void> Control::stop_instance(std::string_view id, const std::optional<Uui
     // Its machine has gone meanwhile: that is the reason to save. That the session is over is on disk.
     unsaved->on_disk = stopped_now(unsaved->on_disk);
     report_end(known->id, *unsaved);
-    return {};
+    co_return Result<void>();
   }
   on_saved(known->id, unsaved_.take(id));
-  if (known->state == InstanceState::kStopped) return {};
+  if (known->state == InstanceState::kStopped) co_return Result<void>();
   const Instance stopped = stopped_now(*known);
   const std::vector<Forward> ended = end_in_memory(stopped);
-  give_back_ports(ended);
-  report_stopped(stopped, ended.size(), by);
-  return {};
+  give_back_ports(ended, stopped.owner);
+  report_stopped(stopped, ended.size(), &by);
+  co_return Result<void>();
 }
 
-Result<void> Control::delete_instance(std::string_view id, const std::optional<Uuid>& session,
-                                      std::string_view by) {
+Change<void> Control::delete_instance(std::string id, Precondition<Instance> precondition, Actor by) {
+  const auto owned = co_await own_instance(id);
+  if (!owned) co_return owned.error();
   const Instance* known = registry_.find_instance(id);
-  if (known == nullptr) return no_such_instance();
-  if (auto meant = check_session(session, known); !meant) return meant;
-  if (auto stored = store_.delete_instance(id); !stored) return stored.error();
+  if (known == nullptr) co_return no_such_instance();
+  if (auto met = require(precondition, known); !met) co_return met;
+  if (auto stored = co_await store_.delete_instance(id); !stored) co_return stored.error();
   const Instance deleted = *registry_.find_instance(id);
-  give_back_ports(unsaved_.take(id).forwards);
+  give_back_ports(unsaved_.take(id).forwards, deleted.owner);
   const auto netns = watch_.netns_of(deleted);
   const int link = std::max(0, dial_device(deleted));
   watch_.forget(id);
@@ -393,12 +483,14 @@ Result<void> Control::delete_instance(std::string_view id, const std::optional<U
   const std::vector<Forward> forwards = registry_.remove_instance(id);
   streams_.recheck();
   stop_serving(deleted.session_id, forwards, CloseHow::kInstanceStopped);
+  usage_.forget(deleted);
   if (deleted.state == InstanceState::kRunning && netns && *netns) remains_.add(deleted, *netns, link);
-  give_back_ports(forwards);
+  give_back_ports(forwards, deleted.owner);
+  const LogFields fields = by.fields();
   spdlog::info("instance {}: deleted with session {} and {} forwards, by {}", deleted.id,
-               to_string(deleted.session_id), forwards.size(), by);
+               to_string(deleted.session_id), forwards.size(), by.name);
   publish(deleted, event::InstanceDeleted());
-  return {};
+  co_return Result<void>();
 }
 
 void Control::end_session(std::string_view id, SessionEnd why) {
@@ -431,19 +523,30 @@ std::vector<Forward> Control::end_in_memory(const Instance& stopped) {
   std::vector<Forward> forwards = registry_.remove_forwards(stopped.id);
   stop_serving(stopped.session_id, forwards, close_how(*stopped.ended));
   if (netns && *netns) remains_.add(stopped, *netns, link);
-  if (committing_ != nullptr && committing_->instance_id_ == stopped.id) {
-    for (auto& lease : committing_->leases_) lease->close();
+  for (PreparedForwards* each : committing_) {
+    if (each->instance_id != stopped.id) continue;
+    for (auto& lease : each->leases) lease->close();
   }
   registry_.put_instance(stopped);
   streams_.recheck();
   return forwards;
 }
 
-void Control::report_stopped(const Instance& stopped, std::size_t forwards, std::string_view by) {
-  spdlog::info("instance {}: session {} ended with {} forwards: {}{}{}", stopped.id,
-               to_string(stopped.session_id), forwards, to_string(*stopped.ended), by.empty() ? "" : ", by ",
-               by);
+void Control::report_stopped(const Instance& stopped, std::size_t forwards, const Actor* by) {
+  const LogFields fields = by == nullptr ? LogFields({}) : by->fields();
+  spdlog::info("instance {}: session {} ended with {} forwards: {}{}", stopped.id,
+               to_string(stopped.session_id), forwards, to_string(*stopped.ended),
+               by == nullptr ? "" : ", by " + by->name);
   publish_stopped(stopped, forwards);
+}
+
+/// Its owner does not see it any more.
+void Control::publish_lost(const Instance& before) {
+  events_.publish({.time = now(),
+                   .instance_id = before.id,
+                   .session_id = before.session_id,
+                   .owner = before.owner,
+                   .kind = event::InstanceUpdated{.changed = {"owner"}, .lost = true}});
 }
 
 void Control::publish_stopped(const Instance& stopped, std::size_t forwards) {
@@ -452,8 +555,9 @@ void Control::publish_stopped(const Instance& stopped, std::size_t forwards) {
 
 /// The disk has the instance as it is, and nothing of its sessions that are over.
 void Control::on_saved(const std::string& instance_id, const UnsavedSessions::Entry& saved) {
-  give_back_ports(saved.forwards);
-  if (!saved.end_reported) report_stopped(*registry_.find_instance(instance_id), saved.forwards.size());
+  const Instance& instance = *registry_.find_instance(instance_id);
+  give_back_ports(saved.forwards, instance.owner);
+  if (!saved.end_reported) report_stopped(instance, saved.forwards.size());
 }
 
 bool Control::is_ending(const Instance& instance) const {

@@ -20,16 +20,21 @@ constexpr std::chrono::milliseconds kBindAgainEvery(10);
 }  // namespace
 
 Result<void> Control::restore() {
+  apply_config();
   auto keys = store_.load_api_keys();
   if (!keys) return keys.error();
   auto instances = store_.load_instances();
   if (!instances) return instances.error();
   auto forwards = store_.load_forwards();
   if (!forwards) return forwards.error();
+  auto usage = store_.load_usage();
+  if (!usage) return usage.error();
   const auto host_addresses = local_addresses();
   if (!host_addresses) return host_addresses.error();
 
-  for (const ApiKey& key : *keys) keys_.ring().add(key);
+  usage_.restore(std::move(*usage), *instances, *forwards);
+  for (const ApiKey& key : *keys) keys_.add_stored(key);
+  keys_.look_at_ends();
   std::map<std::string, SessionEnd, std::less<>> over;  // by instance
   // Those that have an interface come first: no other can take it then.
   std::stable_partition(instances->begin(), instances->end(),
@@ -44,7 +49,9 @@ Result<void> Control::restore() {
     // count.
     (void)ports_.take(forward.host_port);
     registry_.add_forward(forward);
-    if (!over.contains(forward.instance_id)) unbound.push_back(forward.id);
+    if (forward.expires_at && *forward.expires_at <= keys_.ring().now()) expired_.insert(forward.id);
+    expiries_.set(forward.id, forward.expires_at);
+    if (!over.contains(forward.instance_id) && !is_stopped(forward)) unbound.push_back(forward.id);
   }
   for (const auto& [id, why] : over) {
     // What a killed daemon has left there.
@@ -77,6 +84,7 @@ std::optional<SessionEnd> Control::take_up(const Instance& stored) {
   const auto over = rebooted ? SessionEnd::kNodeRebooted : watched ? watch_.watch(instance) : std::nullopt;
   const Instance& known = registry_.put_instance(std::move(instance));
   if (!watched || over) return over;
+  log_tap_trouble(known);
   if (known.tap_index != stored.tap_index) {
     unsaved_.change(stored);  // the registry has it as it is now already
     on_armed(known.id, {known.tap_index, known.tap_carrier_downs});

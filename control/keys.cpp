@@ -3,44 +3,206 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+#include <atomic>
 #include <utility>
 
 #include "control/policy.h"
 
 namespace portway {
 
-Keys::Keys(Store& store, const Config& config) : store_(store), config_(config), ring_(config.api) {}
+namespace {
 
-Result<NewKey> Keys::create(Role role, std::string owner, const Principal& caller) {
-  if (auto checked = check_owner(owner); !checked) return checked.error();
-  if (ring_.size() > kApiKeysMax) {  // the admin key file's is one more
-    return Error{ErrorCode::kQuotaExceeded, "This node has as many API keys as it can; delete some first.",
-                 "", static_cast<std::int64_t>(kApiKeysMax), static_cast<std::int64_t>(ring_.size() - 1)};
-  }
-  NewKey made{.key = {}, .secret = make_secret()};
-  made.key.id = make_uuid();
-  made.key.role = role;
-  made.key.owner = std::move(owner);
-  made.key.secret_sha256 = sha256(made.secret);
-  made.key.created_at = now();
-  if (auto stored = store_.add_api_key(made.key); !stored) return stored.error();
-  ring_.add(made.key);
-  spdlog::info("key {} ({} {}) made by {}", to_string(made.key.id), to_string(role), made.key.owner,
-               who(caller));
-  return made;
+constexpr std::chrono::milliseconds kWaitMax = std::chrono::minutes(1);
+
+Error no_such_key() {
+  return {ErrorCode::kNotFound, "There is no API key with this id."};
 }
 
-Result<void> Keys::remove(const Uuid& id, const Principal& caller) {
+Result<void> check_spec(const KeySpec& spec, Timestamp now) {
+  if (auto checked = check_owner(spec.owner); !checked) return checked;
+  if (auto checked = check_description(spec.description); !checked) return checked;
+  if (auto checked = check_key_reach(spec.role, spec.scope, spec.instance_id); !checked) return checked;
+  return check_expiry(spec.expires_at, now);
+}
+
+/// For the log: what it may do.
+std::string reach_of(const ApiKey& key) {
+  std::string reach = fmt::format("{} {}", to_string(key.role), key.owner);
+  if (key.scope != KeyScope::kFull) reach += fmt::format(", scope {}", to_string(key.scope));
+  if (!key.instance_id.empty()) reach += fmt::format(", instance {}", key.instance_id);
+  if (key.expires_at) reach += fmt::format(", until {}", to_rfc3339(*key.expires_at));
+  return reach;
+}
+
+}  // namespace
+
+/// Any thread.
+struct Keys::Saving {
+  std::atomic<bool> running = false;
+  std::atomic<bool> saved = false;
+};
+
+Keys::Keys(boost::asio::io_context& context, Store& store, const Config& config, std::function<void()> on_end,
+           KeyClock clock)
+    : store_(store),
+      config_(config),
+      on_end_(std::move(on_end)),
+      ring_(std::move(clock)),
+      timer_(context),
+      saving_(std::make_shared<Saving>()) {}
+
+void Keys::add_stored(const ApiKey& key) {
+  // The admin key file may have the secret that a stored key once had, and so its id.
+  if (const ApiKey* admin = ring_.find(admin_key_id_); admin != nullptr && key.id == admin_key_id_) {
+    ApiKey renamed = *admin;
+    ring_.remove(admin_key_id_);
+    renamed.id = admin_key_id_ = make_uuid();
+    ring_.add(renamed);
+  }
+  ring_.add(key);
+}
+
+Change<NewKey> Keys::create(KeySpec spec, Principal caller) {
+  if (auto checked = check_spec(spec, ring_.now()); !checked) co_return checked.error();
+  if (auto room = co_await make_room(); !room) co_return room.error();
+  const Uuid id = make_uuid();
+  NewKey made{.status = {}, .secret = make_secret(id)};
+  ApiKey& key = made.status.key;
+  key.id = id;
+  key.role = spec.role;
+  key.owner = std::move(spec.owner);
+  key.secret_sha256 = sha256(made.secret);
+  key.created_at = ring_.now();
+  key.description = std::move(spec.description);
+  key.scope = spec.scope;
+  key.instance_id = std::move(spec.instance_id);
+  key.expires_at = spec.expires_at;
+  if (auto stored = co_await store_.add_api_key(key); !stored) co_return stored.error();
+  ring_.add(key);
+  wait_for_next_end();
+  const LogFields fields = actor_of(caller).fields();
+  spdlog::info("key {} ({}) made by {}", to_string(id), reach_of(key), who(caller));
+  co_return made;
+}
+
+/// For one more.
+Change<void> Keys::make_room() {
+  if (ring_.size() <= kApiKeysMax) co_return Result<void>();  // the admin key file's is one more
+  const ApiKey* expired = ring_.first_expired();
+  if (expired == nullptr) {
+    co_return Error{ErrorCode::kQuotaExceeded, "This node has as many API keys as it can; delete some first.",
+                    "", static_cast<std::int64_t>(kApiKeysMax), static_cast<std::int64_t>(ring_.size() - 1)};
+  }
+  const Uuid id = expired->id;
+  if (auto stored = co_await store_.delete_api_key(id); !stored) co_return stored;
+  ring_.remove(id);
+  spdlog::info("key {}, which has expired, makes room for another one", to_string(id));
+  co_return Result<void>();
+}
+
+Result<const ApiKey*> Keys::find_changeable(const Uuid& id) const {
   if (id == admin_key_id_) {
     return Error{ErrorCode::kForbidden,
                  fmt::format("This is the key in {}; replace that file and send SIGHUP to change it.",
                              config_.api.admin_key_file)};
   }
-  if (ring_.find(id) == nullptr) return Error{ErrorCode::kNotFound, "There is no API key with this id."};
-  if (auto stored = store_.delete_api_key(id); !stored) return stored.error();
+  const ApiKey* key = ring_.find(id);
+  if (key == nullptr) return no_such_key();
+  return key;
+}
+
+Change<KeyStatus> Keys::change(Uuid id, ApiKeyChange change, Principal caller) {
+  if (auto found = find_changeable(id); !found) co_return found.error();
+  if (change.description) {
+    if (auto checked = check_description(*change.description); !checked) co_return checked.error();
+  }
+  if (change.expires_at) {
+    if (auto checked = check_expiry(*change.expires_at, ring_.now()); !checked) co_return checked.error();
+  }
+  if (auto stored = co_await store_.change_api_key(id, change); !stored) co_return stored.error();
+  const ApiKey* key = ring_.find(id);
+  if (key == nullptr) co_return no_such_key();  // it was deleted meanwhile
+  ring_.change(id, change);
+  wait_for_next_end();
+  const LogFields fields = actor_of(caller).fields();
+  spdlog::info("key {} ({}) changed by {}", to_string(id), reach_of(*key), who(caller));
+  co_return ring_.status_of(*key);
+}
+
+Change<NewKey> Keys::rotate(Uuid id, std::chrono::seconds overlap, Principal caller) {
+  const auto found = find_changeable(id);
+  if (!found) co_return found.error();
+  if (ring_.status_of(**found).expired) {
+    co_return Error{ErrorCode::kInvalidRequest,
+                    "This key has expired, and its new secret would not be valid: give it a later expires_at "
+                    "first (PATCH), or create another key.",
+                    "expires_at"};
+  }
+  std::string secret = make_secret(id);
+  const Sha256 hash = sha256(secret);
+  std::optional<Timestamp> old_valid_until;
+  if (overlap.count() > 0) {
+    old_valid_until = ring_.now() + overlap;
+    if (const auto& end = (*found)->expires_at) old_valid_until = std::min(*old_valid_until, *end);
+  }
+  if (auto stored = co_await store_.rotate_api_key(id, hash, old_valid_until); !stored)
+    co_return stored.error();
+  const ApiKey* key = ring_.find(id);
+  if (key == nullptr) co_return no_such_key();  // it was deleted meanwhile
+  ring_.rotate(id, hash, old_valid_until);
+  wait_for_next_end();
+  const LogFields fields = actor_of(caller).fields();
+  spdlog::info("key {} rotated by {}; its old secret {}", to_string(id), who(caller),
+               old_valid_until ? "is valid until " + to_rfc3339(*old_valid_until) : "is not valid any more");
+  co_return NewKey{.status = ring_.status_of(*key), .secret = std::move(secret)};
+}
+
+Change<void> Keys::remove(Uuid id, Principal caller) {
+  if (auto found = find_changeable(id); !found) co_return found.error();
+  if (auto stored = co_await store_.delete_api_key(id); !stored) co_return stored.error();
   ring_.remove(id);
+  const LogFields fields = actor_of(caller).fields();
   spdlog::info("key {} deleted by {}", to_string(id), who(caller));
-  return {};
+  co_return Result<void>();
+}
+
+void Keys::look_at_ends() {
+  const std::vector<std::string> ended = ring_.drop_ended();
+  for (const std::string& what : ended) spdlog::info("{}", what);
+  wait_for_next_end();
+  if (!ended.empty()) on_end_();
+}
+
+void Keys::wait_for_next_end() {
+  const auto left = ring_.until_next_end();
+  if (!left) {
+    timer_.cancel();
+    return;
+  }
+  // Not for longer, because the clocks that it is measured by do not stop while the machine sleeps.
+  timer_.expires_after(std::min(*left, kWaitMax));
+  timer_.async_wait([this, alive = std::weak_ptr(alive_)](const boost::system::error_code& error) {
+    if (!error && !alive.expired()) look_at_ends();
+  });
+}
+
+void Keys::save_uses(bool now) {
+  if (saving_->running) return;
+  const auto time = std::chrono::steady_clock::now();
+  if (!now && time - uses_saved_at_ < kSaveUsesEvery) return;
+  uses_saved_at_ = time;
+  if (saving_->saved.exchange(false)) {
+    for (const ApiKeyUse& use : uses_written_) ring_.note_saved(use);
+  }
+  uses_written_ = ring_.unsaved_uses();
+  std::erase_if(uses_written_, [this](const ApiKeyUse& use) { return use.id == admin_key_id_; });
+  if (uses_written_.empty()) return;
+  saving_->running = true;
+  store_.save_api_key_uses(uses_written_, [saving = saving_](const Result<void>& saved) {
+    saving->saved = static_cast<bool>(saved);
+    saving->running = false;
+  });
 }
 
 bool Keys::set_admin_key(std::string_view secret) {
@@ -50,11 +212,13 @@ bool Keys::set_admin_key(std::string_view secret) {
   const std::string before = known == nullptr ? "" : to_string(admin_key_id_);
   ring_.remove(admin_key_id_);
   ApiKey key;
-  key.id = admin_key_id_ = make_uuid();
+  // The id that its secret names, so that a leaked one can be traced, unless a stored key has it.
+  const std::optional<Uuid> named = key_id_in(secret);
+  key.id = admin_key_id_ = named && ring_.find(*named) == nullptr ? *named : make_uuid();
   key.role = Role::kAdmin;
   key.owner = "admin";
   key.secret_sha256 = hash;
-  key.created_at = now();
+  key.created_at = ring_.now();
   ring_.add(key);
   spdlog::info("the admin key in {} is key {}{}", config_.api.admin_key_file, to_string(key.id),
                before.empty() ? "" : fmt::format(", in place of key {}", before));

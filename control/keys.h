@@ -1,44 +1,95 @@
 // The node's API keys: those in the store, and the admin key file's, which is in no store and cannot be
-// deleted. Whoever takes a key away rechecks the streams that were opened under it (control/streams.h).
+// changed over the API. Whoever takes a key or a secret away rechecks the streams that were opened under it
+// (control/streams.h); what ends by itself, at a time, is reported by a callback.
+//
+// When a key was last used is known in memory, and written now and then: no request waits for it.
 //
 // Control thread.
 #pragma once
 
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <chrono>
+#include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/error.h"
 #include "config/config.h"
 #include "control/auth.h"
+#include "control/change.h"
 #include "control/store.h"
 
 namespace portway {
 
+/// What a new key is to be.
+struct KeySpec {
+  Role role = Role::kTenant;
+  std::string owner;
+  std::string description = {};
+  KeyScope scope = KeyScope::kFull;
+  std::string instance_id = {};
+  std::optional<Timestamp> expires_at = std::nullopt;
+};
+
 /// The secret is returned once and kept as a hash only.
 struct NewKey {
-  ApiKey key;
+  KeyStatus status;
   std::string secret;
 };
 
 class Keys {
  public:
-  /// Both must outlive it.
-  Keys(Store& store, const Config& config);
+  static constexpr std::chrono::minutes kSaveUsesEvery{1};
+  static constexpr std::chrono::seconds kOverlapMax = std::chrono::hours(24);
+
+  /// All must outlive it. `on_end` is called when a key has expired, or an old secret is not valid any more:
+  /// at once, or with the next look_at_ends() if somebody has set the clock.
+  Keys(boost::asio::io_context& context, Store& store, const Config& config, std::function<void()> on_end,
+       KeyClock clock = {});
 
   KeyRing& ring() { return ring_; }
   const KeyRing& ring() const { return ring_; }
 
-  Result<NewKey> create(Role role, std::string owner, const Principal& caller);
-  Result<void> remove(const Uuid& id, const Principal& caller);
+  /// One that is in the store. look_at_ends() follows the last one.
+  void add_stored(const ApiKey& key);
+
+  // One change at a time. kForbidden for the admin key file's, kNotFound for an unknown one, kInvalidRequest
+  // with the field.
+
+  /// kQuotaExceeded if the node has as many as it can; one that has expired makes room, the first one first.
+  Change<NewKey> create(KeySpec spec, Principal caller);
+  Change<KeyStatus> change(Uuid id, ApiKeyChange change, Principal caller);
+  /// A new secret; the one that it has remains valid for `overlap`, which is at most kOverlapMax.
+  Change<NewKey> rotate(Uuid id, std::chrono::seconds overlap, Principal caller);
+  Change<void> remove(Uuid id, Principal caller);
 
   /// The key of the admin key file, in place of the one before. False if it is the same.
   bool set_admin_key(std::string_view secret);
 
+  /// Calls `on_end` for what has ended.
+  void look_at_ends();
+  /// Writes when keys were last used, if that is due, or `now`. Does not wait.
+  void save_uses(bool now = false);
+
  private:
+  struct Saving;
+  Result<const ApiKey*> find_changeable(const Uuid& id) const;
+  Change<void> make_room();
+  void wait_for_next_end();
+
   Store& store_;
   const Config& config_;
+  const std::function<void()> on_end_;
   KeyRing ring_;
   Uuid admin_key_id_{};
+  boost::asio::steady_timer timer_;
+  const std::shared_ptr<Saving> saving_;  // shared with the store's thread
+  std::vector<ApiKeyUse> uses_written_;   // by the save that runs, or ran last
+  std::chrono::steady_clock::time_point uses_saved_at_ = std::chrono::steady_clock::now();
+  const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // for the timer's handler
 };
 
 }  // namespace portway

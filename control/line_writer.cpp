@@ -3,8 +3,6 @@
 #include <fmt/format.h>
 #include <limits.h>
 #include <poll.h>
-#include <pthread.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,6 +15,8 @@
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include "base/blocked_signals.h"
 
 namespace portway {
 namespace {
@@ -164,8 +164,12 @@ class LineWriter::Core {
     if (told > 0) text += options_.lost_note(told);
     const std::size_t note_end = text.size();
     std::vector<std::size_t> line_ends;
-    while (!queue_.empty() && queue_.front().target == target &&
-           (line_ends.empty() || text.size() + queue_.front().text.size() <= PIPE_BUF)) {
+    const auto goes_along = [&] {
+      if (queue_.empty() || queue_.front().target != target) return false;
+      if (options_.one_by_one) return text.empty();
+      return line_ends.empty() || text.size() + queue_.front().text.size() <= PIPE_BUF;
+    };
+    while (goes_along()) {
       text += queue_.front().text;
       line_ends.push_back(text.size());
       pop();
@@ -202,19 +206,14 @@ class LineWriter::Core {
 Result<std::unique_ptr<LineWriter>> LineWriter::start(Fd target, LineWriterOptions options) {
   const milliseconds end_wait = options.end_wait;
   auto core = std::make_shared<Core>(std::move(target), std::move(options));
-  // No signal is this thread's business, and SIGPIPE would end the process.
-  sigset_t all;
-  sigset_t before;
-  ::sigfillset(&all);
-  ::pthread_sigmask(SIG_SETMASK, &all, &before);
   std::error_code failed;
   try {
+    const BlockedSignals blocked;
     // Detached: the process must be able to end while it is stuck.
     std::thread([core] { core->run(); }).detach();
   } catch (const std::system_error& error) {
     failed = error.code();
   }
-  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   if (failed) {
     return Error{ErrorCode::kResourceExhausted,
                  fmt::format("a thread for a log: {}; raise the limit on processes", failed.message())};

@@ -28,6 +28,8 @@ struct LineWriterOptions {
   std::size_t bytes_max = 4 * 1024 * 1024;  // of them together
   // For the lines in the queue when the writer is destroyed; what is not written by then is lost.
   std::chrono::milliseconds end_wait{500};
+  // Each line is a write(2) of its own: a message, where the descriptor is a datagram socket.
+  bool one_by_one = false;
   // Makes the line that says how many are missing where it stands; null: none is written.
   std::function<std::string(std::uint64_t lost)> lost_note = nullptr;
 };

@@ -5,9 +5,11 @@
 
 #include <chrono>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "base/forward.h"
+#include "control/node_faults.h"
 #include "proxy/inherited.h"
 
 namespace portway {
@@ -19,6 +21,7 @@ struct ProcessStatus {
   bool upgrading = false;                    // an upgrade is under way
   std::string upgrade_failure = {};          // of the last one; empty: none has failed
   HandoverStats handover = {};
+  std::vector<NodeFault> faults = {};
 };
 
 class NodeProcess {

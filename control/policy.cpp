@@ -13,6 +13,7 @@ namespace {
 namespace ip = boost::asio::ip;
 
 constexpr std::size_t kLabelMaxBytes = 63;
+constexpr std::size_t kDescriptionMaxBytes = 256;
 constexpr std::size_t kInstanceIdMaxBytes = 64;
 constexpr std::size_t kTapMaxBytes = 15;  // IFNAMSIZ without the terminator
 constexpr std::size_t kOwnerMaxBytes = 128;
@@ -23,6 +24,8 @@ constexpr std::uint16_t kFirstUnprivilegedPort = 1024;
 
 constexpr auto kRoleNames = std::to_array<std::string_view>({"admin", "tenant"});
 static_assert(kRoleNames.size() == static_cast<std::size_t>(Role::kTenant) + 1);
+constexpr auto kKeyScopeNames = std::to_array<std::string_view>({"full", "read", "metrics"});
+static_assert(kKeyScopeNames.size() == static_cast<std::size_t>(KeyScope::kMetrics) + 1);
 
 bool is_alphanumeric(char c) {
   return ('a' <= c && c <= 'z') || ('A' <= c && c <= 'Z') || ('0' <= c && c <= '9');
@@ -30,6 +33,13 @@ bool is_alphanumeric(char c) {
 
 bool is_visible_ascii(char c) {
   return '!' <= c && c <= '~';
+}
+
+bool is_metadata_key(std::string_view key) {
+  const auto is_part = [](char c) {
+    return is_alphanumeric(c) || c == '.' || c == '_' || c == '/' || c == '-';
+  };
+  return !key.empty() && key.size() <= kMetadataKeyMax && std::all_of(key.begin(), key.end(), is_part);
 }
 
 /// As the kernel's dev_valid_name() has it, apart from the loopback.
@@ -134,19 +144,95 @@ std::optional<Role> parse_role(std::string_view text) {
   return static_cast<Role>(found - kRoleNames.begin());
 }
 
-Result<void> check_label(std::string_view label) {
-  if (label.size() > kLabelMaxBytes) {
-    return Error{ErrorCode::kInvalidLabel,
-                 "label has " + std::to_string(label.size()) + " bytes; shorten it to 63 or fewer.", "label"};
-  }
-  while (!label.empty()) {
-    const auto code_point = next_code_point(label);
-    if (!code_point) return Error{ErrorCode::kInvalidLabel, "label is not valid UTF-8.", "label"};
-    if (is_control(*code_point)) {
-      return Error{ErrorCode::kInvalidLabel, "label has a control character; leave it out.", "label"};
-    }
+std::string_view to_string(KeyScope scope) {
+  return kKeyScopeNames[static_cast<std::size_t>(scope)];
+}
+
+std::optional<KeyScope> parse_key_scope(std::string_view text) {
+  const auto* found = std::find(kKeyScopeNames.begin(), kKeyScopeNames.end(), text);
+  if (found == kKeyScopeNames.end()) return std::nullopt;
+  return static_cast<KeyScope>(found - kKeyScopeNames.begin());
+}
+
+namespace {
+
+Result<void> check_id(std::string field, std::string_view id) {
+  const bool characters = std::all_of(
+      id.begin(), id.end(), [](char c) { return is_alphanumeric(c) || c == '.' || c == '_' || c == '-'; });
+  // "." and ".." would vanish from a URL's path (RFC 3986, section 5.2.4).
+  if (id.empty() || id.size() > kInstanceIdMaxBytes || !characters || id == "." || id == "..") {
+    return invalid(std::move(field), id,
+                   "1-64 characters of A-Z, a-z, 0-9, '.', '_' and '-', and not \".\" or \"..\"");
   }
   return {};
+}
+
+Result<void> check_text(std::string_view field, std::string_view text, std::size_t most, ErrorCode code) {
+  const std::string name(field);
+  if (text.size() > most) {
+    return Error{code,
+                 name + " has " + std::to_string(text.size()) + " bytes; shorten it to " +
+                     std::to_string(most) + " or fewer.",
+                 name};
+  }
+  while (!text.empty()) {
+    const auto code_point = next_code_point(text);
+    if (!code_point) return Error{code, name + " is not valid UTF-8.", name};
+    if (is_control(*code_point)) return Error{code, name + " has a control character; leave it out.", name};
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<void> check_label(std::string_view label) {
+  return check_text("label", label, kLabelMaxBytes, ErrorCode::kInvalidLabel);
+}
+
+Result<void> check_description(std::string_view description) {
+  return check_text("description", description, kDescriptionMaxBytes, ErrorCode::kInvalidRequest);
+}
+
+Result<void> check_metadata(const Metadata& metadata) {
+  if (metadata.size() > kMetadataMax) {
+    return Error{ErrorCode::kInvalidRequest,
+                 fmt::format("metadata would have {} entries; leave it at {} or fewer.", metadata.size(),
+                             kMetadataMax),
+                 "metadata", kMetadataMax, static_cast<std::int64_t>(metadata.size())};
+  }
+  for (const auto& [key, value] : metadata) {
+    if (!is_metadata_key(key)) {
+      return Error{ErrorCode::kInvalidRequest,
+                   fmt::format("The key {} of metadata must be 1-{} of the characters A-Z a-z 0-9 . _ / -.",
+                               in_quotes(key), kMetadataKeyMax),
+                   "metadata"};
+    }
+    auto text = check_text("metadata." + key, value, kMetadataValueMax, ErrorCode::kInvalidRequest);
+    if (!text) return text;
+  }
+  return {};
+}
+
+Result<void> check_expiry(const std::optional<Timestamp>& expires_at, Timestamp now) {
+  if (!expires_at || *expires_at > now) return {};
+  return Error{ErrorCode::kInvalidRequest,
+               fmt::format("expires_at must be in the future: it is {} now. To end it now, delete it.",
+                           to_rfc3339(now)),
+               "expires_at"};
+}
+
+Result<void> check_key_reach(Role role, KeyScope scope, std::string_view instance_id) {
+  if (scope == KeyScope::kMetrics && role != Role::kAdmin) {
+    return Error{ErrorCode::kInvalidRequest, "scope metrics needs role admin: /metrics shows the whole node.",
+                 "scope"};
+  }
+  if (instance_id.empty()) return {};
+  if (role == Role::kAdmin) {
+    return Error{ErrorCode::kInvalidRequest,
+                 "A key of role admin sees every instance: leave instance_id out, or use role tenant.",
+                 "instance_id"};
+  }
+  return check_id("instance_id", instance_id);
 }
 
 Result<void> check_forward(const ForwardSpec& spec, const ForwardLimits& limits) {
@@ -173,14 +259,9 @@ Result<void> check_forward(const ForwardSpec& spec, const ForwardLimits& limits)
                  "source_mode"};
   }
   if (auto label = check_label(spec.label); !label) return label;
-  if (spec.guest_port == kSshPort) {
-    return Error{ErrorCode::kBlockedPort, "Guest port 22 cannot be forwarded; use SSH forwarding instead.",
-                 "guest_port"};
-  }
-  if (spec.guest_port != 0 && spec.guest_port < kFirstUnprivilegedPort && limits.role != Role::kAdmin) {
-    return Error{ErrorCode::kPrivilegedPort,
-                 "Guest ports below 1024 need an admin key; let the service listen on 1024 or above.",
-                 "guest_port"};
+  if (auto metadata = check_metadata(spec.metadata); !metadata) return metadata;
+  if (spec.guest_port != 0) {
+    if (auto port = check_guest_port(spec.guest_port, limits.role); !port) return port;
   }
   if (spec.host_port) {
     if (auto host_port = check_host_port(*spec.host_port, limits); !host_port) return host_port;
@@ -192,6 +273,28 @@ Result<void> check_forward(const ForwardSpec& spec, const ForwardLimits& limits)
                      std::to_string(quota) +
                      " port forwards its profile allows; delete one first, or ask for another profile.",
                  "", quota, static_cast<std::int64_t>(limits.forwards_now)};
+  }
+  if (limits.owner_forwards_max != 0 && limits.owner_forwards_now >= limits.owner_forwards_max) {
+    return Error{ErrorCode::kQuotaExceeded,
+                 "Owner " + in_quotes(limits.owner) + " has " + std::to_string(limits.owner_forwards_now) +
+                     " of the " + std::to_string(limits.owner_forwards_max) +
+                     " port forwards that an owner may have over all of its instances "
+                     "(owners.max_forwards); delete one first, or ask the operator.",
+                 "", static_cast<std::int64_t>(limits.owner_forwards_max),
+                 static_cast<std::int64_t>(limits.owner_forwards_now)};
+  }
+  return {};
+}
+
+Result<void> check_guest_port(std::uint16_t port, Role role) {
+  if (port == kSshPort) {
+    return Error{ErrorCode::kBlockedPort, "Guest port 22 cannot be forwarded; use SSH forwarding instead.",
+                 "guest_port"};
+  }
+  if (port < kFirstUnprivilegedPort && role != Role::kAdmin) {
+    return Error{ErrorCode::kPrivilegedPort,
+                 "Guest ports below 1024 need an admin key; let the service listen on 1024 or above.",
+                 "guest_port"};
   }
   return {};
 }
@@ -401,6 +504,7 @@ Result<void> check_instance(const Instance& instance, const InstanceLimits& limi
     for (const auto& [name, profile] : limits.profiles) names += (names.empty() ? "" : ", ") + name;
     return invalid("profile", instance.profile, "one of this node's profiles: " + names);
   }
+  if (auto metadata = check_metadata(instance.metadata); !metadata) return metadata;
   if (instance.vmm_pid && *instance.vmm_pid <= 1) {
     return invalid("vmm_pid", std::to_string(*instance.vmm_pid), "the VMM's process id, above 1");
   }
@@ -408,13 +512,7 @@ Result<void> check_instance(const Instance& instance, const InstanceLimits& limi
 }
 
 Result<void> check_instance_id(std::string_view id) {
-  const bool characters = std::all_of(
-      id.begin(), id.end(), [](char c) { return is_alphanumeric(c) || c == '.' || c == '_' || c == '-'; });
-  // "." and ".." would vanish from a URL's path (RFC 3986, section 5.2.4).
-  if (id.empty() || id.size() > kInstanceIdMaxBytes || !characters || id == "." || id == "..") {
-    return invalid("id", id, "1-64 characters of A-Z, a-z, 0-9, '.', '_' and '-', and not \".\" or \"..\"");
-  }
-  return {};
+  return check_id("id", id);
 }
 
 namespace {

@@ -22,6 +22,11 @@ enum class Role : std::uint8_t { kAdmin, kTenant };
 std::string_view to_string(Role role);
 std::optional<Role> parse_role(std::string_view text);
 
+/// What a key may do of that: everything; call what changes nothing (GET); GET /metrics and nothing else.
+enum class KeyScope : std::uint8_t { kFull, kRead, kMetrics };
+std::string_view to_string(KeyScope scope);
+std::optional<KeyScope> parse_key_scope(std::string_view text);
+
 /// How many API keys a node has at most, the admin key file's apart.
 inline constexpr std::size_t kApiKeysMax = 1000;
 
@@ -33,6 +38,9 @@ struct ForwardLimits {
   PortRange host_ports;          // the configured range
   std::span<const std::string> socket_directories = {};
   Target target = {};  // the instance's
+  std::string_view owner = {};
+  std::size_t owner_forwards_max = 0;  // of all its instances; 0: no limit
+  std::size_t owner_forwards_now = 0;
 };
 
 /// kUnsupportedProtocol, kForbidden (a target asked for by a tenant), kInvalidRequest (of the target),
@@ -58,6 +66,18 @@ Result<void> check_limits_given(Role role, const LimitSet& given, const LimitSet
 
 /// 0-63 bytes of UTF-8 without control characters, else kInvalidLabel.
 Result<void> check_label(std::string_view label);
+/// kMetadataMax entries, keys of kMetadataKeyMax characters of [A-Za-z0-9._/-], values of kMetadataValueMax
+/// bytes of UTF-8 without control characters, at most; else kInvalidRequest.
+Result<void> check_metadata(const Metadata& metadata);
+/// kBlockedPort or kPrivilegedPort.
+Result<void> check_guest_port(std::uint16_t port, Role role);
+/// 0-256 bytes of the same, else kInvalidRequest. `description` is of a key.
+Result<void> check_description(std::string_view description);
+/// kInvalidRequest of "expires_at" if that is not in the future; nothing in it: no end.
+Result<void> check_expiry(const std::optional<Timestamp>& expires_at, Timestamp now);
+/// kInvalidRequest, with the field, if a key cannot have these together: an admin's key sees all instances,
+/// and only an admin's reads the node's metrics. An empty `instance_id` is none.
+Result<void> check_key_reach(Role role, KeyScope scope, std::string_view instance_id);
 
 /// What a registration is checked against.
 struct InstanceLimits {

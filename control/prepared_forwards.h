@@ -1,10 +1,11 @@
-// Forwards that have been checked and whose host ports are bound, before they are on disk. Dropping them
-// gives the ports back. Control thread.
+// Forwards that are to be made, and those that have been checked and whose host ports are bound, before they
+// are on disk. Dropping them gives the ports back. Control thread.
 #pragma once
 
+#include <cstddef>
 #include <optional>
+#include <span>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "base/forward.h"
@@ -13,19 +14,18 @@
 
 namespace portway {
 
-class PreparedForwards {
- public:
-  /// What the caller will be answered once they are committed, in the order of their specs.
-  const std::vector<ForwardStatus>& statuses() const { return statuses_; }
+/// Forwards to be made.
+struct ForwardSpecs {
+  std::span<const ForwardSpec> list;
+  std::span<const std::size_t> entries = {};  // of the request's list, for errors; empty: as in `list`
+  std::size_t replaced = 0;                   // of the instance's forwards, which go with the same change
+};
 
- private:
-  friend class Control;
-  explicit PreparedForwards(std::string instance_id) : instance_id_(std::move(instance_id)) {}
-
-  std::string instance_id_;
-  std::vector<Forward> forwards_;
-  std::vector<std::optional<PortLease>> leases_;  // one for each forward
-  std::vector<ForwardStatus> statuses_;
+struct PreparedForwards {
+  std::string instance_id;
+  std::vector<Forward> forwards;
+  std::vector<std::optional<PortLease>> leases;  // one for each forward
+  std::vector<ForwardStatus> statuses;           // what the caller will be answered
 };
 
 }  // namespace portway

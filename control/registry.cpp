@@ -16,11 +16,13 @@ const Forward* Registry::find_forward(const ForwardId& id) const {
 }
 
 std::vector<const Instance*> Registry::instances(std::optional<std::string_view> owner,
-                                                 std::string_view after, std::size_t limit) const {
+                                                 std::string_view after, std::size_t limit,
+                                                 const std::function<bool(const Instance&)>& admits) const {
   std::vector<const Instance*> page;
   for (auto it = instances_.upper_bound(after); it != instances_.end() && page.size() < limit; ++it) {
     const Instance& instance = it->second.instance;
-    if (!owner || instance.owner == *owner) page.push_back(&instance);
+    if (owner && instance.owner != *owner) continue;
+    if (!admits || admits(instance)) page.push_back(&instance);
   }
   return page;
 }

@@ -39,9 +39,10 @@ class Registry {
   const Forward* find_forward(const ForwardId& id) const;
 
   /// At most `limit` instances by id, those after `after` (empty: from the first); of one owner, or of all
-  /// when absent.
+  /// when absent; that `admits`, if given, is true of.
   std::vector<const Instance*> instances(std::optional<std::string_view> owner = std::nullopt,
-                                         std::string_view after = {}, std::size_t limit = kAll) const;
+                                         std::string_view after = {}, std::size_t limit = kAll,
+                                         const std::function<bool(const Instance&)>& admits = nullptr) const;
 
   /// At most `limit` forwards of an instance in order of creation, those after `after` (nil: from the first);
   /// none when there is no such instance.

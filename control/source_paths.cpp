@@ -11,6 +11,8 @@ namespace {
 
 // Links whose return path each maintain() looks at: a millisecond, or three if it is made of rules.
 constexpr std::size_t kLinksAtATime = 32;
+// Rules that a forward keeps for guest ports that it had.
+constexpr std::size_t kFormerPortsMax = 4;
 
 }  // namespace
 
@@ -199,8 +201,14 @@ ForwardSource SourcePaths::acquire(const Instance& instance, const Forward& forw
   const auto way = ways_.find(instance.id);
   if (way == ways_.end()) return source;  // it is still to come, and before it no connection is made
   const Rule rule{.way = way->second, .guest_port = forward.guest_port};
-  const auto known = rules_.find(forward.id);
-  if (known != rules_.end() && known->second.way == rule.way) return source;
+  const auto [begin, end] = rules_.equal_range(forward.id);
+  const auto known = std::find_if(begin, end, [&](const auto& entry) {
+    return entry.second.way == rule.way && entry.second.guest_port == rule.guest_port;
+  });
+  if (known != end) {
+    known->second.released.reset();
+    return source;
+  }
   if (auto added = parts_.return_path->add_port(rule.way, rule.guest_port); !added) {
     if (without_rule_.insert(forward.id).second) {
       spdlog::warn("forward {} of instance {} {}: {}", to_string(forward.id), instance.id,
@@ -211,14 +219,36 @@ ForwardSource SourcePaths::acquire(const Instance& instance, const Forward& forw
     return source.without_return_path();
   }
   without_rule_.erase(forward.id);
-  rules_.insert_or_assign(forward.id, rule);
+  replace_rules(forward.id, rule);
   return source;
+}
+
+/// Those of another way went with that. Those of former guest ports stay, but not more than a few.
+void SourcePaths::replace_rules(const ForwardId& id, const Rule& rule) {
+  std::size_t former = 0;
+  const auto [begin, end] = rules_.equal_range(id);
+  auto oldest = end;
+  for (auto each = begin; each != end;) {
+    if (each->second.way != rule.way) {
+      each = rules_.erase(each);
+      continue;
+    }
+    if (!each->second.released) each->second.released = Clock::now();
+    if (oldest == end || each->second.released < oldest->second.released) oldest = each;
+    ++former;
+    ++each;
+  }
+  if (former >= kFormerPortsMax) {
+    parts_.return_path->remove_port(oldest->second.way, oldest->second.guest_port);
+    rules_.erase(oldest);
+  }
+  rules_.emplace(id, rule);
 }
 
 void SourcePaths::release(const ForwardId& id) {
   without_rule_.erase(id);
-  const auto rule = rules_.find(id);
-  if (rule != rules_.end()) rule->second.released = Clock::now();
+  const auto [begin, end] = rules_.equal_range(id);
+  std::for_each(begin, end, [](auto& entry) { entry.second.released = Clock::now(); });
 }
 
 void SourcePaths::maintain() {

@@ -105,7 +105,8 @@ class SourcePaths {
     Uuid session_id;
     Clock::time_point since;
   };
-  /// A rule of a forward.
+  /// A rule of a forward. One whose guest port was changed has more of them: connections to the former ports
+  /// may go on.
   struct Rule {
     Way way;
     std::uint16_t guest_port;
@@ -116,6 +117,7 @@ class SourcePaths {
   bool may_lead_back(const Instance& instance) const;
   ForwardSource sources_of(const Instance& instance, SourceMode wanted) const;
   ForwardSource wanted_source(const Instance& instance, const Forward& forward) const;
+  void replace_rules(const ForwardId& id, const Rule& rule);
   void remove_unused();
   void repair();
   void retry_rules();
@@ -124,7 +126,7 @@ class SourcePaths {
   const Parts parts_;
   std::unordered_map<std::string, Way> ways_;  // by instance
   std::vector<Retired> retired_;
-  std::unordered_map<ForwardId, Rule, boost::hash<ForwardId>> rules_;
+  std::unordered_multimap<ForwardId, Rule, boost::hash<ForwardId>> rules_;
   // Forwards that have none although they should: they are tried again.
   std::unordered_set<ForwardId, boost::hash<ForwardId>> without_rule_;
 };

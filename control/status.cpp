@@ -10,7 +10,6 @@
 #include "control/not_found.h"
 
 namespace portway {
-
 Result<const Instance*> Control::find_instance(const Principal& caller, std::string_view id) const {
   const Instance* instance = registry_.find_instance(id);
   if (instance == nullptr || !caller.sees(*instance)) return no_such_instance();
@@ -28,15 +27,18 @@ Result<ForwardStatus> Control::find_forward(const Principal& caller, std::string
 }
 
 ForwardStatus Control::status_of(const Forward& forward) const {
-  const auto failure = failures_.find(forward.id);
+  const ForwardCause cause = cause_of(forward);
+  const Instance& instance = *registry_.find_instance(forward.instance_id);
   return {.forward = forward,
+          .state = portway::state_of(cause),
+          .cause = cause,
+          .reason = reason_of(forward, cause),
           .bind_addresses = to_strings(config_.node.public_addresses),
-          .failure = failure != failures_.end()                                       ? failure->second
-                     : lost_addresses_.size() == config_.node.public_addresses.size() ? lost_text() + "."
-                                                                                      : "",
           .lost_addresses = lost_addresses_,
-          .stats = dataplane_.forward_stats(forward.id),
-          .source = source_paths_.source_of(*registry_.find_instance(forward.instance_id), forward)};
+          .usage = usage_.of(forward),
+          .source = source_paths_.source_of(instance, forward),
+          .profile_limits = profile_of(instance).limits,
+          .node_idle_timeout = config_.proxy.idle_timeout};
 }
 
 InstanceStatus Control::status_of(const Instance& instance) const {
@@ -48,6 +50,15 @@ InstanceStatus Control::status_of(const Instance& instance) const {
           .forwards_now = registry_.forward_count(instance.id),
           .source = source_paths_.plan_of(instance),
           .source_reason = source_paths_.reason(instance)};
+}
+
+void Control::apply_config() {
+  dataplane_.set_owner_connections_max(config_.owners.max_connections);
+  streams_.set_tenant_share(config_.owners.max_streams);
+  for (const Instance* each : registry_.instances()) {
+    if (each->state == InstanceState::kRunning)
+      dataplane_.set_profile_limits(each->session_id, profile_of(*each).limits);
+  }
 }
 
 NodeInfo Control::info() const {
@@ -67,11 +78,17 @@ NodeInfo Control::info() const {
           .ports_free = ports_.free()};
 }
 
-std::vector<const Instance*> Control::list_instances(const Principal& caller, std::string_view after,
-                                                     std::size_t limit) const {
+std::vector<const Instance*> Control::list_instances(
+    const Principal& caller, std::string_view after, std::size_t limit,
+    const std::function<bool(const Instance&)>& admits) const {
+  if (!caller.instance_id.empty()) {
+    const auto only = find_instance(caller, caller.instance_id);
+    if (!only || limit == 0 || (*only)->id <= after || !admits(**only)) return {};
+    return {*only};
+  }
   const auto owner =
       caller.role == Role::kAdmin ? std::nullopt : std::optional<std::string_view>(caller.owner);
-  return registry_.instances(owner, after, limit);
+  return registry_.instances(owner, after, limit, admits);
 }
 
 bool Control::has_forward(const Instance& instance, const ForwardId& id) const {

@@ -2,6 +2,7 @@
 // carries.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -11,20 +12,31 @@
 
 #include "base/forward.h"
 #include "config/config.h"
+#include "control/forward_state.h"
+#include "control/usage.h"
+#include "lifecycle/session_watch.h"
 #include "network/source_plan.h"
 #include "proxy/dataplane.h"
 #include "proxy/stats.h"
 
 namespace portway {
 
+/// Why no client gets through the instance's tap, and the remedy; empty if one does. `fault`:
+/// SessionWatch::tap_fault().
+std::string tap_trouble(const Instance& instance, TapState state, const std::string& fault);
+
 /// A forward as it is: what was promised, and whether it is served now.
 struct ForwardStatus {
   Forward forward;
-  std::vector<std::string> bind_addresses;           // the node's public addresses; never empty
-  std::string failure;                               // why it is not listening; empty when it is
-  std::vector<IpAddress> lost_addresses = {};        // of the public ones: the node does not have them now
-  std::optional<ForwardStats> stats = std::nullopt;  // what it carries; none before it was served
-  ForwardSource source = {};                         // of connections to come, if their clients allow it
+  ForwardState state = ForwardState::kListening;
+  ForwardCause cause = ForwardCause::kNone;    // of the state
+  std::string reason;                          // of kFailed and kUnavailable: why, and the remedy
+  std::vector<std::string> bind_addresses;     // the node's public addresses; never empty
+  std::vector<IpAddress> lost_addresses = {};  // of the public ones: the node does not have them now
+  UsageStatus usage = {};                      // what it has carried
+  ForwardSource source = {};                   // of connections to come, if their clients allow it
+  TrafficLimits profile_limits = {};           // of the instance's profile
+  std::chrono::seconds node_idle_timeout{0};   // proxy.idle_timeout_s
 };
 
 /// An instance as it is.

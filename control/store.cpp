@@ -1,11 +1,14 @@
 #include "control/store.h"
 
-#include <algorithm>
-#include <cassert>
+#include <unistd.h>
+
+#include <cerrno>
 #include <filesystem>
 #include <system_error>
 #include <utility>
 
+#include "control/resume_later.h"
+#include "control/store_backup.h"
 #include "control/store_connection.h"
 #include "control/store_files.h"
 #include "control/store_thread.h"
@@ -14,18 +17,47 @@
 namespace portway {
 namespace fs = std::filesystem;
 
+namespace {
+
+constexpr std::string_view kServedFromMemory =
+    " Until then changes are refused, and what it had at the start is served from memory.";
+
+Result<std::unique_ptr<StoreConnection>> open_connection(const std::string& path, const BootClock& clock,
+                                                         const StoreFiles::Create& create) {
+  auto files = StoreFiles::open(path, create);
+  if (!files) return files.error();
+  return StoreConnection::open(path, std::move(*files), clock);
+}
+
+Error no_such_key(const Uuid& id) {
+  return {ErrorCode::kNotFound, "There is no API key " + to_string(id) + "."};
+}
+
+}  // namespace
+
 /// What is known of the disk. Any thread.
 struct Store::Health {
   std::mutex mutex;  // protects what follows
   std::optional<Error> refused;
   std::chrono::steady_clock::time_point known_at = std::chrono::steady_clock::now();
-  std::optional<std::chrono::steady_clock::time_point> asked_at;  // while it is being asked
+  std::optional<std::chrono::steady_clock::time_point> asked_at;  // while a write is waited for
 
+  void begin() {
+    const std::lock_guard lock(mutex);
+    if (!asked_at) asked_at = std::chrono::steady_clock::now();
+  }
   void note(const Result<void>& written) {
     const std::lock_guard lock(mutex);
     refused.reset();
     if (!written && written.error().code == ErrorCode::kStoreUnavailable) refused = written.error();
     known_at = std::chrono::steady_clock::now();
+    asked_at.reset();
+  }
+  /// `mutex` is held.
+  Result<void> check_answers() const {
+    if (!asked_at || std::chrono::steady_clock::now() - *asked_at < kPatience) return {};
+    return Error{ErrorCode::kStoreUnavailable,
+                 "The store: the disk does not answer; look for its errors in the kernel log."};
   }
 };
 
@@ -42,24 +74,56 @@ Store::~Store() {
   });
 }
 
+/// Waits: at the start, and at an upgrade.
 template <class Call>
 std::invoke_result_t<Call> Store::on_thread(const Call& call) {
-  assert(!waiting_ && "what runs meanwhile calls the store");
-  waiting_ = true;
   std::optional<std::invoke_result_t<Call>> result;
-  thread_->run_and_wait([&] { result.emplace(call()); }, meanwhile_);
-  waiting_ = false;
+  thread_->run_and_wait([&] { result.emplace(call()); });
   return std::move(*result);
 }
 
-template <class Change>
-Result<void> Store::transact(const Change& change) {
-  return on_thread([&] { return transact_here(change); });
+Change<void> Store::transact(std::function<void()> change) {
+  return resume_later<Result<void>>([this, change = std::move(change)](Resume<Result<void>> done) {
+    ask({.change = change, .done = std::move(done)});
+  });
+}
+
+/// `change` returns whether it has found what it is about; if not, the result is `not_found`.
+Change<void> Store::transact_found(std::function<bool()> change, Error not_found) {
+  const auto found = std::make_shared<bool>(false);
+  // Named, or GCC 12 destroys what it captures twice.
+  std::function<void()> noted = [found, change = std::move(change)] { *found = change(); };
+  auto done = co_await transact(std::move(noted));
+  if (done && !*found) co_return not_found;
+  co_return done;
+}
+
+/// What is asked for while the disk is busy becomes one transaction.
+void Store::ask(Asked asked) {
+  health_->begin();
+  const std::lock_guard lock(mutex_);
+  asked_.push_back(std::move(asked));
+  if (asked_.size() == 1) thread_->post([this] { write_asked(); });
 }
 
 /// On the store's thread.
-template <class Change>
-Result<void> Store::transact_here(const Change& change) {
+void Store::write_asked() {
+  std::vector<Asked> asked;
+  {
+    const std::lock_guard lock(mutex_);
+    asked = std::exchange(asked_, {});
+  }
+  const auto together = write([&] {
+    for (const Asked& each : asked) each.change();
+  });
+  // What one cannot have is no reason to refuse the others.
+  const bool alone = !together && asked.size() > 1;
+  for (const Asked& each : asked) each.done(alone ? write(each.change) : together);
+}
+
+/// One transaction. On the store's thread.
+Result<void> Store::write(const std::function<void()>& change) {
+  health_->begin();
   auto kept = keep_files();
   if (!kept) {
     health_->note(kept);
@@ -82,6 +146,7 @@ Result<void> Store::transact_here(const Change& change) {
 
 /// On the store's thread. An error: what is committed now would be in no file that anybody finds.
 Result<void> Store::keep_files() {
+  if (connection_->is_copy()) return leave_copy();
   const std::string change = connection_->files().change();
   connection_->set_names_are_ours(change.empty());
   if (change.empty()) {
@@ -109,10 +174,48 @@ Result<void> Store::keep_files() {
   return {};
 }
 
+/// Changes go to the files from now on, if those can be written. On the store's thread.
+Result<void> Store::leave_copy() {
+  const auto now = std::chrono::steady_clock::now();
+  if (now - left_copy_at_ < kAskAgain) return Error{ErrorCode::kStoreUnavailable, fault()};
+  left_copy_at_ = now;
+  connection_->unlock();
+  auto opened = open_connection(path_, clock_, [this](const std::string&) {
+    return store_unavailable(path_, "the file is gone; put it back, or restore a backup");
+  });
+  // It is taken up now: who starts with it does not see that it was a backup.
+  if (opened && !(*opened)->restored().empty()) note_restored(**opened);
+  auto same = opened ? connection_->has_the_same_as(**opened) : opened.error();
+  if (same && !*same) {
+    same = store_unavailable(path_,
+                             "it can be written again, and has other content than at the start of this "
+                             "portwayd; restart it, to begin with that");
+  }
+  if (!same) {
+    opened = same.error();  // which closes it
+    connection_->lock_again();
+    set_fault(same.error().detail + std::string(kServedFromMemory));
+    return Error{ErrorCode::kStoreUnavailable, fault()};
+  }
+  connection_ = std::move(*opened);
+  set_fault("");
+  health_->note({});
+  note({.is_error = false, .text = "The store " + path_ + " can be written again, and changes are accepted"});
+  return {};
+}
+
+void Store::note_restored(const StoreConnection& connection) {
+  note({.is_error = false, .text = "The store " + path_ + " " + connection.restored()});
+}
+
 void Store::look_after_files() {
   if (looking_.exchange(true)) return;
   thread_->post([this] {
-    if (const auto kept = keep_files(); !kept) health_->note(kept);
+    if (const auto kept = keep_files(); kept) {
+      connection_->shrink();
+    } else {
+      health_->note(kept);
+    }
     looking_ = false;
   });
 }
@@ -138,23 +241,72 @@ std::vector<Store::Notice> Store::take_notices() {
   return std::exchange(notices_, {});
 }
 
-Result<void> Store::writable() {
-  const auto now = std::chrono::steady_clock::now();
-  const std::lock_guard lock(health_->mutex);
-  if (!health_->asked_at && now - health_->known_at >= kAskAgain) {
-    health_->asked_at = now;
-    thread_->post([this] {
-      (void)transact_here([this] { connection_->write_nothing_new(); });
-      const std::lock_guard answered(health_->mutex);
-      health_->asked_at.reset();
+Change<std::shared_ptr<StoreBackup>> Store::back_up() {
+  const auto place = backups_;
+  const std::size_t others =
+      static_cast<std::size_t>(place.use_count()) - 2;  // less the store's and this one
+  if (others >= kBackupsMax) {
+    co_return Error{.code = ErrorCode::kStreamLimit,
+                    .detail = "Other backups are being made or fetched; try again when one of them is done.",
+                    .limit = static_cast<std::int64_t>(kBackupsMax),
+                    .current = static_cast<std::int64_t>(others)};
+  }
+  if (copier_ == nullptr) {
+    auto started = StoreThread::start("backup", nullptr);
+    if (!started) co_return started.error();
+    copier_ = std::move(*started);
+  }
+  auto copied = co_await resume_later<Result<BackupFile>>([this](Resume<Result<BackupFile>> done) {
+    thread_->post([this, done = std::move(done)] {
+      auto kept = keep_files();
+      if (!kept) return done(kept.error());
+      auto reader = connection_->open_reader();
+      if (!reader) return done(reader.error());
+      copier_->post([path = path_, reader = std::move(*reader), done]() mutable {
+        auto copy = copy_store(*reader, path);
+        reader.reset();  // before an upgrade may close the store
+        done(std::move(copy));
+      });
     });
+  });
+  if (!copied) co_return copied.error();
+  co_return std::make_shared<StoreBackup>(std::move(copied->file), copied->bytes, copier_, place);
+}
+
+void StoreBackup::read(std::uint64_t offset, std::size_t size, std::function<void(std::string)> done) const {
+  const auto reader = reader_.lock();
+  if (reader == nullptr) return;
+  reader->post([file = file_, offset, size, done = std::move(done)] {
+    std::string bytes(size, '\0');
+    ssize_t got = 0;
+    do {
+      got = ::pread(file->get(), bytes.data(), bytes.size(), static_cast<off_t>(offset));
+    } while (got < 0 && errno == EINTR);
+    bytes.resize(got > 0 ? static_cast<std::size_t>(got) : 0);
+    done(std::move(bytes));
+  });
+}
+
+Result<void> Store::check_answers() const {
+  const std::lock_guard lock(health_->mutex);
+  return health_->check_answers();
+}
+
+Result<void> Store::last_write() const {
+  const std::lock_guard lock(health_->mutex);
+  if (health_->refused) return *health_->refused;
+  return health_->check_answers();
+}
+
+Result<void> Store::writable() {
+  const std::lock_guard lock(health_->mutex);
+  const auto now = std::chrono::steady_clock::now();
+  if (!health_->asked_at && now - health_->known_at >= kAskAgain) {
+    health_->asked_at = now;  // also while the thread is still busy with something else
+    thread_->post([this] { (void)write([this] { connection_->write_nothing_new(); }); });
   }
   if (health_->refused) return *health_->refused;
-  if (health_->asked_at && now - *health_->asked_at >= kPatience) {
-    return Error{ErrorCode::kStoreUnavailable,
-                 "The store: the disk does not answer; look for its errors in the kernel log."};
-  }
-  return {};
+  return health_->check_answers();
 }
 
 Result<std::unique_ptr<Store>> Store::open(const std::string& given_path,
@@ -164,19 +316,46 @@ Result<std::unique_ptr<Store>> Store::open(const std::string& given_path,
   std::error_code error;
   const std::string path = fs::weakly_canonical(fs::absolute(given_path, error), error).string();
   if (error) return store_call_failed(given_path, "realpath", error.value());
-  auto files = StoreFiles::open(path);
-  if (!files) return files.error();
+  const bool is_missing = fs::exists(path + ".lock", error) && !fs::exists(path, error);
+  auto files = StoreFiles::open(path, StoreConnection::create);
+  if (!files && is_open_elsewhere(files.error())) return files.error();
   const std::string damage = wal_damage(path);  // before SQLite overwrites it
-  auto connection = StoreConnection::open(path, std::move(*files), clock);
+  auto connection = files ? StoreConnection::open(path, std::move(*files), clock) : files.error();
+  const Result<void> writable = connection ? Result<void>() : connection.error();
+  Result<void> readable;
+  if (!writable) {
+    auto copy = StoreConnection::open_copy(path, clock);
+    if (copy) {
+      connection = std::move(copy);
+    } else {
+      readable = copy.error();
+    }
+  }
   if (!connection) {
     Error refusal = connection.error();
     if (!damage.empty()) refusal.detail += " " + damage + ".";
+    if (!readable && readable.error().detail != refusal.detail) {
+      refusal.detail += " Nor can it be served from memory: " + readable.error().detail;
+    }
     return refusal;
   }
-  auto thread = StoreThread::start(prepare_thread);
+  auto thread = StoreThread::start("store", prepare_thread);
   if (!thread) return thread.error();
   std::unique_ptr<Store> store(new Store(path, clock, std::move(*connection), std::move(*thread)));
+  if (!writable) {
+    store->set_fault(writable.error().detail + std::string(kServedFromMemory));
+    store->health_->note(Error{ErrorCode::kStoreUnavailable, store->fault()});
+  }
   if (!damage.empty()) store->note({.is_error = true, .text = "The store " + path + ": " + damage});
+  if (is_missing) {
+    store->note(
+        {.is_error = false,
+         .text = "The store " + path +
+                 " was missing, although portwayd has run with it before: it begins without instances, "
+                 "forwards and API keys. If it should have some, stop portwayd and restore a backup "
+                 "(portwayd --restore FILE)"});
+  }
+  if (!store->connection_->restored().empty()) store->note_restored(*store->connection_);
   if (const auto names = store->connection_->files().names(); names > 1) {
     store->note(
         {.is_error = false,
@@ -189,18 +368,30 @@ Result<std::unique_ptr<Store>> Store::open(const std::string& given_path,
 
 void Store::suspend() {
   on_thread([&] {
-    connection_.reset();
+    if (connection_->is_copy()) {
+      connection_->unlock();
+    } else {
+      connection_.reset();
+    }
     return true;
   });
 }
 
 Result<void> Store::resume() {
   return on_thread([&]() -> Result<void> {
-    auto files = StoreFiles::open(path_);
-    if (!files) return files.error();
-    auto connection = StoreConnection::open(path_, std::move(*files), clock_);
-    if (!connection) return connection.error();
-    connection_ = std::move(*connection);
+    if (connection_) {
+      connection_->lock_again();
+      return {};
+    }
+    auto opened = open_connection(path_, clock_, StoreConnection::create);
+    if (!opened && !is_open_elsewhere(opened.error())) {
+      if (auto copy = StoreConnection::open_copy(path_, clock_)) {
+        set_fault(opened.error().detail + std::string(kServedFromMemory));
+        opened = std::move(copy);
+      }
+    }
+    if (!opened) return opened.error();
+    connection_ = std::move(*opened);
     return {};
   });
 }
@@ -217,73 +408,118 @@ Result<std::vector<ApiKey>> Store::load_api_keys() {
   return on_thread([&] { return connection_->load_api_keys(); });
 }
 
-Result<void> Store::put_instance(const Instance& instance) {
-  return transact([&] { connection_->put_instance(instance); });
+Result<std::vector<StoredUsage>> Store::load_usage() {
+  return on_thread([&] { return connection_->load_usage(); });
 }
 
-Result<void> Store::start_session(const Instance& instance) {
-  return transact([&] {
+Change<void> Store::put_instance(Instance instance) {
+  return transact([this, instance = std::move(instance)] { connection_->put_instance(instance); });
+}
+
+Change<void> Store::start_session(Instance instance) {
+  return transact([this, instance = std::move(instance)] {
     connection_->put_instance(instance);
     connection_->delete_other_sessions(instance);
   });
 }
 
-Result<void> Store::end_session(const Instance& stopped) {
-  return transact([&] {
+Change<void> Store::end_session(Instance stopped) {
+  return transact([this, stopped = std::move(stopped)] {
     connection_->put_instance(stopped);
     connection_->delete_forwards(stopped.id);
   });
 }
 
 void Store::save_sessions(std::vector<Instance> sessions, std::function<void(Result<void>)> done) {
-  thread_->post([this, sessions = std::move(sessions), done = std::move(done)] {
-    done(transact_here([&] {
-      for (const Instance& session : sessions) {
-        connection_->put_instance(session);
-        if (session.state == InstanceState::kStopped) connection_->delete_forwards(session.id);
-      }
-    }));
-  });
+  ask({.change =
+           [this, sessions = std::move(sessions)] {
+             for (const Instance& session : sessions) {
+               connection_->put_instance(session);
+               if (session.state == InstanceState::kStopped) connection_->delete_forwards(session.id);
+             }
+           },
+       .done = std::move(done)});
 }
 
-Result<void> Store::delete_instance(std::string_view id) {
-  return transact([&] { connection_->delete_instance(id); });
+Change<void> Store::delete_instance(std::string id) {
+  return transact([this, id = std::move(id)] { connection_->delete_instance(id); });
 }
 
-Result<void> Store::add_forward(const Forward& forward) {
-  return add_forwards({&forward, 1});
+Change<void> Store::add_forward(Forward forward) {
+  return add_forwards({std::move(forward)});
 }
 
-Result<void> Store::add_forwards(std::span<const Forward> forwards, const IdempotentAnswer* answer) {
-  return transact([&] {
+Change<void> Store::add_forwards(std::vector<Forward> forwards, std::optional<IdempotentAnswer> answer) {
+  return transact([this, forwards = std::move(forwards), answer = std::move(answer)] {
     for (const Forward& forward : forwards) connection_->add_forward(forward);
-    if (answer != nullptr) connection_->add_answer(*answer);
+    if (answer) connection_->add_answer(*answer);
   });
 }
 
-Result<std::optional<IdempotentAnswer>> Store::find_answer(std::string_view scope, std::string_view key) {
-  return on_thread([&] { return connection_->find_answer(scope, key); });
+Change<std::optional<IdempotentAnswer>> Store::find_answer(std::string scope, std::string key) {
+  using Found = Result<std::optional<IdempotentAnswer>>;
+  return resume_later<Found>([this, scope = std::move(scope), key = std::move(key)](Resume<Found> done) {
+    thread_->post([this, scope, key, done = std::move(done)] { done(connection_->find_answer(scope, key)); });
+  });
 }
 
-Result<void> Store::update_forward(const Forward& forward) {
-  bool found = false;
-  auto updated = transact([&] { found = connection_->update_forward(forward); });
-  if (updated && !found) {
-    return Error{ErrorCode::kNotFound, "There is no port forward " + to_string(forward.id) + "."};
-  }
-  return updated;
+Change<void> Store::update_forward(Forward forward) {
+  Error not_found{ErrorCode::kNotFound, "There is no port forward " + to_string(forward.id) + "."};
+  return transact_found([this, forward = std::move(forward)] { return connection_->update_forward(forward); },
+                        std::move(not_found));
 }
 
-Result<void> Store::delete_forward(const ForwardId& id) {
-  return transact([&] { connection_->delete_forward(id); });
+Change<void> Store::delete_forward(ForwardId id) {
+  return transact([this, id] { connection_->delete_forward(id); });
 }
 
-Result<void> Store::add_api_key(const ApiKey& key) {
-  return transact([&] { connection_->add_api_key(key); });
+Change<void> Store::change_forwards(std::vector<Forward> added, std::vector<Forward> updated,
+                                    std::vector<ForwardId> removed) {
+  return transact(
+      [this, added = std::move(added), updated = std::move(updated), removed = std::move(removed)] {
+        for (const ForwardId& id : removed) connection_->delete_forward(id);
+        for (const Forward& forward : updated) (void)connection_->update_forward(forward);
+        for (const Forward& forward : added) connection_->add_forward(forward);
+      });
 }
 
-Result<void> Store::delete_api_key(const Uuid& id) {
-  return transact([&] { connection_->delete_api_key(id); });
+Change<void> Store::add_api_key(ApiKey key) {
+  return transact([this, key = std::move(key)] { connection_->add_api_key(key); });
+}
+
+Change<void> Store::change_api_key(Uuid id, ApiKeyChange change) {
+  return transact_found(
+      [this, id, change = std::move(change)] { return connection_->change_api_key(id, change); },
+      no_such_key(id));
+}
+
+Change<void> Store::rotate_api_key(Uuid id, std::array<std::uint8_t, 32> secret_sha256,
+                                   std::optional<Timestamp> old_valid_until) {
+  return transact_found(
+      [this, id, secret_sha256, old_valid_until] {
+        return connection_->rotate_api_key(id, secret_sha256, old_valid_until);
+      },
+      no_such_key(id));
+}
+
+void Store::save_api_key_uses(std::vector<ApiKeyUse> uses, std::function<void(Result<void>)> done) {
+  ask({.change =
+           [this, uses = std::move(uses)] {
+             for (const ApiKeyUse& use : uses) connection_->save_api_key_use(use);
+           },
+       .done = std::move(done)});
+}
+
+void Store::save_usage(std::vector<StoredUsage> usage, std::function<void(Result<void>)> done) {
+  ask({.change =
+           [this, usage = std::move(usage)] {
+             for (const StoredUsage& each : usage) connection_->save_usage(each);
+           },
+       .done = std::move(done)});
+}
+
+Change<void> Store::delete_api_key(Uuid id) {
+  return transact([this, id] { connection_->delete_api_key(id); });
 }
 
 }  // namespace portway

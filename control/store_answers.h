@@ -53,10 +53,15 @@ class StoreAnswers {
 
  private:
   std::int64_t oldest_kept() const;
+  void bound(const IdempotentAnswer& newest, std::int64_t made_at);
+  void bound_all(std::int64_t newest);
+  void keep_newest(const std::string& payer, std::size_t bytes, std::size_t bytes_a_row, std::int64_t newest);
 
   StatementCache& statements_;
   RunningTime running_time_;
-  std::unordered_map<std::string, std::size_t> bytes_added_;  // by scope, since they were last counted
+  std::unordered_map<std::string, std::size_t> bytes_added_;  // by payer, since they were last counted
+  // By all of them. The first answer counts: nobody knows what was added before.
+  std::size_t all_bytes_added_ = Store::kAllAnswersBytesMax;
 };
 
 }  // namespace portway

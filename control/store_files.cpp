@@ -16,9 +16,14 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr off_t kDatabaseMin = 512;  // SQLite's smallest page; it takes a file of a byte for a new one
 constexpr off_t kLockedByte = off_t{1} << 62;  // SQLite locks bytes near 1 GiB
 constexpr std::string_view kOpenElsewhere =
     "another portwayd has it open; stop that one, or set store.path to another file";
+
+// What killed daemons have left: of files that were being written again, and of backups.
+constexpr auto kLeftovers =
+    std::to_array<const char*>({".new", ".new-journal", ".backup", ".backup-journal"});
 
 /// A new directory's name is as durable as its parent: fsync(2) says "explicitly".
 int sync_directory(const fs::path& path) {
@@ -62,6 +67,11 @@ int lock_open_file(const Fd& file) {
 
 }  // namespace
 
+const std::string_view kRestoreOrDelete =
+    "restore a backup (portwayd --restore FILE), or move the file with its -wal and -shm away to start "
+    "without "
+    "instances, forwards and API keys";
+
 Error store_unavailable(const std::string& path, const std::string& what) {
   return {ErrorCode::kStoreUnavailable, "The store " + path + ": " + what + "."};
 }
@@ -71,17 +81,21 @@ Error store_call_failed(const std::string& path, const std::string& call, int nu
   if (number == ENOSPC || number == EDQUOT)
     return store_unavailable(path, what + "; free space on its filesystem");
   if (number == EROFS) return store_unavailable(path, what + "; mount its filesystem writable");
-  return store_unavailable(path, what + "; let user " + std::to_string(geteuid()) +
-                                     " write to its directory, or set store.path to another place");
+  const bool denied = number == EACCES || number == EPERM;
+  return store_unavailable(path, what + (denied ? "; give it and its directory to user " : "; let user ") +
+                                     std::to_string(geteuid()) +
+                                     (denied ? " (chown)" : " write to its directory") +
+                                     ", or set store.path to another place");
 }
 
-Result<StoreFiles> StoreFiles::open(const std::string& path) {
+Result<StoreFiles> StoreFiles::lock(const std::string& path) {
   if (auto made = make_directory_of(path); !made) return made.error();
   StoreFiles files(path);
   if (auto locked = files.lock_name(); !locked) return locked.error();
-  if (::access(path.c_str(), F_OK) == 0) ::unlink((path + ".new").c_str());  // of a daemon that was killed
-  files.database_ = open_file(path, 0);
-  if (!files.database_) return store_call_failed(path, "open", errno);
+  files.remember(kLock);
+  files.database_.reset(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+  if (!files.database_ && errno != ENOENT) return store_call_failed(path, "open", errno);
+  if (!files.database_) return files;
   const int error = lock_open_file(files.database_);
   if (error == EAGAIN || error == EACCES) {
     return store_unavailable(path, std::string(kOpenElsewhere) + " (by another name: it has " +
@@ -89,6 +103,71 @@ Result<StoreFiles> StoreFiles::open(const std::string& path) {
   }
   if (error != 0) return store_call_failed(path, "fcntl(F_OFD_SETLK)", error);
   return files;
+}
+
+Result<StoreFiles> StoreFiles::open(const std::string& path, const Create& create) {
+  auto files = lock(path);
+  if (!files) return files;
+  for (const char* suffix : kLeftovers) ::unlink((path + suffix).c_str());
+  struct stat status {};
+  if (files->database_) {
+    if (::fstat(files->database_.get(), &status) != 0) return store_call_failed(path, "fstat", errno);
+    if (status.st_size >= kDatabaseMin) return files;
+    return store_unavailable(path, "the file is empty, or cut off after " + std::to_string(status.st_size) +
+                                       " bytes: its content is lost; " + std::string(kRestoreOrDelete));
+  }
+  if (::stat(files->name(kWal).c_str(), &status) == 0 && status.st_size > 0) {
+    return store_unavailable(path, "the file is gone, and its -wal is there, with changes to it; " +
+                                       std::string(kRestoreOrDelete));
+  }
+  auto made = files->make_successor();
+  if (!made) return made;
+  if (auto created = create(made->path_); !created) return created.error();
+  if (auto named = files->hand_over(*made); !named) return named.error();
+  return made;
+}
+
+Result<StoreFiles> StoreFiles::look(const std::string& path) {
+  StoreFiles files(path);
+  files.lock_again();
+  if (!files.lock_ && errno == EWOULDBLOCK) return store_unavailable(path, std::string(kOpenElsewhere));
+  struct stat status {};
+  if (::stat(path.c_str(), &status) != 0) return store_call_failed(path, "stat", errno);
+  if (!S_ISREG(status.st_mode) || status.st_size < kDatabaseMin) {
+    return store_unavailable(path, "it has no content");
+  }
+  return files;
+}
+
+void StoreFiles::lock_again() {
+  auto lock = std::make_shared<Fd>(::open(name(kLock).c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+  if (!*lock) return;
+  if (::flock(lock->get(), LOCK_EX | LOCK_NB) == 0) {
+    lock_ = std::move(lock);
+    return;
+  }
+  const int error = errno;
+  lock.reset();
+  errno = error;
+}
+
+Result<void> StoreFiles::copy_to(const std::string& directory) const {
+  const auto last_write = [&] {
+    std::array<fs::file_time_type, 2> times{};
+    std::error_code none;
+    for (const File file : {kDatabase, kWal}) times[file] = fs::last_write_time(name(file), none);
+    return times;
+  };
+  const auto before = last_write();
+  for (const File file : {kDatabase, kWal}) {
+    std::error_code error;
+    fs::copy_file(name(file), fs::path(directory) / fs::path(name(file)).filename(), error);
+    if (error && !(file == kWal && error == std::errc::no_such_file_or_directory)) {
+      return store_call_failed(path_, "copy of " + name(file) + " to " + directory, error.value());
+    }
+  }
+  if (last_write() == before) return {};
+  return store_unavailable(path_, "another program is writing to it; end that program");
 }
 
 bool is_open_elsewhere(const Error& error) {

@@ -8,6 +8,7 @@
 #include <sys/types.h>
 
 #include <array>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -17,6 +18,9 @@
 
 namespace portway {
 
+/// The remedy if the database, or a part of it, is lost.
+extern const std::string_view kRestoreOrDelete;
+
 /// kStoreUnavailable about the database `path`.
 Error store_unavailable(const std::string& path, const std::string& what);
 /// The same for a system call that failed with this errno.
@@ -24,11 +28,25 @@ Error store_call_failed(const std::string& path, const std::string& call, int nu
 
 class StoreFiles {
  public:
-  /// Makes the directories (0700) and the database (0600) where they are missing, and locks them: the name
-  /// (flock(2) on `path`.lock), and the file whatever its name is, since a hard link or a bind mount has the
-  /// same. SQLite's own locks would not do: they are let go of between transactions. `path` is absolute,
-  /// without symbolic links.
-  static Result<StoreFiles> open(const std::string& path);
+  /// Makes the directories (0700) where they are missing, and locks the name (flock(2) on `path`.lock) and
+  /// the database if there is one, whatever its name is, since a hard link or a bind mount has the same.
+  /// SQLite's own locks would not do: they are let go of between transactions. `path` is absolute, without
+  /// symbolic links.
+  static Result<StoreFiles> lock(const std::string& path);
+  /// The same with a database (0600). If there is none, `create` writes one into the file that it is given,
+  /// which gets the name once it is complete. So an empty file is not ours, and neither is a -wal without its
+  /// database: what they have lost is not taken for a first start.
+  using Create = std::function<Result<void>(const std::string& file)>;
+  static Result<StoreFiles> open(const std::string& path, const Create& create);
+  /// Of a store that can only be read: nothing is made, and the name is locked if its lock is there.
+  /// kStoreUnavailable if another store has the lock, or if there is no database that could be read.
+  static Result<StoreFiles> look(const std::string& path);
+  /// Gives up the lock, so that open() can be tried; and takes it again, if it is still to be had.
+  void unlock() { lock_.reset(); }
+  void lock_again();
+  /// Copies the database and its -wal, as they are now, to `directory` under the same names. An error if they
+  /// change meanwhile.
+  Result<void> copy_to(const std::string& directory) const;
   /// Makes a new database with the name `path`.new, locked and empty, that is to take the place of this
   /// one's.
   Result<StoreFiles> make_successor() const;
@@ -47,6 +65,7 @@ class StoreFiles {
   bool has_database() const { return fate(kDatabase) == Fate::kInPlace; }
   /// It leads to another file, which is not ours to overwrite.
   bool is_replaced() const { return fate(kDatabase) == Fate::kReplaced; }
+  const std::string& path() const { return path_; }
   /// How many names (hard links) the database has.
   unsigned long names() const;
 
@@ -69,7 +88,7 @@ class StoreFiles {
   std::string path_;
   // Not to be closed before SQLite has closed the database: that would take its locks (fcntl(2)).
   Fd database_;
-  std::shared_ptr<const Fd> lock_;  // null: a successor that has not taken over yet
+  std::shared_ptr<const Fd> lock_;  // null: a successor that has not taken over yet, or a look without one
   std::array<Identity, kFiles> identities_{};
 };
 

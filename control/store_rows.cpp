@@ -47,6 +47,13 @@ void bind(SQLite::Statement& statement, int index, const LimitSet& limits) {
   for (const std::string_view name : names_of(limits)) text.append(text.empty() ? "" : ",").append(name);
   statement.bind(index, text);
 }
+void bind(SQLite::Statement& statement, int index, const Metadata& metadata) {
+  std::string text;
+  for (const auto& [key, value] : metadata) {
+    text.append(text.empty() ? "" : "\n").append(key).append("=").append(value);
+  }
+  statement.bind(index, text);
+}
 void bind(SQLite::Statement& statement, int index, const std::optional<SessionEnd>& value) {
   value ? statement.bind(index, std::string(to_string(*value))) : statement.bind(index);
 }
@@ -59,8 +66,14 @@ void bind(SQLite::Statement& statement, int index, const Uuid& value) {
 void bind(SQLite::Statement& statement, int index, Timestamp value) {
   statement.bind(index, std::int64_t{value.time_since_epoch().count()});
 }
+void bind(SQLite::Statement& statement, int index, std::optional<Timestamp> value) {
+  value ? bind(statement, index, *value) : statement.bind(index);
+}
 void bind(SQLite::Statement& statement, int index, const std::array<std::uint8_t, 32>& value) {
   statement.bind(index, value.data(), static_cast<int>(value.size()));
+}
+void bind(SQLite::Statement& statement, int index, const std::optional<std::array<std::uint8_t, 32>>& value) {
+  value ? bind(statement, index, *value) : statement.bind(index);
 }
 
 void RowReader::reject(const char* column, const std::string& why) {
@@ -89,6 +102,11 @@ std::uint16_t RowReader::port(const char* column) {
 
 Timestamp RowReader::time(const char* column) {
   return Timestamp(std::chrono::milliseconds(number(column, 0, kEndOfYear9999Ms)));
+}
+
+std::optional<Timestamp> RowReader::time_or_none(const char* column) {
+  if (query_.isColumnNull(column)) return std::nullopt;
+  return time(column);
 }
 
 std::optional<std::int32_t> RowReader::process_id(const char* column) {
@@ -139,6 +157,24 @@ LimitSet RowReader::limits(const char* column) {
     at = end + 1;
   }
   return set;
+}
+
+Metadata RowReader::metadata(const char* column) {
+  Metadata metadata;
+  const std::string all = text(column);
+  for (std::size_t at = 0; at < all.size();) {
+    const std::size_t end = std::min(all.find('\n', at), all.size());
+    const std::string line = all.substr(at, end - at);
+    const std::size_t equals = line.find('=');
+    if (equals == std::string::npos) {
+      reject(column, "is no list of KEY=VALUE");
+      break;
+    }
+    metadata.emplace(line.substr(0, equals), line.substr(equals + 1));
+    at = end + 1;
+  }
+  require(check_metadata(metadata));
+  return metadata;
 }
 
 std::optional<SessionEnd> RowReader::session_end(const char* column) {
@@ -213,6 +249,7 @@ Instance read_instance(RowReader& row) {
   instance.target = read_target(row, check_default_target);
   instance.owner = row.text("owner");
   instance.profile = row.text("profile");
+  instance.metadata = row.metadata("metadata");
   instance.vmm_pid = row.process_id("vmm_pid");
   instance.session_id = row.uuid("session_id");
   const std::string state = row.text("state");
@@ -261,6 +298,9 @@ Forward read_forward(RowReader& row) {
   if (!source_mode) row.reject("source_mode", "is none of auto, transparent, plain, proxy_v2");
   forward.source_mode = source_mode.value_or(SourceMode::kAuto);
   forward.admin_limits = row.limits("admin_limits");
+  forward.metadata = row.metadata("metadata");
+  forward.enabled = row.number("enabled", 0, 1) == 1;
+  forward.expires_at = row.time_or_none("expires_at");
   // A shell does not enforce foreign keys by default.
   if (row.number("instance_exists", 0, 1) == 0) row.reject("instance_id", "is no instance");
   return forward;
@@ -276,7 +316,49 @@ ApiKey read_api_key(RowReader& row) {
   row.require(check_owner(key.owner));
   key.secret_sha256 = row.sha256("secret_sha256");
   key.created_at = row.time("created_at");
+  key.description = row.text("description");
+  row.require(check_description(key.description));
+  const auto scope = parse_key_scope(row.text("scope"));
+  if (!scope) row.reject("scope", "is none of full, read, metrics");
+  key.scope = scope.value_or(KeyScope::kRead);
+  key.instance_id = row.text("instance_id");
+  row.require(check_key_reach(key.role, key.scope, key.instance_id));
+  key.expires_at = row.time_or_none("expires_at");
+  key.last_used_at = row.time_or_none("last_used_at");
+  if (!row.is_null("old_secret_sha256")) {
+    key.old_secret = {.sha256 = row.sha256("old_secret_sha256"), .valid_until = row.time("old_secret_until")};
+  }
   return key;
+}
+
+namespace {
+
+StoredUsage read_usage(RowReader& row, StoredUsage::Kind kind) {
+  const auto count = [&row](const char* column, std::int64_t most) {
+    return static_cast<std::uint64_t>(row.number(column, 0, most));
+  };
+  constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
+  StoredUsage usage;
+  usage.kind = kind;
+  usage.id = row.text("id");
+  usage.since = row.time("since");
+  usage.totals = {.connections = count("connections", kMost),
+                  .received_bytes = count("received_bytes", kMost),
+                  .sent_bytes = count("sent_bytes", kMost),
+                  .connection_us = 1000 * count("connection_ms", kMost / 1000),
+                  .last_byte_at_ms = row.number("last_byte_at", 0, kMost),
+                  .last_connection_at_ms = row.number("last_connection_at", 0, kMost)};
+  return usage;
+}
+
+}  // namespace
+
+StoredUsage read_instance_usage(RowReader& row) {
+  return read_usage(row, StoredUsage::Kind::kInstance);
+}
+
+StoredUsage read_forward_usage(RowReader& row) {
+  return read_usage(row, StoredUsage::Kind::kForward);
 }
 
 }  // namespace portway::rows

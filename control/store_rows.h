@@ -28,11 +28,14 @@ void bind(SQLite::Statement& statement, int index, std::uint64_t value);
 void bind(SQLite::Statement& statement, int index, std::uint32_t value);
 void bind(SQLite::Statement& statement, int index, const std::vector<Cidr>& networks);
 void bind(SQLite::Statement& statement, int index, const LimitSet& limits);
+void bind(SQLite::Statement& statement, int index, const Metadata& metadata);
 void bind(SQLite::Statement& statement, int index, const std::optional<SessionEnd>& value);
 void bind(SQLite::Statement& statement, int index, const std::optional<IpAddress>& value);
 void bind(SQLite::Statement& statement, int index, const Uuid& value);
 void bind(SQLite::Statement& statement, int index, Timestamp value);
+void bind(SQLite::Statement& statement, int index, std::optional<Timestamp> value);
 void bind(SQLite::Statement& statement, int index, const std::array<std::uint8_t, 32>& value);
+void bind(SQLite::Statement& statement, int index, const std::optional<std::array<std::uint8_t, 32>>& value);
 
 /// Reads the current row of a query column by column, and remembers the first value that makes no sense.
 class RowReader {
@@ -49,12 +52,14 @@ class RowReader {
   std::int64_t number(const char* column, std::int64_t least, std::int64_t most);
   std::uint16_t port(const char* column);
   Timestamp time(const char* column);
+  std::optional<Timestamp> time_or_none(const char* column);
   std::optional<std::int32_t> process_id(const char* column);
   std::uint32_t number32(const char* column);
   std::optional<std::uint32_t> number32_or_none(const char* column);
   std::int32_t interface_index(const char* column);
   std::vector<Cidr> networks(const char* column);
   LimitSet limits(const char* column);
+  Metadata metadata(const char* column);
   std::optional<SessionEnd> session_end(const char* column);
   NamespaceIdentity namespace_identity(const char* column);
   Uuid uuid(const char* column);
@@ -62,6 +67,7 @@ class RowReader {
   /// Beside an IPv4 address.
   std::optional<IpAddress> second_address(const char* column, const IpAddress& first);
   std::array<std::uint8_t, 32> sha256(const char* column);
+  bool is_null(const char* column) { return query_.isColumnNull(column); }
 
  private:
   SQLite::Statement& query_;
@@ -71,5 +77,7 @@ class RowReader {
 Instance read_instance(RowReader& row);
 Forward read_forward(RowReader& row);
 ApiKey read_api_key(RowReader& row);
+StoredUsage read_instance_usage(RowReader& row);
+StoredUsage read_forward_usage(RowReader& row);
 
 }  // namespace portway::rows

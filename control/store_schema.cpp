@@ -120,6 +120,58 @@ constexpr auto kMigrations = std::to_array<const char*>({
       ALTER TABLE instances ADD COLUMN target_socket TEXT NOT NULL DEFAULT '';
       ALTER TABLE instances ADD COLUMN target_port INTEGER NOT NULL DEFAULT 0;
     )sql",
+    // instance_id: empty if the key is not about one. Older keys may do all that they could.
+    R"sql(
+      ALTER TABLE api_keys ADD COLUMN description TEXT NOT NULL DEFAULT '';
+      ALTER TABLE api_keys ADD COLUMN scope TEXT NOT NULL DEFAULT 'full';
+      ALTER TABLE api_keys ADD COLUMN instance_id TEXT NOT NULL DEFAULT '';
+      ALTER TABLE api_keys ADD COLUMN expires_at INTEGER;
+      ALTER TABLE api_keys ADD COLUMN last_used_at INTEGER;
+      ALTER TABLE api_keys ADD COLUMN old_secret_sha256 BLOB;
+      ALTER TABLE api_keys ADD COLUMN old_secret_until INTEGER;
+    )sql",
+    // metadata: lines of KEY=VALUE.
+    R"sql(
+      ALTER TABLE instances ADD COLUMN metadata TEXT NOT NULL DEFAULT '';
+      ALTER TABLE forwards ADD COLUMN metadata TEXT NOT NULL DEFAULT '';
+      ALTER TABLE forwards ADD COLUMN enabled INTEGER NOT NULL DEFAULT 1;
+      ALTER TABLE forwards ADD COLUMN expires_at INTEGER;
+    )sql",
+    // payer: whose share of what is remembered an answer takes.
+    R"sql(
+      ALTER TABLE idempotent_answers ADD COLUMN etag TEXT NOT NULL DEFAULT '';
+      ALTER TABLE idempotent_answers ADD COLUMN payer TEXT NOT NULL DEFAULT '';
+      UPDATE idempotent_answers SET payer = scope;
+      DROP INDEX idempotent_answers_by_scope;
+      CREATE INDEX idempotent_answers_by_payer ON idempotent_answers (payer, running_ms);
+    )sql",
+    // Nobody has counted what was carried before: since now. last_ columns: 0 is never.
+    R"sql(
+      CREATE TABLE instance_usage (
+        id TEXT PRIMARY KEY NOT NULL REFERENCES instances (id) ON DELETE CASCADE,
+        since INTEGER NOT NULL,
+        connections INTEGER NOT NULL DEFAULT 0,
+        received_bytes INTEGER NOT NULL DEFAULT 0,
+        sent_bytes INTEGER NOT NULL DEFAULT 0,
+        connection_ms INTEGER NOT NULL DEFAULT 0,
+        last_byte_at INTEGER NOT NULL DEFAULT 0,
+        last_connection_at INTEGER NOT NULL DEFAULT 0
+      ) STRICT, WITHOUT ROWID;
+      CREATE TABLE forward_usage (
+        id TEXT PRIMARY KEY NOT NULL REFERENCES forwards (id) ON DELETE CASCADE,
+        since INTEGER NOT NULL,
+        connections INTEGER NOT NULL DEFAULT 0,
+        received_bytes INTEGER NOT NULL DEFAULT 0,
+        sent_bytes INTEGER NOT NULL DEFAULT 0,
+        connection_ms INTEGER NOT NULL DEFAULT 0,
+        last_byte_at INTEGER NOT NULL DEFAULT 0,
+        last_connection_at INTEGER NOT NULL DEFAULT 0
+      ) STRICT, WITHOUT ROWID;
+      INSERT INTO instance_usage (id, since)
+        SELECT id, CAST(strftime('%s', 'now') AS INTEGER) * 1000 FROM instances;
+      INSERT INTO forward_usage (id, since)
+        SELECT id, CAST(strftime('%s', 'now') AS INTEGER) * 1000 FROM forwards;
+    )sql",
 });
 
 std::int32_t read_pragma(SQLite::Database& database, const char* pragma) {
@@ -132,9 +184,13 @@ std::int32_t store_schema_version() {
   return static_cast<std::int32_t>(kMigrations.size());
 }
 
+bool is_store(SQLite::Database& database) {
+  return read_pragma(database, "PRAGMA application_id") == kApplicationId;
+}
+
 Result<void> check_store_ownership(SQLite::Database& database, const std::string& path) {
   const bool empty = read_pragma(database, "SELECT count(*) FROM sqlite_schema") == 0;
-  if (!empty && read_pragma(database, "PRAGMA application_id") != kApplicationId) {
+  if (!empty && !is_store(database)) {
     return store_unavailable(path,
                              "this database belongs to another program; set store.path to another file");
   }

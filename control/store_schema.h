@@ -16,6 +16,9 @@ inline constexpr std::int64_t kEndOfYear9999Ms = 253'402'300'799'999;  // the la
 /// Of a file that migrate_store() has brought up to date (PRAGMA user_version).
 std::int32_t store_schema_version();
 
+/// Whether the file is Portway's (PRAGMA application_id).
+bool is_store(SQLite::Database& database);
+
 /// Looks without changing anything: kStoreUnavailable if the file `path` belongs to another program, or to a
 /// newer Portway.
 Result<void> check_store_ownership(SQLite::Database& database, const std::string& path);

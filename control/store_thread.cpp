@@ -1,12 +1,7 @@
 #include "control/store_thread.h"
 
-#include <poll.h>
 #include <pthread.h>
-#include <sys/eventfd.h>
 
-#include <array>
-#include <atomic>
-#include <cerrno>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -24,10 +19,9 @@ Error no_thread(const char* call, int number) {
 
 }  // namespace
 
-Result<std::unique_ptr<StoreThread>> StoreThread::start(const std::function<void()>& prepare) {
-  Fd done(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!done) return no_thread("eventfd", errno);
-  std::unique_ptr<StoreThread> thread(new StoreThread(std::move(done)));
+Result<std::unique_ptr<StoreThread>> StoreThread::start(const char* name,
+                                                        const std::function<void()>& prepare) {
+  std::unique_ptr<StoreThread> thread(new StoreThread());
   try {
     const BlockedSignals blocked;
     thread->thread_ = std::thread([self = thread.get(), prepare] {
@@ -37,7 +31,7 @@ Result<std::unique_ptr<StoreThread>> StoreThread::start(const std::function<void
   } catch (const std::system_error& error) {
     return no_thread("thread", error.code().value());
   }
-  ::pthread_setname_np(thread->thread_.native_handle(), "store");
+  ::pthread_setname_np(thread->thread_.native_handle(), name);
   return thread;
 }
 
@@ -53,21 +47,18 @@ void StoreThread::post(std::function<void()> job) {
   more_.notify_one();
 }
 
-void StoreThread::run_and_wait(const std::function<void()>& job, const Store::Meanwhile& meanwhile) {
-  std::atomic<bool> done = false;
+void StoreThread::run_and_wait(const std::function<void()>& job) {
+  std::mutex mutex;
+  std::condition_variable is_done;
+  bool done = false;
   post([&] {
     job();
-    done.store(true, std::memory_order_release);
-    (void)::eventfd_write(done_.get(), 1);
+    const std::lock_guard lock(mutex);  // held while it is notified: it ends with this call
+    done = true;
+    is_done.notify_one();
   });
-  while (!done.load(std::memory_order_acquire)) {
-    std::array<pollfd, 2> waiting = {{{.fd = done_.get(), .events = POLLIN, .revents = 0},
-                                      {.fd = meanwhile.descriptor, .events = POLLIN, .revents = 0}}};
-    if (::poll(waiting.data(), waiting.size(), -1) < 0) continue;  // EINTR
-    if (waiting[1].revents != 0) meanwhile.dispatch();
-    eventfd_t count = 0;
-    if (waiting[0].revents != 0) (void)::eventfd_read(done_.get(), &count);
-  }
+  std::unique_lock lock(mutex);
+  is_done.wait(lock, [&] { return done; });
 }
 
 void StoreThread::run() {

@@ -3,14 +3,19 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <list>
 #include <utility>
 
 namespace portway {
 namespace {
 
-Error too_many(std::string detail, std::size_t limit, std::size_t current) {
-  return {.code = ErrorCode::kConnectionLimit,
+constexpr auto kKindNames =
+    std::to_array<std::string_view>({"event streams", "checks", "captures", "backups"});
+static_assert(kKindNames.size() == kStreamKinds);
+
+Error too_many(ErrorCode code, std::string detail, std::size_t limit, std::size_t current) {
+  return {.code = code,
           .detail = std::move(detail),
           .limit = static_cast<std::int64_t>(limit),
           .current = static_cast<std::int64_t>(current)};
@@ -26,18 +31,16 @@ struct Streams::State {
   bool subject_holds(const StreamTerms& terms) const;
   template <class Wanted>
   std::size_t count(Wanted wanted) const;
-  Result<void> check_share(const Principal& caller) const;
+  Result<void> check_share(const StreamTerms& terms) const;
 
   const KeyRing* keys;       // null once Streams is gone
   const Registry* registry;  // the same
-  const StreamLimits limits;
+  StreamLimits limits;
   std::list<StreamTicket*> open;
 };
 
 bool Streams::State::key_holds(const StreamTerms& terms) const {
-  if (keys == nullptr) return false;
-  // A user of the Unix socket has no key; api.admin_uids does not change while the daemon runs.
-  return terms.caller.key_id.is_nil() || keys->find(terms.caller.key_id) != nullptr;
+  return keys != nullptr && keys->holds(terms.caller);
 }
 
 bool Streams::State::subject_holds(const StreamTerms& terms) const {
@@ -55,31 +58,63 @@ bool Streams::State::subject_holds(const StreamTerms& terms) const {
 template <class Wanted>
 std::size_t Streams::State::count(Wanted wanted) const {
   return static_cast<std::size_t>(
-      std::ranges::count_if(open, [&](const StreamTicket* ticket) { return wanted(ticket->caller()); }));
+      std::ranges::count_if(open, [&](const StreamTicket* ticket) { return wanted(*ticket); }));
 }
 
-Result<void> Streams::State::check_share(const Principal& caller) const {
+Result<void> Streams::State::check_share(const StreamTerms& terms) const {
+  const Principal& caller = terms.caller;
   const bool admin = caller.role == Role::kAdmin;
   const std::size_t share = admin ? limits.admin : limits.tenant;
-  const std::size_t own =
-      count([&](const Principal& other) { return other.role == caller.role && other.owner == caller.owner; });
+  const auto is_own = [&](const StreamTicket& other) {
+    return other.caller().role == caller.role && other.caller().owner == caller.owner;
+  };
+  const std::size_t own = count(is_own);
   if (own >= share) {
-    return too_many(fmt::format("{} has {} streams open (events, checks, captures), as many as one owner may "
-                                "have; end one, or let several programs share one.",
-                                in_quotes(caller.owner), own),
-                    share, own);
+    return too_many(
+        ErrorCode::kStreamLimit,
+        fmt::format("{} has {} streams open (events, checks, captures, backups), as many as one owner may "
+                    "have{}; end one, or let several programs share one.",
+                    in_quotes(caller.owner), own, admin ? "" : " (owners.max_streams)"),
+        share, own);
+  }
+  const std::size_t of_instance = count([&](const StreamTicket& other) {
+    return is_own(other) && other.caller().instance_id == caller.instance_id;
+  });
+  if (!caller.instance_id.empty() && of_instance >= limits.instance) {
+    return too_many(ErrorCode::kStreamLimit,
+                    fmt::format("The keys for instance {} have {} streams open (events, checks), as many as "
+                                "they may have; end one, or let several programs share one.",
+                                in_quotes(caller.instance_id), of_instance),
+                    limits.instance, of_instance);
+  }
+  const std::size_t of_kind =
+      count([&](const StreamTicket& other) { return is_own(other) && other.kind() == terms.kind; });
+  if (of_kind >= share_of_one_kind(share)) {
+    return too_many(
+        ErrorCode::kStreamLimit,
+        fmt::format("{} has {} {} open, as many as one owner may have of this kind; end one, or let "
+                    "several programs share one.",
+                    in_quotes(caller.owner), of_kind, to_string(terms.kind)),
+        share_of_one_kind(share), of_kind);
   }
   if (open.size() >= limits.node) {
-    return too_many("The node has as many streams open as it can; end one, or try again later.", limits.node,
+    return too_many(ErrorCode::kConnectionLimit,
+                    "The node has as many streams open as it can; end one, or try again later.", limits.node,
                     open.size());
   }
-  const std::size_t tenants = count([](const Principal& other) { return other.role != Role::kAdmin; });
+  const std::size_t tenants =
+      count([](const StreamTicket& other) { return other.caller().role != Role::kAdmin; });
   const std::size_t tenants_share = limits.node - limits.admins_reserve;
   if (!admin && tenants >= tenants_share) {
-    return too_many("The tenants of this node have as many streams open as they may; try again later.",
+    return too_many(ErrorCode::kConnectionLimit,
+                    "The tenants of this node have as many streams open as they may; try again later.",
                     tenants_share, tenants);
   }
   return {};
+}
+
+std::string_view to_string(StreamKind kind) {
+  return kKindNames[static_cast<std::size_t>(kind)];
 }
 
 Streams::Streams(const KeyRing& keys, const Registry& registry, const StreamLimits& limits)
@@ -92,8 +127,12 @@ Streams::~Streams() {
 }
 
 Result<std::unique_ptr<StreamTicket>> Streams::open(const StreamTerms& terms) {
-  if (auto room = state_->check_share(terms.caller); !room) return room.error();
+  if (auto room = state_->check_share(terms); !room) return room.error();
   return std::make_unique<StreamTicket>(state_, terms);
+}
+
+void Streams::set_tenant_share(std::size_t streams) {
+  state_->limits.tenant = streams;
 }
 
 void Streams::recheck() {

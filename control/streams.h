@@ -2,10 +2,10 @@
 // them.
 //
 // A stream is opened under a key and, if it is about an instance, under one session of it. It lasts as long
-// as both do: when the key is deleted or replaced, when the session ends in whatever way, or when the
-// instance is another owner's, what the stream holds (a capture's socket, a check's connection) is closed at
-// once and the client gets the end of its body. Every kind of stream is opened under a StreamTicket
-// (api/ticketed_stream.h), so a new one has this for nothing.
+// as both do: when the key is deleted, has expired or loses the secret that it was opened with, when the
+// session ends in whatever way, or when the instance is another owner's, what the stream holds (a capture's
+// socket, a check's connection) is closed at once and the client gets the end of its body. Every kind of
+// stream is opened under a StreamTicket (api/ticketed_stream.h), so a new one has this for nothing.
 //
 // Whether a stream's terms still hold is looked up, not remembered: before each piece that is sent, and by
 // recheck(), which makes it prompt.
@@ -20,6 +20,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "base/error.h"
 #include "control/auth.h"
@@ -31,9 +32,21 @@ namespace portway {
 struct StreamLimits {
   std::size_t node = 64;            // all of them
   std::size_t admins_reserve = 16;  // of those: tenants together cannot take them
-  std::size_t tenant = 8;           // of one owner, with all of its tenant keys together
+  std::size_t tenant = 8;           // of one owner, with all of its tenant keys together: owners.max_streams
+  std::size_t instance = 4;         // of those: of one instance, with all keys together that are for it alone
   std::size_t admin = 32;           // of one owner, with all of its admin keys together
 };
+
+enum class StreamKind : std::uint8_t { kEvents, kCheck, kCapture, kBackup };
+inline constexpr std::size_t kStreamKinds = static_cast<std::size_t>(StreamKind::kBackup) + 1;
+/// For messages, in the plural.
+std::string_view to_string(StreamKind kind);
+
+/// Of an owner's share, how much streams of one kind can take: event streams that are left open leave room
+/// for a check.
+constexpr std::size_t share_of_one_kind(std::size_t owners_share) {
+  return owners_share - owners_share / 4;
+}
 
 /// What a stream about an instance belongs to.
 struct StreamSubject {
@@ -46,6 +59,7 @@ struct StreamSubject {
 struct StreamTerms {
   Principal caller;
   std::optional<StreamSubject> subject = std::nullopt;
+  StreamKind kind = StreamKind::kEvents;
 };
 
 class StreamTicket;
@@ -58,9 +72,13 @@ class Streams {
   Streams(const Streams&) = delete;
   Streams& operator=(const Streams&) = delete;
 
-  /// A place for a stream, until the ticket is destroyed. kConnectionLimit if the caller's owner has its
-  /// share already, or the node (for tenants: all but the admins' reserve) is full.
+  /// A place for a stream, until the ticket is destroyed. kStreamLimit if the caller's owner has its share
+  /// already, of all streams or of this kind; kConnectionLimit if the node (for tenants: all but the admins'
+  /// reserve) is full.
   Result<std::unique_ptr<StreamTicket>> open(const StreamTerms& terms);
+
+  /// StreamLimits::tenant from now on; those that are open stay.
+  void set_tenant_share(std::size_t streams);
 
   /// Ends the streams whose terms do not hold any more. After a key or an instance has changed.
   void recheck();
@@ -86,6 +104,7 @@ class StreamTicket {
   StreamTicket& operator=(const StreamTicket&) = delete;
 
   const Principal& caller() const { return terms_.caller; }
+  StreamKind kind() const { return terms_.kind; }
   /// At this moment.
   Validity validity() const;
   /// `recheck` is called whenever the terms may not hold any more. It must not destroy a ticket.

@@ -34,6 +34,11 @@ UnsavedSessions::Entry UnsavedSessions::take(std::string_view instance_id) {
   return std::move(entries_.extract(found).mapped());
 }
 
+void UnsavedSessions::release(const std::string& instance_id) {
+  held_.erase(instance_id);
+  if (entries_.contains(instance_id)) save_soon();
+}
+
 void UnsavedSessions::save_soon() {
   if (std::exchange(posted_, true)) return;
   boost::asio::post(context_, [this, alive = std::weak_ptr(alive_)] {
@@ -54,9 +59,11 @@ void UnsavedSessions::save() {
   std::vector<Instance> sessions;
   std::vector<std::pair<std::string, std::uint64_t>> changes;
   for (const auto& [id, entry] : entries_) {
+    if (held_.contains(id)) continue;
     sessions.push_back(*registry_.find_instance(id));
     changes.emplace_back(id, entry.change);
   }
+  if (sessions.empty()) return;
   saving_ = true;
   store_.save_sessions(std::move(sessions), [this, &context = context_, alive = std::weak_ptr(alive_),
                                              changes = std::move(changes)](Result<void> saved) {

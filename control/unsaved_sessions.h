@@ -11,8 +11,10 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/forward.h"
@@ -48,6 +50,11 @@ class UnsavedSessions {
   /// The instance was saved, or deleted, otherwise; an empty entry when nothing was unsaved.
   Entry take(std::string_view instance_id);
 
+  /// A change of the instance by a caller is on its way to the disk: what memory says is saved afterwards, or
+  /// it could arrive later than the change and undo it. Until release().
+  void hold(std::string instance_id) { held_.insert(std::move(instance_id)); }
+  void release(const std::string& instance_id);
+
   /// Saves what there is, unless it is being saved. Done already for each change; to be called again for what
   /// the disk did not take.
   void save();
@@ -66,6 +73,7 @@ class UnsavedSessions {
   const Callbacks callbacks_;
   const std::shared_ptr<void> alive_ = std::make_shared<char>();  // what is posted looks here first
   std::map<std::string, Entry, std::less<>> entries_;             // by instance
+  std::set<std::string, std::less<>> held_;
   std::uint64_t last_change_ = 0;
   bool saving_ = false;
   bool posted_ = false;

@@ -18,6 +18,9 @@ std::optional<int> parse_arguments(int argc, char** argv, Arguments& arguments) 
   app.add_flag("--check", arguments.check,
                "Only read the configuration and the files that it names: exits with 0 when they are good, "
                "else with 2");
+  app.add_option("--restore", arguments.restore,
+                 "Put this backup (portway node backup) in the place of store.path, and end; refused while a "
+                 "daemon runs. With --check, only look whether that is possible");
   app.add_flag(
       "--supervise", arguments.supervise,
       "Start the daemon as a process of its own, again whenever it crashes, and pass signals on to it: "

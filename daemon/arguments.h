@@ -22,6 +22,8 @@ struct Arguments {
   // With `check`: a daemon whose succession has this version asks; see handover_version(). Empty: nobody
   // does.
   std::string reads_handover;
+  // Put this backup in the place of the store, and end; with `check`, only look at it. Empty: run.
+  std::string restore;
   // Start the daemon, again whenever it crashes; see supervise().
   bool supervise = false;
   // Take over from the daemon that started this process; see Upgrade.

@@ -8,6 +8,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
 #include <cstring>
 #include <numeric>
 #include <utility>
@@ -17,6 +19,7 @@
 #include "daemon/child_process.h"
 #include "daemon/limits.h"
 #include "daemon/notify.h"
+#include "daemon/privileges/sandbox.h"
 #include "daemon/succession.h"
 
 namespace portway {
@@ -29,19 +32,6 @@ constexpr std::chrono::seconds kRetryPeriod(2);
 constexpr std::chrono::milliseconds kClosesPeriod(100);
 constexpr std::chrono::milliseconds kIdlePeriod(20);
 constexpr std::chrono::seconds kHandOverMax(10);
-
-/// For the log; "unix:/path" is already a complete address.
-std::string url_of(const ListenAddress& address, std::string_view scheme) {
-  if (std::holds_alternative<UnixPath>(address)) return to_string(address);
-  return fmt::format("{}://{}", scheme, to_string(address));
-}
-
-Fd listener_of(Inherited* inherited, const ListenAddress& address) {
-  if (inherited == nullptr) return Fd();
-  const auto* path = std::get_if<UnixPath>(&address);
-  return path != nullptr ? inherited->take_listener(path->path)
-                         : inherited->take_listener(std::get<Endpoint>(address));
-}
 
 bool got_through(CloseHow how) {
   return how != CloseHow::kRefused && how != CloseHow::kConnectTimeout && how != CloseHow::kConnectError &&
@@ -60,60 +50,89 @@ Daemon::Daemon(Config& config, const Arguments& arguments, DaemonLog& log, Keepe
                          parts_.return_path.path.get(), parts_.return_path.why_none}),
       node_numbers_({.control = control_,
                      .answers = answers_,
-                     .log = log.writer(),
+                     .bodies = bodies_,
+                     .log_dropped = [&log] { return log.dropped(); },
                      .access_log = access_log_,
-                     .api_server = api_server_,
-                     .handover = handover_}),
+                     .audit_log = audit_log_,
+                     .api_servers = [this] { return servers_.api_stats(); },
+                     .handover = handover_,
+                     .faults = faults_,
+                     .refused_calls = refused_calls}),
       exporter_({.registry = control_.registry(),
                  .dataplane = *parts_.proxy,
                  .ports = control_.ports(),
                  .api = stats_,
                  .node = node_numbers_}),
       api_({*parts_.context, control_, stats_, recent_closes_,
-            [this](MetricsScope scope) -> NextPiece { return exporter_.pieces(scope); }, *this}),
-      signals_(*parts_.context, {.stop = [this](int signal) { on_stop_signal(signal); },
-                                 .reload = [this] { on_reload_signal(); },
-                                 .reopen = [this] { on_reopen_signal(); },
-                                 .upgrade =
-                                     [this] {
-                                       if (auto started = start_upgrade(); !started)
-                                         spdlog::error("SIGUSR2: {}", started.error().detail);
-                                     }}),
+            [this](MetricsScope scope) -> NextPiece { return exporter_.pieces(scope); }, *this,
+            [this](const AuditEntry& entry) { audit(entry); }}),
+      servers_(*parts_.context, faults_, std::move(parts_.passed_sockets)),
+      signals_(*parts_.context,
+               {.stop = [this](int signal, const SignalSender& sender) { on_stop_signal(signal, sender); },
+                .reload = [this](const SignalSender& sender) { on_reload_signal(sender); },
+                .reopen = [this] { on_reopen_signal(); },
+                .upgrade = [this](const SignalSender& sender) { on_upgrade_signal(sender); }}),
       upgrade_(
-          *parts_.context, handover_path(config_),
-          [this](const Fd& successor, pid_t process) { return hand_over(successor, process); },
-          [this](const std::string& why) { on_upgrade_failure(why); }) {}
+          *parts_.context, parts_.unconfined, handover_path(config_),
+          {.prepare = [this](std::function<void()> then) { prepare_upgrade(std::move(then)); },
+           .hand_over = [this](const Fd& successor, pid_t process) { return hand_over(successor, process); },
+           .on_failure = [this](const std::string& why) { on_upgrade_failure(why); }}) {}
 
+/// The forwards come first, whatever else is wrong.
 Result<void> Daemon::start(Succession& succession) {
   Inherited* inherited = succession.inherited.get();
-  if (!config_.log.access.empty()) {
-    auto log = AccessLog::open(config_.log.access);
-    if (!log) return log.error();
-    access_log_ = std::move(*log);
-  }
-  auto admin_key = load_or_make_admin_key(config_.api.admin_key_file);
-  if (!admin_key) return admin_key.error();
-  control_.set_admin_key(*admin_key);
   if (auto restored = control_.restore(); !restored) return restored.error();
-  ServerOptions options = server_options(config_.api.listen);
-  options.tls = {.certificate = config_.api.tls_certificate,
-                 .private_key = config_.api.tls_private_key,
-                 .client_ca = config_.api.client_ca};
-  auto api = Server::start(
-      *parts_.context, options, [this](const Request& request) { return api_.handle(request); },
-      listener_of(inherited, options.listen));
-  if (!api) return api.error();
-  api_server_ = std::move(*api);
-  if (config_.metrics.listen) {
-    auto server = Server::start(
-        *parts_.context, server_options(*config_.metrics.listen),
-        [this](const Request& request) { return api_.handle_open_metrics(request); },
-        listener_of(inherited, *config_.metrics.listen));
-    if (!server) return server.error();
-    metrics_server_ = std::move(*server);
-  }
+  open_logs();
+  load_admin_key();
+  add_servers();
+  servers_.start(inherited);
   if (inherited != nullptr) end_succession(succession);
   return {};
+}
+
+/// Those that are configured and not open.
+void Daemon::open_logs() {
+  const auto keep_open = [this](auto& log, FaultPart part, const std::string& path, const auto& open) {
+    if (log || path.empty()) return;
+    auto opened = open();
+    if (!opened) return faults_.set(part, {}, opened.error().detail);
+    log = std::move(*opened);
+    faults_.clear(part);
+  };
+  const Config::Log& wanted = config_.log;
+  keep_open(access_log_, FaultPart::kAccessLog, wanted.access,
+            [&] { return AccessLog::open(wanted.access); });
+  keep_open(audit_log_, FaultPart::kAuditLog, wanted.audit, [&] {
+    return AuditLog::open({.path = wanted.audit, .bytes_max = wanted.audit_max, .files = wanted.audit_files});
+  });
+}
+
+void Daemon::audit(const AuditEntry& entry) {
+  if (audit_log_) audit_log_->write(entry);
+}
+
+/// Without it, the keys in the store and the users of Unix sockets are known all the same.
+void Daemon::load_admin_key() {
+  auto key = load_or_make_admin_key(config_.api.admin_key_file);
+  if (!key) return faults_.set(FaultPart::kAdminKey, {}, key.error().detail);
+  control_.set_admin_key(*key);
+  faults_.clear(FaultPart::kAdminKey);
+}
+
+void Daemon::add_servers() {
+  for (std::size_t i = 0; i < config_.api.listen.size(); ++i) {
+    ServerOptions options = server_options(config_.api.listen[i].address,
+                                           [this, i] { return portway::allows_guests(config_.api, i); });
+    options.listener = i;
+    options.tls = tls_of_listener(config_.api, i);
+    options.gate = [this](const Request& request) { return api_.admit(request); };
+    servers_.add(FaultPart::kApi, std::move(options),
+                 [this](const Request& request) { return api_.handle(request); });
+  }
+  if (!config_.metrics.listen) return;
+  servers_.add(FaultPart::kMetrics,
+               server_options(*config_.metrics.listen, [this] { return config_.api.allow_guests; }),
+               [this](const Request& request) { return api_.handle_open_metrics(request); });
 }
 
 void Daemon::end_succession(Succession& succession) {
@@ -154,62 +173,71 @@ void Daemon::end_succession(Succession& succession) {
 }
 
 /// Whether a client is a guest is decided when it connects, by the current configuration.
-ServerOptions Daemon::server_options(const ListenAddress& listen) {
+ServerOptions Daemon::server_options(const ListenAddress& listen, std::function<bool()> allows_guests) {
   return {.listen = listen,
           .body_max_bytes = config_.api.body_max_bytes,
           .answers = &answers_,
-          .refuses = [this](const ClientOrigin& client) {
-            return !config_.api.allow_guests && control_.is_guest(client.address, client.link);
+          .bodies = &bodies_,
+          .refuses = [this, allows_guests = std::move(allows_guests)](const ClientOrigin& client) {
+            return !allows_guests() && control_.is_guest(client.address, client.link);
           }};
 }
 
 void Daemon::run() {
   log_start();
+  look_at_store();
   look_after_keeper();
   signals_.start();
   retries_.emplace(*parts_.context, kRetryPeriod, [this] { retry(); });
   closes_.emplace(*parts_.context, kClosesPeriod, [this] {
     drain_closes();
+    control_.look_at_forwards(kClosesPeriod);
     for (const std::string& id : parts_.device_requests->take()) parts_.watch->refresh(id);
   });
-  notify_systemd("READY=1");
+  watchdog_.emplace(*parts_.context, faults_, [this] { return parts_.proxy->silent_workers(); });
+  notify_systemd("READY=1\n" + status_text());
   parts_.context->run();
   stop();
 }
 
 void Daemon::log_start() const {
   const NodeStats node = parts_.proxy->node_stats();
-  const bool tls = !config_.api.tls_certificate.empty();
+  const std::vector<std::string> urls = servers_.urls(FaultPart::kApi);
   spdlog::info("portwayd {} listens on {}, {} workers on {}{}{}", PORTWAY_VERSION,
-               url_of(api_server_->address(), tls ? "https" : "http"), node.workers.size(), node.io_backend,
-               node.io_backend_reason.empty() ? "" : ": ", node.io_backend_reason);
-  if (metrics_server_) spdlog::info("metrics on {}", url_of(metrics_server_->address(), "http"));
+               urls.empty() ? "no address yet" : fmt::format("{}", fmt::join(urls, ", ")),
+               node.workers.size(), node.io_backend, node.io_backend_reason.empty() ? "" : ": ",
+               node.io_backend_reason);
+  for (const std::string& url : servers_.urls(FaultPart::kMetrics)) spdlog::info("metrics on {}", url);
 }
 
 void Daemon::stop() {
   parts_.context->restart();
-  api_server_->stop();
-  if (metrics_server_) metrics_server_->stop();
+  servers_.stop();
   signals_.stop();
   retries_->stop();
   closes_->stop();
   if (idle_check_) idle_check_->stop();
+  watchdog_->stop();
   upgrade_.stop();
   // Requests under way are answered, but a slow or silent client does not delay the shutdown.
   const auto deadline = steady_clock::now() + last_answers_;
-  while (open_connections() > 0 && steady_clock::now() < deadline) {
+  while (servers_.open_connections() > 0 && steady_clock::now() < deadline) {
     parts_.context->run_one_until(deadline);
   }
+  // What is on its way to the disk: it cannot be called back.
+  while (control_.has_changes_under_way()) parts_.context->run_one();
   control_.save_sessions();  // the store does it before it closes
   parts_.proxy->stop();
+  control_.save_usage();
   drain_closes();
+  log_refused_calls();
   spdlog::info("stopped");
 }
 
 // --- Signals.
 
 /// The first signal drains, the second stops at once.
-void Daemon::on_stop_signal(int signal) {
+void Daemon::on_stop_signal(int signal, const SignalSender& sender) {
   if (control_.draining()) {
     spdlog::warn("signal {} again: stopping now", signal);
     last_answers_ = {};
@@ -217,6 +245,7 @@ void Daemon::on_stop_signal(int signal) {
     return;
   }
   spdlog::info("signal {}: draining for up to {} s", signal, config_.proxy.drain_timeout.count());
+  audit_signal(signal, sender, {});
   upgrade_.stop();
   notify_systemd("STOPPING=1");
   control_.drain();
@@ -230,50 +259,61 @@ void Daemon::stop_if_idle() {
   if (parts_.proxy->idle() || steady_clock::now() >= drain_deadline_) parts_.context->stop();
 }
 
-void Daemon::on_reload_signal() {
+void Daemon::on_reload_signal(const SignalSender& sender) {
   const auto since_boot =
       std::chrono::duration_cast<std::chrono::microseconds>(steady_clock::now().time_since_epoch());
   notify_systemd(fmt::format("RELOADING=1\nMONOTONIC_USEC={}", since_boot.count()));
-  reload();
+  audit_signal(SIGHUP, sender, reload());
   notify_systemd("READY=1");
 }
 
+void Daemon::on_upgrade_signal(const SignalSender& sender) {
+  const auto started = start_upgrade();
+  if (!started) spdlog::error("SIGUSR2: {}", started.error().detail);
+  audit_signal(SIGUSR2, sender, started);
+}
+
+void Daemon::audit_signal(int signal, const SignalSender& sender, const Result<void>& done) {
+  audit({.time = now(),
+         .actor = fmt::format("uid:{}", sender.uid),
+         .client = fmt::format("process {}", sender.pid),
+         .action = fmt::format("SIG{}", ::sigabbrev_np(signal)),
+         .result = done ? "ok" : std::string(to_string(done.error().code))});
+}
+
 /// A file with a mistake changes nothing.
-void Daemon::reload() {
+Result<void> Daemon::reload() {
   auto wanted = read_config(arguments_);
   if (!wanted) {
     spdlog::error("SIGHUP: the configuration stays as it was: {}", wanted.error().detail);
-    return;
+    return wanted.error();
   }
   (void)raise_descriptor_limit(*wanted);  // as at start, or values lowered then would look like changes
-  const auto admin_key = load_or_make_admin_key(config_.api.admin_key_file);
-  if (admin_key) {
-    control_.set_admin_key(*admin_key);
-  } else {
-    spdlog::error("SIGHUP: the admin key stays as it was: {}", admin_key.error().detail);
-  }
+  load_admin_key();
   const std::vector<std::string> need_restart = take_live_keys(config_, *wanted);
-  api_server_->drop_refused();
-  if (metrics_server_) metrics_server_->drop_refused();
+  control_.apply_config();
+  servers_.drop_refused();
   for (const std::string& warning : warnings(*wanted)) spdlog::warn("{}", warning);
-  if (auto certificate = api_server_->reload_tls(); !certificate) {
-    spdlog::error("SIGHUP: the certificate stays as it was: {}", certificate.error().detail);
-  }
+  servers_.reload_tls();
   if (!need_restart.empty()) {
     spdlog::warn("SIGHUP: changes of {} need a restart", fmt::join(need_restart, ", "));
   }
+  log_.configure(config_.log);
   spdlog::info("SIGHUP: configuration reloaded");
+  return {};
 }
 
 void Daemon::on_reopen_signal() {
-  if (!access_log_) return;
-  access_log_->reopen([](const Result<void>& reopened) {
+  const auto report = [](std::string_view which, const Result<void>& reopened) {
     if (!reopened) {
       spdlog::error("{}; continuing in the old file", reopened.error().detail);
     } else {
-      spdlog::info("access log reopened");
+      spdlog::info("{} log reopened", which);
     }
-  });
+  };
+  if (access_log_)
+    access_log_->reopen([report](const Result<void>& reopened) { report("access", reopened); });
+  if (audit_log_) audit_log_->reopen([report](const Result<void>& reopened) { report("audit", reopened); });
 }
 
 // --- Upgrade.
@@ -291,6 +331,18 @@ Result<void> Daemon::start_upgrade() {
   return {};
 }
 
+/// Waits for the changes under way: their answers are this process's. Further ones wait until this process
+/// has gone, or continues.
+void Daemon::prepare_upgrade(std::function<void()> then) {
+  boost::asio::co_spawn(
+      *parts_.context,
+      [this, then = std::move(then)]() -> boost::asio::awaitable<void> {
+        const auto paused = co_await control_.pause_changes();
+        then();
+      },
+      boost::asio::detached);
+}
+
 void Daemon::on_upgrade_failure(const std::string& why) {
   ++handover_.upgrades_failed;
   upgrade_failure_ = why;
@@ -303,7 +355,8 @@ ProcessStatus Daemon::process_status() const {
           .handover_timeout = handover_.has_keeper ? config_.proxy.handover_timeout : std::chrono::seconds(0),
           .upgrading = upgrade_.running(),
           .upgrade_failure = upgrade_failure_,
-          .handover = handover_};
+          .handover = handover_,
+          .faults = faults_.all()};
 }
 
 /// From the pause on nothing may be logged or stored that the successor could miss.
@@ -345,8 +398,9 @@ void Daemon::leave(pid_t successor) {
   }
   drain_closes();
   access_log_.reset();  // writes what is queued
+  audit_log_.reset();
   log_.drain();
-  for (const int signal : signals_.take()) {
+  for (const auto& [signal, sender] : signals_.take()) {
     if (lives && signal != SIGUSR2) ::kill(successor, signal);
   }
   ::_exit(lives ? 0 : kExitFailed);
@@ -357,17 +411,32 @@ void Daemon::leave(pid_t successor) {
 void Daemon::retry() {
   control_.retry();
   look_after_keeper();
+  log_refused_calls();
+  look_at_store();
+  open_logs();
+  if (faults_.has(FaultPart::kAdminKey)) load_admin_key();
+  servers_.retry();
   if (!pending_state_.empty()) notify_systemd(std::string(pending_state_));
-  // Otherwise the heap would keep the memory of many answers.
-  if (answers_.is_over_a_peak()) ::malloc_trim(0);
+  report_status();
+  // Otherwise the heap would keep the memory of many answers or bodies.
+  const bool answers_are_over = answers_.is_over_a_peak();
+  if (bodies_.is_over_a_peak() || answers_are_over) ::malloc_trim(0);
+}
+
+void Daemon::look_at_store() {
+  // While it refuses, it is asked: nobody else may do that.
+  const auto written = faults_.has(FaultPart::kStore) ? parts_.store->writable() : parts_.store->last_write();
+  if (written) return faults_.clear(FaultPart::kStore);
+  faults_.set(FaultPart::kStore, {}, written.error().detail);
 }
 
 void Daemon::look_after_keeper() {
   const bool alive = keeper_ != nullptr && keeper_->alive();
   if (std::exchange(handover_.has_keeper, alive) && !alive) {
-    spdlog::error(
-        "the keeper has ended: connections end with this process if it dies; an upgrade (SIGUSR2) brings a "
-        "new keeper");
+    faults_.set(
+        FaultPart::kKeeper, {},
+        "it has ended: connections end with this process if it dies; an upgrade (SIGUSR2) brings a new "
+        "keeper");
   }
 }
 
@@ -380,8 +449,18 @@ void Daemon::drain_closes() {
   });
 }
 
-std::uint64_t Daemon::open_connections() const {
-  return api_server_->stats().connections + (metrics_server_ ? metrics_server_->stats().connections : 0);
+/// What `systemctl status` shows.
+std::string Daemon::status_text() const {
+  const std::string faults = faults_.summary();
+  const Registry& registry = control_.registry();
+  return fmt::format("STATUS={} forwards of {} instances{}{}", registry.forward_count(),
+                     registry.instance_count(), faults.empty() ? "" : "; does not work: ", faults);
+}
+
+/// When it has changed; what systemd does not accept is sent the next time.
+void Daemon::report_status() {
+  std::string status = status_text();
+  if (status != status_ && notify(status)) status_ = std::move(status);
 }
 
 /// If systemd does not accept it now, the next retry sends it again, unless a newer state has replaced it.

@@ -5,16 +5,19 @@
 #include <boost/asio/io_context.hpp>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "api/dispatch.h"
 #include "api/http/answer_budget.h"
-#include "api/http/server.h"
 #include "config/config.h"
 #include "control/access_log.h"
+#include "control/audit_log.h"
 #include "control/control.h"
+#include "control/node_faults.h"
 #include "control/node_process.h"
 #include "control/recent_closes.h"
 #include "control/store.h"
@@ -22,9 +25,11 @@
 #include "daemon/daemon_log.h"
 #include "daemon/every.h"
 #include "daemon/network_parts.h"
+#include "daemon/servers.h"
 #include "daemon/signals.h"
 #include "daemon/succession.h"
 #include "daemon/upgrade.h"
+#include "daemon/watchdog.h"
 #include "handover/keeper.h"
 #include "lifecycle/session_watch.h"
 #include "metrics/exporter.h"
@@ -38,6 +43,8 @@ class Daemon final : public NodeProcess {
  public:
   /// The parts that work without a control plane. Each outlives those after it.
   struct Parts {
+    UnconfinedThread& unconfined;
+    PassedSockets passed_sockets;
     std::unique_ptr<boost::asio::io_context> context;
     std::unique_ptr<Store> store;
     StartedReturnPath return_path;
@@ -49,8 +56,8 @@ class Daemon final : public NodeProcess {
   /// `config` outlives it; other parts may refer to it, too. So does `keeper`, which may be null.
   Daemon(Config& config, const Arguments& arguments, DaemonLog& log, Keeper* keeper, Parts parts);
 
-  /// Restores the state from the store and starts listening. An error is the reason to exit. Then
-  /// everything of `succession` is served or gone.
+  /// Restores the state from the store, and its forwards are served. An error is the reason to exit. Then
+  /// everything of `succession` is served or gone. What else cannot start is a fault of the node: retry().
   Result<void> start(Succession& succession);
 
   /// Until a signal stops it.
@@ -60,26 +67,35 @@ class Daemon final : public NodeProcess {
   Result<void> start_upgrade() override;
 
  private:
-  ServerOptions server_options(const ListenAddress& listen);
+  void add_servers();
+  void open_logs();
+  void load_admin_key();
+  ServerOptions server_options(const ListenAddress& listen, std::function<bool()> allows_guests);
   void end_succession(Succession& succession);
   void log_start() const;
   void stop();
 
-  void on_stop_signal(int signal);
-  void on_reload_signal();
+  void on_stop_signal(int signal, const SignalSender& sender);
+  void on_reload_signal(const SignalSender& sender);
+  void on_upgrade_signal(const SignalSender& sender);
+  void audit_signal(int signal, const SignalSender& sender, const Result<void>& done);
+  void audit(const AuditEntry& entry);
   void on_reopen_signal();
+  void prepare_upgrade(std::function<void()> then);
   void on_upgrade_failure(const std::string& why);
   Error hand_over(const Fd& successor, pid_t process);
   [[noreturn]] void leave(pid_t successor);
-  void reload();
+  Result<void> reload();
 
   void retry();
+  void look_at_store();
   void look_after_keeper();
   void drain_closes();
   void stop_if_idle();
 
-  std::uint64_t open_connections() const;
   void notify_systemd(const std::string& state);
+  std::string status_text() const;
+  void report_status();
 
   Config& config_;  // all parts refer to it; SIGHUP changes its live keys
   const Arguments arguments_;
@@ -90,29 +106,34 @@ class Daemon final : public NodeProcess {
   const Timestamp began_ = now();
   HandoverStats handover_;
   std::string upgrade_failure_;
-  AnswerBudget answers_;  // of both servers
+  // Of all servers.
+  AnswerBudget answers_;
+  AnswerBudget bodies_;
+  NodeFaults faults_;
   EventHub events_;
-  // Null: not configured.
+  // Null: not configured, or it cannot be opened.
   std::unique_ptr<AccessLog> access_log_;
+  std::unique_ptr<AuditLog> audit_log_;
   RecentCloses recent_closes_{config_.log.recent_connections};
   Control control_;
   NodeNumbersOf node_numbers_;
   Exporter exporter_;
   Dispatcher api_;
   // They go first: what their clients still read comes from the above.
-  std::unique_ptr<Server> api_server_;
-  std::unique_ptr<Server> metrics_server_;
+  Servers servers_;
 
   Signals signals_;
   Upgrade upgrade_;
   std::optional<Every> retries_;
   std::optional<Every> closes_;
   std::optional<Every> idle_check_;
+  std::optional<Watchdog> watchdog_;
   std::chrono::steady_clock::time_point drain_deadline_;
   // How long requests may take that are under way when the daemon stops.
   std::chrono::milliseconds last_answers_{1000};
   // State not yet sent to systemd; empty: none.
   std::string pending_state_;
+  std::string status_;  // STATUS=, as it was sent last
 };
 
 }  // namespace portway

@@ -12,14 +12,21 @@
 namespace portway {
 namespace {
 
-constexpr int kControlNice = -10;                 // beside workers at 0
-constexpr int kOwnMappingBytes = 128 * 1024;      // size from which the heap maps a block on its own
-constexpr std::uint64_t kRestDescriptors = 1024;  // for everything but connections, pipes and listeners
+constexpr int kControlNice = -10;             // beside workers at 0
+constexpr int kOwnMappingBytes = 128 * 1024;  // size from which the heap maps a block on its own
+constexpr std::uint64_t kRestDescriptors =
+    1024;  // for one of the API's listeners, and for what else there is
 constexpr std::uint32_t kAllListeners = UINT32_MAX;
+
+/// For everything but connections, pipes and forwards: each of the API's listeners has its own clients.
+std::uint64_t rest_descriptors(const Config& config) {
+  return kRestDescriptors * std::max<std::size_t>(1, config.api.listen.size());
+}
 
 /// Descriptors beside connections and pipes: one per forward and public address, and some for the rest.
 std::uint64_t other_descriptors(const Config& config) {
-  return std::uint64_t{config.ports.range.size()} * config.node.public_addresses.size() + kRestDescriptors;
+  return std::uint64_t{config.ports.range.size()} * config.node.public_addresses.size() +
+         rest_descriptors(config);
 }
 
 }  // namespace
@@ -61,7 +68,12 @@ std::uint32_t raise_descriptor_limit(Config& config) {
       limit.rlim_cur, wanted, config.proxy.connections_max, config.proxy.pipes_max);
   const std::uint64_t not_wanted = left - std::min<std::uint64_t>(left, 2ULL * config.proxy.connections_max +
                                                                             2ULL * config.proxy.pipes_max);
-  return static_cast<std::uint32_t>(kept - std::min(kept, kRestDescriptors) + not_wanted);
+  return static_cast<std::uint32_t>(kept - std::min(kept, rest_descriptors(config)) + not_wanted);
+}
+
+void raise_memory_lock_limit() {
+  const rlimit none{.rlim_cur = RLIM_INFINITY, .rlim_max = RLIM_INFINITY};  // needs CAP_SYS_RESOURCE
+  ::setrlimit(RLIMIT_MEMLOCK, &none);
 }
 
 void prefer_this_thread() {

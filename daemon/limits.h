@@ -19,6 +19,9 @@ void ignore_signals_of_writes();
 /// at any time.
 std::uint32_t raise_descriptor_limit(Config& config);
 
+/// Lets rings of io_uring be as large as they are, if permitted: they count against RLIMIT_MEMLOCK.
+void raise_memory_lock_limit();
+
 /// Lets the calling thread (the control thread or the store's) answer while the workers keep every core
 /// busy. A short slice (Linux 6.12, sched_setattr(2)) lets it run as soon as it has something to do; the
 /// nice value needs CAP_SYS_NICE. Without both it is scheduled like the others.

@@ -10,11 +10,15 @@
 #include <utility>
 
 #include "config/config_files.h"
+#include "control/store_backup.h"
 #include "daemon/arguments.h"
 #include "daemon/daemon.h"
 #include "daemon/daemon_log.h"
 #include "daemon/limits.h"
 #include "daemon/network_parts.h"
+#include "daemon/passed_sockets.h"
+#include "daemon/privileges/capabilities.h"
+#include "daemon/privileges/sandbox.h"
 #include "daemon/succession.h"
 #include "daemon/supervise.h"
 #include "proxy/crash_note.h"
@@ -25,6 +29,14 @@ namespace {
 int fail(const Error& error, int exit_code) {
   spdlog::error("{}", error.detail);
   return exit_code;
+}
+
+/// A supervisor keeps what any daemon could need. A configuration with a mistake is reported later.
+Privileges drop_privileges(const Arguments& arguments) {
+  if (!arguments.restore.empty()) return {};  // it gives the store to the owner of its directory (chown)
+  if (arguments.supervise) return keep_capabilities(needed_capabilities(nullptr, {}));
+  const auto config = read_config(arguments);
+  return keep_capabilities(needed_capabilities(config ? &*config : nullptr, arguments.config_path));
 }
 
 int check(const Config& config, const Arguments& arguments, DaemonLog& log) {
@@ -44,15 +56,32 @@ int check(const Config& config, const Arguments& arguments, DaemonLog& log) {
   return 0;
 }
 
-int run(const Arguments& arguments, DaemonLog& log, std::unique_ptr<Keeper> keeper) {
+int restore(const Config& config, const Arguments& arguments, DaemonLog& log) {
+  const auto done =
+      arguments.check ? check_backup(arguments.restore) : restore_store(config.store.path, arguments.restore);
+  if (!done) return fail(done.error(), kExitFailed);
+  log.drain();
+  fmt::print("{}: {}{}\n", arguments.restore, *done,
+             arguments.check ? "" : "; restored to " + config.store.path);
+  return 0;
+}
+
+int run(const Arguments& arguments, DaemonLog& log, const Privileges& privileges,
+        std::unique_ptr<Keeper> keeper, PassedSockets passed_sockets) {
   auto config = read_config(arguments);
   if (!config) return fail(config.error(), kExitBadConfig);
+  if (!arguments.check && arguments.restore.empty()) log.configure(config->log);
   for (const std::string& warning : warnings(*config)) spdlog::warn("{}", warning);
+  if (!arguments.restore.empty()) return restore(*config, arguments, log);
   if (arguments.check) return check(*config, arguments, log);
 
+  spdlog::info("capabilities: {}", privileges.names());
   ignore_signals_of_writes();
   install_crash_notes();
   const std::uint32_t listeners_reserved = raise_descriptor_limit(*config);
+  raise_memory_lock_limit();
+  UnconfinedThread unconfined;
+  prepare_sandbox(unconfined);
   // First what takes its time: a predecessor that lives pauses from open_succession() on.
   auto steer_program = load_steer_program(config->proxy);
   auto client_refusals = start_client_refusals_if_possible();
@@ -77,12 +106,15 @@ int run(const Arguments& arguments, DaemonLog& log, std::unique_ptr<Keeper> keep
                                     .device_requests = device_requests.get()},
                     .public_addresses = config->node.public_addresses,
                     .listeners_reserved = listeners_reserved,
-                    .inherited = succession->inherited.get()});
+                    .inherited = succession->inherited.get(),
+                    .prepare_worker = [&config] { enter_sandbox(*config, ConfinedThread::kWorker); }});
   if (!proxy) return fail(proxy.error(), kExitFailed);
   take_over(*succession, keeper, (*proxy)->memory(), *config);
   prefer_this_thread();  // after the workers have started: they must not inherit it
   Daemon daemon(*config, arguments, log, keeper.get(),
-                {.context = std::move(context),
+                {.unconfined = unconfined,
+                 .passed_sockets = std::move(passed_sockets),
+                 .context = std::move(context),
                  .store = std::move(succession->store),
                  .return_path = std::move(*return_path),
                  .client_refusals = std::move(client_refusals),
@@ -97,6 +129,7 @@ int run(const Arguments& arguments, DaemonLog& log, std::unique_ptr<Keeper> keep
     if (succession->inherited) ::_exit(exit_code);
     return exit_code;
   }
+  enter_sandbox(*config, ConfinedThread::kControl);  // last: its threads would be in it, too
   daemon.run();
   keeper.reset();  // before anything that it could hand over goes
   return 0;
@@ -109,14 +142,17 @@ int main(int argc, char** argv) {
   portway::return_large_blocks();
   portway::Arguments arguments;
   if (const auto exit_code = portway::parse_arguments(argc, argv, arguments)) return *exit_code;
+  portway::PassedSockets passed_sockets = portway::PassedSockets::take();
+  const portway::Privileges privileges = portway::drop_privileges(arguments);  // before there is a thread
   if (arguments.supervise) return portway::supervise();
   int why_no_keeper = 0;
-  auto keeper =
-      arguments.check ? nullptr : portway::Keeper::start(why_no_keeper);  // before there is a thread
+  const bool serves = !arguments.check && arguments.restore.empty();
+  auto keeper = serves ? portway::Keeper::start(why_no_keeper, portway::keep_privileges_of_keeper) : nullptr;
   portway::DaemonLog log;
+  if (!privileges.problem.empty()) spdlog::warn("more privileges than needed: {}", privileges.problem);
   if (why_no_keeper != 0) {
     spdlog::warn("connections end with this process: there is no keeper: {}",
                  std::system_category().message(why_no_keeper));
   }
-  return portway::run(arguments, log, std::move(keeper));
+  return portway::run(arguments, log, privileges, std::move(keeper), std::move(passed_sockets));
 }

@@ -11,23 +11,30 @@
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
+#include <cstdint>
 #include <functional>
 #include <utility>
 #include <vector>
 
 namespace portway {
 
+/// Of what the kernel sends itself (a terminal's SIGINT), process 0.
+struct SignalSender {
+  std::uint32_t uid = 0;
+  std::uint32_t pid = 0;
+};
+
 class Signals {
  public:
   struct Handlers {
     // SIGTERM, SIGINT.
-    std::function<void(int signal)> stop;
+    std::function<void(int signal, const SignalSender& sender)> stop;
     // SIGHUP.
-    std::function<void()> reload;
+    std::function<void(const SignalSender& sender)> reload;
     // SIGUSR1.
     std::function<void()> reopen;
     // SIGUSR2.
-    std::function<void()> upgrade;
+    std::function<void(const SignalSender& sender)> upgrade;
   };
   /// From now on, none of these signals ends the process.
   Signals(boost::asio::io_context& context, Handlers handlers)
@@ -43,11 +50,11 @@ class Signals {
     signals_.cancel();
   }
   /// Those that have come and are not handled: they are the caller's.
-  std::vector<int> take() {
-    std::vector<int> all;
+  std::vector<std::pair<int, SignalSender>> take() {
+    std::vector<std::pair<int, SignalSender>> all;
     signalfd_siginfo signal{};
     while (::read(signals_.native_handle(), &signal, sizeof signal) == sizeof signal)
-      all.push_back(static_cast<int>(signal.ssi_signo));
+      all.emplace_back(static_cast<int>(signal.ssi_signo), SignalSender{signal.ssi_uid, signal.ssi_pid});
     return all;
   }
 
@@ -63,22 +70,22 @@ class Signals {
     signals_.async_wait(boost::asio::posix::stream_descriptor::wait_read,
                         [this](boost::system::error_code error) {
                           if (error) return;
-                          for (const int signal : take()) {
-                            if (!stopped_) handle(signal);
+                          for (const auto& [signal, sender] : take()) {
+                            if (!stopped_) handle(signal, sender);
                           }
                           if (!stopped_) wait();
                         });
   }
-  void handle(int signal) {
+  void handle(int signal, const SignalSender& sender) {
     switch (signal) {
       case SIGHUP:
-        return handlers_.reload();
+        return handlers_.reload(sender);
       case SIGUSR1:
         return handlers_.reopen();
       case SIGUSR2:
-        return handlers_.upgrade();
+        return handlers_.upgrade(sender);
       default:
-        return handlers_.stop(signal);
+        return handlers_.stop(signal, sender);
     }
   }
 

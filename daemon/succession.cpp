@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "daemon/limits.h"
+#include "daemon/privileges/sandbox.h"
 #include "handover/transfer.h"
 #include "proxy/slot_arena.h"
 
@@ -17,10 +18,14 @@ namespace {
 constexpr std::chrono::milliseconds kStorePatience(2000);  // a keeper with 20,000 descriptors takes 0.2 s
 constexpr std::chrono::milliseconds kAgainAfter(5);
 
-Result<std::unique_ptr<Store>> open_store(const std::string& path) {
+Result<std::unique_ptr<Store>> open_store(const Config& config) {
+  const auto prepare = [config] {
+    prefer_this_thread();  // API calls wait for the store
+    enter_sandbox(config, ConfinedThread::kStore);
+  };
   const auto deadline = std::chrono::steady_clock::now() + kStorePatience;
   for (;;) {
-    auto store = Store::open(path, prefer_this_thread);  // API calls wait for the store
+    auto store = Store::open(config.store.path, prepare);
     if (store || !is_open_elsewhere(store.error()) || std::chrono::steady_clock::now() >= deadline)
       return store;
     std::this_thread::sleep_for(kAgainAfter);  // no event reports a lock that is free
@@ -44,7 +49,7 @@ Result<Succession> open_succession(const Config& config, bool from_living) {
     if (!predecessor) return predecessor.error();
     succession.predecessor = std::move(*predecessor);
   }
-  auto store = open_store(config.store.path);
+  auto store = open_store(config);
   if (!store) return store.error();
   succession.store = std::move(*store);
   if (!from_living) {

@@ -40,12 +40,11 @@ std::string what_ended(int status) {
 
 }  // namespace
 
-Upgrade::Upgrade(asio::io_context& context, std::string path, HandOver hand_over,
-                 std::function<void(const std::string& why)> on_failure)
+Upgrade::Upgrade(asio::io_context& context, UnconfinedThread& starter, std::string path, Steps steps)
     : context_(context),
+      starter_(starter),
       path_(std::move(path)),
-      hand_over_(std::move(hand_over)),
-      on_failure_(std::move(on_failure)),
+      steps_(std::move(steps)),
       arguments_(own_arguments()),
       program_(installed_program()),
       patience_(context) {}
@@ -60,6 +59,7 @@ void Upgrade::stop() {
   running_ = true;  // no other one begins
   patience_.cancel();
   exit_.reset();
+  successor_.reset();
   close_listener();
   if (process_ != 0) end_process(std::exchange(process_, 0));
 }
@@ -69,7 +69,7 @@ void Upgrade::spawn(std::vector<std::string> extra_arguments, Then on_exit) {
   std::ranges::move(extra_arguments, std::back_inserter(arguments));
   int error = 0;
   // It gets what it needs by another way, and must keep nothing open that ends with this process.
-  process_ = start_process(program_, std::move(arguments), true, error);
+  starter_.run_and_wait([&] { process_ = start_process(program_, std::move(arguments), true, error); });
   if (process_ == 0) return fail(fmt::format("{}: {}", program_, std::system_category().message(error)));
   await_exit(std::move(on_exit));
 }
@@ -90,6 +90,11 @@ void Upgrade::await_exit(Then then) {
                       patience_.cancel();
                       then();
                     });
+  wait_with_patience();
+}
+
+/// For the new process to take its next step.
+void Upgrade::wait_with_patience() {
   patience_.expires_after(kBeginMax);
   patience_.async_wait([this](boost::system::error_code error) {
     if (!error && process_ != 0) ::kill(process_, SIGKILL);
@@ -111,13 +116,20 @@ void Upgrade::on_checked() {
 void Upgrade::await_successor() {
   listener_->async_wait(asio::posix::stream_descriptor::wait_read, [this](boost::system::error_code error) {
     if (error) return;
-    const Fd successor(::accept4(listener_->native_handle(), nullptr, nullptr, SOCK_CLOEXEC));
+    Fd successor(::accept4(listener_->native_handle(), nullptr, nullptr, SOCK_CLOEXEC));
     if (!successor || user_of_peer(successor.get()) != ::geteuid()) return await_successor();
-    exit_.reset();
-    patience_.cancel();
     close_listener();
-    fail(hand_over_(successor, process_).detail);
+    successor_ = std::move(successor);
+    wait_with_patience();
+    steps_.prepare([this] { on_successor(); });
   });
+}
+
+void Upgrade::on_successor() {
+  if (!successor_) return;  // it has ended meanwhile
+  exit_.reset();
+  patience_.cancel();
+  fail(steps_.hand_over(successor_, process_).detail);
 }
 
 /// Goes on as if nothing had been asked.
@@ -125,9 +137,10 @@ void Upgrade::fail(const std::string& why) {
   spdlog::error("upgrade: this process continues: {}", why);
   close_listener();
   exit_.reset();
+  successor_.reset();
   process_ = 0;
   running_ = false;
-  on_failure_(why);
+  steps_.on_failure(why);
 }
 
 void Upgrade::close_listener() {

@@ -18,6 +18,7 @@
 
 #include "base/error.h"
 #include "base/fd.h"
+#include "daemon/privileges/unconfined_thread.h"
 
 namespace portway {
 
@@ -27,9 +28,16 @@ class Upgrade {
   /// once that process has ended.
   using HandOver = std::function<Error(const Fd& successor, pid_t process)>;
 
-  /// `path`: where the successor asks; see Predecessor::await(). `on_failure`: this process continues.
-  Upgrade(boost::asio::io_context& context, std::string path, HandOver hand_over,
-          std::function<void(const std::string& why)> on_failure);
+  struct Steps {
+    /// Ends what must not be under way when this process hands over; then calls `then`.
+    std::function<void(std::function<void()> then)> prepare;
+    HandOver hand_over;
+    /// This process continues.
+    std::function<void(const std::string& why)> on_failure;
+  };
+  /// `path`: where the successor asks; see Predecessor::await().
+  /// `starter`: by which processes are started.
+  Upgrade(boost::asio::io_context& context, UnconfinedThread& starter, std::string path, Steps steps);
 
   /// Returns at once; what comes of it is logged. Not while running().
   void start();
@@ -41,15 +49,17 @@ class Upgrade {
   using Then = std::function<void()>;
   void spawn(std::vector<std::string> extra_arguments, Then on_exit);
   void await_exit(Then then);
+  void wait_with_patience();
   void on_checked();
   void await_successor();
+  void on_successor();
   void fail(const std::string& why);
   void close_listener();
 
   boost::asio::io_context& context_;
+  UnconfinedThread& starter_;
   const std::string path_;
-  const HandOver hand_over_;
-  const std::function<void(const std::string& why)> on_failure_;
+  const Steps steps_;
   const std::vector<std::string> arguments_;
   const std::string program_;
   bool running_ = false;
@@ -57,6 +67,7 @@ class Upgrade {
   int status_ = 0;     // with which it has ended
   std::optional<boost::asio::posix::stream_descriptor> exit_;
   std::optional<boost::asio::posix::stream_descriptor> listener_;
+  Fd successor_;  // waits for what it has asked for
   boost::asio::steady_timer patience_;
 };
 

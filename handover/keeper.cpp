@@ -184,7 +184,7 @@ bool predecessor_has_them(const KeeperControl& control) {
   return predecessor && predecessor->taken.load() == 0;
 }
 
-[[noreturn]] void run_keeper(const Fd& control_memory, int daemon) {
+[[noreturn]] void run_keeper(const Fd& control_memory, int daemon, const std::function<void()>& prepare) {
   sigset_t all;
   sigfillset(&all);
   ::sigprocmask(SIG_BLOCK, &all, nullptr);
@@ -192,6 +192,7 @@ bool predecessor_has_them(const KeeperControl& control) {
   ::prctl(PR_SET_NAME, Keeper::kProcessName.data());
   if (const Fd score(::open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC)); score)
     (void)!::write(score.get(), "-1000", 5);  // it has no memory worth freeing; EACCES without privileges
+  if (prepare) prepare();
   pollfd death{.fd = daemon, .events = POLLIN, .revents = 0};
   while (::poll(&death, 1, -1) != 1) {
   }
@@ -220,7 +221,7 @@ MappedControl::~MappedControl() {
 Keeper::Keeper(Fd control_memory, pid_t process)
     : control_memory_(std::move(control_memory)), control_(control_memory_), process_(process) {}
 
-std::unique_ptr<Keeper> Keeper::start(int& error) {
+std::unique_ptr<Keeper> Keeper::start(int& error, const std::function<void()>& prepare) {
   Fd memory = make_sealed_memory("portway-keeper", sizeof(KeeperControl));
   Fd daemon(memory ? static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0)) : -1);
   if (!daemon) {
@@ -234,7 +235,7 @@ std::unique_ptr<Keeper> Keeper::start(int& error) {
     return nullptr;
   }
   const auto process = static_cast<pid_t>(::syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0));
-  if (process == 0) run_keeper(memory, daemon.get());
+  if (process == 0) run_keeper(memory, daemon.get(), prepare);
   if (process < 0) {
     error = errno;
     return nullptr;

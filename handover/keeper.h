@@ -13,6 +13,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -57,8 +58,8 @@ class Keeper {
   static constexpr std::string_view kProcessName = "portway-keeper";
 
   /// Call it before the process starts a thread, or opens what the keeper must not have. Null, with an errno
-  /// in `error`, if the kernel refuses.
-  static std::unique_ptr<Keeper> start(int& error);
+  /// in `error`, if the kernel refuses. `prepare` runs in the keeper's process first.
+  static std::unique_ptr<Keeper> start(int& error, const std::function<void()>& prepare = {});
   /// Ends the keeper: from now on everything ends with this process.
   ~Keeper();
   Keeper(const Keeper&) = delete;

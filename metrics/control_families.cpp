@@ -22,6 +22,9 @@ constexpr NodeNumber kNodeNumbers[] = {
     {MetricType::Counter, "portway_access_log_dropped_total",
      "Lines of the access log that were lost because the disk was too slow or refused them; should stay 0.",
      &NodeNumbers::access_log_dropped},
+    {MetricType::Counter, "portway_audit_log_dropped_total",
+     "Lines of the audit log that were lost because the disk was too slow or refused them; should stay 0.",
+     &NodeNumbers::audit_log_dropped},
     {MetricType::Counter, "portway_log_lines_dropped_total",
      "Lines of the daemon's own log (standard error) that were lost because the reader was too slow or they "
      "could not be written; should stay 0.",
@@ -43,7 +46,25 @@ constexpr NodeNumber kNodeNumbers[] = {
      "Packets from guests that were dropped because their source address belongs to another guest of the "
      "node.",
      &NodeNumbers::forged_packets},
+    {MetricType::Counter, "portway_seccomp_refused_total",
+     "System calls that a confined thread of this process made and was refused (process.sandbox); should "
+     "stay 0.",
+     &NodeNumbers::refused_calls},
 };
+
+void emit_faults(Sink& sink, const std::array<std::uint64_t, kFaultParts>& faults) {
+  Family family(
+      sink, MetricType::Gauge, "portway_fault",
+      "Parts that should work but do not, while forwards are served: store (the disk refuses "
+      "changes), api (a listener of api.listen), "
+      "metrics (that of metrics.listen), certificate (it has expired or cannot be read again), "
+      "admin_key, access_log, audit_log, keeper (connections end with the process), worker (a thread "
+      "of the data plane hangs); should be 0. GET /v1/node and the log have the reasons.",
+      {"part"});
+  for (std::size_t i = 0; i < kFaultParts; ++i) {
+    family.label(0, to_string(static_cast<FaultPart>(i))).add(faults[i]);
+  }
+}
 
 void emit_ports(Sink& sink, const PortAllocator& ports, const ApiStats& api) {
   emit(sink, MetricType::Gauge, "portway_ports_allocated",
@@ -68,6 +89,17 @@ void emit_api(Sink& sink, const ApiStats& api) {
   for (const auto& [key, count] : api.requests) {
     requests.label(0, key.first).label(1, std::to_string(key.second)).add(count);
   }
+  {
+    Family throttled(
+        sink, MetricType::Counter, "portway_api_requests_throttled_total",
+        "Requests answered 429 rate_limited: owner (the keys of a tenant's owner have used up what "
+        "they may ask for), admin (an admin key has), wrong_key (too many requests with keys that "
+        "are not valid came from one source).",
+        {"reason"});
+    for (std::size_t i = 0; i < kThrottleReasons; ++i) {
+      throttled.label(0, to_string(static_cast<ThrottleReason>(i))).add(api.throttled[i]);
+    }
+  }
   const std::array writers = {&api};
   emit_histogram(
       sink, "portway_api_request_duration_seconds",
@@ -82,13 +114,22 @@ void emit_api_server(Sink& sink, const ServerStats& server, const ApiStats& api)
        "Connections to the API, including refused ones.", server.connections_total);
   {
     Family refused(sink, MetricType::Counter, "portway_api_connections_refused_total",
-                   "Refused connections to the API: network (from a guest), limit (too many are open), tls "
-                   "(the handshake failed), streams (answered 503, too many streams are open).",
+                   "Refused connections to the API: network (from a guest), limit (too many are open, of all "
+                   "clients or of one address), tls "
+                   "(the handshake failed), streams (answered 429 or 503, too many streams are open).",
                    {"reason"});
     refused.label(0, "network").add(server.connections_refused_network);
     refused.label(0, "limit").add(server.connections_refused_limit);
     refused.label(0, "tls").add(server.handshakes_failed);
     refused.label(0, "streams").add(server.streams_refused + api.streams_refused);
+  }
+  {
+    Family closed(sink, MetricType::Counter, "portway_api_connections_evicted_total",
+                  "Connections to the API that were closed for newcomers: idle (between two requests), "
+                  "half_open (with a request that was not complete).",
+                  {"state"});
+    closed.label(0, "idle").add(server.connections_evicted);
+    closed.label(0, "half_open").add(server.half_open_evicted);
   }
   emit(sink, MetricType::Counter, "portway_api_requests_refused_total",
        "Requests that never reached a route: not HTTP, too large or too slow.", server.requests_refused);
@@ -150,6 +191,18 @@ void emit_answers(Sink& sink, const AnswerStats& answers) {
        answers.refused);
 }
 
+void emit_bodies(Sink& sink, const AnswerStats& bodies) {
+  emit(sink, MetricType::Gauge, "portway_api_body_bytes",
+       "Memory held by bodies of requests to the API and to metrics.listen that are being sent or handled.",
+       bodies.bytes);
+  emit(sink, MetricType::Gauge, "portway_api_body_bytes_max",
+       "Limit of that memory; nobody may use more of it than is left for all others.", bodies.bytes_max);
+  emit(sink, MetricType::Counter, "portway_api_bodies_refused_total",
+       "Requests answered 503 because there was no memory left for their bodies: a client begins many large "
+       "requests and does not finish them.",
+       bodies.refused);
+}
+
 void emit_process(Sink& sink) {
   Family(sink, MetricType::Gauge, "portway_build_info", "Always 1: the running version and its compiler.",
          {"version", "compiler"})
@@ -179,10 +232,12 @@ void emit_control(Sink& sink, const ExporterSources& sources) {
   for (const NodeNumber& number : kNodeNumbers) {
     emit(sink, number.type, number.name, number.help, numbers.*number.value);
   }
+  emit_faults(sink, numbers.faults);
   emit_ports(sink, sources.ports, sources.api);
   emit_api(sink, sources.api);
   emit_api_server(sink, numbers.api_server, sources.api);
   emit_answers(sink, numbers.answers);
+  emit_bodies(sink, numbers.bodies);
   emit_handover(sink, numbers.handover);
   emit_process(sink);
 }

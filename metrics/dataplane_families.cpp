@@ -45,7 +45,9 @@ constexpr WorkerMember kWorkerMembers[] = {
      "that had just been accepted may be lost.",
      &WorkerCounters::io_losses},
     {MetricType::Counter, "portway_pipes_exhausted_total",
-     "Times that a relay had to do without a pipe, because of the bound on pipes or for lack of descriptors.",
+     "Times that a relay had to do without a pipe, because of the bound on pipes, its instance's share of "
+     "them, or "
+     "for lack of descriptors.",
      &WorkerCounters::pipes_exhausted},
     {MetricType::Counter, "portway_pipe_writes_short_total",
      "Times that a pipe took less than it had room for, because the kernel had no memory: bulk transfers are "
@@ -82,6 +84,7 @@ void emit_closes(Sink& sink, const std::vector<const WorkerCounters*>& workers) 
       sink, MetricType::Counter, "portway_connections_closed_total",
       "Ended connections, by who ended them (client, guest, node) and how: fin (both directions "
       "ended cleanly; the side sent FIN first), reset, refused, a timeout, forward_deleted, "
+      "forward_disabled, forward_expired, "
       "instance_stopped, tap_gone, device_gone, address_changed (of the guest), killed (by the API), "
       "shutdown, evicted (half-closed, when connections were short). The access log uses the same words.",
       {"side", "how"});
@@ -99,6 +102,7 @@ void emit_closes(Sink& sink, const std::vector<const WorkerCounters*>& workers) 
                   "use), forward_gone (its session has ended meanwhile), draining (the daemon is shutting "
                   "down), source_not_allowed and the other limits of a forward, instance_share, "
                   "forward_share and source_share (connections are short, and the share is used up), "
+                  "owner_connections_max (the instance's owner has owners.max_connections), "
                   "source_address (the guest cannot see the client's address, and must not see the node's "
                   "instead), client_gone (the client had already reset the connection).",
                   {"reason"});

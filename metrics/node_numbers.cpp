@@ -3,16 +3,21 @@
 namespace portway {
 
 NodeNumbers NodeNumbersOf::read_numbers() const {
-  const auto& [control, answers, log, access_log, api_server, handover] = owners_;
+  const auto& [control, answers, bodies, log_dropped, access_log, audit_log, api_servers, handover, faults,
+               refused] = owners_;
   return {.access_log_dropped = access_log ? access_log->dropped() : 0,
-          .log_lines_dropped = log != nullptr ? log->dropped() : 0,
+          .audit_log_dropped = audit_log ? audit_log->dropped() : 0,
+          .log_lines_dropped = log_dropped(),
           .forwards_failed = control.forwards_failed(),
           .instances_without_return_path = control.instances_without_return_path(),
           .guest_namespaces = control.guest_namespaces(),
           .forged_packets = control.forged_packets(),
+          .faults = faults.counts(),
           .handover = handover,
-          .api_server = api_server ? api_server->stats() : ServerStats{},
-          .answers = answers.stats()};
+          .refused_calls = refused != nullptr ? refused() : 0,
+          .api_server = api_servers(),
+          .answers = answers.stats(),
+          .bodies = bodies.stats()};
 }
 
 }  // namespace portway

@@ -1,20 +1,25 @@
 // Numbers of the node that neither the registry nor the data plane has, and where they are read.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <utility>
 
 #include "api/http/answer_budget.h"
 #include "api/http/server.h"
 #include "control/access_log.h"
+#include "control/audit_log.h"
 #include "control/control.h"
-#include "control/line_writer.h"
+#include "control/node_faults.h"
 #include "proxy/inherited.h"
 
 namespace portway {
 
 struct NodeNumbers {
   std::uint64_t access_log_dropped = 0;
+  std::uint64_t audit_log_dropped = 0;
   std::uint64_t log_lines_dropped = 0;
   // Forwards that exist but are not served.
   std::uint64_t forwards_failed = 0;
@@ -23,9 +28,13 @@ struct NodeNumbers {
   std::uint64_t guest_namespaces = 0;
   // Packets that the source guard dropped.
   std::uint64_t forged_packets = 0;
+  std::array<std::uint64_t, kFaultParts> faults = {};
   HandoverStats handover = {};
+  // System calls that a thread of this process was refused.
+  std::uint64_t refused_calls = 0;
   ServerStats api_server = {};
   AnswerStats answers = {};
+  AnswerStats bodies = {};  // of requests
 };
 
 class NodeNumbersReader {
@@ -41,12 +50,16 @@ class NodeNumbersOf final : public NodeNumbersReader {
   struct Owners {
     const Control& control;
     const AnswerBudget& answers;
-    const LineWriter* log;
+    const AnswerBudget& bodies;
+    std::function<std::uint64_t()> log_dropped;
     const std::unique_ptr<AccessLog>& access_log;  // null until it is open
-    const std::unique_ptr<Server>& api_server;     // null until it listens
+    const std::unique_ptr<AuditLog>& audit_log;    // likewise
+    std::function<ServerStats()> api_servers;      // of all together
     const HandoverStats& handover;
+    const NodeFaults& faults;
+    std::uint64_t (*refused_calls)() = nullptr;
   };
-  explicit NodeNumbersOf(const Owners& owners) : owners_(owners) {}
+  explicit NodeNumbersOf(Owners owners) : owners_(std::move(owners)) {}
 
   NodeNumbers read_numbers() const override;
 

@@ -21,11 +21,8 @@
 #include <optional>
 #include <utility>
 
+#include "base/socket.h"
 #include "network/open_beneath.h"
-
-#ifndef SO_NETNS_COOKIE
-#define SO_NETNS_COOKIE 71
-#endif
 
 namespace portway {
 namespace {
@@ -197,8 +194,7 @@ bool is_own(const struct stat& status) {
 int read_cookie(std::uint64_t& cookie) {
   const Fd socket(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   if (!socket) return -errno;
-  socklen_t size = sizeof cookie;
-  if (::getsockopt(socket.get(), SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &size) != 0) cookie = 0;
+  cookie = netns_cookie(socket.get());
   return 0;
 }
 
@@ -213,7 +209,21 @@ OpenNamespaces& open_namespaces() {
   return all;
 }
 
+int open_to_read(const std::string& path) {
+  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  return file < 0 ? -errno : file;
+}
+
+NetworkNamespace::OpenFile& opener() {
+  static auto& open_file = *new NetworkNamespace::OpenFile(open_to_read);
+  return open_file;
+}
+
 }  // namespace
+
+void NetworkNamespace::open_processes_by(OpenFile open_file) {
+  opener() = std::move(open_file);
+}
 
 InNamespace::~InNamespace() {
   if (before_ >= 0) leave(before_);
@@ -232,9 +242,10 @@ Result<NetworkNamespace::Ptr> NetworkNamespace::open(std::string_view path,
 Result<NetworkNamespace::Ptr> NetworkNamespace::open_of_process(std::int32_t pid,
                                                                 const std::function<bool()>& is_the_one) {
   const std::string what = fmt::format("The network namespace of process {}", pid);
-  Fd file(::open(fmt::format("/proc/{}/ns/net", pid).c_str(), O_RDONLY | O_CLOEXEC));
+  const int opened = opener()(fmt::format("/proc/{}/ns/net", pid));
+  Fd file(opened < 0 ? -1 : opened);
   if (!file) {
-    const int error = errno;
+    const int error = -opened;
     if (const auto failure = own_failure(what, error)) return *failure;
     if (error != EACCES && error != EPERM) {
       return invalid(

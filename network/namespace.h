@@ -73,6 +73,11 @@ class NetworkNamespace {
   /// the pid still is that of the process that was meant. Errors are those of open().
   static Result<Ptr> open_of_process(std::int32_t pid, const std::function<bool()>& is_the_one);
 
+  /// How open_of_process() opens the file of this name in /proc: a descriptor, or a negative errno. Set it
+  /// before other threads use this class, if they may not do it themselves (Landlock).
+  using OpenFile = std::function<int(const std::string& path)>;
+  static void open_processes_by(OpenFile open_file);
+
   NetworkNamespace(const NetworkNamespace&) = delete;
   NetworkNamespace& operator=(const NetworkNamespace&) = delete;
   ~NetworkNamespace();

@@ -37,6 +37,11 @@ struct SynProbeTarget {
   const NetworkNamespace* netns = nullptr;  // where the guest is; null: where the calling thread is
 };
 
+/// An address that stands for any client's: nobody has it, it is for documentation (RFC 5737, RFC 3849).
+inline IpAddress any_client(bool v6) {
+  return boost::asio::ip::make_address(v6 ? "2001:db8::1" : "192.0.2.1");
+}
+
 /// One question. Destroying it ends it: nothing more is sent.
 class SynProbe {
  public:

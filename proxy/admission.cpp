@@ -10,9 +10,10 @@ void Admission::set_limits(const TrafficLimits& limits) {
   const double rate = limits.max_new_connections_per_second;
   new_connections_ = limits_.max_new_connections_per_second == 0 ? rate : std::min(new_connections_, rate);
   limits_ = limits;
-  TrafficLimits without_rate = limits;
-  without_rate.max_bytes_per_second = 0;
-  limited_.store(without_rate != TrafficLimits{}, std::memory_order_relaxed);
+  TrafficLimits admissions = limits;  // what limits those that are connected is not asked here
+  admissions.max_bytes_per_second = 0;
+  admissions.idle_timeout = {};
+  limited_.store(admissions != TrafficLimits{}, std::memory_order_relaxed);
 }
 
 std::optional<RejectReason> Admission::ask(const IpAddress& client, Time now) {

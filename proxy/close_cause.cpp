@@ -74,6 +74,7 @@ CloseHow close_how(RejectReason reason) {
     case RejectReason::kInstanceShare:
     case RejectReason::kForwardShare:
     case RejectReason::kSourceShare:
+    case RejectReason::kOwnerConnectionsMax:
     case RejectReason::kSourceAddress:
     case RejectReason::kConnectionsMax:
     case RejectReason::kSourceNotAllowed:

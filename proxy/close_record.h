@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "proxy/close_cause.h"
 #include "proxy/connection_table.h"
@@ -28,8 +29,9 @@ struct CloseRecord {
   std::uint64_t sent_bytes = 0;      // from the guest, taken by the client's socket
   TcpSummary tcp[2] = {};            // of each side's socket, at the end
   CloseCause cause = {};
-  std::int16_t error = 0;    // the errno that ended it; 0: none
-  std::uint16_t worker = 0;  // index
+  std::optional<RejectReason> rejected = std::nullopt;  // when it was accepted
+  std::int16_t error = 0;                               // the errno that ended it; 0: none
+  std::uint16_t worker = 0;                             // index
   SourcePlan source = SourcePlan::kPlain;
 
   /// It ended before its instance got its present owner, who must not see it. Control thread.

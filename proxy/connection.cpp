@@ -50,12 +50,14 @@ void Connection::start(OpenedConnection opened) {
     opened.admitted = true;
   }
   admitted_ = opened.admitted;
+  owner_ = opened.owner;
   slot_.device = opened.device;
   backlog_place_ = std::move(opened.backlog);
   forward_ = std::move(opened.forward);
   slot_.guest = to_plain(opened.guest);
   enter_forward();
   forward_counters().connections_accepted.add();
+  for (const UsageMeterPtr& meter : forward_->meters) meter->opened(context_.worker, slot_.accepted_ns);
 
   set_state(ConnectionState::kConnecting);
   arm(kDownstream);
@@ -68,10 +70,19 @@ void Connection::start(OpenedConnection opened) {
 }
 
 void Connection::enter_forward() {
+  count_for_owner();  // it may have changed since the connection was opened
   siblings().all.push_back(*this);
   forward_->session->connections.fetch_add(1, std::memory_order_relaxed);
   context_.counters.connections_active.add();
   forward_counters().connections_active.add();
+}
+
+void Connection::count_for_owner() {
+  ServedOwner& owner = forward_->session->owner();
+  if (owner_ == &owner) return;
+  if (owner_ != nullptr) owner_->leave();
+  owner.enter();
+  owner_ = &owner;
 }
 
 void Connection::adopt(const ServedForwardPtr& forward) {
@@ -81,6 +92,7 @@ void Connection::adopt(const ServedForwardPtr& forward) {
     admitted_ = true;
   }
   enter_forward();
+  for (const UsageMeterPtr& meter : forward_->meters) meter->adopted(context_.worker);
   for (const Side side : kSides) {
     SocketState& socket = slot_.socket[side];
     // Found by trying; the poll reports what holds when it is armed, and later changes.
@@ -88,6 +100,7 @@ void Connection::adopt(const ServedForwardPtr& forward) {
     if (!socket.is_unix && !socket.read_ended) context_.perhaps_urgent.emplace_back(this, side);
     arm(side);
     context_.pipes.adopt(slot_.relay[side]);
+    count_pipe(side);
   }
   if (slot_.state == ConnectionState::kRelaying) {
     if (has_ended_side()) context_.half_closed.add(*this);
@@ -173,7 +186,7 @@ void Connection::look_for_device() {
 
 bool Connection::misses_guest() const {
   const bool waits = device_due_ != TimerWheel::kNever;
-  return !to_unix() && !waits && !forward_->guest().has(guest());
+  return !to_unix() && !waits && !forward_->guest().has_address(guest().address());
 }
 
 void Connection::advance_connecting() {
@@ -387,9 +400,15 @@ void Connection::join() {
 void Connection::release() {
   forward_->session->connections.fetch_sub(1, std::memory_order_relaxed);
   if (admitted_) forward_->admission.leave(client().address());
+  owner_->leave();
   WorkerCounters& counters = context_.counters;
   counters.connections_active.sub();
   forward_counters().connections_active.sub();
+  for (const UsageMeterPtr& meter : forward_->meters) meter->closed(context_.worker, now().count());
+  for (const Side side : kSides) {
+    discard_kept(context_.pipes, slot_.relay[side]);
+    count_pipe(side);
+  }
   counters.closed[static_cast<std::size_t>(slot_.cause.side)][static_cast<std::size_t>(slot_.cause.how)]
       .add();
   counters.connection_duration.observe_us(elapsed_us(slot_.accepted_ns, now().count()), kConnectionBoundsS);
@@ -403,7 +422,6 @@ void Connection::release() {
   const SessionNetns& place = record.forward->session->netns;
   const auto netns = time_wait ? place.get() : std::nullopt;
   for (const Side side : kSides) {
-    discard_kept(context_.pipes, slot_.relay[side]);
     // A socket that is in no slot is a client that was just accepted, for a successor, unless it has sent FIN
     // or is to be reset; one that is in a slot is its connection's.
     const bool is_reset = slot_.cause.how != CloseHow::kFin;

@@ -52,6 +52,7 @@ struct OpenedConnection {
   BacklogQueue::Place backlog{};  // it waits for room there
   bool waits_for_device = false;  // it connects once its session has one
   bool admitted = false;          // the forward's admission counts it
+  ServedOwner* owner = nullptr;   // whom it counts for; null: nobody yet
   Nanos accepted_at{0};
 };
 
@@ -63,7 +64,7 @@ class Connection;
 struct ConnectionContext {
   ConnectionContext(Io& worker_io, const ConnectionOptions& connection_options, std::uint32_t pipes_max,
                     WorkerCounters& worker_counters, CloseRecordRing& close_records, std::size_t worker_index,
-                    Token poll_token_base, RelayMemory& relay_memory)
+                    Token poll_token_base, RelayMemory& relay_memory, const FairShare* share)
       : io(worker_io),
         options(connection_options),
         counters(worker_counters),
@@ -71,7 +72,7 @@ struct ConnectionContext {
         worker(worker_index),
         token_base(poll_token_base),
         memory(relay_memory),
-        pipes(io, pipes_max, counters, memory),
+        pipes(io, pipes_max, counters, memory, share),
         upstream(io, options),
         timers(io.now()),
         half_closed(io, worker) {}
@@ -129,6 +130,10 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   void release();
   /// The forward's admission counts it from now on; false if it already did.
   bool admit() { return !std::exchange(admitted_, true); }
+  /// It counts for its session's present owner, and for no other.
+  void count_for_owner();
+  /// Its deadlines may have changed.
+  void schedule() { context_.timers.set(index_, deadline().when); }
 
   bool is_live() const {
     return slot_.state != ConnectionState::kFree && slot_.state != ConnectionState::kClosing;
@@ -203,6 +208,7 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
 
   void advance_relaying();
   void relay_from(Side from);
+  void count_pipe(Side from);
   void count_moved(Side from, std::uint64_t before);
   void on_source_ended(Side from);
   void on_sink_broken(Side from);
@@ -217,7 +223,6 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   CloseRecord make_record() const;
 
   Deadline deadline() const;
-  void schedule() { context_.timers.set(index_, deadline().when); }
   void on_deadline();
   void plan_first_look();
   void look_at_guest();
@@ -233,11 +238,13 @@ class Connection : public RunQueue::Entry, public InForward, public InHalfClosed
   Nanos guest_owes_since_ = TimerWheel::kNever;  // an acknowledgement, as far as the checks show
   Nanos device_due_ = TimerWheel::kNever;        // the session has no device: wait for one until then
   BufferFit receive_buffer_[2];
-  BacklogQueue::Place backlog_place_;  // while it waits for room
-  bool due_ = false;                   // its deadline has passed
-  bool admitted_ = false;              // the forward's admission counts it
-  bool requested_ = false;             // the vsock's port
-  bool armed_[2] = {false, false};     // the last completion of this side's poll has not come
+  BacklogQueue::Place backlog_place_;   // while it waits for room
+  bool due_ = false;                    // its deadline has passed
+  bool admitted_ = false;               // the forward's admission counts it
+  std::array<bool, 2> pipe_counted_{};  // [from]: its instance's count of pipes has the direction's
+  ServedOwner* owner_ = nullptr;        // whom it counts for; lives as long as its session
+  bool requested_ = false;              // the vsock's port
+  bool armed_[2] = {false, false};      // the last completion of this side's poll has not come
 };
 
 inline Connection& connection_of(RunQueue::Entry& part) {

@@ -51,6 +51,7 @@ Connection::Deadline Connection::deadline() const {
       consider(reset_deadline(), Why::kUnreadError);
       consider(throttled_until_, Why::kByteRate);
       consider(deadline_after(slot_.active_ns, config().idle_timeout), Why::kIdle);
+      consider(deadline_after(slot_.active_ns, forward_->idle_timeout()), Why::kIdle);
       if (has_ended_side())
         consider(deadline_after(slot_.active_ns, config().half_close_timeout), Why::kHalfClosed);
       consider(look_at_, Why::kGuestSilence);

@@ -31,6 +31,7 @@ void Connection::relay_from(Side from) {
                         .pipes = context_.pipes,
                         .counters = context_.counters,
                         .memory = context_.memory,
+                        .instance_pipes = forward_->session->pipes,
                         .budget = context_.queue.budget()};
   ByteRate& rate = forward_->rate[from];
   const std::uint64_t limit = rate.limit();
@@ -41,6 +42,7 @@ void Connection::relay_from(Side from) {
   }
   const std::uint64_t before = state.bytes;
   const RelayStatus status = relay(relaying, state, slot_.socket[from], slot_.socket[other(from)]);
+  if ((state.pipe[0] >= 0) != pipe_counted_[from]) count_pipe(from);
   if (state.bytes != before) {
     count_moved(from, before);
     if (limit != 0) rate.spend(limit, state.bytes - before, now());
@@ -61,12 +63,27 @@ void Connection::relay_from(Side from) {
   }
 }
 
+/// After a turn: a pipe that only lasted for the turn is nobody's.
+void Connection::count_pipe(Side from) {
+  const bool holds = slot_.relay[from].pipe[0] >= 0;
+  if (holds == pipe_counted_[from]) return;
+  pipe_counted_[from] = holds;
+  forward_->session->pipes.fetch_add(holds ? 1U : -1U, std::memory_order_relaxed);
+}
+
 void Connection::count_moved(Side from, std::uint64_t before) {
   const std::uint64_t bytes = slot_.relay[from].bytes;
-  ForwardCounters& counts = forward_counters();
-  (from == kDownstream ? counts.received_bytes : counts.sent_bytes).add(bytes - before);
-  context_.queue.count_moved(bytes - before);
-  slot_.active_ns = context_.turn_began.count();
+  const std::uint64_t moved = bytes - before;
+  const std::int64_t at_ns = context_.turn_began.count();
+  const std::size_t worker = context_.worker;
+  const ServedForward& forward = *forward_;
+  const bool from_client = from == kDownstream;
+  ForwardCounters& counts = forward.counters[worker];
+  (from_client ? counts.received_bytes : counts.sent_bytes).add(moved);
+  forward.meters[0]->moved(worker, from_client, moved, at_ns);
+  forward.meters[1]->moved(worker, from_client, moved, at_ns);
+  context_.queue.count_moved(moved);
+  slot_.active_ns = at_ns;
   if (receive_buffer_[from].due(bytes)) fit_receive_buffer(from);
   if (from == kDownstream && before < UpstreamOpener::kMuch && bytes >= UpstreamOpener::kMuch && !to_unix())
     context_.upstream.limit_unsent(fd(kUpstream));

@@ -4,16 +4,17 @@
 #include <cassert>
 #include <cerrno>
 #include <memory>
+#include <utility>
 
 #include <boost/uuid/uuid_hash.hpp>
 
 namespace portway {
 
 Connections::Connections(Io& io, const ConnectionOptions& options, const ArenaTable& memory,
-                         std::uint32_t pipes_max, WorkerCounters& counters, CloseRecordRing& closes,
-                         std::size_t worker, Token token_base)
+                         const FairShare* share, std::uint32_t pipes_max, WorkerCounters& counters,
+                         CloseRecordRing& closes, std::size_t worker, Token token_base)
     : table_(memory.slots),
-      context_(io, options, pipes_max, counters, closes, worker, token_base, memory.relay) {}
+      context_(io, options, pipes_max, counters, closes, worker, token_base, memory.relay, share) {}
 
 Connections::~Connections() {
   assert(table_.in_use() == 0 && "reset_all() and run until empty first");
@@ -21,7 +22,8 @@ Connections::~Connections() {
 
 // --- From accept to a slot.
 
-std::optional<OpenedConnection> Connections::open(int downstream, const ServedForwardPtr& forward) {
+std::optional<OpenedConnection> Connections::open(int downstream, const ServedForwardPtr& forward,
+                                                  int& upstream) {
   Client client;  // no address and port if they are unknown
   context_.io.take_client(downstream, client);
   const auto turn_away = [&](RejectReason reason) {
@@ -48,12 +50,21 @@ std::optional<OpenedConnection> Connections::open(int downstream, const ServedFo
                           .waits_for_device = waits,
                           .admitted = forward->admission.limited(),
                           .accepted_at = context_.io.now()};
+  ServedOwner& owner = forward->session->owner();
+  if (!owner.try_enter()) return turn_away(RejectReason::kOwnerConnectionsMax);
+  opened.owner = &owner;
   if (opened.admitted) {
-    if (const auto refused = forward->admission.ask(client.endpoint.address(), opened.accepted_at))
+    if (const auto refused = forward->admission.ask(client.endpoint.address(), opened.accepted_at)) {
+      owner.leave();
       return turn_away(*refused);
+    }
   }
   if (!forward->route.socket) opened.device = device;
   if (waits) return opened;
+  if (upstream >= 0 && opened.source == SourcePlan::kTransparent) {
+    opened.upstream = std::exchange(upstream, -1);
+    return opened;
+  }
   const UpstreamOpener::Target target{
       .forward = *forward, .device = device, .client = client.endpoint, .guest = guest, .dscp = opened.dscp};
   opened.error = context_.upstream.open(target, opened.source, opened.upstream);
@@ -129,11 +140,13 @@ bool Connections::refuses(ServedForward& forward, int downstream) {
       !first_plan(forward, client, forward.guest().of(client.address()))) {
     return true;
   }
+  if (forward.session->owner().is_full()) return true;
   return forward.admission.limited() && forward.admission.refuses(client.address(), context_.io.now());
 }
 
 void Connections::reject(const OpenedConnection& opened, RejectReason reason) {
   if (opened.admitted) opened.forward->admission.leave(opened.client.address());
+  if (opened.owner != nullptr) opened.owner->leave();
   if (opened.upstream >= 0) context_.io.close_with_reset(opened.upstream);
   reject(opened.downstream, opened.forward, reason, opened.client);
 }
@@ -153,6 +166,7 @@ void Connections::reject(int downstream, const ServedForwardPtr& forward, Reject
   record.guest = forward->guest().of(client.address());
   record.accepted_at = record.ended_at = context_.io.now();
   record.cause.how = close_how(reason);
+  record.rejected = reason;
   context_.push(std::move(record));
   context_.io.close_with_reset(downstream);
 }
@@ -311,9 +325,12 @@ void Connections::for_each_live(const ServedForward& forward, Visit visit) {
   }
 }
 
-void Connections::count_for_limits(ServedForward& forward) {
+void Connections::limits_changed(ServedForward& forward) {
+  const bool limited = forward.admission.limited();
   for_each_live(forward, [&](Connection& connection) {
-    if (connection.admit()) forward.admission.enter(connection.client().address());
+    if (limited && connection.admit()) forward.admission.enter(connection.client().address());
+    connection.count_for_owner();
+    connection.schedule();  // its idle timeout may be another one
   });
 }
 

@@ -25,15 +25,18 @@ class Connections {
  public:
   /// `worker` is this worker's index into the forwards' counters; `token_base` is or'ed into the tokens of
   /// its polls; `closes` gets a record of each ended connection.
-  Connections(Io& io, const ConnectionOptions& options, const ArenaTable& memory, std::uint32_t pipes_max,
-              WorkerCounters& counters, CloseRecordRing& closes, std::size_t worker, Token token_base);
+  Connections(Io& io, const ConnectionOptions& options, const ArenaTable& memory, const FairShare* share,
+              std::uint32_t pipes_max, WorkerCounters& counters, CloseRecordRing& closes, std::size_t worker,
+              Token token_base);
   ~Connections();
   Connections(const Connections&) = delete;
   Connections& operator=(const Connections&) = delete;
 
   /// Opens the connection to the guest for an accepted socket, and takes ownership of the socket. Guests
-  /// see connections in the order of these calls. nullopt: the client was rejected, with a reset.
-  std::optional<OpenedConnection> open(int downstream, const ServedForwardPtr& forward);
+  /// see connections in the order of these calls. `upstream` may be a connection to the guest that a
+  /// predecessor has made for this client, else -1; it is -1 afterwards if it has been used. nullopt: the
+  /// client was rejected, with a reset.
+  std::optional<OpenedConnection> open(int downstream, const ServedForwardPtr& forward, int& upstream);
   /// Takes an opened connection, possibly from another worker. Resets both sides if every slot is in use,
   /// or if the forward has ended meanwhile.
   void start(OpenedConnection opened);
@@ -68,7 +71,7 @@ class Connections {
   Nanos until_next_deadline() const;
 
   /// Counts connections that were made while the forward had no limits.
-  void count_for_limits(ServedForward& forward);
+  void limits_changed(ServedForward& forward);
   /// The forward's phase has advanced: applies it to the connections, in this turn and the next ones.
   void close_forward(const ServedForwardPtr& forward);
   /// Its guest() has changed: resets the connections that miss it, in this turn and the next ones.

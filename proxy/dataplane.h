@@ -16,6 +16,7 @@
 #include "proxy/kept_forward.h"
 #include "proxy/live_connection.h"
 #include "proxy/stats.h"
+#include "proxy/usage_meter.h"
 
 namespace portway {
 
@@ -75,20 +76,28 @@ struct GuestEndpoints {
   /// Where this client's connection goes.
   const Endpoint& of(const IpAddress& client) const { return goes_v6(client) ? *endpoint_v6 : endpoint; }
   bool has(const Endpoint& each) const { return each == endpoint || each == endpoint_v6; }
+  bool has_address(const IpAddress& address) const {
+    return address == endpoint.address() || (endpoint_v6 && address == endpoint_v6->address());
+  }
 };
 
 /// Where a forward's connections go.
 struct ForwardRoute {
   ForwardId id{};
   Uuid session_id{};                      // one run of the instance's virtual machine
-  GuestEndpoints guest;                   // until set_guest()
+  GuestEndpoints guest;                   // until set_guest() or set_guest_port()
   int device = kAnyDevice;                // interface index of the guest's tap, kAnyDevice or kNoDevice
   NetworkNamespace::Ptr netns = nullptr;  // where connections to the guest are made; null: the node's own
   std::uint32_t space = 0;                // Way::space; 0: in the node's own
   std::string instance_id = {};           // for records
-  TrafficLimits limits = {};
+  std::string owner = {};                 // whose quota the session's connections count for
+  TrafficLimits limits = {};              // the forward's own
+  TrafficLimits profile_limits = {};      // the session's, until set_profile_limits(): the stricter ones hold
   ForwardSource source = {};
   std::optional<SocketTarget> socket = std::nullopt;  // where they go instead of to the guest's addresses
+  // Of meters(); null: nobody reads it.
+  UsageMeterPtr meter = nullptr;           // the forward's
+  UsageMeterPtr instance_meter = nullptr;  // shared by all forwards that the instance has had
 };
 
 /// What happens to the established connections of a forward that is closed.
@@ -135,10 +144,15 @@ class Dataplane {
   /// for one whose guest is in a network namespace of its own: others are forgotten at once.
   virtual bool session_ended(const Uuid& session_id) = 0;
 
-  /// The session, with its open forwards and their connections, has a new owner from now on. Resets the
+  /// The session, with its open forwards and their connections, has this owner from now on, for whom they
+  /// count. Resets the
   /// connections of forwards closed earlier, which the new owner could neither see nor end. Unknown ids
   /// are ignored.
-  virtual void change_owner(const Uuid& session_id) = 0;
+  virtual void change_owner(const Uuid& session_id, const std::string& owner) = 0;
+
+  /// How many connections each owner may have at a time, over all of its sessions; 0: no limit. Those that
+  /// are there stay, and count.
+  virtual void set_owner_connections_max(std::uint32_t connections) = 0;
 
   /// The device of the session's future connections, and its ForwardRoute::space. Connections that are bound
   /// to another device are reset, also those of forwards closed earlier. Unknown ids are ignored.
@@ -149,6 +163,10 @@ class Dataplane {
   /// those of forwards closed earlier; refusals are lifted. Unknown ids are ignored.
   virtual void set_guest(const Uuid& session_id, const IpAddress& address,
                          const std::optional<IpAddress>& address_v6) = 0;
+
+  /// The future connections of an open forward go to this port of the guest. Those that are there stay, as
+  /// under kernel DNAT when a rule is replaced; refusals are lifted. Unknown ids are ignored.
+  virtual void set_guest_port(const ForwardId& id, std::uint16_t port) = 0;
 
   /// The forward was closed, or never opened, and its last connection has ended.
   virtual bool ended(const ForwardId& id) = 0;
@@ -161,8 +179,12 @@ class Dataplane {
   /// such connection. Errors as above; the connections end nevertheless.
   virtual Result<std::size_t> end_connections(const ForwardId& id, ConnectionId connection) = 0;
 
-  /// Changes the limits of an open forward; unknown ids are ignored. Existing connections stay.
+  /// Changes an open forward's own limits; unknown ids are ignored. Existing connections stay.
   virtual void set_limits(const ForwardId& id, const TrafficLimits& limits) = 0;
+
+  /// Changes the limits that hold for each forward of the session beside its own, also for the connections of
+  /// forwards closed earlier. Existing connections stay, and count. Unknown ids are ignored.
+  virtual void set_profile_limits(const Uuid& session_id, const TrafficLimits& limits) = 0;
 
   /// Changes the source address of future connections of an open forward; unknown ids are ignored.
   virtual void set_source(const ForwardId& id, ForwardSource source) = 0;
@@ -175,6 +197,8 @@ class Dataplane {
   virtual std::optional<ForwardStats> forward_stats(const ForwardId& id) const = 0;
   virtual std::vector<ForwardStats> forward_stats() const = 0;
   virtual NodeStats node_stats() const = 0;
+  /// Makes the meters of forwards and instances.
+  virtual UsageMeters& meters() = 0;
 };
 
 }  // namespace portway

@@ -15,6 +15,9 @@
 // most. If connections run short, half-closed ones also time out earlier: after conntrack's timeout once
 // half of the node's connections are in use.
 //
+// The pipes of a worker are shared in the same way among instances: a relay whose instance is over its share
+// copies its bytes, which needs no pipe.
+//
 // Shared by the workers and the control thread. Relaxed atomics: a few connections more or less do not
 // matter.
 #pragma once
@@ -69,6 +72,15 @@ class FairShare {
   /// The connections that an instance can always get, whatever the others have.
   std::uint64_t kept_for_instance() const {
     return kept(capacity(), sessions_.load(std::memory_order_relaxed));
+  }
+
+  /// How many of a worker's `pipes_max` pipes are there for whoever comes first.
+  std::uint32_t pipes_for_all(std::uint32_t pipes_max) const {
+    return static_cast<std::uint32_t>(part(pipes_max));
+  }
+  /// How many an instance can always get beyond those.
+  std::uint64_t pipes_kept_for_instance(std::uint32_t pipes_max) const {
+    return kept(pipes_max, sessions_.load(std::memory_order_relaxed));
   }
 
   /// Whether one more may be admitted in place of another, which keeps its slot until it is closed.

@@ -12,9 +12,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <ctime>
 #include <iterator>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -43,16 +45,45 @@ void close_pipe(RelayState& state) {
   state.in_spare = false;
 }
 
-bool is_connected(int fd) {
-  sockaddr_storage peer{};
-  socklen_t size = sizeof peer;
-  return ::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &size) == 0;
+/// As the other side of the node knows it: no zone, and IPv4 as IPv4.
+Endpoint folded(const Endpoint& endpoint) {
+  return {portway::folded(endpoint.address()), endpoint.port()};
+}
+
+/// The interface that its packets must use; 0: any.
+int bound_device(int fd) {
+  int index = 0;
+  socklen_t size = sizeof index;
+  return ::getsockopt(fd, SOL_SOCKET, SO_BINDTOIFINDEX, &index, &size) == 0 ? index : 0;
 }
 
 int tcp_state(int fd) {
   tcp_info info{};
   socklen_t size = sizeof info;
   return ::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 ? info.tcpi_state : -1;
+}
+
+/// Whether the guest has accepted a connection, which the worker had not seen. Then it only has to be
+/// relayed, unless the node itself was to send something first.
+bool was_just_connected(const ConnectionSlot& slot, int upstream) {
+  if (slot.socket[kUpstream].is_unix || slot.source == SourcePlan::kProxyV2) return false;
+  const int state = tcp_state(upstream);
+  return state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT;
+}
+
+/// A connection to a guest, perhaps still being made. close(2) would not end it while the predecessor's
+/// keeper has it too, and it would keep the client's port from the next one.
+void abandon(int fd) {
+  if (fd < 0) return;
+  const sockaddr none{.sa_family = AF_UNSPEC, .sa_data = {}};
+  (void)::connect(fd, &none, sizeof none);
+  close_with_reset(fd);
+}
+
+bool is_connected_unix(int fd) {
+  sockaddr_un peer{};
+  socklen_t size = sizeof peer;
+  return ::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &size) == 0;
 }
 
 /// Its connection had ended, and it was about to be closed: what it has taken is still to be delivered.
@@ -236,6 +267,7 @@ Result<std::unique_ptr<Inherited>> Inherited::read(Fd memory, std::vector<Fd> de
   std::ranges::copy_if(arena.kept_forwards(), std::back_inserter(inherited->kept_),
                        [](const KeptForward& each) { return !each.id.is_nil(); });
   for (std::size_t i = 0; i < arena.tables(); ++i) inherited->read(arena.table(i));
+  inherited->usage_ = UsageMeters::read(arena.meters(), arena.tables(), arena.header().meters_used);
   inherited->sort_rest();
   return inherited;
 }
@@ -243,6 +275,7 @@ Result<std::unique_ptr<Inherited>> Inherited::read(Fd memory, std::vector<Fd> de
 Inherited::~Inherited() {
   // A clean end would look like a service with nothing to send.
   for (auto& [local, fd] : clients_) close_with_reset(fd.release());
+  for (auto& [local, fd] : upstreams_) abandon(fd.release());
   // At once, and not when the predecessor's keeper has closed it too.
   for (auto& [local, fd] : listeners_) ::shutdown(fd.get(), SHUT_RDWR);
 }
@@ -277,9 +310,14 @@ void Inherited::read(const ArenaTable& table) {
     if (table.slots[index].state == ConnectionState::kFree) continue;
     ConnectionSlot slot = table.slots[index];
     if (slot.state == ConnectionState::kConnecting) {
-      // It is connected again from the beginning: its client waits like one that was just accepted.
-      close_with_reset(take(slot.socket[kUpstream].fd));
-      continue;
+      if (!was_just_connected(slot, at(slot.socket[kUpstream].fd))) {
+        // It is connected again from the beginning: its client waits like one that was just accepted.
+        abandon(take(slot.socket[kUpstream].fd));
+        continue;
+      }
+      slot.state = ConnectionState::kRelaying;
+      slot.connected_ns = slot.active_ns =
+          std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
     }
     ++found_;
     const bool complete = take_descriptors(slot);
@@ -305,9 +343,13 @@ void Inherited::read(const ArenaTable& table) {
   std::ranges::sort(connections, {}, &ConnectionSlot::serial);
 }
 
-int Inherited::take(int number) {
+int Inherited::at(int number) const {
   const auto place = static_cast<std::size_t>(number);
-  return number >= 0 && place < descriptors_.size() ? descriptors_[place].release() : -1;
+  return number >= 0 && place < descriptors_.size() ? descriptors_[place].get() : -1;
+}
+
+int Inherited::take(int number) {
+  return at(number) < 0 ? -1 : descriptors_[static_cast<std::size_t>(number)].release();
 }
 
 /// From now on the slot has this process's numbers, and owns them. False if one is missing.
@@ -346,27 +388,39 @@ void Inherited::reset(const ConnectionSlot& slot, Lost reason) {
 }
 
 void Inherited::sort_rest() {
+  std::vector<std::pair<Endpoint, Fd*>> connected;  // by their local ends
+  std::set<Endpoint> clients;
   for (Fd& fd : descriptors_) {
     if (!fd) continue;
     if (const auto local = local_endpoint(fd.get())) {
+      const auto remote = remote_endpoint(fd.get());
       if (has_sent_fin(fd.get())) {
         close_after_fin(fd.release());
-      } else if (is_connected(fd.get()) && is_reset_at_end(fd.get())) {
-        close_with_reset(fd.release());
-      } else if (is_connected(fd.get())) {
-        clients_.emplace(*local, std::move(fd));
+      } else if (remote) {
+        connected.emplace_back(*local, &fd);
+        if (!is_reset_at_end(fd.get())) clients.insert(folded(*remote));
       } else if (was_never_connected(fd.get())) {
         listeners_.emplace(*local, std::move(fd));
       }
-    } else if (std::string path = path_of(fd.get()); !path.empty() && !is_connected(fd.get())) {
+    } else if (std::string path = path_of(fd.get()); !path.empty() && !is_connected_unix(fd.get())) {
       unix_listeners_.emplace(std::move(path), std::move(fd));
+    }
+  }
+  for (const auto& [local, fd] : connected) {
+    if (clients.contains(folded(local))) {
+      upstreams_.emplace(folded(local), std::move(*fd));
+    } else if (is_reset_at_end(fd->get())) {
+      close_with_reset(fd->release());
+    } else {
+      clients_.emplace(local, std::move(*fd));
     }
   }
   std::erase_if(descriptors_, [](const Fd& each) { return !each; });
 }
 
 std::size_t Inherited::left_over() const {
-  return descriptors_.size() + listeners_.size() + unix_listeners_.size() + clients_.size();
+  return descriptors_.size() + listeners_.size() + unix_listeners_.size() + clients_.size() +
+         upstreams_.size();
 }
 
 Fd Inherited::take_listener(const Endpoint& endpoint) {
@@ -385,6 +439,17 @@ std::vector<NotedRefusal> Inherited::take_refusals(const ForwardId& forward) {
                        [&](const NotedRefusal& each) { return each.forward == forward; });
   std::erase_if(refusals_, [&](const NotedRefusal& each) { return each.forward == forward; });
   return taken;
+}
+
+Fd Inherited::take_upstream(const Endpoint& client, const Endpoint& guest, int device, std::uint64_t netns) {
+  const auto [begin, end] = upstreams_.equal_range(folded(client));
+  const auto found = std::find_if(begin, end, [&](const auto& each) {
+    const int fd = each.second.get();
+    const auto remote = remote_endpoint(fd);
+    return remote && folded(*remote) == folded(guest) && bound_device(fd) == std::max(device, 0) &&
+           netns_cookie(fd) == netns;
+  });
+  return found == end ? Fd() : std::move(upstreams_.extract(found).mapped());
 }
 
 std::vector<Fd> Inherited::take_clients(const Endpoint& listener) {

@@ -65,8 +65,14 @@ class Inherited {
   Fd take_listener(const std::string& path);
   /// Clients of a forward that are refused.
   std::vector<NotedRefusal> take_refusals(const ForwardId& forward);
+  /// What it has carried. Once.
+  InheritedUsage take_usage() { return std::move(usage_); }
   /// Clients that were accepted there and wait for their connection to the guest.
   std::vector<Fd> take_clients(const Endpoint& listener);
+  /// The connection to the guest that such a client already has, with its own address and port: by the
+  /// `device` (kAnyDevice: any), in the network namespace with this cookie. Its handshake may still be under
+  /// way. None: not valid.
+  Fd take_upstream(const Endpoint& client, const Endpoint& guest, int device, std::uint64_t netns);
 
   /// ArenaHeader::crashes_ns of this process's memory, with the predecessor's end if a worker of it crashed.
   const std::array<std::int64_t, 4>& crashes() const { return crashes_; }
@@ -85,6 +91,7 @@ class Inherited {
   bool is_poison(const ArenaTable& table, std::uint32_t index) const;
   void read(const ArenaTable& table);
   bool take_descriptors(ConnectionSlot& slot);
+  int at(int number) const;
   int take(int number);
   void close(ConnectionSlot& slot);
 
@@ -93,10 +100,12 @@ class Inherited {
   std::vector<Fd> descriptors_;  // by number; those that no slot, nor one of the following, has
   std::map<Endpoint, Fd> listeners_;
   std::map<std::string, Fd> unix_listeners_;
-  std::multimap<Endpoint, Fd> clients_;  // by their local ends: also sockets that are connected to guests
+  std::multimap<Endpoint, Fd> clients_;    // by their local ends: also sockets that are connected to guests
+  std::multimap<Endpoint, Fd> upstreams_;  // connected to guests from the ends of clients_, by those
   std::vector<std::vector<ConnectionSlot>> connections_;
   std::vector<KeptForward> kept_;
   std::vector<NotedRefusal> refusals_;
+  InheritedUsage usage_;
   std::array<std::int64_t, 4> crashes_{};
   std::size_t crashes_lately_ = 0;
   std::size_t found_ = 0;

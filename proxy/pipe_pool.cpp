@@ -5,6 +5,8 @@
 #include <cassert>
 #include <utility>
 
+#include "proxy/fair_share.h"
+
 namespace portway {
 namespace {
 
@@ -12,6 +14,16 @@ namespace {
 constexpr Nanos kKeepPause = std::chrono::seconds(1);
 
 }  // namespace
+
+PipePool::PipePool(Io& io, std::uint32_t pipes_max, WorkerCounters& counters, RelayMemory& memory,
+                   const FairShare* share)
+    : io_(io),
+      pipes_max_(pipes_max),
+      for_all_(share != nullptr ? share->pipes_for_all(pipes_max) : pipes_max),
+      share_(share),
+      is_short_(share != nullptr && for_all_ == 0),
+      counters_(counters),
+      memory_(memory) {}
 
 PipePool::~PipePool() {
   for (const Pipe& pipe : idle_) close(pipe);
@@ -33,11 +45,22 @@ bool PipePool::reserve() {
   return true;
 }
 
+bool PipePool::keeps_one_for(const std::atomic<std::uint32_t>& of_instance) {
+  if (of_instance.load(std::memory_order_relaxed) < share_->pipes_kept_for_instance(pipes_max_)) return true;
+  counters_.pipes_exhausted.add();
+  return false;
+}
+
+void PipePool::count_in_use(bool more) {
+  more ? counters_.pipes_in_use.add() : counters_.pipes_in_use.sub();
+  is_short_ = share_ != nullptr && counters_.pipes_in_use.get() >= for_all_;
+}
+
 std::optional<Pipe> PipePool::take() {
   if (!reserve()) return std::nullopt;
   const Pipe pipe = idle_.back();
   idle_.pop_back();
-  counters_.pipes_in_use.add();
+  count_in_use(true);
   return pipe;
 }
 
@@ -55,11 +78,11 @@ void PipePool::adopt(const RelayState& relay) {
   if (relay.pipe[0] < 0) return;
   ++open_;
   counters_.pipes_open.add();
-  counters_.pipes_in_use.add();
+  count_in_use(true);
 }
 
 void PipePool::give_back(const Pipe& pipe, bool drained) {
-  counters_.pipes_in_use.sub();
+  count_in_use(false);
   if (drained && idle_.size() < kIdleMax) {
     idle_.push_back(pipe);
   } else {

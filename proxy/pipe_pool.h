@@ -5,9 +5,13 @@
 // buffer. Until the buffer has been emptied, into the sink or into a pipe, relays read nothing that they
 // might have to keep.
 //
+// Clients that read nothing hold the pipes of their relays for as long as they like. So a part of the pool is
+// kept for instances that hold few (proxy/fair_share.h); the relays of the others copy.
+//
 // Belongs to one worker's thread.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -21,6 +25,8 @@
 
 namespace portway {
 
+class FairShare;
+
 struct Pipe {
   std::int32_t read_end;
   std::int32_t write_end;
@@ -32,12 +38,18 @@ class PipePool {
   /// 256 KiB: 64 KiB costs 18 % of the bulk throughput, 1 MiB adds nothing (measured on Linux 6.18).
   static constexpr std::uint32_t kPipeSize = 256 * 1024;
 
-  PipePool(Io& io, std::uint32_t pipes_max, WorkerCounters& counters, RelayMemory& memory)
-      : io_(io), pipes_max_(pipes_max), counters_(counters), memory_(memory) {}
+  /// Without a `share`, pipes go to whoever comes first.
+  PipePool(Io& io, std::uint32_t pipes_max, WorkerCounters& counters, RelayMemory& memory,
+           const FairShare* share = nullptr);
   ~PipePool();
   PipePool(const PipePool&) = delete;
   PipePool& operator=(const PipePool&) = delete;
 
+  /// Whether a relay may have a pipe whose instance holds `of_instance` between its relays' turns. False is
+  /// counted as a pipe that was wanted in vain.
+  bool is_open_to(const std::atomic<std::uint32_t>& of_instance) {
+    return !is_short_ || keeps_one_for(of_instance);
+  }
   /// Makes sure that the next take() succeeds. False, and counted, if the bound or the system refuses
   /// another pipe.
   bool reserve();
@@ -64,11 +76,16 @@ class PipePool {
  private:
   static constexpr std::size_t kIdleMax = 256;
 
+  bool keeps_one_for(const std::atomic<std::uint32_t>& of_instance);
+  void count_in_use(bool more);
   void close(const Pipe& pipe);
   void move_spare_to_pipe();
 
   Io& io_;
   const std::uint32_t pipes_max_;
+  const std::uint32_t for_all_;  // beyond these in use, the rest is kept for instances that have few
+  const FairShare* const share_;
+  bool is_short_ = false;  // those for all are in use
   WorkerCounters& counters_;
   std::vector<Pipe> idle_;
   std::uint32_t open_ = 0;

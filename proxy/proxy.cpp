@@ -33,18 +33,21 @@ Result<std::vector<std::unique_ptr<Io>>> make_ios(Result<std::unique_ptr<Io>> (*
 
 /// A worker answers between two of its turns, which are milliseconds even under the heaviest load.
 constexpr std::chrono::milliseconds kAnswerTimeout{250};
+/// While a successor takes over, which is worth more than what the other workers' clients wait meanwhile:
+/// where the machine's cores are overloaded, a worker's thread may not run for longer than kAnswerTimeout.
+constexpr std::chrono::seconds kTakeOverTimeout{5};
 
 /// Posts make_message(promise) to every worker and waits for the answers.
 template <class Answer, class MakeMessage>
-Result<std::vector<Answer>> ask(const std::vector<std::unique_ptr<Worker>>& workers,
-                                MakeMessage make_message) {
+Result<std::vector<Answer>> ask(const std::vector<std::unique_ptr<Worker>>& workers, MakeMessage make_message,
+                                std::chrono::milliseconds timeout = kAnswerTimeout) {
   std::vector<std::future<Answer>> pending;
   for (const auto& worker : workers) {
     std::promise<Answer> answer;
     pending.push_back(answer.get_future());
     worker->post(make_message(std::move(answer)));
   }
-  const auto deadline = std::chrono::steady_clock::now() + kAnswerTimeout;
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
   std::vector<Answer> answers;
   for (auto& each : pending) {
     if (each.wait_until(deadline) != std::future_status::ready) {
@@ -64,6 +67,16 @@ bool listens(int listener) {
 }
 
 }  // namespace
+
+bool ServedForward::set_limits(const TrafficLimits& limits) {
+  own_limits_ = limits;
+  const TrafficLimits in_effect = stricter(limits, session->profile_limits);
+  admission.set_limits(in_effect);
+  for (ByteRate& each : rate) each.set_limit(in_effect.max_bytes_per_second);
+  const std::int64_t idle_ns = std::chrono::nanoseconds(in_effect.idle_timeout).count();
+  const bool other_deadlines = idle_timeout_ns_.exchange(idle_ns, std::memory_order_relaxed) != idle_ns;
+  return other_deadlines || admission.limited();
+}
 
 ForwardStats ServedForward::stats() const {
   ForwardStats stats{.id = route.id};
@@ -124,7 +137,9 @@ Proxy::Proxy(const ProxyOptions& options, std::string backend, std::string backe
     : options_(options),
       backend_(std::move(backend)),
       backend_reason_(std::move(backend_reason)),
-      arena_(config().connections_max, ios.size()),
+      arena_(config().connections_max, ios.size(), kMetersMax),
+      meters_(arena_.meters(), ios.size(), &arena_.header().meters_used,
+              options.inherited != nullptr ? options.inherited->take_usage() : InheritedUsage()),
       share_(config().connections_max, config().instance_share_percent) {
   const std::size_t count = ios.size();
   for (std::size_t i = 0; i < count; ++i) {
@@ -139,7 +154,10 @@ Proxy::Proxy(const ProxyOptions& options, std::string backend, std::string backe
   const BlockedSignals blocked;
   for (const auto& worker : workers_) worker->set_peers(workers_);
   for (std::size_t i = 0; i < count; ++i) {
-    threads_.emplace_back([worker = workers_[i].get()] { worker->run(); });
+    threads_.emplace_back([worker = workers_[i].get(), prepare = options_.prepare_worker] {
+      if (prepare) prepare();
+      worker->run();
+    });
     ::pthread_setname_np(threads_.back().native_handle(), fmt::format("worker-{}", i).c_str());
   }
 }
@@ -178,8 +196,10 @@ void Proxy::adopt(const ServedForwardPtr& forward) {
   for (const int listener : forward->listeners) {
     const auto local = local_endpoint(listener);
     if (!local) continue;
-    for (Fd& client : options_.inherited->take_clients(*local))
-      listening.post(Worker::TakeClient{forward, client.release()});
+    for (Fd& client : options_.inherited->take_clients(*local)) {
+      Fd upstream = inherited_upstream(*forward, client.get());
+      listening.post(Worker::TakeClient{forward, client.release(), upstream.release()});
+    }
     if (listens(listener)) continue;
     listening.post(Worker::Refused{.refusal = {.forward = forward,
                                                .client = {},
@@ -199,10 +219,25 @@ void Proxy::adopt(const ServedForwardPtr& forward) {
   }
 }
 
+/// What the predecessor had connected for the client, and not yet given a slot.
+Fd Proxy::inherited_upstream(const ServedForward& forward, int client) {
+  const auto remote = remote_endpoint(client);
+  const auto netns = forward.session->netns.get();
+  if (!remote || forward.route.socket || !netns) return {};
+  return options_.inherited->take_upstream(*remote, forward.guest().of(remote->address()),
+                                           forward.session->device.load(),
+                                           *netns ? (*netns)->identity().cookie : netns_cookie(client));
+}
+
 Result<void> Proxy::pause() {
   resumed_ = {};
   const std::shared_future<void> resumed = resumed_.get_future().share();
-  auto answers = ask<bool>(workers_, [&](auto answer) { return Worker::Pause{std::move(answer), resumed}; });
+  auto answers = ask<bool>(
+      workers_,
+      [&](auto answer) {
+        return Worker::Pause{std::move(answer), resumed};
+      },
+      kTakeOverTimeout);
   if (answers) return {};
   resume();
   return answers.error();
@@ -212,11 +247,20 @@ void Proxy::resume() {
   resumed_.set_value();
 }
 
+std::vector<std::size_t> Proxy::silent_workers() {
+  std::vector<std::size_t> silent;
+  for (std::size_t i = 0; i < workers_.size(); ++i) {
+    if (!workers_[i]->ping()) silent.push_back(i);
+  }
+  return silent;
+}
+
 std::size_t Proxy::end_adoption() {
   if (options_.inherited == nullptr) return 0;
   options_.inherited = nullptr;
-  auto answers =
-      ask<std::size_t>(workers_, [](auto answer) { return Worker::EndAdoption{std::move(answer)}; });
+  meters_.forget_inherited();
+  auto answers = ask<std::size_t>(
+      workers_, [](auto answer) { return Worker::EndAdoption{std::move(answer)}; }, kTakeOverTimeout);
   if (!answers) return placed_;
   return placed_ - std::accumulate(answers->begin(), answers->end(), std::size_t{0});
 }
@@ -263,8 +307,10 @@ void Proxy::open(ForwardRoute route, BoundPort port) {
   // Not kept with the route, which lives as long as the forward's records.
   NetworkNamespace::Ptr netns = std::move(route.netns);
   if (!session.served) {
-    session.served = std::make_shared<ServedSession>(route.session_id, route.device, std::move(netns));
+    session.served = std::make_shared<ServedSession>(route.session_id, route.device, std::move(netns),
+                                                     owner_of(route.owner));
     session.served->space.store(route.space);
+    session.served->profile_limits = route.profile_limits;
   }
   const std::size_t worker = next_worker_++ % workers_.size();
   auto backlog = route.socket ? backlog_of(*route.socket, worker) : nullptr;
@@ -318,8 +364,8 @@ void Proxy::note_kept(const ServedForward& forward, ForwardPhase phase, CloseHow
   if (entry == all.end()) return;
   *entry = {.id = forward.route.id,
             .session_id = forward.route.session_id,
-            .max_bytes_per_second = forward.rate[kDownstream].limit(),
-            .guest_port = forward.route.guest.endpoint.port(),
+            .max_bytes_per_second = forward.own_limits().max_bytes_per_second,
+            .guest_port = forward.guest().endpoint.port(),
             .draining = phase == ForwardPhase::kDraining,
             .why = why};
 }
@@ -344,13 +390,36 @@ bool Proxy::session_ended(const Uuid& session_id) {
   return true;
 }
 
-void Proxy::change_owner(const Uuid& session_id) {
+void Proxy::change_owner(const Uuid& session_id, const std::string& owner) {
   const auto session = sessions_.find(session_id);
   if (session == sessions_.end()) return;
+  session->second.served->set_owner(owner_of(owner));
   session->second.served->owned_since = std::chrono::steady_clock::now().time_since_epoch();
   for (const ServedForwardPtr& forward : session->second.forwards) {
     if (!forwards_.contains(forward->route.id))
       close(forward, ForwardPhase::kEnded, CloseHow::kForwardDeleted);
+    limits_changed(forward);
+  }
+}
+
+ServedOwnerPtr Proxy::owner_of(const std::string& name) {
+  if (owners_.size() >= owners_max_) {
+    std::erase_if(owners_, [](const auto& entry) { return entry.second.expired(); });
+    owners_max_ = std::max<std::size_t>(64, 2 * owners_.size());
+  }
+  std::weak_ptr<ServedOwner>& known = owners_[name];
+  auto owner = known.lock();
+  if (!owner) {
+    known = owner = std::make_shared<ServedOwner>();
+    owner->set_max(owner_connections_max_);
+  }
+  return owner;
+}
+
+void Proxy::set_owner_connections_max(std::uint32_t connections) {
+  owner_connections_max_ = connections;
+  for (const auto& [name, known] : owners_) {
+    if (const auto owner = known.lock()) owner->set_max(connections);
   }
 }
 
@@ -370,12 +439,25 @@ void Proxy::set_guest(const Uuid& session_id, const IpAddress& address,
   const auto session = sessions_.find(session_id);
   if (session == sessions_.end()) return;
   for (const ServedForwardPtr& forward : session->second.forwards) {
-    const std::uint16_t port = forward->route.guest.endpoint.port();
+    const std::uint16_t port = forward->guest().endpoint.port();
     GuestEndpoints guest{.endpoint = {address, port}};
     if (address_v6) guest.endpoint_v6.emplace(*address_v6, port);
-    const auto before = forward->replace_guest(guest);
-    for (const auto& worker : workers_) worker->post(Worker::GuestChanged{forward, before});
+    replace_guest(forward, guest);
   }
+}
+
+void Proxy::set_guest_port(const ForwardId& id, std::uint16_t port) {
+  const auto forward = forwards_.find(id);
+  if (forward == forwards_.end()) return;
+  GuestEndpoints guest = forward->second->guest();
+  guest.endpoint.port(port);
+  if (guest.endpoint_v6) guest.endpoint_v6->port(port);
+  replace_guest(forward->second, guest);
+}
+
+void Proxy::replace_guest(const ServedForwardPtr& forward, const GuestEndpoints& guest) {
+  const auto before = forward->replace_guest(guest);
+  for (const auto& worker : workers_) worker->post(Worker::GuestChanged{forward, before});
 }
 
 /// Forwards to one socket share it; its clients belong to the worker of the first one.
@@ -447,7 +529,7 @@ void Proxy::take_waiting(const ServedForwardPtr& forward, int listener) {
   for (int i = 0; i < kListenBacklog; ++i) {
     const int client = ::accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (client < 0) return;
-    workers_[forward->listening_worker]->post(Worker::TakeClient{forward, client});
+    workers_[forward->listening_worker]->post(Worker::TakeClient{.forward = forward, .downstream = client});
   }
 }
 
@@ -466,10 +548,20 @@ void Proxy::count_listeners(ServedSession& session, bool open, std::size_t liste
 void Proxy::set_limits(const ForwardId& id, const TrafficLimits& limits) {
   const auto found = forwards_.find(id);
   if (found == forwards_.end()) return;
-  const ServedForwardPtr& forward = found->second;
-  forward->set_limits(limits);
-  if (!forward->admission.limited()) return;
-  for (const auto& worker : workers_) worker->post(Worker::CountConnections{forward});
+  if (found->second->set_limits(limits)) limits_changed(found->second);
+}
+
+void Proxy::set_profile_limits(const Uuid& session_id, const TrafficLimits& limits) {
+  const auto session = sessions_.find(session_id);
+  if (session == sessions_.end() || session->second.served->profile_limits == limits) return;
+  session->second.served->profile_limits = limits;
+  for (const ServedForwardPtr& forward : session->second.forwards) {
+    if (forward->apply_profile_limits()) limits_changed(forward);
+  }
+}
+
+void Proxy::limits_changed(const ServedForwardPtr& forward) {
+  for (const auto& worker : workers_) worker->post(Worker::LimitsChanged{forward});
 }
 
 void Proxy::set_source(const ForwardId& id, ForwardSource source) {

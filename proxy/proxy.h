@@ -1,6 +1,7 @@
 // The data plane: the workers' threads, and the forwards they serve. Called from the control thread.
 #pragma once
 
+#include <functional>
 #include <future>
 #include <memory>
 #include <string>
@@ -30,6 +31,8 @@ struct ProxyOptions {
   std::uint32_t listeners_reserved = UINT32_MAX;
   // What a predecessor has left; null: nothing. It outlives end_adoption().
   Inherited* inherited = nullptr;
+  // Called on each worker's thread before anything else.
+  std::function<void()> prepare_worker = {};
 };
 
 class Proxy final : public Dataplane {
@@ -45,6 +48,9 @@ class Proxy final : public Dataplane {
   /// No worker does anything until resume(). kResourceExhausted if one does not answer; then none waits.
   Result<void> pause();
   void resume();
+  /// The workers, by number, whose threads have taken no turn since the call before: they hang, if that was
+  /// long ago.
+  std::vector<std::size_t> silent_workers();
   /// Every forward that a predecessor's connections could belong to has been opened: resets the others.
   /// Returns how many connections continue.
   std::size_t end_adoption();
@@ -56,12 +62,15 @@ class Proxy final : public Dataplane {
   std::vector<KeptForward> kept_forwards() const override;
   void end_session(const Uuid& session_id, CloseHow why) override;
   bool session_ended(const Uuid& session_id) override;
-  void change_owner(const Uuid& session_id) override;
+  void change_owner(const Uuid& session_id, const std::string& owner) override;
+  void set_owner_connections_max(std::uint32_t connections) override;
   void set_device(const Uuid& session_id, int device, std::uint32_t space) override;
   void set_guest(const Uuid& session_id, const IpAddress& address,
                  const std::optional<IpAddress>& address_v6) override;
+  void set_guest_port(const ForwardId& id, std::uint16_t port) override;
   bool ended(const ForwardId& id) override;
   void set_limits(const ForwardId& id, const TrafficLimits& limits) override;
+  void set_profile_limits(const Uuid& session_id, const TrafficLimits& limits) override;
   void set_source(const ForwardId& id, ForwardSource source) override;
   Result<ConnectionPage> connections(const ForwardId& id, ConnectionId after, std::size_t limit) override;
   Result<std::size_t> end_connections(const ForwardId& id, ConnectionId connection) override;
@@ -70,6 +79,7 @@ class Proxy final : public Dataplane {
   std::optional<ForwardStats> forward_stats(const ForwardId& id) const override;
   std::vector<ForwardStats> forward_stats() const override;
   NodeStats node_stats() const override;
+  UsageMeters& meters() override { return meters_; }
 
   /// Calls take(CloseRecord&&) for each connection that has ended since the last call, worker by worker.
   /// Call it often: records that do not fit into a worker's ring are dropped and counted.
@@ -97,20 +107,25 @@ class Proxy final : public Dataplane {
   Proxy(const ProxyOptions& options, std::string backend, std::string backend_reason,
         std::vector<std::unique_ptr<Io>> ios);
   const Config::Proxy& config() const { return options_.connections.config; }
+  void limits_changed(const ServedForwardPtr& forward);
+  void replace_guest(const ServedForwardPtr& forward, const GuestEndpoints& guest);
   void close(const ServedForwardPtr& forward, ForwardPhase to, CloseHow why);
   void count_listeners(ServedSession& session, bool open, std::size_t listeners);
+  ServedOwnerPtr owner_of(const std::string& name);
   std::shared_ptr<BacklogQueue> backlog_of(const SocketTarget& socket, std::size_t worker);
   void take_waiting(const ServedForwardPtr& forward, int listener);
   void note_kept(const ServedForward& forward, ForwardPhase phase, CloseHow why);
   Result<Fd> listen_at(const Endpoint& endpoint) const;
   std::size_t place_connections();
   void adopt(const ServedForwardPtr& forward);
+  Fd inherited_upstream(const ServedForward& forward, int client);
   void prune(const Uuid& session_id);
 
   ProxyOptions options_;
   const std::string backend_;
   const std::string backend_reason_;
   SlotArena arena_;
+  UsageMeters meters_;
   FairShare share_;
   std::size_t listeners_ = 0;        // of open forwards
   std::uint32_t busy_sessions_ = 0;  // sessions with open forwards
@@ -125,6 +140,9 @@ class Proxy final : public Dataplane {
   std::size_t closing_max_ = 64;  // prune at this size
   std::unordered_map<std::string, std::weak_ptr<BacklogQueue>> backlogs_;  // by path; pruned now and then
   std::size_t backlogs_max_ = 64;
+  std::unordered_map<std::string, std::weak_ptr<ServedOwner>> owners_;  // by name; pruned now and then
+  std::size_t owners_max_ = 64;
+  std::uint32_t owner_connections_max_ = 0;
   std::size_t next_worker_ = 0;
   std::size_t placed_ = 0;      // connections of a predecessor
   std::promise<void> resumed_;  // of the pause that lasts

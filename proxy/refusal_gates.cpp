@@ -41,7 +41,7 @@ RefusalGates::~RefusalGates() {
 void RefusalGates::add(const Refusal& refusal) {
   const bool all = refusal.concerns_all;
   if (interval_max_ == Nanos::zero() || (!all && refusals_ == nullptr)) return;
-  if (!refusal.forward->guest().has(refusal.guest)) return;  // it has another address by now
+  if (!refusal.forward->guest().has(refusal.guest)) return;  // it has another address or port by now
   Gate* gate = find(refusal);
   if (gate != nullptr) {
     if (gate->state == State::kOpen) refused_again(*gate);

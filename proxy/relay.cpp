@@ -54,9 +54,14 @@ class Mover {
     // splice(2) cannot cross the urgent mark: it would return EAGAIN for ever while poll reports
     // "readable".
     if (source_.urgent) return copy_urgent();
-    if (state_.mode == RelayMode::kSplice && context_.pipes.lend(state_)) return fill();
+    if (state_.mode == RelayMode::kSplice && (state_.pipe[0] >= 0 || may_take_pipe()) &&
+        context_.pipes.lend(state_))
+      return fill();
     return copy();
   }
+
+  /// Its instance is not over its share of pipes.
+  bool may_take_pipe() const { return context_.pipes.is_open_to(context_.instance_pipes); }
 
   /// Moves bytes from the source into the (empty) pipe; the next step moves them to the sink.
   std::optional<RelayStatus> fill() {
@@ -102,7 +107,7 @@ class Mover {
   std::optional<RelayStatus> copy() {
     if (!context_.pipes.may_keep()) return copy_without_pipe();
     // What the sink does not take must find room in an empty pipe: have one at hand before reading.
-    if (state_.pipe[0] < 0 && !context_.pipes.reserve()) return copy_without_pipe();
+    if (state_.pipe[0] < 0 && !(may_take_pipe() && context_.pipes.reserve())) return copy_without_pipe();
     const std::uint32_t room = state_.pipe[0] < 0 ? context_.pipes.next_capacity() : state_.pipe_capacity;
     const std::size_t size = std::min<std::size_t>({context_.memory.buffer.size(), room, left()});
     context_.memory.before_read = state_.bytes;

@@ -9,6 +9,7 @@
 // reports readiness, the relay clears them on EAGAIN.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -33,8 +34,9 @@ struct RelayContext {
   PipePool& pipes;
   WorkerCounters& counters;
   RelayMemory& memory;
-  std::size_t budget = kRelayBudgetBytes;  // of this call; the last move may go beyond it
-  std::size_t bytes_max = SIZE_MAX;        // of this call; a hard limit
+  const std::atomic<std::uint32_t>& instance_pipes;  // that the instance's relays hold between their turns
+  std::size_t budget = kRelayBudgetBytes;            // of this call; the last move may go beyond it
+  std::size_t bytes_max = SIZE_MAX;                  // of this call; a hard limit
 };
 
 enum class RelayStatus : std::uint8_t {

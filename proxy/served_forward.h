@@ -5,6 +5,8 @@
 // connection has ended.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
@@ -51,10 +53,54 @@ class SessionNetns {
   NetworkNamespace::Ptr netns_;
 };
 
+/// What the sessions of one owner share.
+class ServedOwner {
+ public:
+  /// 0: no limit. Control thread; connections that are there stay.
+  void set_max(std::uint32_t connections) { max_.store(connections, std::memory_order_relaxed); }
+  bool is_full() const {
+    const std::uint32_t max = max_.load(std::memory_order_relaxed);
+    return max != 0 && connections_.load(std::memory_order_relaxed) >= max;
+  }
+  /// Counts a new connection, until leave(). False: there are as many as there may be. Any thread.
+  bool try_enter() {
+    const std::uint32_t max = max_.load(std::memory_order_relaxed);
+    if (max == 0) {
+      enter();
+      return true;
+    }
+    std::uint32_t now = connections_.load(std::memory_order_relaxed);
+    do {
+      if (now >= max) return false;
+    } while (!connections_.compare_exchange_weak(now, now + 1, std::memory_order_relaxed));
+    return true;
+  }
+  /// Counts one that is there.
+  void enter() { connections_.fetch_add(1, std::memory_order_relaxed); }
+  void leave() { connections_.fetch_sub(1, std::memory_order_relaxed); }
+
+ private:
+  std::atomic<std::uint32_t> connections_{0};
+  std::atomic<std::uint32_t> max_{0};
+};
+using ServedOwnerPtr = std::shared_ptr<ServedOwner>;
+
 /// What the forwards of one session share.
 struct ServedSession {
-  ServedSession(const Uuid& session_id, int session_device, NetworkNamespace::Ptr session_netns = nullptr)
-      : id(session_id), netns(std::move(session_netns)), device(session_device) {}
+  ServedSession(const Uuid& session_id, int session_device, NetworkNamespace::Ptr session_netns = nullptr,
+                ServedOwnerPtr first_owner = std::make_shared<ServedOwner>())
+      : id(session_id), netns(std::move(session_netns)), device(session_device) {
+    set_owner(std::move(first_owner));
+  }
+
+  /// Whom new connections count for. Valid as long as the session.
+  ServedOwner& owner() const { return *owner_.load(std::memory_order_acquire); }
+  /// Control thread. Each worker must look at the session's connections then (Worker::LimitsChanged). The
+  /// former ones stay valid: connections that count for them may be on their way between workers.
+  void set_owner(ServedOwnerPtr next) {
+    owner_.store(next.get(), std::memory_order_release);
+    if (std::find(owners_.begin(), owners_.end(), next) == owners_.end()) owners_.push_back(std::move(next));
+  }
 
   const Uuid id;
   SessionNetns netns;                         // see ForwardRoute::netns
@@ -62,8 +108,14 @@ struct ServedSession {
   std::atomic<std::uint32_t> space{0};        // see ForwardRoute::space; set by the control thread
   std::atomic<bool> device_asked_for{false};  // by a waiting client; see DeviceRequests
   std::atomic<std::uint32_t> connections{0};  // of all its forwards
+  std::atomic<std::uint32_t> pipes{0};        // that their relays hold between turns
   std::atomic<std::uint32_t> forwards{0};     // open ones; set by the control thread
+  TrafficLimits profile_limits = {};          // see ForwardRoute::profile_limits; control thread only
   std::chrono::nanoseconds owned_since{0};    // by its owner, on the monotonic clock; control thread only
+
+ private:
+  std::vector<ServedOwnerPtr> owners_;  // that it has had; control thread only
+  std::atomic<ServedOwner*> owner_{nullptr};
 };
 using ServedSessionPtr = std::shared_ptr<ServedSession>;
 
@@ -103,6 +155,8 @@ struct ServedForward : std::enable_shared_from_this<ServedForward> {
         connections(std::make_unique<ForwardConnections[]>(workers)),
         worker_count(workers),
         listening_worker(listening),
+        meters{route.meter ? route.meter : std::make_shared<UsageMeter>(workers),
+               route.instance_meter ? route.instance_meter : std::make_shared<UsageMeter>(workers)},
         source(route.source) {
     replace_guest(route.guest);
     set_limits(route.limits);
@@ -112,10 +166,15 @@ struct ServedForward : std::enable_shared_from_this<ServedForward> {
   std::uint64_t connections_now() const;
   /// It is closed and has no connection left, not even in the backlog or on its way between workers.
   bool idle() const;
-  /// From the control thread; applies to what comes afterwards.
-  void set_limits(const TrafficLimits& limits) {
-    admission.set_limits(limits);
-    for (ByteRate& each : rate) each.set_limit(limits.max_bytes_per_second);
+  /// The forward's own limits; the session's profile_limits hold as well. From the control thread; applies to
+  /// what comes afterwards. True if the workers must look at its connections (Worker::LimitsChanged).
+  bool set_limits(const TrafficLimits& limits);
+  /// The same for changed profile_limits.
+  bool apply_profile_limits() { return set_limits(own_limits_); }
+  const TrafficLimits& own_limits() const { return own_limits_; }
+  /// Silence after which its connections end, apart from the node's own idle timeout; 0: none.
+  std::chrono::nanoseconds idle_timeout() const {
+    return std::chrono::nanoseconds(idle_timeout_ns_.load(std::memory_order_relaxed));
   }
   /// Where its clients go now. A worker may use the result until the end of the message or completion that
   /// it handles.
@@ -143,6 +202,7 @@ struct ServedForward : std::enable_shared_from_this<ServedForward> {
   const std::unique_ptr<ForwardConnections[]> connections;  // [w] belongs to worker w
   const std::size_t worker_count;
   const std::size_t listening_worker;
+  const std::array<UsageMeterPtr, 2> meters;  // its own and its instance's
   Admission admission;
   ByteRate rate[2];                   // of the bytes that come from each side
   std::atomic<ForwardSource> source;  // set by the control thread
@@ -165,6 +225,8 @@ struct ServedForward : std::enable_shared_from_this<ServedForward> {
   std::vector<std::uint32_t> listener_slots;  // listening worker only
 
  private:
+  TrafficLimits own_limits_;  // control thread only
+  std::atomic<std::int64_t> idle_timeout_ns_{0};
   std::shared_ptr<const GuestEndpoints> guest_owner_;  // control thread only
   std::atomic<const GuestEndpoints*> guest_{nullptr};  // guest_owner_'s
 };

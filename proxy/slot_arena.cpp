@@ -25,11 +25,12 @@ static_assert(sizeof(ArenaHeader) <= kHeaderBytes);
 
 static_assert(sizeof(RelayMemory) % alignof(NotedRefusal) == 0);
 static_assert(kGatesMax * sizeof(NotedRefusal) % alignof(ConnectionSlot) == 0);
-static_assert(kKeptForwardsMax * sizeof(KeptForward) % alignof(RelayMemory) == 0);
+static_assert((kHeaderBytes + kKeptForwardsMax * sizeof(KeptForward)) % alignof(MeterHead) == 0);
+static_assert(meter_bytes(1) % alignof(MeterHead) == 0 && alignof(MeterHead) % alignof(RelayMemory) == 0);
 static_assert(std::is_trivially_copyable_v<KeptForward> && std::is_trivially_copyable_v<NotedRefusal>);
 
-std::size_t bytes_of(std::size_t tables, std::size_t slots) {
-  return kHeaderBytes + kKeptForwardsMax * sizeof(KeptForward) +
+std::size_t bytes_of(std::size_t tables, std::size_t slots, std::size_t meters) {
+  return kHeaderBytes + kKeptForwardsMax * sizeof(KeptForward) + meters * meter_bytes(tables) +
          tables * (sizeof(RelayMemory) + kGatesMax * sizeof(NotedRefusal)) + slots * sizeof(ConnectionSlot);
 }
 
@@ -61,12 +62,12 @@ std::string_view to_string(ArenaFault fault) {
   return "";
 }
 
-SlotArena::SlotArena(std::size_t slots, std::size_t tables) {
+SlotArena::SlotArena(std::size_t slots, std::size_t tables, std::size_t meters) {
   slots = std::max(slots, tables);
   if (slots > std::numeric_limits<std::uint32_t>::max()) throw std::bad_alloc();
-  memory_ = make_sealed_memory("portway-slots", static_cast<off_t>(bytes_of(tables, slots)));
+  memory_ = make_sealed_memory("portway-slots", static_cast<off_t>(bytes_of(tables, slots, meters)));
   if (!memory_) throw std::bad_alloc();
-  map(bytes_of(tables, slots));
+  map(bytes_of(tables, slots, meters));
   if (mapped_.empty()) throw std::bad_alloc();
   const ArenaHeader header{.magic = kMagic,
                            .layout = kSlotLayout,
@@ -74,19 +75,22 @@ SlotArena::SlotArena(std::size_t slots, std::size_t tables) {
                            .tables = static_cast<std::uint32_t>(tables),
                            .slots = static_cast<std::uint32_t>(slots),
                            .relay_bytes = sizeof(RelayMemory),
-                           .boot_id = this_boot()};
+                           .boot_id = this_boot(),
+                           .meters = static_cast<std::uint32_t>(meters)};
   std::memcpy(mapped_.data(), &header, sizeof header);
   // Zero pages are valid free slots: ConnectionTable::take() writes every field.
-  cut(tables, slots);
+  cut(tables, slots, meters);
   std::ranges::uninitialized_fill(relays_, RelayMemory{});
 }
 
-void SlotArena::cut(std::size_t tables, std::size_t slots) {
+void SlotArena::cut(std::size_t tables, std::size_t slots, std::size_t meters) {
   std::byte* after_header = mapped_.data() + kHeaderBytes;
   kept_ = {reinterpret_cast<KeptForward*>(after_header), kKeptForwardsMax};
   std::byte* after_kept = after_header + kept_.size_bytes();
-  relays_ = {reinterpret_cast<RelayMemory*>(after_kept), tables};
-  std::byte* after_relays = after_kept + relays_.size_bytes();
+  meters_ = {after_kept, meters * meter_bytes(tables)};
+  std::byte* after_meters = after_kept + meters_.size_bytes();
+  relays_ = {reinterpret_cast<RelayMemory*>(after_meters), tables};
+  std::byte* after_relays = after_meters + relays_.size_bytes();
   refusals_ = {reinterpret_cast<NotedRefusal*>(after_relays), tables * kGatesMax};
   slots_ = {reinterpret_cast<ConnectionSlot*>(after_relays + refusals_.size_bytes()), slots};
   tables_ = tables;
@@ -122,9 +126,10 @@ ArenaFault SlotArena::open() {
   const std::array<char, 40> boot = this_boot();
   if (header.boot_id != boot && header.boot_id[0] != 0 && boot[0] != 0) return ArenaFault::kOtherBoot;
   if (header.slot_bytes != sizeof(ConnectionSlot) || header.relay_bytes != sizeof(RelayMemory) ||
-      header.tables == 0 || header.slots < header.tables || bytes != bytes_of(header.tables, header.slots))
+      header.tables == 0 || header.slots < header.tables || header.meters_used > header.meters ||
+      bytes != bytes_of(header.tables, header.slots, header.meters))
     return ArenaFault::kDamaged;
-  cut(header.tables, header.slots);
+  cut(header.tables, header.slots, header.meters);
   return ArenaFault::kNone;
 }
 

@@ -6,10 +6,26 @@ namespace {
 constexpr auto kCloseSideNames = std::to_array<std::string_view>({"client", "guest", "node"});
 static_assert(kCloseSideNames.size() == kCloseSides, "every CloseSide has its name, in the same order");
 
-constexpr auto kCloseHowNames = std::to_array<std::string_view>(
-    {"fin", "reset", "refused", "connect_timeout", "connect_error", "idle_timeout", "half_close_timeout",
-     "keepalive_timeout", "forward_deleted", "shutdown", "resources", "instance_stopped", "tap_gone",
-     "device_gone", "killed", "evicted", "address_changed", "limit"});
+constexpr auto kCloseHowNames = std::to_array<std::string_view>({"fin",
+                                                                 "reset",
+                                                                 "refused",
+                                                                 "connect_timeout",
+                                                                 "connect_error",
+                                                                 "idle_timeout",
+                                                                 "half_close_timeout",
+                                                                 "keepalive_timeout",
+                                                                 "forward_deleted",
+                                                                 "shutdown",
+                                                                 "resources",
+                                                                 "instance_stopped",
+                                                                 "tap_gone",
+                                                                 "device_gone",
+                                                                 "killed",
+                                                                 "evicted",
+                                                                 "address_changed",
+                                                                 "forward_disabled",
+                                                                 "forward_expired",
+                                                                 "limit"});
 static_assert(kCloseHowNames.size() == kCloseHows, "every CloseHow has its name, in the same order");
 
 constexpr auto kConnectErrorNames = std::to_array<std::string_view>(
@@ -20,7 +36,7 @@ static_assert(kConnectErrorNames.size() == kConnectErrors,
 constexpr auto kRejectReasonNames = std::to_array<std::string_view>(
     {"connections_max", "forward_gone", "draining", "source_not_allowed", "forward_connections_max",
      "source_connections_max", "new_connection_rate", "source_address", "instance_share", "forward_share",
-     "source_share", "client_gone"});
+     "source_share", "owner_connections_max", "client_gone"});
 static_assert(kRejectReasonNames.size() == kRejectReasons,
               "every RejectReason has its name, in the same order");
 

@@ -41,6 +41,8 @@ enum class CloseHow : std::uint8_t {
   kKilled,            // by an API request
   kEvicted,           // half-closed, and ended for another when connections were short
   kAddressChanged,    // the guest has another address
+  kForwardDisabled,   // by an API request
+  kForwardExpired,    // Forward::expires_at
   kLimit,             // rejected right after accept: in records only, the counts have RejectReason
 };
 inline constexpr std::size_t kCloseHows = static_cast<std::size_t>(CloseHow::kLimit) + 1;
@@ -80,6 +82,7 @@ enum class RejectReason : std::uint8_t {
   kInstanceShare,          // its instance has used up its share, and connections are short
   kForwardShare,           // the same, for its forward within the instance
   kSourceShare,            // the same, for its source address within the forward
+  kOwnerConnectionsMax,    // its instance's owner has owners.max_connections
   kClientGone,             // it had reset the connection before it was looked at
 };
 inline constexpr std::size_t kRejectReasons = static_cast<std::size_t>(RejectReason::kClientGone) + 1;

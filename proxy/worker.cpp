@@ -45,8 +45,8 @@ Worker::Worker(std::unique_ptr<Io> io, const WorkerOptions& options, const Arena
       worker_(options.index),
       closes_(kCloseRecords),
       listeners_(*io_, counters_, kListenerToken),
-      connections_(*io_, options.connections, memory, options.pipes_max, counters_, closes_, options.index,
-                   kConnectionToken),
+      connections_(*io_, options.connections, memory, options.share, options.pipes_max, counters_, closes_,
+                   options.index, kConnectionToken),
       gates_(*io_, options.connections.config.refused_probe, options.connections.client_refusals, counters_,
              kProbeToken,
              {.shut = [this](const ServedForwardPtr& forward, bool v6) { listeners_.shut(*forward, v6); },
@@ -61,7 +61,10 @@ Worker::Worker(std::unique_ptr<Io> io, const WorkerOptions& options, const Arena
 Worker::~Worker() {
   // Handed over after the last turn: no turn will handle them.
   const auto turn_away = [this](const Message& message) {
-    if (const auto* client = std::get_if<TakeClient>(&message)) io_->close_with_reset(client->downstream);
+    if (const auto* client = std::get_if<TakeClient>(&message)) {
+      io_->close_with_reset(client->downstream);
+      if (client->upstream >= 0) io_->close_with_reset(client->upstream);
+    }
     if (const auto* connection = std::get_if<TakeConnection>(&message))
       connections_.reject(connection->opened, RejectReason::kDraining);
   };
@@ -81,6 +84,12 @@ void Worker::post(Message message) {
     mailbox_.push_back(std::move(message));
   }
   if (!mail_.exchange(true)) io_->wake();
+}
+
+bool Worker::ping() {
+  if (pinged_.exchange(true, std::memory_order_relaxed)) return false;
+  post(Ping{});
+  return true;
 }
 
 void Worker::run() {
@@ -122,7 +131,8 @@ void Worker::accept() {
   for (int left = Listeners::kAcceptsAtOnce; left > 0 && listeners_.may_accept(); --left) {
     ServedForwardPtr forward;
     const int downstream = listeners_.accept_next(forward);
-    if (downstream >= 0) on_accepted(downstream, forward);
+    int upstream = -1;
+    if (downstream >= 0) on_accepted(downstream, forward, upstream);
   }
   io_->set_stays_in_namespaces(false);
 }
@@ -207,7 +217,8 @@ void Worker::on(TakeConnection& message) {
 
 void Worker::on(TakeClient& message) {
   handed_over_.fetch_sub(1, std::memory_order_relaxed);
-  on_accepted(message.downstream, message.forward);
+  on_accepted(message.downstream, message.forward, message.upstream);
+  if (message.upstream >= 0) io_->close_with_reset(message.upstream);  // its client was turned away
   message.forward->handed_over.fetch_sub(1, std::memory_order_release);
 }
 
@@ -219,8 +230,8 @@ void Worker::on(EndConnections& message) {
   message.answer.set_value(connections_.kill(message.forward, message.connection));
 }
 
-void Worker::on(CountConnections& message) {
-  connections_.count_for_limits(*message.forward);
+void Worker::on(LimitsChanged& message) {
+  connections_.limits_changed(*message.forward);
 }
 
 void Worker::on(GuestChanged& message) {
@@ -255,6 +266,10 @@ void Worker::on(Pause& message) {
   message.resumed.wait();
 }
 
+void Worker::on(Ping&) {
+  pinged_.store(false, std::memory_order_relaxed);
+}
+
 void Worker::on(Stop&) {
   stopping_ = true;
   connections_.reset_orphans();
@@ -265,14 +280,14 @@ void Worker::on(Stop&) {
 
 // --- New connections.
 
-void Worker::on_accepted(int downstream, const ServedForwardPtr& forward) {
+void Worker::on_accepted(int downstream, const ServedForwardPtr& forward, int& upstream) {
   if (stopping_) return connections_.reject(downstream, forward, RejectReason::kDraining);
   Worker& worker = least_loaded();
   if (worker.load() >= worker.connections_max())
     return connections_.reject(downstream, forward, RejectReason::kConnectionsMax);
   if (!has_share(downstream, forward)) return;
   // Opened here, whichever worker gets it: the guest sees a forward's clients in the order of arrival.
-  auto opened = connections_.open(downstream, forward);
+  auto opened = connections_.open(downstream, forward, upstream);
   if (!opened) return;
   const bool failed = opened->upstream < 0 || opened->error != 0;
   Worker& taker = opened->backlog ? backlog_worker(opened->backlog) : failed ? *this : worker;

@@ -65,9 +65,11 @@ class Worker {
   struct TakeClient {
     ServedForwardPtr forward;
     int downstream;
+    int upstream = -1;  // which the predecessor has connected to the guest
   };
-  /// The forward has its first limits.
-  struct CountConnections {
+  /// The forward has other limits, or its session another owner: its connections count, and get new
+  /// deadlines.
+  struct LimitsChanged {
     ServedForwardPtr forward;
   };
   /// The forward's guest() has changed.
@@ -97,10 +99,12 @@ class Worker {
     std::promise<bool> answer;  // it waits now
     std::shared_future<void> resumed;
   };
+  /// See ping().
+  struct Ping {};
   struct Stop {};
   using Message = std::variant<OpenForward, CloseForward, TakeConnection, TakeClient, ListConnections,
-                               EndConnections, CountConnections, GuestChanged, DeviceChanged, Refused,
-                               AdoptConnections, EndAdoption, Pause, Stop>;
+                               EndConnections, LimitsChanged, GuestChanged, DeviceChanged, Refused,
+                               AdoptConnections, EndAdoption, Pause, Ping, Stop>;
 
   Worker(std::unique_ptr<Io> io, const WorkerOptions& options, const ArenaTable& memory);
   ~Worker();
@@ -125,6 +129,8 @@ class Worker {
 
   // --- From the control thread.
 
+  /// Whether its thread has taken a turn since the call before; the first call returns true.
+  bool ping();
   /// Calls take(CloseRecord&&) for each connection that has ended since the last call.
   template <class Take>
   void drain_closes(Take take) {
@@ -153,16 +159,18 @@ class Worker {
   void on(TakeClient& message);
   void on(ListConnections& message);
   void on(EndConnections& message);
-  void on(CountConnections& message);
+  void on(LimitsChanged& message);
   void on(GuestChanged& message);
   void on(DeviceChanged& message);
   void on(Refused& message);
   void on(AdoptConnections& message);
   void on(EndAdoption& message);
   void on(Pause& message);
+  void on(Ping& message);
   void on(Stop& message);
 
-  void on_accepted(int downstream, const ServedForwardPtr& forward);
+  /// As Connections::open().
+  void on_accepted(int downstream, const ServedForwardPtr& forward, int& upstream);
   std::uint64_t total_load() const;
   bool has_share(int downstream, const ServedForwardPtr& forward);
   Worker& least_loaded();
@@ -192,6 +200,7 @@ class Worker {
   std::vector<Message> reading_;               // taken from the mailbox
   std::size_t read_ = 0;                       // how many of them are handled
   std::atomic<bool> mail_{false};              // mailbox_ may hold something, and wake() was called
+  std::atomic<bool> pinged_{false};            // and has not answered yet
   std::atomic<std::uint64_t> handed_over_{0};  // TakeConnection and TakeClient messages in mailbox_
 };
 

@@ -1,30 +1,39 @@
-// Logs answers of status 5xx: what could not be done, for which request, and why.
+// Logs answers that somebody may have to look into, a line each: 5xx, what could not be done, and 401 and
+// 403, what was denied.
 //
-// A client may repeat what fails as often as it likes, so the lines are limited; the next line reports how
-// many were left out. Belongs to the control thread.
+// A client may repeat what fails as often as it likes, so the lines are limited, of one actor and in all, for
+// 5xx and for what was denied each; the next line reports how many were left out. Belongs to the control
+// thread.
 #pragma once
 
-#include <chrono>
-#include <cstdint>
 #include <exception>
+#include <string>
 #include <string_view>
 
 #include "base/error.h"
+#include "base/line_budget.h"
 
 namespace portway {
 
+/// Whose request it was.
+struct RequestOrigin {
+  std::string_view id;      // of the request
+  std::string actor = {};   // "key ID", "uid:0"; empty: not known
+  std::string client = {};  // the address, or "unix"
+};
+
 class FailureLog {
  public:
-  static constexpr int kLinesPerSecond = 10;
+  static constexpr int kLinesPerSecond = 20;
+  static constexpr int kLinesOfOnePerSecond = 10;
 
-  /// Does nothing unless the answer's status is 5xx. `route` is the pattern of the request's path.
-  void report(std::string_view method, std::string_view route, std::string_view request_id,
+  /// Does nothing if the answer's status is none of these. `route` is the pattern of the request's path.
+  void report(std::string_view method, std::string_view route, const RequestOrigin& origin,
               const Error& error);
 
  private:
-  std::chrono::steady_clock::time_point second_began_{};
-  int lines_ = 0;               // in this second
-  std::uint64_t left_out_ = 0;  // since the last line
+  LineBudget failed_{kLinesPerSecond, kLinesOfOnePerSecond};
+  LineBudget denied_{kLinesPerSecond, kLinesOfOnePerSecond};
 };
 
 /// Logs an exception that has ended a coroutine.

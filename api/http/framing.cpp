@@ -56,6 +56,8 @@ std::string head_of(const Response& response, const AnswerFraming& framing, std:
     append_field(head, "Content-Type", response.content_type);
     if (!is_open_ended(response)) {
       append_field(head, "Content-Length", std::to_string(whole_body(response).size()));
+    } else if (response.stream_bytes) {
+      append_field(head, "Content-Length", std::to_string(*response.stream_bytes));
     } else if (is_http_11(framing)) {
       append_field(head, "Transfer-Encoding", "chunked");
     }
@@ -75,7 +77,7 @@ std::string_view whole_body(const Response& response) {
 }
 
 std::string framed_piece(std::string_view piece, const AnswerFraming& framing) {
-  if (!is_http_11(framing)) return std::string(piece);
+  if (!is_http_11(framing) || framing.has_length) return std::string(piece);
   return fmt::format("{:x}\r\n{}\r\n", piece.size(), piece);
 }
 

@@ -15,6 +15,7 @@ struct AnswerFraming {
   unsigned version = 11;    // of HTTP: 10 or 11
   bool is_to_head = false;  // the method is HEAD: no body is sent
   bool keep_alive = false;  // another request may follow on the connection
+  bool has_length = false;  // Response::stream_bytes is known
 };
 
 /// Whether only the connection's end can end this answer. Then no other request can follow.

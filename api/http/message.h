@@ -1,6 +1,8 @@
 // A request and its answer as the handlers see them: HTTP without its transport.
 #pragma once
 
+#include <any>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -30,6 +32,8 @@ struct Request {
   std::string body;
   IpAddress peer;                                                  // unspecified for a Unix socket
   std::optional<PeerCredentials> peer_credentials = std::nullopt;  // of a Unix socket only
+  std::size_t listener = 0;                                        // ServerOptions::listener
+  std::any pass = {};  // RequestAdmission::pass; empty for a request without a body
 
   /// Empty if there is none; `name` in lower case.
   std::string_view header(std::string_view name) const {
@@ -38,7 +42,8 @@ struct Request {
   }
 };
 
-/// A body without a known end: sent piece by piece until it ends or the client has gone.
+/// A body that comes with time, mostly without a known end: sent piece by piece until it ends or the client
+/// has gone.
 class BodyStream {
  public:
   BodyStream() = default;
@@ -77,6 +82,8 @@ struct Response {
   std::string_view lasting_body = {};  // of static storage duration
   NextPiece pieces = nullptr;          // about 16 KiB each
   std::shared_ptr<BodyStream> stream = nullptr;
+  // Of the stream. If it ends before, the connection ends, too: the client sees that something is missing.
+  std::optional<std::uint64_t> stream_bytes = std::nullopt;
   // Whose share of the budget it takes, as a name that no two callers share; empty: the client's address.
   std::string payer = {};
   // The request changed nothing: its answer may be refused if memory is short (api/http/answer_budget.h).

@@ -1,5 +1,6 @@
 #include "api/http/peer.h"
 
+#include <fmt/format.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 
@@ -16,6 +17,11 @@ IpAddress unmapped(const IpAddress& address) {
 }
 
 }  // namespace
+
+std::string source_name(const Peer& peer) {
+  if (peer.credentials) return fmt::format("uid:{}", peer.credentials->uid);
+  return source_of(peer.origin.address).to_string();
+}
 
 std::optional<Peer> tcp_peer(const StreamSocket& socket) {
   boost::system::error_code error;

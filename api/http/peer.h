@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 
 #include "api/http/message.h"
 #include "api/http/server_options.h"
@@ -14,6 +15,9 @@ struct Peer {
   ClientOrigin origin;                                        // unspecified for a Unix socket
   std::optional<PeerCredentials> credentials = std::nullopt;  // of a Unix socket only
 };
+
+/// Who has a share of what clients share: the address, of IPv6 its network, or the user.
+std::string source_name(const Peer& peer);
 
 /// Nothing if the client has gone already. The origin is without its link.
 std::optional<Peer> tcp_peer(const StreamSocket& socket);

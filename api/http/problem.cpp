@@ -1,13 +1,15 @@
 #include "api/http/problem.h"
 
 #include <boost/json.hpp>
+#include <chrono>
 #include <string>
 
 namespace portway {
 namespace {
 
-// When a client should try again: long enough for a port to be released or disk space to be freed.
-constexpr std::string_view kRetryAfterS = "5";
+// When a client should try again, unless the error says so: long enough for a port to be released or disk
+// space to be freed.
+constexpr std::chrono::seconds kRetryAfter(5);
 
 std::string_view title(unsigned status) {
   switch (status) {
@@ -71,6 +73,7 @@ unsigned http_status(ErrorCode code) {
     case ErrorCode::kGuestAddressInUse:
     case ErrorCode::kIdempotentAnswerGone:
       return 409;
+    case ErrorCode::kPreconditionFailed:
     case ErrorCode::kSessionMismatch:
       return 412;
     case ErrorCode::kBodyTooLarge:
@@ -86,6 +89,7 @@ unsigned http_status(ErrorCode code) {
     case ErrorCode::kIdempotencyKeyReused:
       return 422;
     case ErrorCode::kRateLimited:
+    case ErrorCode::kStreamLimit:
       return 429;
     case ErrorCode::kHeaderTooLarge:
       return 431;
@@ -102,7 +106,7 @@ unsigned http_status(ErrorCode code) {
   return 500;
 }
 
-Response problem(const Error& error, std::string_view request_id) {
+Response problem(const Error& error, std::string_view request_id, std::span<const Error> reasons) {
   const unsigned status = http_status(error.code);
   boost::json::object body;
   body["type"] = "about:blank";
@@ -114,15 +118,21 @@ Response problem(const Error& error, std::string_view request_id) {
   if (!error.field.empty()) body["field"] = error.field;
   if (error.limit) body["limit"] = *error.limit;
   if (error.current) body["current"] = *error.current;
+  if (!reasons.empty()) {
+    boost::json::array& list = body["reasons"].emplace_array();
+    for (const Error& reason : reasons)
+      list.push_back({{"code", to_string(reason.code)}, {"detail", reason.detail}});
+  }
 
   Response response{.status = status,
                     .body = boost::json::serialize(body),
                     .content_type = "application/problem+json",
                     .headers = {}};
   if (status == 401) response.headers.emplace_back("WWW-Authenticate", "Bearer");
-  if (status == 503) response.headers.emplace_back("Retry-After", kRetryAfterS);
-  // A key's bucket refills every second.
-  if (status == 429) response.headers.emplace_back("Retry-After", "1");
+  if (status == 503 || status == 429) {
+    response.headers.emplace_back("Retry-After",
+                                  std::to_string(error.retry_after.value_or(kRetryAfter).count()));
+  }
   return response;
 }
 

@@ -134,6 +134,15 @@ bool RequestParser::expects_continue() const {
   return head.version() == 11 && beast::iequals(head[http::field::expect], "100-continue");
 }
 
+std::optional<std::uint64_t> RequestParser::announced_bytes() const {
+  const auto length = parser_->content_length();
+  return length ? std::optional<std::uint64_t>(*length) : std::nullopt;
+}
+
+std::size_t RequestParser::body_bytes() const {
+  return parser_->get().body().size();
+}
+
 bool RequestParser::keep_alive() const {
   return parser_->get().keep_alive();
 }

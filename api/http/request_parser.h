@@ -7,6 +7,7 @@
 
 #include <boost/system/error_code.hpp>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -58,8 +59,13 @@ class RequestParser {
   /// Everything but the body and the peer. Call it before the body is parsed: a trailer's fields are not the
   /// header's (RFC 9110, 6.5.1).
   Request request() const;
+  /// The body's length, if the header says it.
+  std::optional<std::uint64_t> announced_bytes() const;
   /// The client waits for 100 Continue before it sends the body.
   bool expects_continue() const;
+
+  /// Of the body, so far.
+  std::size_t body_bytes() const;
 
   // After the body.
 

@@ -1,6 +1,7 @@
 // Each connection is a Session (api/http/session.h). It is in one of the lists of Sessions, which says what
-// may be done to it: an idle one may be closed at any time, for a newcomer or because the server stops; a
-// busy one may finish; a streaming one is ended when the server stops.
+// may be done to it: an idle one may be closed at any time, for a newcomer or because the server stops; one
+// that is reading a request may finish, unless a newcomer needs its seat; a busy one may finish; a streaming
+// one is ended when the server stops.
 #include "api/http/server.h"
 
 #include <fmt/chrono.h>
@@ -8,6 +9,7 @@
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/basic_socket_acceptor.hpp>
 #include <boost/asio/co_spawn.hpp>
@@ -125,13 +127,15 @@ class Server::Core : public std::enable_shared_from_this<Core> {
 
   void cut() {
     stop();
+    close_all(sessions_->reading);
     close_all(sessions_->busy);
     close_all(sessions_->streaming);
     close_all(sessions_->turned_away);
   }
 
   void drop_refused() {
-    for (auto* list : {&sessions_->idle, &sessions_->busy, &sessions_->streaming, &sessions_->turned_away}) {
+    for (auto* list : {&sessions_->idle, &sessions_->reading, &sessions_->busy, &sessions_->streaming,
+                       &sessions_->turned_away}) {
       for (auto next = list->begin(); next != list->end();) {
         Session& session = **next++;  // closing takes it out of the list
         if (!session.is_refused()) continue;
@@ -208,7 +212,7 @@ class Server::Core : public std::enable_shared_from_this<Core> {
       ++sessions_->stats.connections_refused_network;
       return {};
     }
-    if (sessions_->open() < sessions_->options.connections_max || evict()) {
+    if (make_room(*peer)) {
       make_session(sessions_->idle, std::move(socket), *peer)->serve();
       return {};
     }
@@ -236,12 +240,33 @@ class Server::Core : public std::enable_shared_from_this<Core> {
     return std::make_shared<Session>(sessions_, list, SessionTransport(std::move(socket), tls_.get()), peer);
   }
 
-  /// Closes the longest idle connection; false if none is idle.
-  bool evict() {
-    if (sessions_->idle.empty()) return false;
-    ++sessions_->stats.connections_evicted;
-    sessions_->idle.front()->close();
-    return true;
+  /// A seat for a newcomer. If its source has its share of them, another connection of the source gives way;
+  /// if all are taken, one of whoever has most that wait.
+  bool make_room(const Peer& peer) {
+    const auto known = sessions_->sources.find(source_name(peer));
+    const SessionSource* source = known == sessions_->sources.end() ? nullptr : &known->second;
+    if (source != nullptr && source->seats >= sessions_->seats_of_one_source()) {
+      return evict([source](const Session& session) { return &session.source() == source; });
+    }
+    if (sessions_->open() < sessions_->options.connections_max) return true;
+    std::size_t most = 0;
+    for (const auto& [name, each] : sessions_->sources) most = std::max(most, each.waiting);
+    return most > 0 && evict([most](const Session& session) { return session.source().waiting == most; });
+  }
+
+  /// Closes the longest idle connection of those that may be closed; if there is none, the one that has been
+  /// sending its request for longest. False if there is none either.
+  template <class May>
+  bool evict(May may) {
+    for (auto* const list : {&sessions_->idle, &sessions_->reading}) {
+      const auto victim = std::ranges::find_if(*list, [&](const Session* session) { return may(*session); });
+      if (victim == list->end()) continue;
+      const bool is_idle = list == &sessions_->idle;
+      ++(is_idle ? sessions_->stats.connections_evicted : sessions_->stats.half_open_evicted);
+      (*victim)->close();
+      return true;
+    }
+    return false;
   }
 
   static void close_all(std::list<Session*>& list) {
@@ -261,6 +286,24 @@ Result<std::unique_ptr<Server>> Server::start(asio::io_context& context, const S
   auto core = std::make_shared<Core>(context, options, std::move(handler));
   if (auto started = core->start(std::move(inherited)); !started) return started.error();
   return std::unique_ptr<Server>(new Server(std::move(core)));
+}
+
+ServerStats& ServerStats::operator+=(const ServerStats& other) {
+  connections += other.connections;
+  connections_total += other.connections_total;
+  connections_refused_network += other.connections_refused_network;
+  connections_refused_limit += other.connections_refused_limit;
+  connections_evicted += other.connections_evicted;
+  half_open_evicted += other.half_open_evicted;
+  handshakes_failed += other.handshakes_failed;
+  streams += other.streams;
+  streams_refused += other.streams_refused;
+  requests_refused += other.requests_refused;
+  accept_pauses += other.accept_pauses;
+  const std::time_t expiry = other.tls_certificate_expiry;
+  const bool is_first = tls_certificate_expiry == 0 || (expiry != 0 && expiry < tls_certificate_expiry);
+  if (is_first) tls_certificate_expiry = expiry;
+  return *this;
 }
 
 Server::Server(std::shared_ptr<Core> core) : core_(std::move(core)) {}

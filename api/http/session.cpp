@@ -2,7 +2,6 @@
 // read could miss its cancellation between two reads.
 #include "api/http/session.h"
 
-#include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -16,6 +15,7 @@
 #include "api/http/into.h"
 #include "api/http/problem.h"
 #include "base/endpoint.h"
+#include "base/log_fields.h"
 
 namespace portway {
 namespace {
@@ -41,10 +41,9 @@ std::size_t bytes_of(const Response& response) {
 }
 
 /// An IPv6 client has 2^64 addresses to choose from.
-AnswerBudget::Payer payer_of(const Response& response, const Peer& peer) {
-  if (!response.payer.empty()) return {.name = response.payer, .has_key = true};
-  if (peer.credentials) return {.name = fmt::format("uid:{}", peer.credentials->uid), .has_key = true};
-  return {.name = source_of(peer.origin.address).to_string()};
+AnswerBudget::Payer payer_of(const std::string& caller, const Peer& peer) {
+  if (!caller.empty()) return {.name = caller, .has_key = true};
+  return {.name = source_name(peer), .has_key = peer.credentials.has_value()};
 }
 
 Error answer_too_large() {
@@ -52,6 +51,24 @@ Error answer_too_large() {
           .detail =
               "Too many bytes of answers wait to be read, by this caller or by all callers together: read "
               "the answers to other requests, or ask for less at a time (limit), and try again."};
+}
+
+void log_failure(const Request& request, std::string_view what) {
+  const LogFields fields({{"request_id", request.id}});
+  spdlog::error("API: {} {}: {}", request.method, in_quotes(request.target), what);
+}
+
+Response internal_error(const Request& request) {
+  return problem({.code = ErrorCode::kInternal,
+                  .detail = "Internal error of the daemon; its log says more under this request's id."},
+                 request.id);
+}
+
+Error bodies_too_large() {
+  return {.code = ErrorCode::kResourceExhausted,
+          .detail =
+              "Too many bytes of requests are on their way, of this caller or of all callers together: send "
+              "fewer requests at a time, and try again."};
 }
 
 }  // namespace
@@ -63,11 +80,15 @@ Session::Session(std::shared_ptr<Sessions> sessions, std::list<Session*>& list, 
       place_(list.insert(list.end(), this)),
       transport_(std::move(transport)),
       peer_(peer),
+      source_(sessions_->sources.try_emplace(source_name(peer)).first),
       limits_{.header_max_bytes = sessions_->options.header_max_bytes,
               .body_max_bytes = sessions_->options.body_max_bytes},
       buffer_(limits_.header_max_bytes + kReadBytes),
       timer_(transport_.executor()),
-      wake_timer_(transport_.executor()) {}
+      wake_timer_(transport_.executor()) {
+  ++source_->second.all;
+  enter(list);
+}
 
 void Session::serve() {
   spawn(&Session::serve_all);
@@ -82,8 +103,11 @@ void Session::close() {
   timer_.cancel();
   wake_timer_.cancel();
   stream_.reset();
-  if (list_ != nullptr) list_->erase(place_);
+  if (list_ == nullptr) return;
+  leave();
+  list_->erase(place_);
   list_ = nullptr;
+  if (--source_->second.all == 0) sessions_->sources.erase(source_);
 }
 
 void Session::wake() {
@@ -102,8 +126,23 @@ void Session::spawn(Awaitable<void> (Session::*run)()) {
 
 void Session::move_to(std::list<Session*>& list) {
   if (list_ == nullptr) return;
+  leave();
   list.splice(list.end(), *list_, place_);
   list_ = &list;
+  enter(list);
+}
+
+/// Counts it for its source.
+void Session::enter(std::list<Session*>& list) {
+  SessionSource& source = source_->second;
+  if (&list != &sessions_->turned_away) ++source.seats;
+  if (&list == &sessions_->idle || &list == &sessions_->reading) ++source.waiting;
+}
+
+void Session::leave() {
+  SessionSource& source = source_->second;
+  if (list_ != &sessions_->turned_away) --source.seats;
+  if (list_ == &sessions_->idle || list_ == &sessions_->reading) --source.waiting;
 }
 
 /// Replaces the deadline before.
@@ -126,7 +165,7 @@ void Session::clear_deadline() {
 asio::awaitable<void> Session::serve_all() {
   if (!co_await handshake()) co_return;
   while (co_await wait_for_request()) {
-    move_to(sessions_->busy);
+    move_to(sessions_->reading);
     const bool continues = co_await serve_one();
     if (!continues) {
       co_await linger();
@@ -139,7 +178,9 @@ asio::awaitable<void> Session::refuse_connection() {
   if (!co_await handshake()) co_return;
   RequestOutline nothing = unread_request();
   Error error{.code = ErrorCode::kConnectionLimit,
-              .detail = "Too many clients are connected; try again soon, and reuse connections.",
+              .detail =
+                  "Too many clients are connected, or too many from this address; try again soon, and "
+                  "reuse connections.",
               .limit = sessions_->options.connections_max};
   co_await refuse(std::move(nothing), std::move(error));
   co_await linger();
@@ -180,7 +221,8 @@ asio::awaitable<bool> Session::wait_for_request() {
 asio::awaitable<bool> Session::serve_one() {
   RequestParser parser(limits_);
   Request request;
-  const bool has_request = co_await read_request(parser, request);
+  std::optional<Response> early;
+  const bool has_request = co_await read_request(parser, request, early);
   // A session that was closed meanwhile may have lost its server, and the handler with it.
   if (!has_request || !transport_.is_open()) co_return false;
   if (is_refused()) {
@@ -188,12 +230,19 @@ asio::awaitable<bool> Session::serve_one() {
     close();
     co_return false;
   }
-  Response response = respond(request);
+  move_to(sessions_->busy);
+  clear_deadline();
+  if (!early) early = co_await respond(request);
+  Response response = std::move(*early);
+  body_shares_.clear();
+  if (!transport_.is_open()) co_return false;  // closed meanwhile
   const auto share = take_share(request, response);
-  AnswerFraming framing{
-      .request_id = request.id, .version = parser.version(), .is_to_head = request.method == "HEAD"};
-  framing.keep_alive =
-      parser.keep_alive() && !sessions_->stopping && !ends_with_connection(response, framing);
+  AnswerFraming framing{.request_id = request.id,
+                        .version = parser.version(),
+                        .is_to_head = request.method == "HEAD",
+                        .has_length = response.stream_bytes.has_value()};
+  framing.keep_alive = parser.is_done() && parser.keep_alive() && !sessions_->stopping &&
+                       !ends_with_connection(response, framing);
   if (response.stream != nullptr && !framing.is_to_head) {
     co_await answer_with_stream(std::move(response), std::move(framing));
     co_return false;
@@ -203,8 +252,10 @@ asio::awaitable<bool> Session::serve_one() {
   co_return keep_alive;
 }
 
-/// False if there is none: the client has gone, or its request was refused.
-asio::awaitable<bool> Session::read_request(RequestParser& parser, Request& request) {
+/// False if there is none: the client has gone, or its request was refused. `early` is the gate's: then the
+/// rest of the body is not read, unless it is here already.
+asio::awaitable<bool> Session::read_request(RequestParser& parser, Request& request,
+                                            std::optional<Response>& early) {
   std::optional<Error> error;
   error_code failed = co_await read_header(parser);
   if (!failed) error = parser.ambiguity();
@@ -212,9 +263,25 @@ asio::awaitable<bool> Session::read_request(RequestParser& parser, Request& requ
     request = parser.request();
     request.peer = peer_.origin.address;
     request.peer_credentials = peer_.credentials;
-    failed = co_await read_body(parser);
+    request.listener = sessions_->options.listener;
+    RequestAdmission admission = parser.is_done() ? RequestAdmission() : admit(request);
+    early = std::move(admission.refusal);
+    if (early) {
+      buffer_.consume(parser.parse_body(unparsed(), failed));
+      co_return true;
+    }
+    request.pass = std::move(admission.pass);
+    const AnswerBudget::Payer payer = payer_of(admission.payer, peer_);
+    if (take_body_share(parser, payer)) {
+      failed = co_await read_body(parser, payer);
+    } else {
+      error = bodies_too_large();
+    }
   }
-  if (failed) error = refusal(failed, limits_);
+  if (failed == asio::error::no_memory) {
+    error = bodies_too_large();
+  } else if (failed)
+    error = refusal(failed, limits_);
   if (error) {
     RequestOutline outline = parser.outline();
     co_await refuse(std::move(outline), std::move(*error));
@@ -235,7 +302,8 @@ asio::awaitable<error_code> Session::read_header(RequestParser& parser) {
   }
 }
 
-asio::awaitable<error_code> Session::read_body(RequestParser& parser) {
+/// no_memory: it has grown, and there is no share for it.
+asio::awaitable<error_code> Session::read_body(RequestParser& parser, const AnswerBudget::Payer& payer) {
   if (parser.is_done()) co_return error_code();
   if (buffer_.size() == 0 && parser.expects_continue()) {
     set_deadline(sessions_->options.write_timeout, OnDeadline::kClose);
@@ -247,9 +315,29 @@ asio::awaitable<error_code> Session::read_body(RequestParser& parser) {
     error_code error;
     buffer_.consume(parser.parse_body(unparsed(), error));
     if (error || parser.is_done()) co_return error;
+    if (!take_body_share(parser, payer)) co_return asio::error::no_memory;
     error = co_await read_more();
     if (error) co_return error;
   }
+}
+
+/// Memory for the body: for all of it, if its length is known, or for twice as much as there is. False if
+/// there is none. All is given back when the request has been handled.
+bool Session::take_body_share(const RequestParser& parser, const AnswerBudget::Payer& payer) {
+  AnswerBudget* const budget = sessions_->options.bodies;
+  if (budget == nullptr || parser.is_done()) return true;
+  if (body_shares_.empty()) body_bytes_taken_ = kUncountedBytes;
+  const auto announced = parser.announced_bytes();
+  const std::size_t room = kReadBytes + parser.body_bytes();
+  if (room <= body_bytes_taken_ && (!announced || *announced <= body_bytes_taken_)) return true;
+  std::size_t wanted = announced ? static_cast<std::size_t>(*announced) : 2 * room;
+  wanted = std::min(wanted, limits_.body_max_bytes);
+  if (wanted <= body_bytes_taken_) return true;
+  auto share = budget->take(payer, wanted - body_bytes_taken_);
+  if (!share) return false;
+  body_shares_.push_back(std::move(*share));
+  body_bytes_taken_ = wanted;
+  return true;
 }
 
 /// Waits for bytes and adds them to the buffer.
@@ -271,37 +359,44 @@ std::string_view Session::unparsed() const {
   return {static_cast<const char*>(bytes.data()), bytes.size()};
 }
 
-/// The handler's answer, unless it is one stream too many.
-Response Session::respond(const Request& request) const {
-  Response response = call_handler(request);
-  const unsigned streams_max = sessions_->options.streams_max;
-  if (response.stream == nullptr || sessions_->streaming.size() < streams_max) return response;
-  ++sessions_->stats.streams_refused;
-  return fail(request, {.code = ErrorCode::kConnectionLimit,
-                        .detail = "Too many streams are open; end one, or try again later.",
-                        .limit = streams_max});
+RequestAdmission Session::admit(const Request& request) const {
+  if (!sessions_->options.gate) return {};
+  try {
+    return sessions_->options.gate(request);
+  } catch (const std::exception& exception) {
+    log_failure(request, exception.what());
+  } catch (...) {
+    log_failure(request, "an unknown exception");
+  }
+  return {.refusal = internal_error(request)};
 }
 
-Response Session::call_handler(const Request& request) const {
-  const auto log = [&request](std::string_view what) {
-    spdlog::error("API: {} {}: {}; request {}", request.method, in_quotes(request.target), what, request.id);
-  };
+/// The handler's answer, unless it is one stream too many.
+asio::awaitable<Response> Session::respond(const Request& request) {
+  Response response = co_await call_handler(request);
+  const unsigned streams_max = sessions_->options.streams_max;
+  if (response.stream == nullptr || sessions_->streaming.size() < streams_max) co_return response;
+  ++sessions_->stats.streams_refused;
+  co_return fail(request, {.code = ErrorCode::kConnectionLimit,
+                           .detail = "Too many streams are open; end one, or try again later.",
+                           .limit = streams_max});
+}
+
+asio::awaitable<Response> Session::call_handler(const Request& request) {
   try {
-    return sessions_->handler(request);
+    co_return co_await sessions_->handler(request);
   } catch (const std::exception& exception) {
-    log(exception.what());
+    log_failure(request, exception.what());
   } catch (...) {
-    log("an unknown exception");
+    log_failure(request, "an unknown exception");
   }
-  return problem({.code = ErrorCode::kInternal,
-                  .detail = "Internal error of the daemon; its log says more under this request's id."},
-                 request.id);
+  co_return internal_error(request);
 }
 
 /// The server's own answer to a request that the handler has seen.
 Response Session::fail(const Request& request, const Error& error) const {
   const std::string path = request.target.substr(0, request.target.find('?'));
-  sessions_->failures.report(request.method, path, request.id, error);
+  sessions_->failures.report(request.method, path, {.id = request.id, .client = source_name(peer_)}, error);
   return problem(error, request.id);
 }
 
@@ -311,7 +406,7 @@ std::optional<AnswerBudget::Share> Session::take_share(const Request& request, R
   AnswerBudget* const budget = sessions_->options.answers;
   const std::size_t bytes = bytes_of(response);
   if (budget == nullptr || bytes == 0) return std::nullopt;
-  const AnswerBudget::Payer payer = payer_of(response, peer_);
+  const AnswerBudget::Payer payer = payer_of(response.payer, peer_);
   if (!response.repeatable) return budget->take_anyway(payer, bytes);
   auto share = budget->take(payer, bytes);
   if (!share) response = fail(request, answer_too_large());
@@ -339,6 +434,7 @@ asio::awaitable<bool> Session::answer(Response response, AnswerFraming framing) 
 asio::awaitable<void> Session::answer_with_stream(Response response, AnswerFraming framing) {
   move_to(sessions_->streaming);
   const std::string head = head_of(response, framing, std::time(nullptr));
+  AnswerBudget::Payer payer = payer_of(response.payer, peer_);
   stream_ = std::move(response.stream);
   stream_->on_ready([weak = weak_from_this()] {
     if (const auto self = weak.lock()) self->wake();
@@ -349,7 +445,9 @@ asio::awaitable<void> Session::answer_with_stream(Response response, AnswerFrami
   clear_deadline();
   asio::co_spawn(
       transport_.executor(),
-      [self = shared_from_this(), framing = std::move(framing)] { return self->send_stream(framing); },
+      [self = shared_from_this(), framing = std::move(framing), payer = std::move(payer)] {
+        return self->send_stream(framing, payer);
+      },
       [self = shared_from_this()](const std::exception_ptr& failure) {
         if (!failure) return;
         self->close();
@@ -361,7 +459,11 @@ asio::awaitable<void> Session::answer_with_stream(Response response, AnswerFrami
 
 /// Silence is counted from what was sent last, not from the last wake: a stream that is woken often and has
 /// nothing to send neither sends more for it nor misses its heartbeats.
-asio::awaitable<void> Session::send_stream(AnswerFraming framing) {
+///
+/// What its client has not read takes a share of the memory of unread answers. If there is none, the stream
+/// is cut: the client can ask for the rest.
+asio::awaitable<void> Session::send_stream(AnswerFraming framing, AnswerBudget::Payer payer) {
+  AnswerBudget* const budget = sessions_->options.answers;
   auto heartbeat_at = steady_clock::now() + sessions_->options.stream_heartbeat;
   while (stream_ != nullptr && !sessions_->stopping) {
     woken_ = false;
@@ -381,6 +483,9 @@ asio::awaitable<void> Session::send_stream(AnswerFraming framing) {
       if (piece->empty()) continue;
     }
     const std::string bytes = framed_piece(*piece, framing);
+    const bool counts = budget != nullptr && bytes.size() > kUncountedBytes;
+    const auto share = counts ? budget->take(payer, bytes.size()) : std::optional<AnswerBudget::Share>();
+    if (counts && !share) co_return close();
     set_deadline(sessions_->options.write_timeout, OnDeadline::kClose);
     error = co_await transport_.write(bytes, {});
     if (error) co_return close();
@@ -391,14 +496,16 @@ asio::awaitable<void> Session::send_stream(AnswerFraming framing) {
   stream_.reset();
   set_deadline(sessions_->options.write_timeout, OnDeadline::kClose);
   const std::string end = framed_piece({}, framing);
-  const error_code error = co_await transport_.write(end, {});
+  error_code error;
+  if (!end.empty()) error = co_await transport_.write(end, {});
   // The other coroutine continues to read until the client closes.
   if (error || !finish_sending()) close();
 }
 
 /// The connection's last answer.
 asio::awaitable<void> Session::refuse(RequestOutline request, Error error) {
-  sessions_->failures.report(request.method.empty() ? "-" : request.method, "-", request.id, error);
+  sessions_->failures.report(request.method.empty() ? "-" : request.method, "-",
+                             {.id = request.id, .client = source_name(peer_)}, error);
   Response response = problem(error, request.id);
   if (response.status < 500) ++sessions_->stats.requests_refused;
   AnswerFraming framing{

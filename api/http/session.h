@@ -22,6 +22,7 @@
 #include <memory>
 #include <optional>
 #include <string_view>
+#include <vector>
 
 #include "api/http/answer_budget.h"
 #include "api/http/framing.h"
@@ -51,6 +52,8 @@ class Session : public std::enable_shared_from_this<Session> {
   /// By ServerOptions::refuses, as it is now.
   bool is_refused() const { return sessions_->refuses(peer_); }
 
+  const SessionSource& source() const { return source_->second; }
+
   /// Ends what waits on the socket with an error; leaves the list.
   void close();
 
@@ -65,6 +68,8 @@ class Session : public std::enable_shared_from_this<Session> {
 
   void spawn(Awaitable<void> (Session::*run)());
   void move_to(std::list<Session*>& list);
+  void enter(std::list<Session*>& list);
+  void leave();
   void set_deadline(std::chrono::milliseconds limit, OnDeadline on_deadline);
   void clear_deadline();
 
@@ -74,20 +79,22 @@ class Session : public std::enable_shared_from_this<Session> {
   Awaitable<bool> wait_for_request();
   Awaitable<bool> serve_one();
 
-  Awaitable<bool> read_request(RequestParser& parser, Request& request);
+  Awaitable<bool> read_request(RequestParser& parser, Request& request, std::optional<Response>& early);
   Awaitable<error_code> read_header(RequestParser& parser);
-  Awaitable<error_code> read_body(RequestParser& parser);
+  Awaitable<error_code> read_body(RequestParser& parser, const AnswerBudget::Payer& payer);
   Awaitable<error_code> read_more();
   std::string_view unparsed() const;
 
-  Response respond(const Request& request) const;
-  Response call_handler(const Request& request) const;
+  RequestAdmission admit(const Request& request) const;
+  bool take_body_share(const RequestParser& parser, const AnswerBudget::Payer& payer);
+  Awaitable<Response> respond(const Request& request);
+  Awaitable<Response> call_handler(const Request& request);
   Response fail(const Request& request, const Error& error) const;
   std::optional<AnswerBudget::Share> take_share(const Request& request, Response& response) const;
 
   Awaitable<bool> answer(Response response, AnswerFraming framing);
   Awaitable<void> answer_with_stream(Response response, AnswerFraming framing);
-  Awaitable<void> send_stream(AnswerFraming framing);
+  Awaitable<void> send_stream(AnswerFraming framing, AnswerBudget::Payer payer);
   Awaitable<void> refuse(RequestOutline request, Error error);
 
   bool finish_sending();
@@ -99,8 +106,11 @@ class Session : public std::enable_shared_from_this<Session> {
   std::list<Session*>::iterator place_;
   SessionTransport transport_;
   const Peer peer_;
+  const SessionSources::iterator source_;
   const RequestLimits limits_;
-  boost::beast::flat_buffer buffer_;  // read and not parsed yet
+  std::vector<AnswerBudget::Share> body_shares_;  // of the request under way
+  std::size_t body_bytes_taken_ = 0;              // by these
+  boost::beast::flat_buffer buffer_;              // read and not parsed yet
 
   boost::asio::steady_timer timer_;  // the deadline of what it does now
   bool timed_out_ = false;

@@ -53,7 +53,7 @@ Result<Response> check(const ApiContext& api, const Call& call) {
   }
   subject.refusing = api.control.refuses(found->forward.id, subject.client);
   return stream_response(
-      api, {.caller = call.caller, .subject = subject_of(instance)},
+      api, {.caller = call.caller, .subject = subject_of(instance), .kind = StreamKind::kCheck},
       [&] { return check_forward(api.context, subject); }, "application/json");
 }
 
@@ -86,7 +86,8 @@ Result<Response> capture(const ApiContext& api, const Call& call) {
                                .max_bytes = call.query[kMaxBytes]};
   const auto log_end = [what](const std::string& summary) { spdlog::info("{}: {}", what, summary); };
   auto response = stream_response(
-      api, {.caller = call.caller, .subject = subject_of(instance, options.link)},
+      api,
+      {.caller = call.caller, .subject = subject_of(instance, options.link), .kind = StreamKind::kCapture},
       [&] { return start_capture(api.context, options, log_end); }, "application/vnd.tcpdump.pcap");
   if (!response) return response.error();
   spdlog::info("{}: begins", what);
@@ -100,8 +101,8 @@ std::vector<Route> diagnosis_routes() {
   constexpr std::string_view kCheck = "/instances/{id}/port-forwards/{forward_id}/check";
   constexpr std::string_view kCapture = "/instances/{id}/port-forwards/{forward_id}/capture";
   return {
-      {"GET", kCheck, Access::kTenant, {kClient}, check},
-      {"POST", kCapture, Access::kAdmin, {kSeconds, kMaxBytes}, capture},
+      {"GET", kCheck, Access::kTenant, {kClient}, check, kHighCost},
+      {"POST", kCapture, Access::kAdmin, {kSeconds, kMaxBytes}, capture, kHighCost},
   };
 }
 

@@ -12,131 +12,106 @@
 #include <vector>
 
 #include "api/answers.h"
+#include "api/forward_fields.h"
 #include "api/idempotency.h"
 #include "api/json.h"
-#include "api/json_fields.h"
+#include "api/preconditions.h"
 #include "api/resources.h"
+#include "api/selector.h"
 
 namespace portway {
 namespace {
 
-constexpr std::size_t kBatchMax = 1000;
-constexpr std::int64_t kConnectionsLimitMax = 1'000'000;
-constexpr std::int64_t kBytesLimitMax = 1'000'000'000'000;  // 8 Tbit/s
+using boost::asio::awaitable;
 
-const auto kLabel = text_parameter("label");
 const auto kCursor = cursor_parameter<Uuid>(parse_uuid);
 const auto kConnections = choice_parameter<ClosePolicy>(
     "connections",
     {{"keep", ClosePolicy::kKeep}, {"drain", ClosePolicy::kDrain}, {"reset", ClosePolicy::kReset}});
-
-// --- Bodies.
-
-/// Replaces the limits that are given, and returns which these are; null removes one.
-LimitSet read_limits(JsonFields& fields, TrafficLimits& limits) {
-  LimitSet given;
-  const auto is_given = [&](Limit limit) {
-    return given[static_cast<std::size_t>(limit)] = fields.given(to_string(limit));
-  };
-  if (is_given(Limit::kAllowedCidrs)) {
-    limits.allowed_cidrs = fields.networks(to_string(Limit::kAllowedCidrs), kAllowedCidrsMax);
-  }
-  const auto read = [&](Limit name, std::int64_t most, auto& limit) {
-    if (!is_given(name)) return;
-    limit = static_cast<std::remove_reference_t<decltype(limit)>>(
-        fields.integer_or_none(to_string(name), 1, most).value_or(0));
-  };
-  read(Limit::kMaxConnections, kConnectionsLimitMax, limits.max_connections);
-  read(Limit::kMaxConnectionsPerSource, kConnectionsLimitMax, limits.max_connections_per_source);
-  read(Limit::kMaxNewConnectionsPerSecond, kConnectionsLimitMax, limits.max_new_connections_per_second);
-  read(Limit::kMaxBytesPerSecond, kBytesLimitMax, limits.max_bytes_per_second);
-  return given;
-}
-
-SourceMode read_source_mode(JsonFields& fields) {
-  const std::string text = fields.string_or("source_mode", "auto");
-  if (const auto mode = parse_source_mode(text)) return *mode;
-  fields.refuse("source_mode", "source_mode must be auto, transparent, plain or proxy_v2.");
-  return SourceMode::kAuto;
-}
-
-/// 0 if it is not given: whether it has to be depends on the target, which may be the instance's.
-std::uint16_t read_guest_port(JsonFields& fields, const std::optional<Target>& target) {
-  constexpr auto kCode = ErrorCode::kInvalidPort;
-  const bool required = target && target->is_tcp();
-  if (required) return static_cast<std::uint16_t>(fields.integer("guest_port", 1, 65535, kCode));
-  return static_cast<std::uint16_t>(fields.integer_or_none("guest_port", 1, 65535, kCode).value_or(0));
-}
-
-ForwardSpec read_spec(JsonFields& fields) {
-  ForwardSpec spec;
-  (void)fields.given("guest_port");  // comes first in the list of known fields
-  spec.target = fields.target("target", true);
-  spec.guest_port = read_guest_port(fields, spec.target);
-  spec.protocol = fields.string_or("protocol", "tcp");
-  spec.label = fields.string_or("label", "");
-  if (const auto port = fields.integer_or_none("host_port", 1, 65535, ErrorCode::kInvalidPort)) {
-    spec.host_port = static_cast<std::uint16_t>(*port);
-  }
-  read_limits(fields, spec.limits);
-  spec.source_mode = read_source_mode(fields);
-  return spec;
-}
+const auto kDryRun = choice_parameter<bool>("dry_run", {{"false", false}, {"true", true}});
 
 Response one_forward(const ApiContext& api, unsigned status, const ForwardStatus& forward) {
-  return json_response(
+  Response response = json_response(
       status, {{"port_forward", to_json(forward)}, {"hostname", api.control.config().node.public_hostname}});
+  response.headers.emplace_back("ETag", etag_of(forward.forward));
+  return response;
 }
 
 // --- Creating.
 
+using AnswerOf = std::function<Response(std::span<const ForwardStatus>)>;
+
 /// `answer_of` makes the 201. With an Idempotency-Key it is stored in the transaction that creates the
 /// forwards.
-Result<Response> create(const ApiContext& api, const Call& call, std::span<const ForwardSpec> specs,
-                        const std::function<Response(std::span<const ForwardStatus>)>& answer_of) {
+awaitable<Result<Response>> create(const ApiContext& api, const Call& call, ForwardList list,
+                                   AnswerOf answer_of) {
   const auto asked = idempotent_request(call);
-  if (!asked) return asked.error();
+  if (!asked) co_return asked.error();
+  ChangeLocks::Held lock;
   if (*asked) {
-    auto replay = find_replay(api, call, **asked);
-    if (!replay) return replay.error();
-    if (*replay) return std::move(**replay);
+    lock = co_await api.control.lock_answer((*asked)->scope, (*asked)->key);
+    auto replay = co_await find_replay(api, call, **asked);
+    if (!replay) co_return replay.error();
+    if (*replay) co_return std::move(**replay);
   }
-  auto prepared = api.control.prepare_forwards(call.caller, call.path[0], specs);
-  if (!prepared) return prepared.error();
-  Response response = answer_of(prepared->statuses());
-  const auto remembered = *asked ? std::optional(with_answer(**asked, response)) : std::nullopt;
-  const auto committed =
-      api.control.commit_forwards(std::move(*prepared), remembered ? &*remembered : nullptr);
-  if (!committed) return committed.error();
-  return response;
+  Response response;
+  const auto remember = [&](std::span<const ForwardStatus> created) -> std::optional<IdempotentAnswer> {
+    response = answer_of(created);
+    if (!*asked) return std::nullopt;
+    return with_answer(**asked, response);
+  };
+  const auto created =
+      co_await api.control.create_forwards(call.caller, call.path[0], std::move(list), remember);
+  if (!created) co_return created.error();
+  co_return response;
 }
 
-Result<Response> create_forward(const ApiContext& api, const Call& call) {
-  JsonFields fields(call.request);
-  const ForwardSpec spec = read_spec(fields);
-  if (auto error = fields.finish()) return *error;
-  return create(api, call, {&spec, 1}, [&](std::span<const ForwardStatus> created) {
+awaitable<Result<Response>> create_forward(const ApiContext& api, const Call& call) {
+  auto spec = read_forward(call.request, api.control.keys().now());
+  if (!spec) co_return spec.error();
+  const AnswerOf answer_of = [&](std::span<const ForwardStatus> created) {
     Response response = one_forward(api, 201, created.front());
     response.headers.emplace_back("Location", fmt::format("/instances/{}/port-forwards/{}", call.path[0],
                                                           to_string(created.front().forward.id)));
     return response;
-  });
+  };
+  ForwardList one{.specs = {std::move(*spec)}, .entries = {}};
+  co_return co_await create(api, call, std::move(one), answer_of);
 }
 
-Result<Response> create_forwards(const ApiContext& api, const Call& call) {
-  std::vector<ForwardSpec> specs;
-  JsonFields fields(call.request);
-  fields.each("port_forwards", 1, kBatchMax, [&specs](JsonFields each) {
-    specs.push_back(read_spec(each));
-    return each.finish();
-  });
-  if (auto error = fields.finish()) return *error;
-  return create(api, call, specs, [&api](std::span<const ForwardStatus> created) {
+awaitable<Result<Response>> create_forwards(const ApiContext& api, const Call& call) {
+  auto specs = read_forwards(call.request, 1, api.control.keys().now());
+  if (!specs) co_return specs.error();
+  const AnswerOf answer_of = [&api](std::span<const ForwardStatus> created) {
     boost::json::array list;
     for (const ForwardStatus& status : created) list.push_back(to_json(status));
     return json_response(
         201, {{"port_forwards", std::move(list)}, {"hostname", api.control.config().node.public_hostname}});
-  });
+  };
+  co_return co_await create(api, call, std::move(*specs), answer_of);
+}
+
+// --- All that an instance should have.
+
+awaitable<Result<Response>> set_forwards(const ApiContext& api, const Call& call) {
+  auto specs = read_forwards(call.request, 0, api.control.keys().now());
+  if (!specs) co_return specs.error();
+  const bool dry_run = call.query[kDryRun];
+  const auto set = co_await api.control.set_forwards(call.caller, call.path[0], std::move(*specs), dry_run,
+                                                     call.query[kConnections]);
+  if (!set) co_return set.error();
+  const auto list_of = [](const std::vector<ForwardStatus>& statuses) {
+    boost::json::array list;
+    for (const ForwardStatus& status : statuses) list.push_back(to_json(status));
+    return list;
+  };
+  boost::json::object body{{"dry_run", dry_run}, {"created", list_of(set->created)}};
+  if (dry_run) body["to_create"] = boost::json::array(set->to_create.begin(), set->to_create.end());
+  body["updated"] = list_of(set->updated);
+  body["unchanged"] = list_of(set->unchanged);
+  body["removed"] = list_of(set->removed);
+  body["hostname"] = api.control.config().node.public_hostname;
+  co_return json_response(200, body);
 }
 
 // --- Existing ones.
@@ -145,11 +120,11 @@ Result<Response> list_forwards(const ApiContext& api, const Call& call) {
   const auto instance = api.control.find_instance(call.caller, call.path[0]);
   if (!instance) return instance.error();
   const auto limit = call.query[kPageLimit];
-  const std::optional<std::string> label = call.query[kLabel];
+  const auto admits = selected_by(call.query);
   boost::json::array list;
   std::string next;
   for (const Forward* forward : api.control.list_forwards(call.path[0], call.query[kCursor])) {
-    if (label && forward->label != *label) continue;
+    if (!admits(*forward)) continue;
     if (list.size() == limit) {
       next = std::string(list.back().at("id").as_string());
       break;
@@ -160,34 +135,46 @@ Result<Response> list_forwards(const ApiContext& api, const Call& call) {
   body["port_forwards"] = std::move(list);
   body["hostname"] = api.control.config().node.public_hostname;
   if (!next.empty()) body["next_cursor"] = next;
-  return json_response(200, body);
+  return with_event_id(api, json_response(200, body));
 }
 
 Result<Response> get_forward(const ApiContext& api, const Call& call) {
   const auto found = api.control.find_forward(call.caller, call.path[0], call.path[1]);
   if (!found) return found.error();
-  return one_forward(api, 200, *found);
+  return with_event_id(api, one_forward(api, 200, *found));
 }
 
-Result<Response> update_forward(const ApiContext& api, const Call& call) {
+awaitable<Result<Response>> update_forward(const ApiContext& api, const Call& call) {
   const auto found = api.control.find_forward(call.caller, call.path[0], call.path[1]);
-  if (!found) return found.error();
-  JsonFields fields(call.request);
-  ForwardChange change{.label = std::nullopt, .limits = found->forward.limits, .given = {}};
-  if (fields.given("label")) change.label = fields.string_or("label", "");
-  change.given = read_limits(fields, *change.limits);
-  if (fields.given("source_mode")) change.source_mode = read_source_mode(fields);
-  if (auto error = fields.finish()) return *error;
-  const auto updated = api.control.update_forward(call.caller, call.path[0], call.path[1], change);
-  if (!updated) return updated.error();
-  return one_forward(api, 200, *updated);
+  if (!found) co_return found.error();
+  const auto change = read_forward_change(call.request, api.control.keys().now());
+  if (!change) co_return change.error();
+  const auto precondition = forward_precondition(call);
+  if (!precondition) co_return precondition.error();
+  const auto updated =
+      co_await api.control.update_forward(call.caller, call.path[0], call.path[1], *change, *precondition);
+  if (!updated) co_return updated.error();
+  co_return one_forward(api, 200, *updated);
 }
 
-Result<Response> delete_forward(const ApiContext& api, const Call& call) {
+awaitable<Result<Response>> delete_forward(const ApiContext& api, const Call& call) {
   const ClosePolicy policy = call.query[kConnections];
-  auto deleted = api.control.delete_forward(call.caller, call.path[0], call.path[1], policy);
-  if (!deleted) return deleted.error();
-  return no_content();
+  const auto precondition = forward_precondition(call);
+  if (!precondition) co_return precondition.error();
+  auto deleted =
+      co_await api.control.delete_forward(call.caller, call.path[0], call.path[1], policy, *precondition);
+  if (!deleted) co_return deleted.error();
+  co_return no_content();
+}
+
+awaitable<Result<Response>> delete_forwards(const ApiContext& api, const Call& call) {
+  const auto admits = selected_by(call.query);
+  const auto deleted =
+      co_await api.control.delete_forwards(call.caller, call.path[0], admits, call.query[kConnections]);
+  if (!deleted) co_return deleted.error();
+  boost::json::array ids;
+  for (const ForwardId& id : *deleted) ids.emplace_back(to_string(id));
+  co_return json_response(200, {{"deleted", std::move(ids)}});
 }
 
 }  // namespace
@@ -195,8 +182,24 @@ Result<Response> delete_forward(const ApiContext& api, const Call& call) {
 std::vector<Route> forward_routes() {
   return {
       {"POST", "/instances/{id}/port-forwards", Access::kTenant, {}, create_forward},
-      {"POST", "/instances/{id}/port-forwards:batch", Access::kTenant, {}, create_forwards},
-      {"GET", "/instances/{id}/port-forwards", Access::kTenant, {kLabel, kPageLimit, kCursor}, list_forwards},
+      {"POST", "/instances/{id}/port-forwards:batch", Access::kTenant, {}, create_forwards, kHighCost},
+      {"PUT",
+       "/instances/{id}/port-forwards",
+       Access::kTenant,
+       {kDryRun, kConnections},
+       set_forwards,
+       kHighCost},
+      {"GET",
+       "/instances/{id}/port-forwards",
+       Access::kTenant,
+       {kLabel, kMetadata, kPageLimit, kCursor},
+       list_forwards},
+      {"DELETE",
+       "/instances/{id}/port-forwards",
+       Access::kTenant,
+       {kLabel, kMetadata, kConnections},
+       delete_forwards,
+       kHighCost},
       {"GET", "/instances/{id}/port-forwards/{forward_id}", Access::kTenant, {}, get_forward},
       {"PATCH", "/instances/{id}/port-forwards/{forward_id}", Access::kTenant, {}, update_forward},
       {"DELETE",

@@ -11,17 +11,20 @@
 #include <vector>
 
 #include "api/answers.h"
+#include "api/instance_page.h"
 #include "api/json.h"
 #include "api/json_fields.h"
+#include "api/preconditions.h"
 #include "api/resources.h"
+#include "api/selector.h"
 #include "network/open_beneath.h"
 
 namespace portway {
 namespace {
 
+using boost::asio::awaitable;
+
 const auto kSession = uuid_parameter("session_id", "must be the UUID of a session.");
-const auto kInstanceCursor =
-    cursor_parameter<std::string>([](std::string_view text) { return std::string(text); });
 
 /// The fields `guest_address` and `guest_addresses` of a request: one of them, or both if they agree, as in
 /// an answer.
@@ -61,13 +64,19 @@ void take_place(Instance& asked, JsonFields& fields) {
   if (asked.device == asked.tap && tap_netns_of(asked) == asked.netns) asked.device.clear();
 }
 
+Response one_instance(const ApiContext& api, unsigned status, const Instance& instance) {
+  Response response = json_response(status, {{"instance", to_json(api.control.status_of(instance))}});
+  response.headers.emplace_back("ETag", etag_of(instance));
+  return response;
+}
+
 Result<Response> get_instance(const ApiContext& api, const Call& call) {
   const auto instance = api.control.find_instance(call.caller, call.path[0]);
   if (!instance) return instance.error();
-  return json_response(200, {{"instance", to_json(api.control.status_of(**instance))}});
+  return with_event_id(api, one_instance(api, 200, **instance));
 }
 
-Result<Response> put_instance(const ApiContext& api, const Call& call) {
+awaitable<Result<Response>> put_instance(const ApiContext& api, const Call& call) {
   JsonFields fields(call.request);
   Instance asked;
   asked.id = call.path[0];
@@ -80,18 +89,20 @@ Result<Response> put_instance(const ApiContext& api, const Call& call) {
   if (const auto pid = fields.integer_or_none("vmm_pid", 1, INT32_MAX))
     asked.vmm_pid = static_cast<std::int32_t>(*pid);
   asked.target = fields.target("target", false).value_or(Target());
-  if (auto error = fields.finish()) return *error;
-  if (auto taken = take_guest_addresses(asked, address, addresses); !taken) return taken.error();
-  const auto put = api.control.put_instance(std::move(asked), call.query[kSession], who(call.caller));
+  patch(asked.metadata, fields.strings("metadata", false));
+  if (auto error = fields.finish()) co_return *error;
+  if (auto taken = take_guest_addresses(asked, address, addresses); !taken) co_return taken.error();
+  const auto precondition = instance_precondition(call, call.query[kSession]);
+  if (!precondition) co_return precondition.error();
+  const auto put = co_await api.control.put_instance(std::move(asked), *precondition, actor_of(call.caller));
   if (!put) {
     Error error = put.error();
     if (error.field == "guest_address" && !addresses.empty()) error.field = "guest_addresses";
-    return error;
+    co_return error;
   }
-  Response response =
-      json_response(put->created ? 201 : 200, {{"instance", to_json(api.control.status_of(put->instance))}});
+  Response response = one_instance(api, put->created ? 201 : 200, put->instance);
   if (put->created) response.headers.emplace_back("Location", "/instances/" + put->instance.id);
-  return response;
+  co_return response;
 }
 
 /// A field of a PATCH; nullopt if it is not given, or null.
@@ -107,58 +118,66 @@ std::optional<IpAddress> read_address(JsonFields& fields, std::string_view name)
   return *address;
 }
 
-Result<Response> change_instance(const ApiContext& api, const Call& call) {
-  if (const auto found = api.control.find_instance(call.caller, call.path[0]); !found) return found.error();
+awaitable<Result<Response>> change_instance(const ApiContext& api, const Call& call) {
+  if (const auto found = api.control.find_instance(call.caller, call.path[0]); !found)
+    co_return found.error();
   JsonFields fields(call.request);
-  GuestAddressChange change;
-  change.guest_address = read_address(fields, "guest_address");
-  if (fields.given("guest_address") && !change.guest_address) {
+  InstanceChange change;
+  GuestAddressChange& addresses = change.addresses;
+  addresses.guest_address = read_address(fields, "guest_address");
+  if (fields.given("guest_address") && !addresses.guest_address) {
     fields.refuse("guest_address", "guest_address cannot be null: a guest has at least one address.");
   }
-  if (fields.given("guest_address_v6")) change.guest_address_v6 = read_address(fields, "guest_address_v6");
-  if (auto error = fields.finish()) return *error;
+  if (fields.given("guest_address_v6")) addresses.guest_address_v6 = read_address(fields, "guest_address_v6");
+  if (fields.given("owner")) change.owner = fields.string("owner");
+  if (fields.given("profile")) change.profile = fields.string("profile");
+  if (fields.given("vmm_pid")) {
+    const auto pid = fields.integer_or_none("vmm_pid", 1, INT32_MAX);
+    change.vmm_pid.emplace();
+    if (pid) change.vmm_pid->emplace(static_cast<std::int32_t>(*pid));
+  }
+  change.metadata = fields.strings("metadata", true);
+  if (auto error = fields.finish()) co_return *error;
+  const auto precondition = instance_precondition(call, call.query[kSession]);
+  if (!precondition) co_return precondition.error();
   const auto changed =
-      api.control.change_guest_addresses(call.path[0], change, call.query[kSession], who(call.caller));
+      co_await api.control.change_instance(call.path[0], change, *precondition, actor_of(call.caller));
   if (!changed) {
     Error error = changed.error();
-    if (error.field == "guest_address" && !change.guest_address) error.field = "guest_address_v6";
-    return error;
+    if (error.field == "guest_address" && !addresses.guest_address) error.field = "guest_address_v6";
+    co_return error;
   }
-  return json_response(200, {{"instance", to_json(api.control.status_of(**changed))}});
+  co_return one_instance(api, 200, *changed);
 }
 
 Result<Response> list_instances(const ApiContext& api, const Call& call) {
-  const auto limit = call.query[kPageLimit];
-  const auto found = api.control.list_instances(call.caller, call.query[kInstanceCursor], limit + 1);
-  boost::json::array list;
-  for (const Instance* instance : found) {
-    if (list.size() < limit) list.push_back(to_json(api.control.status_of(*instance)));
-  }
-  boost::json::object body;
-  if (found.size() > limit) body["next_cursor"] = found[limit - 1]->id;
-  body["instances"] = std::move(list);
-  return json_response(200, body);
+  const auto entry = [&](const Instance& each) { return to_json(api.control.status_of(each)); };
+  return with_event_id(api, json_response(200, instance_page(api, call, "instances", entry)));
 }
 
-Result<Response> stop_instance(const ApiContext& api, const Call& call) {
-  if (auto stopped = api.control.stop_instance(call.path[0], call.query[kSession], who(call.caller));
+awaitable<Result<Response>> stop_instance(const ApiContext& api, const Call& call) {
+  const auto precondition = instance_precondition(call, call.query[kSession]);
+  if (!precondition) co_return precondition.error();
+  if (auto stopped = co_await api.control.stop_instance(call.path[0], *precondition, actor_of(call.caller));
       !stopped)
-    return stopped.error();
-  return get_instance(api, call);
+    co_return stopped.error();
+  co_return get_instance(api, call);
 }
 
-Result<Response> delete_instance(const ApiContext& api, const Call& call) {
-  if (auto deleted = api.control.delete_instance(call.path[0], call.query[kSession], who(call.caller));
+awaitable<Result<Response>> delete_instance(const ApiContext& api, const Call& call) {
+  const auto precondition = instance_precondition(call, call.query[kSession]);
+  if (!precondition) co_return precondition.error();
+  if (auto deleted = co_await api.control.delete_instance(call.path[0], *precondition, actor_of(call.caller));
       !deleted)
-    return deleted.error();
-  return no_content();
+    co_return deleted.error();
+  co_return no_content();
 }
 
 }  // namespace
 
 std::vector<Route> instance_routes() {
   return {
-      {"GET", "/instances", Access::kTenant, {kPageLimit, kInstanceCursor}, list_instances},
+      {"GET", "/instances", Access::kTenant, {kMetadata, kPageLimit, kInstanceCursor}, list_instances},
       {"GET", "/instances/{id}", Access::kTenant, {}, get_instance},
       {"PUT", "/instances/{id}", Access::kAdmin, {kSession}, put_instance},
       {"PATCH", "/instances/{id}", Access::kAdmin, {kSession}, change_instance},

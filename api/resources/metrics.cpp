@@ -48,7 +48,7 @@ Result<Response> metrics(const ApiContext& api, const Call& call) {
 }  // namespace
 
 std::vector<Route> metrics_routes() {
-  return {{"GET", "/metrics", Access::kAdmin, {kScope}, metrics}};
+  return {{"GET", "/metrics", Access::kMetrics, {kScope}, metrics, kHighCost}};
 }
 
 }  // namespace portway

@@ -1,5 +1,7 @@
 // The node itself: what it is, whether it is alive and ready, which profiles it has.
 
+#include <spdlog/spdlog.h>
+
 #include <boost/json.hpp>
 #include <cstddef>
 #include <string>
@@ -7,7 +9,9 @@
 #include <vector>
 
 #include "api/answers.h"
+#include "api/backup_stream.h"
 #include "api/http/problem.h"
+#include "api/json.h"
 #include "api/resources.h"
 
 namespace portway {
@@ -16,9 +20,11 @@ namespace {
 Result<Response> list_profiles(const ApiContext& api, const Call&) {
   boost::json::array list;
   for (const auto& [name, profile] : api.control.config().profiles) {
-    list.push_back({{"name", name},
-                    {"max_forwarded_ports", profile.max_forwarded_ports},
-                    {"allow_host_port", profile.allow_host_port}});
+    boost::json::object each{{"name", name},
+                             {"max_forwarded_ports", profile.max_forwarded_ports},
+                             {"allow_host_port", profile.allow_host_port}};
+    add_limits(each, profile.limits);
+    list.push_back(std::move(each));
   }
   return json_response(200, {{"profiles", std::move(list)}});
 }
@@ -51,6 +57,14 @@ boost::json::object to_json(const ProcessStatus& status) {
                            {"upgrading", status.upgrading},
                            {"upgrades_failed", handover.upgrades_failed}};
   if (!status.upgrade_failure.empty()) json["upgrade_failure"] = status.upgrade_failure;
+  boost::json::array faults;
+  for (const NodeFault& fault : status.faults) {
+    boost::json::object each{
+        {"part", to_string(fault.part)}, {"detail", fault.detail}, {"since", to_rfc3339(fault.since)}};
+    if (!fault.subject.empty()) each["subject"] = fault.subject;
+    faults.push_back(std::move(each));
+  }
+  json["faults"] = std::move(faults);
   if (!handover.taken_over) return json;
   boost::json::object reset;
   for (std::size_t i = 0; i < kLostReasons; ++i) {
@@ -74,19 +88,43 @@ Result<Response> upgrade(const ApiContext& api, const Call&) {
   return json_response(202, {{"process", to_json(api.process.process_status())}});
 }
 
+boost::asio::awaitable<Result<Response>> back_up(const ApiContext& api, const Call& call) {
+  const auto backup = co_await api.control.back_up();
+  if (!backup) co_return backup.error();
+  auto response = stream_response(
+      api, {.caller = call.caller, .kind = StreamKind::kBackup},
+      [&] { return stream_backup(api.context, *backup); }, "application/vnd.sqlite3");
+  if (!response) co_return response.error();
+  response->stream_bytes = (*backup)->bytes();
+  spdlog::info("backup of the store, {} bytes, for key {} of {}, request {}", (*backup)->bytes(),
+               to_string(call.caller.key_id), in_quotes(call.caller.owner), call.request.id);
+  co_return response;
+}
+
 Result<Response> is_alive(const ApiContext&, const Call&) {
   return json_response(200, {{"status", "ok"}});
 }
 
 /// Not ready is not a failure for the log: it may be asked every second for as long as it lasts.
 Result<Response> is_ready(const ApiContext& api, const Call& call) {
-  const auto ready = api.control.check_ready();
-  if (ready) return json_response(200, {{"status", "ready"}});
-  Error error = ready.error();
-  // Anybody may ask; the path of the store is for readers of the log only.
-  if (error.code == ErrorCode::kStoreUnavailable)
-    error.detail = "The disk does not take new promises; the daemon's log has the reason.";
-  return problem(error, call.request.id);
+  std::vector<Error> missing = api.control.check_ready();
+  if (missing.empty()) {
+    boost::json::object ready{{"status", "ready"}};
+    // Anybody may ask: the reasons, which name files, are in GET /v1/node.
+    boost::json::array faults;
+    for (const NodeFault& fault : api.process.process_status().faults) {
+      const boost::json::string part(to_string(fault.part));
+      if (faults.empty() || faults.back() != boost::json::value(part)) faults.emplace_back(part);
+    }
+    if (!faults.empty()) ready["faults"] = std::move(faults);
+    return json_response(200, ready);
+  }
+  for (Error& each : missing) {
+    // Anybody may ask; the path of the store is for readers of the log only.
+    if (each.code == ErrorCode::kStoreUnavailable)
+      each.detail = "The disk does not take new promises; the daemon's log has the reason.";
+  }
+  return problem(missing.front(), call.request.id, missing);
 }
 
 Result<Response> version(const ApiContext&, const Call&) {
@@ -101,6 +139,7 @@ std::vector<Route> node_routes() {
       {"GET", "/v1/info", Access::kTenant, {}, info},
       {"GET", "/v1/node", Access::kAdmin, {}, process},
       {"POST", "/v1/node/upgrade", Access::kAdmin, {}, upgrade},
+      {"POST", "/v1/node/backup", Access::kAdmin, {}, back_up, kHighCost},
       {"GET", "/healthz", Access::kPublic, QueryParameters::ignored(), is_alive},
       {"GET", "/readyz", Access::kPublic, QueryParameters::ignored(), is_ready},
       {"GET", "/version", Access::kPublic, QueryParameters::ignored(), version},

@@ -2,10 +2,13 @@
 // about itself.
 #include "client/commands/parts.h"
 
+#include "client/apply.h"
+#include "client/backup.h"
 #include "client/completion.h"
 #include "client/config_check.h"
 #include "client/doctor.h"
 #include "client/events.h"
+#include "client/healthcheck.h"
 #include "client/man_page.h"
 #include "client/output.h"
 #include "client/request.h"
@@ -24,10 +27,22 @@ std::vector<Command> node_commands() {
        .envelope = "profiles",
        .show = show_list,
        .run = run_request},
+      {.noun = "apply",
+       .verb = "",
+       .summary = "Make the forwards of instances what a file says: each instance as a whole or not at all.",
+       .parameters = {{.name = "--file",
+                       .help = "The file, in JSON: {\"instances\": {\"ID\": {\"port_forwards\": "
+                               "[{\"guest_port\": 3000, \"label\": \"web\"}]}}}. -: standard input.",
+                       .kind = Kind::kFile,
+                       .value = "FILE",
+                       .letter = 'f',
+                       .required = true},
+                      {.name = "--dry-run", .help = "Only say what would be changed.", .kind = Kind::kFlag}},
+       .run = run_apply},
       {.noun = "events",
        .verb = "",
        .summary = "Follow the node's events, one per line; after a lost connection, continues where it "
-                  "left off (admin).",
+                  "left off. A tenant's key sees the events of its owner's instances.",
        .parameters = {{.name = "--since",
                        .help = "Start after the event with this id.",
                        .value = "ID",
@@ -54,6 +69,34 @@ std::vector<Command> node_commands() {
        .envelope = "process",
        .show = show_resource,
        .run = run_upgrade},
+      {.noun = "node",
+       .verb = "backup",
+       .summary = "Copy the daemon's store into a file, while it runs; \"portwayd --restore FILE\" makes a "
+                  "store of it again (admin). The file holds hashes of the API keys.",
+       .parameters = {{.name = "FILE",
+                       .help = "The new file; an existing one is replaced once the new one is complete.",
+                       .kind = Kind::kFile}},
+       .method = "POST",
+       .path = "/v1/node/backup",
+       .run = run_backup},
+      {.noun = "healthcheck",
+       .verb = "",
+       .summary = "Exit with 0 if the daemon answers, else with 1 and the reason in one line. Needs no key; "
+                  "--timeout is 3 unless given.",
+       .parameters = {{.name = "--ready",
+                       .help = "Ask whether it would accept a new forward now (/readyz), not only whether it "
+                               "answers (/healthz).",
+                       .kind = Kind::kFlag},
+                      {.name = "--config",
+                       .help =
+                           "Ask the daemon of this configuration file and of this environment, on this "
+                           "node, in place of --server: at a Unix socket, if it has one, else at the first "
+                           "listener that needs no certificate of clients. Any certificate of the "
+                           "server will do: no key is sent, and one that has expired is no reason to "
+                           "restart a daemon.",
+                       .kind = Kind::kFile,
+                       .value = "FILE"}},
+       .run = run_healthcheck},
       {.noun = "config",
        .verb = "check",
        .summary =
@@ -80,9 +123,9 @@ std::vector<Command> node_commands() {
       {.noun = "complete-ids",
        .verb = "",
        .summary = "Print ids, for the completion scripts.",
-       .parameters = {{.name = "KIND", .help = "Which ones.", .choices = {"instances", "forwards", "keys"}},
-                      {.name = "INSTANCE",
-                       .help = "The instance whose forwards are listed; ignored for other kinds."}},
+       .parameters =
+           {{.name = "KIND", .help = "Which ones.", .choices = {"instances", "forwards", "keys", "contexts"}},
+            {.name = "INSTANCE", .help = "The instance whose forwards are listed; ignored for other kinds."}},
        .run = run_complete_ids,
        .hidden = true},
       {.noun = "version",

@@ -302,7 +302,7 @@ TEST_F(CheckTest, ATapThatIsABridgePortIsRefusedAndReportedWhenItBecomesOne) {
     const auto instance = Node::json(node.call("GET", "/instances/vm-1")).at("instance").as_object();
     EXPECT_THAT(std::string(instance.at("tap_fault").as_string()), HasSubstr("nomaster"));
 
-    node.control().stop_instance("vm-1").value();
+    node.run(node.control().stop_instance("vm-1")).value();
     const Response refused = node.call(
         "PUT", "/instances/vm-1", R"({"guest_address": "198.19.0.2", "tap": "tap-vm-1", "owner": "alice"})");
     EXPECT_EQ(refused.status, 422U);

@@ -6,7 +6,6 @@
 #include <optional>
 #include <string>
 
-#include "api/http/problem.h"
 #include "tests/control/node.h"
 
 namespace portway {
@@ -20,9 +19,9 @@ TEST(Api, ABodyThatDoesNotSayItIsJsonIsRefused) {
       .id = "r", .method = "PUT", .target = "/instances/vm-1", .headers = {}, .body = "{}", .peer = {}};
   request.headers["authorization"] = "Bearer " + std::string(Node::kAdminKey);
   request.headers["content-type"] = "text/plain";
-  EXPECT_EQ(node.api().handle(request).status, 415U);
+  EXPECT_EQ(node.handle(request).status, 415U);
   request.headers["content-type"] = "Application/JSON; charset=utf-8";
-  EXPECT_EQ(node.api().handle(request).status, 422U);
+  EXPECT_EQ(node.handle(request).status, 422U);
 }
 
 TEST(Api, WithoutAKnownKeyNothingIsRevealed) {
@@ -63,28 +62,48 @@ TEST(Api, ATenantDoesNotReachTheOrchestratorsCalls) {
   EXPECT_EQ(node.call("GET", "/instances/vm-1", "", key).status, 200U);
 }
 
-TEST(Api, AKeyThatCallsTooOftenLearnsWhenToRetry) {
+// Their bodies are not even read.
+TEST(Api, AHeaderIsEnoughToRefuseARequest) {
   Node node;
-  const Config::Api limits{.rate_limit_per_second = 2};
-  KeyRing ring(limits);
-  ring.add({.id = make_uuid(),
-            .role = Role::kTenant,
-            .owner = "a",
-            .secret_sha256 = sha256("k"),
-            .created_at = {}});
-  EXPECT_TRUE(ring.authenticate("Bearer k"));
-  EXPECT_TRUE(ring.authenticate("bearer k"));
-  const auto third = ring.authenticate("Bearer k");
-  ASSERT_FALSE(third);
-  EXPECT_EQ(third.error().code, ErrorCode::kRateLimited);
-  EXPECT_EQ(Node::header(problem(third.error(), "r"), "Retry-After"), "1");
+  const std::string tenant = node.tenant_key();
+  const auto admit = [&](std::string method, std::string target, std::string_view key) {
+    RequestAdmission admission =
+        node.api().admit(Node::request_of(std::move(method), std::move(target), "", key));
+    return admission.refusal ? admission.refusal->status : 0;
+  };
+  EXPECT_EQ(admit("PUT", "/instances/vm-1", "pwk_wrong"), 401U);
+  EXPECT_EQ(admit("PUT", "/instances/vm-1", tenant), 403U);
+  EXPECT_EQ(admit("PUT", "/nowhere", Node::kAdminKey), 404U);
+  EXPECT_EQ(admit("PATCH", "/api-keys", Node::kAdminKey), 405U);
+  EXPECT_EQ(admit("PUT", "/instances/vm-1", Node::kAdminKey), 0U);
+  EXPECT_EQ(admit("POST", "/instances/vm-1/port-forwards", tenant), 0U);
+  EXPECT_EQ(admit("PUT", "not a path", Node::kAdminKey), 0U) << "handle() answers";
+}
+
+TEST(Api, AnAdmittedRequestIsCountedOnceAndItsKeyMustStillBeThere) {
+  Node node;
+  node.put("vm-1");
+  const Response made = node.call("POST", "/api-keys", R"({"role": "tenant", "owner": "alice"})");
+  const std::string secret(Node::json(made).at("secret").as_string());
+  Request request =
+      Node::request_of("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})", secret);
+  node.config().api.rate_limit_per_second = 1;
+  node.config().api.rate_limit_burst = 5;  // one change
+  const Request another = request;
+  request.pass = node.api().admit(request).pass;
+  EXPECT_EQ(node.api().admit(another).refusal.value().status, 429U);
+  EXPECT_EQ(node.handle(request).status, 201U);
+  node.config().api.rate_limit_per_second = 0;
+  const std::string id(Node::json(made).at("api_key").at("id").as_string());
+  ASSERT_EQ(node.call("DELETE", "/api-keys/" + id).status, 204U);
+  EXPECT_EQ(node.handle(request).status, 401U);
 }
 
 TEST(Api, KnowsItsMethodsAndPaths) {
   Node node;
   const Response wrong = node.call("PATCH", "/instances/vm-1/port-forwards");
   EXPECT_EQ(wrong.status, 405U);
-  EXPECT_EQ(Node::header(wrong, "Allow"), "POST, GET, HEAD, OPTIONS");
+  EXPECT_EQ(Node::header(wrong, "Allow"), "POST, PUT, GET, HEAD, DELETE, OPTIONS");
   const Response options = node.call("OPTIONS", "/instances/vm-1", "", "");
   EXPECT_EQ(options.status, 204U);
   EXPECT_EQ(Node::header(options, "Allow"), "GET, HEAD, PUT, PATCH, DELETE, OPTIONS");
@@ -180,7 +199,7 @@ Response call_as(Node& node, std::uint32_t uid, std::string target,
   request.target = std::move(target);
   request.peer_credentials = PeerCredentials{.pid = 1, .uid = uid, .gid = uid};
   if (authorization) request.headers["authorization"] = *authorization;
-  return node.api().handle(request);
+  return node.handle(request);
 }
 
 TEST(AdminUids, AreAdminOnTheUnixSocketWithoutAKey) {
@@ -201,17 +220,6 @@ TEST(AdminUids, AreNotUsedForACallThatHasAKey) {
 TEST(AdminUids, AreNobodyUnlessConfigured) {
   Node node;
   EXPECT_EQ(call_as(node, 0, "/api-keys").status, 401U);
-}
-
-TEST(AdminUids, AreHeldToTheRateLimitEachForItself) {
-  const Config::Api limits{.rate_limit_per_second = 2};
-  KeyRing keys(limits);
-  EXPECT_EQ(keys.authenticate_user(0)->owner, "uid:0");
-  EXPECT_TRUE(keys.authenticate_user(0));
-  const auto third = keys.authenticate_user(0);
-  ASSERT_FALSE(third);
-  EXPECT_EQ(third.error().code, ErrorCode::kRateLimited);
-  EXPECT_TRUE(keys.authenticate_user(1000));
 }
 
 TEST(Handlers, ABodyThatNamesAMemberTwiceIsRefused) {

@@ -53,7 +53,8 @@ TEST(EventJson, HasTheFieldsOfEveryEventFirstThenItsForwardsThenItsOwn) {
   EXPECT_EQ(json(event::InstanceDeleted()), instance + "}");
   EXPECT_EQ(json(event::ForwardCreated{forward}), of_forward + "}");
   EXPECT_EQ(json(event::ForwardUpdated{forward}), of_forward + "}");
-  EXPECT_EQ(json(event::ForwardDeleted{forward}), of_forward + "}");
+  EXPECT_EQ(json(event::ForwardDeleted{forward}), of_forward + R"(,"reason":"requested"})");
+  EXPECT_EQ(json(event::ForwardDeleted{forward, true}), of_forward + R"(,"reason":"expired"})");
   EXPECT_EQ(json(event::ForwardFailed{forward, "taken"}), of_forward + R"(,"reason":"taken"})");
   EXPECT_EQ(json(event::ForwardListening{forward}), of_forward + "}");
   EXPECT_EQ(json(event::ConnectionRefused{.forward = forward,
@@ -75,7 +76,7 @@ TEST(EventJson, HasTheFieldsOfEveryEventFirstThenItsForwardsThenItsOwn) {
 TEST(EventStream, IsServerSentEventsWithAnIdEach) {
   EventHub hub;
   const auto stream = event_stream(hub.subscribe(kAdmin, ""));
-  EXPECT_EQ(stream->read(), "retry: 1000\n:\n\n");
+  EXPECT_EQ(stream->read(), "retry: 1000\nid: " + hub.last_id() + "\n:\n\n");
   hub.publish(event_of("alice", event::InstanceTapUp()));
   hub.publish(event_of("bob", event::InstanceDeleted()));
   const std::string text = stream->read().value();
@@ -94,7 +95,8 @@ TEST(EventStream, AGapIsAResetThatSaysWhy) {
   const std::string text = late->read().value();
   EXPECT_TRUE(text.starts_with("retry: 1000\nid: ")) << text;
   EXPECT_NE(text.find("event: reset\ndata: {\"time\":\""), std::string::npos) << text;
-  EXPECT_NE(text.find("\"reason\":\"this event is not kept any more; events are missing here\"}\n\n"),
+  EXPECT_NE(text.find("\"reason\":\"no event has this id; events are missing here: read the lists again\","
+                      "\"code\":\"unknown_id\"}\n\n"),
             std::string::npos)
       << text;
 }
@@ -127,7 +129,7 @@ TEST(EventStream, WithoutNewsIsOneHeartbeatForEachSilence) {
     clients.push_back(std::make_unique<test::Client>(server.endpoint()));
     clients.back()->call(kRequest);
   }
-  // Other owners' events wake these streams but are not for them. An event follows the last heartbeat.
+  // Other owners' events are not for these streams. An event follows the last heartbeat.
   const std::string heartbeat = "3\r\n:\n\n\r\n";
   const auto publish = [&](const std::string& owner) {
     server.on_its_thread([&] {

@@ -24,6 +24,8 @@ TEST(Api, TheSameRequestWithTheSameIdempotencyKeyGetsTheSameAnswerAlsoAfterARest
   EXPECT_EQ(second.status, 201U);
   EXPECT_EQ(second.body, first.body);
   EXPECT_EQ(Node::header(second, "Location"), Node::header(first, "Location"));
+  EXPECT_NE(Node::header(first, "ETag"), "");
+  EXPECT_EQ(Node::header(second, "ETag"), Node::header(first, "ETag"));
   EXPECT_EQ(Node::header(second, "Idempotency-Replayed"), "true");
   EXPECT_EQ(node.control().registry().forward_count(), 1U);
 
@@ -60,6 +62,45 @@ TEST(Api, AnAnswerIsNotGivenAgainWhenWhatItMadeIsGone) {
     if (end == "stopped") node.put("vm-1");
     EXPECT_EQ(node.call_once("another", "POST", path, body, tenant).status, 201U) << end;
   }
+}
+
+// With the tag that it had then: a change that requires it does not undo what was changed since.
+TEST(Api, AnAnswerThatIsGivenAgainHasTheTagOfWhatItShows) {
+  Node node;
+  node.put("vm-1");
+  const std::string path = "/instances/vm-1/port-forwards";
+  const Response first = node.call_once("again", "POST", path, R"({"guest_port": 3000})");
+  const std::string forward = path + "/" + Node::forward_id(first);
+  ASSERT_EQ(node.call("PATCH", forward, R"({"label": "web"})").status, 200U);
+  const Response again = node.call_once("again", "POST", path, R"({"guest_port": 3000})");
+  EXPECT_EQ(again.body, first.body);
+  Request change = Node::request_of("PATCH", forward, R"({"label": "old"})", Node::kAdminKey);
+  change.headers["if-match"] = Node::header(again, "ETag");
+  EXPECT_EQ(node.handle(change).status, 412U);
+}
+
+TEST(Api, OrchestratorsOfOneNameShareAnswersButNotTheRoomForThem) {
+  Node node;
+  node.put("vm-1");
+  const std::string path = "/instances/vm-1/port-forwards";
+  const std::string body = R"({"guest_port": 3000})";
+  const auto one = node.make_key("admin", "fleet");
+  const auto other = node.make_key("admin", "fleet");
+  const Response first = node.call_once("again", "POST", path, body, Node::secret_of(one));
+  ASSERT_EQ(first.status, 201U);
+  EXPECT_EQ(node.call_once("again", "POST", path, body, Node::secret_of(other)).body, first.body)
+      << "one takes over from the other";
+  ASSERT_EQ(node.call_once("more", "POST", path, R"({"guest_port": 3001})", Node::secret_of(other)).status,
+            201U);
+  const auto payer = [&](const std::string& key) {
+    return node.run(node.control().find_answer("admin:fleet", key)).value().value().payer;
+  };
+  EXPECT_EQ(payer("again"), "key " + Node::id_of(one));
+  EXPECT_EQ(payer("more"), "key " + Node::id_of(other));
+  const std::string alice = node.tenant_key();
+  ASSERT_EQ(node.call_once("hers", "POST", path, R"({"guest_port": 3002})", alice).status, 201U);
+  EXPECT_EQ(node.run(node.control().find_answer("tenant:alice", "hers")).value().value().payer,
+            "tenant:alice");
 }
 
 TEST(Api, AnAnswerIsNotGivenAgainToWhoDoesNotSeeTheInstanceAnyMore) {

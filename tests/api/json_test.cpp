@@ -28,9 +28,11 @@ ForwardStatus forward_status() {
 
 TEST(Json, AForwardHasItsMembersInTheOrderOfTheContract) {
   const boost::json::object json = to_json(forward_status());
-  EXPECT_EQ(names_in(json), (std::vector<std::string>{"id", "instance_id", "guest_port", "host_port",
-                                                      "protocol", "label", "state", "bind_address",
-                                                      "bind_addresses", "source_mode", "created_at"}));
+  EXPECT_EQ(names_in(json),
+            (std::vector<std::string>{"id", "instance_id", "guest_port", "host_port", "protocol", "label",
+                                      "state", "bind_address", "bind_addresses", "source_mode", "created_at",
+                                      "connections_active", "connections_total", "received_bytes",
+                                      "sent_bytes", "connection_seconds", "usage_since"}));
   EXPECT_EQ(json.at("state"), "listening");
   EXPECT_EQ(json.at("bind_address"), "203.0.113.7");
   EXPECT_EQ(json.at("bind_addresses").as_array().size(), 2U);
@@ -38,7 +40,9 @@ TEST(Json, AForwardHasItsMembersInTheOrderOfTheContract) {
 
 TEST(Json, AForwardThatIsNotServedSaysWhy) {
   ForwardStatus status = forward_status();
-  status.failure = "the port is taken";
+  status.state = ForwardState::kFailed;
+  status.cause = ForwardCause::kNotBound;
+  status.reason = "the port is taken";
   const boost::json::object json = to_json(status);
   EXPECT_EQ(json.at("state"), "failed");
   EXPECT_EQ(json.at("reason"), "the port is taken");
@@ -56,16 +60,26 @@ TEST(Json, AForwardHasOnlyTheLimitsThatAreSet) {
   EXPECT_FALSE(json.contains("max_bytes_per_second"));
 }
 
-TEST(Json, AForwardHasCountersOnceItIsServed) {
+TEST(Json, AForwardSaysWhatItHasCarried) {
   ForwardStatus status = forward_status();
-  EXPECT_FALSE(to_json(status).contains("connections_total"));
-  status.stats.emplace();
-  status.stats->received_bytes = 7;
-  const boost::json::object json = to_json(status);
+  status.usage.since = status.forward.created_at;
+  status.usage.reading.connections_now = 2;
+  status.usage.reading.totals = {
+      .connections = 5, .received_bytes = 7, .sent_bytes = 8, .connection_us = 1'234'999};
+  boost::json::object json = to_json(status);
+  EXPECT_EQ(json.at("connections_active"), 2);
+  EXPECT_EQ(json.at("connections_total"), 5);
   EXPECT_EQ(json.at("received_bytes"), 7);
-  EXPECT_TRUE(json.contains("connections_active"));
-  EXPECT_TRUE(json.contains("connections_total"));
-  EXPECT_TRUE(json.contains("sent_bytes"));
+  EXPECT_EQ(json.at("sent_bytes"), 8);
+  EXPECT_EQ(json.at("connection_seconds"), 1.234);
+  EXPECT_EQ(json.at("usage_since"), json.at("created_at"));
+  EXPECT_FALSE(json.contains("last_byte_at")) << "never";
+  EXPECT_FALSE(json.contains("last_connection_at"));
+  status.usage.reading.totals.last_byte_at_ms = 1;
+  status.usage.reading.totals.last_connection_at_ms = 1000;
+  json = to_json(status);
+  EXPECT_EQ(json.at("last_byte_at"), "1970-01-01T00:00:00.001Z");
+  EXPECT_EQ(json.at("last_connection_at"), "1970-01-01T00:00:01.000Z");
 }
 
 Instance instance() {
@@ -102,10 +116,23 @@ TEST(Json, AnInstanceWhoseEndIsNotOnDiskIsEnding) {
 }
 
 TEST(Json, AKeyDoesNotShowItsSecret) {
-  const boost::json::object json = to_json(ApiKey{
-      .id = make_uuid(), .role = Role::kTenant, .owner = "alice", .secret_sha256 = {}, .created_at = {}});
-  EXPECT_EQ(names_in(json), (std::vector<std::string>{"id", "role", "owner", "created_at"}));
-  EXPECT_EQ(json.at("role"), "tenant");
+  KeyStatus status{
+      .key = {
+          .id = make_uuid(), .role = Role::kTenant, .owner = "alice", .secret_sha256 = {}, .created_at = {}}};
+  const std::vector<std::string> always = {"id",          "role",  "owner", "created_at",
+                                           "description", "scope", "state"};
+  EXPECT_EQ(names_in(to_json(status)), always);
+  EXPECT_EQ(to_json(status).at("role"), "tenant");
+  EXPECT_EQ(to_json(status).at("state"), "active");
+  status.key.instance_id = "vm-1";
+  status.key.expires_at = status.key.last_used_at = status.old_secret_valid_until = Timestamp();
+  status.key.old_secret.emplace();
+  status.expired = true;
+  EXPECT_EQ(to_json(status).at("state"), "expired");
+  EXPECT_EQ(
+      names_in(to_json(status)),
+      (std::vector<std::string>{"id", "role", "owner", "created_at", "description", "scope", "instance_id",
+                                "state", "expires_at", "last_used_at", "old_secret_valid_until"}));
 }
 
 TEST(Json, AConnectionsRatesAreThoseOfItsWholeLife) {

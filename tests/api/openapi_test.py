@@ -51,13 +51,41 @@ def is_public(operation):
     return operation.get("security") == []
 
 
+def is_for_admins(operation):
+    return operation["summary"].endswith("(admin)")
+
+
 def explicit_statuses(operation):
     return {int(status) for status in operation["responses"] if status != "default"}
 
 
-def validate(instance, schema):
+def closed(node):
+    """The schemas in `node`, with no member but the documented ones. The document itself leaves answers open: new members are
+    no break, and a generated client must not refuse them."""
+    if isinstance(node, list):
+        return [closed(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    result = {key: closed(value) for key, value in node.items()}
+    if result.get("type") == "object" and "properties" in result and not {"$ref", "allOf"} & result.keys():
+        result.setdefault("additionalProperties", False)
+    return result
+
+
+# Parts of answers that stand in requests too, where a member that is not documented is refused.
+SHARED_WITH_REQUESTS = {"#/components/schemas/Target", "#/components/schemas/DefaultTarget",
+                        "#/components/schemas/PortForwardRequest"}
+CLOSED_COMPONENTS = closed(DOCUMENT["components"])
+
+
+def validate(instance, schema, components=DOCUMENT["components"]):
     """`schema` may refer to the document's components."""
-    jsonschema.Draft202012Validator({**schema, "components": DOCUMENT["components"]}).validate(instance)
+    jsonschema.Draft202012Validator({**schema, "components": components}).validate(instance)
+
+
+def validate_answer(instance, schema):
+    """As validate(), and nothing is in it that is not documented."""
+    validate(instance, closed(schema), CLOSED_COMPONENTS)
 
 
 class Contract:
@@ -73,6 +101,9 @@ class Contract:
         responses = OPERATIONS[method, path]["responses"]
         assert str(answer.status) in responses, f"not documented: {what}"
         self.produced.add((method, path, answer.status))
+        for name in ("RateLimit", "RateLimit-Policy"):  # on any answer to a key
+            if name.lower() in answer.headers:
+                validate(answer.headers[name.lower()], DOCUMENT["components"]["headers"][name]["schema"])
         self.check_response(resolved(responses[str(answer.status)]), answer, what)
         return answer
 
@@ -91,7 +122,7 @@ class Contract:
         if media.endswith("json"):
             body = answer.json()
             try:
-                validate(body, response["content"][media]["schema"])
+                validate_answer(body, response["content"][media]["schema"])
             except jsonschema.ValidationError as error:
                 raise AssertionError(f"{error.message} at {list(error.absolute_path)}: {what}") from error
             if media == "application/problem+json":
@@ -170,6 +201,29 @@ class OpenApi(unittest.TestCase):
         for schema in DOCUMENT["components"]["schemas"].values():
             jsonschema.Draft202012Validator.check_schema(schema)
 
+    def test_11_has_closed_requests_and_open_answers(self):
+        for (method, path), operation in OPERATIONS.items():
+            for media in resolved(operation.get("requestBody", {})).get("content", {}).values():
+                schema = resolved(media["schema"])
+                self.assertIn(False, (schema.get("additionalProperties"), *(
+                    one.get("additionalProperties") for one in schema.get("oneOf", []))), f"request of {method} {path}")
+            for status, response in operation["responses"].items():
+                for media in resolved(response).get("content", {}).values():
+                    self.assert_open(media["schema"], f"{status} of {method} {path}")
+
+    def assert_open(self, schema, what, seen=()):
+        reference = schema.get("$ref")
+        if reference in seen or reference in SHARED_WITH_REQUESTS:
+            return
+        seen = (*seen, reference) if reference else seen
+        self.assertNotEqual(schema.get("additionalProperties"), False, what)
+        inner = [resolved(schema)] if reference else []
+        inner += schema.get("properties", {}).values()
+        inner += [one for key in ("oneOf", "anyOf", "allOf") for one in schema.get(key, [])]
+        inner += [schema["items"]] if "items" in schema else []
+        for one in inner:
+            self.assert_open(one, what, seen)
+
     def test_12_is_what_the_daemon_serves(self):
         self.assertEqual(self.ask("GET", "/openapi.json", key=None, status=200).json(), DOCUMENT)
 
@@ -220,26 +274,40 @@ class OpenApi(unittest.TestCase):
 
     def test_22_with_a_tenants_key_the_orchestrators_calls_are_403(self):
         for method, path, operation in self.each_with(403):
-            if operation["operationId"] not in ("createPortForward", "createPortForwards", "updatePortForward"):
+            if is_for_admins(operation):
                 self.ask(method, path, key=self.tenant, status=403, code="forbidden")
+
+    def test_22_with_a_key_of_another_scope_it_is_403(self):
+        def key_of(scope):
+            return self.node.call("POST", "/api-keys", {"role": "admin", "owner": "ops", "scope": scope}).json()["secret"]
+        metrics, read = key_of("metrics"), key_of("read")
+        for method, path, operation in self.each_with(403):
+            if path != "/metrics":
+                self.ask(method, path, key=metrics, status=403, code="forbidden")
+                if path != "/events":  # has no end
+                    answer = self.ask(method, path, key=read)
+                    self.assertEqual(answer.status == 403, method != "GET", f"{method} {path}: {answer}")
+        self.ask("GET", "/metrics", key=metrics, status=200)
 
     def test_23_what_is_not_there_is_404_and_so_is_anothers(self):
         self.node.put_instance("vm-mallory", owner="mallory")
         for method, path, operation in self.each_with(404):
             body = {"guest_port": 3000} if operation["operationId"] == "createPortForward" else None
-            if operation["operationId"] == "createPortForwards":
+            if operation["operationId"] in ("createPortForwards", "setPortForwards"):
                 body = {"port_forwards": [{"guest_port": 3000}]}
             if operation["operationId"] == "updatePortForward":
                 body = {"label": "x"}
             if path == "/ui/{file}":
                 CONTRACT.check(method, path, self.node.call(method, "/ui/nothing", key=None))
                 continue
-            unknown = UNKNOWN_ID if path == "/api-keys/{id}" else "vm-none"
+            if operation["operationId"] == "updateApiKey":
+                body = {}
+            unknown = UNKNOWN_ID if path.startswith("/api-keys/") else "vm-none"
             self.ask(method, path, body, id=unknown, status=404)
             if "forward_id" in path:
                 self.ask(method, path, body, forward_id=UNKNOWN_ID, status=404)
                 self.ask(method, path, body, forward_id="x", status=404)
-            if "403" not in operation["responses"]:
+            if not is_for_admins(operation):
                 self.ask(method, path, body, id="vm-mallory", key=self.tenant, status=404)
 
     def test_24_a_large_body_is_413(self):
@@ -271,13 +339,21 @@ class OpenApi(unittest.TestCase):
                 self.assertEqual(CONTRACT.check(method, path, read_answer(connection)).status, 408)
 
     def test_29_a_key_that_calls_too_often_is_429(self):
-        with Portwayd("api.rate_limit_per_second=1") as node:
-            for method, path, _ in self.each_with(429):
-                for _ in range(5):  # the bucket refills while the test runs
-                    if self.ask(method, path, node=node).status == 429:
+        with Portwayd("api.rate_limit_per_second=1", "api.rate_limit_burst=1") as node:
+            for method, path, operation in self.each_with(429):
+                self.assertFalse(is_public(operation))
+                for _ in range(50):  # ten times as much for an admin, and it refills while the test runs
+                    answer = self.ask(method, path, node=node)
+                    self.assertEqual(answer.headers["ratelimit-policy"], '"default";q=10;w=1')
+                    if answer.status == 429:
+                        self.assertIn(f";t={answer.headers['retry-after']}", answer.headers["ratelimit"])
                         break
                 else:
                     self.fail("never 429")
+
+    def test_29_every_operation_that_needs_a_key_can_be_429(self):
+        for (method, path), operation in operations().items():
+            self.assertEqual("429" in operation["responses"], not is_public(operation), f"{method} {path}")
 
     def test_30_body_that_is_not_json_is_400(self):
         for method, path, _ in self.each_with(415):
@@ -293,26 +369,25 @@ class OpenApi(unittest.TestCase):
         validate(answer.json(), {"$ref": "#/components/schemas/Problem"})
         CONTRACT.codes.add(answer.json()["code"])
 
-    def test_32_too_many_clients_are_503(self):
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limit[1]), limit[1]))
-        response = resolved(DOCUMENT["components"]["responses"]["Fault"])
+    def test_32_too_many_streams_are_429_and_503(self):
         with Portwayd() as node, contextlib.ExitStack() as stack:
-            for _ in range(1024):
-                stack.enter_context(node.send(b"G", finish=False))
+            def refusal(key):
+                connection = stack.enter_context(node.send(
+                    f"GET /events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {key}\r\n\r\n".encode(), finish=False))
+                head = connection.recv(12, socket.MSG_PEEK | socket.MSG_WAITALL)
+                return None if head.endswith(b"200") else read_answer(connection)
 
-            def turned_away():
-                with node.send(b"", finish=False) as connection:
-                    connection.settimeout(0.2)  # one of those before may be read only now: this one then waits
-                    with contextlib.suppress(TimeoutError, ConnectionError):
-                        return read_answer(connection)
-                return None
-
-            answers = []
-            self.assertTrue(wait_until(lambda: answers.append(turned_away()) or answers[-1] is not None))
-            self.assertEqual(answers[-1].status, 503)
-            self.assertIn("retry-after", answers[-1].headers)
-            CONTRACT.check_response(response, answers[-1], "too many clients")
+            for tenant in range(8):  # 48 are not kept for admins, and 6 of one owner can be event streams
+                key = node.tenant_key(f"tenant-{tenant}")
+                self.assertEqual([refusal(key) for _ in range(6)], [None] * 6)
+                answer = CONTRACT.check("GET", "/events", refusal(key))
+                self.assertEqual((answer.status, answer.json()["code"]), (429, "stream_limit"))
+                self.assertIn("retry-after", answer.headers)
+            answer = refusal(node.tenant_key("another"))
+            CONTRACT.check_response(resolved(DOCUMENT["components"]["responses"]["Fault"]), answer, "too many streams")
+            self.assertEqual((answer.status, answer.json()["code"]), (503, "connection_limit"))
+            self.assertIn("retry-after", answer.headers)
+            self.assertIsNone(refusal(node.admin_key()))
 
     # --- What each is for.
 
@@ -327,6 +402,9 @@ class OpenApi(unittest.TestCase):
         self.ask("GET", "/instances/{id}", id="vm-2", status=200)
         page = self.ask("GET", "/instances", query="?limit=1", status=200).json()
         self.ask("GET", "/instances", query=f"?cursor={page['next_cursor']}", status=200)
+        self.ask("GET", "/instances/{id}/activity", id="vm-2", status=200)
+        page = self.ask("GET", "/usage", query="?limit=1", status=200).json()
+        self.ask("GET", "/usage", query=f"?cursor={page['next_cursor']}", status=200)
         session = answer.json()["instance"]["session_id"]
         another = "?session_id=0190b2c0-5a3e-7c11-9d2f-6f0a4c1b8e59"
         changed = self.ask("PUT", "/instances/{id}", {**body, "owner": "bob"}, id="vm-2", query=f"?session_id={session}", status=200)
@@ -337,6 +415,12 @@ class OpenApi(unittest.TestCase):
             self.ask(method, path, content, id="vm-2", query=another, status=412, code="session_mismatch")
             self.ask(method, path, content, id="vm-2", query="?session_id=1", status=422, code="invalid_request")
         self.ask("PUT", "/instances/{id}", body, id="vm-new", query=another, status=412, code="session_mismatch")
+        for method, path, content in (("POST", "/instances/{id}/stop", None), ("DELETE", "/instances/{id}", None),
+                                      ("PUT", "/instances/{id}", body), ("PATCH", "/instances/{id}", {"profile": "default"})):
+            self.ask(method, path, content, id="vm-2", headers={"If-Match": '"1"'}, status=412, code="precondition_failed")
+            self.ask(method, path, content, id="vm-2", headers={"If-Match": "1"}, status=422, code="invalid_request")
+        self.ask("PUT", "/instances/{id}", body, id="vm-2", headers={"If-None-Match": "*"}, status=412, code="precondition_failed")
+        self.ask("PATCH", "/instances/{id}", {"owner": "alice"}, id="vm-2", headers={"If-Match": changed.headers["etag"]}, status=200)
         self.ask("POST", "/instances/{id}/stop", id="vm-2", query=f"?session_id={session}", status=200)
         self.ask("GET", "/instances/{id}", id="vm-2", status=200)
         self.ask("POST", "/instances/{id}/port-forwards", {"guest_port": 3000}, id="vm-2", status=409,
@@ -414,11 +498,28 @@ class OpenApi(unittest.TestCase):
         self.assertEqual(created.headers["location"], f"/instances/vm-1/port-forwards/{forward['id']}")
         now = self.ask("GET", path + "/{forward_id}", forward_id=forward["id"], status=200).json()
         self.assertEqual(now, created.json())
+        for method, body in (("PATCH", {"label": "x"}), ("DELETE", None)):
+            self.ask(method, path + "/{forward_id}", body, forward_id=forward["id"], headers={"If-Match": '"1"'}, status=412,
+                     code="precondition_failed")
         page = self.ask("GET", path, query="?limit=1", status=200).json()
         self.ask("GET", path, query=f"?cursor={page['next_cursor']}&label=dev", status=200)
         for query in ("?limit=0", "?limit=1001", "?cursor=x", "?nonsense=1"):
             self.ask("GET", path, query=query, status=422)
+            self.ask("GET", "/port-forwards", query=query, status=422)
+        wanted = {"port_forwards": [{"guest_port": 3001, "label": "dev"}]}
+        planned = self.ask("PUT", path, wanted, query="?dry_run=true", status=200).json()
+        self.assertEqual([each["id"] for each in planned["unchanged"]], [forward["id"]])
+        self.ask("PUT", path, {"port_forwards": [{"guest_port": 1}, {"guest_port": 1}]}, status=422, code="invalid_request")
+        listed = self.ask("GET", "/port-forwards", query="?label=dev&sort=host_port&order=desc&limit=1", status=200).json()
+        self.assertEqual([each["id"] for each in listed["port_forwards"]], [forward["id"]])
+        self.ask("GET", "/port-forwards", query=f"?host_port={forward['host_port']}&state=listening", key=self.tenant, status=200)
         self.ask("DELETE", path + "/{forward_id}", forward_id=forward["id"], query="?connections=x", status=422)
+        row = {"port_forwards": [{"guest_port": 8000, "host_ports": 2, "metadata": {"row": "1"}, "ttl_seconds": 3600}]}
+        row = self.ask("POST", path + ":batch", row, status=201).json()["port_forwards"]
+        self.assertEqual(row[0]["host_port"] + 1, row[1]["host_port"])
+        self.ask("GET", path, query="?metadata=row%3D1", status=200)
+        self.ask("DELETE", path, query="?metadata=row&connections=nonsense", status=422)
+        self.assertEqual(self.ask("DELETE", path, query="?metadata=row", status=200).json(), {"deleted": [each["id"] for each in row]})
         self.ask("DELETE", path + "/{forward_id}", forward_id=forward["id"], query="?connections=drain", status=204)
 
     def test_41_port_forwards_to_sockets(self):
@@ -472,19 +573,39 @@ class OpenApi(unittest.TestCase):
         self.node.put_instance("vm-small", profile="small")
         self.ask("POST", path, {"guest_port": 3000}, id="vm-small", status=201)
         self.ask("POST", path, {"guest_port": 3001}, id="vm-small", status=409, code="quota_exceeded")
+        two = {"port_forwards": [{"guest_port": 3000}, {"guest_port": 3001}]}
+        self.ask("PUT", path, two, id="vm-small", status=409, code="quota_exceeded")
 
     def test_43_keys(self):
         made = self.ask("POST", "/api-keys", {"role": "tenant", "owner": "bob"}, status=201)
         self.assertEqual(made.headers["location"], f"/api-keys/{made.json()['api_key']['id']}")
+        one = "/api-keys/{id}"
+        key = made.json()["api_key"]["id"]
         self.ask("GET", "/api-keys", status=200)
-        self.ask("DELETE", "/api-keys/{id}", id=made.json()["api_key"]["id"], status=204)
+        self.assertEqual(self.ask("GET", one, id=key, status=200).json()["api_key"], made.json()["api_key"])
+        self.ask("PATCH", one, {"description": "of a job", "expires_at": "2999-01-01T00:00:00+01:00"}, id=key, status=200)
+        self.ask("GET", "/whoami", key=made.json()["secret"], status=200)
+        rotated = self.ask("POST", one + "/rotate", {"overlap_seconds": 60}, id=key, status=200).json()
+        self.assertIn("old_secret_valid_until", rotated["api_key"])
+        self.assertIn("last_used_at", rotated["api_key"])
+        for secret in (made.json()["secret"], rotated["secret"]):
+            who = self.ask("GET", "/v1/whoami", key=secret, status=200).json()["whoami"]
+            self.assertEqual((who["key_id"], "secret_valid_until" in who), (key, secret != rotated["secret"]))
+        limited = self.ask("POST", "/api-keys", {"role": "tenant", "owner": "alice", "instance_id": "vm-1", "scope": "read",
+                                                 "ttl_seconds": 60, "description": None}, status=201).json()
+        self.ask("GET", "/v1/whoami", key=limited["secret"], status=200)
+        self.ask("GET", "/instances/{id}", key=limited["secret"], status=200)
+        self.ask("DELETE", "/api-keys/{id}", id=key, status=204)
         page = self.ask("GET", "/api-keys", query="?limit=1", status=200).json()
         self.ask("GET", "/api-keys", query=f"?cursor={page['next_cursor']}", status=200)
         with Portwayd() as node:
             while (answer := self.ask("POST", "/api-keys", {"role": "tenant", "owner": "bob"}, node=node)).status == 201:
                 pass
             self.assertEqual((answer.status, answer.json()["current"]), (409, 1000))
-        for wrong in ({"role": "root", "owner": "bob"}, {"role": "tenant", "owner": ""}):
+        for wrong in ({"role": "root", "owner": "bob"}, {"role": "tenant", "owner": ""},
+                      {"role": "tenant", "owner": "bob", "scope": "metrics"},
+                      {"role": "admin", "owner": "bob", "instance_id": "vm-1"},
+                      {"role": "tenant", "owner": "bob", "expires_at": "2000-01-01T00:00:00Z"}):
             self.ask("POST", "/api-keys", wrong, status=422, code="invalid_request")
 
     def test_44_the_node(self):
@@ -497,10 +618,12 @@ class OpenApi(unittest.TestCase):
             node.upgrade(lambda: self.ask("POST", "/v1/node/upgrade", status=202, node=node))
             taken = self.ask("GET", "/v1/node", status=200, node=node).json()["process"]["taken_over_from"]
             self.assertEqual(taken["end"], "upgrade")
+        backup = self.ask("POST", "/v1/node/backup", status=200)
+        self.assertEqual((backup.body[:16], int(backup.headers["content-length"])), (b"SQLite format 3\0", len(backup.body)))
         for scope in ("", "?scope=node", "?scope=forwards"):
             self.ask("GET", "/metrics", query=scope, status=200)
         self.ask("GET", "/connections/recent", status=200)
-        for file in ("index.html", "app.js", "style.css"):
+        for file in os.listdir(os.path.join(os.environ["PORTWAY_SOURCE_DIRECTORY"], "api/ui")):
             self.assertEqual(self.node.call("GET", f"/ui/{file}", key=None).status, 200)
         CONTRACT.check("GET", "/ui/{file}", self.node.call("GET", "/ui/app.js", key=None))
         for path in ("/healthz", "/readyz", "/version", "/ui"):
@@ -511,7 +634,8 @@ class OpenApi(unittest.TestCase):
             if method != "GET" or path in ("/events", "/ui/{file}"):
                 continue
             with self.subTest(path):
-                target = fill(path, id="vm-1", forward_id=self.forward)
+                keys = self.node.call("GET", "/api-keys").json()["api_keys"]
+                target = fill(path, id=keys[0]["id"] if path == "/api-keys/{id}" else "vm-1", forward_id=self.forward)
                 head, get = self.node.call("HEAD", target), self.node.call("GET", target)
                 self.assertEqual((head.status, head.body), (200, b""))
                 self.assertEqual(head.headers["content-type"], get.headers["content-type"])
@@ -523,7 +647,16 @@ class OpenApi(unittest.TestCase):
         self.assertEqual(self.ask("PATCH", path, {}, status=200).json(), answer.json())
         self.assertEqual(self.ask("GET", path).json(), answer.json())
         self.ask("PATCH", path, {"label": "x" * 64}, status=422, code="invalid_label")
-        self.ask("PATCH", path, {"guest_port": 1}, status=422, code="unknown_field")
+        self.ask("PATCH", path, {"host_port": 1}, status=422, code="unknown_field")
+        self.ask("PATCH", path, {"guest_port": 0}, status=422, code="invalid_port")
+        self.ask("PATCH", path, {"guest_port": 22}, status=403, code="blocked_port")
+        self.ask("PATCH", path, {"guest_port": 80}, key=self.tenant, status=403, code="privileged_port")
+        life = {"guest_port": 3999, "metadata": {"env": "dev"}, "expires_at": "2999-01-01T00:00:00Z", "enabled": False}
+        now = self.ask("PATCH", path, life, status=200).json()["port_forward"]
+        self.assertEqual((now["guest_port"], now["metadata"], now["state"]), (3999, {"env": "dev"}, "disabled"))
+        with socket.create_server(("", now["host_port"])):
+            self.ask("PATCH", path, {"enabled": True}, status=409, code="host_port_taken")
+        self.ask("PATCH", path, {"enabled": True, "expires_at": None, "metadata": {"env": None}}, status=200)
         limits = {"allowed_cidrs": ["203.0.113.0/24"], "max_connections": 7, "max_bytes_per_second": 1000000}
         limited = self.ask("PATCH", path, limits, status=200).json()["port_forward"]
         self.assertEqual({name: limited[name] for name in limits}, limits)
@@ -604,10 +737,23 @@ class OpenApi(unittest.TestCase):
             seen = events(connection)
             next(seen)
             self.assertEqual(next(seen)["event"], "forward.deleted")
+        listed = self.ask("GET", "/port-forwards").headers["portway-event-id"]
+        with stream(f"Last-Event-ID: {listed}\r\n") as connection:
+            seen = events(connection)
+            next(seen)
+            created = self.ask("POST", "/instances/{id}/port-forwards", {"guest_port": 6000}).json()["port_forward"]
+            event = next(seen)
+            self.assertEqual(event["event"], "forward.created")
+            self.assertEqual(json.loads(event["data"])["port_forward"]["id"], created["id"])
+            self.ask("DELETE", "/instances/{id}/port-forwards/{forward_id}", forward_id=created["id"])
         with stream("Last-Event-ID: nonsense\r\n") as connection:
             seen = events(connection)
             next(seen)
-            self.assertEqual(next(seen)["event"], "reset")
+            event = next(seen)
+            self.assertEqual(event["event"], "reset")
+            data = json.loads(event["data"])
+            validate(data, {"$ref": "#/components/schemas/EventData"})
+            self.assertEqual(data["code"], "unknown_id")
 
     def test_54_looking_into_a_forward(self):
         path = "/instances/{id}/port-forwards/{forward_id}"
@@ -672,22 +818,31 @@ class OpenApi(unittest.TestCase):
         bodies = {
             "createPortForward": {"guest_port": 3000},
             "createPortForwards": {"port_forwards": [{"guest_port": 3000}]},
+            "setPortForwards": {"port_forwards": [{"guest_port": 3000}]},
             "updatePortForward": {"label": "other"},
             "putInstance": {"guest_address": "198.19.0.9", "tap": "tap0", "owner": "alice"},
             "changeInstance": {"guest_address": "198.19.0.9"},
             "createApiKey": {"role": "tenant", "owner": "alice"},
+            "updateApiKey": {"description": "x"},
         }
         lists = ("/instances", "/api-keys", "/instances/vm-1/port-forwards")
         keys = self.node.call("GET", "/api-keys").json()["api_keys"]
         key = next(one["id"] for one in keys if one["role"] == "tenant")
-        before = [self.node.call("GET", path).body for path in lists]
+
+        def state():
+            answers = [self.node.call("GET", path).json() for path in lists]
+            for one in answers[1]["api_keys"]:
+                one.pop("last_used_at", None)
+            return answers
+
+        before = state()
         with self.limited(self.node, resource.RLIMIT_FSIZE, 0):
             for method, path, operation in self.each_with(503):
                 if operation["operationId"] == "isReady":
                     continue
                 self.ask(method, path, bodies.get(operation["operationId"]),
-                         id=key if path == "/api-keys/{id}" else "vm-1", status=503, code="store_unavailable")
-        self.assertEqual(before, [self.node.call("GET", path).body for path in lists])
+                         id=key if path.startswith("/api-keys/") else "vm-1", status=503, code="store_unavailable")
+        self.assertEqual(before, state())
         self.ask("POST", "/instances/{id}/port-forwards", {"guest_port": 3000}, status=201)
 
     def test_61_no_port_or_descriptor_left_is_503(self):

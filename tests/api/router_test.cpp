@@ -62,6 +62,17 @@ TEST(Router, KnowsNoOtherPaths) {
   }
 }
 
+TEST(Router, APathMayBeginWithTheVersion) {
+  const auto match = kRouter.find("GET", {"v1", "things", "a", "parts", "b"});
+  ASSERT_NE(match.route, nullptr);
+  EXPECT_EQ(match.pattern, "/things/{id}/parts/{part}");
+  EXPECT_EQ(match.path, (Path{"a", "b"}));
+  for (const Path& path :
+       {Path{"v1"}, Path{"v2", "things"}, Path{"v1", "v1", "things"}, Path{"things", "v1", "a"}}) {
+    EXPECT_EQ(kRouter.find("GET", path).pattern, "other");
+  }
+}
+
 TEST(Router, TakesAColonAsPartOfASegment) {
   const auto match = kRouter.find("POST", {"things:batch"});
   ASSERT_NE(match.route, nullptr);

@@ -74,6 +74,69 @@ TEST(Rfc3339, IsUtcWithMilliseconds) {
   EXPECT_EQ(to_rfc3339(Timestamp(std::chrono::milliseconds(-1))), "1969-12-31T23:59:59.999Z");
 }
 
+TEST(Rfc3339, IsReadFromAnyZone) {
+  const Timestamp noon = std::chrono::sys_days(std::chrono::January / 31 / 2026) + std::chrono::hours(12);
+  for (const char* text :
+       {"2026-01-31T12:00:00Z", "2026-01-31t12:00:00z", "2026-01-31T12:00:00.000Z",
+        "2026-01-31T12:00:00+00:00", "2026-01-31T13:00:00+01:00", "2026-01-31T06:30:00-05:30",
+        "2026-02-01T11:59:00+23:59", "2026-01-31T12:00:00.000999999Z"}) {
+    EXPECT_EQ(parse_rfc3339(text), noon) << text;
+  }
+  EXPECT_EQ(parse_rfc3339("2026-01-31T12:00:00.25Z"), noon + std::chrono::milliseconds(250));
+  EXPECT_EQ(parse_rfc3339("1970-01-01T00:00:00Z"), Timestamp());
+  EXPECT_EQ(to_rfc3339(parse_rfc3339("9999-12-31T23:59:59.999Z").value()), "9999-12-31T23:59:59.999Z");
+}
+
+TEST(Rfc3339, AnythingElseIsRefused) {
+  for (const char* text : {"",
+                           "2026-01-31",
+                           "2026-01-31T12:00:00",
+                           "2026-01-31 12:00:00Z",
+                           "2026-01-31T12:00Z",
+                           "2026-02-29T12:00:00Z",
+                           "2026-13-01T12:00:00Z",
+                           "2026-00-01T12:00:00Z",
+                           "2026-01-31T24:00:00Z",
+                           "2026-01-31T12:60:00Z",
+                           "2026-01-31T12:00:60Z",
+                           "2026-01-31T12:00:00.Z",
+                           "2026-01-31T12:00:00+1:00",
+                           "2026-01-31T12:00:00+24:00",
+                           "2026-01-31T12:00:00+0100",
+                           "2026-01-31T12:00:00Zx",
+                           " 2026-01-31T12:00:00Z",
+                           "1969-12-31T23:59:59Z",
+                           "1970-01-01T00:00:00+00:01",
+                           "9999-12-31T23:59:59-00:01",
+                           "+026-01-31T12:00:00Z"}) {
+    EXPECT_FALSE(parse_rfc3339(text)) << text;
+  }
+}
+
+TEST(TrafficLimits, TheStricterOneOfAForwardsAndItsProfilesIsInEffect) {
+  const TrafficLimits own{.allowed_cidrs = {*Cidr::parse("198.18.0.0/15")},
+                          .max_connections = 10,
+                          .max_connections_per_source = 5,
+                          .max_bytes_per_second = 1000};
+  const TrafficLimits profile{.allowed_cidrs = {},
+                              .max_connections = 20,
+                              .max_connections_per_source = 2,
+                              .max_new_connections_per_second = 7,
+                              .idle_timeout = std::chrono::seconds(60)};
+  const TrafficLimits expected{.allowed_cidrs = own.allowed_cidrs,
+                               .max_connections = 10,
+                               .max_connections_per_source = 2,
+                               .max_new_connections_per_second = 7,
+                               .max_bytes_per_second = 1000,
+                               .idle_timeout = std::chrono::seconds(60)};
+  EXPECT_EQ(stricter(own, profile), expected);
+  EXPECT_EQ(names_of(limits_of_profile(own, profile)),
+            (std::vector<std::string_view>{"max_connections_per_source", "max_new_connections_per_second"}));
+  EXPECT_EQ(stricter(own, {}), own);
+  EXPECT_EQ(stricter({}, profile), profile);
+  EXPECT_EQ(stricter({}, {}), TrafficLimits{});
+}
+
 TEST(InstanceState, HasNames) {
   EXPECT_EQ(to_string(InstanceState::kRunning), "running");
   EXPECT_EQ(to_string(InstanceState::kStopped), "stopped");

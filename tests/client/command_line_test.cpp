@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <sstream>
 
 #include "client/server_address.h"
@@ -31,7 +32,7 @@ TEST(CommandLine, TakesGlobalOptionsBeforeAndAfterTheCommand) {
                             std::vector<std::string>{"forwards", "list", "vm-1", "--output=json"}}) {
     const Invocation invocation = parsed(words);
     EXPECT_EQ(invocation.command->full_name(), "forwards list");
-    EXPECT_TRUE(invocation.wants_json());
+    EXPECT_TRUE(invocation.wants_data());
     EXPECT_EQ(invocation.arguments.text("INSTANCE"), "vm-1");
   }
 }
@@ -57,7 +58,7 @@ TEST(CommandLine, RefusesWhatItDoesNotKnowAndNamesTheHelp) {
            {"forwards", "delete", "vm-1", "f", "--connections", "perhaps"},
            {"instances", "get", ""},
            {"instances", "get", "vm-1", "vm-2"},
-           {"instances", "list", "-o", "yaml"},
+           {"instances", "list", "-o", "xml"},
            {"instances", "list", "--key", "pwk_secret"},
            {"completion", "tcsh"},
        }) {
@@ -66,6 +67,7 @@ TEST(CommandLine, RefusesWhatItDoesNotKnowAndNamesTheHelp) {
     EXPECT_THAT(run.err, HasSubstr("See portway"));
     EXPECT_THAT(run.err, HasSubstr("--help."));
     EXPECT_THAT(run.out, IsEmpty());
+    EXPECT_EQ(std::ranges::count(run.err, '\n'), 1) << run.err;
   }
   EXPECT_THAT(run_portway({"forwards", "create"}).err, HasSubstr("See portway forwards create --help."));
 }

@@ -78,6 +78,13 @@ TEST_F(ClientAndDaemon, RegisterForwardListAndEnd) {
       directory_.write("alice.key", boost::json::parse(run.output).at("secret").as_string().c_str());
   std::filesystem::permissions(key, std::filesystem::perms::owner_read);
 
+  run = portway({"whoami"}, key);
+  EXPECT_EQ(run.exit, 0) << run.output;
+  EXPECT_THAT(run.output, AllOf(HasSubstr("tenant"), HasSubstr("alice"), HasSubstr("full")));
+  run = portway({"keys", "list"});
+  EXPECT_EQ(run.exit, 0) << run.output;
+  EXPECT_THAT(run.output, AllOf(HasSubstr("LAST USED"), HasSubstr("active")));
+
   run = portway({"forwards", "create", "vm-1", "3000", "--label", "dev-server"}, key);
   ASSERT_EQ(run.exit, 0) << run.output;
   ASSERT_THAT(run.output, MatchesRegex("compute-1\\.test:[0-9]+\n"));
@@ -92,6 +99,14 @@ TEST_F(ClientAndDaemon, RegisterForwardListAndEnd) {
               AllOf(HasSubstr(id), HasSubstr(endpoint), HasSubstr("dev-server"), HasSubstr("listening")));
   EXPECT_EQ(portway({"forwards", "get", "vm-1", id}, key).exit, 0);
 
+  run = portway({"forwards", "update", "vm-1", id, "--guest-port", "3001", "--enabled", "false", "--metadata",
+                 "env=dev"},
+                key);
+  EXPECT_EQ(run.exit, 0) << run.output;
+  EXPECT_THAT(run.output, AllOf(HasSubstr("3001"), HasSubstr("disabled"), HasSubstr("env")));
+  ASSERT_EQ(portway({"forwards", "create", "vm-1", "3000", "--metadata", "env=prod"}, key).exit, 0);
+  run = portway({"forwards", "delete-all", "vm-1", "--metadata", "env=prod"}, key);
+  EXPECT_THAT(run.output, MatchesRegex("[0-9a-f-]{36}\n"));
   EXPECT_EQ(portway({"forwards", "delete", "vm-1", id, "--connections", "reset"}, key).exit, 0);
   EXPECT_EQ(portway({"forwards", "get", "vm-1", id}, key).exit, 4);
   run = portway({"instances", "stop", "vm-1"});
@@ -119,6 +134,42 @@ TEST_F(ClientAndDaemon, ReportRefusalsByExitCode) {
   const std::string stranger =
       directory_.write("stranger.key", "pwk_0000000000000000000000000000000000000000000");
   EXPECT_EQ(portway({"instances", "list"}, stranger).exit, 5);
+}
+
+TEST_F(ClientAndDaemon, FollowAListOverARestartUntilInterrupted) {
+  const auto put = [this](const std::string& id) {
+    return portway(
+               {"instances", "put", id, "--guest-address", "198.19.0.2", "--tap", "tap0", "--owner", "alice"})
+        .exit;
+  };
+  Process list({.command = {PORTWAY_CLIENT, "instances", "list", "--watch", "--key-file=" + admin_key()},
+                .network = &*network_});
+  ASSERT_TRUE(list.wait_for_output("ID", 30s)) << list.output();
+  EXPECT_EQ(put("vm-1"), 0);
+  EXPECT_TRUE(list.wait_for_output("vm-1  running", 30s)) << list.output();
+  daemon_->signal(SIGTERM);
+  ASSERT_TRUE(daemon_->wait(30s).has_value());
+  EXPECT_TRUE(list.wait_for_output("reconnecting", 30s)) << list.output();
+  daemon_.emplace(SpawnOptions{.command = {PORTWAY_DAEMON, "--config", config_}, .network = &*network_});
+  ASSERT_TRUE(daemon_->wait_for_output("listens on", 30s)) << daemon_->output();
+  EXPECT_EQ(portway({"instances", "stop", "vm-1"}).exit, 0);
+  EXPECT_TRUE(list.wait_for_output("vm-1  stopped", 30s)) << list.output();
+  list.signal(SIGINT);
+  EXPECT_EQ(list.wait(30s), 0) << list.output();
+}
+
+TEST_F(ClientAndDaemon, ChangeOnlyWhatHasTheETagThatIsMeant) {
+  ASSERT_EQ(portway({"instances", "put", "vm-1", "--guest-address", "198.19.0.2", "--tap", "tap0", "--owner",
+                     "alice"})
+                .exit,
+            0);
+  const auto shown = boost::json::parse(portway({"instances", "get", "vm-1", "-o", "json"}).output);
+  const std::string etag = shown.at("etag").as_string().c_str();
+  Ended run = portway({"instances", "update", "vm-1", "--owner", "bob", "--if-match", etag});
+  EXPECT_EQ(run.exit, 0) << run.output;
+  run = portway({"instances", "update", "vm-1", "--owner", "carol", "--if-match", etag});
+  EXPECT_EQ(run.exit, 1);
+  EXPECT_THAT(run.output, HasSubstr("(code: precondition_failed, status: 412, "));
 }
 
 TEST_F(ClientAndDaemon, PassDoctorsChecks) {

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <boost/json/parse.hpp>
+#include <fstream>
 #include <map>
 #include <sstream>
 
@@ -21,13 +22,9 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 
-constexpr std::uint64_t bit(Capability capability) {
-  return std::uint64_t{1} << static_cast<unsigned>(capability);
-}
-
 constexpr const char* kNoSockets = "  sl  local_address rem_address   st\n";
 constexpr std::uint64_t kWanted =
-    bit(Capability::kNetAdmin) | bit(Capability::kNetRaw) | bit(Capability::kBpf);
+    bit_of(Capability::kNetAdmin) | bit_of(Capability::kNetRaw) | bit_of(Capability::kBpf);
 
 /// A node on which everything is fine; each test then breaks one thing.
 class Doctor : public testing::Test {
@@ -65,7 +62,7 @@ class Doctor : public testing::Test {
     node_.subjects = {{.pid = 42,
                        .uid = ::getuid(),
                        .groups = {::getgid()},
-                       .capabilities = kWanted | bit(Capability::kSysResource),
+                       .capabilities = kWanted | bit_of(Capability::kSysResource),
                        .descriptors_max = 1048576}};
     node_.api = {.server = "http://127.0.0.1:8080",
                  .down = std::nullopt,
@@ -166,12 +163,12 @@ TEST_F(Doctor, WarnsAboutSmallPipesOnlyWithoutTheCapability) {
 }
 
 TEST_F(Doctor, NamesTheCapabilitiesThatArePresentAndMissing) {
-  expect("capabilities", Grade::kOk, "has CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_SYS_RESOURCE");
-  subject().capabilities = bit(Capability::kNetAdmin) | bit(Capability::kNetRaw);
+  expect("capabilities", Grade::kOk, "has CAP_NET_ADMIN, CAP_BPF, CAP_NET_RAW, CAP_SYS_RESOURCE");
+  subject().capabilities = bit_of(Capability::kNetAdmin) | bit_of(Capability::kNetRaw);
   expect("capabilities", Grade::kWarn, "but not CAP_BPF: a client whose connection the guest refuses",
          "AmbientCapabilities");
   expect("capabilities", Grade::kWarn, "at most 128 guest ports");
-  subject().capabilities |= bit(Capability::kSysAdmin);  // includes CAP_BPF
+  subject().capabilities |= bit_of(Capability::kSysAdmin);  // includes CAP_BPF
   expect("capabilities", Grade::kOk, "CAP_SYS_ADMIN");
   subject().capabilities = 0;
   expect("capabilities", Grade::kWarn, "but not CAP_NET_ADMIN and CAP_BPF and CAP_NET_RAW",
@@ -180,15 +177,59 @@ TEST_F(Doctor, NamesTheCapabilitiesThatArePresentAndMissing) {
   expect("capabilities", Grade::kFail, "portwayd does not start", "AmbientCapabilities");
   sysctl("net/ipv4/ip_unprivileged_port_start", "30000");
   expect("capabilities", Grade::kFail, "ports below 30000", "CAP_NET_BIND_SERVICE");
-  subject().capabilities = kWanted | bit(Capability::kNetBindService);
+  subject().capabilities = kWanted | bit_of(Capability::kNetBindService);
   expect("capabilities", Grade::kOk, "CAP_NET_BIND_SERVICE");
+}
+
+TEST_F(Doctor, ListsEveryCapabilityOnceForEachSetOfThem) {
+  Subject same = subject();
+  same.pid = 43;
+  Subject less = subject();
+  less.pid = 44;
+  less.capabilities = 0;
+  node_.subjects = {subject(), same, less};
+  const std::vector<CapabilityRow> rows = capability_rows(node_);
+  ASSERT_EQ(rows.size(), 2 * kCapabilityUses.size());
+  for (std::size_t i = 0; i < kCapabilityUses.size(); ++i) {
+    const CapabilityUse& use = kCapabilityUses.at(i);
+    EXPECT_THAT(rows[i].processes, testing::ElementsAre(42, 43)) << use.name;
+    EXPECT_EQ(rows[i].use, &use);
+    EXPECT_EQ(rows[i].held, subject().has(use.capability)) << use.name;
+    EXPECT_THAT(rows[kCapabilityUses.size() + i].processes, testing::ElementsAre(44));
+    EXPECT_FALSE(rows[kCapabilityUses.size() + i].held) << use.name;
+  }
+}
+
+// Its capabilities say what a daemon may read, not its user: as user 0 it has dropped CAP_DAC_OVERRIDE.
+TEST_F(Doctor, DoesNotTakeUser0ForOneThatMayEverything) {
+  const std::string& key = node_.config.api.admin_key_file;
+  subject().uid = ::getuid() + 1;
+  expect("admin-key", Grade::kFail, "cannot read it", "chown");
+  subject().capabilities |= bit_of(Capability::kDacOverride);
+  expect("admin-key", Grade::kOk, key);
+}
+
+// One table: what doctor says, and what the handbook says.
+TEST(CapabilityTable, IsThatOfTheHandbook) {
+  std::ifstream file(PORTWAY_SOURCE_DIRECTORY "/docs/operating.md");
+  std::vector<std::string> rows;
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with("| `CAP_")) rows.push_back(line);
+  }
+  std::vector<std::string> expected;
+  for (const CapabilityUse& use : kCapabilityUses) {
+    expected.push_back(std::string("| `") + std::string(use.name) + "` | " + std::string(use.feature) +
+                       " | " + std::string(use.kernel) + (use.kernel.empty() ? "| " : " | ") +
+                       std::string(use.without_it) + " |");
+  }
+  EXPECT_EQ(rows, expected);
 }
 
 // With two daemons, doctor could not choose one and checked this shell instead.
 TEST_F(Doctor, ChecksEachOfSeveralDaemons) {
   Subject second = subject();
   second.pid = 43;
-  second.capabilities = bit(Capability::kNetAdmin) | bit(Capability::kNetRaw);
+  second.capabilities = bit_of(Capability::kNetAdmin) | bit_of(Capability::kNetRaw);
   second.descriptors_max = 1024;
   node_.subjects.push_back(second);
   std::map<std::string, std::vector<std::string>, std::less<>> found;
@@ -433,19 +474,28 @@ TEST_F(Doctor, ChecksTheDaemonIfOneRunsAndItselfOtherwise) {
 TEST_F(Doctor, ReportsATableOrJsonAndFailsIfACheckFailed) {
   const std::vector<NamedFinding> findings = {{"one", {Grade::kOk, "Fine."}},
                                               {"two", {Grade::kFail, "Broken.", "Fix it."}}};
+  const CapabilityUse& admin = kCapabilityUses.front();
+  const std::vector<CapabilityRow> rows = {{.processes = {42}, .use = &admin, .held = false}};
   std::ostringstream out;
   Console console{.out = out, .err = out};
-  const auto reported = report(findings, false, console);
+  const auto reported = report(findings, rows, Format::kTable, console);
   ASSERT_FALSE(reported);
   EXPECT_EQ(reported.error().exit, Exit::kRefused);
-  EXPECT_EQ(out.str(), "ok    one  Fine.\nfail  two  Broken.\n           -> Fix it.\n");
+  EXPECT_THAT(out.str(),
+              testing::StartsWith("ok    one  Fine.\nfail  two  Broken.\n           -> Fix it.\n"));
+  EXPECT_THAT(out.str(), testing::ContainsRegex("CAPABILITY +PROCESS 42 +FOR"));
+  EXPECT_THAT(out.str(), testing::ContainsRegex("CAP_NET_ADMIN +no +guests see their clients' addresses"));
+  EXPECT_THAT(out.str(), HasSubstr("-> without it: guests see the node's address"));
 
   out.str("");
-  EXPECT_FALSE(report(findings, true, console));
+  EXPECT_FALSE(report(findings, rows, Format::kJson, console));
   const auto json = boost::json::parse(out.str());
   EXPECT_EQ(json.at("failed"), 1);
   EXPECT_EQ(json.at("checks").at(1).at("remedy"), "Fix it.");
-  EXPECT_TRUE(report({findings[0]}, false, console));
+  EXPECT_EQ(json.at("capabilities").at(0).at("name"), "CAP_NET_ADMIN");
+  EXPECT_EQ(json.at("capabilities").at(0).at("held"), false);
+  EXPECT_EQ(json.at("capabilities").at(0).at("processes").at(0), 42);
+  EXPECT_TRUE(report({findings[0]}, {}, Format::kTable, console));
 }
 
 TEST(DoctorsServer, IsTheOneOfTheConfiguration) {

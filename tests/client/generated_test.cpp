@@ -131,7 +131,13 @@ TEST_F(Completion, OffersIdsThatTheServerHas) {
   const std::string client = PORTWAY_CLIENT;
   ::setenv("PATH", (client.substr(0, client.rfind('/')) + ":" + ::getenv("PATH")).c_str(), 1);
   ::setenv("PORTWAY_SERVER", server.url().c_str(), 1);
+  const TemporaryDirectory home;
+  ::setenv("PORTWAY_CONTEXTS",
+           home.write("contexts.toml", "[contexts.compute-1]\nserver = \"http://a\"\n").c_str(), 1);
   if (why_no_shell("bash").empty()) {
+    EXPECT_THAT(bash({"portway", "context", "use", ""}), ElementsAre("compute-1"));
+    EXPECT_THAT(bash({"portway", "--context", "c"}), ElementsAre("compute-1"));
+    EXPECT_THAT(bash({"portway", "instances", "list", "--watch", "--wi"}), ElementsAre("--wide"));
     EXPECT_THAT(bash({"portway", "instances", "get", ""}), ElementsAre("vm-1", "vm-22"));
     EXPECT_THAT(bash({"portway", "forwards", "get", "vm-2"}), ElementsAre("vm-22"));
     EXPECT_THAT(bash({"portway", "forwards", "get", "vm-1", ""}), ElementsAre("f-1", "f-2"));
@@ -139,13 +145,18 @@ TEST_F(Completion, OffersIdsThatTheServerHas) {
     EXPECT_THAT(bash({"portway", "keys", "delete", ""}), ElementsAre("k-1"));
   }
   if (why_no_shell("fish").empty()) {
-    EXPECT_THAT(fish("portway instances get "), ElementsAre("vm-1", "vm-22"));
+    EXPECT_THAT(fish("portway context use "), ElementsAre("compute-1"));
+    EXPECT_THAT(fish("portway --wide --context c"), ElementsAre("compute-1"));
+    EXPECT_THAT(fish("portway --wide instances get "), ElementsAre("vm-1", "vm-22"));
     EXPECT_THAT(fish("portway forwards get vm-1 "), ElementsAre("f-1", "f-2"));
     EXPECT_THAT(fish("portway keys delete "), ElementsAre("k-1"));
   }
   if (why_no_shell("zsh").empty()) {
-    EXPECT_THAT(zsh({"portway instances get vm-2", "portway keys delete "}),
-                ElementsAre("<portway instances get vm-22 >", "<portway keys delete k-1 >"));
+    EXPECT_THAT(zsh({"portway instances get vm-2", "portway keys delete ", "portway --wide context use ",
+                     "portway --context co", "portway instances list --wat"}),
+                ElementsAre("<portway instances get vm-22 >", "<portway keys delete k-1 >",
+                            "<portway --wide context use compute-1 >", "<portway --context compute-1 >",
+                            "<portway instances list --watch >"));
   }
   ::setenv("PORTWAY_SERVER", "http://127.0.0.1:1", 1);
   const ClientRun none =
@@ -153,6 +164,7 @@ TEST_F(Completion, OffersIdsThatTheServerHas) {
   EXPECT_EQ(none.exit, 0);
   EXPECT_EQ(none.out + none.err, "");
   ::unsetenv("PORTWAY_SERVER");
+  ::unsetenv("PORTWAY_CONTEXTS");
 }
 
 /// Without troff's escapes.

@@ -9,12 +9,15 @@
 #include <filesystem>
 #include <fstream>
 
+#include "client/output.h"
 #include "tests/client/fake_server.h"
+#include "tests/support/network.h"
 
 namespace portway::test {
 namespace {
 
 using testing::AllOf;
+using testing::AnyOf;
 using testing::ElementsAre;
 using testing::EndsWith;
 using testing::HasSubstr;
@@ -138,6 +141,34 @@ TEST(Request, RegistersAGuestWithAnAddressOfEachFamily) {
       ElementsAre(EndsWith(R"({"guest_addresses":["198.19.0.2","fd00::2"],"tap":"tap0","owner":"alice"})")));
 }
 
+TEST(Request, ChangesAForwardsLife) {
+  OneAnswer server(http_answer(200, R"({"port_forward":{"id":"f-1"}})"));
+  const auto update = [&](std::vector<std::string> options) {
+    std::vector<std::string> arguments = {"forwards", "update", "vm-1", "f-1"};
+    arguments.insert(arguments.end(), options.begin(), options.end());
+    return server.run(arguments);
+  };
+  update({"--guest-port", "3001", "--enabled", "false", "--ttl", "60"});
+  update({"--metadata", "env=dev=1", "--metadata", "team=", "--remove-metadata", "old"});
+  update({"--remove-metadata", "old"});
+  update({"--remove", "expires-at"});
+  EXPECT_THAT(server.requests(),
+              ElementsAre(EndsWith(R"({"guest_port":3001,"enabled":false,"ttl_seconds":60})"),
+                          EndsWith(R"({"metadata":{"env":"dev=1","team":"","old":null}})"),
+                          EndsWith(R"({"metadata":{"old":null}})"), EndsWith(R"({"expires_at":null})")));
+  const auto refused = update({"--metadata", "env"});
+  EXPECT_EQ(refused.exit, 2);
+  EXPECT_THAT(refused.err, HasSubstr("--metadata env is no KEY=VALUE"));
+}
+
+TEST(Request, DeletesAllForwardsThatFit) {
+  OneAnswer server(http_answer(200, R"({"deleted":["f-1","f-2"]})"));
+  const auto deleted = server.run({"forwards", "delete-all", "vm-1", "--metadata", "env=dev,team"});
+  EXPECT_EQ(deleted.out, "f-1\nf-2\n");
+  EXPECT_THAT(server.requests(),
+              ElementsAre(StartsWith("DELETE /instances/vm-1/port-forwards?metadata=env%3Ddev%2Cteam ")));
+}
+
 TEST(Request, SendsTheSessionId) {
   OneAnswer server(http_answer(200, R"({"instance":{"id":"vm-1"}})"));
   server.run({"instances", "stop", "vm-1", "--session-id", "s-1"});
@@ -161,16 +192,18 @@ TEST(Request, ListsForwardsAsAnAlignedTableWithEndpoints) {
       200,
       R"({"port_forwards":[{"id":"f-1","guest_port":3000,"host_port":38492,"label":"dev-server","state":"listening",)"
       R"("bind_addresses":["203.0.113.7","2001:db8::7"]},)"
-      R"({"id":"f-22","guest_port":80,"host_port":20000,"label":"","state":"failed","reason":"taken",)"
+      R"({"id":"f-22","guest_port":80,"host_port":20000,"label":"","state":"failed","cause":"not_bound",)"
+      R"("reason":"taken",)"
       R"("bind_addresses":["203.0.113.7"]}],)"
       R"("hostname":"compute-1.example"})"));
   const ClientRun run = server.run({"forwards", "list", "vm-1", "--label", "a b"});
   EXPECT_EQ(run.exit, 0) << run.err;
   EXPECT_EQ(
       run.out,
-      "ID    ENDPOINT                 LISTENS AT               GUEST PORT  LABEL       STATE      REASON\n"
+      "ID    ENDPOINT                 LISTENS AT               GUEST PORT  LABEL       STATE      CAUSE\n"
       "f-1   compute-1.example:38492  203.0.113.7,2001:db8::7  3000        dev-server  listening  -\n"
-      "f-22  compute-1.example:20000  203.0.113.7              80          -           failed     taken\n");
+      "f-22  compute-1.example:20000  203.0.113.7              80          -           failed     "
+      "not_bound\n");
   EXPECT_THAT(server.requests(),
               ElementsAre(StartsWith("GET /instances/vm-1/port-forwards?label=a%20b&limit=1000 ")));
 }
@@ -225,6 +258,128 @@ TEST(Request, ShowsNoJsonAndScaledBytesInTables) {
   EXPECT_EQ(list.run({"profiles", "list"}).out, "NAME   LIMITS       LIST\nlarge  a=1, b=true  c=2; c=3\n");
 }
 
+constexpr const char* kInstances =
+    R"({"instances":[{"id":"vm-1","state":"running","owner":"alice","session_id":"s-1","vmm_pid":7,"tap_state":"up"},)"
+    R"({"id":"vm-22","state":"stopped","owner":"bob","session_id":"s-2","tap_state":"gone"}]})";
+
+TEST(Request, ShowsMoreColumnsInWideTables) {
+  OneAnswer server(http_answer(200, kInstances));
+  EXPECT_EQ(server.run({"instances", "list"}).out,
+            "ID     STATE    OWNER\nvm-1   running  alice\nvm-22  stopped  bob\n");
+  const std::string wide =
+      "ID     STATE    OWNER  TAP STATE  VMM PID  SESSION\n"
+      "vm-1   running  alice  up         7        s-1\n"
+      "vm-22  stopped  bob    gone       -        s-2\n";
+  EXPECT_EQ(server.run({"instances", "list", "-o", "wide"}).out, wide);
+  EXPECT_EQ(server.run({"instances", "list", "--wide"}).out, wide);
+}
+
+constexpr const char* kOfEveryType =
+    R"({"instance":{"id":"vm-1","owner":"no","count":1,"rate":1.5,"big":1e30,"ok":true,"none":null,)"
+    R"("address":"fd00::1","time":"2026-01-31T12:00:00.000Z","text":"a: \"b\" # c\n\u001b\u0085","empty":[],)"
+    R"("list":["x","1.0",{"a":1,"b":[2,[]]}],"limits":{"a b":0,"yes":-1}}})";
+
+TEST(Request, PrintsYaml) {
+  OneAnswer server(http_answer(200, kOfEveryType));
+  EXPECT_EQ(server.run({"instances", "get", "vm-1", "-o", "yaml"}).out,
+            R"(instance:
+  id: vm-1
+  owner: "no"
+  count: 1
+  rate: 1.5
+  big: 1.0e+30
+  ok: true
+  none: null
+  address: "fd00::1"
+  time: "2026-01-31T12:00:00.000Z"
+  text: "a: \"b\" # c\n\u001b\x85"
+  empty: []
+  list:
+  - x
+  - "1.0"
+  - a: 1
+    b:
+    - 2
+    - []
+  limits:
+    "a b": 0
+    "yes": -1
+)");
+}
+
+TEST(Request, PrintsYamlThatAParserReadsAsTheJson) {
+  OneAnswer server(http_answer(200, kOfEveryType));
+  const TemporaryDirectory directory;
+  const std::string yaml =
+      directory.write("answer.yaml", server.run({"instances", "get", "vm-1", "-o", "yaml"}).out);
+  const std::string json = directory.write("answer.json", kOfEveryType);
+  EXPECT_EQ(run_command(nullptr, {"python3", "-c",
+                                  "import json, sys, yaml\n"
+                                  "print(yaml.safe_load(open(sys.argv[1])) == json.load(open(sys.argv[2])))",
+                                  yaml, json}),
+            "True\n");
+}
+
+/// The words of a command, with a value for everything that it needs.
+std::vector<std::string> words_of(const Command& command) {
+  std::vector<std::string> words = {std::string(command.noun)};
+  if (!command.verb.empty()) words.emplace_back(command.verb);
+  for (const Parameter& parameter : command.parameters) {
+    if (!parameter.positional() &&
+        (parameter.required || (command.method == "PATCH" && parameter.place == Place::kBody))) {
+      words.emplace_back(parameter.name);
+    } else if (!parameter.positional() || parameter.optional) {
+      continue;
+    }
+    const std::string_view word = parameter.kind == Kind::kEntry ? "k=1" : "1";
+    words.emplace_back(parameter.choices.empty() ? word : parameter.choices.front());
+  }
+  return words;
+}
+
+TEST(Request, PrintsTheAnswerOfEveryCommandInEveryFormat) {
+  for (const Command& command : commands()) {
+    // An upgrade asks twice, and a command without a method does not show an answer of the API.
+    if (command.envelope.empty() || command.method.empty() || command.verb == "upgrade") continue;
+    const std::string object =
+        command.show == show_ids ? R"("one")" : R"({"id":"one","host_port":1,"ok":true,"steps":[]})";
+    const bool list = command.show != show_resource && command.show != show_check &&
+                      command.show != show_endpoint && command.show != show_secret;
+    OneAnswer server(http_answer(200, R"({"secret":"s","hostname":"h",")" + std::string(command.envelope) +
+                                          "\":" + (list ? "[" + object + "]" : object) + "}"));
+    for (const char* format : {"table", "wide", "json", "yaml"}) {
+      std::vector<std::string> words = words_of(command);
+      words.insert(words.end(), {"-o", format});
+      if (command.verb == "watch") words.insert(words.end(), {"--count", "1"});
+      const ClientRun run = server.run(words);
+      EXPECT_EQ(run.exit, 0) << testing::PrintToString(words) << run.err;
+      if (std::string_view(format) == "json") {
+        EXPECT_TRUE(boost::json::parse(run.out).as_object().contains(command.envelope));
+      } else if (std::string_view(format) == "yaml") {
+        EXPECT_THAT(run.out, HasSubstr(std::string(command.envelope) + ":\n"));
+      } else if (command.show != show_check) {
+        EXPECT_THAT(run.out, Not(AnyOf(IsEmpty(), HasSubstr("{"))));
+      }
+    }
+  }
+}
+
+TEST(Request, ShowsAnETagAndSendsOneAsThePrecondition) {
+  const std::string answer = R"({"instance":{"id":"vm-1"}})";
+  OneAnswer server("HTTP/1.1 200 OK\r\nETag: \"e-1\"\r\nContent-Length: " + std::to_string(answer.size()) +
+                   "\r\n\r\n" + answer);
+  EXPECT_EQ(server.run({"instances", "get", "vm-1"}).out, "id:  vm-1\n");
+  EXPECT_EQ(server.run({"instances", "get", "vm-1", "-o", "wide"}).out, "id:    vm-1\netag:  \"e-1\"\n");
+  EXPECT_EQ(boost::json::parse(server.run({"instances", "get", "vm-1", "-o", "json"}).out).at("etag"),
+            "\"e-1\"");
+  for (const char* etag : {"\"e-1\"", "e-1"}) {
+    server.run({"instances", "update", "vm-1", "--owner", "bob", "--if-match", etag});
+    EXPECT_THAT(server.requests().back(), HasSubstr("\r\nIf-Match: \"e-1\"\r\n"));
+  }
+  server.run({"forwards", "delete", "vm-1", "f-1", "--if-match", "*"});
+  EXPECT_THAT(server.requests().back(), HasSubstr("\r\nIf-Match: *\r\n"));
+}
+
 TEST(Request, FollowsTheCursorToTheLastPage) {
   FakeServer server("tcp", [](const std::string& request) {
     if (request.find("cursor=") == std::string::npos) {
@@ -259,6 +414,38 @@ TEST(Request, PrintsAKeysSecretAloneOnStandardOutput) {
   EXPECT_THAT(server.requests(), ElementsAre(EndsWith(R"({"owner":"alice","role":"tenant"})")));
 }
 
+TEST(Request, MakesAKeyAsItIsAskedFor) {
+  OneAnswer server(http_answer(201, R"({"api_key":{"id":"k-1"},"secret":"pwk_new"})"));
+  server.run({"keys", "create", "--owner", "alice", "--scope", "read", "--instance", "vm-1", "--description",
+              "of a job", "--ttl", "3600"});
+  EXPECT_THAT(server.requests(),
+              ElementsAre(EndsWith(R"({"owner":"alice","role":"tenant","scope":"read","instance_id":"vm-1",)"
+                                   R"("description":"of a job","ttl_seconds":3600})")));
+}
+
+TEST(Request, RotatesAKeyAndPrintsItsNewSecret) {
+  OneAnswer server(
+      http_answer(200, R"({"api_key":{"id":"k-1","role":"tenant","owner":"alice"},"secret":"pwk_new"})"));
+  const ClientRun run = server.run({"keys", "rotate", "k-1", "--overlap", "60"});
+  EXPECT_EQ(run.out, "pwk_new\n");
+  EXPECT_THAT(server.requests(), ElementsAre(AllOf(StartsWith("POST /api-keys/k-1/rotate HTTP/1.1"),
+                                                   EndsWith(R"({"overlap_seconds":60})"))));
+}
+
+TEST(Request, ChangesAKeysDescriptionAndEnd) {
+  OneAnswer server(http_answer(200, R"({"api_key":{"id":"k-1"}})"));
+  server.run({"keys", "set", "k-1", "--description", "CI", "--remove", "expires-at"});
+  EXPECT_THAT(server.requests(), ElementsAre(AllOf(StartsWith("PATCH /api-keys/k-1 HTTP/1.1"),
+                                                   EndsWith(R"({"description":"CI","expires_at":null})"))));
+  EXPECT_EQ(server.run({"keys", "set", "k-1"}).exit, 2);
+}
+
+TEST(Request, ShowsWhatTheKeyInUseMayDo) {
+  OneAnswer server(http_answer(200, R"({"whoami":{"role":"tenant","owner":"alice","scope":"read"}})"));
+  EXPECT_EQ(server.run({"whoami"}).out, "role:   tenant\nowner:  alice\nscope:  read\n");
+  EXPECT_THAT(server.requests(), ElementsAre(StartsWith("GET /v1/whoami HTTP/1.1")));
+}
+
 TEST(Request, PrintsNothingIfTheAnswerHasNoBody) {
   OneAnswer server("HTTP/1.1 204 No Content\r\n\r\n");
   for (const char* format : {"table", "json"}) {
@@ -291,8 +478,11 @@ std::vector<std::string> files_in(const std::filesystem::path& directory) {
 }
 
 constexpr const char* kWholeCapture =
-    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\npcap\r\n0\r\n\r\n";
-constexpr const char* kHalfCapture = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\npcap\r\n";
+    "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.tcpdump.pcap\r\nTransfer-Encoding: "
+    "chunked\r\n\r\n4\r\npcap\r\n0\r\n\r\n";
+constexpr const char* kHalfCapture =
+    "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.tcpdump.pcap\r\nTransfer-Encoding: "
+    "chunked\r\n\r\n4\r\npcap\r\n";
 
 TEST(Capture, ReplacesAFileOnlyWhenItIsComplete) {
   const TemporaryDirectory directory;
@@ -311,10 +501,24 @@ TEST(Capture, ReplacesAFileOnlyWhenItIsComplete) {
                              HasSubstr("The received part is in " + file + ".part")));
   EXPECT_EQ(contents(file), "yesterday's");
   EXPECT_EQ(contents(file + ".part"), "pcap");
+  EXPECT_EQ(refusing.run(words).exit, 4);
+  EXPECT_EQ(contents(file + ".part"), "pcap") << "it stays until the server agrees to another capture";
+  EXPECT_THAT(files_in(directory.path()), ElementsAre("web.pcap", "web.pcap.part"));
 
   OneAnswer whole(kWholeCapture);
   EXPECT_EQ(whole.run(words).exit, 0);
   EXPECT_EQ(contents(file), "pcap");
+  EXPECT_THAT(files_in(directory.path()), ElementsAre("web.pcap"));
+}
+
+TEST(Capture, IsNotWhatAnotherServiceAnswers) {
+  const TemporaryDirectory directory;
+  const std::string file = directory.write("web.pcap", "yesterday's");
+  OneAnswer other("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>");
+  const ClientRun run = other.run({"forwards", "capture", "vm-1", "f-1", "--write", file});
+  EXPECT_EQ(run.exit, 3);
+  EXPECT_THAT(run.err, HasSubstr("HTTP status 200 with an answer of another kind"));
+  EXPECT_EQ(contents(file), "yesterday's");
   EXPECT_THAT(files_in(directory.path()), ElementsAre("web.pcap"));
 }
 
@@ -374,8 +578,8 @@ TEST(Refusal, ReportsEverythingInTheProblemDocument) {
   EXPECT_EQ(run.exit, 1);
   EXPECT_THAT(run.out, IsEmpty());
   EXPECT_EQ(run.err,
-            "portway: Conflict: Delete one first.\n  code: quota_exceeded\n  limit: 5\n  current: 5\n  "
-            "request_id: r-1\n");
+            "portway: Conflict: Delete one first. (code: quota_exceeded, status: 409, limit: 5, current: 5, "
+            "request_id: r-1)\n");
 }
 
 TEST(Refusal, PrintsTheProblemDocumentItselfIfJsonIsRequested) {
@@ -385,6 +589,14 @@ TEST(Refusal, PrintsTheProblemDocumentItselfIfJsonIsRequested) {
   EXPECT_EQ(run.exit, 1);
   EXPECT_THAT(run.out, IsEmpty());
   EXPECT_EQ(boost::json::parse(run.err).at("field"), "label");
+  EXPECT_EQ(std::ranges::count(run.err, '\n'), 1) << run.err;
+}
+
+TEST(Refusal, IsOneLineWhateverTheServerSends) {
+  OneAnswer server(
+      problem_answer(429, R"({"title":"a\nb","detail":"c\r\n\u001b[2Jd","code":"e"})", "Retry-After: 7\r\n"));
+  EXPECT_EQ(server.run({"instances", "list"}).err,
+            "portway: a?b: c???[2Jd Try again in 7 s. (code: e, status: 429)\n");
 }
 
 struct StatusExit {
@@ -445,11 +657,13 @@ TEST(Unreachable, IsAServerThatTakesTooLong) {
 TEST(Unreachable, IsWhateverIsNotTheApi) {
   for (const char* answer : {"", "SSH-2.0-OpenSSH_9.2\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
                              "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+                             "HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{\"status\":\"ok\"}",
                              "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"instances\":"}) {
     OneAnswer server(answer);
     const ClientRun run = server.run({"instances", "list"});
     EXPECT_EQ(run.exit, 3) << answer;
     EXPECT_THAT(run.err, HasSubstr("Check that Portway's API listens there")) << answer;
+    EXPECT_EQ(std::ranges::count(run.err, '\n'), 1) << run.err;
   }
 }
 

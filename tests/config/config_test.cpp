@@ -40,8 +40,10 @@ TEST(Config, AnEmptyFileMeansTheDefaults) {
   char name[256] = {};
   ASSERT_EQ(gethostname(name, sizeof name - 1), 0);
   EXPECT_EQ(config.node.public_hostname, name);
-  EXPECT_EQ(to_string(config.api.listen), "127.0.0.1:8080");
-  EXPECT_EQ(config.api.rate_limit_per_second, 50U);
+  EXPECT_EQ(to_string(config.api.listen.at(0).address), "127.0.0.1:8080");
+  EXPECT_EQ(config.api.rate_limit_per_second, 200U);
+  EXPECT_EQ(config.api.rate_limit_burst, 1000U);
+  EXPECT_EQ(config.api.wrong_keys_per_minute, 60U);
   EXPECT_EQ(config.api.body_max_bytes, 65536U);
   EXPECT_FALSE(config.metrics.listen);
   EXPECT_EQ(config.ports.range, (PortRange{20000, 32767}));
@@ -61,6 +63,8 @@ TEST(Config, EveryKeyCanBeSet) {
     listen = "[::1]:9000"
     admin_key_file = "/run/portway/key"
     rate_limit_per_second = 7
+    rate_limit_burst = 70
+    wrong_keys_per_minute = 8
     body_max_bytes = 2048
     [metrics]
     listen = "127.0.0.1:9100"
@@ -73,6 +77,11 @@ TEST(Config, EveryKeyCanBeSet) {
     max_forwarded_ports = 10
     [profiles.large]
     max_forwarded_ports = 100
+    max_connections = 100
+    max_connections_per_source = 10
+    max_new_connections_per_second = 20
+    max_bytes_per_second = 1000000000000
+    idle_timeout_s = 60
     [profiles.like_default]
     [store]
     path = "/tmp/p.db"
@@ -94,9 +103,11 @@ TEST(Config, EveryKeyCanBeSet) {
   EXPECT_EQ(config.node.public_hostname, "compute-1.example.com");
   ASSERT_EQ(config.node.public_addresses.size(), 2U);
   EXPECT_EQ(config.node.public_addresses[1].to_string(), "2001:db8::7");
-  EXPECT_EQ(to_string(config.api.listen), "[::1]:9000");
+  EXPECT_EQ(to_string(config.api.listen.at(0).address), "[::1]:9000");
   EXPECT_EQ(config.api.admin_key_file, "/run/portway/key");
   EXPECT_EQ(config.api.rate_limit_per_second, 7U);
+  EXPECT_EQ(config.api.rate_limit_burst, 70U);
+  EXPECT_EQ(config.api.wrong_keys_per_minute, 8U);
   EXPECT_EQ(config.api.body_max_bytes, 2048U);
   ASSERT_TRUE(config.metrics.listen);
   EXPECT_EQ(to_string(*config.metrics.listen), "127.0.0.1:9100");
@@ -108,6 +119,13 @@ TEST(Config, EveryKeyCanBeSet) {
   ASSERT_EQ(config.profiles.size(), 3U);
   EXPECT_EQ(config.profiles.at("default").max_forwarded_ports, 10U);
   EXPECT_EQ(config.profiles.at("large").max_forwarded_ports, 100U);
+  EXPECT_EQ(config.profiles.at("large").limits, (TrafficLimits{.allowed_cidrs = {},
+                                                               .max_connections = 100,
+                                                               .max_connections_per_source = 10,
+                                                               .max_new_connections_per_second = 20,
+                                                               .max_bytes_per_second = 1'000'000'000'000,
+                                                               .idle_timeout = std::chrono::seconds(60)}));
+  EXPECT_EQ(config.profiles.at("like_default").limits, TrafficLimits{});
   EXPECT_EQ(config.profiles.at("like_default").max_forwarded_ports, 5U);
   EXPECT_EQ(config.store.path, "/tmp/p.db");
   EXPECT_EQ(config.proxy.workers, 2U);
@@ -153,12 +171,12 @@ TEST(Config, AnUnknownKeyIsRefusedWithItsPlaceAndTheClosestKnownOne) {
 TEST(Config, AKeyLikeNoOtherIsAnsweredWithTheKeysThereAre) {
   EXPECT_EQ(refusal("[api]\ncolor_of_the_shed = \"x\"\n", "api.color_of_the_shed"),
             "portway.toml:2: unknown key \"api.color_of_the_shed\"; the keys of [api] are admin_key_file, "
-            "admin_uids, allow_guests, body_max_bytes, client_ca, listen, rate_limit_per_second, "
-            "tls_certificate, tls_private_key");
-  EXPECT_EQ(
-      refusal("[database]\nurl = 1\n", "database"),
-      "portway.toml:1: unknown table \"database\"; the tables are api, guests, log, metrics, node, ports, "
-      "profiles.default, proxy, store");
+            "admin_uids, allow_guests, body_max_bytes, client_ca, listen, rate_limit_burst, "
+            "rate_limit_per_second, tls_certificate, tls_private_key, wrong_keys_per_minute");
+  EXPECT_EQ(refusal("[database]\nurl = 1\n", "database"),
+            "portway.toml:1: unknown table \"database\"; the tables are api, guests, log, metrics, node, "
+            "owners, ports, "
+            "process, profiles.default, proxy, store");
 }
 
 TEST(Config, AWrongTypeIsRefusedWithAnExample) {
@@ -200,6 +218,8 @@ TEST(Config, ValuesOutsideTheirRangeAreRefused) {
            "proxy.idle_timeout_s = 9223372036854775807",
            "api.body_max_bytes = 1023",
            "profiles.default.max_forwarded_ports = 65536",
+           "profiles.default.max_bytes_per_second = 1000000000001",
+           "profiles.default.max_connections = -1",
            "proxy.io_backend = \"kqueue\"",
            "ports.range = \"1000-2000\"",
            "ports.range = \"30000-20000\"",
@@ -288,6 +308,119 @@ TEST(Config, TlsIsACertificateAndItsKeyOnATcpListener) {
   EXPECT_EQ(parsed(tls + "client_ca = \"c\"\n").api.client_ca, "c");
 }
 
+std::vector<std::string> addresses_of(const Config& config) {
+  std::vector<std::string> addresses;
+  for (const ApiListener& listener : config.api.listen) addresses.push_back(to_string(listener.address));
+  return addresses;
+}
+
+TEST(ConfigListeners, AreOneAddressOrAListOfAddressesAndTables) {
+  const std::vector<std::string> both = {"127.0.0.1:1", "unix:/run/a"};
+  EXPECT_EQ(addresses_of(parsed("api.listen = [\"127.0.0.1:1\", \"unix:/run/a\"]\n")), both);
+  EXPECT_EQ(addresses_of(parsed("api.listen = [\"127.0.0.1:1\", { address = \"unix:/run/a\" }]\n")), both);
+  EXPECT_EQ(addresses_of(parsed("[[api.listen]]\naddress = \"127.0.0.1:1\"\n"
+                                "[[api.listen]]\naddress = \"unix:/run/a\"\n")),
+            both);
+  const std::array set = {Override{"api.listen", "127.0.0.1:1, unix:/run/a", "--set"}};
+  EXPECT_EQ(addresses_of(parsed("api.listen = \"127.0.0.1:7\"\n", set)), both);
+  const std::array one = {Override{"api.listen", "127.0.0.1:1", "--set"}};
+  EXPECT_EQ(addresses_of(parsed("[[api.listen]]\naddress = \"[::1]:2\"\n", one)),
+            std::vector<std::string>{"127.0.0.1:1"});
+}
+
+TEST(ConfigListeners, HaveWhatTheyLeaveOutFromTheirTable) {
+  const Config config = parsed(
+      "[api]\ntls_certificate = \"a\"\ntls_private_key = \"b\"\nclient_ca = \"c\"\nadmin_uids = [1]\n"
+      "[[api.listen]]\naddress = \"unix:/run/a\"\nadmin_uids = [0]\n"
+      "[[api.listen]]\naddress = \"[::]:8443\"\nallow_guests = true\n"
+      "[[api.listen]]\naddress = \"[::1]:9443\"\ntls_certificate = \"d\"\ntls_private_key = \"e\"\nclient_ca "
+      "= \"\"\n"
+      "[[api.listen]]\naddress = \"127.0.0.1:8080\"\ntls_certificate = \"\"\n"
+      "[[api.listen]]\naddress = \"unix:/run/b\"\n");
+  const Config::Api& api = config.api;
+  EXPECT_EQ(tls_of_listener(api, 0), TlsFiles{});
+  EXPECT_EQ(tls_of_listener(api, 1), (TlsFiles{.certificate = "a", .private_key = "b", .client_ca = "c"}));
+  EXPECT_EQ(tls_of_listener(api, 2),
+            (TlsFiles{.certificate = "d", .private_key = "e", .client_ca = "", .table = "api.listen[2]"}));
+  EXPECT_EQ(tls_of_listener(api, 3), TlsFiles{});
+  EXPECT_EQ(admin_uids_of(api, 0), std::vector<std::uint32_t>{0});
+  EXPECT_EQ(admin_uids_of(api, 4), std::vector<std::uint32_t>{1});
+  EXPECT_TRUE(allows_guests(api, 1));
+  EXPECT_FALSE(allows_guests(api, 0));
+}
+
+TEST(ConfigListeners, AreRefusedWithTheEntryAndTheRemedy) {
+  const std::string two = "[[api.listen]]\naddress = \"127.0.0.1:1\"\n[[api.listen]]\n";
+  EXPECT_EQ(
+      refusal(two + "address = \"127.0.0.1:1\"\n", "api.listen[1].address"),
+      "portway.toml:4: api.listen[1].address: 127.0.0.1:1 is taken by api.listen[0], 127.0.0.1:1; choose "
+      "another, or leave one out");
+  EXPECT_EQ(refusal(two + "adress = \"127.0.0.1:2\"\n", "api.listen[1].adress"),
+            "portway.toml:4: api.listen[1].adress: is no key of a listener; did you mean address?");
+  EXPECT_EQ(
+      refusal(two + "workers = 1\n", "api.listen[1].workers"),
+      "portway.toml:4: api.listen[1].workers: is no key of a listener; these are: address, tls_certificate, "
+      "tls_private_key, client_ca, allow_guests, admin_uids");
+  EXPECT_EQ(refusal(two + "allow_guests = true\n", "api.listen[1].address"),
+            "portway.toml:3: api.listen[1].address: is missing; say where this listener is, e.g. address = "
+            "\"127.0.0.1:8080\"");
+  EXPECT_EQ(refusal(two + "address = 2\n", "api.listen[1].address"),
+            "portway.toml:4: api.listen[1].address: must be a string, not an integer");
+  EXPECT_EQ(
+      refusal(two + "address = \"127.0.0.1:2\"\nadmin_uids = [0]\n", "api.listen[1].admin_uids"),
+      "portway.toml:5: api.listen[1].admin_uids: who is calling is known on a Unix socket only; leave it "
+      "out");
+  EXPECT_EQ(refusal(two + "address = \"[::]:2\"\ntls_certificate = \"a\"\n", "api.listen[1].tls_certificate"),
+            "portway.toml:5: api.listen[1].tls_certificate: needs its private key; set "
+            "api.listen[1].tls_private_key too");
+  EXPECT_EQ(
+      refusal("api.listen = [\"127.0.0.1:1\", 2]\n", "api.listen[1]"),
+      "portway.toml:1: api.listen[1]: must be a string like \"127.0.0.1:8080\", or a table with an address, "
+      "not an integer");
+  EXPECT_EQ(refusal("api.listen = []\n", "api.listen"),
+            "portway.toml:1: api.listen: 0 listeners; there must be 1 to 16");
+  const std::string alone = "[[api.listen]]\naddress = \"unix:/run/a\"\n";
+  EXPECT_EQ(refusal(alone + "client_ca = \"a\"\n", "api.listen[0].client_ca"),
+            "portway.toml:3: api.listen[0].client_ca: a Unix socket never leaves this machine; leave it out");
+  const std::array set = {Override{"api.listen", "127.0.0.1:1, localhost:2", "--set"}};
+  const auto overridden = parse_config("", "portway.toml", set);
+  ASSERT_FALSE(overridden);
+  EXPECT_EQ(overridden.error().field, "api.listen[1]");
+  EXPECT_TRUE(overridden.error().detail.starts_with("--set: api.listen[1]: \"localhost:2\""));
+}
+
+TEST(ConfigListeners, DoNotShareAPort) {
+  const auto listen = [](std::string_view one, std::string_view other) {
+    return parse_config(fmt::format("api.listen = [\"{}\", \"{}\"]\n", one, other), "portway.toml");
+  };
+  for (const auto& [one, other] : {std::pair("127.0.0.1:1", "0.0.0.0:1"),
+                                   {"[::]:1", "127.0.0.1:1"},
+                                   {"[::1]:1", "[::]:1"},
+                                   {"[::]:1", "0.0.0.0:1"},
+                                   {"unix:/a", "unix:/a"}}) {
+    EXPECT_FALSE(listen(one, other)) << one << " " << other;
+  }
+  for (const auto& [one, other] : {std::pair("127.0.0.1:1", "127.0.0.1:2"),
+                                   {"0.0.0.0:1", "[::1]:1"},
+                                   {"127.0.0.1:0", "127.0.0.1:0"},
+                                   {"unix:/a", "unix:/b"}}) {
+    EXPECT_TRUE(listen(one, other)) << one << " " << other;
+  }
+  EXPECT_TRUE(
+      refusal("api.listen = [\"127.0.0.1:1\", \"127.0.0.1:2\"]\nmetrics.listen = \"127.0.0.1:2\"\n",
+              "metrics.listen")
+          .ends_with("127.0.0.1:2 is where the API listens; give it another port, or leave it empty to "
+                     "have /metrics on the API's listener"));
+}
+
+TEST(ConfigListeners, AChangeOfOneNeedsARestart) {
+  Config running = parsed("[[api.listen]]\naddress = \"[::]:1\"\n");
+  EXPECT_EQ(take_live_keys(running, parsed("api.listen = [\"[::]:1\"]\n")), std::vector<std::string>{});
+  EXPECT_EQ(take_live_keys(running, parsed("[[api.listen]]\naddress = \"[::]:1\"\nallow_guests = true\n")),
+            std::vector<std::string>{"api.listen"});
+  EXPECT_FALSE(allows_guests(running.api, 0));
+}
+
 TEST(Config, ListsOfNumbersAndYesOrNoComeFromFilesAndFromText) {
   const Config config = parsed("api.admin_uids = [0, 1000]\napi.allow_guests = true\n");
   EXPECT_EQ(config.api.admin_uids, (std::vector<std::uint32_t>{0, 1000}));
@@ -358,7 +491,7 @@ TEST(ConfigOverrides, TheEnvironmentBeatsTheFileAndAFlagBeatsTheEnvironment) {
   overrides.push_back(*parse_override("profiles.small.max_forwarded_ports=2"));
   const Config config =
       parsed("[api]\nlisten = \"127.0.0.1:1\"\nbody_max_bytes = 2048\n[proxy]\nworkers = 1\n", overrides);
-  EXPECT_EQ(to_string(config.api.listen), "127.0.0.1:3");
+  EXPECT_EQ(to_string(config.api.listen.at(0).address), "127.0.0.1:3");
   EXPECT_EQ(config.api.body_max_bytes, 2048U);
   EXPECT_EQ(config.proxy.workers, 3U);
   ASSERT_EQ(config.guests.networks.size(), 2U);

@@ -44,6 +44,8 @@ TAIL = """
 - A later change of a connection's DSCP, and the guest's own, stay on their side of the node. So do TCP options of the SYN: each side has a connection of its own.
 - ICMP errors from the guest's side act on the guest's side: a refusal at connect resets the client, and an MTU is obeyed, without the client hearing of either. Not with the rules of a node without
   CAP_BPF: there a refusal by ICMP takes `proxy.connect_timeout_ms`, and guests behind a smaller MTU need one on their tap.
+- A client that Portway has just accepted when it is killed may be connected to the guest twice if the guest does not see its address and port: the guest sees a connection that is reset before its first
+  byte, and then another one.
 - Connections wait while no process carries them, and are reset if none is started for `proxy.handover_timeout_s` (30 s); conntrack's are the kernel's.
 - Virtual machines instead of namespaces, paused ones among them: `tests/e2e`.
 - Without CAP_BPF the return path is a rule for each forwarded port instead of a program: then the guest's own connections from a forwarded port number, and routed ones to it, do not

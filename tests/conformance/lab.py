@@ -379,9 +379,9 @@ class Lab:
             return result
         try:
             guest = self.keep(service.accept())
+            talk = exchange(sock, guest)
         except TimeoutError:
             return "connected, and the guest knows nothing of it"
-        talk = exchange(sock, guest)
         return peer_seen(guest, sock) + ("" if talk == "question and answer" else "; " + talk)
 
     def met_from(self, source, service):

@@ -792,7 +792,7 @@ def _replaced(lab, disturb):
     half_closed[0].shutdown(socket.SHUT_WR)
     sending = [Background(transfer, client, guest, pattern(PIECE))
                for client, guest in (to_guest, reversed(to_client))]
-    coming = Background(each, 50, lab.met, service)
+    coming = Background(each, 50, lambda: lab.met(service))
     disturb()
     yield "4 MiB to the guest, meanwhile", sending[0].result()
     yield "4 MiB to the client, meanwhile", sending[1].result()

@@ -12,6 +12,8 @@
 namespace portway {
 namespace {
 
+using namespace std::chrono_literals;
+
 ApiKey key_of(std::string_view secret, Role role = Role::kTenant, const std::string& owner = "alice") {
   ApiKey key;
   key.id = make_uuid();
@@ -40,6 +42,11 @@ TEST(Auth, ATenantSeesItsOwnersInstancesAndAnAdminAll) {
   EXPECT_TRUE((Principal{.key_id = {}, .role = Role::kTenant, .owner = "alice"}.sees(instance)));
   EXPECT_FALSE((Principal{.key_id = {}, .role = Role::kTenant, .owner = "bob"}.sees(instance)));
   EXPECT_TRUE((Principal{.key_id = {}, .role = Role::kAdmin, .owner = "bob"}.sees(instance)));
+  instance.id = "vm-1";
+  Principal of_one{.key_id = {}, .role = Role::kTenant, .owner = "alice", .instance_id = "vm-1"};
+  EXPECT_TRUE(of_one.sees(instance));
+  EXPECT_FALSE(of_one.sees("alice", "vm-2"));
+  EXPECT_FALSE(of_one.sees("bob", "vm-1")) << "it passed to another owner";
 }
 
 class KeyRingTest : public testing::Test {
@@ -49,8 +56,7 @@ class KeyRingTest : public testing::Test {
     return caller ? ErrorCode::kInternal : caller.error().code;
   }
 
-  Config::Api config_{.rate_limit_per_second = 0};
-  KeyRing ring_{config_};
+  KeyRing ring_;
 };
 
 TEST_F(KeyRingTest, LetsAKnownKeyInAsItsOwner) {
@@ -102,29 +108,137 @@ TEST_F(KeyRingTest, ListsItsKeysById) {
   EXPECT_EQ(all[1]->id, second.id);
 }
 
-TEST_F(KeyRingTest, LetsAKeyCallAsOftenAsItsRateAllowsAndOthersBesideIt) {
-  config_.rate_limit_per_second = 1;
-  ring_.add(key_of("pwk_one"));
-  ring_.add(key_of("pwk_two"));
-  EXPECT_TRUE(ring_.authenticate("Bearer pwk_one"));
-  const auto refused = ring_.authenticate("Bearer pwk_one");
-  ASSERT_FALSE(refused);
-  EXPECT_EQ(refused.error().code, ErrorCode::kRateLimited);
-  EXPECT_EQ(refused.error().limit, 1);
-  EXPECT_TRUE(ring_.authenticate("Bearer pwk_two"));
-  config_.rate_limit_per_second = 0;  // a reload
-  EXPECT_TRUE(ring_.authenticate("Bearer pwk_one"));
+TEST(AdminUser, IsAnAdminWithoutAKey) {
+  const Principal caller = admin_user(1000);
+  EXPECT_TRUE(caller.key_id.is_nil());
+  EXPECT_EQ(caller.role, Role::kAdmin);
+  EXPECT_EQ(caller.owner, "uid:1000");
 }
 
-TEST_F(KeyRingTest, MakesAUserOfTheUnixSocketAnAdminWithARateOfItsOwn) {
-  config_.rate_limit_per_second = 1;
-  const auto caller = ring_.authenticate_user(1000);
-  ASSERT_TRUE(caller);
-  EXPECT_TRUE(caller->key_id.is_nil());
-  EXPECT_EQ(caller->role, Role::kAdmin);
-  EXPECT_EQ(caller->owner, "uid:1000");
-  EXPECT_EQ(ring_.authenticate_user(1000).error().code, ErrorCode::kRateLimited);
-  EXPECT_TRUE(ring_.authenticate_user(0));
+// --- Ends.
+
+class EndingKeys : public testing::Test {
+ protected:
+  bool lets_in(const std::string& secret) {
+    return static_cast<bool>(ring_.authenticate("Bearer " + secret));
+  }
+  void pass(std::chrono::milliseconds time) {
+    now_ += time;
+    uptime_ += time;
+  }
+  ApiKey ending_in(std::chrono::milliseconds time) {
+    ApiKey key = key_of("pwk_ending");
+    key.expires_at = now_ + time;
+    return key;
+  }
+
+  Timestamp now_{std::chrono::hours(24 * 365 * 50)};
+  std::chrono::milliseconds uptime_{0};
+  KeyRing ring_{{.now = [this] { return now_; }, .uptime = [this] { return uptime_; }}};
+};
+
+TEST_F(EndingKeys, AreRefusedFromTheirEndOnWithTheReason) {
+  ring_.add(ending_in(1000ms));
+  EXPECT_EQ(ring_.until_next_end(), 1000ms);
+  pass(999ms);
+  EXPECT_TRUE(lets_in("pwk_ending"));
+  EXPECT_TRUE(ring_.drop_ended().empty());
+  pass(1ms);
+  const auto refused = ring_.authenticate("Bearer pwk_ending");
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kUnauthorized);
+  EXPECT_NE(refused.error().detail.find("expired at 2019-12-20T00:00:01.000Z"), std::string::npos)
+      << refused.error().detail;
+  EXPECT_EQ(ring_.drop_ended().size(), 1U);
+  EXPECT_TRUE(ring_.drop_ended().empty()) << "it is reported once";
+  EXPECT_EQ(ring_.until_next_end(), std::nullopt);
+}
+
+TEST_F(EndingKeys, DoNotLastLongerIfTheClockIsSetBack) {
+  ring_.add(ending_in(1h));
+  now_ -= 24h;
+  pass(1h - 1ms);
+  EXPECT_TRUE(lets_in("pwk_ending"));
+  EXPECT_EQ(ring_.until_next_end(), 1ms);
+  pass(1ms);
+  EXPECT_FALSE(lets_in("pwk_ending"));
+  EXPECT_EQ(ring_.drop_ended().size(), 1U);
+  now_ -= 24h;
+  EXPECT_FALSE(lets_in("pwk_ending"));
+}
+
+TEST_F(EndingKeys, EndEarlyIfTheClockIsSetForwardAndReturnIfThatWasAMistake) {
+  ring_.add(ending_in(1h));
+  now_ += 24h;
+  EXPECT_FALSE(lets_in("pwk_ending"));
+  EXPECT_EQ(ring_.drop_ended().size(), 1U);
+  now_ -= 24h;
+  EXPECT_TRUE(lets_in("pwk_ending"));
+  EXPECT_TRUE(ring_.drop_ended().empty());
+  pass(1h);
+  EXPECT_EQ(ring_.drop_ended().size(), 1U);
+}
+
+TEST_F(EndingKeys, CanGetALaterEndOrNone) {
+  const ApiKey key = ending_in(1s);
+  ring_.add(key);
+  pass(1s);
+  EXPECT_FALSE(lets_in("pwk_ending"));
+  EXPECT_EQ(ring_.first_expired()->id, key.id);
+  ring_.change(key.id, {.expires_at = now_ + 1s});
+  EXPECT_TRUE(lets_in("pwk_ending"));
+  EXPECT_EQ(ring_.first_expired(), nullptr);
+  pass(1s);
+  EXPECT_FALSE(lets_in("pwk_ending"));
+  ring_.change(key.id, {.expires_at = std::optional<Timestamp>()});
+  EXPECT_TRUE(lets_in("pwk_ending"));
+  EXPECT_EQ(ring_.until_next_end(), std::nullopt);
+}
+
+TEST_F(EndingKeys, ThatAreRotatedHaveOneOldSecretAtMostAndNotForLong) {
+  const ApiKey key = key_of("pwk_first");
+  ring_.add(key);
+  const Principal first = ring_.authenticate("Bearer pwk_first").value();
+  ring_.rotate(key.id, sha256("pwk_second"), now_ + 1h);
+  EXPECT_TRUE(lets_in("pwk_first"));
+  EXPECT_TRUE(lets_in("pwk_second"));
+  EXPECT_TRUE(ring_.holds(first));
+  const Principal second = ring_.authenticate("Bearer pwk_second").value();
+  ring_.rotate(key.id, sha256("pwk_third"), now_ + 1h);
+  EXPECT_FALSE(lets_in("pwk_first")) << "the oldest ends at once";
+  EXPECT_FALSE(ring_.holds(first));
+  EXPECT_TRUE(lets_in("pwk_second"));
+  now_ -= 24h;
+  pass(1h);
+  EXPECT_FALSE(lets_in("pwk_second")) << "whatever the clock is set to";
+  EXPECT_FALSE(ring_.holds(second));
+  EXPECT_TRUE(lets_in("pwk_third"));
+  EXPECT_EQ(ring_.drop_ended().size(), 1U);
+  ring_.rotate(key.id, sha256("pwk_fourth"), std::nullopt);
+  EXPECT_FALSE(lets_in("pwk_third"));
+  EXPECT_TRUE(lets_in("pwk_fourth"));
+  EXPECT_TRUE(ring_.remove(key.id));
+  EXPECT_FALSE(lets_in("pwk_fourth"));
+  EXPECT_FALSE(ring_.holds(second));
+}
+
+TEST_F(EndingKeys, TellWhenTheyWereLastUsed) {
+  const ApiKey key = key_of("pwk_used");
+  ring_.add(key);
+  EXPECT_TRUE(ring_.unsaved_uses().empty());
+  pass(1s);
+  EXPECT_TRUE(lets_in("pwk_used"));
+  EXPECT_FALSE(lets_in("pwk_other"));
+  EXPECT_EQ(ring_.find(key.id)->last_used_at, now_);
+  const auto uses = ring_.unsaved_uses();
+  ASSERT_EQ(uses.size(), 1U);
+  EXPECT_EQ(uses[0].last_used_at, now_);
+  ring_.note_saved(uses[0]);
+  EXPECT_TRUE(ring_.unsaved_uses().empty());
+  pass(1s);
+  EXPECT_TRUE(lets_in("pwk_used"));
+  ring_.note_saved(uses[0]);
+  EXPECT_EQ(ring_.unsaved_uses().size(), 1U) << "it was used since";
 }
 
 class AdminKeyFile : public testing::Test {
@@ -181,12 +295,23 @@ TEST_F(AdminKeyFile, ThatHoldsNoKeyIsRefused) {
   EXPECT_FALSE(load_or_make_admin_key(path_));
 }
 
-TEST(Secrets, AreLongRandomAndUrlSafe) {
-  const std::string secret = make_secret();
-  EXPECT_EQ(secret.size(), 47U);
-  EXPECT_NE(secret, make_secret());
+TEST(Secrets, AreLongRandomUrlSafeAndNameTheirKey) {
+  const Uuid id = make_uuid();
+  const std::string secret = make_secret(id);
+  EXPECT_EQ(secret.substr(0, 41), "pwk_" + to_string(id) + "_");
+  EXPECT_EQ(secret.size(), 41U + 43U);
+  EXPECT_NE(secret, make_secret(id));
   EXPECT_EQ(secret.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"),
             std::string::npos);
+  EXPECT_EQ(key_id_in(secret), id);
+}
+
+TEST(Secrets, FromBeforeNameNoKey) {
+  for (const std::string& secret : {std::string(), std::string("pwk_"), "pwk_" + std::string(43, 'A'),
+                                    "pwk_" + std::string(80, 'A'), "pwk_" + to_string(make_uuid()),
+                                    "pwk_" + to_string(make_uuid()) + "-x", "x" + make_secret(make_uuid())}) {
+    EXPECT_EQ(key_id_in(secret), std::nullopt) << secret;
+  }
 }
 
 }  // namespace

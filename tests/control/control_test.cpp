@@ -20,7 +20,7 @@ const Principal kAdmin{.key_id = {}, .role = Role::kAdmin, .owner = "admin"};
 
 Result<ForwardStatus> try_create(Node& node, std::uint16_t guest_port, const std::string& instance = "vm-1") {
   const ForwardSpec spec{.guest_port = guest_port, .label = ""};
-  auto made = create_forwards(node.control(), kAdmin, instance, {&spec, 1});
+  auto made = create_forwards(node, kAdmin, instance, {&spec, 1});
   if (!made) return made.error();
   return made->front();
 }
@@ -64,7 +64,8 @@ TEST(Control, APortThatAnotherProgramHasIsPassedOver) {
 TEST(Control, WhatTheStoreRefusesLeavesNothingBehind) {
   Node node;
   node.put("vm-1");
-  node.store().delete_instance("vm-1").value();  // behind the control plane's back: the next commit must fail
+  node.run(node.store().delete_instance("vm-1"))
+      .value();  // behind the control plane's back: the next commit must fail
   const auto refused = try_create(node, 3000, "vm-1");
   ASSERT_FALSE(refused);
   EXPECT_EQ(node.dataplane.bound, 1);
@@ -91,7 +92,7 @@ TEST(Control, AfterARestartEveryForwardHasItsIdAndPort) {
   const auto after = node.control().find_forward(kAdmin, "vm-1", to_string(before.id));
   ASSERT_TRUE(after);
   EXPECT_EQ(after->forward.host_port, before.host_port);
-  EXPECT_EQ(after->failure, "");
+  EXPECT_NE(after->state, ForwardState::kFailed);
   EXPECT_EQ(node.dataplane.opened.at(before.id).second, before.host_port);
   EXPECT_TRUE(node.control().ports().is_used(before.host_port));
 }
@@ -100,7 +101,7 @@ TEST(Control, ADeletedForwardDoesNotComeBackAndItsPortIsFree) {
   Node node;
   node.put("vm-1");
   const Forward forward = create(node, 3000).forward;
-  node.control().delete_forward(kAdmin, "vm-1", to_string(forward.id), ClosePolicy::kKeep).value();
+  node.run(node.control().delete_forward(kAdmin, "vm-1", to_string(forward.id), ClosePolicy::kKeep)).value();
   EXPECT_EQ(node.dataplane.closed.back(), std::pair(forward.id, ClosePolicy::kKeep));
   EXPECT_FALSE(node.control().ports().is_used(forward.host_port));
   node.restart();
@@ -116,8 +117,8 @@ TEST(Control, AForwardWhosePortIsLostIsReportedKeptAndCanBeDeleted) {
   node.start();
   const auto failed = node.control().find_forward(kAdmin, "vm-1", to_string(forward.id));
   ASSERT_TRUE(failed);
-  EXPECT_NE(failed->failure, "");
-  node.control().delete_forward(kAdmin, "vm-1", to_string(forward.id), ClosePolicy::kKeep).value();
+  EXPECT_NE(failed->reason, "");
+  node.run(node.control().delete_forward(kAdmin, "vm-1", to_string(forward.id), ClosePolicy::kKeep)).value();
   EXPECT_EQ(node.control().registry().forward_count(), 0U);
 }
 
@@ -132,13 +133,13 @@ TEST(Control, ARestoredForwardToAForbiddenAddressIsKeptButNotServed) {
     try_create(node, 3000, "vm-2").value();
     Instance moved = *node.control().registry().find_instance("vm-1");
     moved.guest_address = *parse_address(address);
-    node.store().put_instance(moved).value();
+    node.run(node.store().put_instance(moved)).value();
     node.restart();
     EXPECT_FALSE(node.dataplane.opened.contains(forward.id)) << address;
     EXPECT_EQ(node.dataplane.opened.size(), 1U);
     const auto kept = node.control().find_forward(kAdmin, "vm-1", to_string(forward.id));
     ASSERT_TRUE(kept);
-    EXPECT_NE(kept->failure.find(address), std::string::npos) << kept->failure;
+    EXPECT_NE(kept->reason.find(address), std::string::npos) << kept->reason;
     EXPECT_TRUE(node.control().ports().is_used(forward.host_port));
   }
 }
@@ -150,10 +151,10 @@ TEST(Control, ARestoredForwardIsNotServedIfItsGuestsSecondAddressIsForbidden) {
   const Forward forward = create(node, 3000).forward;
   Instance moved = *node.control().registry().find_instance("vm-1");
   moved.guest_address_v6 = *parse_address("2001:db8::1");
-  node.store().put_instance(moved).value();
+  node.run(node.store().put_instance(moved)).value();
   node.restart();
   EXPECT_FALSE(node.dataplane.opened.contains(forward.id));
-  EXPECT_NE(node.control().find_forward(kAdmin, "vm-1", to_string(forward.id))->failure.find("2001:db8::1"),
+  EXPECT_NE(node.control().find_forward(kAdmin, "vm-1", to_string(forward.id))->reason.find("2001:db8::1"),
             std::string::npos);
 }
 
@@ -276,7 +277,7 @@ TEST(Control, AGuestAddressThatAPutWouldRefuseIsRefusedAndNothingChanges) {
   node.restart();
   EXPECT_EQ(guests_of(node.dataplane.opened.at(forward.id).first), "198.19.0.2:3000");
   // A stopped instance gets its address with its next session.
-  node.control().stop_instance("vm-1").value();
+  node.run(node.control().stop_instance("vm-1")).value();
   EXPECT_EQ(patch(R"({"guest_address": "198.19.0.9"})"), "409 instance_not_running");
 }
 
@@ -341,7 +342,7 @@ TEST(Control, AFailedForwardIsServedAtAnAddressThatIsAllowed) {
   const Forward forward = create(node, 3000).forward;
   Instance moved = *node.control().registry().find_instance("vm-1");
   moved.guest_address = *parse_address("10.0.0.1");
-  node.store().put_instance(moved).value();
+  node.run(node.store().put_instance(moved)).value();
   node.restart();
   ASSERT_FALSE(node.dataplane.opened.contains(forward.id));
   EXPECT_EQ(node.call("PATCH", "/instances/vm-1", R"({"guest_address": "198.19.0.9"})").status, 200U);
@@ -446,7 +447,9 @@ TEST(Control, AnotherOwnerOrProfileChangesTheSessionInPlace) {
   EXPECT_EQ(node.dataplane.opened.size(), 2U);
   EXPECT_TRUE(node.dataplane.ended_sessions.empty());
   EXPECT_EQ(node.dataplane.passed_on, std::vector<Uuid>{session});
-  EXPECT_EQ(types(*events), (std::vector<std::string>{"instance.updated", "instance.updated"}));
+  // The new owner gets the forwards, too.
+  EXPECT_EQ(types(*events), (std::vector<std::string>{"instance.updated", "instance.updated",
+                                                      "forward.updated", "forward.updated"}));
   EXPECT_EQ(types(*alices), std::vector<std::string>{"instance.updated"});
   const std::string bobs_news = bobs->read().value();
   EXPECT_NE(bobs_news.find(R"("owner":"bob","changed":["owner","profile"])"), std::string::npos) << bobs_news;
@@ -633,7 +636,7 @@ TEST(Control, ASessionOfAnEarlierBootIsEndedAtStart) {
   create(node, 3000);
   Instance before = *node.control().registry().find_instance("vm-1");
   before.boot_id = "4fd4c8d0-0000-0000-0000-000000000000";
-  node.store().put_instance(before).value();
+  node.run(node.store().put_instance(before)).value();
   node.restart();
   EXPECT_TRUE(node.dataplane.opened.empty());
   EXPECT_EQ(node.control().registry().find_instance("vm-1")->ended, SessionEnd::kNodeRebooted);
@@ -651,7 +654,7 @@ TEST(Control, InterfacesOfAnEarlierBootAreNoGuests) {
     Instance before = *node.control().registry().find_instance(id);
     before.tap_index = 1;
     if (id != "this-boot") before.boot_id = "4fd4c8d0-0000-0000-0000-000000000000";
-    node.store().put_instance(before).value();
+    node.run(node.store().put_instance(before)).value();
   }
   node.restart();
   const Registry& registry = node.control().registry();
@@ -668,7 +671,7 @@ TEST(Control, AProcessThatIsGoneAtStartEndsItsSession) {
   Instance before = *node.control().registry().find_instance("vm-1");
   before.vmm_pid = ::getpid();
   before.vmm_started = 1;  // another process, long ago
-  node.store().put_instance(before).value();
+  node.run(node.store().put_instance(before)).value();
   node.restart();
   EXPECT_TRUE(node.dataplane.opened.empty());
   EXPECT_EQ(node.control().registry().find_instance("vm-1")->ended, SessionEnd::kVmmExited);
@@ -740,7 +743,7 @@ TEST(Control, AForwardThatFailedIsServedOnceItsPortIsFree) {
   node.dataplane.taken.clear();
   node.control().retry();
   EXPECT_TRUE(node.dataplane.opened.contains(forward.id));
-  EXPECT_EQ(node.control().find_forward(kAdmin, "vm-1", to_string(forward.id))->failure, "");
+  EXPECT_NE(node.control().find_forward(kAdmin, "vm-1", to_string(forward.id))->state, ForwardState::kFailed);
   EXPECT_EQ(types(*events), std::vector<std::string>{"forward.listening"});
 }
 
@@ -774,14 +777,14 @@ TEST(Control, ABatchIsMadeAsAWholeOrNotAtAll) {
   const std::vector<ForwardSpec> specs = {{.guest_port = 3000, .label = ""},
                                           {.guest_port = 3001, .label = ""},
                                           {.guest_port = 3002, .label = "", .host_port = 20003}};
-  const auto refused = create_forwards(node.control(), kAdmin, "vm-1", specs);
+  const auto refused = create_forwards(node, kAdmin, "vm-1", specs);
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, ErrorCode::kHostPortTaken);
   EXPECT_EQ(refused.error().field, "port_forwards[2].host_port");
   EXPECT_TRUE(node.dataplane.opened.empty());
   EXPECT_EQ(node.control().ports().used(), 0U);
   node.dataplane.taken.clear();
-  ASSERT_TRUE(create_forwards(node.control(), kAdmin, "vm-1", specs));
+  ASSERT_TRUE(create_forwards(node, kAdmin, "vm-1", specs));
   EXPECT_EQ(node.dataplane.opened.size(), 3U);
 }
 
@@ -789,7 +792,7 @@ TEST(Control, ABatchBeyondTheQuotaTakesNoPort) {
   Node node;
   node.put("vm-1");
   const std::vector<ForwardSpec> specs(6, {.guest_port = 3000, .label = ""});
-  const auto refused = create_forwards(node.control(), kAdmin, "vm-1", specs);
+  const auto refused = create_forwards(node, kAdmin, "vm-1", specs);
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, ErrorCode::kQuotaExceeded);
   EXPECT_EQ(node.dataplane.bound, 0);
@@ -807,6 +810,31 @@ TEST(Control, AReloadAppliesLiveKeysAndNamesTheRest) {
   EXPECT_NE(node.control().config().proxy.workers, 7U);
   create(node, 3000);
   EXPECT_EQ(try_create(node, 3001).error().code, ErrorCode::kQuotaExceeded);
+}
+
+TEST(Control, TheHostPortOfAForwardThatHasEndedIsKeptFromOtherOwnersForAWhile) {
+  Node node;
+  node.put("vm-1", "alice");
+  node.put("vm-2", "bob");
+  const auto ask = [&](const std::string& instance) {
+    return node.call("POST", "/instances/" + instance + "/port-forwards",
+                     R"({"guest_port": 3000, "host_port": 31000})");
+  };
+  const std::string path = "/instances/vm-1/port-forwards/" + Node::forward_id(ask("vm-1"));
+  EXPECT_EQ(node.call("DELETE", path).status, 204U);
+  EXPECT_EQ(node.control().ports().used(), 0U);
+  const Response refused = ask("vm-2");
+  EXPECT_EQ(refused.status, 409U);
+  EXPECT_EQ(Node::code(refused), "host_port_taken");
+  EXPECT_NE(refused.body.find("try again in 60 s"), std::string::npos) << refused.body;
+  EXPECT_EQ(ask("vm-1").status, 201U) << "its owner may have it";
+  EXPECT_EQ(node.call("DELETE", "/instances/vm-1").status, 204U);
+  EXPECT_EQ(ask("vm-2").status, 409U) << "whatever has ended it";
+  node.config().ports.rest = std::chrono::seconds(0);
+  node.put("vm-1", "alice");
+  EXPECT_EQ(ask("vm-1").status, 201U);
+  EXPECT_EQ(node.call("POST", "/instances/vm-1/stop").status, 200U);
+  EXPECT_EQ(ask("vm-2").status, 201U);
 }
 
 }  // namespace

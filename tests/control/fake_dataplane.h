@@ -34,6 +34,11 @@ class FakeDataplane : public Dataplane {
   void set_limits(const ForwardId& id, const TrafficLimits& limits) override {
     opened.at(id).first.limits = limits;
   }
+  void set_profile_limits(const Uuid& session_id, const TrafficLimits& limits) override {
+    for (auto& [id, forward] : opened) {
+      if (forward.first.session_id == session_id) forward.first.profile_limits = limits;
+    }
+  }
   bool ended(const ForwardId& id) override { return !opened.contains(id); }
   void set_source(const ForwardId& id, ForwardSource source) override {
     if (const auto found = opened.find(id); found != opened.end()) found->second.first.source = source;
@@ -53,7 +58,13 @@ class FakeDataplane : public Dataplane {
     for (const ForwardId& id : over) close(id, ClosePolicy::kReset, why);
   }
   bool session_ended(const Uuid&) override { return true; }
-  void change_owner(const Uuid& session_id) override { passed_on.push_back(session_id); }
+  void change_owner(const Uuid& session_id, const std::string& owner) override {
+    passed_on.push_back(session_id);
+    for (auto& [id, forward] : opened) {
+      if (forward.first.session_id == session_id) forward.first.owner = owner;
+    }
+  }
+  void set_owner_connections_max(std::uint32_t connections) override { owner_connections_max = connections; }
   void set_device(const Uuid& session_id, int device, std::uint32_t) override {
     for (auto& [id, route] : opened) {
       if (route.first.session_id == session_id) route.first.device = device;
@@ -67,6 +78,10 @@ class FakeDataplane : public Dataplane {
       route.first.guest = {.endpoint = {address, port}};
       if (address_v6) route.first.guest.endpoint_v6.emplace(*address_v6, port);
     }
+  }
+  void set_guest_port(const ForwardId& id, std::uint16_t port) override {
+    if (const auto found = opened.find(id); found != opened.end())
+      found->second.first.guest.endpoint.port(port);
   }
   Result<ConnectionPage> connections(const ForwardId& id, ConnectionId after, std::size_t limit) override {
     ConnectionPage page;
@@ -100,6 +115,7 @@ class FakeDataplane : public Dataplane {
   NodeStats node_stats() const override {
     return {.io_backend = "fake", .io_backend_reason = "", .workers = {}};
   }
+  UsageMeters& meters() override { return usage_meters; }
 
   std::set<std::uint16_t> taken;          // ports that another program has
   std::map<std::uint16_t, int> refusals;  // refusals before the port is free: a killed process still holds it
@@ -112,8 +128,10 @@ class FakeDataplane : public Dataplane {
   std::vector<CloseHow> reasons;  // of `closed`
   std::set<ForwardId> gated;      // that refuse all clients
   std::vector<Uuid> ended_sessions;
+  std::uint32_t owner_connections_max = 0;
   std::vector<Uuid> passed_on;  // to another owner
   std::function<void()> on_end_session = [] {};
+  UsageMeters usage_meters{1};
   std::map<ForwardId, std::vector<LiveConnection>> live;  // in the order of their ids
 };
 

@@ -3,11 +3,13 @@
 
 #include <SQLiteCpp/Database.h>
 #include <gtest/gtest.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
+#include <poll.h>
 
+#include <boost/asio/co_spawn.hpp>
 #include <boost/json.hpp>
 #include <chrono>
+#include <cstddef>
+#include <exception>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -21,19 +23,9 @@
 #include "api/event_json.h"
 #include "control/control.h"
 #include "tests/control/fake_dataplane.h"
+#include "tests/support/run.h"
 
 namespace portway::test {
-
-/// What a caller's request for these forwards comes to.
-inline Result<std::vector<ForwardStatus>> create_forwards(Control& control, const Principal& caller,
-                                                          std::string_view instance_id,
-                                                          std::span<const ForwardSpec> specs) {
-  auto prepared = control.prepare_forwards(caller, instance_id, specs);
-  if (!prepared) return prepared.error();
-  std::vector<ForwardStatus> statuses = prepared->statuses();
-  if (auto committed = control.commit_forwards(std::move(*prepared)); !committed) return committed.error();
-  return statuses;
-}
 
 struct FakeProcess final : NodeProcess {
   ProcessStatus process_status() const override { return status; }
@@ -84,7 +76,9 @@ class Node {
                                 return_path_,
                                 "",
                                 {},
-                                [this](std::span<const IpAddress>) { return lost_addresses; }});
+                                [this](std::span<const IpAddress>) { return lost_addresses; },
+                                {.now = [this] { return now() + clock_set_by; },
+                                 .uptime = [this] { return kernel_uptime() + time_passed; }}});
     control_->set_admin_key(kAdminKey);
     control_->restore().value();
     api_ = std::make_unique<Dispatcher>(
@@ -94,9 +88,12 @@ class Node {
                        return std::exchange(text, {});
                      };
                    },
-                   process});
+                   process},
+        [this] { return std::chrono::steady_clock::now() + time_passed; });
   }
   void stop() {
+    context.restart();
+    while (control_->has_changes_under_way()) context.run_one();
     api_.reset();
     control_.reset();
     watch_.reset();
@@ -117,9 +114,20 @@ class Node {
     ASSERT_EQ(control_->sessions_unsaved(), 0U);
   }
 
+  static Request request_of(std::string method, std::string target, std::string body, std::string_view key) {
+    Request request;
+    request.id = "request-1";
+    request.method = std::move(method);
+    request.target = std::move(target);
+    request.body = std::move(body);
+    if (!key.empty()) request.headers["authorization"] = "Bearer " + std::string(key);
+    if (!request.body.empty()) request.headers["content-type"] = "application/json";
+    return request;
+  }
+
   Response call(std::string method, std::string target, std::string body = "",
                 std::string_view key = kAdminKey) {
-    return api_->handle(request_of(std::move(method), std::move(target), std::move(body), key));
+    return handle(request_of(std::move(method), std::move(target), std::move(body), key));
   }
 
   /// The same with an Idempotency-Key.
@@ -127,7 +135,31 @@ class Node {
                      std::string_view key = kAdminKey) {
     Request once = request_of(std::move(method), std::move(target), std::move(body), key);
     once.headers["idempotency-key"] = std::move(idempotency_key);
-    return api_->handle(once);
+    return handle(once);
+  }
+  Response handle(const Request& request) { return run(api_->handle(request)); }
+  /// Runs a change to its end.
+  template <class Value>
+  Value run(boost::asio::awaitable<Value> change) {
+    return test::run(context, std::move(change), [this] {
+      if (once_) std::exchange(once_, nullptr)();
+    });
+  }
+  /// Handles all of these at once; the answers are in their order.
+  std::vector<Response> handle_at_once(const std::vector<Request>& requests) {
+    std::vector<Response> responses(requests.size());
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      boost::asio::co_spawn(
+          context,
+          [this, &requests, &responses, i]() -> boost::asio::awaitable<void> {
+            responses[i] = co_await api_->handle(requests[i]);
+          },
+          [this](std::exception_ptr) { --under_way_; });
+      ++under_way_;
+    }
+    context.restart();
+    while (under_way_ > 0) context.run_one();
+    return responses;
   }
   /// The whole of a body that is produced in pieces.
   static std::string whole(const Response& response) {
@@ -142,6 +174,13 @@ class Node {
     return "";
   }
 
+  /// The same with its address.
+  void put_at(const std::string& id, const std::string& address, const std::string& owner) {
+    const Response response = call(
+        "PUT", "/instances/" + id,
+        R"({"guest_address": ")" + address + R"(", "tap": "tap-)" + id + R"(", "owner": ")" + owner + "\"}");
+    ASSERT_LT(response.status, 300U) << response.body;
+  }
   /// Registers an instance of `owner`.
   void put(const std::string& id, const std::string& owner = "alice") {
     const Response response =
@@ -152,6 +191,20 @@ class Node {
   /// The body of GET /events for this caller.
   std::shared_ptr<BodyStream> follow(const Principal& caller) {
     return event_stream(events.subscribe(caller, ""));
+  }
+  /// The answer with a new key; `fields` are more of its body: ", \"scope\": \"read\"".
+  boost::json::object make_key(const std::string& role, const std::string& owner,
+                               const std::string& fields = "") {
+    const Response response =
+        call("POST", "/api-keys", R"({"role": ")" + role + R"(", "owner": ")" + owner + "\"" + fields + "}");
+    EXPECT_EQ(response.status, 201U) << response.body;
+    return json(response);
+  }
+  static std::string secret_of(const boost::json::object& made) {
+    return std::string(made.at("secret").as_string());
+  }
+  static std::string id_of(const boost::json::object& made) {
+    return std::string(made.at("api_key").at("id").as_string());
   }
   /// A new tenant key's secret.
   std::string tenant_key(const std::string& owner = "alice") {
@@ -170,14 +223,13 @@ class Node {
     return std::string(json(response).at("code").as_string());
   }
 
-  /// Calls `what` once while the next call of the store is awaited, before events are processed.
-  void while_the_disk_is_waited_for(std::function<void()> what) {
-    once_ = std::move(what);
-    always_.reset(::eventfd(1, EFD_CLOEXEC));
-    store_->set_meanwhile({.descriptor = always_.get(), .dispatch = [this] {
-                             if (once_) std::exchange(once_, nullptr)();
-                             watch_->dispatch();
-                           }});
+  /// Calls `what` once while the next change waits for the disk.
+  void while_the_disk_is_waited_for(std::function<void()> what) { once_ = std::move(what); }
+  /// Waits for events of the node's links and processes, and processes them.
+  void dispatch_events() {
+    pollfd due{.fd = watch_->descriptor(), .events = POLLIN, .revents = 0};
+    ASSERT_EQ(::poll(&due, 1, 10'000), 1);
+    watch_->dispatch();
   }
 
   /// Like a disk that accepts nothing: another program has the file locked.
@@ -200,19 +252,11 @@ class Node {
   RecentCloses closes{100};
   FakeProcess process;
   std::vector<IpAddress> lost_addresses;  // public ones that the node does not have
+  // Of the clocks that the keys go by; the second one also of the API's.
+  std::chrono::milliseconds clock_set_by{0};
+  std::chrono::milliseconds time_passed{0};
 
  private:
-  static Request request_of(std::string method, std::string target, std::string body, std::string_view key) {
-    Request request;
-    request.id = "request-1";
-    request.method = std::move(method);
-    request.target = std::move(target);
-    request.body = std::move(body);
-    if (!key.empty()) request.headers["authorization"] = "Bearer " + std::string(key);
-    if (!request.body.empty()) request.headers["content-type"] = "application/json";
-    return request;
-  }
-
   ReturnPath* const return_path_;
   const std::string directory_;
   Config config_;
@@ -222,7 +266,15 @@ class Node {
   std::unique_ptr<Dispatcher> api_;
   std::unique_ptr<SQLite::Database> locker_;
   std::function<void()> once_;
-  Fd always_;  // readable
+  std::size_t under_way_ = 0;
 };
+
+/// What a caller's request for these forwards comes to.
+inline Result<std::vector<ForwardStatus>> create_forwards(Node& node, const Principal& caller,
+                                                          std::string_view instance_id,
+                                                          std::span<const ForwardSpec> specs) {
+  return node.run(node.control().create_forwards(caller, std::string(instance_id),
+                                                 {.specs = {specs.begin(), specs.end()}}));
+}
 
 }  // namespace portway::test

@@ -4,6 +4,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <set>
@@ -39,6 +41,41 @@ TEST(PortAllocator, HandsOutEveryPortOfTheRangeOnceAndThenSaysItIsExhausted) {
   EXPECT_EQ(none.error().code, ErrorCode::kPortPoolExhausted);
   EXPECT_EQ(none.error().limit, 1000);
   EXPECT_EQ(none.error().current, 1000);
+}
+
+TEST(PortAllocator, ARowIsPortsThatFollowOneAnother) {
+  PortAllocator ports({20000, 20019});  // the first 16 are the static band
+  const auto row = ports.take_row(4, bind_any);
+  ASSERT_TRUE(row);
+  EXPECT_EQ(*row, (std::vector<std::uint16_t>{20016, 20017, 20018, 20019}));
+  ASSERT_TRUE(ports.take(20007));
+  ports.rest(20007, "alice", PortAllocator::Clock::now() + std::chrono::hours(1));
+  std::set<std::uint16_t> seen(row->begin(), row->end());
+  const auto next = ports.take_row(7, bind_any);
+  ASSERT_TRUE(next);
+  for (std::size_t j = 0; j < next->size(); ++j) {
+    EXPECT_EQ((*next)[j], (*next)[0] + j);
+    EXPECT_TRUE(seen.insert((*next)[j]).second);
+    EXPECT_NE((*next)[j], 20007) << "it rests";
+  }
+  EXPECT_EQ(ports.used(), 11U);
+  const auto none = ports.take_row(9, bind_any);
+  ASSERT_FALSE(none);
+  EXPECT_EQ(none.error().code, ErrorCode::kPortPoolExhausted);
+  EXPECT_EQ(none.error().field, "host_ports");
+  EXPECT_EQ(ports.used(), 11U);
+}
+
+TEST(PortAllocator, ARowGoesRoundAPortThatAnotherProgramHas) {
+  PortAllocator ports({20000, 20009});
+  const auto bind = [](std::uint16_t port) { return port == 20004 ? taken(port) : bind_any(port); };
+  const auto row = ports.take_row(5, bind);
+  ASSERT_TRUE(row);
+  EXPECT_EQ(row->front(), 20005);
+  EXPECT_EQ(ports.used(), 5U);
+  EXPECT_FALSE(ports.take_row(5, bind));
+  EXPECT_EQ(ports.used(), 5U);
+  EXPECT_TRUE(ports.take_row(4, bind));
 }
 
 TEST(PortAllocator, DrawsInNoOrderATenantCouldGuess) {
@@ -185,6 +222,73 @@ TEST(PortAllocator, APortFromAnEarlierRangeIsNotOursToCount) {
   ports.give_back(30000);
   EXPECT_FALSE(ports.is_used(30000));
   EXPECT_EQ(ports.free(), 10U);
+}
+
+// --- Ports that rest.
+
+using Seconds = std::chrono::seconds;
+constexpr PortAllocator::Clock::time_point kNow(Seconds(1000));
+
+TEST(RestingPorts, AnotherOwnerGetsThemOnceTheirTimeHasCome) {
+  PortAllocator ports({20000, 20019});
+  ASSERT_TRUE(ports.take(20017));
+  ports.rest(20017, "alice", kNow + Seconds(60));
+  EXPECT_EQ(ports.used(), 0U);
+  EXPECT_EQ(ports.free(), 19U);
+  EXPECT_FALSE(ports.is_used(20017));
+  EXPECT_FALSE(ports.take(20017, "bob"));
+  ports.end_rests(kNow + Seconds(59));
+  EXPECT_FALSE(ports.take(20017, "bob"));
+  ports.end_rests(kNow + Seconds(60));
+  EXPECT_EQ(ports.resting(), 0U);
+  EXPECT_TRUE(ports.take(20017, "bob"));
+}
+
+TEST(RestingPorts, TheirOwnerGetsThemAtOnceAndTheOldRestIsForgotten) {
+  PortAllocator ports({20000, 20019});
+  ASSERT_TRUE(ports.take(20017, "alice"));
+  ports.rest(20017, "alice", kNow);
+  ASSERT_TRUE(ports.take(20017, "alice"));
+  EXPECT_EQ(ports.used(), 1U);
+  ports.end_rests(kNow + Seconds(1));
+  EXPECT_TRUE(ports.is_used(20017));
+  ports.rest(20017, "alice", kNow + Seconds(60));
+  ports.end_rests(kNow + Seconds(1));
+  EXPECT_EQ(ports.resting(), 1U);
+}
+
+TEST(RestingPorts, AreNotDrawnWhileThereAreOthers) {
+  PortAllocator ports({20000, 20009});
+  for (std::uint16_t port = 20000; port < 20005; ++port) {
+    ASSERT_TRUE(ports.take(port));
+    ports.rest(port, "alice", kNow + Seconds(60));
+  }
+  for (int i = 0; i < 5; ++i) EXPECT_GE(ports.take_random(bind_any, "bob").value(), 20005);
+}
+
+// A tenant that creates and deletes all the time must not take the pool from the others.
+TEST(RestingPorts, TheOneThatHasRestedForLongestIsGivenIfNoOtherIsLeft) {
+  PortAllocator ports({20000, 20003});
+  for (const auto port : std::to_array<std::uint16_t>({20002, 20000, 20003, 20001})) {
+    ASSERT_TRUE(ports.take(port));
+    ports.rest(port, port == 20003 ? "bob" : "alice", kNow + Seconds(60));
+  }
+  EXPECT_EQ(ports.free(), 0U);
+  EXPECT_EQ(ports.take_random(bind_any, "bob").value(), 20003) << "its own first";
+  EXPECT_EQ(ports.take_random(bind_any, "bob").value(), 20002);
+  EXPECT_EQ(ports.take_random(bind_any, "bob").value(), 20000);
+  EXPECT_EQ(ports.take_random(bind_any, "bob").value(), 20001);
+  EXPECT_FALSE(ports.take_random(bind_any, "bob"));
+  EXPECT_EQ(ports.used(), 4U);
+}
+
+TEST(RestingPorts, OneThatAnotherProgramHasBoundMeanwhileRestsOn) {
+  PortAllocator ports({20000, 20000});
+  ASSERT_TRUE(ports.take(20000));
+  ports.rest(20000, "alice", kNow + Seconds(60));
+  EXPECT_EQ(ports.take_random(taken, "alice").error().code, ErrorCode::kPortPoolExhausted);
+  EXPECT_EQ(ports.resting(), 1U);
+  EXPECT_EQ(ports.take_random(bind_any, "alice").value(), 20000);
 }
 
 }  // namespace

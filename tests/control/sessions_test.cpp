@@ -313,7 +313,10 @@ class WhileTheDiskTest : public SessionsTest {
     // A disk that continues only once the data plane has cut the session.
     node_->lock_store();
     node_->dataplane.on_end_session = [this] { node_->unlock_store(); };
-    node_->while_the_disk_is_waited_for([this] { machine.reset(); });
+    node_->while_the_disk_is_waited_for([this] {
+      machine.reset();
+      node_->dispatch_events();
+    });
   }
   std::string path() const { return "/instances/vm-1/port-forwards/" + forward_; }
   void expect_stopped_and_nothing_left() {
@@ -359,7 +362,10 @@ TEST_F(WhileTheDiskTest, AnInstanceThatIsStoppedThenIsStopped) {
 }
 
 TEST_F(WhileTheDiskTest, AStopThatIsOnDiskIsReportedWhateverElseHasEndedTheSession) {
-  node_->while_the_disk_is_waited_for([this] { network_->ip("link set tap0 down"); });
+  node_->while_the_disk_is_waited_for([this] {
+    network_->ip("link set tap0 down");
+    node_->dispatch_events();
+  });
   const Response stopped = node_->call("POST", "/instances/vm-1/stop");
   EXPECT_EQ(stopped.status, 200U);
   EXPECT_EQ(Node::json(stopped).at("instance").at("state"), "stopped");
@@ -410,6 +416,7 @@ TEST_F(SessionsTest, AMachineThatIsGoneBeforeItsRegistrationIsOnDiskHasASessionT
   node_->while_the_disk_is_waited_for([this] {
     machine.reset();
     machine = test::hold_tap(*network_, "tap0");
+    node_->dispatch_events();
   });
   const Response made = put("vm-1", "tap0");
   EXPECT_EQ(made.status, 201U);

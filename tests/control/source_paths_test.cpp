@@ -50,7 +50,7 @@ class SourcePaths : public testing::Test {
 
   static ForwardStatus create(Node& node, std::uint16_t guest_port, SourceMode mode = SourceMode::kAuto) {
     const ForwardSpec spec{.guest_port = guest_port, .label = "", .source_mode = mode};
-    return create_forwards(node.control(), kAdmin, "vm-1", {&spec, 1}).value().front();
+    return create_forwards(node, kAdmin, "vm-1", {&spec, 1}).value().front();
   }
 
   static SourcePlan served(Node& node, const Forward& forward) {
@@ -73,14 +73,14 @@ TEST_F(SourcePaths, ASessionKeepsItsRulesWhenTheOneBeforeItIsCleanedUp) {
     node.put("vm-1");
     create(node, 3000);
     EXPECT_THAT(rules(), HasSubstr("iif tap-vm-1 ipproto tcp sport 3000 lookup 5210"));
-    node.control().stop_instance("vm-1").value();
+    node.run(node.control().stop_instance("vm-1")).value();
     node.put("vm-1");
     const Forward forward = create(node, 3000).forward;
     node.control().retry();
     node.control().retry();
     EXPECT_THAT(rules(), HasSubstr("iif tap-vm-1 ipproto tcp sport 3000 lookup 5210"));
     EXPECT_EQ(node.dataplane.opened.at(forward.id).first.source, SourcePlan::kTransparent);
-    node.control().stop_instance("vm-1").value();
+    node.run(node.control().stop_instance("vm-1")).value();
     node.control().retry();
     EXPECT_THAT(rules(), Not(HasSubstr("5210")));
   });
@@ -170,7 +170,7 @@ TEST_F(SourcePaths, AnObstacleFromTheStartIsReportedAfterTheSessionBegan) {
     EXPECT_EQ(served(node, forward), SourcePlan::kTransparent);
     network_->ip("rule add pref 77 iif tap-vm-1 blackhole");
     node.control().retry();
-    node.control().stop_instance("vm-1").value();
+    node.run(node.control().stop_instance("vm-1")).value();
     EXPECT_EQ(node.control().instances_without_return_path(), 0U);
   });
 }
@@ -188,7 +188,9 @@ TEST_F(SourcePaths, AForwardForWhichNoRuleIsLeftSaysSoAndGetsTheNextOne) {
     EXPECT_EQ(served(node, forwards.front()), SourcePlan::kTransparent);
     EXPECT_EQ(served(node, forwards.back()), SourcePlan::kNoReturnPath);
     EXPECT_EQ(status(node, forwards.back()).source, SourcePlan::kNoReturnPath);
-    node.control().delete_forward(kAdmin, "vm-1", to_string(forwards.front().id), ClosePolicy::kKeep).value();
+    node.run(
+            node.control().delete_forward(kAdmin, "vm-1", to_string(forwards.front().id), ClosePolicy::kKeep))
+        .value();
     node.control().retry();
     EXPECT_EQ(served(node, forwards.back()), SourcePlan::kTransparent);
     EXPECT_EQ(status(node, forwards.back()).source, SourcePlan::kTransparent);
@@ -208,7 +210,7 @@ TEST_F(SourcePaths, TheSourceGuardAloneIsNoReturnPathAndReportsNoSourceMode) {
     EXPECT_THAT(events->read().value(), Not(HasSubstr("source_mode_changed")));
     EXPECT_EQ(node.control().instances_without_return_path(), 0U);
     const ForwardSpec spec{.guest_port = 3001, .label = "", .source_mode = SourceMode::kTransparent};
-    EXPECT_FALSE(create_forwards(node.control(), kAdmin, "vm-1", {&spec, 1}));
+    EXPECT_FALSE(create_forwards(node, kAdmin, "vm-1", {&spec, 1}));
   });
 }
 

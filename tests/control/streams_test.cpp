@@ -46,11 +46,12 @@ class StreamsTest : public testing::Test {
     key.owner = owner;
     key.secret_sha256 = sha256(to_string(key.id));
     keys_.add(key);
-    return {.key_id = key.id, .role = role, .owner = owner};
+    return {.key_id = key.id, .role = role, .owner = owner, .secret_sha256 = key.secret_sha256};
   }
   Result<std::shared_ptr<BodyStream>> open(const Principal& caller,
-                                           std::optional<StreamSubject> subject = std::nullopt) {
-    return open_stream(streams_, {.caller = caller, .subject = std::move(subject)},
+                                           std::optional<StreamSubject> subject = std::nullopt,
+                                           StreamKind kind = StreamKind::kEvents) {
+    return open_stream(streams_, {.caller = caller, .subject = std::move(subject), .kind = kind},
                        [this]() -> Result<std::shared_ptr<BodyStream>> {
                          return std::shared_ptr<BodyStream>(std::make_shared<Talker>(alive_));
                        });
@@ -62,7 +63,8 @@ class StreamsTest : public testing::Test {
   std::size_t fill(Role role, const std::string& owner, std::size_t count) {
     std::size_t opened = 0;
     for (std::size_t i = 0; i < count; ++i) {
-      auto stream = open(key(role, owner));
+      const auto kind = i % 2 == 0 ? StreamKind::kEvents : StreamKind::kCheck;
+      auto stream = open(key(role, owner), std::nullopt, kind);
       if (!stream) continue;
       open_.push_back(std::move(*stream));
       ++opened;
@@ -70,8 +72,7 @@ class StreamsTest : public testing::Test {
     return opened;
   }
 
-  const Config::Api config_{.rate_limit_per_second = 0};
-  KeyRing keys_{config_};
+  KeyRing keys_;
   Registry registry_;
   Instance instance_{
       .id = "vm-1", .guest_address = {}, .tap = "tap0", .owner = "alice", .session_id = make_uuid()};
@@ -153,7 +154,7 @@ TEST_F(StreamsTest, OfOneOwnerAreAsManyAsItsShareHoweverManyKeysItHas) {
   EXPECT_EQ(fill(Role::kTenant, "alice", 100), limits_.tenant);
   const auto refused = open(key(Role::kTenant, "alice"));
   ASSERT_FALSE(refused);
-  EXPECT_EQ(refused.error().code, ErrorCode::kConnectionLimit);
+  EXPECT_EQ(refused.error().code, ErrorCode::kStreamLimit);
   EXPECT_EQ(refused.error().limit, static_cast<std::int64_t>(limits_.tenant));
   EXPECT_EQ(refused.error().current, static_cast<std::int64_t>(limits_.tenant));
   EXPECT_THAT(refused.error().detail, HasSubstr("end one"));
@@ -161,6 +162,18 @@ TEST_F(StreamsTest, OfOneOwnerAreAsManyAsItsShareHoweverManyKeysItHas) {
   EXPECT_TRUE(open(key(Role::kAdmin, "alice"))) << "the same word in another role is another owner";
   open_.pop_back();
   EXPECT_TRUE(open(key(Role::kTenant, "alice")));
+}
+
+TEST_F(StreamsTest, OfOneKindLeaveTheirOwnerRoomForAnother) {
+  const Principal alice = key(Role::kTenant, "alice");
+  for (std::size_t i = 0; i < share_of_one_kind(limits_.tenant); ++i) open_.push_back(open(alice).value());
+  const auto refused = open(alice);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kStreamLimit);
+  EXPECT_EQ(refused.error().limit, static_cast<std::int64_t>(share_of_one_kind(limits_.tenant)));
+  EXPECT_THAT(refused.error().detail, HasSubstr("6 event streams"));
+  EXPECT_TRUE(open(alice, std::nullopt, StreamKind::kCheck));
+  EXPECT_TRUE(open(key(Role::kTenant, "bob")));
 }
 
 TEST_F(StreamsTest, OfTenantsLeaveTheAdminsTheirReserve) {
@@ -194,8 +207,7 @@ TEST(StreamsOfTheNode, EndWithItsControl) {
   bool alive = false;
   std::shared_ptr<BodyStream> stream;
   {
-    const Config::Api config{.rate_limit_per_second = 0};
-    KeyRing keys(config);
+    KeyRing keys;
     Registry registry;
     Streams streams(keys, registry);
     stream = open_stream(streams, {.caller = {}}, [&] { return std::make_shared<Talker>(alive); }).value();
@@ -250,13 +262,26 @@ TEST(StreamsApi, SixtyFourOfOneTenantDoNotLockOutTheAdmin) {
   std::vector<Response> open;
   for (int i = 0; i < 64; ++i) open.push_back(node.call("GET", "/events", "", tenant));
   const Response& refused = open.back();
-  EXPECT_EQ(refused.status, 503U);
-  EXPECT_EQ(Node::code(refused), "connection_limit");
-  EXPECT_EQ(Node::json(refused).at("limit"), StreamLimits().tenant);
+  EXPECT_EQ(refused.status, 429U);
+  EXPECT_EQ(Node::code(refused), "stream_limit");
+  EXPECT_EQ(Node::json(refused).at("limit"), share_of_one_kind(StreamLimits().tenant));
   EXPECT_NE(Node::header(refused, "Retry-After"), "");
   EXPECT_NE(node.call("GET", "/events").stream, nullptr);
   EXPECT_NE(node.call("GET", "/events", "", node.tenant_key("bob")).stream, nullptr);
-  EXPECT_EQ(node.stats.streams_refused, 64 - StreamLimits().tenant);
+  EXPECT_EQ(node.stats.streams_refused, 64 - share_of_one_kind(StreamLimits().tenant));
+}
+
+TEST_F(StreamsTest, TheConfigurationSaysHowManyATenantHas) {
+  streams_.set_tenant_share(2);
+  EXPECT_EQ(fill(Role::kTenant, "alice", 5), 2U);
+  const auto refused = open(key(Role::kTenant, "alice"));
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kStreamLimit);
+  EXPECT_THAT(refused.error().detail, HasSubstr("owners.max_streams"));
+  EXPECT_EQ(fill(Role::kTenant, "bob", 5), 2U);
+  EXPECT_EQ(fill(Role::kAdmin, "alice", 5), 5U);
+  streams_.set_tenant_share(3);
+  EXPECT_EQ(fill(Role::kTenant, "alice", 5), 1U);
 }
 
 TEST(StreamLimits, AreDocumentedInTheContract) {
@@ -264,6 +289,8 @@ TEST(StreamLimits, AreDocumentedInTheContract) {
   const std::string text(openapi_json());
   EXPECT_THAT(text, HasSubstr(fmt::format("at most {} open streams, a tenant {} and an admin {},",
                                           limits.node, limits.tenant, limits.admin)));
+  EXPECT_THAT(
+      text, HasSubstr(fmt::format("at most {} are of keys for one and the same instance", limits.instance)));
   EXPECT_THAT(text, HasSubstr(fmt::format("{} are reserved for admins", limits.admins_reserve)));
 }
 

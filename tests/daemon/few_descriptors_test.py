@@ -1,6 +1,7 @@
 """A node with few descriptors: what its listeners take of the connections."""
 import os
 import re
+import socket
 import sys
 import unittest
 
@@ -29,6 +30,16 @@ class FewDescriptors(unittest.TestCase):
 
     def test_listeners_take_what_the_connections_do_not_want(self):
         self.assertEqual(self.connections_with_forwards(100), 100)
+
+    def test_a_much_too_small_limit_is_said_and_forwards_are_served_again(self):
+        with Portwayd() as node:
+            node.put_instance("vm-1", tap="tap0")
+            made = node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": 3000})
+            port = made.json()["port_forward"]["host_port"]
+            self.assertEqual(node.stop(), 0)
+            node.start(wrapper=("prlimit", "--nofile=128", *FEW[2:]))
+            self.assertRegex(node.output(), r"RLIMIT_NOFILE is 128 and \d+ are wanted: .* raise the limit \(systemd: LimitNOFILE=\)")
+            socket.create_connection(("127.0.0.1", port), timeout=30).close()
 
     def test_listeners_take_the_place_of_connections_if_they_use_all_descriptors(self):
         connections = self.connections_with_forwards(65536)

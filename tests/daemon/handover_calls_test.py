@@ -1,13 +1,13 @@
 """The daemon killed at every system call: of the worker that relays, of the successor while it takes over, and of both
 processes of an upgrade. Each connection then goes on with every byte once and in order, with the next daemon.
 
-PORTWAY_EVERY_CALL: kills before and after every call; without it at some of them, which PORTWAY_SEED chooses (1).
+It kills at some of them; with PORTWAY_EVERY_CALL before and after every call (tests/support/moments.py).
 """
 import collections
 import contextlib
 import copy
-import ctypes
 import http.client
+import itertools
 import os
 import queue
 import random
@@ -25,44 +25,19 @@ import unittest
 
 sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
 from tests.support.calls import Calls, threads_of  # noqa: E402
-from tests.support.portwayd import (  # noqa: E402
-    CLONE_NEWNET, Adopted, Ended, Portwayd, children_of, isolate, wait_until)
+from tests.support.moments import EVERY_CALL, some_of  # noqa: E402
+from tests.support.namespace import Namespace  # noqa: E402
+from tests.support.portwayd import Adopted, Ended, Portwayd, children_of, isolate, wait_until  # noqa: E402
 
 # LeakSanitizer ends a process that is traced.
 os.environ["ASAN_OPTIONS"] = os.environ.get("ASAN_OPTIONS", "") + ":detect_leaks=0"
-EVERY_CALL = "PORTWAY_EVERY_CALL" in os.environ
-SEED = int(os.environ.get("PORTWAY_SEED", "1"))
 PATIENCE = 30  # s, for one step of a connection
 GUEST_PORTS = {"plain": 7000, "proxy_v2": 7001, "slow": 7002}
 NODE, GUEST = "198.18.0.1", "198.19.0.2"
+# Each client has another port as long as there are any: one that the node has in TIME_WAIT for an earlier forward to the
+# same guest port would be another port for the guest.
+CLIENT_PORTS = itertools.cycle(range(32768, 61000))
 RESET_AT_END = struct.pack("ii", 1, 0)
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class Namespace:
-    """A network namespace that lasts as long as the process; `with` puts the thread into it."""
-
-    def __init__(self):
-        own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        assert _libc.unshare(CLONE_NEWNET) == 0
-        self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        assert _libc.setns(own, CLONE_NEWNET) == 0
-        os.close(own)
-
-    def __enter__(self):
-        self.before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        assert _libc.setns(self.fd, CLONE_NEWNET) == 0
-
-    def __exit__(self, *_):
-        assert _libc.setns(self.before, CLONE_NEWNET) == 0
-        os.close(self.before)
-
-    def take(self, link, address):
-        subprocess.run(["ip", "link", "set", link, "netns", f"/proc/self/fd/{self.fd}"], check=True, pass_fds=[self.fd])
-        with self:
-            for words in (("address", "add", address, "dev", link), ("link", "set", link, "up"),
-                          ("link", "set", "lo", "up")):
-                subprocess.run(["ip", *words], check=True)
 
 
 def pattern(seed, size):
@@ -84,21 +59,27 @@ def receive(connection, size):
 # same ones each time.
 
 class Pair:
-    """A client and its guest. The guest may see a first connection that is reset before a byte has come: the relay was
-    killed before it knew that the guest had accepted."""
+    """A client and its guest. With a PROXY header or a Unix socket the guest may see a first connection that is reset
+    before a byte has come: the relay was killed before it had sent the header, or before the connection had a slot."""
 
     def __init__(self, network, service):
         self.service = service
         self.listener = network.listeners[service]
         with network.clients:
-            self.client = socket.create_connection((NODE, network.ports[service]), timeout=PATIENCE)
+            self.client = socket.create_connection((NODE, network.ports[service]), timeout=PATIENCE,
+                                                   source_address=("", next(CLIENT_PORTS)))
         self.guest = None
 
     def accept(self):
         if self.guest is not None:
             self.guest.close()
-        self.guest, _ = self.listener.accept()
+        self.guest, peer = self.listener.accept()
+        if self.is_transparent():
+            assert peer == self.client.getsockname(), f"the guest sees {peer}, not {self.client.getsockname()}"
         self.guest.settimeout(PATIENCE)
+
+    def is_transparent(self):
+        return self.service in ("plain", "slow")
 
     def begin(self, data):
         """The client's first bytes."""
@@ -114,6 +95,7 @@ class Pair:
                 got = receive(self.guest, len(wanted))
             except ConnectionResetError:
                 got = None
+            assert got is not None or not self.is_transparent(), "reset before the first byte"
             if got is None or (got == b"" and self.service == "unix"):  # which knows no reset
                 if self.listener not in select.select([self.listener, self.client], [], [], PATIENCE)[0]:
                     self.client.recv(1)  # it was reset
@@ -165,9 +147,8 @@ def talk(pair):
 def greeting(pair):
     """The guest speaks first, and ends first."""
     words = pattern(3, 200)
-    while pair.client not in select.select([pair.client, pair.listener], [], [], PATIENCE)[0]:
-        pair.accept()
-        pair.guest.sendall(words)
+    pair.accept()
+    pair.guest.sendall(words)
     assert receive(pair.client, len(words)) == words, "another greeting"
     pair.guest.shutdown(socket.SHUT_WR)
     expect_end(pair.client)
@@ -389,11 +370,10 @@ class HandoverCallsTest(unittest.TestCase):
         that was, and at which calls connections were reset."""
         points, _, outcome = run(0)
         self.assertEqual(outcome, "goes on", f"{what} without a kill")
-        generator = random.Random(f"{SEED} {what}")
         count = len(points)
         every = range(1, count + count // 10)  # a run may have some more
         outcomes = collections.defaultdict(list)
-        for point in every if EVERY_CALL else generator.sample(range(1, count + 1), min(at_most, count)):
+        for point in every if EVERY_CALL else some_of(range(1, count + 1), at_most, what):
             points, killed, outcome = run(point)
             outcomes[outcome].append(points[-1] if killed else "the end")
         ends = sum(where.count("the end") for where in outcomes.values())
@@ -541,7 +521,9 @@ class HandoverCallsTest(unittest.TestCase):
 
     def run_upgrade(self, node, **options):
         connections = Connections(self.network, node)
-        calls = Calls([node.process.pid], **options)
+        pid = node.process.pid
+        # Of a confined daemon it is another thread that starts processes.
+        calls = Calls(threads_of(pid, "unconfined") if "of_child" in options else [pid], **options)
         said = len(node.output())
         node.process.send_signal(signal.SIGUSR2)
         points, killed = calls.result()

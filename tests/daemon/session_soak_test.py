@@ -12,6 +12,7 @@ import sys
 import unittest
 
 sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
+from tests.support.moments import SEED  # noqa: E402
 from tests.support.portwayd import Portwayd, hold_tap, isolate, wait_until  # noqa: E402
 
 INSTANCES = 12
@@ -129,8 +130,7 @@ class SessionSoak(unittest.TestCase):
 
     def test_nothing_is_left(self):
         isolate()
-        seed = int(os.environ.get("PORTWAY_SEED", "1"))
-        rng = random.Random(seed)
+        rng = random.Random(SEED)
         with Portwayd("proxy.connect_timeout_ms=60000", "proxy.drain_timeout_s=60") as node:
             machines = [Machine(node, f"vm{i}") for i in range(INSTANCES)]
             at_first = self.resources(node)
@@ -139,7 +139,7 @@ class SessionSoak(unittest.TestCase):
                 machine = rng.choice(machines)
                 machine.run()
                 getattr(machine, rng.choice(ENDS))()
-                what = f"seed {seed}, round {round_number}"
+                what = f"seed {SEED}, round {round_number}"
                 self.assertTrue(wait_until(machine.is_over), what)
                 with self.assertRaises(ConnectionResetError, msg=what):
                     machine.client.settimeout(30)

@@ -91,9 +91,9 @@ class StoreFiles(unittest.TestCase):
                 log.write(b"\0" * 100)
             self.assertNotIn("is lost", node.output())
             # The first start after it may fail for another reason, and takes the evidence away.
-            node.settings.append("api.admin_key_file=/proc/none/admin.key")
-            with self.assertRaises(Ended):
-                node.start()
+            node.settings.append("proxy.io_backend=uring")
+            with self.assertRaisesRegex(Ended, "RLIMIT_MEMLOCK"):
+                node.start(wrapper=("setpriv", "--bounding-set=-ipc_lock,-sys_resource", "prlimit", "--memlock=0"))
             node.settings.pop()
             self.assertIn("is lost", node.output())
             node.start()

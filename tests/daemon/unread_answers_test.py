@@ -57,17 +57,17 @@ class UnreadAnswers(unittest.TestCase):
         with open(f"/proc/{self.daemon.process.pid}/status", encoding="ascii") as status:
             return 1024 * int(re.search(r"^VmRSS:\s*(\d+)", status.read(), re.M)[1])
 
-    def scrape(self, encoding="identity"):
+    def scrape(self, encoding="identity", target="/metrics"):
         connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=30)
         with contextlib.closing(connection):
-            connection.request("GET", "/metrics", headers={"Accept-Encoding": encoding})
+            connection.request("GET", target, headers={"Accept-Encoding": encoding})
             response = connection.getresponse()
             body = response.read()
             self.assertEqual(response.status, 200, body)
         return (gzip.decompress(body) if encoding == "gzip" else body).decode()
 
     def value(self, name):
-        return float(re.search(rf"^{name} (\S+)$", self.scrape(), re.M)[1])
+        return float(re.search(rf"^{name} (\S+)$", self.scrape(target="/metrics?scope=node"), re.M)[1])
 
     def ask_and_never_read(self, stack, port, request):
         for _ in range(READERS):

@@ -62,6 +62,8 @@ Daemon::Daemon(const GuestNetwork& network, const DaemonOptions& options)
 }
 
 Daemon::~Daemon() {
+  // A thread was refused a system call that its list lacks (daemon/privileges/allowed_calls.h).
+  EXPECT_EQ(process_->output().find("error seccomp: "), std::string::npos) << process_->output();
   if (testing::Test::HasFailure()) std::cerr << "--- portwayd printed:\n" << process_->output() << "---\n";
   // Its keeper first, which would wait for another one.
   const std::string pid = std::to_string(process_->pid());

@@ -104,16 +104,6 @@ TEST_F(FaultsTest, RefusesAHostPortThatAnotherProgramHas) {
   EXPECT_EQ(answer.json().at("code"), "host_port_taken");
 }
 
-TEST_F(FaultsTest, DoesNotStartWhenTheApisPortIsTaken) {
-  Daemon first(*network_, {});
-  try {
-    Daemon second(*network_, {});
-    FAIL() << "it started";
-  } catch (const std::runtime_error& error) {
-    EXPECT_THAT(error.what(), HasSubstr("127.0.0.1:8080"));
-  }
-}
-
 TEST_F(FaultsTest, RefusesChangesButForwardsOnWhenTheDiskIsFull) {
   Daemon daemon(*network_, {.store_disk_bytes = 1024 * 1024});
   daemon.put_instance("vm-1");

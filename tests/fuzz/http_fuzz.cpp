@@ -28,7 +28,7 @@ class Fixture {
     options.listen = UnixPath{path()};
     options.body_max_bytes = 4096;
     server_ = Server::start(context_, options, [](const Request& request) {
-                return Response{.status = 200, .body = request.target + request.body, .headers = {}};
+                return answer_at_once({.status = 200, .body = request.target + request.body, .headers = {}});
               }).value();
   }
   ~Fixture() {

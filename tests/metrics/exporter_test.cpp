@@ -83,6 +83,8 @@ TEST(Exporter, ReportsTheApiServersNumbersAndItsCertificateIfThereIsOne) {
                              .connections_total = 9,
                              .connections_refused_network = 3,
                              .connections_refused_limit = 1,
+                             .connections_evicted = 6,
+                             .half_open_evicted = 7,
                              .handshakes_failed = 4,
                              .requests_refused = 5};
   ParsedText text = scrape(node);
@@ -90,6 +92,8 @@ TEST(Exporter, ReportsTheApiServersNumbersAndItsCertificateIfThereIsOne) {
   EXPECT_THAT(text.value("portway_api_connections_total", {}), Optional(9.0));
   EXPECT_THAT(text.value("portway_api_connections_refused_total", {{"reason", "network"}}), Optional(3.0));
   EXPECT_THAT(text.value("portway_api_connections_refused_total", {{"reason", "tls"}}), Optional(4.0));
+  EXPECT_THAT(text.value("portway_api_connections_evicted_total", {{"state", "idle"}}), Optional(6.0));
+  EXPECT_THAT(text.value("portway_api_connections_evicted_total", {{"state", "half_open"}}), Optional(7.0));
   EXPECT_THAT(text.value("portway_api_requests_refused_total", {}), Optional(5.0));
   EXPECT_FALSE(text.families.contains(kExpiry));
   node.numbers.api_server.tls_certificate_expiry = 1'900'000'000;

@@ -155,9 +155,10 @@ class Parser {
     double count = 0;
     for (const Sample& sample : family.samples) {
       if (sample.name != name + "_bucket") continue;
-      const auto le = sample.labels.contains("le") ? parse_number(sample.labels.at("le")) : std::nullopt;
-      if (!le || *le <= bound || sample.value < count) fail("buckets of " + name + " do not ascend");
-      bound = le.value_or(bound);
+      const bool has_bound = sample.labels.contains("le");
+      const double le = has_bound ? parse_number(sample.labels.at("le")).value_or(bound) : bound;
+      if (le <= bound || sample.value < count) fail("buckets of " + name + " do not ascend");
+      bound = le;
       count = sample.value;
     }
     if (!std::isinf(bound)) fail("no +Inf bucket in " + name);

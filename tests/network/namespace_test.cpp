@@ -29,15 +29,12 @@
 #include <thread>
 #include <vector>
 
+#include "base/socket.h"
 #include "tests/network/named_namespaces.h"
 #include "tests/support/capabilities.h"
 #include "tests/support/network.h"
 #include "tests/support/process.h"
 #include "tests/support/requirements.h"
-
-#ifndef SO_NETNS_COOKIE
-#define SO_NETNS_COOKIE 71
-#endif
 
 namespace portway {
 namespace {
@@ -47,13 +44,6 @@ using test::run_command;
 
 std::string namespace_of_this_thread() {
   return std::filesystem::read_symlink("/proc/thread-self/ns/net");
-}
-
-std::uint64_t cookie_of(int socket) {
-  std::uint64_t cookie = 0;
-  socklen_t size = sizeof cookie;
-  check(::getsockopt(socket, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &size) == 0, "SO_NETNS_COOKIE");
-  return cookie;
 }
 
 std::size_t open_descriptors() {
@@ -334,7 +324,7 @@ TEST_F(NetworkNamespaceTest, AThreadMayStayForMoreSockets) {
   NamespaceStay stay;
   for (const auto& each : {a, a, b, a}) {
     const Fd socket(stay.make_socket(each, AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    EXPECT_EQ(cookie_of(socket.get()), each->identity().cookie);
+    EXPECT_EQ(netns_cookie(socket.get()), each->identity().cookie);
   }
   EXPECT_EQ(stay.make_socket(a, AF_INET, 99, 0), -EINVAL);
   const std::string of_a = namespace_of_this_thread();
@@ -357,7 +347,7 @@ TEST_F(NetworkNamespaceTest, AThreadReturnsHoweverItWasInside) {
   const auto b = open_named("b");
   const std::string own = namespace_of_this_thread();
   const Fd socket(a->make_socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  EXPECT_EQ(cookie_of(socket.get()), a->identity().cookie);
+  EXPECT_EQ(netns_cookie(socket.get()), a->identity().cookie);
   EXPECT_EQ(namespace_of_this_thread(), own);
   EXPECT_EQ(a->make_socket(AF_INET, 99, 0), -EINVAL);
   EXPECT_EQ(namespace_of_this_thread(), own);
@@ -377,7 +367,7 @@ TEST_F(NetworkNamespaceTest, AThreadReturnsHoweverItWasInside) {
     }
     EXPECT_EQ(namespace_of_this_thread(), of_a);
     const Fd another(b->make_socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    EXPECT_EQ(cookie_of(another.get()), b->identity().cookie);
+    EXPECT_EQ(netns_cookie(another.get()), b->identity().cookie);
     EXPECT_EQ(namespace_of_this_thread(), of_a);
   }
   EXPECT_EQ(namespace_of_this_thread(), own);
@@ -412,7 +402,7 @@ TEST_F(NetworkNamespaceTest, ManyThreadsMakeSocketsInManyNamespaces) {
       for (std::size_t i = 0; i < 200; ++i) {
         const auto network = open_named(names[(t + i) % kNamespaces]);  // others open and drop it meanwhile
         const Fd socket(network->make_socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-        if (!socket || cookie_of(socket.get()) != network->identity().cookie) ++wrong;
+        if (!socket || netns_cookie(socket.get()) != network->identity().cookie) ++wrong;
         if (namespace_of_this_thread() != own) ++wrong;
       }
     });

@@ -3,15 +3,18 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <array>
 #include <cstdint>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/fd.h"
@@ -128,6 +131,25 @@ TEST_F(TcpProgressTest, CountsWhatIsOnlyInTheSendBuffer) {
   expect("a FIN that could not be sent yet");
   taker.take(1000);
   expect("partly read");
+}
+
+/// An acknowledgement between two of the kernel's answers made less of what was written.
+TEST_F(TcpProgressTest, IsExactWhileBytesAndAcknowledgementsAreOnTheirWay) {
+  constexpr std::size_t kRounds = 200;
+  constexpr std::size_t kPiece = 1 << 17;  // fits into the buffers
+  std::thread other([this] {
+    std::vector<char> data(kPiece);
+    for (std::size_t i = 0; i < kRounds; ++i) ::recv(taker.fd.get(), data.data(), kPiece, MSG_WAITALL);
+  });
+  for (std::size_t i = 0; i < kRounds; ++i) {
+    opener.write(kPiece);
+    int left = 0;
+    do {
+      opener.expect("acknowledgements are coming");
+      ASSERT_EQ(::ioctl(opener.fd.get(), SIOCOUTQ, &left), 0);
+    } while (left > 0 && !HasFailure());
+  }
+  other.join();
 }
 
 TEST_F(TcpProgressTest, SaysNothingAfterAReset) {

@@ -91,5 +91,12 @@ TEST_F(FairShares, HalfClosedConnectionsGetLessTimeTheMoreAreInUse) {
   EXPECT_EQ(FairShare(1000, 100).half_close_limit(1000, hours(1)), hours(1));
 }
 
+TEST_F(FairShares, PipesBeyondThoseForAllAreKeptForInstancesThatHaveFew) {
+  EXPECT_EQ(share_.pipes_for_all(1000), 500U);
+  EXPECT_EQ(share_.pipes_kept_for_instance(1000), 100U) << "a fifth of the other 500";
+  EXPECT_EQ(share_.pipes_kept_for_instance(1), 1U) << "everybody gets one if there is one";
+  EXPECT_EQ(FairShare(1000, 100).pipes_for_all(1000), 1000U) << "nobody is limited";
+}
+
 }  // namespace
 }  // namespace portway

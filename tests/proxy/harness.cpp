@@ -315,11 +315,6 @@ void Rig::move_guest(GuestAnswer answer) {
   change_guest({.endpoint = service_, .endpoint_v6 = forward_->guest().endpoint_v6});
 }
 
-void Rig::move_guest_v6(GuestAnswer answer) {
-  service_v6_ = serve(AF_INET6, answer);
-  change_guest({.endpoint = service_, .endpoint_v6 = service_v6_});
-}
-
 void Rig::drop_guest_v6() {
   change_guest({.endpoint = service_});
 }

@@ -140,7 +140,6 @@ class Rig {
   /// The guest gets another address, or one of the family that it has two of: the endpoint of a new service,
   /// which accept(), open() and so on use from now on. Posts the control plane's message; turn() handles it.
   void move_guest(GuestAnswer answer = GuestAnswer::kServes);
-  void move_guest_v6(GuestAnswer answer = GuestAnswer::kServes);
   /// From now on it has one address only, which clients of both families share.
   void drop_guest_v6();
   int listener() const { return listener_; }

@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <csignal>
 #include <cstdint>
 #include <memory>
@@ -153,7 +154,9 @@ class InFlightTest : public testing::TestWithParam<Scenario> {
     MortalIo io(last_call, GetParam().pipes_take_all);
     WorkerCounters counters;
     PipePool pipes(io, GetParam().pipes, counters, memory());
-    const RelayContext context{.io = io, .pipes = pipes, .counters = counters, .memory = memory()};
+    const std::atomic<std::uint32_t> held{0};
+    const RelayContext context{
+        .io = io, .pipes = pipes, .counters = counters, .memory = memory(), .instance_pipes = held};
     auto& [source, sink] = slot().socket;
     for (int idle = 0; idle < 3;) {
       source.readable = sink.writable = true;

@@ -421,6 +421,103 @@ TEST_P(ProxyTest, LimitsThatAreSetLaterCountTheConnectionsThatAreThere) {
   }
 }
 
+// A tenant removes its own limits; those of its instance's profile stay.
+TEST_P(ProxyTest, TheProfilesLimitsHoldBesideTheForwardsOwn) {
+  start(2);
+  const Guest guest;
+  const Uuid session = make_uuid();
+  const auto [id, port] = open(guest.endpoint, session);
+  std::vector<std::pair<Fd, Fd>> ends;
+  for (int i = 0; i < 3; ++i) {
+    Fd client = connect_to(port);
+    ends.emplace_back(std::move(client), guest.accept());
+  }
+  ASSERT_TRUE(await([&, id = id] { return proxy_->forward_stats(id)->connections_active == 3; }));
+  proxy_->set_profile_limits(session, {.allowed_cidrs = {}, .max_connections = 3});
+  EXPECT_TRUE(proxy_->connections(id, 0, 1)) << "answered after the workers have counted";
+  EXPECT_EQ(receive(connect_to(port)), "error") << "those that are there count";
+  proxy_->set_limits(id, {.allowed_cidrs = {}, .max_connections = 100});
+  EXPECT_EQ(receive(connect_to(port)), "error");
+  proxy_->set_limits(id, {});
+  EXPECT_EQ(receive(connect_to(port)), "error");
+  // Another forward of the session has them from its beginning.
+  const auto [second, second_port] = open(guest.endpoint, session);
+  proxy_->set_limits(second, {.allowed_cidrs = {*Cidr::parse("198.18.0.0/15")}});
+  EXPECT_EQ(receive(connect_to(second_port)), "error") << "and its own";
+  proxy_->set_profile_limits(session, {});
+  Fd client = connect_to(port);
+  ends.emplace_back(std::move(client), guest.accept());
+  const auto rejected = proxy_->forward_stats(id)->rejected;
+  EXPECT_EQ(rejected[static_cast<std::size_t>(RejectReason::kForwardConnectionsMax)], 3U);
+}
+
+TEST_P(ProxyTest, TheProfilesIdleTimeoutEndsConnectionsThatAreThere) {
+  start(2);
+  const Guest guest;
+  const Uuid session = make_uuid();
+  const auto [id, port] = open(guest.endpoint, session);
+  const auto [kept, kept_port] = open(guest.endpoint, session);
+  const Fd client = connect_to(port);
+  const Fd served = guest.accept();
+  const Fd of_kept = connect_to(kept_port);
+  const Fd served_of_kept = guest.accept();
+  proxy_->close(kept, ClosePolicy::kKeep, CloseHow::kForwardDeleted);
+  proxy_->set_profile_limits(session, {.allowed_cidrs = {}, .idle_timeout = std::chrono::seconds(1)});
+  EXPECT_EQ(receive(client), "error");
+  EXPECT_EQ(receive(of_kept), "error") << "its forward is gone";
+}
+
+// Two tenants: what one has over its instances takes nothing from the other.
+TEST_P(ProxyTest, AnOwnersConnectionsAreCountedOverItsInstances) {
+  start(2);
+  const Guest guest;
+  const Uuid first = make_uuid();
+  const auto open_of = [&](const Uuid& session, const std::string& owner) {
+    return open({.session_id = session, .guest = {.endpoint = guest.endpoint}, .owner = owner});
+  };
+  const auto [id, port] = open_of(first, "alice");
+  const auto [second_id, second_port] = open_of(make_uuid(), "alice");
+  const auto [bobs_id, bobs_port] = open_of(make_uuid(), "bob");
+  std::vector<std::pair<Fd, Fd>> ends;
+  const auto connect = [&](std::uint16_t to) {
+    Fd client = connect_to(to);
+    ends.emplace_back(std::move(client), guest.accept());
+  };
+  connect(port);
+  connect(port);
+  proxy_->set_owner_connections_max(3);  // those that are there count
+  connect(second_port);
+  EXPECT_EQ(receive(connect_to(port)), "error");
+  EXPECT_EQ(receive(connect_to(second_port)), "error");
+  const auto rejected = [&](const ForwardId& of) {
+    return proxy_->forward_stats(of)->rejected[static_cast<std::size_t>(RejectReason::kOwnerConnectionsMax)];
+  };
+  EXPECT_EQ(rejected(id), 1U);
+  EXPECT_EQ(rejected(second_id), 1U);
+  connect(bobs_port);
+  connect(bobs_port);
+  // One of alice's instances becomes bob's, and its two connections with it: bob has 4, alice has 1.
+  ASSERT_TRUE(await([&, id = id] { return proxy_->forward_stats(id)->connections_active == 2; }));
+  proxy_->change_owner(first, "bob");
+  EXPECT_TRUE(proxy_->connections(id, 0, 1)) << "answered after the workers have counted";
+  EXPECT_EQ(receive(connect_to(bobs_port)), "error");
+  EXPECT_EQ(receive(connect_to(port)), "error");
+  connect(second_port);
+  connect(second_port);
+  EXPECT_EQ(receive(connect_to(second_port)), "error");
+  EXPECT_EQ(rejected(bobs_id), 1U);
+  proxy_->change_owner(first, "alice");
+  EXPECT_TRUE(proxy_->connections(id, 0, 1));
+  // None is counted twice, and none is still counted.
+  ends.clear();
+  for (const ForwardId& each : {id, second_id, bobs_id}) {
+    EXPECT_TRUE(await([&] { return proxy_->forward_stats(each)->connections_active == 0; }));
+  }
+  for (int i = 0; i < 3; ++i) connect(i % 2 == 0 ? port : second_port);
+  for (int i = 0; i < 3; ++i) connect(bobs_port);
+  EXPECT_EQ(receive(connect_to(port)), "error");
+}
+
 // --- Connections that are short: 64 of them, 48 for one instance.
 
 class ShortProxyTest : public ProxyTest {
@@ -694,11 +791,11 @@ TEST_P(ProxyTest, ANewOwnerGetsTheOpenForwardsAndNobodyKeepsWhatNobodySees) {
   const Fd client = connect_to(open_port);
   const Fd served = guest.accept();
   proxy_->close(deleted, ClosePolicy::kKeep, CloseHow::kForwardDeleted);
-  proxy_->change_owner(session);
+  proxy_->change_owner(session, "bob");
   EXPECT_EQ(receive(unseen), "error");
   ASSERT_EQ(::send(client.get(), "hello", 5, 0), 5);
   EXPECT_EQ(receive(served), "hello");
-  proxy_->change_owner(make_uuid());
+  proxy_->change_owner(make_uuid(), "bob");
 }
 
 TEST_P(ProxyTest, ASessionCanEndWhileTheDaemonDrains) {
@@ -824,6 +921,35 @@ TEST_P(ProxyTest, ANewAddressConcernsAllForwardsOfItsSessionAlsoDeletedOnesAndNo
   EXPECT_EQ(receive(next_served), "hello");
   ASSERT_EQ(::send(bystander.get(), "still here", 10, 0), 10);
   EXPECT_EQ(receive(bystander_served), "still here");
+}
+
+TEST_P(ProxyTest, AnotherGuestPortConcernsFutureConnectionsOfItsForwardOnly) {
+  start(2);
+  const Guest before;
+  const Guest after;
+  const Uuid session = make_uuid();
+  const auto [id, port] = open(before.endpoint, session);
+  const auto [other, other_port] = open(before.endpoint, session);
+  const Fd client = connect_to(port);
+  const Fd served = before.accept();
+  proxy_->set_guest_port(id, after.endpoint.port());
+  const Fd next = connect_to(port);
+  const Fd next_served = after.accept();
+  ASSERT_EQ(::send(next.get(), "hello", 5, 0), 5);
+  EXPECT_EQ(receive(next_served), "hello");
+  ASSERT_EQ(::send(client.get(), "still here", 10, 0), 10);
+  EXPECT_EQ(receive(served), "still here");
+  const Fd bystander = connect_to(other_port);
+  const Fd bystander_served = before.accept();
+  // With another address the forward keeps its port, and the connection to the former one goes.
+  const Guest moved(2, after.endpoint.port());
+  proxy_->set_guest(session, moved.endpoint.address(), std::nullopt);
+  for (const Fd* end : {&client, &served, &next, &next_served}) EXPECT_EQ(receive(*end), "error");
+  const Fd last = connect_to(port);
+  const Fd last_served = moved.accept();
+  ASSERT_EQ(::send(last.get(), "hello", 5, 0), 5);
+  EXPECT_EQ(receive(last_served), "hello");
+  proxy_->set_guest_port(make_uuid(), 1);
 }
 
 // --- A session's device.

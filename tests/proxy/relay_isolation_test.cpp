@@ -45,10 +45,10 @@ class RelayIsolation : public testing::Test {
     int listener;
   };
 
-  RelayIsolation() : world_(make_world(Backend::kSim, kNetwork)), arena_(2 * kCrowd) {
+  explicit RelayIsolation(WorkerOptions options = {})
+      : world_(make_world(Backend::kSim, kNetwork)), arena_(2 * kCrowd) {
     std::string why_not;
     auto io = world_->make_io(why_not);
-    WorkerOptions options;
     options.connections = connection_options();
     worker_ = std::make_unique<Worker>(std::move(io), options, arena_.table(0));
     crowd_ = serve();
@@ -234,6 +234,75 @@ TEST_F(RelayIsolation, AllConnectionsOfAForwardAreEndedByRequestAndThoseThatCome
   ping_until([this] { return active() == 1; });
   for (int i = 0; i < 10; ++i) turn();
   EXPECT_EQ(active(), 1U);
+}
+
+/// The same with few pipes, of which a quarter is kept for instances that have none.
+class RelayPipeShares : public RelayIsolation {
+ protected:
+  static constexpr std::uint32_t kPipes = 8;
+  static constexpr std::uint32_t kForAll = 6;
+
+  RelayPipeShares()
+      : RelayIsolation(
+            {.index = 0, .pipes_max = kPipes, .share = shares(), .connections = connection_options()}) {}
+
+  static const FairShare* shares() {
+    static FairShare share(2 * kCrowd, 75);
+    share.set_sessions(2);
+    return &share;
+  }
+
+  struct Stalled {
+    std::unique_ptr<Peer> client;
+    std::unique_ptr<PeerSocket> guest;
+  };
+  /// A client that sends to a guest that reads nothing, until no byte moves any more.
+  Stalled stall(const Served& served) {
+    Stalled made{std::make_unique<Peer>(world_->connect(served.entry)), nullptr};
+    while (!(made.guest = world_->accept(served.service))) turn();
+    made.client->send_pattern(1, 8 << 20);
+    for (std::uint64_t before = UINT64_MAX, idle = 0; idle < 20; turn()) {
+      made.client->pump();
+      const std::uint64_t moved = served.forward->stats().received_bytes;
+      idle = moved == before ? idle + 1 : 0;
+      before = moved;
+    }
+    return made;
+  }
+  std::uint64_t in_use() const { return worker_->counters().pipes_in_use.get(); }
+  std::uint64_t spliced() const { return worker_->counters().spliced_bytes.get(); }
+};
+
+TEST_F(RelayPipeShares, StalledClientsOfOneInstanceLeaveSomeToTheOthers) {
+  std::vector<Stalled> stalled;
+  for (std::uint32_t i = 0; i < 2 * kPipes; ++i) stalled.push_back(stall(crowd_));
+  EXPECT_EQ(in_use(), kForAll);
+  EXPECT_EQ(crowd_.forward->session->pipes.load(), kForAll);
+  const Stalled first = stall(other_);
+  EXPECT_EQ(in_use(), kForAll + 1) << "an instance without one gets one of those that are kept";
+  const Stalled second = stall(other_);
+  EXPECT_EQ(in_use(), kForAll + 1) << "and leaves the other one to a third instance";
+  EXPECT_EQ(other_.forward->session->pipes.load(), 1U);
+}
+
+TEST_F(RelayPipeShares, AnInstanceThatHoldsNoneHasItsBulkSpliced) {
+  std::vector<Stalled> stalled;
+  for (std::uint32_t i = 0; i < 2 * kPipes; ++i) stalled.push_back(stall(crowd_));
+  const std::uint64_t before = spliced();
+  client_->send_pattern(2, 4 << 20);
+  while (guest_->received_bytes() < 4 << 20) turn();
+  EXPECT_GT(spliced(), before);
+  EXPECT_LE(in_use(), kPipes);
+}
+
+TEST_F(RelayPipeShares, WhatAConnectionHeldCountsNoLongerOnceItHasEnded) {
+  std::vector<Stalled> stalled;
+  for (std::uint32_t i = 0; i < 2 * kPipes; ++i) stalled.push_back(stall(crowd_));
+  for (const Stalled& each : stalled) each.guest->close_with_reset();
+  for (int i = 0; i < 1000 && active() != 0; ++i) turn();
+  EXPECT_EQ(active(), 0U);
+  EXPECT_EQ(in_use(), 0U);
+  EXPECT_EQ(crowd_.forward->session->pipes.load(), 0U);
 }
 
 }  // namespace

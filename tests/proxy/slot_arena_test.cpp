@@ -34,7 +34,8 @@ std::string layout_of(std::string_view name, const Whole& whole, const Members&.
 
 std::string layout() {
   const ArenaHeader header;
-  const auto& [magic, version, slot_bytes, tables, slots, relay_bytes, boot_id, crashes] = header;
+  const auto& [magic, version, slot_bytes, tables, slots, relay_bytes, boot_id, crashes, meters,
+               meters_used] = header;
   const PlainEndpoint plain;
   const auto& [address, port, is_v6] = plain;
   const KeptForward kept;
@@ -47,16 +48,28 @@ std::string layout() {
   const auto& [in_hand, crashed, before_read, spare_begin, spare_end, buffer, spare] = *relay_memory;
   const NotedRefusal refusal;
   const auto& [refused_forward, refused_client, refused_guest, refused_local, own_address] = refusal;
+  const UsageTotals totals;
+  const auto& [connections, received, sent, connection_us, last_byte_at, last_connection_at] = totals;
+  const MeterHead meter;
+  const auto& [key, base, reported, resumed, byte_seen, connection_seen] = meter;
+  const MeterCell cell{};
+  const auto& [cell_version, open, open_us, cell_connections, cell_received, cell_sent, last_byte,
+               last_connection] = cell;
   const CloseCause close_cause;
   const auto& [side, how] = close_cause;
   const ConnectionSlot slot;
   const auto& [forward, client, guest, serial, sockets, relays, accepted, connected, active, reset_deadline,
                device, slot_error, cause, state, source, first_ended, failed, dscp, lasting] = slot;
-  return layout_of("header", header, magic, version, slot_bytes, tables, slots, relay_bytes, boot_id,
-                   crashes) +
+  return layout_of("header", header, magic, version, slot_bytes, tables, slots, relay_bytes, boot_id, crashes,
+                   meters, meters_used) +
          layout_of("kept", kept, kept_id, session, rate, guest_port, draining, why) +
          layout_of("refusal", refusal, refused_forward, refused_client, refused_guest, refused_local,
                    own_address) +
+         layout_of("totals", totals, connections, received, sent, connection_us, last_byte_at,
+                   last_connection_at) +
+         layout_of("meter", meter, key, base, reported, resumed, byte_seen, connection_seen) +
+         layout_of("cell", cell, cell_version, open, open_us, cell_connections, cell_received, cell_sent,
+                   last_byte, last_connection) +
          layout_of("endpoint", plain, address, port, is_v6) +
          layout_of("socket", socket, fd, error, readable, writable, peer_closed, urgent, read_ended,
                    write_ended, is_unix) +
@@ -72,17 +85,20 @@ std::string layout() {
 }
 
 TEST(SlotLayout, IsThatOfItsVersion) {
-  EXPECT_EQ(kSlotLayout, 2U) << "then replace the layout below with that of the new version";
-  EXPECT_EQ(layout(), R"(header 104: 8@0 4@8 4@12 4@16 4@20 4@24 40@28 32@72
+  EXPECT_EQ(kSlotLayout, 4U) << "then replace the layout below with that of the new version";
+  EXPECT_EQ(layout(), R"(header 112: 8@0 4@8 4@12 4@16 4@20 4@24 40@28 32@72 4@104 4@108
 kept 48: 16@0 16@16 8@32 2@40 1@42 1@43
 refusal 78: 16@0 20@16 20@36 20@56 1@76
+totals 48: 8@0 8@8 8@16 8@24 8@32 8@40
+meter 256: 112@0 48@112 48@160 8@208 8@216 8@224
+cell 64: 8@0 8@8 8@16 8@24 8@32 8@40 8@48 8@56
 endpoint 20: 16@0 2@16 1@18
 socket 16: 4@0 2@4 1@6 1@7 1@8 1@9 1@10 1@11 1@12
 relay 32: 8@0 8@8 4@16 4@20 4@24 1@28 1@29 1@30
 cause 2: 1@0 1@1
 slot 208: 16@0 20@16 20@36 8@56 32@64 64@96 8@160 8@168 8@176 8@184 4@192 2@196 2@198 1@200 1@201 1@202 1@203 1@204 1@205
 memory 131096: 4@0 4@4 8@8 4@16 4@20 65536@24 65536@65560
-enums 4 1 3 18
+enums 4 1 3 20
 )") << "a process of another version would misread the slots: increase kSlotLayout";
 }
 
@@ -175,6 +191,8 @@ TEST(SlotArena, AHeaderThatContradictsItselfIsRefused) {
   EXPECT_EQ(fault_with(&ArenaHeader::tables, 0U), ArenaFault::kDamaged);
   EXPECT_EQ(fault_with(&ArenaHeader::tables, 8U), ArenaFault::kDamaged);
   EXPECT_EQ(fault_with(&ArenaHeader::slots, 6U), ArenaFault::kDamaged);
+  EXPECT_EQ(fault_with(&ArenaHeader::meters, 1U), ArenaFault::kDamaged);
+  EXPECT_EQ(fault_with(&ArenaHeader::meters_used, 1U), ArenaFault::kDamaged);
   EXPECT_EQ(fault_with(&ArenaHeader::slots, 0xffff'ffffU), ArenaFault::kDamaged);
 }
 

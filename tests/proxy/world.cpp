@@ -28,6 +28,12 @@ IpAddress loopback(int family) {
   return boost::asio::ip::address_v4::loopback();
 }
 
+/// Of the n-th service of a world: IPv4 has an address for each.
+IpAddress service_address(int family, std::size_t n) {
+  if (family == AF_INET6) return loopback(family);
+  return boost::asio::ip::address_v4(0x7f000001 + static_cast<std::uint32_t>(n));
+}
+
 // --- The kernel's.
 
 template <class T>
@@ -59,13 +65,14 @@ std::optional<Endpoint> name_of(int fd, decltype(&::getsockname) ask) {
 
 /// A socket bound to a free loopback port, which `endpoint` becomes. Bound to it by number: a port that the
 /// kernel chose is lost with shutdown(2).
-Fd bound_socket(int family, Endpoint& endpoint) {
+Fd bound_socket(const IpAddress& address, Endpoint& endpoint) {
+  const int family = address.is_v6() ? AF_INET6 : AF_INET;
   // With SO_REUSEADDR the kernel could choose a port that another test has bound but not listening.
   Fd finder = stream_socket(family);
   Fd fd = stream_socket(family);
   const int on = 1;
   check(::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on), "SO_REUSEADDR");
-  endpoint = Endpoint(loopback(family), 0);
+  endpoint = Endpoint(address, 0);
   check(::bind(finder.get(), endpoint.data(), static_cast<socklen_t>(endpoint.size())), "bind");
   const auto name = name_of(finder.get(), ::getsockname);
   check(name ? 0 : -1, "getsockname");
@@ -173,14 +180,14 @@ class KernelWorld final : public World {
   }
 
   Fd listen(int family, Endpoint& endpoint) override {
-    Fd fd = bound_socket(family, endpoint);
+    Fd fd = bound_socket(loopback(family), endpoint);
     check(::listen(fd.get(), 4096), "listen");
     return fd;
   }
 
   Endpoint serve(int family, GuestAnswer answer) override {
     Endpoint endpoint;
-    Fd fd = bound_socket(family, endpoint);
+    Fd fd = bound_socket(service_address(family, services_.size()), endpoint);
     if (answer == GuestAnswer::kSilent) make_silent(fd.get());
     if (answer != GuestAnswer::kRefuses) check(::listen(fd.get(), 4096), "listen");
     services_.emplace(endpoint, std::move(fd));
@@ -262,7 +269,7 @@ class SimWorld final : public World {
     return Fd(io_->listen(endpoint));
   }
   Endpoint serve(int family, GuestAnswer answer) override {
-    const Endpoint endpoint(loopback(family), next_port_++);
+    const Endpoint endpoint(service_address(family, services_.size()), next_port_++);
     services_[endpoint] = &network_.listen(endpoint);
     if (answer == GuestAnswer::kRefuses) network_.set_answer(endpoint, ECONNREFUSED);
     if (answer == GuestAnswer::kSilent) network_.set_answer(endpoint, SimNetwork::kSilent);

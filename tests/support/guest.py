@@ -4,10 +4,12 @@
 
 The test has called isolate() (tests/support/portwayd.py).
 """
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+import threading
 
 from tests.support.portwayd import die_with_parent, wait_until
 
@@ -27,6 +29,19 @@ def ip(*words, pid=None):
 def wait_for_namespace(pid):
     own = os.stat("/proc/self/ns/net").st_ino
     assert wait_until(lambda: os.stat(f"/proc/{pid}/ns/net").st_ino != own)
+
+
+def serve_echo(port):
+    """What a guest's process does: each client gets back what it sends, for ever."""
+    def one(connection):
+        with connection, contextlib.suppress(OSError):
+            while data := connection.recv(65536):
+                connection.sendall(data)
+    listener = socket.create_server(("0.0.0.0", port), backlog=1000)
+    print("ready", flush=True)
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=one, args=(connection,), daemon=True).start()
 
 
 def start_guest(script):

@@ -79,9 +79,24 @@ class Answer:
         return f"{self.status} {self.body.decode(errors='replace')}"
 
 
+class UnixConnection(http.client.HTTPConnection):
+    """To an HTTP server at a Unix socket."""
+
+    def __init__(self, path):
+        super().__init__("localhost", timeout=30)
+        self.path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(self.path)  # blocking: with a timeout it would not wait for room in the backlog
+        self.sock.settimeout(30)
+
+
 class Portwayd:
     """Running when the constructor returns, unless `start` is False. With a `config` its guests.networks are what that text
     says, and write_config() and SIGHUP can change them. A context."""
+
+    tries_forbidden_calls = False  # a test that wants them refused sets it
 
     def __init__(self, *settings, start=True, config=None):
         self.directory = tempfile.mkdtemp(prefix="portway-test-")
@@ -133,7 +148,10 @@ class Portwayd:
                 return
             # The log is written by a thread of its own, soon.
             said = re.compile(r"listens on http://\S*:(\d+),")
-            assert wait_until(lambda: said.search(printed())), printed()
+            assert wait_until(lambda: said.search(printed()) or self.process.poll() is not None), printed()
+            if not said.search(printed()):
+                self.kill()
+                raise Ended(f"portwayd ended when it was ready:\n{printed()}")
             self.port = int(said.search(printed())[1])
 
     def write_config(self, text):
@@ -248,7 +266,11 @@ class Portwayd:
         end_all(keepers)
         self.kill()
         end_all(set(below).difference(keepers))
+        started = os.path.exists(f"{self.directory}/log")
+        refused = re.findall(r".* was refused \w+\(2\)", self.output()) if started else []
         shutil.rmtree(self.directory)
+        # Whatever else a test looks at: the lists of calls are derived from the suite, and this says what they lack.
+        assert self.tries_forbidden_calls or not refused, refused
 
     def __enter__(self):
         return self
@@ -293,9 +315,10 @@ def readable(files, seconds):
         return [key.fileobj for key, _ in selector.select(seconds)]
 
 
-def children_of(pid):
+def children_of(pid, thread=None):
+    """Those that one thread has started, the first one unless another is named."""
     try:
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        with open(f"/proc/{pid}/task/{thread or pid}/children", encoding="ascii") as file:
             return [int(child) for child in file.read().split()]
     except OSError:
         return []

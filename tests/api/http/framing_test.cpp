@@ -67,6 +67,18 @@ TEST(Framing, WritesTheWholeHead) {
             "\r\n");
 }
 
+// If it ends before, the client sees that bytes are missing.
+TEST(Framing, AStreamOfAKnownLengthIsSentAsItIs) {
+  Response response = streamed();
+  response.stream_bytes = 7;
+  AnswerFraming framing = framing_of(11);
+  framing.has_length = true;
+  EXPECT_THAT(head_of(response, framing, kNow),
+              AllOf(HasSubstr("Content-Length: 7\r\n"), Not(HasSubstr("chunked"))));
+  EXPECT_EQ(framed_piece("abc", framing), "abc");
+  EXPECT_EQ(framed_piece("", framing), "");
+}
+
 TEST(Framing, LeavesCachingToAResponseThatDecidesIt) {
   Response response = response_with("{}");
   response.headers = {{"cache-control", "no-cache"}};

@@ -67,6 +67,17 @@ class Client {
   bool connect(const Endpoint& server) {
     return ::connect(fd_.get(), server.data(), static_cast<socklen_t>(server.size())) == 0;
   }
+  /// From another source than other clients, 127.0.0.`last`.
+  Client(const Endpoint& server, std::uint8_t last) : Client() {
+    const sockaddr_in own{.sin_family = AF_INET,
+                          .sin_port = 0,
+                          .sin_addr = {.s_addr = htonl(INADDR_LOOPBACK + last - 1U)},
+                          .sin_zero = {}};
+    if (::bind(fd_.get(), reinterpret_cast<const sockaddr*>(&own), sizeof own) < 0 || !connect(server)) {
+      throw std::runtime_error("connect failed");
+    }
+  }
+
   /// False if the server has closed.
   bool send(std::string_view bytes) {
     while (!bytes.empty()) {
@@ -159,10 +170,20 @@ inline Response echo(const Request& request) {
   return make_response(200, request.method + " " + request.target + " " + request.body);
 }
 
+inline boost::asio::awaitable<Response> echo_at_once(const Request& request) {
+  return answer_at_once(echo(request));
+}
+
+using PlainHandler = std::function<Response(const Request&)>;
+
 /// A server on loopback, unless the options name a Unix socket, on a thread of its own.
 class Running {
  public:
-  explicit Running(ServerOptions options = {}, RequestHandler handler = echo) {
+  explicit Running(ServerOptions options = {}, PlainHandler handler = echo)
+      : Running(std::move(options), RequestHandler([handler = std::move(handler)](const Request& request) {
+                  return answer_at_once(handler(request));
+                })) {}
+  Running(ServerOptions options, RequestHandler handler) {
     if (!std::holds_alternative<UnixPath>(options.listen)) {
       options.listen = Endpoint(boost::asio::ip::address_v4::loopback(), 0);
     }
@@ -199,10 +220,10 @@ class Running {
   ServerStats stats() {
     return on_its_thread([this] { return server_->stats(); });
   }
-  /// Polls until it is so; fails the test after the deadline.
+  /// Polls on the server's thread until it is so; fails the test after the deadline.
   void wait_until(const std::function<bool(const ServerStats&)>& is_so) {
     const auto deadline = std::chrono::steady_clock::now() + kDeadline;
-    while (!is_so(stats())) {
+    while (!on_its_thread([&] { return is_so(server_->stats()); })) {
       if (std::chrono::steady_clock::now() > deadline)
         throw std::runtime_error("what was awaited does not happen");
       std::this_thread::yield();

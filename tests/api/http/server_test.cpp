@@ -28,7 +28,7 @@ void begin_request(Client& client) {
 }
 
 /// Counts the requests that it answers.
-RequestHandler counting_echo(int& calls) {
+PlainHandler counting_echo(int& calls) {
   return [&calls](const Request& request) {
     ++calls;
     return echo(request);
@@ -50,13 +50,55 @@ TEST(Server, MakesRoomByClosingTheLongestIdleConnection) {
 }
 
 TEST(Server, TurnsAwayTheNewcomerWhenAllAreBusy) {
-  Running server({.connections_max = 1});
+  constexpr std::size_t kLarge = std::size_t{20} << 20;  // more than the buffers of two sockets hold
+  Running server({.connections_max = 1},
+                 [](const Request&) { return make_response(200, std::string(kLarge, ' ')); });
   Client busy(server.endpoint());
-  begin_request(busy);
+  busy.send(kGet);
+  ASSERT_TRUE(busy.wait_readable(kDeadline));
   Client newcomer(server.endpoint());
   expect_refusal(newcomer, 503, "connection_limit");
-  EXPECT_EQ(busy.call("x").body, "PUT / x");
+  EXPECT_EQ(busy.receive().body.size(), kLarge);
   EXPECT_EQ(server.stats().connections_refused_limit, 1u);
+}
+
+// Slowloris: a client that sends a byte now and then on every connection.
+TEST(Server, AHalfOpenRequestKeepsNoSeatForOthers) {
+  for (const std::string half :
+       {"GET / HTTP/1.1\r\nHost:", "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"}) {
+    Running server({.connections_max = 8});
+    std::vector<std::unique_ptr<Client>> slow;
+    for (int i = 0; i < 8; ++i) {
+      slow.push_back(std::make_unique<Client>(server.endpoint(), i % 2 == 0 ? 7 : 8));
+      slow.back()->send(half);
+    }
+    server.wait_until([](const ServerStats& stats) { return stats.connections == 8; });
+    for (int i = 0; i < 20; ++i) EXPECT_EQ(Client(server.endpoint(), 9).call(kGet).status, 200);
+    EXPECT_EQ(slow.front()->receive_to_end(), "") << "the first one gave way";
+    Client client(server.endpoint(), 9);
+    EXPECT_EQ(client.call(kGet).status, 200);
+    for (int i = 0; i < 20; ++i) slow.push_back(std::make_unique<Client>(server.endpoint(), 7));
+    server.wait_until([](const ServerStats& stats) { return stats.connections_total == 49; });
+    EXPECT_EQ(client.call(kGet).status, 200) << "others had more";
+    EXPECT_EQ(server.stats().connections_refused_limit, 0u);
+    EXPECT_GE(server.stats().half_open_evicted, 1u);
+  }
+}
+
+TEST(Server, OneSourceLeavesSeatsForOthers) {
+  constexpr std::size_t kLarge = std::size_t{20} << 20;
+  Running server({.connections_max = 4}, [](const Request& request) {
+    return make_response(200, std::string(request.target == "/large" ? kLarge : 1, ' '));
+  });
+  std::vector<std::unique_ptr<Client>> unread;
+  for (int i = 0; i < 3; ++i) {
+    unread.push_back(std::make_unique<Client>(server.endpoint(), 7));
+    unread.back()->send("GET /large HTTP/1.1\r\nHost: a\r\n\r\n");
+    ASSERT_TRUE(unread.back()->wait_readable(kDeadline));
+  }
+  Client greedy(server.endpoint(), 7);
+  expect_refusal(greedy, 503, "connection_limit");
+  EXPECT_EQ(Client(server.endpoint(), 8).call(kGet).status, 200);
 }
 
 TEST(Server, ClosesConnectionsFromARefusedNetworkAtOnce) {
@@ -201,7 +243,7 @@ TEST(Server, LeavesNothingBehindInAContextThatNeverRan) {
   {
     boost::asio::io_context context;
     auto server =
-        Server::start(context, {.listen = Endpoint(boost::asio::ip::address_v4::loopback(), 0)}, echo)
+        Server::start(context, {.listen = Endpoint(boost::asio::ip::address_v4::loopback(), 0)}, echo_at_once)
             .value();
     client = std::make_unique<Client>(std::get<Endpoint>(server->address()));
     server.reset();
@@ -212,12 +254,13 @@ TEST(Server, LeavesNothingBehindInAContextThatNeverRan) {
 TEST(Server, SaysWhyItCannotListen) {
   Running server;
   boost::asio::io_context context;
-  const auto taken = Server::start(context, {.listen = server.endpoint()}, echo);
+  const auto taken = Server::start(context, {.listen = server.endpoint()}, echo_at_once);
   ASSERT_FALSE(taken);
   EXPECT_EQ(taken.error().code, ErrorCode::kHostPortTaken);
   EXPECT_THAT(taken.error().detail,
               AllOf(HasSubstr(to_string(server.endpoint())), HasSubstr("another port")));
-  const auto foreign = Server::start(context, {.listen = parse_endpoint("192.0.2.1:0").value()}, echo);
+  const auto foreign =
+      Server::start(context, {.listen = parse_endpoint("192.0.2.1:0").value()}, echo_at_once);
   ASSERT_FALSE(foreign);
   EXPECT_EQ(foreign.error().code, ErrorCode::kInvalidConfig);
   EXPECT_THAT(foreign.error().detail, AllOf(HasSubstr("192.0.2.1"), HasSubstr("an address of this host")));

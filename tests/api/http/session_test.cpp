@@ -1,8 +1,12 @@
 // Requests and their answers over real sockets on loopback: what any client, good or bad, gets to see.
 #include "api/http/session.h"
 
+#include <any>
 #include <atomic>
+#include <stdexcept>
 #include <string>
+
+#include <fmt/format.h>
 
 #include "base/forward.h"
 #include "tests/api/http/running_server.h"
@@ -168,6 +172,88 @@ TEST(Session, RefusesAnswersBeyondTheBudgetUntilThoseBeforeAreRead) {
       << "what it has changed would stay unnoticed";
   EXPECT_EQ(first.receive().body.size(), kLarge);
   EXPECT_EQ(second.call(kGet).status, 200);
+}
+
+/// Refuses POSTs; the others are the caller's whom the header X-Caller names.
+RequestAdmission no_posts(const Request& request) {
+  if (request.method == "POST") return {.refusal = make_response(401, "no")};
+  return {.payer = std::string(request.header("x-caller")), .pass = request.target};
+}
+
+TEST(Session, RefusesARequestWithoutReadingItsBody) {
+  int handled = 0;
+  Running server({.gate = no_posts}, [&handled](const Request& request) {
+    ++handled;
+    EXPECT_EQ(std::any_cast<std::string>(request.pass), request.target);
+    return echo(request);
+  });
+  for (const char* const expects : {"", "Expect: 100-continue\r\n"}) {
+    Client client(server.endpoint());
+    Answer answer =
+        client.call(std::string("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n") + expects + "\r\n");
+    EXPECT_EQ(answer.status, 401);
+    EXPECT_EQ(answer.headers["Connection"], "close");
+    client.finish();
+    EXPECT_EQ(client.receive_to_end(), "");
+  }
+  EXPECT_EQ(handled, 0);
+  Client client(server.endpoint());
+  EXPECT_EQ(client.call("PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab").body, "PUT /x ab");
+}
+
+TEST(Session, KeepsAConnectionWhoseRefusedBodyIsHereAlready) {
+  Running server({.gate = no_posts});
+  Client client(server.endpoint());
+  Answer answer = client.call("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab");
+  EXPECT_EQ(answer.status, 401);
+  EXPECT_NE(answer.headers["Connection"], "close");
+  EXPECT_EQ(client.call(kGet).body, "GET /ping ");
+}
+
+TEST(Session, AsksTheGateOnlyAboutBodiesAndSurvivesItsFailure) {
+  Running server({.gate = [](const Request&) -> RequestAdmission { throw std::runtime_error("broken"); }});
+  Client client(server.endpoint());
+  EXPECT_EQ(client.call(kGet).status, 200);
+  EXPECT_EQ(client.call("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n").status, 500);
+}
+
+TEST(Session, BoundsTheBodiesThatAreBeingReadOfACallerAndOfAll) {
+  constexpr std::size_t kMiB = std::size_t{1} << 20;
+  AnswerBudget budget(64 * kMiB);
+  Running server(
+      {.body_max_bytes = 32 * kMiB, .bodies = &budget, .gate = no_posts},
+      [](const Request& request) { return make_response(200, std::to_string(request.body.size())); });
+  const auto begin = [&](Client& client, std::string_view caller, std::string_view framing) {
+    client.send(fmt::format("PUT / HTTP/1.1\r\nHost: a\r\nX-Caller: {}\r\n{}\r\n\r\n", caller, framing));
+  };
+  const auto taken = [&] { return server.on_its_thread([&] { return budget.stats().bytes; }); };
+  const auto until_taken = [&](std::size_t bytes) {
+    server.wait_until([&](const ServerStats&) { return budget.stats().bytes >= bytes; });
+  };
+  const std::string of_20_mib = fmt::format("Content-Length: {}", 20 * kMiB);
+  Client first(server.endpoint());
+  begin(first, "alice", of_20_mib);
+  until_taken(20 * kMiB - 4096);
+  Client second(server.endpoint());
+  begin(second, "alice", of_20_mib);
+  expect_refusal(second, 503, "resource_exhausted");
+  Client other(server.endpoint());
+  begin(other, "bob", of_20_mib);
+  until_taken(40 * kMiB - 8192);
+  first.send(std::string(20 * kMiB, 'x'));
+  EXPECT_EQ(first.receive().body, std::to_string(20 * kMiB));
+  other.send(std::string(20 * kMiB, 'x'));
+  EXPECT_EQ(other.receive().body, std::to_string(20 * kMiB));
+  EXPECT_EQ(taken(), 0u);
+  // Nobody says how much is to come.
+  Client chunked(server.endpoint());
+  begin(chunked, "alice", "Transfer-Encoding: chunked");
+  chunked.send(fmt::format("{:x}\r\n{}", 8 * kMiB, std::string(8 * kMiB, 'x')));
+  until_taken(8 * kMiB);
+  EXPECT_LE(taken(), 16 * kMiB + 16384);
+  chunked.send("\r\n0\r\n\r\n");
+  EXPECT_EQ(chunked.receive().body, std::to_string(8 * kMiB));
+  EXPECT_EQ(taken(), 0u);
 }
 
 TEST(Session, SendsNoBodyForHeadAnd204) {

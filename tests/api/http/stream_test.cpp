@@ -10,6 +10,7 @@ namespace portway {
 namespace {
 
 using namespace test;
+using ::testing::AllOf;
 using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::Not;
@@ -46,6 +47,7 @@ class Pieces : public BodyStream {
   std::deque<std::string> pieces;
   bool ended = false;
   bool fails = false;
+  std::optional<std::uint64_t> bytes;
   int reads = 0;
   int heartbeats = 0;
   std::string sign_of_life;
@@ -67,7 +69,8 @@ class Streaming : public Running {
                           .body = {},
                           .content_type = "text/event-stream",
                           .headers = {{"Cache-Control", "no-cache"}},
-                          .stream = stream};
+                          .stream = stream,
+                          .stream_bytes = stream->bytes};
         }) {}
 
   void push(const std::string& piece) {
@@ -129,6 +132,20 @@ TEST(Stream, HasWhatWasThereBeforeItsHeadWasSent) {
   Client client(server.endpoint());
   client.call(kStream);
   EXPECT_EQ(client.receive_to_end(), "1\r\na\r\n1\r\nb\r\n0\r\n\r\n");
+}
+
+TEST(Stream, OfAKnownLengthThatEndsEarlyEndsTheConnection) {
+  for (const std::uint64_t bytes : {2U, 3U}) {
+    Streaming server({}, [bytes](Pieces& stream) {
+      stream.bytes = bytes;
+      stream.pieces = {"a", "b"};
+      stream.ended = true;
+    });
+    Client client(server.endpoint());
+    client.send(kStream);
+    EXPECT_THAT(client.receive_to_end(), AllOf(HasSubstr("Content-Length: " + std::to_string(bytes) + "\r\n"),
+                                               EndsWith("\r\n\r\nab")));
+  }
 }
 
 TEST(Stream, IsAskedForASignOfLifeWhenItIsSilent) {
@@ -230,6 +247,15 @@ TEST(Stream, BeyondTheLimitIsAnswered503) {
   EXPECT_THAT(answer.body, HasSubstr("\"connection_limit\""));
   EXPECT_EQ(second.call(kGet).status, 200);
   EXPECT_EQ(server.stats().streams_refused, 1U);
+}
+
+TEST(Stream, IsCutIfTheMemoryOfItsReadersAnswersIsUsedUp) {
+  AnswerBudget budget(8192);  // half of it is for clients without a key
+  Streaming server({.answers = &budget}, [](Pieces& pieces) { pieces.pieces.emplace_back(16384, 'x'); });
+  Client client(server.endpoint());
+  client.send(kStream);
+  EXPECT_THAT(client.receive_to_end(), ::testing::Not(HasSubstr("xxx")));
+  EXPECT_EQ(server.on_its_thread([&] { return budget.stats().refused; }), 1u);
 }
 
 TEST(Stream, IsNotEvictedForANewcomer) {

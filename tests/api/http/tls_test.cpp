@@ -265,7 +265,7 @@ TEST_F(Tls, SaysWhichFileIsBadAndWhy) {
   boost::asio::io_context context;
   ServerOptions bad = options();
   bad.tls.private_key = other;
-  EXPECT_FALSE(Server::start(context, bad, echo));
+  EXPECT_FALSE(Server::start(context, bad, echo_at_once));
 }
 
 TEST_F(Tls, EndsAStreamWithItsGoodbyeWhenTheServerStops) {

@@ -261,6 +261,77 @@ TEST(Api, LimitsAreSetChangedAndTakenAway) {
   }
 }
 
+class ProfileLimits : public testing::Test {
+ protected:
+  ProfileLimits() {
+    node_.put("vm-1");
+    path_ = "/instances/vm-1/port-forwards/" +
+            Node::forward_id(node_.call("POST", "/instances/vm-1/port-forwards",
+                                        R"({"guest_port": 3000, "max_connections": 500})", tenant_));
+  }
+
+  boost::json::object forward() {
+    return Node::json(node_.call("GET", path_, "", tenant_)).at("port_forward").as_object();
+  }
+  boost::json::object in_effect() { return forward().at("limits_in_effect").as_object(); }
+  static boost::json::object limit(std::uint64_t value, std::string_view from) {
+    return {{"value", value}, {"from", from}};
+  }
+  const TrafficLimits& served() const { return node_.dataplane.opened.begin()->second.first.profile_limits; }
+
+  Node node_{
+      "[profiles.default]\nmax_connections = 100\nmax_bytes_per_second = 5000\n"
+      "[profiles.small]\nmax_connections = 10\nidle_timeout_s = 60\n"
+      "[proxy]\nidle_timeout_s = 3600\n"};
+  const std::string tenant_ = node_.tenant_key();
+  std::string path_;
+};
+
+TEST_F(ProfileLimits, HoldForEveryForwardAndItsTenantCannotLiftThem) {
+  EXPECT_EQ(served().max_connections, 100U);
+  EXPECT_EQ(forward().at("max_connections"), 500) << "its own";
+  EXPECT_EQ(in_effect(), (boost::json::object{{"max_connections", limit(100, "profile")},
+                                              {"max_bytes_per_second", limit(5000, "profile")},
+                                              {"idle_timeout_s", limit(3600, "node")}}));
+  // A stricter one of its own holds; without it the profile's does.
+  ASSERT_EQ(node_.call("PATCH", path_, R"({"max_connections": 20})", tenant_).status, 200U);
+  EXPECT_EQ(in_effect().at("max_connections"), limit(20, "forward"));
+  ASSERT_EQ(node_.call("PATCH", path_, R"({"max_connections": null})", tenant_).status, 200U);
+  EXPECT_EQ(in_effect().at("max_connections"), limit(100, "profile"));
+  EXPECT_FALSE(forward().contains("max_connections"));
+  EXPECT_EQ(node_.call("PATCH", path_, R"({"idle_timeout_s": null})", tenant_).status, 422U);
+  EXPECT_EQ(served().max_connections, 100U);
+  node_.restart();
+  EXPECT_EQ(served().max_connections, 100U);
+}
+
+TEST_F(ProfileLimits, FollowAnotherProfileAndTheConfiguration) {
+  ASSERT_EQ(node_.call("PATCH", "/instances/vm-1", R"({"profile": "small"})").status, 200U);
+  EXPECT_EQ(served().max_connections, 10U);
+  EXPECT_EQ(served().max_bytes_per_second, 0U);
+  EXPECT_EQ(in_effect(), (boost::json::object{{"max_connections", limit(10, "profile")},
+                                              {"idle_timeout_s", limit(60, "profile")}}));
+  Config wanted = node_.config();
+  wanted.profiles.at("small").limits.max_connections = 7;
+  EXPECT_EQ(take_live_keys(node_.config(), wanted), std::vector<std::string>{});
+  node_.control().apply_config();
+  EXPECT_EQ(served().max_connections, 7U);
+  wanted.profiles.erase("small");  // then the default's hold
+  (void)take_live_keys(node_.config(), wanted);
+  node_.control().apply_config();
+  EXPECT_EQ(served().max_connections, 100U);
+}
+
+TEST_F(ProfileLimits, AreShownWithTheProfile) {
+  const auto profiles = Node::json(node_.call("GET", "/profiles", "", tenant_)).at("profiles").as_array();
+  const boost::json::object small{{"name", "small"},
+                                  {"max_forwarded_ports", 5},
+                                  {"allow_host_port", false},
+                                  {"max_connections", 10},
+                                  {"idle_timeout_s", 60}};
+  EXPECT_EQ(profiles.at(1), small);
+}
+
 class AdminLimits : public testing::Test {
  protected:
   AdminLimits() { node_.put("vm-1"); }

@@ -30,7 +30,7 @@ class OpenMetrics : public testing::Test {
     Request request{
         .id = "r", .method = "GET", .target = std::move(target), .headers = {}, .body = {}, .peer = {}};
     if (!accept_encoding.empty()) request.headers["accept-encoding"] = std::move(accept_encoding);
-    return node_.api().handle_open_metrics(request);
+    return node_.run(node_.api().handle_open_metrics(request));
   }
 
  private:

@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <vector>
 
 #include "tests/control/node.h"
 
@@ -76,6 +77,39 @@ TEST(Readiness, FollowsTheDiskEvenWithoutRequests) {
   expect_ready_as_post(node, "");
 }
 
+TEST(Readiness, HasAllReasonsAtOnce) {
+  Node node("[ports]\nrange = \"20000-20000\"\n");
+  node.put("vm-1");
+  EXPECT_EQ(node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})").status, 201U);
+  node.dataplane.binds_left = 0;
+  node.control().drain();
+  expect_ready_as_post(node, "draining");
+  const auto ready = Node::json(node.call("GET", "/readyz", "", ""));
+  std::vector<std::string> codes;
+  for (const auto& reason : ready.at("reasons").as_array()) {
+    codes.emplace_back(reason.at("code").as_string());
+    EXPECT_FALSE(reason.at("detail").as_string().empty());
+  }
+  EXPECT_EQ(codes, (std::vector<std::string>{"draining", "port_pool_exhausted", "resource_exhausted"}));
+}
+
+// What does not work and keeps no forward down is no reason to take the node out of service.
+TEST(Readiness, NamesFaultsWithoutTheirReasons) {
+  Node node;
+  EXPECT_EQ(node.call("GET", "/readyz", "", "").body, R"({"status":"ready"})");
+  node.process.status.faults = {
+      {.part = FaultPart::kApi, .subject = "127.0.0.1:80", .detail = "cannot listen; free the port"},
+      {.part = FaultPart::kApi, .subject = "127.0.0.1:81", .detail = "cannot listen; free the port"},
+      {.part = FaultPart::kAccessLog, .subject = "", .detail = "/var/log/x: no space; make some"}};
+  EXPECT_EQ(node.call("GET", "/readyz", "", "").body, R"({"status":"ready","faults":["api","access_log"]})");
+  const auto faults = Node::json(node.call("GET", "/v1/node")).at("process").at("faults").as_array();
+  ASSERT_EQ(faults.size(), 3U);
+  EXPECT_EQ(boost::json::serialize(faults[1]),
+            R"({"part":"api","detail":"cannot listen; free the port","since":"1970-01-01T00:00:00.000Z",)"
+            R"("subject":"127.0.0.1:81"})");
+  EXPECT_FALSE(faults[2].as_object().contains("subject"));
+}
+
 // --- The process.
 
 TEST(NodeProcess, SaysWhatItHasTakenOver) {
@@ -83,7 +117,7 @@ TEST(NodeProcess, SaysWhatItHasTakenOver) {
   EXPECT_EQ(node.call("GET", "/v1/node").body,
             R"({"process":{"pid":4711,"version":")" PORTWAY_VERSION
             R"(","started_at":"1970-01-01T00:00:00.000Z","handover_timeout_s":30,"upgrading":false,)"
-            R"("upgrades_failed":0}})");
+            R"("upgrades_failed":0,"faults":[]}})");
   HandoverStats& handover = node.process.status.handover;
   handover = {
       .taken_over = true, .from_living = true, .found = 5, .adopted = 3, .left_over = 1, .seconds = 0.5};
