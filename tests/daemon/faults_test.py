@@ -165,8 +165,9 @@ access = "{directory}/logs/access.log"
         ports = [node.call("POST", PATH, {"guest_port": ECHO}).json()["port_forward"]["host_port"] for _ in range(2)]
         node.kill()  # its -wal has what the database has not
 
-        def remount(mode):
-            subprocess.run(["mount", "-o", f"remount,{mode}", store], check=True)
+        def remount(mode):  # refused as long as the kernel has not closed all files of the daemon that was killed
+            command = ["mount", "-o", f"remount,{mode}", store]
+            self.assertTrue(wait_until(lambda: subprocess.run(command, check=False).returncode == 0))
 
         remount("ro")
         node.start()
