@@ -23,7 +23,7 @@ import unittest
 sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
 from tests.support import guest  # noqa: E402
 from tests.support.moments import SEED  # noqa: E402
-from tests.support.portwayd import CLONE_NEWNET, Portwayd, isolate, wait_until  # noqa: E402
+from tests.support.portwayd import CLONE_NEWNET, Portwayd, die_with_parent, isolate, wait_until  # noqa: E402
 
 ECHO, SOURCE, SINK, CLOSED = 7000, 7001, 7002, 7003
 THROTTLED = "throttled"  # another forward to SOURCE
@@ -190,23 +190,57 @@ def run_clients():
 
 # --- The test.
 
-CONNECT = """
-import socket, sys
-try:
-    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=30) as connection:
-        print("served" if connection.recv(1) == b"" else "data")
-except ConnectionRefusedError:
-    print("refused")
-except ConnectionResetError:
-    print("reset")
+# Knocks again and again, and prints how it ended where that differs from the time before; "." answers a line of its input.
+KNOCK = """
+import select, socket, sys
+def knock():
+    try:
+        with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=30) as connection:
+            return "served" if connection.recv(1) == b"" else "data"
+    except ConnectionRefusedError:
+        return "refused"
+    except ConnectionResetError:
+        return "reset"
+    except TimeoutError:
+        return "unanswered"
+last = None
+while True:
+    asked = select.select([sys.stdin], [], [], 0.02)[0]
+    if asked and not sys.stdin.readline():
+        break
+    ended = knock()
+    if ended != last:
+        print(ended)
+        last = ended
+    if asked:
+        print(".")
+    sys.stdout.flush()
 """
 
 
-def connect_from(pid, address):
-    """What becomes of a client in that process's network namespace; None: in this one's."""
-    enter = ["nsenter", "-t", str(pid), "-n"] if pid else []
-    return subprocess.run([*enter, sys.executable, "-c", CONNECT, address[0], str(address[1])], capture_output=True,
-                          check=True, text=True).stdout.strip()
+class Knocker:
+    """A client that comes again and again, in that process's network namespace, or in this one's."""
+
+    def __init__(self, pid, address):
+        enter = ["nsenter", "-t", str(pid), "-n"] if pid else []
+        self.process = subprocess.Popen([*enter, sys.executable, "-c", KNOCK, address[0], str(address[1])], text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=die_with_parent)
+        self.ended = []
+
+    def outcomes(self):
+        """How its attempts have ended until now: each time, where that differs from the time before."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        while (line := self.process.stdout.readline()) != ".\n":
+            assert line, "the client has ended"
+            self.ended.append(line.strip())
+        return self.ended
+
+    def forget(self):
+        self.ended = self.outcomes()[-1:]
+
+    def end(self):
+        guest.end(self.process)
 
 
 class HandoverTest(unittest.TestCase):
@@ -463,20 +497,27 @@ class HandoverTest(unittest.TestCase):
                 node.put_instance("vm-1", tap="tap0")
                 answer = node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": CLOSED}).json()["port_forward"]
                 address = ("198.18.0.1", answer["host_port"])
-                sources = (None, clients.pid)
-                for source in sources:
-                    self.assertTrue(wait_until(lambda: connect_from(source, address) == "refused"))
-                for disturb in (Portwayd.kill_and_start, Portwayd.upgrade, Portwayd.kill_and_start):
-                    disturb(node)
-                    self.assertEqual([connect_from(source, address) for source in sources], ["refused"] * 2)
-                self.guest.stdin.write("open\n")
-                self.guest.stdin.flush()
-                self.assertEqual(self.guest.stdout.readline(), "open\n")
-                for source in sources:
-                    self.assertTrue(wait_until(lambda: connect_from(source, address) == "served"))
-                self.guest.stdin.write("close\n")
-                self.guest.stdin.flush()
-                self.assertEqual(self.guest.stdout.readline(), "closed\n")
+                # A client that does not come for three seconds is let in: these come all the time.
+                knockers = [Knocker(source, address) for source in (None, clients.pid)]
+                try:
+                    for knocker in knockers:
+                        self.assertTrue(wait_until(lambda: knocker.outcomes()[-1] == "refused"), knocker.ended)
+                        knocker.forget()
+                    for disturb in (Portwayd.kill_and_start, Portwayd.upgrade, Portwayd.kill_and_start):
+                        disturb(node)
+                        self.assertEqual([each.outcomes() for each in knockers], [["refused"]] * 2)
+                    self.ask_guest("open", "open")
+                    for knocker in knockers:
+                        self.assertTrue(wait_until(lambda: knocker.outcomes()[-1] == "served"), knocker.ended)
+                    self.ask_guest("close", "closed")
+                finally:
+                    for knocker in knockers:
+                        knocker.end()
+
+    def ask_guest(self, word, answer):
+        self.guest.stdin.write(f"{word}\n")
+        self.guest.stdin.flush()
+        self.assertEqual(self.guest.stdout.readline(), f"{answer}\n")
 
     def test_a_connection_that_the_guest_accepts_while_nobody_sees_it_goes_on(self):
         """The guest sees it once: it is not connected again."""
