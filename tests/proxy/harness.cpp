@@ -352,9 +352,9 @@ const std::vector<CloseRecord>& Rig::records() {
   return records_;
 }
 
-bool Rig::turn() {
+bool Rig::turn(Nanos wait) {
   records();
-  worker_->turn(moved_ ? Nanos::zero() : std::chrono::milliseconds(1));
+  worker_->turn(moved_ ? Nanos::zero() : wait);
   moved_ = false;
   for (const auto& peer : peers_) moved_ |= peer->pump();
   return moved_;
@@ -371,7 +371,12 @@ bool Rig::run_until(const std::function<bool()>& condition, Nanos limit) {
 
 void Rig::pass_time(Nanos span) {
   const Nanos end = world_->now() + span;
-  run_until([&] { return world_->now() >= end; }, span + std::chrono::seconds(1));
+  Nanos wait = kTurn;
+  while (world_->now() < end) {
+    const std::uint64_t before = moved_bytes();
+    const bool quiet = !turn(std::min(wait, end - world_->now())) && moved_bytes() == before;
+    wait = quiet ? std::min<Nanos>(2 * wait, std::chrono::milliseconds(64)) : kTurn;
+  }
 }
 
 void Rig::settle() {

@@ -123,6 +123,8 @@ struct RigOptions {
 
 class Rig {
  public:
+  static constexpr Nanos kTurn = std::chrono::milliseconds(1);
+
   /// Ready if why_not() is empty.
   explicit Rig(Backend backend, const RigOptions& options = {});
   ~Rig();
@@ -185,12 +187,12 @@ class Rig {
   /// The records of all connections that have ended, in that order.
   const std::vector<CloseRecord>& records();
 
-  /// One turn of the worker, which may wait for up to a millisecond, and of every peer. True if a peer
-  /// moved something.
-  bool turn();
+  /// One turn of the worker, which may wait for that long unless a peer has just moved something, and of
+  /// every peer. True if a peer moved something.
+  bool turn(Nanos wait = kTurn);
   /// False if it did not come true within `limit` on the world's clock.
   bool run_until(const std::function<bool()>& condition, Nanos limit = std::chrono::seconds(30));
-  /// On the world's clock.
+  /// On the world's clock. The longer nothing moves, the longer are the turns: up to 64 ms.
   void pass_time(Nanos span);
   /// Until nothing has moved for twenty turns in a row; for what must not happen afterwards.
   void settle();
