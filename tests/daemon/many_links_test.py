@@ -1,7 +1,6 @@
 """A node with a thousand taps: what one registration costs does not grow with them."""
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -28,11 +27,12 @@ class ManyLinks(unittest.TestCase):
                 self.assertEqual(daemon.put_instance("vm-1", tap="tap0").status, 200)
                 return time.perf_counter() - begun
 
-            few = statistics.median(again() for _ in range(CALLS))
+            # The least of many: what else the machine does only adds to it.
+            few = min(again() for _ in range(CALLS))
             subprocess.run(["ip", "-batch", "-"], check=True, text=True,
                            input="".join(f"tuntap add dev many{i} mode tap\n" for i in range(LINKS)))
-            many = statistics.median(again() for _ in range(CALLS))
-            all_links = statistics.median(read_all_links() for _ in range(CALLS))
+            many = min(again() for _ in range(CALLS))
+            all_links = min(read_all_links() for _ in range(CALLS))
             print(f"{few * 1e3:.2f} ms with few links, {many * 1e3:.2f} ms with {LINKS} more; "
                   f"{all_links * 1e3:.2f} ms to read all")
             self.assertLess(many - few, all_links / 2)
