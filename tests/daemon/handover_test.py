@@ -1,7 +1,7 @@
 """Connections outlive their daemon: killed with SIGKILL, or replaced by an upgrade (SIGUSR2), again and again under load.
 Each stream is whole, and in order. Guests and clients are in network namespaces of their own.
 
-PORTWAY_ROUNDS: how many times of each kind (10); PORTWAY_SEED: of the times between them.
+PORTWAY_ROUNDS: how many times of each kind (10, fewer with sanitizers); PORTWAY_SEED: of the times between them.
 """
 import contextlib
 import ctypes
@@ -22,12 +22,12 @@ import unittest
 
 sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
 from tests.support import guest  # noqa: E402
-from tests.support.moments import SEED  # noqa: E402
+from tests.support.moments import DIVISOR, SEED  # noqa: E402
 from tests.support.portwayd import CLONE_NEWNET, Portwayd, die_with_parent, isolate, wait_until  # noqa: E402
 
 ECHO, SOURCE, SINK, CLOSED = 7000, 7001, 7002, 7003
 THROTTLED = "throttled"  # another forward to SOURCE
-ROUNDS = int(os.environ.get("PORTWAY_ROUNDS", "10"))
+ROUNDS = int(os.environ.get("PORTWAY_ROUNDS", str(max(1, 10 // DIVISOR))))
 PIECE = 65536
 
 
