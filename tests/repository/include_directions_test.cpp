@@ -32,6 +32,7 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
     {"metrics", with(kBelowControl, {"control", "api/http"})},
     {"api", with(kBelowControl, {"control", "metrics", "api/http"})},
     {"client", {"base", "config", "network", "proxy"}},
+    {"fleet", {"base"}},
     {"daemon", with(kBelowControl, {"handover", "control", "metrics", "api", "api/http"})},
 };
 
