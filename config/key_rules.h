@@ -146,7 +146,7 @@ struct Own {
 
 /// The API's listeners as a value: a string, if there is one that is an address only. The loader reads lists
 /// of them (config/listener_keys.h).
-struct Listeners {
+struct ApiListeners {
   static constexpr std::size_t kMax = 16;
 
   ConfigValue get(const std::vector<ApiListener>& member) const;

@@ -61,13 +61,13 @@ Problem set_listener_key(ApiListener& listener, std::string_view name, const tom
 }
 
 Problem count_problem(std::size_t count) {
-  if (count >= 1 && count <= Listeners::kMax) return std::nullopt;
-  return fmt::format("{} listeners; there must be 1 to {}", count, Listeners::kMax);
+  if (count >= 1 && count <= ApiListeners::kMax) return std::nullopt;
+  return fmt::format("{} listeners; there must be 1 to {}", count, ApiListeners::kMax);
 }
 
 }  // namespace
 
-ConfigValue Listeners::get(const std::vector<ApiListener>& member) const {
+ConfigValue ApiListeners::get(const std::vector<ApiListener>& member) const {
   std::vector<std::string> shown;
   shown.reserve(member.size());
   for (const ApiListener& listener : member) shown.push_back(show_listener(listener));
@@ -75,7 +75,7 @@ ConfigValue Listeners::get(const std::vector<ApiListener>& member) const {
   return shown;
 }
 
-Problem Listeners::set(std::vector<ApiListener>& member, const ConfigValue& value) const {
+Problem ApiListeners::set(std::vector<ApiListener>& member, const ConfigValue& value) const {
   ApiListener listener;
   Problem problem = kListen.set(listener.address, value);
   if (!problem) member = {std::move(listener)};
@@ -128,7 +128,7 @@ std::optional<ListenerProblem> read_listeners(
 std::optional<ListenerProblem> read_listeners(std::string_view text, std::vector<ApiListener>& listeners) {
   const auto addresses = std::get<std::vector<std::string>>(*value_from(text, std::vector<std::string>{}));
   if (addresses.size() <= 1) {  // also none: then the text is no address
-    if (const auto problem = Listeners{}.set(listeners, std::string(text))) {
+    if (const auto problem = ApiListeners{}.set(listeners, std::string(text))) {
       return ListenerProblem{std::string(kListenKey), *problem};
     }
     return std::nullopt;

@@ -41,7 +41,7 @@ void visit_keys(C& config, P& profile, Visit visit) {
          "with its tls_private_key, a client_ca, allow_guests and admin_uids of its own. What a listener "
          "leaves out is as the keys below say, but a Unix socket has no TLS; tls_certificate = \"\" is plain "
          "HTTP."},
-        config.api.listen, Listeners{});
+        config.api.listen, ApiListeners{});
   visit({"api.admin_key_file", kFixed,
          "The file with the first admin key. If it is missing, it is created at start with a random key, "
          "mode 0600."},

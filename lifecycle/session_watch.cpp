@@ -148,7 +148,7 @@ void SessionWatch::set_timer() {
 
 void SessionWatch::on_tick() {
   std::uint64_t ticks = 0;
-  (void)::read(timer_.get(), &ticks, sizeof ticks);
+  [[maybe_unused]] const auto got = ::read(timer_.get(), &ticks, sizeof ticks);
   look_at_waiting();
   open_again();
   if (links_->unsettled()) links_->ask_again();
