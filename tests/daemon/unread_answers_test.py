@@ -14,13 +14,13 @@ sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
 from tests.support.moments import DIVISOR  # noqa: E402
 from tests.support.portwayd import ADMIN, Portwayd, isolate, wait_until  # noqa: E402
 
-READERS = 300
+READERS = 300 // DIVISOR
 INSTANCES = max(2, 10 // DIVISOR)
 FORWARDS = 1000  # of each: a scrape of ten has 7 MB, and a list of one instance's forwards 0.5 MB
 MIB = 1024 * 1024
 # ThreadSanitizer keeps four bytes or more of its own for each byte of the daemon's.
 SHADOW = 6 if "TSAN_OPTIONS" in os.environ else 1
-# Far below what the answers have together (2 GB, or 600 MB with sanitizers, and 150 MB), and above what allocators add.
+# Far below what the answers have together (2 GB and 150 MB, less with sanitizers), and above what allocators add.
 GROWTH_MAX = 100 * MIB * SHADOW
 LEFT_MAX = 32 * MIB * SHADOW
 CONFIG = """
