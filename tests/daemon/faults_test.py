@@ -165,7 +165,7 @@ access = "{directory}/logs/access.log"
         ports = [node.call("POST", PATH, {"guest_port": ECHO}).json()["port_forward"]["host_port"] for _ in range(2)]
         node.kill()  # its -wal has what the database has not
 
-        def remount(mode):  # refused as long as the kernel has not closed all files of the daemon that was killed
+        def remount(mode):  # refused until the keeper of the daemon that was killed has let go of the store's files
             command = ["mount", "-o", f"remount,{mode}", store]
             self.assertTrue(wait_until(lambda: subprocess.run(command, check=False).returncode == 0))
 

@@ -262,15 +262,20 @@ class Portwayd:
         """Nothing is left of it: its keeper goes first, which would wait for the next one, and its supervisor before the
         daemon, which it would start again."""
         below = descendants_of(self.process.pid) if self.process is not None else []
-        keepers = [each for each in below if name_of(each) == "portway-keeper"]
+        keepers = {each for each in below if name_of(each) == "portway-keeper"}.union(self.keepers())
         end_all(keepers)
         self.kill()
-        end_all(set(below).difference(keepers))
+        end_all(set(below).union(self.keepers()).difference(keepers))
         started = os.path.exists(f"{self.directory}/log")
         refused = re.findall(r".* was refused \w+\(2\)", self.output()) if started else []
         shutil.rmtree(self.directory)
         # Whatever else a test looks at: the lists of calls are derived from the suite, and this says what they lack.
         assert self.tries_forbidden_calls or not refused, refused
+
+    def keepers(self):
+        """Also those of daemons that have died: they are whoever's children now, and may use the directory."""
+        return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc")))
+                if name_of(pid) == "portway-keeper" and working_directory_of(pid) == self.directory]
 
     def __enter__(self):
         return self
@@ -332,6 +337,12 @@ def descendants_of(pid):
 def name_of(pid):
     with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="ascii") as file:
         return file.read().strip()
+    return None
+
+
+def working_directory_of(pid):
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/cwd")
     return None
 
 
