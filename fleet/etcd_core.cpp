@@ -1,8 +1,8 @@
 #include "fleet/etcd_core.h"
 
 #include <algorithm>
-#include <boost/asio/redirect_error.hpp>
-#include <boost/asio/use_awaitable.hpp>
+
+#include "base/into.h"
 
 namespace portway {
 namespace {
@@ -85,7 +85,7 @@ void EtcdCore::keep_idle(std::size_t index, Connection connection) {
 EtcdCore::Awaitable<std::string> EtcdCore::token(Clock::time_point deadline) {
   while (fetching_token_ && !is_closed_) {
     boost::system::error_code ignored;
-    co_await token_fetched_.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+    co_await token_fetched_.async_wait(into(ignored));
   }
   if (is_closed_) co_return closed();
   if (options_.user.empty()) co_return std::string();

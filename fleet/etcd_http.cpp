@@ -8,11 +8,9 @@
 #include <sys/socket.h>
 
 #include <boost/asio/error.hpp>
-#include <boost/asio/redirect_error.hpp>
 #include <boost/asio/ssl/context.hpp>
 #include <boost/asio/ssl/error.hpp>
 #include <boost/asio/ssl/stream.hpp>
-#include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/beast/core/buffers_range.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
@@ -26,6 +24,7 @@
 
 #include "base/endpoint.h"
 #include "base/ends_with_process.h"
+#include "base/into.h"
 #include "base/tls_files.h"
 
 namespace portway {
@@ -40,11 +39,6 @@ using boost::system::error_code;
 constexpr std::size_t kReadSize = 16U << 10;
 constexpr std::uint32_t kHttpHeaderMax = 64U << 10;
 constexpr std::size_t kUnparsedMax = 128U << 10;  // a chunk's head that never ends
-
-/// A coroutine that waits for an Asio operation gets its error as a value.
-auto error_to(error_code& error) {
-  return asio::redirect_error(asio::use_awaitable, error);
-}
 
 /// Appends to a string that its owner may take from meanwhile; believes no Content-Length.
 struct AppendedBody {
@@ -233,14 +227,14 @@ EtcdConnection::Awaitable<void> EtcdConnection::connect() {
     std::from_chars(endpoint_.port.data(), endpoint_.port.data() + endpoint_.port.size(), port);
     endpoints.emplace_back(*address, port);
   } else {
-    const auto found = co_await resolver_.async_resolve(endpoint_.host, endpoint_.port, error_to(error));
+    const auto found = co_await resolver_.async_resolve(endpoint_.host, endpoint_.port, into(error));
     if (error || is_closed_) co_return broken("the host's name cannot be looked up", error);
     for (const auto& entry : found) endpoints.push_back(entry.endpoint());
   }
   for (const Endpoint& endpoint : endpoints) {
     error_code ignored;
     socket_.close(ignored);
-    co_await socket_.async_connect(endpoint, error_to(error));
+    co_await socket_.async_connect(endpoint, into(error));
     if (!error || is_closed_) break;
   }
   if (error || is_closed_ || endpoints.empty()) co_return broken("cannot connect", error);
@@ -263,7 +257,7 @@ EtcdConnection::Awaitable<void> EtcdConnection::start_tls(const EtcdOptions& opt
     co_return error_of(EtcdErrorKind::kUnreachable, "OpenSSL cannot start: " + openssl_reason());
   }
   error_code error;
-  co_await tls_->stream.async_handshake(asio::ssl::stream_base::client, error_to(error));
+  co_await tls_->stream.async_handshake(asio::ssl::stream_base::client, into(error));
   if (!error && !is_closed_) co_return EtcdResult<void>();
   const long verified = ::SSL_get_verify_result(session);
   if (!is_closed_ && verified != X509_V_OK) {
@@ -299,9 +293,9 @@ EtcdConnection::Awaitable<void> EtcdConnection::write(std::string_view bytes) {
   const auto buffer = asio::buffer(bytes);
   if (is_closed_) co_return broken("the request cannot be sent", error);
   if (tls_ != nullptr) {
-    co_await asio::async_write(tls_->stream, buffer, error_to(error));
+    co_await asio::async_write(tls_->stream, buffer, into(error));
   } else {
-    co_await asio::async_write(socket_, buffer, error_to(error));
+    co_await asio::async_write(socket_, buffer, into(error));
   }
   if (error || is_closed_) co_return broken("the request cannot be sent", error);
   co_return EtcdResult<void>();
@@ -316,9 +310,9 @@ EtcdConnection::Awaitable<void> EtcdConnection::read_some() {
   const asio::mutable_buffer space = answer_->unparsed.prepare(kReadSize);
   std::size_t size = 0;
   if (tls_ != nullptr) {
-    size = co_await tls_->stream.async_read_some(space, error_to(error));
+    size = co_await tls_->stream.async_read_some(space, into(error));
   } else {
-    size = co_await socket_.async_read_some(space, error_to(error));
+    size = co_await socket_.async_read_some(space, into(error));
   }
   if (is_closed_) co_return broken("the answer broke off", error);
   answer_->unparsed.commit(size);

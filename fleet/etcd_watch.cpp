@@ -3,12 +3,11 @@
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
-#include <boost/asio/redirect_error.hpp>
 #include <boost/asio/steady_timer.hpp>
-#include <boost/asio/use_awaitable.hpp>
 #include <iterator>
 #include <utility>
 
+#include "base/into.h"
 #include "fleet/etcd.h"
 #include "fleet/etcd_core.h"
 #include "fleet/etcd_json.h"
@@ -293,7 +292,7 @@ asio::awaitable<void> EtcdWatch::State::pause() {
   const unsigned doublings = std::min(failures_ - 2, 10U);
   timer_.expires_after(std::min(kPauseMin * (1U << doublings), kPauseMax));
   error_code ignored;
-  co_await timer_.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+  co_await timer_.async_wait(into(ignored));
 }
 
 /// Sets the timer to the moment at which silence means something.

@@ -26,7 +26,6 @@
 #include <variant>
 
 #include "api/http/failure_log.h"
-#include "api/http/into.h"
 #include "api/http/peer.h"
 #include "api/http/session.h"
 #include "api/http/sessions.h"
@@ -35,6 +34,7 @@
 #include "api/http/unix_listener.h"
 #include "base/ends_with_process.h"
 #include "base/fd.h"
+#include "base/into.h"
 
 namespace portway {
 namespace {

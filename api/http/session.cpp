@@ -12,9 +12,9 @@
 #include <utility>
 
 #include "api/http/failure_log.h"
-#include "api/http/into.h"
 #include "api/http/problem.h"
 #include "base/endpoint.h"
+#include "base/into.h"
 #include "base/log_fields.h"
 
 namespace portway {

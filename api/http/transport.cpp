@@ -12,7 +12,7 @@
 #include <string>
 #include <utility>
 
-#include "api/http/into.h"
+#include "base/into.h"
 
 namespace portway {
 namespace {

@@ -23,7 +23,8 @@ import unittest
 sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
 from tests.support import guest  # noqa: E402
 from tests.support.moments import DIVISOR, SEED  # noqa: E402
-from tests.support.portwayd import CLONE_NEWNET, Portwayd, die_with_parent, isolate, wait_until  # noqa: E402
+from tests.support.namespace import Namespace  # noqa: E402
+from tests.support.portwayd import Portwayd, die_with_parent, isolate, wait_until  # noqa: E402
 
 ECHO, SOURCE, SINK, CLOSED = 7000, 7001, 7002, 7003
 THROTTLED = "throttled"  # another forward to SOURCE
@@ -547,12 +548,8 @@ class HandoverTest(unittest.TestCase):
 
     def listen_in_guest(self):
         """With a backlog for one connection."""
-        with open("/proc/thread-self/ns/net", "rb") as own, open(f"/proc/{self.guest.pid}/ns/net", "rb") as guests:
-            self.assertEqual(ctypes.CDLL(None).setns(guests.fileno(), CLONE_NEWNET), 0)
-            try:
-                return socket.create_server(("0.0.0.0", 0), backlog=0)
-            finally:
-                self.assertEqual(ctypes.CDLL(None).setns(own.fileno(), CLONE_NEWNET), 0)
+        with Namespace(self.guest.pid):
+            return socket.create_server(("0.0.0.0", 0), backlog=0)
 
     def test_a_client_of_the_api_sees_its_end_at_once(self):
         with Portwayd() as node, node.send(b"", finish=False) as silent:

@@ -11,7 +11,6 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/read.hpp>
 #include <boost/asio/read_until.hpp>
-#include <boost/asio/redirect_error.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
 #include <charconv>
@@ -23,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/into.h"
 #include "fleet/etcd.h"
 #include "tests/support/run.h"
 
@@ -95,8 +95,7 @@ class FakePeer {
   }
   asio::awaitable<void> send(std::string bytes) {
     boost::system::error_code ignored;
-    co_await asio::async_write(socket_, asio::buffer(bytes),
-                               asio::redirect_error(asio::use_awaitable, ignored));
+    co_await asio::async_write(socket_, asio::buffer(bytes), into(ignored));
   }
   /// Until the client closes.
   asio::awaitable<void> wait_for_end() {
@@ -125,8 +124,7 @@ class FakePeer {
   }
   asio::awaitable<void> more(boost::system::error_code& error) {
     std::array<char, 4096> buffer;
-    const std::size_t size = co_await socket_.async_read_some(
-        asio::buffer(buffer), asio::redirect_error(asio::use_awaitable, error));
+    const std::size_t size = co_await socket_.async_read_some(asio::buffer(buffer), into(error));
     received_.append(buffer.data(), size);
   }
 
@@ -151,7 +149,7 @@ class FakeEtcd {
   asio::awaitable<void> accept() {
     for (;;) {
       boost::system::error_code error;
-      tcp::socket socket = co_await acceptor_.async_accept(asio::redirect_error(asio::use_awaitable, error));
+      tcp::socket socket = co_await acceptor_.async_accept(into(error));
       if (error) co_return;
       ++connections_;
       asio::co_spawn(acceptor_.get_executor(), play(script_, std::move(socket)), asio::detached);

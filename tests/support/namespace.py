@@ -9,9 +9,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Namespace:
-    """A network namespace that lasts as long as the process; `with` puts the thread into it."""
+    """A new network namespace, or another process's; it lasts as long as this process. `with` puts the thread into it."""
 
-    def __init__(self):
+    def __init__(self, pid=None):
+        if pid is not None:
+            self.fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
+            return
         own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         assert _libc.unshare(CLONE_NEWNET) == 0
         self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY)

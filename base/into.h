@@ -1,4 +1,4 @@
-// How a coroutine of the server waits for an Asio operation: errors are values, nothing is thrown.
+// How a coroutine waits for an Asio operation: errors are values, nothing is thrown.
 #pragma once
 
 #include <boost/asio/redirect_error.hpp>
