@@ -1,6 +1,5 @@
 #include "tests/client/fake_server.h"
 
-#include <stdlib.h>
 #include <sys/socket.h>
 
 #include <boost/asio/basic_socket_acceptor.hpp>
@@ -15,11 +14,9 @@
 #include <boost/asio/write.hpp>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <mutex>
 #include <sstream>
 #include <stdexcept>
-#include <system_error>
 #include <thread>
 #include <variant>
 
@@ -38,26 +35,6 @@ std::size_t content_length(const std::string& head) {
 }
 
 }  // namespace
-
-TemporaryDirectory::TemporaryDirectory() {
-  std::string path = std::filesystem::temp_directory_path() / "portway-client-XXXXXX";
-  if (mkdtemp(path.data()) == nullptr) throw std::system_error(errno, std::generic_category(), "mkdtemp");
-  path_ = path;
-}
-
-TemporaryDirectory::~TemporaryDirectory() {
-  std::error_code ignored;
-  std::filesystem::remove_all(path_, ignored);
-}
-
-std::string TemporaryDirectory::write(const std::string& name, const std::string& text) const {
-  const std::filesystem::path file = path_ / name;
-  std::filesystem::create_directories(file.parent_path());
-  std::ofstream stream(file);
-  stream << text;
-  if (!stream.flush()) throw std::runtime_error("cannot write " + file.string());
-  return file;
-}
 
 class FakeServer::Implementation {
  public:

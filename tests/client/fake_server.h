@@ -2,7 +2,6 @@
 // time, each for one request.
 #pragma once
 
-#include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -10,24 +9,9 @@
 #include <vector>
 
 #include "tests/support/certificate.h"
+#include "tests/support/temporary_directory.h"
 
 namespace portway::test {
-
-/// A temporary directory, removed by the destructor.
-class TemporaryDirectory {
- public:
-  TemporaryDirectory();
-  ~TemporaryDirectory();
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
-
-  const std::filesystem::path& path() const { return path_; }
-  /// Writes a file in the directory, creates parent directories, and returns the path.
-  std::string write(const std::string& name, const std::string& text) const;
-
- private:
-  std::filesystem::path path_;
-};
 
 class FakeServer {
  public:

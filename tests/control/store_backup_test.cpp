@@ -22,6 +22,7 @@
 #include "control/store.h"
 #include "tests/support/requirements.h"
 #include "tests/support/run.h"
+#include "tests/support/temporary_directory.h"
 
 namespace portway {
 namespace {
@@ -35,13 +36,6 @@ using testing::SizeIs;
 
 class StoreBackupTest : public testing::Test {
  protected:
-  StoreBackupTest() {
-    std::string name = (fs::temp_directory_path() / "portway_backup_XXXXXX").string();
-    EXPECT_NE(mkdtemp(name.data()), nullptr);
-    directory_ = name;
-  }
-  ~StoreBackupTest() override { fs::remove_all(directory_); }
-
   std::string path() const { return directory_ / "portway.db"; }
   std::string backup() const { return directory_ / "backup"; }
   std::unique_ptr<Store> open_store() const { return Store::open(path()).value(); }
@@ -107,7 +101,8 @@ class StoreBackupTest : public testing::Test {
     return texts;
   }
 
-  fs::path directory_;
+  test::TemporaryDirectory own_;
+  const fs::path directory_ = own_.path();
 };
 
 TEST_F(StoreBackupTest, IsOneFileWithAllThatWasAcknowledgedAndLeavesNothingBehind) {

@@ -34,6 +34,7 @@
 #include "base/fd.h"
 #include "tests/support/requirements.h"
 #include "tests/support/run.h"
+#include "tests/support/temporary_directory.h"
 
 namespace portway {
 namespace {
@@ -194,13 +195,6 @@ class StoreTest : public testing::Test {
     ASSERT_EQ(mount("small", directory_.c_str(), "tmpfs", 0, "size=512k"), 0);
   }
 
-  StoreTest() {
-    std::string name = (fs::temp_directory_path() / "portway_store_XXXXXX").string();
-    EXPECT_NE(mkdtemp(name.data()), nullptr);
-    directory_ = name;
-  }
-  ~StoreTest() override { fs::remove_all(directory_); }
-
   std::string path() const { return directory_ / "portway.db"; }
   Result<std::unique_ptr<Store>> open() const { return Store::open(path()); }
   std::unique_ptr<Store> open_store() const { return open().value(); }
@@ -210,7 +204,8 @@ class StoreTest : public testing::Test {
     SQLite::Database(path(), SQLite::OPEN_READWRITE | SQLite::OPEN_CREATE).exec(sql);
   }
 
-  fs::path directory_;
+  test::TemporaryDirectory own_;
+  const fs::path directory_ = own_.path();
 };
 
 mode_t mode_of(const fs::path& path) {

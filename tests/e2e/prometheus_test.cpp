@@ -20,6 +20,7 @@
 #include "tests/support/guest_ports.h"
 #include "tests/support/requirements.h"
 #include "tests/support/tcp_client.h"
+#include "tests/support/temporary_directory.h"
 
 namespace portway::test {
 namespace {
@@ -38,24 +39,6 @@ std::string read_file(const std::filesystem::path& path) {
   std::ifstream file(path);
   return std::string(std::istreambuf_iterator<char>(file), {});
 }
-
-/// A directory that is removed with its object.
-class Directory {
- public:
-  Directory() {
-    std::string name = std::filesystem::temp_directory_path() / "portway-prometheus-XXXXXX";
-    if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("mkdtemp");
-    path_ = name;
-  }
-  ~Directory() { std::filesystem::remove_all(path_); }
-  Directory(const Directory&) = delete;
-  Directory& operator=(const Directory&) = delete;
-
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 class PrometheusTest : public testing::Test {
  protected:
@@ -125,7 +108,7 @@ class Prometheus {
   static constexpr std::uint16_t kPort = 9090;
 
   const NetworkNamespace& network_;
-  Directory directory_;
+  TemporaryDirectory directory_;
   std::unique_ptr<Process> process_;
 };
 
@@ -191,7 +174,7 @@ TEST_F(PrometheusTest, FindsEveryByteAndConnectionThatClientAndGuestCounted) {
 
 TEST_F(PrometheusTest, HasNoComplaintAboutNamesAndHelps) {
   connect_to(daemon_->create_forward("vm-1", kClosedPort)).receive_to_end();
-  const Directory directory;
+  const TemporaryDirectory directory;
   const std::filesystem::path file = directory.path() / "metrics";
   std::ofstream(file) << daemon_->api("GET", "/metrics").body;
   EXPECT_EQ(run_command(nullptr, {"/bin/sh", "-c", "promtool check metrics < " + file.string() + " 2>&1"}),

@@ -285,7 +285,7 @@ class EtcdTlsTest : public EtcdTest {
  protected:
   /// Makes a certificate and returns its file, without its key also as FILE.ca.
   std::string certificate(const std::string& name, const CertificateTimes& times = {}) {
-    std::string file = directory_.file(name);
+    std::string file = directory_.path() / name;
     make_certificate(file, times);
     std::ifstream in(file);
     const std::string text(std::istreambuf_iterator<char>(in), {});
@@ -323,7 +323,7 @@ TEST_F(EtcdTlsTest, TrustsTheRightCertificateForTheRightHostOnly) {
   EXPECT_EQ(untrusted.kind, EtcdErrorKind::kUnreachable);
   EXPECT_NE(untrusted.detail.find("not trusted"), std::string::npos) << untrusted.detail;
   EtcdOptions missing = trusting(server);
-  missing.tls_ca = directory_.file("missing.pem");
+  missing.tls_ca = directory_.path() / "missing.pem";
   EXPECT_NE(failed(make(missing)->status()).detail.find("etcd.tls_ca: " + missing.tls_ca), std::string::npos);
   EtcdOptions clear = trusting(server);
   clear.tls_ca = "";
@@ -346,7 +346,7 @@ TEST_F(EtcdTlsTest, ShowsItsOwnCertificateAndTakesARenewedOne) {
   const std::string server = certificate("server.pem");
   const std::string renewed = certificate("renewed.pem");
   const std::string own = certificate("own.pem", {.ends = seconds(-60)});
-  const std::string all = directory_.file("all.pem");
+  const std::string all = directory_.path() / "all.pem";
   for (const std::string& file : {server, renewed}) {
     std::ofstream(all, std::ios::app) << std::ifstream(file + ".ca").rdbuf();
   }

@@ -26,6 +26,7 @@
 #include "tests/support/process.h"
 #include "tests/support/requirements.h"
 #include "tests/support/run.h"
+#include "tests/support/temporary_directory.h"
 
 namespace portway::test {
 
@@ -35,27 +36,6 @@ inline std::string why_no_etcd() {
              ? ""
              : "etcd is missing: install the packages etcd-server and etcd-client";
 }
-
-/// A directory of the test's own, removed at the end.
-class TemporaryDirectory {
- public:
-  TemporaryDirectory() {
-    std::string name = std::filesystem::temp_directory_path() / "portway-etcd-XXXXXX";
-    if (::mkdtemp(name.data()) == nullptr) throw std::system_error(errno, std::generic_category(), "mkdtemp");
-    path_ = name;
-  }
-  ~TemporaryDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
-
-  std::string file(const std::string& name) const { return path_ / name; }
-
- private:
-  std::filesystem::path path_;
-};
 
 struct EtcdMemberOptions {
   std::string cluster = {};  // the peers; empty: it alone
@@ -67,7 +47,7 @@ struct EtcdMemberOptions {
 class EtcdMember {
  public:
   EtcdMember(const NetworkNamespace& network, const TemporaryDirectory& directory, int number)
-      : network_(network), number_(std::to_string(number)), data_(directory.file("member" + number_)) {
+      : network_(network), number_(std::to_string(number)), data_(directory.path() / ("member" + number_)) {
     network.ip("address add " + address() + "/32 dev lo");
   }
 
