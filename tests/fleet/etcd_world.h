@@ -176,6 +176,19 @@ class EtcdTest : public testing::Test {
     }
     return std::move(*result);
   }
+  /// The answer of a call that is made again while the members have no leader, which they may not have for a
+  /// second or more after one of them was lost.
+  template <class Call>
+  auto done_once_led(const Call& call) {
+    for (;;) {
+      auto result = wait(call());
+      if (result) return std::move(*result);
+      const EtcdError& error = result.error();
+      if (error.kind != EtcdErrorKind::kUnreachable && error.kind != EtcdErrorKind::kUnknownOutcome) {
+        throw std::runtime_error(std::string(to_string(error.kind)) + ": " + error.detail);
+      }
+    }
+  }
   /// The error of a call that must fail.
   template <class Value>
   EtcdError failed(boost::asio::awaitable<EtcdResult<Value>> call) {
