@@ -120,7 +120,7 @@ boost::json::object settings_of(const Instance& instance) {
   return out;
 }
 
-boost::json::object to_json(const ForwardStatus& status) {
+boost::json::object lasting_json(const ForwardStatus& status) {
   const Forward& forward = status.forward;
   boost::json::object out;
   out["id"] = to_string(forward.id);
@@ -148,11 +148,16 @@ boost::json::object to_json(const ForwardStatus& status) {
     for (const std::string_view name : names_of(forward.admin_limits)) names.emplace_back(name);
     out["admin_limits"] = std::move(names);
   }
+  return out;
+}
+
+boost::json::object to_json(const ForwardStatus& status) {
+  boost::json::object out = lasting_json(status);
   add_usage(out, status.usage);
   return out;
 }
 
-boost::json::object to_json(const InstanceStatus& status) {
+boost::json::object lasting_json(const InstanceStatus& status) {
   const Instance& instance = status.instance;
   boost::json::object out;
   out["id"] = instance.id;
@@ -170,10 +175,17 @@ boost::json::object to_json(const InstanceStatus& status) {
   add_source(out, status.source);
   if (status.source == SourcePlan::kNoReturnPath && !status.source_reason.empty())
     out["source_mode_reason"] = status.source_reason;
-  const auto left = status.forwards_max - std::min<std::size_t>(status.forwards_max, status.forwards_now);
-  out["port_forwards"] = {
-      {"limit", status.forwards_max}, {"current", status.forwards_now}, {"available", left}};
+  out["port_forwards"] = {{"limit", status.forwards_max}};
   out["created_at"] = to_rfc3339(instance.created_at);
+  return out;
+}
+
+boost::json::object to_json(const InstanceStatus& status) {
+  boost::json::object out = lasting_json(status);
+  const auto left = status.forwards_max - std::min<std::size_t>(status.forwards_max, status.forwards_now);
+  boost::json::object& forwards = out["port_forwards"].get_object();
+  forwards["current"] = status.forwards_now;
+  forwards["available"] = left;
   return out;
 }
 

@@ -11,6 +11,9 @@ namespace portway {
 
 boost::json::object to_json(const ForwardStatus& status);
 boost::json::object to_json(const InstanceStatus& status);
+/// Without what changes with each connection, or with each forward of the instance.
+boost::json::object lasting_json(const ForwardStatus& status);
+boost::json::object lasting_json(const InstanceStatus& status);
 /// What an instance carries, and what it has carried. `ending`: as InstanceStatus::ending.
 boost::json::object activity_json(const Instance& instance, bool ending, const UsageStatus& usage);
 boost::json::object to_json(const KeyStatus& status);

@@ -54,8 +54,8 @@ static_assert(kSourceModeNames.size() == static_cast<std::size_t>(SourceMode::kP
 
 constexpr auto kSessionEndNames =
     std::to_array<std::string_view>({"stopped", "replaced", "deleted", "carrier_lost", "tap_deleted",
-                                     "vmm_exited", "node_rebooted", "netns_gone"});
-static_assert(kSessionEndNames.size() == static_cast<std::size_t>(SessionEnd::kNetnsGone) + 1);
+                                     "vmm_exited", "node_rebooted", "netns_gone", "moved"});
+static_assert(kSessionEndNames.size() == static_cast<std::size_t>(SessionEnd::kMoved) + 1);
 
 constexpr std::array<std::size_t, 4> kDashes = {8, 13, 18, 23};
 
@@ -70,6 +70,12 @@ Uuid make_uuid() {
   id.data[7] = static_cast<std::uint8_t>(counter);
   id.data[8] = static_cast<std::uint8_t>(0x80 | (id.data[8] & 0x3f));  // variant 10
   return id;
+}
+
+Timestamp time_of(const Uuid& id) {
+  std::int64_t time_ms = 0;
+  for (std::size_t i = 0; i < 6; ++i) time_ms = time_ms << 8 | id.data[i];
+  return Timestamp(std::chrono::milliseconds(time_ms));
 }
 
 std::string to_string(const Uuid& id) {

@@ -27,6 +27,8 @@ std::optional<Uuid> parse_uuid(std::string_view text);
 
 using Timestamp = std::chrono::sys_time<std::chrono::milliseconds>;
 Timestamp now();
+/// When a UUIDv7 was made, by the clock of whoever made it.
+Timestamp time_of(const Uuid& id);
 /// RFC 3339 in UTC with milliseconds: "2026-01-31T12:00:00.000Z".
 std::string to_rfc3339(Timestamp time);
 /// The inverse, from any zone, "2026-01-31T13:00:00+01:00", of the years 1970 to 9999; what is finer than a
@@ -46,6 +48,7 @@ enum class SessionEnd : std::uint8_t {
   kVmmExited,     // the process of vmm_pid is gone
   kNodeRebooted,  // since the session began
   kNetnsGone,     // its name leads to no network namespace any more, or to another one
+  kMoved,         // another node of the fleet has a newer session of the instance
 };
 std::string_view to_string(SessionEnd end);
 std::optional<SessionEnd> parse_session_end(std::string_view text);

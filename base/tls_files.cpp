@@ -13,7 +13,7 @@ namespace portway {
 namespace {
 
 Error unusable(const TlsFiles& files, std::string_view name, const std::string& file, std::string_view why) {
-  const std::string key = fmt::format("{}.{}", files.table, name);
+  const std::string key = fmt::format("{}{}", files.key_prefix, name);
   return {ErrorCode::kInvalidConfig, fmt::format("{}: {}: {}", key, file, why), key};
 }
 

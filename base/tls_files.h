@@ -1,5 +1,5 @@
-// Reads the PEM files for the API's TLS and checks them against each other, for the server and for
-// configuration checks.
+// Reads the PEM files for TLS, of a server or of a client, and checks them against each other, for the server
+// and for configuration checks.
 #pragma once
 
 #include <openssl/types.h>
@@ -15,8 +15,8 @@ namespace portway {
 struct TlsFiles {
   std::string certificate = {};  // its own first, then those of its CAs; empty: no TLS
   std::string private_key = {};
-  std::string client_ca = {};  // must have signed the clients' certificates; empty: none required
-  std::string table = "api";   // of the configuration keys that name them, for errors
+  std::string client_ca = {};       // must have signed the clients' certificates; empty: none required
+  std::string key_prefix = "api.";  // of the configuration keys that name them, for errors
 
   friend bool operator==(const TlsFiles&, const TlsFiles&) = default;
 };

@@ -205,6 +205,30 @@ struct Config {
     friend bool operator==(const Log&, const Log&) = default;
   };
 
+  // What the node tells etcd of itself (fleet/publisher.h).
+  struct Fleet {
+    // URLs of the members of one cluster; empty: the node is in no fleet; 0-16.
+    std::vector<std::string> etcd = {};
+    // PEM files; "": the system's authorities; no certificate of our own.
+    std::string etcd_tls_ca = {};
+    std::string etcd_tls_certificate = {};
+    std::string etcd_tls_private_key = {};
+    // "": none.
+    std::string etcd_user = {};
+    // Set together with etcd_user.
+    std::string etcd_password_file = {};
+    // Of all keys; begins and ends with a slash.
+    std::string prefix = "/portway/";
+    // "": node.public_hostname.
+    std::string node_id = {};
+    // URL of the node's API; "": made from api.listen and node.public_hostname.
+    std::string address = {};
+    // 5-60.
+    std::chrono::seconds lease_ttl{12};
+
+    friend bool operator==(const Fleet&, const Fleet&) = default;
+  };
+
   struct Process {
     // Whether threads that handle what strangers send are confined to what they need.
     bool sandbox = true;
@@ -223,6 +247,7 @@ struct Config {
   Store store = {};
   Proxy proxy = {};
   Log log = {};
+  Fleet fleet = {};
   Process process = {};
 
   friend bool operator==(const Config&, const Config&) = default;
@@ -236,6 +261,12 @@ std::string name_of_listener(const Config::Api& api, std::size_t index);
 TlsFiles tls_of_listener(const Config::Api& api, std::size_t index);
 bool allows_guests(const Config::Api& api, std::size_t index);
 const std::vector<std::uint32_t>& admin_uids_of(const Config::Api& api, std::size_t index);
+
+/// fleet.node_id, or what stands for it.
+const std::string& fleet_node_id(const Config& config);
+/// fleet.address, or what stands for it: the API's first TCP listener beyond loopback; empty if there is
+/// none.
+std::string fleet_address(const Config& config);
 
 /// A key set outside the file. The later one wins, so the environment's go before the flags'.
 struct Override {

@@ -101,6 +101,42 @@ std::optional<ConfigConflict> find_tls_conflict(const Config::Api& api) {
   return std::nullopt;
 }
 
+std::optional<ConfigConflict> find_fleet_conflict(const Config& config) {
+  const Config::Fleet& fleet = config.fleet;
+  if (fleet.etcd_tls_certificate.empty() != fleet.etcd_tls_private_key.empty()) {
+    return fleet.etcd_tls_certificate.empty()
+               ? ConfigConflict{"fleet.etcd_tls_private_key",
+                                "needs its certificate; set fleet.etcd_tls_certificate too"}
+               : ConfigConflict{"fleet.etcd_tls_certificate",
+                                "needs its private key; set fleet.etcd_tls_private_key too"};
+  }
+  if (fleet.etcd_user.empty() != fleet.etcd_password_file.empty()) {
+    return fleet.etcd_user.empty()
+               ? ConfigConflict{"fleet.etcd_password_file", "needs a user; set fleet.etcd_user too"}
+               : ConfigConflict{"fleet.etcd_user", "needs a password; set fleet.etcd_password_file too"};
+  }
+  constexpr std::size_t kIdMaxBytes = 64;
+  if (!fleet.etcd.empty() && fleet_node_id(config).size() > kIdMaxBytes) {
+    return ConfigConflict{"fleet.node_id",
+                          "is node.public_hostname, which is longer than 64 bytes; give a shorter id"};
+  }
+  return std::nullopt;
+}
+
+void warn_of_fleet(const Config& config, std::vector<std::string>& warnings) {
+  if (config.fleet.etcd.empty()) return;
+  if (fleet_address(config).empty()) {
+    warnings.emplace_back(
+        "fleet.address is empty, and api.listen has no port beyond loopback: gateways cannot reach the "
+        "node.");
+  }
+  if (std::ranges::any_of(config.fleet.etcd, [](const auto& url) { return url.starts_with("http://"); })) {
+    warnings.emplace_back(
+        "fleet.etcd has http:// in it: whoever is on the way can change what the fleet is told; use "
+        "https://.");
+  }
+}
+
 /// TCP listeners of the API.
 void warn_of_listeners(const Config& config, std::vector<std::string>& warnings) {
   const Config::Api& api = config.api;
@@ -136,7 +172,7 @@ TlsFiles tls_of_listener(const Config::Api& api, std::size_t index) {
                  .private_key = listener.tls_private_key.value_or(api.tls_private_key),
                  .client_ca = listener.client_ca.value_or(api.client_ca)};
   if (is_unix(listener.address) || files.certificate.empty()) return {};
-  if (listener.tls_certificate) files.table = name_of_listener(api, index);
+  if (listener.tls_certificate) files.key_prefix = name_of_listener(api, index) + ".";
   return files;
 }
 
@@ -147,6 +183,22 @@ bool allows_guests(const Config::Api& api, std::size_t index) {
 const std::vector<std::uint32_t>& admin_uids_of(const Config::Api& api, std::size_t index) {
   const auto& own = api.listen[index].admin_uids;
   return own ? *own : api.admin_uids;
+}
+
+const std::string& fleet_node_id(const Config& config) {
+  return config.fleet.node_id.empty() ? config.node.public_hostname : config.fleet.node_id;
+}
+
+std::string fleet_address(const Config& config) {
+  if (!config.fleet.address.empty()) return config.fleet.address;
+  for (std::size_t i = 0; i < config.api.listen.size(); ++i) {
+    const auto* endpoint = std::get_if<Endpoint>(&config.api.listen[i].address);
+    if (endpoint == nullptr || endpoint->address().is_loopback() || endpoint->port() == 0) continue;
+    const bool has_tls = !tls_of_listener(config.api, i).certificate.empty();
+    return fmt::format("{}://{}:{}", has_tls ? "https" : "http", config.node.public_hostname,
+                       endpoint->port());
+  }
+  return {};
 }
 
 std::optional<ConfigConflict> find_conflict(const Config& config) {
@@ -163,7 +215,8 @@ std::optional<ConfigConflict> find_conflict(const Config& config) {
                                       any.to_string())};
   }
   if (auto conflict = find_tls_conflict(config.api)) return conflict;
-  return find_listener_conflict(config);
+  if (auto conflict = find_listener_conflict(config)) return conflict;
+  return find_fleet_conflict(config);
 }
 
 std::vector<std::string> config_warnings(const Config& config) {
@@ -173,6 +226,7 @@ std::vector<std::string> config_warnings(const Config& config) {
         "guests.networks is empty: no instance can be registered. List the networks the guests live in.");
   }
   warn_of_listeners(config, warnings);
+  warn_of_fleet(config, warnings);
   const auto warn_of_port = [&](std::string_view key, const ListenAddress& listen) {
     const auto* tcp = std::get_if<Endpoint>(&listen);
     if (tcp == nullptr || !config.ports.range.contains(tcp->port())) return;

@@ -89,6 +89,21 @@ Result<void> check_admin_key(const std::string& path) {
           status.st_mode & 0777));
 }
 
+/// Those that are read each time that they are needed. The daemon would start without them, and report it.
+Result<void> check_fleet_files(const Config::Fleet& fleet) {
+  if (fleet.etcd.empty()) return {};
+  for (const auto& [key, file] : {std::pair("fleet.etcd_tls_ca", fleet.etcd_tls_ca),
+                                  std::pair("fleet.etcd_password_file", fleet.etcd_password_file)}) {
+    if (!file.empty() && ::faccessat(AT_FDCWD, file.c_str(), R_OK, AT_EACCESS) != 0) {
+      return unusable(key, file, fmt::format("{}; name a file that this user can read", reason(errno)));
+    }
+  }
+  if (fleet.etcd_tls_certificate.empty()) return {};
+  return check_tls_files({.certificate = fleet.etcd_tls_certificate,
+                          .private_key = fleet.etcd_tls_private_key,
+                          .key_prefix = "fleet.etcd_"});
+}
+
 }  // namespace
 
 std::vector<std::pair<std::string_view, std::string>> log_files(const Config& config) {
@@ -118,6 +133,7 @@ Result<void> check_listeners_tls(const Config::Api& api) {
 Result<std::vector<std::string>> check_config_files(const Config& config) {
   Files files;
   Result<void> done = check_listeners_tls(config.api);
+  if (done) done = check_fleet_files(config.fleet);
   if (done) done = files.made("store.path", config.store.path);
   if (done) done = files.made_directory("store.path", config.store.path);
   if (done) done = files.made("api.admin_key_file", config.api.admin_key_file);

@@ -119,6 +119,59 @@ Result<PortRange> parse_host_ports(std::string_view text) {
   return range;
 }
 
+constexpr std::size_t kUrlMaxBytes = 300;
+constexpr std::size_t kUrlsMax = 16;
+constexpr std::size_t kFleetPrefixMaxBytes = 128;
+constexpr std::size_t kFleetUserMaxBytes = 128;
+constexpr std::size_t kFleetNodeIdMaxBytes = 64;
+
+/// Whoever uses it looks at the rest of it.
+Result<std::string> parse_url(std::string_view text) {
+  const bool is_http = text.starts_with("http://") || text.starts_with("https://");
+  const bool is_printable =
+      std::all_of(text.begin(), text.end(), [](unsigned char c) { return c > 0x20 && c < 0x7f && c != ','; });
+  if (is_http && is_printable && text.size() <= kUrlMaxBytes) return std::string(text);
+  return wrong(in_quotes(text) + " is no URL; write it like https://host.example:2379");
+}
+
+Result<std::string> parse_optional_url(std::string_view text) {
+  if (text.empty()) return std::string();
+  const auto url = parse_url(text);
+  if (!url) return wrong(in_quotes(text) + " is no URL; write it like https://10.0.0.7:8443");
+  const std::string_view rest = text.substr(text.find("//") + 2);
+  if (rest.empty() || rest.find_first_of("/?#@") != std::string_view::npos) {
+    return wrong(in_quotes(text) + " must have a host, optionally a port, and nothing else");
+  }
+  return std::string(text);
+}
+
+bool is_id_character(unsigned char c) {
+  return std::isalnum(c) != 0 || c == '.' || c == '_' || c == '-';
+}
+
+Result<std::string> parse_fleet_user(std::string_view text) {
+  if (text.size() <= kFleetUserMaxBytes) return std::string(text);
+  return wrong("is longer than 128 bytes");
+}
+
+Result<std::string> parse_fleet_prefix(std::string_view text) {
+  const bool good =
+      text.size() >= 2 && text.size() <= kFleetPrefixMaxBytes && text.starts_with('/') &&
+      text.ends_with('/') &&
+      std::all_of(text.begin(), text.end(), [](unsigned char c) { return is_id_character(c) || c == '/'; });
+  if (good) return std::string(text);
+  return wrong(in_quotes(text) +
+               " is no prefix; begin and end it with a slash, with letters, digits, \".\", \"_\", \"-\" and "
+               "slashes in between, such as /portway/");
+}
+
+Result<std::string> parse_fleet_node_id(std::string_view text) {
+  if (text.size() <= kFleetNodeIdMaxBytes && std::all_of(text.begin(), text.end(), is_id_character)) {
+    return std::string(text);
+  }
+  return wrong(in_quotes(text) + " is no id; give 1 to 64 letters, digits, \".\", \"_\" and \"-\"");
+}
+
 std::string show_network(const Cidr& network) {
   return network.to_string();
 }
@@ -170,6 +223,11 @@ const Text<LogLevel> kLogLevel{
 const Text<LogFormat> kLogFormat{
     [](std::string_view text) { return parse_name<LogFormat>(text, kLogFormatNames); }, show_name};
 const Text<SourceMode> kSourceMode{parse_mode, show_name};
+const Text<std::string> kFleetUser{parse_fleet_user, show_text};
+const Text<std::string> kFleetPrefix{parse_fleet_prefix, show_text};
+const Text<std::string> kFleetNodeId{parse_fleet_node_id, show_text};
+const Text<std::string> kOptionalUrl{parse_optional_url, show_text};
+const List<std::string> kUrls{0, kUrlsMax, parse_url, show_text};
 const List<IpAddress> kPublicAddresses{1, kPublicAddressesMax, parse_public_address, show_address};
 const List<Cidr> kNetworks{0, kGuestNetworksMax, Cidr::parse, show_network};
 const List<std::string> kDirectories{0, kDirectoriesMax, parse_directory, show_text};

@@ -293,6 +293,42 @@ void visit_keys(C& config, P& profile, Visit visit) {
          "How many ended connections are kept in memory, for the API to report why they ended."},
         config.log.recent_connections, Number{0, 100'000});
   visit(
+      {"fleet.etcd", kLive,
+       "The URLs of the members of an etcd cluster (3.4 or newer), such as \"https://etcd-1.example:2379\": "
+       "the node registers there and publishes its instances and forwards, for gateways. Its own API and "
+       "its traffic never wait for etcd. Empty: the node is in no fleet."},
+      config.fleet.etcd, kUrls);
+  visit({"fleet.etcd_tls_ca", kLive,
+         "The PEM file with the authorities of etcd's certificates. Empty: those of the system."},
+        config.fleet.etcd_tls_ca, kOptionalPath);
+  visit({"fleet.etcd_tls_certificate", kLive,
+         "The PEM file with the node's certificate towards etcd, which is read again for each connection. "
+         "Empty: none."},
+        config.fleet.etcd_tls_certificate, kOptionalPath);
+  visit({"fleet.etcd_tls_private_key", kLive,
+         "The PEM file with that certificate's private key, without a passphrase. Set together with it."},
+        config.fleet.etcd_tls_private_key, kOptionalPath);
+  visit({"fleet.etcd_user", kLive, "The node's user in etcd. Empty: none."}, config.fleet.etcd_user,
+        kFleetUser);
+  visit({"fleet.etcd_password_file", kLive,
+         "The file with that user's password, on one line, which only the daemon's user should be able to "
+         "read. Set together with fleet.etcd_user."},
+        config.fleet.etcd_password_file, kOptionalPath);
+  visit({"fleet.prefix", kLive, "What all keys of this fleet in etcd begin with."}, config.fleet.prefix,
+        kFleetPrefix);
+  visit({"fleet.node_id", kLive,
+         "The node's name in the fleet, 1 to 64 of A-Z a-z 0-9 . _ -; each node has its own. Empty: "
+         "node.public_hostname."},
+        config.fleet.node_id, kFleetNodeId);
+  visit({"fleet.address", kLive,
+         "The URL under which gateways reach the node's API, such as \"https://10.0.0.7:8443\". Empty: "
+         "node.public_hostname with the port of the first entry of api.listen that is not on loopback."},
+        config.fleet.address, kOptionalUrl);
+  visit(
+      {"fleet.lease_ttl_s", kLive,
+       "Seconds after which a node that etcd does not hear of is lost. It is heard of three times as often."},
+      config.fleet.lease_ttl, Number{5, 60});
+  visit(
       {"process.sandbox", kFixed,
        "Whether the threads that handle what strangers send are confined: to the system calls that they need "
        "(seccomp), and to writing where this file says (Landlock, Linux 5.13). What they are refused is in "

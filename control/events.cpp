@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cassert>
 #include <charconv>
 #include <deque>
 #include <map>
@@ -236,6 +237,7 @@ EventSubscription::~EventSubscription() {
 }
 
 void EventSubscription::on_event(std::function<void()> wake) {
+  assert(!wake_);  // both would be called
   wake_ = state_->wakes.insert(state_->wakes.end(), {&caller_, std::move(wake)});
 }
 

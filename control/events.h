@@ -75,7 +75,8 @@ class EventSubscription {
   EventSubscription(const EventSubscription&) = delete;
   EventSubscription& operator=(const EventSubscription&) = delete;
 
-  /// Calls `wake` after each event that is published from now on and that the caller may see. Once.
+  /// From now on `wake` is called after each event that is published and that the caller may see. To be
+  /// called once.
   void on_event(std::function<void()> wake);
 
   /// The next one that the caller may see; nothing if there is none yet.

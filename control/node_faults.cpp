@@ -33,6 +33,8 @@ std::string_view to_string(FaultPart part) {
       return "keeper";
     case FaultPart::kWorker:
       return "worker";
+    case FaultPart::kFleet:
+      return "fleet";
   }
   return "unknown";
 }

@@ -28,8 +28,9 @@ enum class FaultPart : std::uint8_t {
   kAuditLog,     // log.audit
   kKeeper,       // connections end with the process
   kWorker,       // its thread hangs
+  kFleet,        // what etcd is told of the node (FleetFault)
 };
-inline constexpr std::size_t kFaultParts = 9;
+inline constexpr std::size_t kFaultParts = 10;
 /// As in the API and the metrics: "api", "admin_key", ...
 std::string_view to_string(FaultPart part);
 

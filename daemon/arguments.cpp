@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <utility>
 
+#include "daemon/fleet_member.h"
 #include "network/ephemeral_ports.h"
 
 namespace portway {
@@ -44,8 +45,11 @@ Result<Config> read_config(const Arguments& arguments) {
     if (!parsed) return parsed.error();
     overrides.push_back(std::move(*parsed));
   }
-  return arguments.config_path.empty() ? parse_config("", "defaults", overrides)
-                                       : load_config(arguments.config_path, overrides);
+  auto config = arguments.config_path.empty() ? parse_config("", "defaults", overrides)
+                                              : load_config(arguments.config_path, overrides);
+  if (!config) return config;
+  if (auto checked = check_fleet_config(*config); !checked) return checked.error();
+  return config;
 }
 
 std::vector<std::string> warnings(const Config& config) {

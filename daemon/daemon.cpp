@@ -48,6 +48,12 @@ Daemon::Daemon(Config& config, const Arguments& arguments, DaemonLog& log, Keepe
       parts_(std::move(parts)),
       control_(config_, {*parts_.context, *parts_.store, *parts_.proxy, *parts_.watch, events_, stats_,
                          parts_.return_path.path.get(), parts_.return_path.why_none}),
+      fleet_({.context = *parts_.context,
+              .config = config_,
+              .control = control_,
+              .faults = faults_,
+              .connections = [this] { return open_connections(); },
+              .started_at = began_}),
       node_numbers_({.control = control_,
                      .answers = answers_,
                      .bodies = bodies_,
@@ -57,7 +63,8 @@ Daemon::Daemon(Config& config, const Arguments& arguments, DaemonLog& log, Keepe
                      .api_servers = [this] { return servers_.api_stats(); },
                      .handover = handover_,
                      .faults = faults_,
-                     .refused_calls = refused_calls}),
+                     .refused_calls = refused_calls,
+                     .fleet = [this] { return fleet_.numbers(); }}),
       exporter_({.registry = control_.registry(),
                  .dataplane = *parts_.proxy,
                  .ports = control_.ports(),
@@ -87,7 +94,16 @@ Result<void> Daemon::start(Succession& succession) {
   add_servers();
   servers_.start(inherited);
   if (inherited != nullptr) end_succession(succession);
+  fleet_.apply_config();
   return {};
+}
+
+std::uint64_t Daemon::open_connections() const {
+  std::uint64_t open = 0;
+  for (const WorkerCounters* worker : parts_.proxy->node_stats().workers) {
+    open += worker->connections_active.get();
+  }
+  return open;
 }
 
 /// Those that are configured and not open.
@@ -212,6 +228,7 @@ void Daemon::log_start() const {
 
 void Daemon::stop() {
   parts_.context->restart();
+  fleet_.leave();
   servers_.stop();
   signals_.stop();
   retries_->stop();
@@ -221,7 +238,7 @@ void Daemon::stop() {
   upgrade_.stop();
   // Requests under way are answered, but a slow or silent client does not delay the shutdown.
   const auto deadline = steady_clock::now() + last_answers_;
-  while (servers_.open_connections() > 0 && steady_clock::now() < deadline) {
+  while ((servers_.open_connections() > 0 || fleet_.is_leaving()) && steady_clock::now() < deadline) {
     parts_.context->run_one_until(deadline);
   }
   // What is on its way to the disk: it cannot be called back.
@@ -249,6 +266,7 @@ void Daemon::on_stop_signal(int signal, const SignalSender& sender) {
   upgrade_.stop();
   notify_systemd("STOPPING=1");
   control_.drain();
+  fleet_.on_record();
   parts_.proxy->stop_accepting();
   drain_deadline_ = steady_clock::now() + config_.proxy.drain_timeout;
   idle_check_.emplace(*parts_.context, kIdlePeriod, [this] { stop_if_idle(); });
@@ -292,6 +310,7 @@ Result<void> Daemon::reload() {
   load_admin_key();
   const std::vector<std::string> need_restart = take_live_keys(config_, *wanted);
   control_.apply_config();
+  fleet_.apply_config();
   servers_.drop_refused();
   for (const std::string& warning : warnings(*wanted)) spdlog::warn("{}", warning);
   servers_.reload_tls();
@@ -410,6 +429,7 @@ void Daemon::leave(pid_t successor) {
 
 void Daemon::retry() {
   control_.retry();
+  fleet_.retry();
   look_after_keeper();
   log_refused_calls();
   look_at_store();

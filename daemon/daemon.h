@@ -24,6 +24,7 @@
 #include "daemon/arguments.h"
 #include "daemon/daemon_log.h"
 #include "daemon/every.h"
+#include "daemon/fleet_member.h"
 #include "daemon/network_parts.h"
 #include "daemon/servers.h"
 #include "daemon/signals.h"
@@ -68,6 +69,7 @@ class Daemon final : public NodeProcess {
 
  private:
   void add_servers();
+  std::uint64_t open_connections() const;
   void open_logs();
   void load_admin_key();
   ServerOptions server_options(const ListenAddress& listen, std::function<bool()> allows_guests);
@@ -116,6 +118,7 @@ class Daemon final : public NodeProcess {
   std::unique_ptr<AuditLog> audit_log_;
   RecentCloses recent_closes_{config_.log.recent_connections};
   Control control_;
+  FleetMember fleet_;
   NodeNumbersOf node_numbers_;
   Exporter exporter_;
   Dispatcher api_;

@@ -42,6 +42,10 @@ Etcd::~Etcd() {
   core_->close();
 }
 
+std::optional<Timestamp> Etcd::time() const {
+  return core_->time();
+}
+
 std::uint64_t Etcd::cluster_id() const {
   return core_->cluster_id();
 }

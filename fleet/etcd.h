@@ -33,9 +33,11 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "base/error.h"
+#include "base/forward.h"
 #include "fleet/etcd_options.h"
 #include "fleet/etcd_values.h"
 
@@ -79,6 +81,9 @@ class Etcd {
 
   /// Nothing is asked before next() is called.
   std::unique_ptr<EtcdWatch> watch(EtcdWatchRequest request);
+
+  /// etcd's clock now, to within about a second, by the date of its last answer; nullopt: there was none.
+  std::optional<Timestamp> time() const;
 
   /// 0: there was no answer yet, and the options name none.
   std::uint64_t cluster_id() const;

@@ -1,6 +1,7 @@
 #include "fleet/etcd_core.h"
 
 #include <algorithm>
+#include <ctime>
 
 #include "base/into.h"
 
@@ -61,8 +62,8 @@ EtcdResult<void> EtcdCore::check_cluster(const EtcdHeader& header) {
   if (cluster_id_ == header.cluster_id) return {};
   return EtcdError{.kind = EtcdErrorKind::kWrongCluster,
                    .detail = "an answer is from cluster " + std::to_string(header.cluster_id) +
-                             " instead of " + std::to_string(cluster_id_) + "; let " + options_.table +
-                             ".endpoints name members of one cluster"};
+                             " instead of " + std::to_string(cluster_id_) + "; let " +
+                             options_.endpoints_key + " name members of one cluster"};
 }
 
 EtcdCore::Connection EtcdCore::take_idle(std::size_t index) {
@@ -80,6 +81,22 @@ void EtcdCore::keep_idle(std::size_t index, Connection connection) {
   if (is_closed_ || !connection->is_reusable()) return;
   if (idle_.size() == kIdleMax) idle_.erase(idle_.begin());
   idle_.emplace_back(index, std::move(connection));
+}
+
+/// RFC 9110, 5.6.7: "Mon, 30 Nov 2026 09:47:03 GMT".
+void EtcdCore::note_date(const std::string& date) {
+  std::tm parts{};
+  const char* end = ::strptime(date.c_str(), "%a, %d %b %Y %H:%M:%S GMT", &parts);
+  if (end == nullptr || *end != 0) return;
+  // It is cut off to the second.
+  const Timestamp time =
+      std::chrono::sys_seconds(std::chrono::seconds(::timegm(&parts))) + std::chrono::milliseconds(500);
+  date_.emplace(time, Clock::now());
+}
+
+std::optional<Timestamp> EtcdCore::time() const {
+  if (!date_) return std::nullopt;
+  return date_->first + std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - date_->second);
 }
 
 EtcdCore::Awaitable<std::string> EtcdCore::token(Clock::time_point deadline) {
@@ -207,6 +224,7 @@ asio::awaitable<EtcdCore::Attempt> EtcdCore::ask(const EtcdCall& call, std::stri
     if (connection->certificate_refused()) remedy = EtcdRemedy::kTryNext;
     co_return as_failure(answer.error(), remedy);
   }
+  note_date(answer->date);
   keep_idle(index, connection);
   if (answer->status == kHttpOk) co_return std::move(answer->body);
   EtcdFailure failure = etcd_failure_of(answer->status, answer->body);

@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/forward.h"
 #include "fleet/etcd_http.h"
 #include "fleet/etcd_json.h"
 #include "fleet/etcd_options.h"
@@ -66,6 +67,9 @@ class EtcdCore : public std::enable_shared_from_this<EtcdCore> {
     const std::list<std::function<void()>>::iterator place_;
   };
 
+  /// Etcd::time().
+  std::optional<Timestamp> time() const;
+
   /// Ends what is under way with kClosed.
   void close();
   bool is_closed() const { return is_closed_; }
@@ -97,6 +101,7 @@ class EtcdCore : public std::enable_shared_from_this<EtcdCore> {
   Deadlines deadlines_for(const EtcdCall& call, int endpoints_left, Clock::time_point deadline) const;
   Connection take_idle(std::size_t index);
   void keep_idle(std::size_t index, Connection connection);
+  void note_date(const std::string& date);
   EtcdError closed() const;
 
   const boost::asio::any_io_executor executor_;
@@ -108,6 +113,8 @@ class EtcdCore : public std::enable_shared_from_this<EtcdCore> {
   bool fetching_token_ = false;                           // somebody does
   boost::asio::steady_timer token_fetched_;               // cancelled when that has ended
   std::vector<std::pair<std::size_t, Connection>> idle_;  // with the endpoint's index; oldest first
+  // By the last answer that had a date: it, and when it came.
+  std::optional<std::pair<Timestamp, Clock::time_point>> date_;
   std::list<std::function<void()>> on_close_;
   bool is_closed_ = false;
 };

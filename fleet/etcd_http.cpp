@@ -86,7 +86,7 @@ Result<void> use_etcd_tls_files(asio::ssl::context& context, const EtcdOptions& 
   if (options.tls_ca.empty()) {
     context.set_default_verify_paths(error);
   } else if (context.load_verify_file(options.tls_ca, error); error) {
-    const std::string key = options.table + ".tls_ca";
+    const std::string key = options.key_prefix + "tls_ca";
     return Error{ErrorCode::kInvalidConfig,
                  fmt::format("{}: {}: {}; name a readable PEM file with the authorities' certificates", key,
                              options.tls_ca, error.message()),
@@ -95,7 +95,7 @@ Result<void> use_etcd_tls_files(asio::ssl::context& context, const EtcdOptions& 
   if (options.tls_certificate.empty()) return {};
   const auto used = use_tls_files(context.native_handle(), {.certificate = options.tls_certificate,
                                                             .private_key = options.tls_private_key,
-                                                            .table = options.table});
+                                                            .key_prefix = options.key_prefix});
   if (!used) return used.error();
   return {};
 }
@@ -263,9 +263,9 @@ EtcdConnection::Awaitable<void> EtcdConnection::start_tls(const EtcdOptions& opt
   if (!is_closed_ && verified != X509_V_OK) {
     co_return error_of(
         EtcdErrorKind::kUnreachable,
-        fmt::format("its certificate is not trusted: {}; see {}.tls_ca, the host in {}.endpoints, and etcd's "
+        fmt::format("its certificate is not trusted: {}; see {}tls_ca, the host in {}, and etcd's "
                     "--cert-file",
-                    ::X509_verify_cert_error_string(verified), options.table, options.table));
+                    ::X509_verify_cert_error_string(verified), options.key_prefix, options.endpoints_key));
   }
   co_return broken("the TLS handshake failed", error);
 }
@@ -351,7 +351,9 @@ EtcdConnection::Awaitable<EtcdHttpAnswer> EtcdConnection::read_answer(std::size_
     const auto read = co_await read_some();
     if (!read) co_return read.error();
   }
-  EtcdHttpAnswer out{.status = answer_->parser.get().result_int(), .body = std::move(answer_->body())};
+  EtcdHttpAnswer out{.status = answer_->parser.get().result_int(),
+                     .body = std::move(answer_->body()),
+                     .date = answer_->parser.get()[http::field::date]};
   co_return out;
 }
 

@@ -38,6 +38,7 @@ struct EtcdHttpRequest {
 struct EtcdHttpAnswer {
   unsigned status = 0;
   std::string body;
+  std::string date;  // the header; empty: there was none
 };
 
 class EtcdConnection : public std::enable_shared_from_this<EtcdConnection> {

@@ -573,6 +573,11 @@ EtcdFailure etcd_failure_of(unsigned status, std::string_view body) {
   if (status >= 500 || status == kTooManyRequests) {  // of a proxy in front of etcd
     out.error.kind = EtcdErrorKind::kUnreachable;
     out.remedy = EtcdRemedy::kMaybeNext;
+  } else if (body.starts_with("CommonName of client")) {  // embed/serve.go
+    out.error = {.kind = EtcdErrorKind::kUnauthenticated,
+                 .detail =
+                     "etcd takes no user from a client whose certificate has a common name (CN); use a "
+                     "certificate without one"};
   } else {
     out.error.detail += ", not as etcd's JSON gateway (/v3/, etcd 3.4 or newer) does";
   }

@@ -11,6 +11,7 @@ namespace {
 using std::chrono::milliseconds;
 
 constexpr std::size_t kEndpointsMax = 16;
+constexpr std::string_view kEndpoints = "endpoints";
 constexpr std::size_t kNameMax = 1024;  // of a user or a password
 constexpr milliseconds kTimeoutMin{10};
 constexpr milliseconds kConnectTimeoutMax{60'000};
@@ -19,7 +20,7 @@ constexpr std::size_t kAnswerMin = 64U << 10;
 constexpr std::size_t kAnswerMax = 256U << 20;
 
 Error wrong_option(const EtcdOptions& options, std::string_view name, std::string_view why) {
-  const std::string key = fmt::format("{}.{}", options.table, name);
+  const std::string key = name == kEndpoints ? options.endpoints_key : options.key_prefix + std::string(name);
   return {ErrorCode::kInvalidConfig, fmt::format("{}: {}.", key, why), key};
 }
 
@@ -27,7 +28,7 @@ Result<EtcdEndpoint> parse_etcd_endpoint(const EtcdOptions& options, const std::
   const auto wrong = [&](std::string_view why) {
     // A password may be in it, so it is not repeated then.
     const std::string shown = url.find('@') == std::string::npos ? in_quotes(url) : "a URL";
-    return wrong_option(options, "endpoints", fmt::format("{} {}", shown, why));
+    return wrong_option(options, kEndpoints, fmt::format("{} {}", shown, why));
   };
   const auto parsed = boost::urls::parse_uri(url);
   if (!parsed) return wrong("is no URL; write it like https://etcd-1.example:2379");
@@ -35,7 +36,7 @@ Result<EtcdEndpoint> parse_etcd_endpoint(const EtcdOptions& options, const std::
     return wrong("has an unknown scheme; begin it with http:// or https://");
   }
   if (parsed->has_userinfo()) {
-    return wrong(fmt::format("has a user in it; use {0}.user and {0}.password", options.table));
+    return wrong(fmt::format("has a user in it; give it by {0}user", options.key_prefix));
   }
   const bool has_path = !parsed->encoded_path().empty() && parsed->encoded_path() != "/";
   if (parsed->host_address().empty() || has_path || parsed->has_query() || parsed->has_fragment()) {
@@ -96,7 +97,7 @@ Result<void> check_etcd_user(const EtcdOptions& options) {
 
 Result<std::vector<EtcdEndpoint>> check_etcd_options(const EtcdOptions& options) {
   if (options.endpoints.empty() || options.endpoints.size() > kEndpointsMax) {
-    return wrong_option(options, "endpoints", fmt::format("must have 1-{} URLs", kEndpointsMax));
+    return wrong_option(options, kEndpoints, fmt::format("must have 1-{} URLs", kEndpointsMax));
   }
   std::vector<EtcdEndpoint> endpoints;
   for (const std::string& url : options.endpoints) {

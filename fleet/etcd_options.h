@@ -27,8 +27,10 @@ struct EtcdOptions {
   // 10 ms - 600 s: a watch that has heard nothing for that long asks for a sign of life.
   std::chrono::milliseconds silence_max{10'000};
   std::size_t answer_max =
-      8U << 20;                // 64 KiB - 256 MiB: bytes of JSON, for each answer and each batch of events
-  std::string table = "etcd";  // of the configuration keys that name these, for errors
+      8U << 20;  // 64 KiB - 256 MiB: bytes of JSON, for each answer and each batch of events
+  // For errors: the configuration key of `endpoints`, and what those of the others begin with.
+  std::string endpoints_key = "etcd.endpoints";
+  std::string key_prefix = "etcd.";
 };
 
 /// One URL, taken apart.

@@ -59,7 +59,8 @@ void emit_faults(Sink& sink, const std::array<std::uint64_t, kFaultParts>& fault
       "changes), api (a listener of api.listen), "
       "metrics (that of metrics.listen), certificate (it has expired or cannot be read again), "
       "admin_key, access_log, audit_log, keeper (connections end with the process), worker (a thread "
-      "of the data plane hangs); should be 0. GET /v1/node and the log have the reasons.",
+      "of the data plane hangs), fleet (etcd is not told what it should be); should be 0. GET /v1/node and "
+      "the log have the reasons.",
       {"part"});
   for (std::size_t i = 0; i < kFaultParts; ++i) {
     family.label(0, to_string(static_cast<FaultPart>(i))).add(faults[i]);
@@ -203,6 +204,36 @@ void emit_bodies(Sink& sink, const AnswerStats& bodies) {
        bodies.refused);
 }
 
+void emit_fleet(Sink& sink, const FleetNumbers& fleet) {
+  emit(sink, MetricType::Gauge, "portway_fleet_registered",
+       "1 while the node's record is in etcd, on a lease that is kept alive; absent if fleet.etcd is empty.",
+       std::uint64_t{fleet.registered});
+  emit(sink, MetricType::Gauge, "portway_fleet_pending",
+       "Instances and forwards of which etcd may not have the present state; should soon be 0.",
+       fleet.pending);
+  {
+    Family writes(sink, MetricType::Counter, "portway_fleet_writes_total",
+                  "Transactions to etcd, each about several instances or forwards: ok, claim (an instance's "
+                  "claim was not as expected; it was read), failed (it was not carried out, or perhaps).",
+                  {"result"});
+    writes.label(0, "ok").add(fleet.writes - fleet.claims_refused);
+    writes.label(0, "claim").add(fleet.claims_refused);
+    writes.label(0, "failed").add(fleet.writes_failed);
+  }
+  emit(sink, MetricType::Counter, "portway_fleet_registrations_total",
+       "How often the node has registered: again after its lease or its record was lost.",
+       fleet.registrations);
+  emit(sink, MetricType::Counter, "portway_fleet_listings_total",
+       "How often all that etcd has of the node was read: after a registration, or if changes were missed.",
+       fleet.listings);
+  emit(sink, MetricType::Counter, "portway_fleet_sessions_lost_total",
+       "Sessions that were ended because another node has a newer one of the instance, or because it was "
+       "deleted while this node was away.",
+       fleet.sessions_lost);
+  emit(sink, MetricType::Gauge, "portway_fleet_clock_ahead_seconds",
+       "How far the node's clock is ahead of etcd's, to within a second.", fleet.clock_ahead_seconds);
+}
+
 void emit_process(Sink& sink) {
   Family(sink, MetricType::Gauge, "portway_build_info", "Always 1: the running version and its compiler.",
          {"version", "compiler"})
@@ -239,6 +270,7 @@ void emit_control(Sink& sink, const ExporterSources& sources) {
   emit_answers(sink, numbers.answers);
   emit_bodies(sink, numbers.bodies);
   emit_handover(sink, numbers.handover);
+  if (numbers.fleet) emit_fleet(sink, *numbers.fleet);
   emit_process(sink);
 }
 

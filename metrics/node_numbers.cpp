@@ -4,7 +4,7 @@ namespace portway {
 
 NodeNumbers NodeNumbersOf::read_numbers() const {
   const auto& [control, answers, bodies, log_dropped, access_log, audit_log, api_servers, handover, faults,
-               refused] = owners_;
+               refused, fleet] = owners_;
   return {.access_log_dropped = access_log ? access_log->dropped() : 0,
           .audit_log_dropped = audit_log ? audit_log->dropped() : 0,
           .log_lines_dropped = log_dropped(),
@@ -17,7 +17,8 @@ NodeNumbers NodeNumbersOf::read_numbers() const {
           .refused_calls = refused != nullptr ? refused() : 0,
           .api_server = api_servers(),
           .answers = answers.stats(),
-          .bodies = bodies.stats()};
+          .bodies = bodies.stats(),
+          .fleet = fleet ? fleet() : std::nullopt};
 }
 
 }  // namespace portway

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "api/http/answer_budget.h"
@@ -16,6 +17,19 @@
 #include "proxy/inherited.h"
 
 namespace portway {
+
+/// PublisherStats of a node that is in a fleet.
+struct FleetNumbers {
+  bool registered = false;
+  std::uint64_t pending = 0;
+  std::uint64_t writes = 0;
+  std::uint64_t writes_failed = 0;
+  std::uint64_t claims_refused = 0;
+  std::uint64_t registrations = 0;
+  std::uint64_t listings = 0;
+  std::uint64_t sessions_lost = 0;
+  double clock_ahead_seconds = 0;
+};
 
 struct NodeNumbers {
   std::uint64_t access_log_dropped = 0;
@@ -35,6 +49,7 @@ struct NodeNumbers {
   ServerStats api_server = {};
   AnswerStats answers = {};
   AnswerStats bodies = {};  // of requests
+  std::optional<FleetNumbers> fleet = std::nullopt;
 };
 
 class NodeNumbersReader {
@@ -58,6 +73,7 @@ class NodeNumbersOf final : public NodeNumbersReader {
     const HandoverStats& handover;
     const NodeFaults& faults;
     std::uint64_t (*refused_calls)() = nullptr;
+    std::function<std::optional<FleetNumbers>()> fleet = nullptr;
   };
   explicit NodeNumbersOf(Owners owners) : owners_(std::move(owners)) {}
 

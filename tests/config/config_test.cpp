@@ -1,5 +1,6 @@
 #include "config/config.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -173,10 +174,11 @@ TEST(Config, AKeyLikeNoOtherIsAnsweredWithTheKeysThereAre) {
             "portway.toml:2: unknown key \"api.color_of_the_shed\"; the keys of [api] are admin_key_file, "
             "admin_uids, allow_guests, body_max_bytes, client_ca, listen, rate_limit_burst, "
             "rate_limit_per_second, tls_certificate, tls_private_key, wrong_keys_per_minute");
-  EXPECT_EQ(refusal("[database]\nurl = 1\n", "database"),
-            "portway.toml:1: unknown table \"database\"; the tables are api, guests, log, metrics, node, "
-            "owners, ports, "
-            "process, profiles.default, proxy, store");
+  EXPECT_EQ(
+      refusal("[database]\nurl = 1\n", "database"),
+      "portway.toml:1: unknown table \"database\"; the tables are api, fleet, guests, log, metrics, node, "
+      "owners, ports, "
+      "process, profiles.default, proxy, store");
 }
 
 TEST(Config, AWrongTypeIsRefusedWithAnExample) {
@@ -340,8 +342,9 @@ TEST(ConfigListeners, HaveWhatTheyLeaveOutFromTheirTable) {
   const Config::Api& api = config.api;
   EXPECT_EQ(tls_of_listener(api, 0), TlsFiles{});
   EXPECT_EQ(tls_of_listener(api, 1), (TlsFiles{.certificate = "a", .private_key = "b", .client_ca = "c"}));
-  EXPECT_EQ(tls_of_listener(api, 2),
-            (TlsFiles{.certificate = "d", .private_key = "e", .client_ca = "", .table = "api.listen[2]"}));
+  EXPECT_EQ(
+      tls_of_listener(api, 2),
+      (TlsFiles{.certificate = "d", .private_key = "e", .client_ca = "", .key_prefix = "api.listen[2]."}));
   EXPECT_EQ(tls_of_listener(api, 3), TlsFiles{});
   EXPECT_EQ(admin_uids_of(api, 0), std::vector<std::uint32_t>{0});
   EXPECT_EQ(admin_uids_of(api, 4), std::vector<std::uint32_t>{1});
@@ -450,6 +453,53 @@ TEST(ListenAddress, IsParsedAsItIsPrinted) {
         std::string("unix:/a\0b", 9), std::string("unix://"), std::string("/run/a")}) {
     EXPECT_FALSE(parse_listen_address(text)) << text;
   }
+}
+
+TEST(ConfigOfTheFleet, ANodesIdAndAddressAreThoseOfItsNameUnlessTheyAreSet) {
+  const std::string name = "node.public_hostname = \"n1.example\"\n";
+  const Config loopback = parsed(name);
+  EXPECT_EQ(fleet_node_id(loopback), "n1.example");
+  EXPECT_EQ(fleet_address(loopback), "");
+  EXPECT_EQ(
+      fleet_address(parsed(name + "api.listen = [\"127.0.0.1:1\", \"unix:/run/a\", \"0.0.0.0:8080\"]\n")),
+      "http://n1.example:8080");
+  EXPECT_EQ(fleet_address(parsed(name + "[api]\nlisten = \"10.0.0.1:8443\"\ntls_certificate = \"a\"\n"
+                                        "tls_private_key = \"a\"\n")),
+            "https://n1.example:8443");
+  const Config set = parsed(name + "[fleet]\nnode_id = \"n-1\"\naddress = \"https://10.0.0.1:8443\"\n");
+  EXPECT_EQ(fleet_node_id(set), "n-1");
+  EXPECT_EQ(fleet_address(set), "https://10.0.0.1:8443");
+}
+
+TEST(ConfigOfTheFleet, WhatCannotWorkIsRefusedWithItsKey) {
+  const auto refused = [](const std::string& line, const std::string& key, const std::string& part) {
+    EXPECT_THAT(refusal("fleet.etcd = [\"https://e:2379\"]\n" + line, key), testing::HasSubstr(part)) << line;
+  };
+  refused("fleet.node_id = \"a/b\"\n", "fleet.node_id", "is no id");
+  refused("fleet.node_id = \"" + std::string(65, 'a') + "\"\n", "fleet.node_id", "is no id");
+  refused("node.public_hostname = \"" + std::string(65, 'a') + "\"\n", "fleet.node_id", "give a shorter id");
+  refused("fleet.prefix = \"/portway\"\n", "fleet.prefix", "is no prefix");
+  refused("fleet.prefix = \"/\"\n", "fleet.prefix", "is no prefix");
+  refused("fleet.address = \"https://h/x\"\n", "fleet.address", "and nothing else");
+  refused("fleet.address = \"h:1\"\n", "fleet.address", "is no URL");
+  refused("fleet.lease_ttl_s = 4\n", "fleet.lease_ttl_s", "5 to 60");
+  refused("fleet.etcd_user = \"joe\"\n", "fleet.etcd_user", "fleet.etcd_password_file");
+  refused("fleet.etcd_password_file = \"/p\"\n", "fleet.etcd_password_file", "fleet.etcd_user");
+  refused("fleet.etcd_tls_certificate = \"/p\"\n", "fleet.etcd_tls_certificate",
+          "fleet.etcd_tls_private_key");
+  refused("fleet.etcd_tls_private_key = \"/p\"\n", "fleet.etcd_tls_private_key",
+          "fleet.etcd_tls_certificate");
+  EXPECT_THAT(refusal("fleet.etcd = [\"e:2379\"]\n", "fleet.etcd"), testing::HasSubstr("is no URL"));
+}
+
+TEST(ConfigWarnings, AreAboutAFleetThatIsNotReachedOrNotSecret) {
+  const std::string guests = "guests.networks = [\"198.18.0.0/15\"]\n";
+  EXPECT_TRUE(
+      config_warnings(parsed(guests + "[fleet]\naddress = \"https://h\"\netcd = [\"https://e\"]\n")).empty());
+  const auto warnings = config_warnings(parsed(guests + "fleet.etcd = [\"http://e\"]\n"));
+  ASSERT_EQ(warnings.size(), 2U);
+  EXPECT_TRUE(warnings[0].starts_with("fleet.address is empty"));
+  EXPECT_TRUE(warnings[1].starts_with("fleet.etcd has http://"));
 }
 
 TEST(ConfigWarnings, AreLessWithTlsAndAboutAdminUidsOverTcp) {

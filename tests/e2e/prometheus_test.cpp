@@ -45,8 +45,15 @@ class PrometheusTest : public testing::Test {
   void SetUp() override {
     PORTWAY_NEEDS(why_no_prometheus());
     network_ = std::make_unique<GuestNetwork>(GuestKind::kVeth);
+    start();
+  }
+
+  /// `more`: of its configuration.
+  void start(const std::string& more = "") {
+    daemon_.reset();
     daemon_ = std::make_unique<Daemon>(
-        *network_, DaemonOptions{.proxy = "refused_probe_ms = 0\n"});  // every client's refusal is counted
+        *network_,
+        DaemonOptions{.proxy = "refused_probe_ms = 0\n" + more});  // every client's refusal is counted
     daemon_->put_instance("vm-1");
   }
 
@@ -182,6 +189,7 @@ TEST_F(PrometheusTest, HasNoComplaintAboutNamesAndHelps) {
 }
 
 TEST_F(PrometheusTest, FindsTheMetricsThatTheReferenceNamesAndNoOthers) {
+  start("[fleet]\netcd = [\"http://127.0.0.1:1\"]\n");  // a node in a fleet has some more; nobody is there
   connect_to(daemon_->create_forward("vm-1", kClosedPort)).receive_to_end();
   ASSERT_TRUE(daemon_->wait_for_metric("portway_connections_active", {}, 0));
   std::set<std::string> told;

@@ -41,7 +41,7 @@ TEST(EtcdOptions, NameTheFieldAndTheRemedy) {
       {"endpoints", "nothing else", [](EtcdOptions& o) { o.endpoints = {"http://a?x=y"}; }},
       {"endpoints", "nothing else", [](EtcdOptions& o) { o.endpoints = {"http://"}; }},
       {"endpoints", "1-65535", [](EtcdOptions& o) { o.endpoints = {"http://a:65536"}; }},
-      {"endpoints", "fleet.user", [](EtcdOptions& o) { o.endpoints = {"http://joe:secret@a"}; }},
+      {"endpoints", "fleet.etcd_user", [](EtcdOptions& o) { o.endpoints = {"http://joe:secret@a"}; }},
       {"tls_private_key", "go together", [](EtcdOptions& o) { o.tls_certificate = "/c"; }},
       {"tls_certificate", "go together", [](EtcdOptions& o) { o.tls_private_key = "/k"; }},
       {"tls_ca", "https://", [](EtcdOptions& o) { o.tls_ca = "/ca"; }},
@@ -59,15 +59,17 @@ TEST(EtcdOptions, NameTheFieldAndTheRemedy) {
   };
   for (const Case& one : cases) {
     EtcdOptions options;
-    options.table = "fleet";
+    options.key_prefix = "fleet.etcd_";
+    options.endpoints_key = "fleet.etcd";
     options.endpoints = {"http://198.18.0.1:2379"};
     ASSERT_TRUE(check_etcd_options(options));
     one.spoil(options);
     const auto checked = check_etcd_options(options);
     ASSERT_FALSE(checked) << one.field << ": " << one.part;
     EXPECT_EQ(checked.error().code, ErrorCode::kInvalidConfig);
-    EXPECT_EQ(checked.error().field, "fleet." + one.field);
-    EXPECT_EQ(checked.error().detail.find("fleet." + one.field), 0U) << checked.error().detail;
+    const std::string key = one.field == "endpoints" ? "fleet.etcd" : "fleet.etcd_" + one.field;
+    EXPECT_EQ(checked.error().field, key);
+    EXPECT_EQ(checked.error().detail.find(key + ": "), 0U) << checked.error().detail;
     EXPECT_NE(checked.error().detail.find(one.part), std::string::npos) << checked.error().detail;
     EXPECT_EQ(checked.error().detail.find("secret"), std::string::npos) << checked.error().detail;
   }

@@ -101,6 +101,26 @@ TEST(Exporter, ReportsTheApiServersNumbersAndItsCertificateIfThereIsOne) {
   EXPECT_THAT(text.value(kExpiry, {}), Optional(1.9e9));
 }
 
+TEST(Exporter, ReportsTheFleetsNumbersIfTheNodeIsInOne) {
+  MeasuredNode node;
+  EXPECT_FALSE(scrape(node).families.contains("portway_fleet_registered"));
+  node.numbers.fleet = FleetNumbers{.registered = true,
+                                    .pending = 2,
+                                    .writes = 10,
+                                    .writes_failed = 3,
+                                    .claims_refused = 4,
+                                    .sessions_lost = 5,
+                                    .clock_ahead_seconds = -1.5};
+  const ParsedText text = scrape(node);
+  EXPECT_THAT(text.value("portway_fleet_registered", {}), Optional(1.0));
+  EXPECT_THAT(text.value("portway_fleet_pending", {}), Optional(2.0));
+  EXPECT_THAT(text.value("portway_fleet_writes_total", {{"result", "ok"}}), Optional(6.0));
+  EXPECT_THAT(text.value("portway_fleet_writes_total", {{"result", "claim"}}), Optional(4.0));
+  EXPECT_THAT(text.value("portway_fleet_writes_total", {{"result", "failed"}}), Optional(3.0));
+  EXPECT_THAT(text.value("portway_fleet_sessions_lost_total", {}), Optional(5.0));
+  EXPECT_THAT(text.value("portway_fleet_clock_ahead_seconds", {}), Optional(-1.5));
+}
+
 TEST(Exporter, ReportsAForwardsNumbersUnderItsId) {
   MeasuredNode node;
   const ForwardId forward = node.add_forward(20001).id;

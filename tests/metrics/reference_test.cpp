@@ -30,11 +30,12 @@ std::string_view type_name(prometheus::MetricType type) {
   return type == prometheus::MetricType::Gauge ? "gauge" : "histogram";
 }
 
-/// Of a node with one forward whose series all exist.
+/// Of a node in a fleet with one forward whose series all exist.
 std::string reference() {
   MeasuredNode node;
   node.dataplane.stats[node.add_forward(20001).id].connect_errors.fill(1);
   node.api.count_request("/instances", 200, {});
+  node.numbers.fleet.emplace();
   std::ostringstream out;
   out << kHead;
   for (const prometheus::MetricFamily& family : node.exporter().Collect()) {

@@ -1,0 +1,250 @@
+#include "daemon/fleet_member.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <sys/stat.h>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/json/serialize.hpp>
+#include <fstream>
+#include <utility>
+#include <variant>
+
+#include "api/json.h"
+#include "base/boot_clock.h"
+#include "control/auth.h"
+
+namespace portway {
+namespace {
+
+constexpr std::size_t kPasswordMax = 1024;
+
+EtcdOptions etcd_options(const Config::Fleet& fleet, std::string password) {
+  return {.endpoints = fleet.etcd,
+          .tls_ca = fleet.etcd_tls_ca,
+          .tls_certificate = fleet.etcd_tls_certificate,
+          .tls_private_key = fleet.etcd_tls_private_key,
+          .user = fleet.etcd_user,
+          .password = std::move(password),
+          .endpoints_key = "fleet.etcd",
+          .key_prefix = "fleet.etcd_"};
+}
+
+/// The first line of the file.
+Result<std::string> read_password(const std::string& path) {
+  if (path.empty()) return std::string();
+  const auto wrong = [&](std::string_view why) {
+    return Error{ErrorCode::kInvalidConfig, fmt::format("fleet.etcd_password_file: {}: {}", path, why),
+                 "fleet.etcd_password_file"};
+  };
+  std::ifstream file(path);
+  std::string password;
+  if (!file || !std::getline(file, password)) {
+    return wrong("it cannot be read, or is empty; put the password there, readable by this user");
+  }
+  if (password.empty() || password.size() > kPasswordMax)
+    return wrong("its first line must have 1-1024 bytes");
+  return password;
+}
+
+/// Of this boot of the machine and this store, so that a restart is known.
+std::string identity_of(const Config& config) {
+  struct stat store = {};
+  (void)::stat(config.store.path.c_str(), &store);
+  return fmt::format("{}:{}:{}", kernel_boot_id(), store.st_dev, store.st_ino);
+}
+
+template <class Kind>
+concept IsOfForward = requires(const Kind& kind) {
+  kind.forward;
+};
+
+}  // namespace
+
+Result<void> check_fleet_config(const Config& config) {
+  if (config.fleet.etcd.empty()) return {};
+  const std::string some_password = config.fleet.etcd_user.empty() ? "" : "*";
+  if (auto checked = check_etcd_options(etcd_options(config.fleet, some_password)); !checked) {
+    return checked.error();
+  }
+  return {};
+}
+
+FleetMember::FleetMember(Parts parts) : parts_(std::move(parts)) {}
+
+FleetMember::~FleetMember() = default;
+
+void FleetMember::apply_config() {
+  forget();
+  if (parts_.config.fleet.etcd.empty()) return;
+  if (auto joined = join(); !joined) {
+    parts_.faults.set(FaultPart::kFleet, to_string(FleetFault::kEtcd), joined.error().detail);
+  }
+}
+
+void FleetMember::retry() {
+  if (publisher_ == nullptr && !parts_.config.fleet.etcd.empty()) apply_config();
+}
+
+void FleetMember::leave() {
+  if (publisher_ == nullptr) return;
+  events_.reset();
+  following_.reset();
+  is_leaving_ = true;
+  publisher_->resign([this] { is_leaving_ = false; });
+}
+
+void FleetMember::forget() {
+  publisher_.reset();
+  events_.reset();
+  following_.reset();
+  for (std::size_t i = 0; i < kFleetFaults; ++i) {
+    parts_.faults.clear(FaultPart::kFleet, to_string(static_cast<FleetFault>(i)));
+  }
+}
+
+Result<void> FleetMember::join() {
+  const Config::Fleet& fleet = parts_.config.fleet;
+  auto password = read_password(fleet.etcd_password_file);
+  if (!password) return password.error();
+  PublisherOptions options{.etcd = etcd_options(fleet, std::move(*password)),
+                           .prefix = fleet.prefix,
+                           .node_id = fleet_node_id(parts_.config),
+                           .identity = identity_of(parts_.config),
+                           .lease_ttl = fleet.lease_ttl};
+  const auto report = [this](FleetFault fault, const std::string& detail) {
+    if (detail.empty()) {
+      parts_.faults.clear(FaultPart::kFleet, to_string(fault));
+    } else {
+      parts_.faults.set(FaultPart::kFleet, to_string(fault), detail);
+    }
+  };
+  auto publisher = Publisher::create(parts_.context.get_executor(), std::move(options), *this, report);
+  if (!publisher) return publisher.error();
+  publisher_ = std::move(*publisher);
+  following_ = std::make_shared<int>();
+  is_awake_ = false;
+  events_ = parts_.control.events().subscribe({.role = Role::kAdmin, .owner = "fleet"}, "");
+  follow_events();
+  return {};
+}
+
+void FleetMember::on_record() {
+  if (publisher_ != nullptr) publisher_->on_record();
+}
+
+std::optional<FleetNumbers> FleetMember::numbers() const {
+  if (parts_.config.fleet.etcd.empty()) return std::nullopt;
+  const PublisherStats stats = publisher_ == nullptr ? PublisherStats() : publisher_->stats();
+  return FleetNumbers{
+      .registered = stats.registered,
+      .pending = stats.pending,
+      .writes = stats.writes,
+      .writes_failed = stats.writes_failed,
+      .claims_refused = stats.claims_refused,
+      .registrations = stats.registrations,
+      .listings = stats.listings,
+      .sessions_lost = stats.sessions_lost,
+      .clock_ahead_seconds =
+          std::chrono::duration<double>(stats.clock_ahead.value_or(std::chrono::milliseconds(0))).count()};
+}
+
+// --- What changes.
+
+/// Not at once: whoever publishes is in the middle of something.
+void FleetMember::follow_events() {
+  events_->on_event([this, weak = std::weak_ptr<void>(following_)] {
+    if (std::exchange(is_awake_, true)) return;
+    boost::asio::post(parts_.context, [this, weak] {
+      if (weak.expired()) return;
+      is_awake_ = false;
+      while (const auto item = events_->next()) take(*item);
+    });
+  });
+}
+
+void FleetMember::take(const EventSubscription::Item& item) {
+  if (item.event == nullptr) return publisher_->on_anything();
+  const Event& event = *item.event;
+  if (event.instance_id.empty()) return;
+  std::visit(
+      [&]<class Kind>(const Kind& kind) {
+        if constexpr (std::is_same_v<Kind, event::ConnectionRefused>) return;
+        if constexpr (IsOfForward<Kind>) {
+          publisher_->on_forward(event.instance_id, kind.forward.id);
+        } else {
+          publisher_->on_instance(event.instance_id);
+        }
+      },
+      event.kind);
+}
+
+// --- What the node has.
+
+NodeRecord FleetMember::record() const {
+  const NodeInfo node = parts_.control.info();
+  return {
+      .address = fleet_address(parts_.config),
+      .hostname = node.hostname,
+      .version = PORTWAY_VERSION,
+      .started_at = parts_.started_at,
+      .draining = parts_.control.draining(),
+      .capacity = {.connections = parts_.config.proxy.connections_max,
+                   .host_ports = node.ports_used + node.ports_free},
+      .load = {.instances = node.instances, .forwards = node.forwards, .connections = parts_.connections()}};
+}
+
+std::vector<std::string> FleetMember::instance_ids() const {
+  std::vector<std::string> ids;
+  for (const Instance* instance : parts_.control.registry().instances()) ids.push_back(instance->id);
+  return ids;
+}
+
+std::optional<FleetNode::InstanceState> FleetMember::instance(std::string_view id) const {
+  const Instance* instance = parts_.control.registry().find_instance(id);
+  if (instance == nullptr) return std::nullopt;
+  return InstanceState{.session_id = instance->session_id,
+                       .running = instance->state == portway::InstanceState::kRunning,
+                       .json = boost::json::serialize(lasting_json(parts_.control.status_of(*instance)))};
+}
+
+std::vector<ForwardId> FleetMember::forward_ids(std::string_view instance_id) const {
+  std::vector<ForwardId> ids;
+  for (const Forward* forward : parts_.control.registry().forwards(instance_id)) ids.push_back(forward->id);
+  return ids;
+}
+
+std::optional<std::string> FleetMember::forward(std::string_view instance_id, const ForwardId& id) const {
+  const Forward* forward = parts_.control.registry().find_forward(id);
+  if (forward == nullptr || forward->instance_id != instance_id) return std::nullopt;
+  return boost::json::serialize(lasting_json(parts_.control.status_of(*forward)));
+}
+
+// --- What the fleet says.
+
+void FleetMember::on_lost(std::string_view instance_id, const Uuid& session_id, Loss loss) {
+  const Instance* instance = parts_.control.registry().find_instance(instance_id);
+  if (instance == nullptr || instance->session_id != session_id) return;
+  parts_.control.end_session(instance_id, SessionEnd::kMoved);
+  if (loss == Loss::kDeleted) delete_instance(std::string(instance_id), session_id);
+}
+
+void FleetMember::delete_instance(std::string id, const Uuid& session_id) {
+  const auto is_that_one = [session_id](const Instance* instance) -> Result<void> {
+    if (instance != nullptr && instance->session_id == session_id) return {};
+    return Error{ErrorCode::kPreconditionFailed, "It has another session."};
+  };
+  const auto deletion = [](Control& control, std::string instance_id,
+                           Precondition<Instance> precondition) -> boost::asio::awaitable<void> {
+    Actor by{.name = "fleet"};  // not within the expression: GCC 12 would destroy it twice
+    const auto deleted =
+        co_await control.delete_instance(instance_id, std::move(precondition), std::move(by));
+    if (!deleted) spdlog::warn("instance {}: not deleted yet: {}", instance_id, deleted.error().detail);
+  };
+  boost::asio::co_spawn(parts_.context, deletion(parts_.control, std::move(id), is_that_one),
+                        boost::asio::detached);
+}
+
+}  // namespace portway
