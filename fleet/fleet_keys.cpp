@@ -53,6 +53,27 @@ EtcdKeys FleetKeys::state(std::string_view node_id) const {
   return EtcdKeys::with_prefix(fmt::format("{}state/{}/", prefix_, node_id));
 }
 
+std::optional<FleetKey> FleetKeys::parse(std::string_view key) const {
+  if (!take_prefix(key, prefix_)) return std::nullopt;
+  if (take_prefix(key, "nodes/")) {
+    return is_fleet_id(key) ? std::optional(FleetKey{.node = std::string(key)}) : std::nullopt;
+  }
+  if (take_prefix(key, "claims/")) {
+    return is_fleet_id(key)
+               ? std::optional(FleetKey{.kind = FleetKey::Kind::kClaim, .instance_id = std::string(key)})
+               : std::nullopt;
+  }
+  if (!take_prefix(key, "state/")) return std::nullopt;
+  const std::string_view node = key.substr(0, key.find('/'));
+  if (!is_fleet_id(node)) return std::nullopt;
+  const auto state = parse_state(node, fmt::format("{}state/{}", prefix_, key));
+  if (!state) return std::nullopt;
+  return FleetKey{.kind = state->forward ? FleetKey::Kind::kForward : FleetKey::Kind::kInstance,
+                  .node = std::string(node),
+                  .instance_id = state->instance_id,
+                  .forward = state->forward.value_or(ForwardId{})};
+}
+
 std::optional<StateKey> FleetKeys::parse_state(std::string_view node_id, std::string_view key) const {
   if (!take_prefix(key, fmt::format("{}state/{}/", prefix_, node_id))) return std::nullopt;
   if (take_prefix(key, kInstances)) {

@@ -8,6 +8,7 @@
 // Ids have no slash in them (is_fleet_id).
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -19,6 +20,18 @@ namespace portway {
 
 /// 1-64 of [A-Za-z0-9._-], as an instance's id.
 bool is_fleet_id(std::string_view id);
+
+/// What a key is about.
+struct FleetKey {
+  enum class Kind : std::uint8_t { kNode, kInstance, kForward, kClaim };
+
+  Kind kind = Kind::kNode;
+  std::string node = {};         // not of a claim
+  std::string instance_id = {};  // not of a node
+  ForwardId forward{};           // of a forward
+
+  friend bool operator==(const FleetKey&, const FleetKey&) = default;
+};
 
 /// What a key below state/NODE/ is about.
 struct StateKey {
@@ -42,7 +55,12 @@ class FleetKeys {
   /// All that a node has.
   EtcdKeys state(std::string_view node_id) const;
 
-  /// nullopt: not a key that this program writes there.
+  /// All keys of the fleet.
+  EtcdKeys all() const { return EtcdKeys::with_prefix(prefix_); }
+
+  /// nullopt: not a key that this program writes.
+  std::optional<FleetKey> parse(std::string_view key) const;
+  /// The same of what one node has.
   std::optional<StateKey> parse_state(std::string_view node_id, std::string_view key) const;
 
  private:

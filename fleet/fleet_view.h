@@ -1,0 +1,96 @@
+// What all nodes of a fleet have published, in the shape that a gateway's answers need. Plain data: it sends
+// and reads nothing (fleet/fleet_follower.h does).
+//
+// Of two nodes that have published one instance, the view shows that of the node with the claim. Values stay
+// the text that the node has published; of an instance only the owner is read from it.
+//
+// One thread only. Pointers stay valid until the next put() or erase().
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/forward.h"
+#include "fleet/claim.h"
+#include "fleet/fleet_keys.h"
+#include "fleet/node_record.h"
+
+namespace portway {
+
+/// A node that is alive, or that has published something.
+struct FleetViewNode {
+  std::optional<RegisteredNode> registered = std::nullopt;  // as it was last; nullopt: never seen alive
+  bool alive = false;
+  std::size_t instances = 0;  // that are shown as its own
+  std::size_t keys = 0;       // that it has published
+};
+
+/// An instance as the node has published it that has it.
+struct FleetViewInstance {
+  std::string id;
+  std::string node;
+  std::string owner;
+  std::string json;
+  std::map<ForwardId, std::string> forwards = {};  // as JSON
+};
+
+class FleetView {
+ public:
+  explicit FleetView(FleetKeys keys) : keys_(std::move(keys)) {}
+
+  /// A key of the fleet is this by now, or is no more. What is no key of the fleet, or has no good value, is
+  /// as if it were not there.
+  void put(std::string_view key, std::string value);
+  void erase(std::string_view key);
+  /// A listing begins: what it does not name until end_listing() is no more.
+  void begin_listing();
+  void end_listing();
+
+  const std::map<std::string, FleetViewNode, std::less<>>& nodes() const { return nodes_; }
+  /// nullptr: there is none.
+  const FleetViewInstance* find_instance(std::string_view id) const;
+  /// At most `limit` by id, those after `after`; of one owner, or of all when absent.
+  std::vector<const FleetViewInstance*> instances(std::optional<std::string_view> owner,
+                                                  std::string_view after, std::size_t limit) const;
+  std::size_t instance_count() const { return shown_.size(); }
+  std::size_t forward_count() const { return forwards_; }
+  /// Keys with a value that was not understood.
+  std::size_t bad_values() const { return bad_.size(); }
+
+ private:
+  /// An instance with all that is known of it.
+  struct Entry {
+    std::optional<Claim> claim = std::nullopt;
+    std::map<std::string, FleetViewInstance, std::less<>> published = {};  // by node
+    const FleetViewInstance* shown = nullptr;                              // one of `published`
+
+    bool empty() const { return !claim && published.empty(); }
+  };
+  using Entries = std::map<std::string, Entry, std::less<>>;
+
+  bool put_value(const FleetKey& key, std::string value);
+  void erase_value(const FleetKey& key);
+  void show(Entries::iterator entry);
+  void hide(Entry& entry);
+  void settle(Entries::iterator entry);
+
+  const FleetKeys keys_;
+  std::map<std::string, FleetViewNode, std::less<>> nodes_;
+  Entries entries_;
+  std::map<std::string, const FleetViewInstance*, std::less<>> shown_;            // by id
+  std::map<std::string, std::set<std::string, std::less<>>, std::less<>> owned_;  // ids by owner
+  std::size_t forwards_ = 0;                                                      // of what is shown
+  std::set<std::string, std::less<>> bad_;
+  std::optional<std::set<std::string, std::less<>>> unlisted_;  // keys that a listing has not named yet
+};
+
+}  // namespace portway

@@ -1,0 +1,154 @@
+#include "fleet/fleet_view.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+namespace portway::test {
+namespace {
+
+using testing::ElementsAre;
+using testing::IsEmpty;
+
+class FleetViewTest : public testing::Test {
+ protected:
+  void claim(const std::string& instance, const std::string& node, bool ended = false) {
+    view_.put(keys_.claim(instance),
+              to_json(Claim{.node = node, .session_id = make_uuid(), .began = now(), .ended = ended}));
+  }
+  void publish(const std::string& node, const std::string& instance, const std::string& owner = "alice") {
+    view_.put(keys_.instance(node, instance),
+              R"({"id":")" + instance + R"(","owner":")" + owner + R"(","on":")" + node + R"("})");
+  }
+  ForwardId forward(const std::string& node, const std::string& instance) {
+    const ForwardId id = make_uuid();
+    view_.put(keys_.forward(node, instance, id), R"({"id":")" + to_string(id) + R"("})");
+    return id;
+  }
+  void live(const std::string& node) {
+    view_.put(keys_.node(node),
+              to_json(RegisteredNode{.record = {.address = "https://" + node}, .identity = "x"}));
+  }
+  std::vector<std::string> ids(std::optional<std::string_view> owner = std::nullopt,
+                               std::string_view after = "", std::size_t limit = 100) const {
+    std::vector<std::string> out;
+    for (const FleetViewInstance* instance : view_.instances(owner, after, limit))
+      out.push_back(instance->id);
+    return out;
+  }
+
+  const FleetKeys keys_{"/portway/"};
+  FleetView view_{keys_};
+};
+
+TEST_F(FleetViewTest, ShowsAnInstanceOfTheNodeThatHasTheClaim) {
+  publish("n1", "vm-a");
+  const ForwardId first = forward("n1", "vm-a");
+  EXPECT_EQ(view_.find_instance("vm-a")->node, "n1");  // nobody else has it
+  publish("n2", "vm-a", "bob");
+  EXPECT_EQ(view_.find_instance("vm-a"), nullptr);
+  claim("vm-a", "n2");
+  EXPECT_EQ(view_.find_instance("vm-a")->node, "n2");
+  EXPECT_EQ(view_.forward_count(), 0U);
+  EXPECT_THAT(ids("bob"), ElementsAre("vm-a"));
+  EXPECT_THAT(ids("alice"), IsEmpty());
+  claim("vm-a", "n1");
+  ASSERT_NE(view_.find_instance("vm-a"), nullptr);
+  EXPECT_TRUE(view_.find_instance("vm-a")->forwards.contains(first));
+  EXPECT_EQ(view_.nodes().at("n1").instances, 1U);
+  EXPECT_EQ(view_.nodes().at("n2").instances, 0U);
+  claim("vm-a", "n1", true);
+  EXPECT_EQ(view_.find_instance("vm-a"), nullptr);
+  EXPECT_EQ(view_.instance_count(), 0U);
+  view_.erase(keys_.claim("vm-a"));
+  view_.erase(keys_.instance("n2", "vm-a"));
+  EXPECT_EQ(view_.find_instance("vm-a")->node, "n1");
+  view_.erase(keys_.forward("n1", "vm-a", first));
+  EXPECT_EQ(view_.forward_count(), 0U);
+  view_.erase(keys_.instance("n1", "vm-a"));
+  EXPECT_TRUE(view_.nodes().empty());
+}
+
+TEST_F(FleetViewTest, ANodeStaysKnownWhileThereIsSomethingOfIt) {
+  live("n1");
+  EXPECT_TRUE(view_.nodes().at("n1").alive);
+  claim("vm-a", "n1");
+  publish("n1", "vm-a");
+  view_.erase(keys_.node("n1"));
+  EXPECT_FALSE(view_.nodes().at("n1").alive);
+  EXPECT_EQ(view_.nodes().at("n1").registered->record.address, "https://n1");
+  EXPECT_NE(view_.find_instance("vm-a"), nullptr);
+  view_.erase(keys_.instance("n1", "vm-a"));
+  EXPECT_TRUE(view_.nodes().empty());
+}
+
+TEST_F(FleetViewTest, ListsByIdInPagesAndByOwner) {
+  for (const char* id : {"vm-c", "vm-a", "vm-b", "vm-d"})
+    publish("n1", id, id == std::string("vm-b") ? "bob" : "alice");
+  EXPECT_THAT(ids(std::nullopt, "", 2), ElementsAre("vm-a", "vm-b"));
+  EXPECT_THAT(ids(std::nullopt, "vm-b", 2), ElementsAre("vm-c", "vm-d"));
+  EXPECT_THAT(ids("alice", "vm-a", 1), ElementsAre("vm-c"));
+  EXPECT_THAT(ids("nobody"), IsEmpty());
+  publish("n1", "vm-a", "bob");  // another owner
+  EXPECT_THAT(ids("bob"), ElementsAre("vm-a", "vm-b"));
+}
+
+TEST_F(FleetViewTest, WhatAListingDoesNotNameIsNoMore) {
+  live("n1");
+  live("n2");
+  for (const char* id : {"vm-a", "vm-b"}) {
+    claim(id, "n1");
+    publish("n1", id);
+    forward("n1", id);
+  }
+  view_.put(keys_.claim("vm-c"), "nonsense");
+  view_.begin_listing();
+  live("n1");
+  claim("vm-a", "n1");
+  publish("n1", "vm-a", "bob");
+  EXPECT_EQ(view_.instance_count(), 2U);  // nothing flickers
+  view_.end_listing();
+  EXPECT_THAT(ids(), ElementsAre("vm-a"));
+  EXPECT_THAT(ids("bob"), ElementsAre("vm-a"));
+  EXPECT_EQ(view_.forward_count(), 0U);
+  EXPECT_EQ(view_.nodes().size(), 1U);
+  EXPECT_EQ(view_.bad_values(), 0U);
+}
+
+TEST_F(FleetViewTest, AValueThatIsNotUnderstoodIsAsIfItWereNotThere) {
+  live("n1");
+  claim("vm-a", "n1");
+  publish("n1", "vm-a");
+  const ForwardId id = forward("n1", "vm-a");
+  for (const std::string bad :
+       {"", "nonsense", "[]", "{", "{\"owner\": 7}", "{\"id\": \"x\"}", "\xff", "null"}) {
+    view_.put(keys_.instance("n1", "vm-a"), bad);
+    EXPECT_EQ(view_.find_instance("vm-a"), nullptr) << bad;
+    EXPECT_EQ(view_.bad_values(), 1U);
+    publish("n1", "vm-a");
+    EXPECT_EQ(view_.find_instance("vm-a")->forwards.size(), 1U);
+    EXPECT_EQ(view_.bad_values(), 0U);
+  }
+  view_.put(keys_.forward("n1", "vm-a", id), "nonsense");
+  EXPECT_EQ(view_.forward_count(), 0U);
+  view_.put(keys_.node("n1"), "{}");
+  EXPECT_FALSE(view_.nodes().at("n1").alive);
+  view_.put(keys_.claim("vm-a"), "{}");
+  EXPECT_EQ(view_.find_instance("vm-a")->node, "n1");  // nobody else has it
+  EXPECT_EQ(view_.bad_values(), 3U);
+  view_.erase(keys_.claim("vm-a"));
+  EXPECT_EQ(view_.bad_values(), 2U);
+  // Not keys of the fleet.
+  for (const char* key :
+       {"/portway/", "/portway/nodes/", "/portway/nodes/a/b", "/portway/claims/ä", "/other/nodes/n1",
+        "/portway/state/n1", "/portway/state/n1/instances/", "/portway/state/n1/forwards/vm-a/1"}) {
+    view_.put(key, "{}");
+    view_.erase(key);
+  }
+  EXPECT_EQ(view_.bad_values(), 2U);
+}
+
+}  // namespace
+}  // namespace portway::test
