@@ -123,7 +123,7 @@ class Portwayd:
         with contextlib.ExitStack() as stack:
             ready = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
             ready.bind(ready_path)
-            log = stack.enter_context(open(f"{self.directory}/log", "ab+"))
+            log = stack.enter_context(open(f"{self.directory}/log", "ab"))
             began = log.tell()
             command = [*wrapper, self.program, *(f"--set={setting}" for setting in self.settings), *arguments]
             if self.config is not None:
@@ -137,8 +137,10 @@ class Portwayd:
             os.close(pidfd)
 
             def printed():
-                log.seek(began)
-                return log.read().decode()
+                # By a descriptor of its own: the daemon moves the offset of the one that it shares.
+                with open(f"{self.directory}/log", "rb") as file:
+                    file.seek(began)
+                    return file.read().decode()
 
             if ready not in events:
                 self.kill()
