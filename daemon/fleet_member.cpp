@@ -78,14 +78,14 @@ FleetMember::~FleetMember() = default;
 
 void FleetMember::apply_config() {
   forget();
-  if (parts_.config.fleet.etcd.empty()) return;
-  if (auto joined = join(); !joined) {
-    parts_.faults.set(FaultPart::kFleet, to_string(FleetFault::kEtcd), joined.error().detail);
-  }
+  retry();
 }
 
 void FleetMember::retry() {
-  if (publisher_ == nullptr && !parts_.config.fleet.etcd.empty()) apply_config();
+  if (publisher_ != nullptr || parts_.config.fleet.etcd.empty()) return;
+  auto joined = join();
+  if (joined) return;
+  parts_.faults.set(FaultPart::kFleet, to_string(FleetFault::kEtcd), joined.error().detail);
 }
 
 void FleetMember::leave() {
@@ -191,8 +191,7 @@ NodeRecord FleetMember::record() const {
       .version = PORTWAY_VERSION,
       .started_at = parts_.started_at,
       .draining = parts_.control.draining(),
-      .capacity = {.connections = parts_.config.proxy.connections_max,
-                   .host_ports = node.ports_used + node.ports_free},
+      .capacity = {.connections = parts_.config.proxy.connections_max, .host_ports = node.ports.size()},
       .load = {.instances = node.instances, .forwards = node.forwards, .connections = parts_.connections()}};
 }
 
@@ -207,6 +206,7 @@ std::optional<FleetNode::InstanceState> FleetMember::instance(std::string_view i
   if (instance == nullptr) return std::nullopt;
   return InstanceState{.session_id = instance->session_id,
                        .running = instance->state == portway::InstanceState::kRunning,
+                       .moved = instance->ended == SessionEnd::kMoved,
                        .json = boost::json::serialize(lasting_json(parts_.control.status_of(*instance)))};
 }
 

@@ -49,7 +49,7 @@ ClaimVerdict judge(const Claim& own, const std::optional<Claim>& found) {
     if (found->ended) return ClaimVerdict::kLosing;
     return found->node == own.node ? ClaimVerdict::kMine : ClaimVerdict::kTwin;
   }
-  if (found->node == own.node && !found->ended) return ClaimVerdict::kFree;
+  if (found->node == own.node) return ClaimVerdict::kFree;
   const bool is_later = std::pair(own.began, own.session_id) > std::pair(found->began, found->session_id);
   return is_later ? ClaimVerdict::kFree : ClaimVerdict::kLosing;
 }

@@ -36,8 +36,8 @@ enum class ClaimVerdict : std::uint8_t {
 };
 
 /// `own` is what the claim of the node's own session would be. `found`: nullopt if there is none, or
-/// something that is no claim. What a node itself has written never stands in the way of its own, later
-/// session, whatever the clock said.
+/// something that is no claim. What a node itself has written never stands in the way of another session
+/// of its own, whatever the clock said.
 ClaimVerdict judge(const Claim& own, const std::optional<Claim>& found);
 
 }  // namespace portway

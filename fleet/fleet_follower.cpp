@@ -118,6 +118,10 @@ asio::awaitable<bool> FleetFollower::State::list() {
   while (range) {
     auto page = co_await etcd_->range(*range);
     if (stopped_) co_return false;
+    if (!page && page.error().kind == EtcdErrorKind::kTooLarge && range->limit > 1) {
+      range->limit /= 2;
+      continue;
+    }
     if (!page) {
       note(watch_error_, page.error());
       co_return false;
@@ -138,11 +142,15 @@ asio::awaitable<bool> FleetFollower::State::list() {
 }
 
 asio::awaitable<void> FleetFollower::State::watch_changes() {
+  bool is_open = false;
   while (!stopped_ && listed_) {
     const auto batch = co_await watch_->next();
     if (stopped_ || !listed_) co_return;
     if (batch) {
       take(*batch);
+      // Only a listing shows whether etcd is still the one that it was: a store that was restored from a
+      // backup may have come further than that one had by now.
+      if (batch->events.empty() && std::exchange(is_open, true)) relist("the watch was opened again");
       continue;
     }
     const EtcdErrorKind kind = batch.error().kind;
@@ -179,6 +187,7 @@ asio::awaitable<void> FleetFollower::State::check() {
   while (!stopped_) {
     co_await wait(check_, options_.check_period);
     if (stopped_) co_return;
+    const std::int64_t before = stats_.revision;
     const auto found = co_await etcd_->range(range);
     if (stopped_) co_return;
     if (!found) {
@@ -188,7 +197,7 @@ asio::awaitable<void> FleetFollower::State::check() {
     check_error_.clear();
     if (watch_error_.empty() && listed_) stats_.true_at = now();
     // Linearizable: it never goes back, unless etcd was restored.
-    if (listed_ && found->header.revision < stats_.revision) relist("etcd was restored from a backup");
+    if (listed_ && found->header.revision < before) relist("etcd was restored from a backup");
   }
 }
 

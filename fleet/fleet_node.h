@@ -46,6 +46,7 @@ class FleetNode {
   struct InstanceState {
     Uuid session_id{};
     bool running = false;
+    bool moved = false;  // it has ended because another node has a newer one (Loss::kMoved)
     std::string json;
   };
   virtual std::vector<std::string> instance_ids() const = 0;

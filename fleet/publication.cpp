@@ -8,6 +8,9 @@
 namespace portway {
 namespace {
 
+// What the date of an answer of etcd does not show.
+constexpr std::chrono::seconds kDateNoise(1);
+
 std::uint64_t hash_of(std::string_view value) {
   return std::max<std::uint64_t>(std::hash<std::string_view>()(value), 1);
 }
@@ -87,32 +90,51 @@ void Publication::add(Batch& batch, const std::string& instance_id, Work work, E
   --looks_;
   const auto state = parts_.node.instance(instance_id);
   if (!state) return add_removal(batch, std::move(item), ended);
-  const Claim own{
-      .node = parts_.node_id, .session_id = state->session_id, .began = parts_.began(state->session_id)};
+  const auto found = known == nullptr ? std::nullopt : credible(known->claim);
+  const Claim own = own_claim(instance_id, state->session_id, found);
   // A claim that was not read yet is taken for none. If there is one, the answer has it.
-  const ClaimVerdict verdict = known == nullptr ? ClaimVerdict::kFree : judge(own, known->claim);
-  switch (verdict) {
-    case ClaimVerdict::kLosing:
-      return add_loss(batch, std::move(item), *state, *known->claim);
-    case ClaimVerdict::kTwin:
-      if (!batch.empty()) {  // its comparison must not hold up others
-        work_.insert_or_assign(instance_id, std::move(work));
-        next_ = instance_id;
-        looks_ = 0;
-        return;
-      }
-      item.twin = known->claim->node;
-      [[fallthrough]];
-    case ClaimVerdict::kFree:
-      item.claim = own;
-      item.whole = work.whole = true;
-      // Whoever has had it may have deleted what was here.
-      if (known != nullptr) expect_anything(instance_id);
-      break;
-    case ClaimVerdict::kMine:
-      break;
+  const ClaimVerdict verdict = judge(own, found);
+  if (verdict == ClaimVerdict::kLosing || (state->moved && verdict != ClaimVerdict::kMine)) {
+    return add_loss(batch, std::move(item), *state, found);
   }
+  if (verdict == ClaimVerdict::kMine) {
+    return add_state(batch, std::move(item), *state, std::move(work));
+  }
+  if (verdict == ClaimVerdict::kTwin) {
+    if (!batch.empty()) {  // its comparison must not hold up others
+      work_.insert_or_assign(instance_id, std::move(work));
+      next_ = instance_id;
+      looks_ = 0;
+      return;
+    }
+    item.twin = found->node;
+  }
+  item.claim = own;
+  item.claim->began = held_[instance_id].began;
+  item.whole = work.whole = true;
+  // Whoever has had it may have deleted what was here.
+  if (known != nullptr) expect_anything(instance_id);
   add_state(batch, std::move(item), *state, std::move(work));
+}
+
+/// To be judged. A session that seemed to begin in the future, which it cannot have, has nothing against the
+/// claim of another node.
+Claim Publication::own_claim(const std::string& instance_id, const Uuid& session_id,
+                             const std::optional<Claim>& found) {
+  Held& held = held_[instance_id];
+  if (held.session_id != session_id) {
+    const Timestamp latest = parts_.now() + kDateNoise;
+    const Timestamp began = parts_.began(session_id);
+    held = {.session_id = session_id, .began = std::min(began, latest), .is_dubious = began > latest};
+  }
+  const bool loses = held.is_dubious && found && found->node != parts_.node_id;
+  return {.node = parts_.node_id, .session_id = session_id, .began = loses ? Timestamp() : held.began};
+}
+
+/// Who writes a claim reckons by etcd's clock. One of the future is no claim of this program's.
+std::optional<Claim> Publication::credible(const std::optional<Claim>& found) const {
+  constexpr std::chrono::minutes kTooFar(1);
+  return found && found->began > parts_.now() + kTooFar ? std::nullopt : found;
 }
 
 /// The node does not have the instance any more.
@@ -124,15 +146,24 @@ void Publication::add_removal(Batch& batch, Item item, EtcdLease ended) {
   if (!is_mine && known_keys(id).empty()) {
     claims_.erase(id);
     twins_.erase(id);
+    held_.erase(id);
     return;
   }
   item.whole = true;
-  if (is_mine && ended == EtcdLease::kNone) {
+  item.removal = true;
+  // Otherwise it may be another machine's that had this id. It finds no claim if it comes back, and keeps
+  // what it has.
+  const auto held = held_.find(id);
+  const bool was_held = is_mine && held != held_.end() && held->second.session_id == known->claim->session_id;
+  if (was_held && ended == EtcdLease::kNone) {
     needs_lease_ = true;
     work_[id].whole = true;
     return;
   }
-  if (is_mine) {
+  if (is_mine && !was_held) {
+    batch.txn.success.emplace_back(EtcdDelete{.keys = EtcdKeys::one(parts_.keys.claim(id))});
+  }
+  if (was_held) {
     item.claim = known->claim;
     item.claim->ended = true;
     batch.txn.success.emplace_back(
@@ -144,14 +175,14 @@ void Publication::add_removal(Batch& batch, Item item, EtcdLease ended) {
 
 /// Another session has the claim: this one ends, and what is published of it goes.
 void Publication::add_loss(Batch& batch, Item item, const FleetNode::InstanceState& state,
-                           const Claim& claim) {
+                           const std::optional<Claim>& claim) {
   const std::string id = item.instance_id;
-  const bool is_deleted = claim.ended;
+  const bool is_deleted = claim && claim->ended;
   if (state.running) ++sessions_lost_;
   if (state.running || is_deleted) {
     spdlog::warn("instance {}: session {} ends: {} ({})", id, to_string(state.session_id),
                  is_deleted ? "the instance was deleted elsewhere" : "the instance has moved",
-                 to_json(claim));
+                 claim ? to_json(*claim) : "");
     parts_.node.on_lost(id, state.session_id,
                         is_deleted ? FleetNode::Loss::kDeleted : FleetNode::Loss::kMoved);
   }
@@ -236,15 +267,16 @@ void Publication::expect_anything(std::string_view instance_id) {
 }
 
 void Publication::on_answer(const Batch& batch, const EtcdTxnAnswer& answer) {
+  instances_max_ = std::min(2 * instances_max_, kInstancesMax);
   for (std::size_t i = 0; i < batch.items.size(); ++i) {
     const Item& item = batch.items[i];
     const std::string& id = item.instance_id;
     if (answer.succeeded) {
       twins_.erase(id);
-      if (item.claim && !item.claim->ended) {
+      if (item.removal) {
+        on_removed(id);
+      } else if (item.claim) {
         claims_[id] = {.claim = item.claim, .mod_revision = answer.header.revision};
-      } else if (!parts_.node.instance(id)) {
-        claims_.erase(id);
       }
       continue;
     }
@@ -259,13 +291,26 @@ void Publication::on_answer(const Batch& batch, const EtcdTxnAnswer& answer) {
     }
     if (!item.twin.empty() && known.mod_revision == item.claim_revision) {
       twins_[id] = item.twin;  // that node lives
+      work_.erase(id);         // mark_twins() marks all of it
     } else {
       mark_again(item);
     }
   }
 }
 
-void Publication::on_failure(const Batch& batch) {
+/// The instance was registered again meanwhile, or is no more.
+void Publication::on_removed(const std::string& id) {
+  claims_.erase(id);
+  if (parts_.node.instance(id)) return;
+  held_.erase(id);
+  // What was perhaps never in etcd: no event will say that it is gone.
+  for (const std::string& key : known_keys(id)) {
+    if (known_[key] == kAnother) known_.erase(key);
+  }
+}
+
+void Publication::on_failure(const Batch& batch, bool was_too_large) {
+  if (was_too_large) instances_max_ = 1;
   for (const Item& item : batch.items) {
     // Some of it may be in etcd, and its claim may be another one by now.
     expect_anything(item.instance_id);
@@ -287,7 +332,7 @@ void Publication::mark_again(const Item& item) {
 bool Publication::has_room(const Batch& batch) const {
   // An instance may need a few operations before its forwards.
   constexpr std::size_t kOfAnInstance = 4;
-  return batch.txn.success.size() + kOfAnInstance <= kOperationsMax && batch.items.size() < kInstancesMax &&
+  return batch.txn.success.size() + kOfAnInstance <= kOperationsMax && batch.items.size() < instances_max_ &&
          batch.bytes < kBytesMax && looks_ > 0;
 }
 

@@ -42,8 +42,9 @@ class Publication {
     FleetKeys keys;
     std::string node_id;
     FleetNode& node;
-    /// When a session began, by etcd's clock.
+    /// When a session began, by etcd's clock; it may seem to lie in the future, if a clock was set meanwhile.
     std::function<Timestamp(const Uuid& session_id)> began;
+    std::function<Timestamp()> now;  // by etcd's clock
   };
   explicit Publication(Parts parts) : parts_(std::move(parts)) {}
 
@@ -73,6 +74,7 @@ class Publication {
     bool whole = false;                         // it is about the instance and all of its forwards
     bool record = false;                        // about the instance
     std::vector<ForwardId> forwards = {};       // about these forwards
+    bool removal = false;                       // the node does not have the instance any more
     std::int64_t claim_revision = 0;            // that the claim must have for the item to be written
     std::optional<Claim> claim = std::nullopt;  // that is written
     std::string twin = {};                      // node that must have gone as well; empty: none
@@ -90,8 +92,9 @@ class Publication {
   Batch next_batch(EtcdLease ended);
   bool needs_lease() const { return needs_lease_; }
   void on_answer(const Batch& batch, const EtcdTxnAnswer& answer);
-  /// It failed, or whether it was carried out is not known: what it is about is written again.
-  void on_failure(const Batch& batch);
+  /// It failed, or whether it was carried out is not known: what it is about is written again. If it, or its
+  /// answer, was too large, the next ones are about one instance each for a while.
+  void on_failure(const Batch& batch, bool was_too_large = false);
 
   /// Instances that another living node publishes with the same session, and that node. They are tried again
   /// when they are marked.
@@ -111,10 +114,17 @@ class Publication {
   };
   using Known = std::map<std::string, std::uint64_t, std::less<>>;
   static constexpr std::uint64_t kAnother = 0;
+  /// A session of an instance that the node has or had.
+  struct Held {
+    Uuid session_id{};
+    Timestamp began{};        // as it was reckoned first, whatever clocks do later
+    bool is_dubious = false;  // it seemed to lie in the future
+  };
 
   void add(Batch& batch, const std::string& instance_id, Work work, EtcdLease ended);
   void add_removal(Batch& batch, Item item, EtcdLease ended);
-  void add_loss(Batch& batch, Item item, const FleetNode::InstanceState& state, const Claim& claim);
+  void add_loss(Batch& batch, Item item, const FleetNode::InstanceState& state,
+                const std::optional<Claim>& claim);
   void add_state(Batch& batch, Item item, const FleetNode::InstanceState& state, Work work);
   void add_forwards(Batch& batch, Item& item, std::set<ForwardId> forwards);
   void add_item(Batch& batch, Item item);
@@ -122,7 +132,10 @@ class Publication {
   void erase_all(Batch& batch, std::string_view node_id, std::string_view instance_id);
   void expect_anything(std::string_view instance_id);
   void mark_again(const Item& item);
+  void on_removed(const std::string& instance_id);
   bool has_room(const Batch& batch) const;
+  Claim own_claim(const std::string& instance_id, const Uuid& session_id, const std::optional<Claim>& found);
+  std::optional<Claim> credible(const std::optional<Claim>& found) const;
   const KnownClaim* known_claim(std::string_view instance_id) const;
   std::vector<std::string> known_keys(std::string_view instance_id) const;
 
@@ -134,7 +147,9 @@ class Publication {
   // By key: hashes of the values in etcd, as its watch tells of them; kAnother: they are to be written again.
   Known known_;
   std::map<std::string, KnownClaim, std::less<>> claims_;  // of instances that the node has, as last read
+  std::map<std::string, Held, std::less<>> held_;          // since the publication began
   std::map<std::string, std::string, std::less<>> twins_;
+  std::size_t instances_max_ = kInstancesMax;  // of the next batch
   std::uint64_t sessions_lost_ = 0;
 };
 

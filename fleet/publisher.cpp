@@ -92,7 +92,8 @@ class Publisher::State : public std::enable_shared_from_this<State> {
         publication_({.keys = keys_,
                       .node_id = options_.node_id,
                       .node = node,
-                      .began = [this](const Uuid& session) { return began(session); }}),
+                      .began = [this](const Uuid& session) { return began(session); },
+                      .now = [this] { return etcd_->time().value_or(node_.time()); }}),
         registrar_(executor),
         follower_(executor),
         writer_(executor) {}
@@ -152,6 +153,7 @@ class Publisher::State : public std::enable_shared_from_this<State> {
   asio::awaitable<void> follow();
   asio::awaitable<bool> list();
   asio::awaitable<void> watch_changes();
+  asio::awaitable<void> read_again();
   asio::awaitable<void> write();
   asio::awaitable<bool> get_ended_lease();
   asio::awaitable<bool> write_batch(EtcdLease ended);
@@ -170,7 +172,7 @@ class Publisher::State : public std::enable_shared_from_this<State> {
   void note_error(Task task, const EtcdError& error);
   void note_success(Task task) { note_text(task, ""); }
   void note_text(Task task, std::string text);
-  void note_revision(const EtcdHeader& header);
+  void note_revision(std::int64_t before, const EtcdHeader& header);
   void note_clock();
   void lose_registration(std::string_view why);
   void relist(std::string_view why);
@@ -325,6 +327,7 @@ asio::awaitable<bool> Publisher::State::keep_alive() {
 /// The record is there, on our lease.
 asio::awaitable<bool> Publisher::State::check_record() {
   EtcdRange range{.keys = EtcdKeys::one(node_key())};
+  const std::int64_t before = revision_;
   const auto found = co_await etcd_->range(range);
   if (stopped_) co_return false;
   if (!found) {
@@ -332,7 +335,10 @@ asio::awaitable<bool> Publisher::State::check_record() {
     co_return false;
   }
   note_success(Task::kRegister);
-  note_revision(found->header);
+  note_revision(before, found->header);
+  // What has changed without an event, or was not done when it was asked for.
+  publication_.mark_all();
+  wake_writer();
   if (found->kvs.empty()) {
     lose_registration("its record has gone");
   } else if (found->kvs.front().lease != lease_) {
@@ -413,6 +419,10 @@ asio::awaitable<bool> Publisher::State::list() {
   while (range) {
     const auto page = co_await etcd_->range(*range);
     if (stopped_) co_return false;
+    if (!page && page.error().kind == EtcdErrorKind::kTooLarge && range->limit > 1) {
+      range->limit /= 2;
+      continue;
+    }
     if (!page) {
       note_error(Task::kFollow, page.error());
       co_return false;
@@ -432,6 +442,7 @@ asio::awaitable<bool> Publisher::State::list() {
 }
 
 asio::awaitable<void> Publisher::State::watch_changes() {
+  bool is_open = false;
   while (!stopped_ && listed_) {
     const auto batch = co_await watch_->next();
     if (stopped_ || !listed_) co_return;
@@ -445,6 +456,10 @@ asio::awaitable<void> Publisher::State::watch_changes() {
       continue;
     }
     note_success(Task::kFollow);
+    if (batch->events.empty()) {
+      if (std::exchange(is_open, true)) co_await read_again();
+      continue;
+    }
     for (const EtcdEvent& event : batch->events) {
       if (event.type == EtcdEvent::Type::kPut) {
         publication_.note(event.kv);
@@ -452,8 +467,16 @@ asio::awaitable<void> Publisher::State::watch_changes() {
         publication_.note_deleted(event.kv.key);
       }
     }
-    if (!batch->events.empty()) wake_writer();
+    wake_writer();
   }
+}
+
+/// The stream was opened again. Only a listing shows whether etcd is still the one that it was: a store that
+/// was restored from a backup may have come further than that one had by now.
+asio::awaitable<void> Publisher::State::read_again() {
+  const auto until = Clock::now() + jittered(kPauseMax);  // not all nodes at once
+  while (!stopped_ && listed_ && Clock::now() < until) co_await wait(follower_, until - Clock::now());
+  if (!stopped_ && listed_) relist("the watch was opened again");
 }
 
 // --- Writing.
@@ -497,6 +520,8 @@ asio::awaitable<bool> Publisher::State::write_batch(EtcdLease ended) {
   Publication::Batch batch = publication_.next_batch(ended);
   if (batch.empty()) {
     // What was looked at is as it should be; others have their turn before the rest is.
+    if (!publication_.has_work()) note_success(Task::kWrite);
+    look_at_twins();
     co_await asio::post(asio::use_awaitable);
     co_return true;
   }
@@ -507,12 +532,13 @@ asio::awaitable<bool> Publisher::State::write_batch(EtcdLease ended) {
   txn.failure.emplace_back(EtcdRange{.keys = EtcdKeys::one(node_key()), .content = EtcdContent::kKeysOnly});
   const EtcdLease lease = lease_;
   in_flight_ = txn.success.size();
+  const std::int64_t before = revision_;
   const auto answer = co_await etcd_->txn(std::move(txn));
   in_flight_ = 0;
   if (stopped_) co_return false;
   if (!answer) {
     ++stats_.writes_failed;
-    publication_.on_failure(batch);
+    publication_.on_failure(batch, answer.error().kind == EtcdErrorKind::kTooLarge);
     if (answer.error().kind == EtcdErrorKind::kLeaseNotFound) ended_lease_ = EtcdLease::kNone;
     note_error(Task::kWrite, answer.error());
     co_return false;
@@ -521,7 +547,7 @@ asio::awaitable<bool> Publisher::State::write_batch(EtcdLease ended) {
   ++stats_.writes;
   if (!answer->succeeded) ++stats_.claims_refused;
   publication_.on_answer(batch, *answer);
-  note_revision(answer->header);
+  note_revision(before, answer->header);
   look_at_twins();
   if (answer->succeeded || !registered_ || lease != lease_) co_return true;
   const auto& kvs = std::get<EtcdRangeAnswer>(answer->answers.at(batch.items.size())).kvs;
@@ -534,10 +560,11 @@ asio::awaitable<bool> Publisher::State::write_batch(EtcdLease ended) {
 
 // --- What is noticed.
 
-/// Linearizable answers never go back, unless etcd was restored.
-void Publisher::State::note_revision(const EtcdHeader& header) {
-  const bool has_gone_back = header.revision < revision_;
-  revision_ = header.revision;
+/// Linearizable answers never go back, unless etcd was restored. `before`: what was known when this one was
+/// asked for.
+void Publisher::State::note_revision(std::int64_t before, const EtcdHeader& header) {
+  const bool has_gone_back = header.revision < before;
+  revision_ = has_gone_back ? header.revision : std::max(revision_, header.revision);
   if (!has_gone_back || !listed_) return;
   spdlog::warn("fleet: etcd has gone back to revision {}: it was restored from a backup", revision_);
   relist("etcd was restored");
@@ -558,13 +585,10 @@ void Publisher::State::note_clock() {
 }
 
 /// When a session began, by etcd's clock. Only what is more than noise is corrected: clocks that are
-/// synchronized are better than what a date shows. It has not begun in the future, whatever the clock said at
-/// that time.
+/// synchronized are better than what a date shows.
 Timestamp Publisher::State::began(const Uuid& session) const {
-  Timestamp time = time_of(session);
-  if (clock_ahead_ && std::chrono::abs(*clock_ahead_) > kClockNoise) time -= *clock_ahead_;
-  const auto theirs = etcd_->time();
-  return theirs ? std::min(time, *theirs + seconds(1)) : time;
+  const bool is_off = clock_ahead_ && std::chrono::abs(*clock_ahead_) > kClockNoise;
+  return time_of(session) - (is_off ? *clock_ahead_ : milliseconds(0));
 }
 
 void Publisher::State::look_at_twins() {

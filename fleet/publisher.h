@@ -12,8 +12,9 @@
 // - **Writing.** Each transaction needs the node's own lease on its record, and the claims of its instances
 //   (fleet/claim.h).
 //
-// An etcd that was restored from a backup is one whose revision has gone back: it is listed again. Everything
-// is tried again for ever, 0.2 s to 5 s apart.
+// An etcd that was restored from a backup has a revision that has gone back, or has come further meanwhile.
+// So everything is listed again in the one case, and in the other whenever the watch had to be opened again.
+// What fails is tried again for ever, 0.2 s to 5 s apart.
 //
 // Control thread only.
 #pragma once

@@ -31,6 +31,7 @@ class FakeNode final : public FleetNode {
   struct Machine {
     Uuid session{};
     bool running = true;
+    bool moved = false;
     std::string text = {};
     std::map<ForwardId, std::string> forwards = {};
   };
@@ -115,6 +116,7 @@ class FakeNode final : public FleetNode {
     const Machine& machine = found->second;
     return InstanceState{.session_id = machine.session,
                          .running = machine.running,
+                         .moved = machine.moved,
                          .json = R"({"owner":"alice","session_id":")" + to_string(machine.session) +
                                  R"(","running":)" + (machine.running ? "true" : "false") + R"(,"text":")" +
                                  machine.text + R"("})"};
@@ -139,6 +141,7 @@ class FakeNode final : public FleetNode {
     if (loss == Loss::kDeleted) {
       remove(id);
     } else if (found->second.running) {
+      found->second.moved = true;
       stop(id);
     }
   }

@@ -83,6 +83,7 @@ class FleetTest : public EtcdTest {
     const FleetKeys keys("");
     std::map<std::string, std::string> out;
     for (const auto& [id, machine] : node.machines()) {
+      if (machine.moved) continue;
       out[keys.instance(node.id(), id)] = node.instance(id)->json;
       for (const auto& [forward, text] : machine.forwards) {
         out[keys.forward(node.id(), id, forward)] = *node.forward(id, forward);
