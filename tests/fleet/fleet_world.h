@@ -38,11 +38,10 @@ class FleetTest : public EtcdTest {
     join(node);
     return node;
   }
-  /// Whoever waits for a lease's end should not wait for long.
   PublisherOptions publisher_options() const {
     PublisherOptions out{.etcd = options()};
     out.etcd.request_timeout = std::chrono::seconds(10);
-    out.lease_ttl = std::chrono::seconds(5);
+    out.lease_ttl = lease_ttl_;
     return out;
   }
   void join(FakeNode& node) { join(node, publisher_options()); }
@@ -97,6 +96,7 @@ class FleetTest : public EtcdTest {
   std::int64_t revision() { return done(etcd().range({.keys = EtcdKeys::one("none")})).header.revision; }
 
   std::vector<std::unique_ptr<FakeNode>> nodes_;
+  std::chrono::seconds lease_ttl_{12};  // whoever waits for a lease's end makes it shorter
 };
 
 }  // namespace portway::test

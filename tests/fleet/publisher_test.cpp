@@ -96,7 +96,7 @@ TEST_F(FleetTest, ARestartWritesOnlyTheNodesRecord) {
   node.leave();
   const std::int64_t before = revision();
   join(node);
-  until([&] { return node.publisher().stats().listings == 1 && node.publisher().stats().pending == 0; },
+  until([&] { return node.publisher().stats().listings >= 1 && node.publisher().stats().pending == 0; },
         "idle");
   EXPECT_EQ(revision(), before + 1);  // its record, on the new lease
   until_published(node);
@@ -165,7 +165,7 @@ TEST_F(FleetTest, RegistersAgainIfItsLeaseIsLost) {
   until_published(node);
   const auto kv = done(etcd().range({.keys = EtcdKeys::one("/portway/nodes/n1")})).kvs.at(0);
   done(etcd().revoke(kv.lease));
-  until([&] { return !stored("nodes/n1").empty() && node.publisher().stats().registrations == 2; },
+  until([&] { return !stored("nodes/n1").empty() && node.publisher().stats().registrations >= 2; },
         "registered");
   // Its record may go while the lease stays.
   node.leave();
@@ -174,7 +174,7 @@ TEST_F(FleetTest, RegistersAgainIfItsLeaseIsLost) {
   join(node, options);
   until([&] { return node.publisher().stats().registered; }, "registered");
   member.control({"del", "/portway/nodes/n1"});
-  until([&] { return node.publisher().stats().registrations == 2; }, "registered again");
+  until([&] { return node.publisher().stats().registrations >= 2; }, "registered again");
   EXPECT_FALSE(stored("nodes/n1").empty());
 }
 
@@ -284,6 +284,7 @@ TEST_F(FleetTest, AnotherClusterIsAFaultUntilThePublisherIsMadeAgain) {
 // --- Two nodes.
 
 TEST_F(FleetTest, TheSecondNodeOfAnIdWaitsUntilTheFirstHasGone) {
+  lease_ttl_ = seconds(5);
   start_one();
   FakeNode& first = join_new("n1");
   first.put("vm-a");
@@ -397,6 +398,7 @@ TEST_F(FleetTest, WhichSessionIsNewerIsDecidedByEtcdsClock) {
 }
 
 TEST_F(FleetTest, ANodeMayGetAnotherIdButNotATwin) {
+  lease_ttl_ = seconds(5);
   start_one();
   FakeNode& old_name = join_new("n1");
   old_name.put("vm-a");
@@ -422,6 +424,7 @@ TEST_F(FleetTest, ANodeMayGetAnotherIdButNotATwin) {
 }
 
 TEST_F(FleetTest, WhoHadAnIdByMistakeTakesNothingFromItsOwner) {
+  lease_ttl_ = seconds(5);
   start_one();
   FakeNode& owner = join_new("n1");
   owner.put("vm-a");
@@ -507,6 +510,7 @@ TEST_F(FleetTest, ARestoredEtcdThatHasComeFurtherIsNoticed) {
 }
 
 TEST_F(FleetTest, ATwinOfManyForwardsIsTriedNoMoreOftenThanOneOfFew) {
+  lease_ttl_ = seconds(5);
   start_one();
   FakeNode& one = join_new("n1");
   one.put("vm-a");
