@@ -324,10 +324,11 @@ void visit_keys(C& config, P& profile, Visit visit) {
          "The URL under which gateways reach the node's API, such as \"https://10.0.0.7:8443\". Empty: "
          "node.public_hostname with the port of the first entry of api.listen that is not on loopback."},
         config.fleet.address, kOptionalUrl);
-  visit(
-      {"fleet.lease_ttl_s", kLive,
-       "Seconds after which a node that etcd does not hear of is lost. It is heard of three times as often."},
-      config.fleet.lease_ttl, Number{5, 60});
+  visit({"fleet.lease_ttl_s", kLive,
+         "Seconds after which a node that etcd does not hear of is lost. The node sends a keep-alive three "
+         "times in "
+         "that time."},
+        config.fleet.lease_ttl, Number{5, 60});
   visit(
       {"process.sandbox", kFixed,
        "Whether the threads that handle what strangers send are confined: to the system calls that they need "
