@@ -290,9 +290,14 @@ asio::awaitable<void> Publisher::State::stay_registered() {
       wake_writer();
     }
     if (check_now_ || Clock::now() >= check_at) {
-      check_now_ = false;
+      const bool is_due = !std::exchange(check_now_, false);
       const bool checked = co_await check_record();
       if (stopped_ || !registered_) co_return;
+      if (checked && is_due) {
+        // What has changed without an event, or was not done when it was asked for.
+        publication_.mark_all();
+        wake_writer();
+      }
       check_at = Clock::now() + (checked ? jittered(options_.check_period) : kPauseMax);
     }
     if (record_differs()) {
@@ -336,9 +341,6 @@ asio::awaitable<bool> Publisher::State::check_record() {
   }
   note_success(Task::kRegister);
   note_revision(before, found->header);
-  // What has changed without an event, or was not done when it was asked for.
-  publication_.mark_all();
-  wake_writer();
   if (found->kvs.empty()) {
     lose_registration("its record has gone");
   } else if (found->kvs.front().lease != lease_) {
