@@ -206,8 +206,12 @@ std::optional<FleetNode::InstanceState> FleetMember::instance(std::string_view i
   if (instance == nullptr) return std::nullopt;
   return InstanceState{.session_id = instance->session_id,
                        .running = instance->state == portway::InstanceState::kRunning,
-                       .moved = instance->ended == SessionEnd::kMoved,
-                       .json = boost::json::serialize(lasting_json(parts_.control.status_of(*instance)))};
+                       .moved = instance->ended == SessionEnd::kMoved};
+}
+
+std::string FleetMember::instance_json(std::string_view id) const {
+  const Instance* instance = parts_.control.registry().find_instance(id);
+  return boost::json::serialize(lasting_json(parts_.control.status_of(*instance)));
 }
 
 std::vector<ForwardId> FleetMember::forward_ids(std::string_view instance_id) const {

@@ -54,6 +54,7 @@ class FleetMember final : private FleetNode {
   NodeRecord record() const override;
   std::vector<std::string> instance_ids() const override;
   std::optional<InstanceState> instance(std::string_view id) const override;
+  std::string instance_json(std::string_view id) const override;
   std::vector<ForwardId> forward_ids(std::string_view instance_id) const override;
   std::optional<std::string> forward(std::string_view instance_id, const ForwardId& id) const override;
   void on_lost(std::string_view instance_id, const Uuid& session_id, Loss loss) override;

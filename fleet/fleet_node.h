@@ -47,11 +47,12 @@ class FleetNode {
     Uuid session_id{};
     bool running = false;
     bool moved = false;  // it has ended because another node has a newer one (Loss::kMoved)
-    std::string json;
   };
   virtual std::vector<std::string> instance_ids() const = 0;
   /// nullopt: there is none.
   virtual std::optional<InstanceState> instance(std::string_view id) const = 0;
+  /// As JSON, of one that there is.
+  virtual std::string instance_json(std::string_view id) const = 0;
   virtual std::vector<ForwardId> forward_ids(std::string_view instance_id) const = 0;
   /// As JSON; nullopt: there is none.
   virtual std::optional<std::string> forward(std::string_view instance_id, const ForwardId& id) const = 0;

@@ -98,7 +98,7 @@ void Publication::add(Batch& batch, const std::string& instance_id, Work work, E
     return add_loss(batch, std::move(item), *state, found);
   }
   if (verdict == ClaimVerdict::kMine) {
-    return add_state(batch, std::move(item), *state, std::move(work));
+    return add_state(batch, std::move(item), std::move(work));
   }
   if (verdict == ClaimVerdict::kTwin) {
     if (!batch.empty()) {  // its comparison must not hold up others
@@ -114,7 +114,7 @@ void Publication::add(Batch& batch, const std::string& instance_id, Work work, E
   item.whole = work.whole = true;
   // Whoever has had it may have deleted what was here.
   if (known != nullptr) expect_anything(instance_id);
-  add_state(batch, std::move(item), *state, std::move(work));
+  add_state(batch, std::move(item), std::move(work));
 }
 
 /// To be judged. A session that seemed to begin in the future, which it cannot have, has nothing against the
@@ -193,7 +193,7 @@ void Publication::add_loss(Batch& batch, Item item, const FleetNode::InstanceSta
   add_item(batch, std::move(item));
 }
 
-void Publication::add_state(Batch& batch, Item item, const FleetNode::InstanceState& state, Work work) {
+void Publication::add_state(Batch& batch, Item item, Work work) {
   const std::string& id = item.instance_id;
   const std::size_t before = batch.txn.success.size();
   if (item.claim) {
@@ -204,7 +204,7 @@ void Publication::add_state(Batch& batch, Item item, const FleetNode::InstanceSt
     }
   }
   if (work.whole || work.record) {
-    put_if_it_differs(batch, parts_.keys.instance(parts_.node_id, id), state.json);
+    put_if_it_differs(batch, parts_.keys.instance(parts_.node_id, id), parts_.node.instance_json(id));
   }
   if (work.whole) {
     for (const ForwardId& forward : parts_.node.forward_ids(id)) work.forwards.insert(forward);

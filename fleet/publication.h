@@ -125,7 +125,7 @@ class Publication {
   void add_removal(Batch& batch, Item item, EtcdLease ended);
   void add_loss(Batch& batch, Item item, const FleetNode::InstanceState& state,
                 const std::optional<Claim>& claim);
-  void add_state(Batch& batch, Item item, const FleetNode::InstanceState& state, Work work);
+  void add_state(Batch& batch, Item item, Work work);
   void add_forwards(Batch& batch, Item& item, std::set<ForwardId> forwards);
   void add_item(Batch& batch, Item item);
   void put_if_it_differs(Batch& batch, std::string key, std::string value);

@@ -3,10 +3,10 @@
 // The node decides what is true. Nothing on it waits for this: while etcd is away, what differs is remembered
 // (fleet/publication.h), and written once it is back.
 //
-// - **Registration.** The node's record is on a lease, which is kept alive at a third of its TTL. If it is
-// lost
-//   (etcd was away for longer, or was restored), the node registers again. If the id is another node's, this
-//   one publishes nothing until that one has gone.
+// - **Registration.** The node's record is on a lease, which is kept alive at a third of its TTL. If the
+// lease
+//   is lost (etcd was away for longer, or was restored), the node registers again. If the id is another
+//   node's, this one publishes nothing until that one has gone.
 // - **Listing.** After each registration, and whenever changes may have been missed, the node reads what etcd
 //   has of it, and then follows that by a watch: what somebody else changes there is written again.
 // - **Writing.** Each transaction needs the node's own lease on its record, and the claims of its instances

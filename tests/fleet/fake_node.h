@@ -114,12 +114,12 @@ class FakeNode final : public FleetNode {
     const auto found = machines_.find(std::string(id));
     if (found == machines_.end()) return std::nullopt;
     const Machine& machine = found->second;
-    return InstanceState{.session_id = machine.session,
-                         .running = machine.running,
-                         .moved = machine.moved,
-                         .json = R"({"owner":"alice","session_id":")" + to_string(machine.session) +
-                                 R"(","running":)" + (machine.running ? "true" : "false") + R"(,"text":")" +
-                                 machine.text + R"("})"};
+    return InstanceState{.session_id = machine.session, .running = machine.running, .moved = machine.moved};
+  }
+  std::string instance_json(std::string_view id) const override {
+    const Machine& machine = machines_.at(std::string(id));
+    return R"({"owner":"alice","session_id":")" + to_string(machine.session) + R"(","running":)" +
+           (machine.running ? "true" : "false") + R"(,"text":")" + machine.text + R"("})";
   }
   std::vector<ForwardId> forward_ids(std::string_view instance_id) const override {
     std::vector<ForwardId> ids;

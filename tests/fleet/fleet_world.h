@@ -87,7 +87,7 @@ class FleetTest : public EtcdTest {
     std::map<std::string, std::string> out;
     for (const auto& [id, machine] : node.machines()) {
       if (machine.moved) continue;
-      out[keys.instance(node.id(), id)] = node.instance(id)->json;
+      out[keys.instance(node.id(), id)] = node.instance_json(id);
       for (const auto& [forward, text] : machine.forwards) {
         out[keys.forward(node.id(), id, forward)] = *node.forward(id, forward);
       }

@@ -203,7 +203,7 @@ TEST_F(FleetTest, WhatSomebodyElseChangesIsWrittenAgain) {
   until(
       [&] {
         return stored("state/n1/instances/") ==
-               std::map<std::string, std::string>{{"state/n1/instances/vm-a", node.instance("vm-a")->json}};
+               std::map<std::string, std::string>{{"state/n1/instances/vm-a", node.instance_json("vm-a")}};
       },
       "published");
   EXPECT_EQ(stored("state/n1/other").size(), 1U);
