@@ -21,16 +21,6 @@ namespace {
 
 using boost::asio::awaitable;
 
-std::vector<Route> all_routes() {
-  std::vector<Route> all;
-  for (const auto& of_resource :
-       {forward_routes, all_forwards_routes, connection_routes, diagnosis_routes, instance_routes, key_routes,
-        event_routes, node_routes, metrics_routes, document_routes, usage_routes}) {
-    std::ranges::move(of_resource(), std::back_inserter(all));
-  }
-  return all;
-}
-
 bool is_read(const Request& request) {
   return request.method == "GET" || request.method == "HEAD";
 }
@@ -66,16 +56,17 @@ std::string claimed_key(const Request& request) {
 
 }  // namespace
 
-Dispatcher::Dispatcher(ApiContext api, std::function<Buckets::Time()> clock)
-    : api_(std::move(api)),
-      fair_use_(api_.control.config().api, api_.stats, std::move(clock)),
-      router_(all_routes()) {}
+Dispatcher::Dispatcher(DispatchContext context, std::vector<Route> routes,
+                       std::function<Buckets::Time()> clock)
+    : context_(std::move(context)),
+      fair_use_(context_.config, context_.stats, std::move(clock)),
+      router_(std::move(routes)) {}
 
 awaitable<Response> Dispatcher::handle(const Request& request) {
   const auto began = std::chrono::steady_clock::now();
   std::string_view pattern = "other";
   Response response = co_await answer(request, pattern);
-  api_.stats.count_request(pattern, response.status, std::chrono::steady_clock::now() - began);
+  context_.stats.count_request(pattern, response.status, std::chrono::steady_clock::now() - began);
   co_return response;
 }
 
@@ -86,7 +77,7 @@ awaitable<Response> Dispatcher::handle_open_metrics(const Request& request) {
     auto query = read_query(*url, route.query);
     if (!query) co_return fail(request, route.pattern, query.error());
     const Call call{.request = request, .caller = {}, .path = {}, .query = std::move(*query)};
-    auto response = std::get<ReadHandler>(route.handle)(api_, call);
+    auto response = std::get<ReadHandler>(route.handle)(call);
     if (!response) co_return fail(request, route.pattern, response.error());
     co_return std::move(*response);
   }
@@ -135,7 +126,7 @@ RequestAdmission Dispatcher::admit(const Request& request) {
   if (!url) return {};  // handle() says what is wrong with it
   const Router::Match match = router_.find(request.method, segments_of(*url));
   const auto refuse = [&](Response response) -> RequestAdmission {
-    api_.stats.count_request(match.pattern, response.status, std::chrono::steady_clock::now() - began);
+    context_.stats.count_request(match.pattern, response.status, std::chrono::steady_clock::now() - began);
     return {.refusal = std::move(response)};
   };
   if (match.route == nullptr) return refuse(unrouted(request, match));
@@ -164,7 +155,7 @@ Response Dispatcher::fail(const Request& request, std::string_view pattern, cons
 /// Who is not known is in no audit log: anybody could fill it.
 void Dispatcher::audit(const Request& request, const Route& route, const Principal& caller,
                        const Result<Response>& response) const {
-  if (!api_.audit || is_read(request)) return;
+  if (!context_.audit || is_read(request)) return;
   AuditEntry entry{.time = now(),
                    .actor = who(caller),
                    .owner = caller.owner,
@@ -180,7 +171,7 @@ void Dispatcher::audit(const Request& request, const Route& route, const Princip
       if (name == "Location") entry.created = value;
     }
   }
-  api_.audit(entry);
+  context_.audit(entry);
 }
 
 /// Whether the caller may make this request, which it has paid for then. `caller` is set as soon as it is
@@ -188,7 +179,7 @@ void Dispatcher::audit(const Request& request, const Route& route, const Princip
 Result<void> Dispatcher::let_in(const Request& request, const Route& route,
                                 std::optional<Principal>& caller) {
   const auto* known = std::any_cast<Principal>(&request.pass);
-  if (known != nullptr && api_.control.keys().holds(*known)) {  // its key may have ended while the body came
+  if (known != nullptr && context_.keys.holds(*known)) {  // its key may have ended while the body came
     caller = *known;
     return {};
   }
@@ -203,12 +194,12 @@ Result<void> Dispatcher::let_in(const Request& request, const Route& route,
 /// By the key; on the Unix socket, without one, by the user at the other end.
 Result<Principal> Dispatcher::authenticate(const Request& request) {
   const bool has_key = request.headers.contains("authorization");
-  const auto& uids = admin_uids_of(api_.control.config().api, request.listener);
+  const auto& uids = admin_uids_of(context_.config, request.listener);
   if (request.peer_credentials && !has_key &&
       std::ranges::find(uids, request.peer_credentials->uid) != uids.end()) {
     return admin_user(request.peer_credentials->uid);
   }
-  auto caller = api_.control.keys().authenticate(request.header("authorization"));
+  auto caller = context_.keys.authenticate(request.header("authorization"));
   if (!caller && has_key) return fair_use_.refuse_wrong_key(request, caller.error());
   return caller;
 }
@@ -227,9 +218,9 @@ awaitable<Result<Response>> Dispatcher::serve(const Request& request, const boos
   call.query = std::move(*query);
   Result<Response> response = Error();
   if (const auto* read = std::get_if<ReadHandler>(&route.handle)) {
-    response = (*read)(api_, call);
+    response = (*read)(call);
   } else {
-    response = co_await std::get<ChangeHandler>(route.handle)(api_, call);
+    response = co_await std::get<ChangeHandler>(route.handle)(call);
   }
   if (response && route.access != Access::kPublic) response->payer = account_of(call.caller);
   if (response && !is_replay(*response)) response->repeatable = is_read(request);

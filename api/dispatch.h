@@ -16,15 +16,27 @@
 #include "api/http/failure_log.h"
 #include "api/http/message.h"
 #include "api/http/server_options.h"
-#include "api/resources.h"
 #include "api/router.h"
+#include "config/config.h"
+#include "control/api_stats.h"
+#include "control/audit_log.h"
+#include "control/auth.h"
 
 namespace portway {
+
+/// What a dispatcher asks and tells; all of it outlives the dispatcher.
+struct DispatchContext {
+  KeyRing& keys;
+  const Config::Api& config;  // may change
+  ApiStats& stats;
+  std::function<void(const AuditEntry&)> audit = nullptr;  // null: nobody wants to know
+};
 
 class Dispatcher {
  public:
   /// `clock` is for tests.
-  explicit Dispatcher(ApiContext api, std::function<Buckets::Time()> clock = std::chrono::steady_clock::now);
+  Dispatcher(DispatchContext context, std::vector<Route> routes,
+             std::function<Buckets::Time()> clock = std::chrono::steady_clock::now);
 
   /// Throws only if memory runs out. `request` outlives it. A change waits for the disk; everything else is
   /// answered at once.
@@ -50,7 +62,7 @@ class Dispatcher {
   boost::asio::awaitable<Result<Response>> serve(const Request& request, const boost::urls::url_view& url,
                                                  Router::Match& match, std::optional<Principal>& caller);
 
-  const ApiContext api_;
+  const DispatchContext context_;
   FailureLog failures_;
   FairUse fair_use_;
   const Router router_;

@@ -11,7 +11,6 @@
 #include "api/http/message.h"
 #include "api/router.h"
 #include "control/api_stats.h"
-#include "control/audit_log.h"
 #include "control/control.h"
 #include "control/node_process.h"
 #include "control/recent_closes.h"
@@ -27,19 +26,23 @@ struct ApiContext {
   const RecentCloses& closes;
   std::function<NextPiece(MetricsScope)> metrics;  // the pieces of a scrape's text (Exporter::scrape)
   NodeProcess& process;
-  std::function<void(const AuditEntry&)> audit = nullptr;  // null: nobody wants to know
 };
 
-std::vector<Route> instance_routes();
-std::vector<Route> forward_routes();
-std::vector<Route> all_forwards_routes();
-std::vector<Route> connection_routes();
-std::vector<Route> diagnosis_routes();
-std::vector<Route> event_routes();
-std::vector<Route> key_routes();
-std::vector<Route> node_routes();
-std::vector<Route> metrics_routes();
-std::vector<Route> document_routes();
-std::vector<Route> usage_routes();
+using NodeRoute = RouteOf<ApiContext>;
+
+std::vector<NodeRoute> instance_routes();
+std::vector<NodeRoute> forward_routes();
+std::vector<NodeRoute> all_forwards_routes();
+std::vector<NodeRoute> connection_routes();
+std::vector<NodeRoute> diagnosis_routes();
+std::vector<NodeRoute> event_routes();
+std::vector<NodeRoute> key_routes();
+std::vector<NodeRoute> node_routes();
+std::vector<NodeRoute> metrics_routes();
+std::vector<NodeRoute> document_routes();
+std::vector<NodeRoute> usage_routes();
+
+/// All of a node's. `api` outlives them.
+std::vector<Route> all_node_routes(const ApiContext& api);
 
 }  // namespace portway

@@ -5,8 +5,10 @@
 
 #include <boost/asio/awaitable.hpp>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -16,8 +18,6 @@
 #include "control/auth.h"
 
 namespace portway {
-
-struct ApiContext;
 
 /// Whose key a route requires. Of any but the last two, a key of scope read may call those of method GET, and
 /// one of scope metrics none.
@@ -41,18 +41,47 @@ struct Call {
 std::string account_of(const Principal& caller);
 
 /// Answers from memory, at once.
-using ReadHandler = Result<Response> (*)(const ApiContext& api, const Call& call);
-/// Waits for the disk (control/change.h). `call` lives until it is done.
-using ChangeHandler = boost::asio::awaitable<Result<Response>> (*)(const ApiContext& api, const Call& call);
+using ReadHandler = std::function<Result<Response>(const Call& call)>;
+/// Waits for something (the disk, control/change.h). `call` lives until it is done.
+using ChangeHandler = std::function<boost::asio::awaitable<Result<Response>>(const Call& call)>;
 
 struct Route {
-  std::string_view method;
-  std::string_view pattern;  // "/instances/{id}"; {} stands for one segment
+  std::string method;
+  std::string pattern;  // "/instances/{id}"; {} stands for one segment
   Access access;
   QueryParameters query;
   std::variant<ReadHandler, ChangeHandler> handle;
   std::uint32_t cost = 0;  // 0: as its kind, see cost_of()
 };
+
+/// A line of a resource's table: a route whose handler is a function that also gets what it answers from.
+template <class Context>
+struct RouteOf {
+  using Read = Result<Response> (*)(const Context& context, const Call& call);
+  using Change = boost::asio::awaitable<Result<Response>> (*)(const Context& context, const Call& call);
+
+  std::string_view method;
+  std::string_view pattern;
+  Access access;
+  QueryParameters query;
+  std::variant<Read, Change> handle;
+  std::uint32_t cost = 0;
+};
+
+/// Adds the routes of a table. `context` outlives them.
+template <class Context>
+void add_routes(std::vector<Route>& routes, const Context& context,
+                const std::vector<RouteOf<Context>>& table) {
+  for (const RouteOf<Context>& line : table) {
+    Route route{std::string(line.method), std::string(line.pattern), line.access, line.query, {}, line.cost};
+    std::visit(
+        [&](auto handle) {
+          route.handle = [&context, handle](const Call& call) { return handle(context, call); };
+        },
+        line.handle);
+    routes.push_back(std::move(route));
+  }
+}
 
 /// Of a route that is much work for one request: it probes the guest, is a stream, or creates many things.
 inline constexpr std::uint32_t kHighCost = 20;

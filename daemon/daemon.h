@@ -13,6 +13,7 @@
 
 #include "api/dispatch.h"
 #include "api/http/answer_budget.h"
+#include "api/resources.h"
 #include "config/config.h"
 #include "control/access_log.h"
 #include "control/audit_log.h"
@@ -121,6 +122,7 @@ class Daemon final : public NodeProcess {
   FleetMember fleet_;
   NodeNumbersOf node_numbers_;
   Exporter exporter_;
+  const ApiContext api_context_;
   Dispatcher api_;
   // They go first: what their clients still read comes from the above.
   Servers servers_;

@@ -130,7 +130,7 @@ Result<Response> list_all_forwards(const ApiContext& api, const Call& call) {
 
 }  // namespace
 
-std::vector<Route> all_forwards_routes() {
+std::vector<NodeRoute> all_forwards_routes() {
   return {
       {"GET",
        "/port-forwards",

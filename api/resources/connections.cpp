@@ -86,7 +86,7 @@ Result<Response> end_one(const ApiContext& api, const Call& call) {
 
 }  // namespace
 
-std::vector<Route> connection_routes() {
+std::vector<NodeRoute> connection_routes() {
   constexpr std::string_view kOfForward = "/instances/{id}/port-forwards/{forward_id}/connections";
   constexpr std::string_view kOne = "/instances/{id}/port-forwards/{forward_id}/connections/{connection_id}";
   return {

@@ -97,7 +97,7 @@ Result<Response> capture(const ApiContext& api, const Call& call) {
 
 }  // namespace
 
-std::vector<Route> diagnosis_routes() {
+std::vector<NodeRoute> diagnosis_routes() {
   constexpr std::string_view kCheck = "/instances/{id}/port-forwards/{forward_id}/check";
   constexpr std::string_view kCapture = "/instances/{id}/port-forwards/{forward_id}/capture";
   return {

@@ -33,7 +33,7 @@ Result<Response> page(const ApiContext&, const Call& call) {
 
 }  // namespace
 
-std::vector<Route> document_routes() {
+std::vector<NodeRoute> document_routes() {
   return {
       {"GET", "/openapi.json", Access::kPublic, QueryParameters::ignored(), contract},
       {"GET", "/ui", Access::kPublic, QueryParameters::ignored(), page},

@@ -25,7 +25,7 @@ Result<Response> follow_events(const ApiContext& api, const Call& call) {
 
 }  // namespace
 
-std::vector<Route> event_routes() {
+std::vector<NodeRoute> event_routes() {
   return {{"GET", "/events", Access::kTenant, {kLastEventId}, follow_events, kHighCost}};
 }
 

@@ -179,7 +179,7 @@ awaitable<Result<Response>> delete_forwards(const ApiContext& api, const Call& c
 
 }  // namespace
 
-std::vector<Route> forward_routes() {
+std::vector<NodeRoute> forward_routes() {
   return {
       {"POST", "/instances/{id}/port-forwards", Access::kTenant, {}, create_forward},
       {"POST", "/instances/{id}/port-forwards:batch", Access::kTenant, {}, create_forwards, kHighCost},

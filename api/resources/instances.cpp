@@ -175,7 +175,7 @@ awaitable<Result<Response>> delete_instance(const ApiContext& api, const Call& c
 
 }  // namespace
 
-std::vector<Route> instance_routes() {
+std::vector<NodeRoute> instance_routes() {
   return {
       {"GET", "/instances", Access::kTenant, {kMetadata, kPageLimit, kInstanceCursor}, list_instances},
       {"GET", "/instances/{id}", Access::kTenant, {}, get_instance},

@@ -165,7 +165,7 @@ Result<Response> who_am_i(const ApiContext& api, const Call& call) {
 
 }  // namespace
 
-std::vector<Route> key_routes() {
+std::vector<NodeRoute> key_routes() {
   return {
       {"GET", "/api-keys", Access::kAdmin, {kPageLimit, kKeyCursor}, list_keys},
       {"POST", "/api-keys", Access::kAdmin, {}, create_key},

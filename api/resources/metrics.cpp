@@ -47,7 +47,7 @@ Result<Response> metrics(const ApiContext& api, const Call& call) {
 
 }  // namespace
 
-std::vector<Route> metrics_routes() {
+std::vector<NodeRoute> metrics_routes() {
   return {{"GET", "/metrics", Access::kMetrics, {kScope}, metrics, kHighCost}};
 }
 

@@ -133,7 +133,7 @@ Result<Response> version(const ApiContext&, const Call&) {
 
 }  // namespace
 
-std::vector<Route> node_routes() {
+std::vector<NodeRoute> node_routes() {
   return {
       {"GET", "/profiles", Access::kTenant, {}, list_profiles},
       {"GET", "/v1/info", Access::kTenant, {}, info},

@@ -29,7 +29,7 @@ Result<Response> list_usage(const ApiContext& api, const Call& call) {
 
 }  // namespace
 
-std::vector<Route> usage_routes() {
+std::vector<NodeRoute> usage_routes() {
   return {
       {"GET", "/instances/{id}/activity", Access::kTenant, {}, get_activity},
       {"GET", "/usage", Access::kTenant, {kMetadata, kPageLimit, kInstanceCursor}, list_usage},

@@ -8,12 +8,12 @@
 namespace portway {
 namespace {
 
-Result<Response> no_answer(const ApiContext&, const Call&) {
+Result<Response> no_answer(const Call&) {
   return Response{};
 }
 
 Route route(std::string_view method, std::string_view pattern) {
-  return {method, pattern, Access::kTenant, {}, no_answer};
+  return {std::string(method), std::string(pattern), Access::kTenant, {}, ReadHandler(no_answer)};
 }
 
 const Router kRouter({route("POST", "/things"), route("GET", "/things"), route("PUT", "/things/{id}"),

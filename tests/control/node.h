@@ -13,6 +13,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -21,6 +22,7 @@
 
 #include "api/dispatch.h"
 #include "api/event_json.h"
+#include "api/resources.h"
 #include "control/control.h"
 #include "tests/control/fake_dataplane.h"
 #include "tests/support/run.h"
@@ -81,20 +83,23 @@ class Node {
                                  .uptime = [this] { return kernel_uptime() + time_passed; }}});
     control_->set_admin_key(kAdminKey);
     control_->restore().value();
-    api_ = std::make_unique<Dispatcher>(
-        ApiContext{context, *control_, stats, closes,
-                   [](MetricsScope scope) -> NextPiece {
-                     return [text = "metrics of scope " + std::to_string(static_cast<int>(scope))]() mutable {
-                       return std::exchange(text, {});
-                     };
-                   },
-                   process},
-        [this] { return std::chrono::steady_clock::now() + time_passed; });
+    api_context_.emplace(ApiContext{context, *control_, stats, closes,
+                                    [](MetricsScope scope) -> NextPiece {
+                                      return [text = "metrics of scope " +
+                                                     std::to_string(static_cast<int>(scope))]() mutable {
+                                        return std::exchange(text, {});
+                                      };
+                                    },
+                                    process});
+    api_ = std::make_unique<Dispatcher>(DispatchContext{control_->keys(), config_.api, stats},
+                                        all_node_routes(*api_context_),
+                                        [this] { return std::chrono::steady_clock::now() + time_passed; });
   }
   void stop() {
     context.restart();
     while (control_->has_changes_under_way()) context.run_one();
     api_.reset();
+    api_context_.reset();
     control_.reset();
     watch_.reset();
     store_.reset();
@@ -263,6 +268,7 @@ class Node {
   std::unique_ptr<Store> store_;
   std::unique_ptr<SessionWatch> watch_;
   std::unique_ptr<Control> control_;
+  std::optional<ApiContext> api_context_;
   std::unique_ptr<Dispatcher> api_;
   std::unique_ptr<SQLite::Database> locker_;
   std::function<void()> once_;
