@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "base/endpoint.h"
@@ -258,6 +259,16 @@ struct Forward {
   Metadata metadata = {};
   bool enabled = true;                                 // otherwise it has its port, and serves nobody
   std::optional<Timestamp> expires_at = std::nullopt;  // when it is deleted
+};
+
+/// Where a forward stands in a list of forwards. An id begins with the time of its creation.
+struct ForwardPosition {
+  std::uint16_t host_port = 0;  // 0 if the list is not sorted by it
+  ForwardId id{};
+
+  friend bool operator<(const ForwardPosition& a, const ForwardPosition& b) {
+    return std::tie(a.host_port, a.id) < std::tie(b.host_port, b.id);
+  }
 };
 
 /// Limits of an instance, by name in the config.

@@ -6,20 +6,33 @@
 namespace portway {
 namespace {
 
-/// The owner in an instance's JSON; nullopt: it is no instance.
-std::optional<std::string> owner_in(std::string_view json) {
+std::optional<boost::json::object> object_in(std::string_view json) {
   boost::system::error_code error;
-  const auto value = boost::json::parse(json, error);
+  auto value = boost::json::parse(json, error);
   if (error || !value.is_object()) return std::nullopt;
-  const auto* owner = value.get_object().if_contains("owner");
-  if (owner == nullptr || !owner->is_string()) return std::nullopt;
-  return std::string(owner->get_string());
+  return std::move(value.get_object());
 }
 
-bool is_json_object(std::string_view json) {
-  boost::system::error_code error;
-  const auto value = boost::json::parse(json, error);
-  return !error && value.is_object();
+std::string text_in(const boost::json::object& object, std::string_view name) {
+  const auto* value = object.if_contains(name);
+  return value != nullptr && value->is_string() ? std::string(value->get_string()) : std::string();
+}
+
+std::uint16_t port_in(const boost::json::object& object, std::string_view name) {
+  const auto* value = object.if_contains(name);
+  if (value == nullptr || !value->is_int64()) return 0;
+  const std::int64_t number = value->get_int64();
+  return number > 0 && number <= 65535 ? static_cast<std::uint16_t>(number) : std::uint16_t{0};
+}
+
+Metadata metadata_in(const boost::json::object& object) {
+  Metadata metadata;
+  const auto* value = object.if_contains("metadata");
+  if (value == nullptr || !value->is_object()) return metadata;
+  for (const auto& [key, each] : value->get_object()) {
+    if (each.is_string()) metadata.emplace(key, each.get_string());
+  }
+  return metadata;
 }
 
 }  // namespace
@@ -52,7 +65,7 @@ void FleetView::begin_listing() {
     if (entry.claim) unlisted_->insert(keys_.claim(id));
     for (const auto& [node, published] : entry.published) {
       unlisted_->insert(keys_.instance(node, id));
-      for (const auto& [forward, json] : published.forwards) {
+      for (const auto& [forward, unused] : published.forwards) {
         unlisted_->insert(keys_.forward(node, id, forward));
       }
     }
@@ -92,71 +105,135 @@ std::vector<const FleetViewInstance*> FleetView::instances(std::optional<std::st
 
 /// False: the value is not one of its kind.
 bool FleetView::put_value(const FleetKey& key, std::string value) {
-  if (key.kind == FleetKey::Kind::kNode) {
-    auto registered = parse_registered_node(value);
-    if (!registered) return false;
-    FleetViewNode& node = nodes_[key.node];
-    node.registered = std::move(registered);
-    node.alive = true;
-    return true;
+  switch (key.kind) {
+    case FleetKey::Kind::kNode:
+      return put_node(key, value);
+    case FleetKey::Kind::kClaim:
+      return put_claim(key, value);
+    case FleetKey::Kind::kInstance:
+      return put_instance(key, std::move(value));
+    case FleetKey::Kind::kForward:
+      return put_forward(key, std::move(value));
   }
-  if (key.kind == FleetKey::Kind::kClaim) {
-    auto claim = parse_claim(value);
-    if (!claim) return false;
-    const auto entry = entries_.try_emplace(key.instance_id).first;
-    hide(entry->second);
-    entry->second.claim = std::move(claim);
-    settle(entry);
-    return true;
-  }
-  const auto owner = key.kind == FleetKey::Kind::kInstance ? owner_in(value) : std::nullopt;
-  const bool is_good = key.kind == FleetKey::Kind::kInstance ? owner.has_value() : is_json_object(value);
-  if (!is_good) return false;
+  return false;
+}
+
+bool FleetView::put_node(const FleetKey& key, std::string_view value) {
+  auto registered = parse_registered_node(value);
+  if (!registered) return false;
+  FleetViewNode& node = nodes_[key.node];
+  node.registered = std::move(registered);
+  node.alive = true;
+  return true;
+}
+
+bool FleetView::put_claim(const FleetKey& key, std::string_view value) {
+  auto claim = parse_claim(value);
+  if (!claim) return false;
   const auto entry = entries_.try_emplace(key.instance_id).first;
   hide(entry->second);
-  FleetViewInstance& instance = entry->second.published[key.node];
-  FleetViewNode& node = nodes_[key.node];
-  const bool is_instance = key.kind == FleetKey::Kind::kInstance;
-  if (is_instance ? instance.json.empty() : !instance.forwards.contains(key.forward)) ++node.keys;
-  if (is_instance) {
-    instance.id = key.instance_id;
-    instance.node = key.node;
-    instance.owner = *owner;
-    instance.json = std::move(value);
-  } else {
-    instance.forwards[key.forward] = std::move(value);
-  }
+  entry->second.claim = std::move(claim);
   settle(entry);
   return true;
 }
 
-void FleetView::erase_value(const FleetKey& key) {
-  if (key.kind == FleetKey::Kind::kNode) {
-    const auto node = nodes_.find(key.node);
-    if (node == nodes_.end()) return;
-    node->second.alive = false;
-    if (node->second.keys == 0) nodes_.erase(node);
-    return;
+bool FleetView::put_instance(const FleetKey& key, std::string value) {
+  const auto object = object_in(value);
+  if (!object || !object->contains("owner") || !object->at("owner").is_string()) return false;
+  const auto entry = entries_.try_emplace(key.instance_id).first;
+  hide(entry->second);
+  FleetViewInstance& instance = entry->second.published[key.node];
+  if (instance.json.empty()) ++nodes_[key.node].keys;
+  instance.id = key.instance_id;
+  instance.node = key.node;
+  instance.owner = text_in(*object, "owner");
+  instance.metadata = metadata_in(*object);
+  instance.json = std::move(value);
+  settle(entry);
+  return true;
+}
+
+bool FleetView::put_forward(const FleetKey& key, std::string value) {
+  const auto object = object_in(value);
+  if (!object) return false;
+  const auto at = entries_.try_emplace(key.instance_id).first;
+  Entry& entry = at->second;
+  if (!entry.published.contains(key.node)) {  // without a claim, it matters how many nodes have something
+    hide(entry);
+    entry.published[key.node];
+    settle(at);
   }
+  FleetViewInstance& instance = entry.published[key.node];
+  const auto [place, is_new] = instance.forwards.try_emplace(key.forward);
+  if (is_new) ++nodes_[key.node].keys;
+  if (entry.shown == &instance && !is_new) unlist(key.forward, place->second);
+  place->second = {.json = std::move(value),
+                   .guest_port = port_in(*object, "guest_port"),
+                   .host_port = port_in(*object, "host_port"),
+                   .label = text_in(*object, "label"),
+                   .state = text_in(*object, "state"),
+                   .metadata = metadata_in(*object)};
+  if (entry.shown == &instance) list(instance, key.forward, place->second);
+  return true;
+}
+
+void FleetView::erase_value(const FleetKey& key) {
+  if (key.kind == FleetKey::Kind::kNode) return erase_node(key);
   const auto entry = entries_.find(key.instance_id);
   if (entry == entries_.end()) return;
+  if (key.kind == FleetKey::Kind::kForward) {
+    return erase_forward(entry, key);
+  }
   hide(entry->second);
   const auto published = entry->second.published.find(key.node);
   if (key.kind == FleetKey::Kind::kClaim) {
     entry->second.claim.reset();
   } else if (published != entry->second.published.end()) {
     FleetViewInstance& instance = published->second;
-    const auto node = nodes_.find(key.node);
-    if (key.kind == FleetKey::Kind::kInstance) {
-      if (!instance.json.empty()) --node->second.keys;
-      instance.json.clear();
-    } else {
-      node->second.keys -= instance.forwards.erase(key.forward);
-    }
-    if (node->second.keys == 0 && !node->second.alive) nodes_.erase(node);
-    if (instance.json.empty() && instance.forwards.empty()) entry->second.published.erase(published);
+    if (!instance.json.empty()) forget_key(key.node);
+    instance.json.clear();
+    if (instance.forwards.empty()) entry->second.published.erase(published);
   }
   settle(entry);
+}
+
+void FleetView::erase_node(const FleetKey& key) {
+  const auto node = nodes_.find(key.node);
+  if (node == nodes_.end()) return;
+  node->second.alive = false;
+  if (node->second.keys == 0) nodes_.erase(node);
+}
+
+void FleetView::erase_forward(Entries::iterator at, const FleetKey& key) {
+  Entry& entry = at->second;
+  const auto published = entry.published.find(key.node);
+  if (published == entry.published.end()) return;
+  FleetViewInstance& instance = published->second;
+  const auto forward = instance.forwards.find(key.forward);
+  if (forward == instance.forwards.end()) return;
+  if (entry.shown == &instance) unlist(key.forward, forward->second);
+  instance.forwards.erase(forward);
+  forget_key(key.node);
+  if (!instance.json.empty() || !instance.forwards.empty()) return;
+  hide(entry);
+  entry.published.erase(published);
+  settle(at);
+}
+
+void FleetView::forget_key(std::string_view node_id) {
+  const auto node = nodes_.find(node_id);
+  if (--node->second.keys == 0 && !node->second.alive) nodes_.erase(node);
+}
+
+void FleetView::list(const FleetViewInstance& instance, const ForwardId& id,
+                     const FleetViewForward& forward) {
+  by_creation_[{.id = id}] = &instance;
+  by_host_port_[{.host_port = forward.host_port, .id = id}] = &instance;
+}
+
+void FleetView::unlist(const ForwardId& id, const FleetViewForward& forward) {
+  by_creation_.erase({.id = id});
+  by_host_port_.erase({.host_port = forward.host_port, .id = id});
 }
 
 /// After a change of the entry, which was hidden.
@@ -182,7 +259,7 @@ void FleetView::show(Entries::iterator entry) {
   entry->second.shown = &instance;
   shown_[instance.id] = &instance;
   owned_[instance.owner].insert(instance.id);
-  forwards_ += instance.forwards.size();
+  for (const auto& [id, forward] : instance.forwards) list(instance, id, forward);
   ++nodes_[instance.node].instances;
 }
 
@@ -190,7 +267,7 @@ void FleetView::hide(Entry& entry) {
   if (entry.shown == nullptr) return;
   const FleetViewInstance& instance = *std::exchange(entry.shown, nullptr);
   shown_.erase(instance.id);
-  forwards_ -= instance.forwards.size();
+  for (const auto& [id, forward] : instance.forwards) unlist(id, forward);
   --nodes_[instance.node].instances;
   const auto owned = owned_.find(instance.owner);
   owned->second.erase(instance.id);

@@ -2,7 +2,7 @@
 // and reads nothing (fleet/fleet_follower.h does).
 //
 // Of two nodes that have published one instance, the view shows that of the node with the claim. Values stay
-// the text that the node has published; of an instance only the owner is read from it.
+// the text that the node has published, beside what lists select and sort by.
 //
 // One thread only. Pointers stay valid until the next put() or erase().
 #pragma once
@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "base/forward.h"
+#include "base/metadata.h"
 #include "fleet/claim.h"
 #include "fleet/fleet_keys.h"
 #include "fleet/node_record.h"
@@ -34,13 +35,23 @@ struct FleetViewNode {
   std::size_t keys = 0;       // that it has published
 };
 
+struct FleetViewForward {
+  std::string json;
+  std::uint16_t guest_port = 0;
+  std::uint16_t host_port = 0;
+  std::string label = {};
+  std::string state = {};
+  Metadata metadata = {};
+};
+
 /// An instance as the node has published it that has it.
 struct FleetViewInstance {
   std::string id;
   std::string node;
   std::string owner;
+  Metadata metadata = {};
   std::string json;
-  std::map<ForwardId, std::string> forwards = {};  // as JSON
+  std::map<ForwardId, FleetViewForward> forwards = {};
 };
 
 class FleetView {
@@ -62,7 +73,12 @@ class FleetView {
   std::vector<const FleetViewInstance*> instances(std::optional<std::string_view> owner,
                                                   std::string_view after, std::size_t limit) const;
   std::size_t instance_count() const { return shown_.size(); }
-  std::size_t forward_count() const { return forwards_; }
+
+  /// All forwards, with their instances.
+  using Forwards = std::map<ForwardPosition, const FleetViewInstance*>;
+  const Forwards& forwards_by_creation() const { return by_creation_; }
+  const Forwards& forwards_by_host_port() const { return by_host_port_; }
+  std::size_t forward_count() const { return by_creation_.size(); }
   /// Keys with a value that was not understood.
   std::size_t bad_values() const { return bad_.size(); }
 
@@ -78,7 +94,16 @@ class FleetView {
   using Entries = std::map<std::string, Entry, std::less<>>;
 
   bool put_value(const FleetKey& key, std::string value);
+  bool put_node(const FleetKey& key, std::string_view value);
+  bool put_claim(const FleetKey& key, std::string_view value);
+  bool put_instance(const FleetKey& key, std::string value);
+  bool put_forward(const FleetKey& key, std::string value);
   void erase_value(const FleetKey& key);
+  void erase_node(const FleetKey& key);
+  void erase_forward(Entries::iterator at, const FleetKey& key);
+  void forget_key(std::string_view node_id);
+  void list(const FleetViewInstance& instance, const ForwardId& id, const FleetViewForward& forward);
+  void unlist(const ForwardId& id, const FleetViewForward& forward);
   void show(Entries::iterator entry);
   void hide(Entry& entry);
   void settle(Entries::iterator entry);
@@ -88,7 +113,8 @@ class FleetView {
   Entries entries_;
   std::map<std::string, const FleetViewInstance*, std::less<>> shown_;            // by id
   std::map<std::string, std::set<std::string, std::less<>>, std::less<>> owned_;  // ids by owner
-  std::size_t forwards_ = 0;                                                      // of what is shown
+  Forwards by_creation_;                                                          // of what is shown
+  Forwards by_host_port_;
   std::set<std::string, std::less<>> bad_;
   std::optional<std::set<std::string, std::less<>>> unlisted_;  // keys that a listing has not named yet
 };

@@ -39,8 +39,8 @@ class FleetFollowerTest : public FleetTest {
     std::map<std::string, std::string> out;
     for (const FleetViewInstance* instance : follower_->view().instances(std::nullopt, "", 10'000)) {
       out[keys.instance(instance->node, instance->id)] = instance->json;
-      for (const auto& [id, json] : instance->forwards)
-        out[keys.forward(instance->node, instance->id, id)] = json;
+      for (const auto& [id, forward] : instance->forwards)
+        out[keys.forward(instance->node, instance->id, id)] = forward.json;
     }
     return out;
   }

@@ -150,5 +150,56 @@ TEST_F(FleetViewTest, AValueThatIsNotUnderstoodIsAsIfItWereNotThere) {
   EXPECT_EQ(view_.bad_values(), 2U);
 }
 
+/// All forwards of the instances that are shown, in the order of `forwards`.
+std::vector<std::string> listed(const FleetView::Forwards& forwards) {
+  std::vector<std::string> out;
+  for (const auto& [place, instance] : forwards) {
+    const FleetViewForward& forward = instance->forwards.at(place.id);
+    out.push_back(instance->id + ":" + forward.label + ":" + std::to_string(forward.host_port));
+  }
+  return out;
+}
+
+TEST_F(FleetViewTest, ListsForwardsByTheirCreationAndByTheirHostPort) {
+  const ForwardId first = make_uuid();
+  const ForwardId second = make_uuid();
+  const auto put = [&](const std::string& node, const std::string& instance, const ForwardId& id,
+                       const std::string& label, int port) {
+    view_.put(keys_.forward(node, instance, id),
+              R"({"label":")" + label + R"(","guest_port":80,"state":"listening","metadata":{"a":"b"},)" +
+                  R"("host_port":)" + std::to_string(port) + "}");
+  };
+  put("n1", "vm-a", first, "first", 900);
+  EXPECT_THAT(listed(view_.forwards_by_creation()), IsEmpty()) << "its instance is not known yet";
+  publish("n1", "vm-a");
+  publish("n2", "vm-b", "bob");
+  put("n2", "vm-b", second, "second", 300);
+  EXPECT_THAT(listed(view_.forwards_by_creation()), ElementsAre("vm-a:first:900", "vm-b:second:300"));
+  EXPECT_THAT(listed(view_.forwards_by_host_port()), ElementsAre("vm-b:second:300", "vm-a:first:900"));
+  const FleetViewForward& shown = view_.find_instance("vm-b")->forwards.at(second);
+  EXPECT_EQ(shown.guest_port, 80);
+  EXPECT_EQ(shown.state, "listening");
+  EXPECT_EQ(shown.metadata, (Metadata{{"a", "b"}}));
+
+  put("n2", "vm-b", second, "renamed", 950);
+  EXPECT_THAT(listed(view_.forwards_by_host_port()), ElementsAre("vm-a:first:900", "vm-b:renamed:950"));
+  claim("vm-a", "n2");  // which has not published it
+  EXPECT_THAT(listed(view_.forwards_by_creation()), ElementsAre("vm-b:renamed:950"));
+  claim("vm-a", "n1");
+  view_.erase(keys_.forward("n2", "vm-b", second));
+  EXPECT_THAT(listed(view_.forwards_by_creation()), ElementsAre("vm-a:first:900"));
+  EXPECT_THAT(listed(view_.forwards_by_host_port()), ElementsAre("vm-a:first:900"));
+  view_.erase(keys_.instance("n1", "vm-a"));
+  EXPECT_THAT(listed(view_.forwards_by_creation()), IsEmpty());
+}
+
+TEST_F(FleetViewTest, AForwardOfAnotherNodeAloneMakesAnUnclaimedInstanceAmbiguous) {
+  publish("n1", "vm-a");
+  const ForwardId stray = forward("n2", "vm-a");
+  EXPECT_EQ(view_.find_instance("vm-a"), nullptr);
+  view_.erase(keys_.forward("n2", "vm-a", stray));
+  EXPECT_NE(view_.find_instance("vm-a"), nullptr);
+}
+
 }  // namespace
 }  // namespace portway::test
