@@ -1,7 +1,7 @@
 // What a line of the daemon's log is about, beside its text: fields for those who search in logs.
 //
 // They hold for what the thread logs while a LogFields lives, and are written by the log's sink
-// (daemon/daemon_log.cpp). In a coroutine it must not live over a co_await.
+// (process/daemon_log.cpp). In a coroutine it must not live over a co_await.
 #pragma once
 
 #include <span>

@@ -1,12 +1,10 @@
 #include "daemon/arguments.h"
 
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
-#include <utility>
 
-#include "daemon/fleet_member.h"
 #include "network/ephemeral_ports.h"
+#include "process/exit_codes.h"
+#include "process/read_config.h"
 
 namespace portway {
 
@@ -39,17 +37,7 @@ std::optional<int> parse_arguments(int argc, char** argv, Arguments& arguments) 
 }
 
 Result<Config> read_config(const Arguments& arguments) {
-  std::vector<Override> overrides = environment_overrides(::environ);
-  for (const std::string& setting : arguments.settings) {
-    auto parsed = parse_override(setting);
-    if (!parsed) return parsed.error();
-    overrides.push_back(std::move(*parsed));
-  }
-  auto config = arguments.config_path.empty() ? parse_config("", "defaults", overrides)
-                                              : load_config(arguments.config_path, overrides);
-  if (!config) return config;
-  if (auto checked = check_fleet_config(*config); !checked) return checked.error();
-  return config;
+  return read_config(arguments.config_path, arguments.settings);
 }
 
 std::vector<std::string> warnings(const Config& config) {

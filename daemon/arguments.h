@@ -9,9 +9,6 @@
 
 namespace portway {
 
-inline constexpr int kExitFailed = 1;
-inline constexpr int kExitBadConfig = 2;
-
 struct Arguments {
   // Empty: every key has its default.
   std::string config_path;

@@ -18,9 +18,10 @@
 #include "control/auth.h"
 #include "daemon/child_process.h"
 #include "daemon/limits.h"
-#include "daemon/notify.h"
 #include "daemon/privileges/sandbox.h"
 #include "daemon/succession.h"
+#include "process/exit_codes.h"
+#include "process/notify.h"
 
 namespace portway {
 namespace {

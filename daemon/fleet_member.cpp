@@ -8,46 +8,16 @@
 #include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/json/serialize.hpp>
-#include <fstream>
 #include <utility>
 #include <variant>
 
 #include "api/json.h"
 #include "base/boot_clock.h"
 #include "control/auth.h"
+#include "process/read_config.h"
 
 namespace portway {
 namespace {
-
-constexpr std::size_t kPasswordMax = 1024;
-
-EtcdOptions etcd_options(const Config::Fleet& fleet, std::string password) {
-  return {.endpoints = fleet.etcd,
-          .tls_ca = fleet.etcd_tls_ca,
-          .tls_certificate = fleet.etcd_tls_certificate,
-          .tls_private_key = fleet.etcd_tls_private_key,
-          .user = fleet.etcd_user,
-          .password = std::move(password),
-          .endpoints_key = "fleet.etcd",
-          .key_prefix = "fleet.etcd_"};
-}
-
-/// The first line of the file.
-Result<std::string> read_password(const std::string& path) {
-  if (path.empty()) return std::string();
-  const auto wrong = [&](std::string_view why) {
-    return Error{ErrorCode::kInvalidConfig, fmt::format("fleet.etcd_password_file: {}: {}", path, why),
-                 "fleet.etcd_password_file"};
-  };
-  std::ifstream file(path);
-  std::string password;
-  if (!file || !std::getline(file, password)) {
-    return wrong("it cannot be read, or is empty; put the password there, readable by this user");
-  }
-  if (password.empty() || password.size() > kPasswordMax)
-    return wrong("its first line must have 1-1024 bytes");
-  return password;
-}
 
 /// Of this boot of the machine and this store, so that a restart is known.
 std::string identity_of(const Config& config) {
@@ -62,15 +32,6 @@ concept IsOfForward = requires(const Kind& kind) {
 };
 
 }  // namespace
-
-Result<void> check_fleet_config(const Config& config) {
-  if (config.fleet.etcd.empty()) return {};
-  const std::string some_password = config.fleet.etcd_user.empty() ? "" : "*";
-  if (auto checked = check_etcd_options(etcd_options(config.fleet, some_password)); !checked) {
-    return checked.error();
-  }
-  return {};
-}
 
 FleetMember::FleetMember(Parts parts) : parts_(std::move(parts)) {}
 
@@ -107,9 +68,9 @@ void FleetMember::forget() {
 
 Result<void> FleetMember::join() {
   const Config::Fleet& fleet = parts_.config.fleet;
-  auto password = read_password(fleet.etcd_password_file);
-  if (!password) return password.error();
-  PublisherOptions options{.etcd = etcd_options(fleet, std::move(*password)),
+  auto etcd_options = read_etcd_options(fleet);
+  if (!etcd_options) return etcd_options.error();
+  PublisherOptions options{.etcd = std::move(*etcd_options),
                            .prefix = fleet.prefix,
                            .node_id = fleet_node_id(parts_.config),
                            .identity = identity_of(parts_.config),

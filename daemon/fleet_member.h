@@ -20,9 +20,6 @@
 
 namespace portway {
 
-/// kInvalidConfig if fleet.etcd and the keys beside it cannot work. Opens no file.
-Result<void> check_fleet_config(const Config& config);
-
 class FleetMember final : private FleetNode {
  public:
   /// All of it outlives the member.

@@ -13,14 +13,15 @@
 #include "control/store_backup.h"
 #include "daemon/arguments.h"
 #include "daemon/daemon.h"
-#include "daemon/daemon_log.h"
 #include "daemon/limits.h"
 #include "daemon/network_parts.h"
-#include "daemon/passed_sockets.h"
 #include "daemon/privileges/capabilities.h"
 #include "daemon/privileges/sandbox.h"
 #include "daemon/succession.h"
 #include "daemon/supervise.h"
+#include "process/daemon_log.h"
+#include "process/exit_codes.h"
+#include "process/passed_sockets.h"
 #include "proxy/crash_note.h"
 
 namespace portway {

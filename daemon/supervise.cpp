@@ -23,6 +23,7 @@
 #include "daemon/arguments.h"
 #include "daemon/child_process.h"
 #include "handover/keeper.h"
+#include "process/exit_codes.h"
 
 namespace portway {
 namespace {

@@ -10,7 +10,7 @@
 #include <string_view>
 #include <utility>
 
-#include "daemon/notify.h"
+#include "process/notify.h"
 
 namespace portway {
 namespace {

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "control/node_faults.h"
-#include "daemon/every.h"
+#include "process/every.h"
 
 namespace portway {
 

@@ -33,7 +33,9 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
     {"api", with(kBelowControl, {"control", "metrics", "api/http"})},
     {"client", {"base", "config", "network", "proxy"}},
     {"fleet", {"base"}},
-    {"daemon", with(kBelowControl, {"handover", "control", "metrics", "api", "api/http", "fleet"})},
+    {"process", with(kBelowControl, {"control", "api/http", "fleet"})},
+    {"daemon",
+     with(kBelowControl, {"handover", "control", "metrics", "api", "api/http", "fleet", "process"})},
 };
 
 /// The folder of the table that a file, named from the top, is in; empty if in none.

@@ -1,4 +1,4 @@
-#include "daemon/servers.h"
+#include "process/servers.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>

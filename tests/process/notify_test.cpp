@@ -1,5 +1,5 @@
 // What is sent to systemd, and what must be sent again.
-#include "daemon/notify.h"
+#include "process/notify.h"
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>

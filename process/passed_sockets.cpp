@@ -1,4 +1,4 @@
-#include "daemon/passed_sockets.h"
+#include "process/passed_sockets.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>

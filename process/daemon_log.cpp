@@ -1,4 +1,4 @@
-#include "daemon/daemon_log.h"
+#include "process/daemon_log.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -23,7 +23,7 @@
 #include "base/fd.h"
 #include "base/log_fields.h"
 #include "control/line_writer.h"
-#include "daemon/log_line.h"
+#include "process/log_line.h"
 
 namespace portway {
 namespace {

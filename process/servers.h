@@ -16,7 +16,7 @@
 #include "base/fd.h"
 #include "base/listen_address.h"
 #include "control/node_faults.h"
-#include "daemon/passed_sockets.h"
+#include "process/passed_sockets.h"
 #include "proxy/inherited.h"
 
 namespace portway {

@@ -1,4 +1,4 @@
-#include "daemon/log_line.h"
+#include "process/log_line.h"
 
 #include <gtest/gtest.h>
 
