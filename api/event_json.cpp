@@ -1,7 +1,5 @@
 #include "api/event_json.h"
 
-#include <fmt/format.h>
-
 #include <boost/json/array.hpp>
 #include <boost/json/serialize.hpp>
 #include <optional>
@@ -12,14 +10,10 @@
 
 #include "api/json.h"
 #include "api/preconditions.h"
+#include "api/sse.h"
 
 namespace portway {
 namespace {
-
-// A read returns about this much at most, so that what waits for a slow client is not in memory twice.
-constexpr std::size_t kPieceBytes = 64 * 1024;
-constexpr std::string_view kRetry = "retry: 1000\n";  // ms that a client waits before it reconnects
-constexpr std::string_view kComment = ":\n\n";        // readers skip it
 
 template <class Kind>
 concept IsAboutAForward = requires(const Kind& kind) {
@@ -108,53 +102,28 @@ std::string_view reason_of(EventGap gap) {
   return "no event has this id";
 }
 
-std::string sse(std::string_view id, std::string_view type, std::string_view data) {
-  return fmt::format("id: {}\nevent: {}\ndata: {}\n\n", id, type, data);
-}
-
-std::string sse(const EventSubscription::Item& item) {
-  if (const Event* event = item.event) {
-    if (event->text.empty()) event->text = boost::json::serialize(to_json(*event));
-    return sse(item.id, type_of(*event), event->text);
-  }
-  const boost::json::object data{
-      {"time", to_rfc3339(now())},
-      {"reason", fmt::format("{}; events are missing here: read the lists again", reason_of(item.gap))},
-      {"code", code_of(item.gap)}};
-  return sse(item.id, "reset", boost::json::serialize(data));
-}
-
-class EventStream final : public BodyStream {
+class HubSource final : public SseSource {
  public:
-  explicit EventStream(std::unique_ptr<EventSubscription> subscription)
+  explicit HubSource(std::unique_ptr<EventSubscription> subscription)
       : subscription_(std::move(subscription)) {}
 
-  void on_ready(std::function<void()> wake) override { subscription_->on_event(std::move(wake)); }
+  void on_event(std::function<void()> wake) override { subscription_->on_event(std::move(wake)); }
 
-  std::optional<std::string> read() override {
-    std::string text;
-    const std::string begins_after = subscription_->position();
-    auto item = subscription_->next();
-    if (std::exchange(first_, false)) {
-      text = kRetry;
-      const bool has_gap = item && item->event == nullptr;
-      // The comment shows at once that the stream is open. With the id, a client that loses the stream before
-      // its first event continues where it began.
-      if (!has_gap) text += fmt::format("id: {}\n{}", begins_after, kComment);
+  std::optional<SseItem> next() override {
+    const auto item = subscription_->next();
+    if (!item) return std::nullopt;
+    if (item->event == nullptr) {
+      return SseItem{.text = reset_event(item->id, code_of(item->gap), reason_of(item->gap)), .is_gap = true};
     }
-    while (item) {
-      text += sse(*item);
-      if (text.size() >= kPieceBytes) break;
-      item = subscription_->next();
-    }
-    return text;
+    const Event& event = *item->event;
+    if (event.text.empty()) event.text = boost::json::serialize(to_json(event));
+    return SseItem{.text = sse_event(item->id, type_of(event), event.text)};
   }
 
-  std::string heartbeat() override { return std::string(kComment); }
+  std::string position() const override { return subscription_->position(); }
 
  private:
   const std::unique_ptr<EventSubscription> subscription_;
-  bool first_ = true;
 };
 
 }  // namespace
@@ -189,7 +158,7 @@ boost::json::object to_json(const Event& event) {
 }
 
 std::shared_ptr<BodyStream> event_stream(std::unique_ptr<EventSubscription> subscription) {
-  return std::make_shared<EventStream>(std::move(subscription));
+  return sse_stream(std::make_unique<HubSource>(std::move(subscription)));
 }
 
 }  // namespace portway
