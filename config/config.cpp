@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 #include <toml++/toml.h>
 #include <unistd.h>
+#include <algorithm>
 
 #include <array>
 #include <cctype>
@@ -246,6 +247,18 @@ std::vector<std::string> take_live_keys(Config& running, const Config& wanted) {
   }
   running.profiles = wanted.profiles;
   return need_restart;
+}
+
+std::string key_beside(const Config& config, std::span<const std::string_view> tables) {
+  const Config defaults;
+  const std::vector<ConfigValue> before = key_values(defaults);
+  const std::vector<ConfigValue> after = key_values(config);
+  for (std::size_t i = 0; i < after.size(); ++i) {
+    const std::string_view name = config_keys()[i].name;
+    const bool is_inside = std::ranges::find(tables, name.substr(0, name.find('.'))) != tables.end();
+    if (!is_inside && before[i] != after[i]) return default_name(config_keys()[i]);
+  }
+  return config.profiles == defaults.profiles ? "" : "profiles";
 }
 
 }  // namespace portway

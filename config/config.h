@@ -229,6 +229,16 @@ struct Config {
     friend bool operator==(const Fleet&, const Fleet&) = default;
   };
 
+  // What only portway-gateway reads.
+  struct Gateway {
+    // PEM files towards nodes; "": the system's authorities; no certificate of our own.
+    std::string node_tls_ca = {};
+    std::string node_tls_certificate = {};
+    std::string node_tls_private_key = {};
+
+    friend bool operator==(const Gateway&, const Gateway&) = default;
+  };
+
   struct Process {
     // Whether threads that handle what strangers send are confined to what they need.
     bool sandbox = true;
@@ -248,6 +258,7 @@ struct Config {
   Proxy proxy = {};
   Log log = {};
   Fleet fleet = {};
+  Gateway gateway = {};
   Process process = {};
 
   friend bool operator==(const Config&, const Config&) = default;
@@ -299,6 +310,9 @@ Result<Config> load_config(const std::string& path, std::span<const Override> ov
 /// Copies the live keys, those that can change while the daemon runs (SIGHUP), to `running`. Returns the
 /// names of the other keys that differ: they need a restart.
 std::vector<std::string> take_live_keys(Config& running, const Config& wanted);
+
+/// A key that differs from its default and is in none of `tables` ("api"); empty: there is none.
+std::string key_beside(const Config& config, std::span<const std::string_view> tables);
 
 /// What is allowed but probably not meant: sentences for the log and for --check.
 std::vector<std::string> config_warnings(const Config& config);

@@ -24,6 +24,17 @@ bool collide(const ListenAddress& a, const ListenAddress& b) {
   return covers(one->address(), other->address()) || covers(other->address(), one->address());
 }
 
+/// A certificate and its private key are set together; `prefix`: "fleet.etcd_".
+std::optional<ConfigConflict> find_unpaired(std::string_view prefix, const std::string& certificate,
+                                            const std::string& private_key) {
+  if (certificate.empty() == private_key.empty()) return std::nullopt;
+  const std::string certificate_name = fmt::format("{}tls_certificate", prefix);
+  const std::string key_name = fmt::format("{}tls_private_key", prefix);
+  if (private_key.empty())
+    return ConfigConflict{certificate_name, fmt::format("needs its private key; set {} too", key_name)};
+  return ConfigConflict{key_name, fmt::format("needs its certificate; set {} too", certificate_name)};
+}
+
 /// What is wrong with the keys that one listener has of its own.
 std::optional<ConfigConflict> find_own_tls_conflict(const Config::Api& api, std::size_t index) {
   const ApiListener& listener = api.listen[index];
@@ -44,12 +55,7 @@ std::optional<ConfigConflict> find_own_tls_conflict(const Config::Api& api, std:
   if (!listener.admin_uids.value_or(std::vector<std::uint32_t>{}).empty()) {
     return wrong("admin_uids", "who is calling is known on a Unix socket only; leave it out");
   }
-  if (!certificate.empty() && private_key.empty()) {
-    return wrong("tls_certificate", fmt::format("needs its private key; set {}.tls_private_key too", name));
-  }
-  if (certificate.empty() && !private_key.empty()) {
-    return wrong("tls_private_key", fmt::format("needs its certificate; set {}.tls_certificate too", name));
-  }
+  if (auto unpaired = find_unpaired(name + ".", certificate, private_key)) return unpaired;
   if (!client_ca.empty() && tls_of_listener(api, index).certificate.empty()) {
     return wrong("client_ca",
                  fmt::format("needs TLS; set {0}.tls_certificate and {0}.tls_private_key too", name));
@@ -81,12 +87,7 @@ std::optional<ConfigConflict> find_listener_conflict(const Config& config) {
 }
 
 std::optional<ConfigConflict> find_tls_conflict(const Config::Api& api) {
-  if (!api.tls_certificate.empty() && api.tls_private_key.empty()) {
-    return ConfigConflict{"api.tls_certificate", "needs its private key; set api.tls_private_key too"};
-  }
-  if (api.tls_certificate.empty() && !api.tls_private_key.empty()) {
-    return ConfigConflict{"api.tls_private_key", "needs its certificate; set api.tls_certificate too"};
-  }
+  if (auto unpaired = find_unpaired("api.", api.tls_certificate, api.tls_private_key)) return unpaired;
   bool has_tls = false;
   for (std::size_t i = 0; i < api.listen.size(); ++i) has_tls |= !tls_of_listener(api, i).certificate.empty();
   if (!has_tls && api.tls_certificate.empty() && !api.client_ca.empty()) {
@@ -103,13 +104,12 @@ std::optional<ConfigConflict> find_tls_conflict(const Config::Api& api) {
 
 std::optional<ConfigConflict> find_fleet_conflict(const Config& config) {
   const Config::Fleet& fleet = config.fleet;
-  if (fleet.etcd_tls_certificate.empty() != fleet.etcd_tls_private_key.empty()) {
-    return fleet.etcd_tls_certificate.empty()
-               ? ConfigConflict{"fleet.etcd_tls_private_key",
-                                "needs its certificate; set fleet.etcd_tls_certificate too"}
-               : ConfigConflict{"fleet.etcd_tls_certificate",
-                                "needs its private key; set fleet.etcd_tls_private_key too"};
-  }
+  if (auto unpaired = find_unpaired("fleet.etcd_", fleet.etcd_tls_certificate, fleet.etcd_tls_private_key))
+    return unpaired;
+  const Config::Gateway& gateway = config.gateway;
+  if (auto unpaired =
+          find_unpaired("gateway.node_", gateway.node_tls_certificate, gateway.node_tls_private_key))
+    return unpaired;
   if (fleet.etcd_user.empty() != fleet.etcd_password_file.empty()) {
     return fleet.etcd_user.empty()
                ? ConfigConflict{"fleet.etcd_password_file", "needs a user; set fleet.etcd_user too"}

@@ -130,12 +130,11 @@ Result<void> check_listeners_tls(const Config::Api& api) {
   return {};
 }
 
-Result<std::vector<std::string>> check_config_files(const Config& config) {
-  Files files;
+namespace {
+
+Result<void> check_shared_files(Files& files, const Config& config) {
   Result<void> done = check_listeners_tls(config.api);
   if (done) done = check_fleet_files(config.fleet);
-  if (done) done = files.made("store.path", config.store.path);
-  if (done) done = files.made_directory("store.path", config.store.path);
   if (done) done = files.made("api.admin_key_file", config.api.admin_key_file);
   if (done) done = files.made_directory("api.admin_key_file", config.api.admin_key_file);
   if (done) done = check_admin_key(config.api.admin_key_file);
@@ -143,16 +142,40 @@ Result<std::vector<std::string>> check_config_files(const Config& config) {
     if (done) done = files.made(key, file);
     if (done) done = files.directory(key, file);
   }
-  if (!done) return done.error();
+  if (!done) return done;
   for (std::size_t i = 0; i < config.api.listen.size(); ++i) {
     if (const auto* path = std::get_if<UnixPath>(&config.api.listen[i].address)) {
       files.runtime_directory(name_of_listener(config.api, i), path->path);
     }
   }
-  if (!config.metrics.listen) return std::move(files.warnings);
+  if (!config.metrics.listen) return {};
   if (const auto* path = std::get_if<UnixPath>(&*config.metrics.listen)) {
     files.runtime_directory("metrics.listen", path->path);
   }
+  return {};
+}
+
+}  // namespace
+
+Result<std::vector<std::string>> check_config_files(const Config& config) {
+  Files files;
+  Result<void> done = files.made("store.path", config.store.path);
+  if (done) done = files.made_directory("store.path", config.store.path);
+  if (done) done = check_shared_files(files, config);
+  if (!done) return done.error();
+  return std::move(files.warnings);
+}
+
+Result<std::vector<std::string>> check_gateway_files(const Config& config) {
+  Files files;
+  Result<void> done = check_shared_files(files, config);
+  const Config::Gateway& gateway = config.gateway;
+  if (done && !gateway.node_tls_certificate.empty()) {
+    done = check_tls_files({.certificate = gateway.node_tls_certificate,
+                            .private_key = gateway.node_tls_private_key,
+                            .key_prefix = "gateway.node_"});
+  }
+  if (!done) return done.error();
   return std::move(files.warnings);
 }
 

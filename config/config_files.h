@@ -26,4 +26,7 @@ Result<void> check_listeners_tls(const Config::Api& api);
 /// not be the daemon's, cannot write, or one that something may still create.
 Result<std::vector<std::string>> check_config_files(const Config& config);
 
+/// The same of what a gateway reads.
+Result<std::vector<std::string>> check_gateway_files(const Config& config);
+
 }  // namespace portway

@@ -330,6 +330,18 @@ void visit_keys(C& config, P& profile, Visit visit) {
          "that time."},
         config.fleet.lease_ttl, Number{5, 60});
   visit(
+      {"gateway.node_tls_ca", kFixed,
+       "Of portway-gateway only: the PEM file with the authorities of the nodes' certificates. Empty: those "
+       "of the system."},
+      config.gateway.node_tls_ca, kOptionalPath);
+  visit({"gateway.node_tls_certificate", kFixed,
+         "The PEM file with the gateway's certificate towards nodes, by which they know it (fleet.gateways); "
+         "it is read again for each connection. Empty: none, and no node does what it is asked to."},
+        config.gateway.node_tls_certificate, kOptionalPath);
+  visit({"gateway.node_tls_private_key", kFixed,
+         "The PEM file with that certificate's private key, without a passphrase. Set together with it."},
+        config.gateway.node_tls_private_key, kOptionalPath);
+  visit(
       {"process.sandbox", kFixed,
        "Whether the threads that handle what strangers send are confined: to the system calls that they need "
        "(seccomp), and to writing where this file says (Landlock, Linux 5.13). What they are refused is in "
