@@ -27,6 +27,34 @@ class AtEnd {
 
 }  // namespace
 
+HttpRequest http_request_of(const EtcdCall& call, const std::string& token) {
+  HttpRequest request{.method = "POST", .target = std::string(call.path), .body = call.body};
+  request.fields = {{"Content-Type", "application/json"}};
+  if (!token.empty()) request.fields.emplace_back("Authorization", token);
+  // The gateway passes it on as the gRPC metadata "hasleader" (api/v3rpc/rpctypes/md.go).
+  if (call.needs_leader) request.fields.emplace_back("Grpc-Metadata-Hasleader", "true");
+  return request;
+}
+
+EtcdError etcd_error_of(const HttpError& error) {
+  const auto kind = [&] {
+    switch (error.kind) {
+      case HttpErrorKind::kUnreachable:
+        return EtcdErrorKind::kUnreachable;
+      case HttpErrorKind::kTimeout:
+        return EtcdErrorKind::kTimeout;
+      case HttpErrorKind::kBadAnswer:
+        return EtcdErrorKind::kBadAnswer;
+      case HttpErrorKind::kTooLarge:
+        return EtcdErrorKind::kTooLarge;
+      case HttpErrorKind::kClosed:
+        break;
+    }
+    return EtcdErrorKind::kClosed;
+  }();
+  return {.kind = kind, .detail = error.detail};
+}
+
 EtcdCore::Closing::Closing(EtcdCore& core, std::function<void()> close)
     : core_(core.shared_from_this()), place_(core.on_close_.insert(core.on_close_.end(), std::move(close))) {}
 
@@ -34,9 +62,10 @@ EtcdCore::Closing::~Closing() {
   core_->on_close_.erase(place_);
 }
 
-EtcdCore::EtcdCore(asio::any_io_executor executor, EtcdOptions options, std::vector<EtcdEndpoint> endpoints)
+EtcdCore::EtcdCore(asio::any_io_executor executor, EtcdOptions options, std::vector<HttpEndpoint> endpoints)
     : executor_(std::move(executor)),
       options_(std::move(options)),
+      tls_(tls_of(options_)),
       endpoints_(std::move(endpoints)),
       cluster_id_(options_.cluster_id),
       token_fetched_(executor_, Clock::time_point::max()) {}
@@ -84,9 +113,9 @@ void EtcdCore::keep_idle(std::size_t index, Connection connection) {
 }
 
 /// RFC 9110, 5.6.7: "Mon, 30 Nov 2026 09:47:03 GMT".
-void EtcdCore::note_date(const std::string& date) {
+void EtcdCore::note_date(std::string_view date) {
   std::tm parts{};
-  const char* end = ::strptime(date.c_str(), "%a, %d %b %Y %H:%M:%S GMT", &parts);
+  const char* end = ::strptime(std::string(date).c_str(), "%a, %d %b %Y %H:%M:%S GMT", &parts);
   if (end == nullptr || *end != 0) return;
   // It is cut off to the second.
   const Timestamp time =
@@ -199,11 +228,11 @@ asio::awaitable<EtcdCore::Attempt> EtcdCore::try_endpoint(const EtcdCall& call, 
     if (is_final) co_return answer;
     // The server had closed it just then.
   }
-  const auto connection = std::make_shared<EtcdConnection>(executor_, endpoints_[index]);
+  const auto connection = std::make_shared<HttpConnection>(executor_, endpoints_[index]);
   {
     const Closing closing(*this, [&connection] { connection->close(); });
-    const auto opened = co_await connection->open(options_, deadlines.connect);
-    if (!opened) co_return as_failure(opened.error(), EtcdRemedy::kTryNext);
+    const auto opened = co_await connection->open(tls_, deadlines.connect);
+    if (!opened) co_return as_failure(etcd_error_of(opened.error()), EtcdRemedy::kTryNext);
   }
   co_return co_await ask(call, token, index, connection, deadlines);
 }
@@ -212,22 +241,21 @@ asio::awaitable<EtcdCore::Attempt> EtcdCore::ask(const EtcdCall& call, std::stri
                                                  Connection connection, Deadlines deadlines) {
   if (is_closed_) co_return as_failure(closed());
   const Closing closing(*this, [&connection] { connection->close(); });
-  const EtcdHttpRequest request{
-      .path = call.path, .token = std::move(token), .body = call.body, .needs_leader = call.needs_leader};
+  const HttpRequest request = http_request_of(call, token);
   const auto sent = co_await connection->send(request, deadlines.answer);
-  if (!sent) co_return as_failure(sent.error(), EtcdRemedy::kTryNext);
+  if (!sent) co_return as_failure(etcd_error_of(sent.error()), EtcdRemedy::kTryNext);
   auto answer = co_await connection->read_answer(options_.answer_max, deadlines.answer);
   if (!answer) {
-    const EtcdErrorKind kind = answer.error().kind;
-    const bool may_come = kind == EtcdErrorKind::kUnreachable || kind == EtcdErrorKind::kTimeout;
+    const HttpErrorKind kind = answer.error().kind;
+    const bool may_come = kind == HttpErrorKind::kUnreachable || kind == HttpErrorKind::kTimeout;
     EtcdRemedy remedy = may_come ? EtcdRemedy::kMaybeNext : EtcdRemedy::kNone;
-    if (connection->certificate_refused()) remedy = EtcdRemedy::kTryNext;
-    co_return as_failure(answer.error(), remedy);
+    if (answer.error().not_sent) remedy = EtcdRemedy::kTryNext;
+    co_return as_failure(etcd_error_of(answer.error()), remedy);
   }
-  note_date(answer->date);
+  note_date(answer->head.field("Date"));
   keep_idle(index, connection);
-  if (answer->status == kHttpOk) co_return std::move(answer->body);
-  EtcdFailure failure = etcd_failure_of(answer->status, answer->body);
+  if (answer->head.status == kHttpOk) co_return std::move(answer->body);
+  EtcdFailure failure = etcd_failure_of(answer->head.status, answer->body);
   failure.error.detail = endpoints_[index].url + ": " + failure.error.detail;
   co_return failure;
 }

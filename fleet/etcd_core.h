@@ -19,10 +19,10 @@
 #include <vector>
 
 #include "base/forward.h"
-#include "fleet/etcd_http.h"
 #include "fleet/etcd_json.h"
 #include "fleet/etcd_options.h"
 #include "fleet/etcd_values.h"
+#include "fleet/http_connection.h"
 
 namespace portway {
 
@@ -30,9 +30,16 @@ namespace portway {
 struct EtcdCall {
   std::string_view path;
   std::string body;
-  bool repeatable = false;   // carried out twice it is as good as once
-  bool needs_leader = true;  // see EtcdHttpRequest
+  bool repeatable = false;  // carried out twice it is as good as once
+  // etcd refuses the request, or ends its stream, while the member knows of no leader.
+  bool needs_leader = true;
 };
+
+/// The request that it is over HTTP. `token`: empty: none is sent.
+HttpRequest http_request_of(const EtcdCall& call, const std::string& token);
+
+/// What an error of the connection is to a caller of etcd. A request that was sent may have been carried out.
+EtcdError etcd_error_of(const HttpError& error);
 
 class EtcdCore : public std::enable_shared_from_this<EtcdCore> {
  public:
@@ -40,7 +47,7 @@ class EtcdCore : public std::enable_shared_from_this<EtcdCore> {
   template <class Value>
   using Awaitable = boost::asio::awaitable<EtcdResult<Value>>;
 
-  EtcdCore(boost::asio::any_io_executor executor, EtcdOptions options, std::vector<EtcdEndpoint> endpoints);
+  EtcdCore(boost::asio::any_io_executor executor, EtcdOptions options, std::vector<HttpEndpoint> endpoints);
 
   /// The body of the answer with status 200. Carries out the rules of etcd.h about endpoints, deadlines and
   /// tokens.
@@ -76,7 +83,8 @@ class EtcdCore : public std::enable_shared_from_this<EtcdCore> {
 
   const boost::asio::any_io_executor& executor() const { return executor_; }
   const EtcdOptions& options() const { return options_; }
-  const std::vector<EtcdEndpoint>& endpoints() const { return endpoints_; }
+  const HttpTls& tls() const { return tls_; }
+  const std::vector<HttpEndpoint>& endpoints() const { return endpoints_; }
   std::uint64_t cluster_id() const { return cluster_id_; }
 
   /// The index of the endpoint to begin with, and what others should know of one.
@@ -85,7 +93,7 @@ class EtcdCore : public std::enable_shared_from_this<EtcdCore> {
   void note_failure(std::size_t index);
 
  private:
-  using Connection = std::shared_ptr<EtcdConnection>;
+  using Connection = std::shared_ptr<HttpConnection>;
   using Attempt = EtcdAttempt<std::string>;
   struct Deadlines {
     Clock::time_point connect;
@@ -101,12 +109,13 @@ class EtcdCore : public std::enable_shared_from_this<EtcdCore> {
   Deadlines deadlines_for(const EtcdCall& call, int endpoints_left, Clock::time_point deadline) const;
   Connection take_idle(std::size_t index);
   void keep_idle(std::size_t index, Connection connection);
-  void note_date(const std::string& date);
+  void note_date(std::string_view date);
   EtcdError closed() const;
 
   const boost::asio::any_io_executor executor_;
   const EtcdOptions options_;
-  const std::vector<EtcdEndpoint> endpoints_;
+  const HttpTls tls_;
+  const std::vector<HttpEndpoint> endpoints_;
   std::size_t preferred_ = 0;
   std::uint64_t cluster_id_;                              // 0: none is known yet
   std::optional<std::string> token_;                      // nullopt: to be fetched

@@ -2,9 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <boost/url/parse.hpp>
-#include <boost/url/url_view.hpp>
-
 namespace portway {
 namespace {
 
@@ -24,33 +21,14 @@ Error wrong_option(const EtcdOptions& options, std::string_view name, std::strin
   return {ErrorCode::kInvalidConfig, fmt::format("{}: {}.", key, why), key};
 }
 
-Result<EtcdEndpoint> parse_etcd_endpoint(const EtcdOptions& options, const std::string& url) {
-  const auto wrong = [&](std::string_view why) {
-    // A password may be in it, so it is not repeated then.
-    const std::string shown = url.find('@') == std::string::npos ? in_quotes(url) : "a URL";
-    return wrong_option(options, kEndpoints, fmt::format("{} {}", shown, why));
-  };
-  const auto parsed = boost::urls::parse_uri(url);
-  if (!parsed) return wrong("is no URL; write it like https://etcd-1.example:2379");
-  if (parsed->scheme() != "http" && parsed->scheme() != "https") {
-    return wrong("has an unknown scheme; begin it with http:// or https://");
-  }
-  if (parsed->has_userinfo()) {
-    return wrong(fmt::format("has a user in it; give it by {0}user", options.key_prefix));
-  }
-  const bool has_path = !parsed->encoded_path().empty() && parsed->encoded_path() != "/";
-  if (parsed->host_address().empty() || has_path || parsed->has_query() || parsed->has_fragment()) {
-    return wrong("must have a host, optionally a port, and nothing else");
-  }
-  if (parsed->has_port() && parsed->port_number() == 0) return wrong("has a port that is not 1-65535");
-  EtcdEndpoint endpoint;
-  endpoint.tls = parsed->scheme() == "https";
-  endpoint.host = parsed->host_address();
-  endpoint.port = parsed->has_port() ? std::string(parsed->port()) : "2379";
-  const bool v6 = endpoint.host.find(':') != std::string::npos;
-  endpoint.authority = (v6 ? "[" + endpoint.host + "]" : endpoint.host) + ":" + endpoint.port;
-  endpoint.url = (endpoint.tls ? "https://" : "http://") + endpoint.authority;
-  return endpoint;
+Result<HttpEndpoint> parse_etcd_endpoint(const EtcdOptions& options, const std::string& url) {
+  auto endpoint = parse_http_endpoint(url, {.example = "https://etcd-1.example:2379",
+                                            .default_port = "2379",
+                                            .user_remedy = "give it by " + options.key_prefix + "user"});
+  if (endpoint) return endpoint;
+  // A password may be in it, so it is not repeated then.
+  const std::string shown = url.find('@') == std::string::npos ? in_quotes(url) : "a URL";
+  return wrong_option(options, kEndpoints, fmt::format("{} {}", shown, endpoint.error().detail));
 }
 
 Result<void> check_etcd_duration(const EtcdOptions& options, std::string_view name, milliseconds value,
@@ -61,7 +39,7 @@ Result<void> check_etcd_duration(const EtcdOptions& options, std::string_view na
       fmt::format("{} ms is outside {}-{} ms", value.count(), kTimeoutMin.count(), max.count()));
 }
 
-Result<void> check_etcd_tls(const EtcdOptions& options, const std::vector<EtcdEndpoint>& endpoints) {
+Result<void> check_etcd_tls(const EtcdOptions& options, const std::vector<HttpEndpoint>& endpoints) {
   if (options.tls_certificate.empty() != options.tls_private_key.empty()) {
     return wrong_option(options, options.tls_certificate.empty() ? "tls_certificate" : "tls_private_key",
                         "is missing; a certificate and its private key go together");
@@ -70,7 +48,7 @@ Result<void> check_etcd_tls(const EtcdOptions& options, const std::vector<EtcdEn
                                 : !options.tls_certificate.empty() ? "tls_certificate"
                                                                    : "";
   if (name.empty()) return {};
-  for (const EtcdEndpoint& endpoint : endpoints) {
+  for (const HttpEndpoint& endpoint : endpoints) {
     if (!endpoint.tls) {
       return wrong_option(
           options, name,
@@ -95,11 +73,11 @@ Result<void> check_etcd_user(const EtcdOptions& options) {
 
 }  // namespace
 
-Result<std::vector<EtcdEndpoint>> check_etcd_options(const EtcdOptions& options) {
+Result<std::vector<HttpEndpoint>> check_etcd_options(const EtcdOptions& options) {
   if (options.endpoints.empty() || options.endpoints.size() > kEndpointsMax) {
     return wrong_option(options, kEndpoints, fmt::format("must have 1-{} URLs", kEndpointsMax));
   }
-  std::vector<EtcdEndpoint> endpoints;
+  std::vector<HttpEndpoint> endpoints;
   for (const std::string& url : options.endpoints) {
     auto endpoint = parse_etcd_endpoint(options, url);
     if (!endpoint) return endpoint.error();
@@ -117,6 +95,16 @@ Result<std::vector<EtcdEndpoint>> check_etcd_options(const EtcdOptions& options)
                         fmt::format("{} bytes is outside {}-{}", options.answer_max, kAnswerMin, kAnswerMax));
   }
   return endpoints;
+}
+
+HttpTls tls_of(const EtcdOptions& options) {
+  return {.ca = options.tls_ca,
+          .certificate = options.tls_certificate,
+          .private_key = options.tls_private_key,
+          .key_prefix = options.key_prefix,
+          .untrusted_remedy = fmt::format("see {}tls_ca, the host in {}, and etcd's --cert-file",
+                                          options.key_prefix, options.endpoints_key),
+          .refused_remedy = "give it one that etcd's --trusted-ca-file has signed"};
 }
 
 }  // namespace portway

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "fleet/http_values.h"
 
 namespace portway {
 
@@ -33,16 +34,10 @@ struct EtcdOptions {
   std::string key_prefix = "etcd.";
 };
 
-/// One URL, taken apart.
-struct EtcdEndpoint {
-  std::string url;   // without a path, for messages
-  bool tls = false;  // https
-  std::string host;  // a name, or an address without brackets
-  std::string port;
-  std::string authority;  // for the header Host
-};
-
 /// kInvalidConfig with the configuration key and the remedy. Opens no file.
-Result<std::vector<EtcdEndpoint>> check_etcd_options(const EtcdOptions& options);
+Result<std::vector<HttpEndpoint>> check_etcd_options(const EtcdOptions& options);
+
+/// The TLS part of them.
+HttpTls tls_of(const EtcdOptions& options);
 
 }  // namespace portway

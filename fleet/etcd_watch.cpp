@@ -1,4 +1,4 @@
-// A watch is one request whose body and answer both stay open (EtcdHttpRequest::stays_open). Its events come
+// A watch is one request whose body and answer both stay open (HttpRequest::stays_open). Its events come
 // as lines of JSON; on its body a sign of life is asked for.
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
@@ -33,12 +33,15 @@ std::size_t bytes_of(const EtcdEvent& event) {
 EtcdFailure failure_of_endpoint(const EtcdError& error) {
   return as_failure(error, EtcdRemedy::kMaybeNext);
 }
+EtcdFailure failure_of_endpoint(const HttpError& error) {
+  return failure_of_endpoint(etcd_error_of(error));
+}
 
 EtcdError watch_closed() {
   return {.kind = EtcdErrorKind::kClosed, .detail = "the watch was closed"};
 }
 
-EtcdError not_created(const EtcdEndpoint& endpoint) {
+EtcdError not_created(const HttpEndpoint& endpoint) {
   return {.kind = EtcdErrorKind::kBadAnswer,
           .detail = endpoint.url + ": the stream does not begin with the watch's creation"};
 }
@@ -61,7 +64,7 @@ class EtcdWatch::State : public std::enable_shared_from_this<State> {
     const EtcdCore::Closing closing(*self->core_, [&self] { self->close(); });
     co_return co_await self->next_batch();
   }
-  static asio::awaitable<void> ask_for_sign(std::shared_ptr<EtcdConnection> connection) {
+  static asio::awaitable<void> ask_for_sign(std::shared_ptr<HttpConnection> connection) {
     const std::string request = etcd_progress_json();
     // If it fails, nothing comes, which is noticed.
     static_cast<void>(co_await connection->send_more(request));
@@ -98,7 +101,7 @@ class EtcdWatch::State : public std::enable_shared_from_this<State> {
   std::size_t held_bytes_ = 0;
   std::optional<EtcdError> final_;  // comes again and again
 
-  std::shared_ptr<EtcdConnection> connection_;  // null: to be opened
+  std::shared_ptr<HttpConnection> connection_;  // null: to be opened
   std::size_t index_ = 0;                       // of its endpoint
   unsigned failures_ = 0;  // of streams, and of tries to open one, since one has brought something
 
@@ -146,9 +149,10 @@ EtcdWatch::State::Awaitable<EtcdEvents> EtcdWatch::State::next_batch() {
 asio::awaitable<EtcdAttempt<EtcdWatchMessage>> EtcdWatch::State::read_message() {
   waiting_since_ = Clock::now();
   expect_sign();
-  const auto line = co_await connection_->read_line(core_->options().answer_max, EtcdConnection::kNoDeadline);
+  const auto line = co_await connection_->read_line(core_->options().answer_max, HttpConnection::kNoDeadline);
   timer_.expires_at(Clock::time_point::max());
-  if (!line && line.error().kind == EtcdErrorKind::kTooLarge) co_return as_failure(line.error());
+  if (!line && line.error().kind == HttpErrorKind::kTooLarge)
+    co_return as_failure(etcd_error_of(line.error()));
   if (!line) co_return failure_of_endpoint(line.error());
   auto message = parse_etcd_watch(*line);
   if (!message) {
@@ -234,30 +238,27 @@ asio::awaitable<EtcdAttempt<EtcdWatchMessage>> EtcdWatch::State::open_at(std::si
   const auto token = co_await core_->token(Clock::now() + core_->options().request_timeout);
   if (!token) co_return as_failure(token.error());
   if (is_over()) co_return as_failure(watch_closed());
-  const EtcdEndpoint& endpoint = core_->endpoints()[index];
-  connection_ = std::make_shared<EtcdConnection>(core_->executor(), endpoint);
+  const HttpEndpoint& endpoint = core_->endpoints()[index];
+  connection_ = std::make_shared<HttpConnection>(core_->executor(), endpoint);
   const auto connection = connection_;
   const auto opened =
-      co_await connection->open(core_->options(), Clock::now() + core_->options().connect_timeout);
+      co_await connection->open(core_->tls(), Clock::now() + core_->options().connect_timeout);
   if (!opened) co_return failure_of_endpoint(opened.error());
 
   EtcdWatchRequest request = request_;
   request.start_revision = next_revision_;
-  const EtcdHttpRequest create{.path = "/v3/watch",
-                               .token = *token,
-                               .body = etcd_watch_json(request),
-                               .stays_open = true,
-                               .needs_leader = true};
+  HttpRequest create = http_request_of({.path = "/v3/watch", .body = etcd_watch_json(request)}, *token);
+  create.stays_open = true;
   const auto deadline = Clock::now() + core_->options().request_timeout;
   const auto sent = co_await connection->send(create, deadline);
   if (!sent) co_return failure_of_endpoint(sent.error());
-  const auto status = co_await connection->read_status(deadline);
-  if (!status) co_return failure_of_endpoint(status.error());
+  const auto head = co_await connection->read_head(deadline);
+  if (!head) co_return failure_of_endpoint(head.error());
   const std::size_t answer_max = core_->options().answer_max;
-  if (*status != kWatchStatus) {
+  if (head->status != kWatchStatus) {
     const auto answer = co_await connection->read_answer(answer_max, deadline);
     if (!answer) co_return failure_of_endpoint(answer.error());
-    EtcdFailure failure = etcd_failure_of(answer->status, answer->body);
+    EtcdFailure failure = etcd_failure_of(head->status, answer->body);
     failure.error.detail = endpoint.url + ": " + failure.error.detail;
     if (failure.remedy == EtcdRemedy::kRenewToken) core_->forget_token(*token);
     co_return failure;
@@ -314,7 +315,7 @@ void EtcdWatch::State::on_silence() {
   const auto heard_at = std::max(connection_->heard_at(), waiting_since_);
   const auto now = Clock::now();
   if (sign_asked_at_ && heard_at <= *sign_asked_at_) {
-    connection_->close(EtcdErrorKind::kTimeout);
+    connection_->close(HttpErrorKind::kTimeout);
     return;
   }
   if (heard_at + core_->options().silence_max <= now) {

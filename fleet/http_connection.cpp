@@ -1,12 +1,11 @@
 // The only file of this folder that includes Boost.Beast and Asio's TLS, which are expensive to compile.
-#include "fleet/etcd_http.h"
+#include "fleet/http_connection.h"
 
 #include <fmt/format.h>
-#include <openssl/err.h>
 #include <openssl/ssl.h>
-#include <openssl/x509v3.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <boost/asio/error.hpp>
 #include <boost/asio/ssl/context.hpp>
 #include <boost/asio/ssl/error.hpp>
@@ -26,6 +25,7 @@
 #include "base/ends_with_process.h"
 #include "base/into.h"
 #include "base/tls_files.h"
+#include "fleet/http_tls.h"
 
 namespace portway {
 namespace {
@@ -69,76 +69,51 @@ struct AppendedBody {
   };
 };
 
-/// The alerts by which a server refuses a client's certificate, or the lack of one (RFC 8446, 6.2).
-bool is_about_certificate(const error_code& error) {
-  if (error.category() != asio::error::get_ssl_category()) return false;
-  constexpr int kCertificateRequired = 116;
-  const int alert = ERR_GET_REASON(static_cast<unsigned long>(error.value())) - SSL_AD_REASON_OFFSET;
-  return (alert >= SSL_AD_BAD_CERTIFICATE && alert <= SSL_AD_CERTIFICATE_UNKNOWN) ||
-         alert == SSL_AD_UNKNOWN_CA || alert == SSL_AD_ACCESS_DENIED || alert == kCertificateRequired;
-}
-
-Result<void> use_etcd_tls_files(asio::ssl::context& context, const EtcdOptions& options) {
-  error_code error;
-  context.set_options(
-      asio::ssl::context::no_sslv3 | asio::ssl::context::no_tlsv1 | asio::ssl::context::no_tlsv1_1, error);
-  context.set_verify_mode(asio::ssl::verify_peer, error);
-  if (options.tls_ca.empty()) {
-    context.set_default_verify_paths(error);
-  } else if (context.load_verify_file(options.tls_ca, error); error) {
-    const std::string key = options.key_prefix + "tls_ca";
-    return Error{ErrorCode::kInvalidConfig,
-                 fmt::format("{}: {}: {}; name a readable PEM file with the authorities' certificates", key,
-                             options.tls_ca, error.message()),
-                 key};
-  }
-  if (options.tls_certificate.empty()) return {};
-  const auto used = use_tls_files(context.native_handle(), {.certificate = options.tls_certificate,
-                                                            .private_key = options.tls_private_key,
-                                                            .key_prefix = options.key_prefix});
-  if (!used) return used.error();
-  return {};
-}
-
-/// The certificate must be for this host. False only if there is no memory.
-bool expect_host(SSL* connection, const std::string& host) {
-  X509_VERIFY_PARAM* rules = ::SSL_get0_param(connection);
-  ::X509_VERIFY_PARAM_set_hostflags(rules, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);
-  if (parse_address(host)) return ::X509_VERIFY_PARAM_set1_ip_asc(rules, host.c_str()) == 1;
-  // Server name indication is for names only (RFC 6066, 3).
-  return ::SSL_set_tlsext_host_name(connection, host.c_str()) == 1 &&
-         ::X509_VERIFY_PARAM_set1_host(rules, host.c_str(), 0) == 1;
-}
-
 std::string chunk_of(std::string_view bytes) {
   return fmt::format("{:x}\r\n{}\r\n", bytes.size(), bytes);
 }
 
-std::string head_of(const EtcdHttpRequest& request, const EtcdEndpoint& endpoint) {
-  std::string head = fmt::format("POST {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: portway/" PORTWAY_VERSION
-                                 "\r\nContent-Type: application/json\r\n",
-                                 request.path, endpoint.authority);
-  if (!request.token.empty()) head += fmt::format("Authorization: {}\r\n", request.token);
-  // The gateway passes it on as the gRPC metadata "hasleader" (api/v3rpc/rpctypes/md.go).
-  if (request.needs_leader) head += "Grpc-Metadata-Hasleader: true\r\n";
+HttpError unsent(HttpError error) {
+  error.not_sent = true;
+  return error;
+}
+
+/// One line, whatever the value holds: a line break in it would start another field, or the body.
+void append_request_field(std::string& head, std::string_view name, std::string_view value) {
+  head.append(name).append(": ");
+  std::ranges::replace_copy_if(
+      value, std::back_inserter(head), [](char c) { return c == '\r' || c == '\n' || c == '\0'; }, ' ');
+  head += "\r\n";
+}
+
+/// RFC 9110, 8.6: of a method that does not expect a body, its absence says that there is none.
+bool needs_length(const HttpRequest& request) {
+  return !request.body.empty() || !(request.method == "GET" || request.method == "HEAD");
+}
+
+std::string head_of(const HttpRequest& request, const HttpEndpoint& endpoint) {
+  std::string head =
+      fmt::format("{} {} HTTP/1.1\r\nHost: {}\r\n", request.method, request.target, endpoint.authority);
+  if (field_of(request.fields, "User-Agent").empty()) head += "User-Agent: portway/" PORTWAY_VERSION "\r\n";
+  for (const auto& [name, value] : request.fields) append_request_field(head, name, value);
   if (request.stays_open) {
-    head += "Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
-  } else {
-    head += fmt::format("Content-Length: {}\r\n\r\n", request.body.size());
+    head += "Connection: close\r\nTransfer-Encoding: chunked\r\n";
+  } else if (needs_length(request)) {
+    head += fmt::format("Content-Length: {}\r\n", request.body.size());
   }
-  return head;
+  return head + "\r\n";
 }
 
 }  // namespace
 
-struct EtcdConnection::Tls {
+struct HttpConnection::Tls {
   Tls(tcp::socket& socket, asio::ssl::context rules) : context(std::move(rules)), stream(socket, context) {}
 
   asio::ssl::context context;
   asio::ssl::stream<tcp::socket&> stream;
 };
 
-struct EtcdConnection::Answer {
+struct HttpConnection::Answer {
   Answer() {
     parser.header_limit(kHttpHeaderMax);
     parser.body_limit(boost::none);  // the readers have their own
@@ -153,9 +128,9 @@ struct EtcdConnection::Answer {
 };
 
 /// Closes the connection if it is not destroyed before.
-class EtcdConnection::Deadline {
+class HttpConnection::Deadline {
  public:
-  Deadline(EtcdConnection& connection, Clock::time_point deadline) : connection_(connection) {
+  Deadline(HttpConnection& connection, Clock::time_point deadline) : connection_(connection) {
     connection.set_deadline(deadline);
   }
   ~Deadline() { connection_.set_deadline(kNoDeadline); }
@@ -163,26 +138,26 @@ class EtcdConnection::Deadline {
   Deadline& operator=(const Deadline&) = delete;
 
  private:
-  EtcdConnection& connection_;
+  HttpConnection& connection_;
 };
 
-EtcdConnection::EtcdConnection(const asio::any_io_executor& executor, EtcdEndpoint endpoint)
+HttpConnection::HttpConnection(const asio::any_io_executor& executor, HttpEndpoint endpoint)
     : endpoint_(std::move(endpoint)), socket_(executor), resolver_(executor), timer_(executor) {}
 
-EtcdConnection::~EtcdConnection() = default;
+HttpConnection::~HttpConnection() = default;
 
-void EtcdConnection::set_deadline(Clock::time_point deadline) {
+void HttpConnection::set_deadline(Clock::time_point deadline) {
   timer_.expires_at(deadline);
   if (deadline == kNoDeadline) return;
   timer_.async_wait([weak = weak_from_this()](const error_code& error) {
     const auto self = weak.lock();
     // It may have been set anew after this was due.
     if (error || self == nullptr || self->timer_.expiry() > Clock::now()) return;
-    self->close(EtcdErrorKind::kTimeout);
+    self->close(HttpErrorKind::kTimeout);
   });
 }
 
-void EtcdConnection::close(EtcdErrorKind why) {
+void HttpConnection::close(HttpErrorKind why) {
   if (is_closed_) return;
   is_closed_ = true;
   why_closed_ = why;
@@ -192,34 +167,36 @@ void EtcdConnection::close(EtcdErrorKind why) {
   timer_.expires_at(kNoDeadline);
 }
 
-EtcdError EtcdConnection::error_of(EtcdErrorKind kind, std::string_view what) const {
+HttpError HttpConnection::error_of(HttpErrorKind kind, std::string_view what) const {
   return {.kind = kind, .detail = fmt::format("{}: {}", endpoint_.url, what)};
 }
 
-EtcdError EtcdConnection::broken(std::string_view what, const error_code& error) {
+HttpError HttpConnection::broken(std::string_view what, const error_code& error) const {
   if (is_closed_) {
-    return error_of(why_closed_, why_closed_ == EtcdErrorKind::kTimeout
+    return error_of(why_closed_, why_closed_ == HttpErrorKind::kTimeout
                                      ? fmt::format("{}: no answer in time", what)
                                      : std::string("the client was closed"));
   }
-  if (is_about_certificate(error)) {
-    certificate_refused_ = true;
-    return error_of(EtcdErrorKind::kUnreachable,
-                    fmt::format("it refuses this client's certificate ({}); give it one that etcd's "
-                                "--trusted-ca-file has signed",
-                                error.message()));
+  if (error.category() == asio::error::get_ssl_category() &&
+      is_about_certificate(static_cast<unsigned long>(error.value()))) {
+    // With TLS 1.3 it says so only where the answer would be.
+    return unsent(error_of(
+        HttpErrorKind::kUnreachable,
+        fmt::format("it refuses this client's certificate ({}); {}", error.message(), refused_remedy_)));
   }
-  return error_of(EtcdErrorKind::kUnreachable, fmt::format("{}: {}", what, error.message()));
+  return error_of(HttpErrorKind::kUnreachable, fmt::format("{}: {}", what, error.message()));
 }
 
-EtcdConnection::Awaitable<void> EtcdConnection::open(const EtcdOptions& options, Clock::time_point deadline) {
+HttpConnection::Awaitable<void> HttpConnection::open(const HttpTls& tls, Clock::time_point deadline) {
+  if (is_closed_) co_return unsent(broken("cannot connect", {}));
   const Deadline until(*this, deadline);
-  auto connected = co_await connect();
-  if (!connected || !endpoint_.tls) co_return connected;
-  co_return co_await start_tls(options);
+  auto opened = co_await connect();
+  if (opened && endpoint_.tls) opened = co_await start_tls(tls);
+  if (!opened) co_return unsent(opened.error());
+  co_return opened;
 }
 
-EtcdConnection::Awaitable<void> EtcdConnection::connect() {
+HttpConnection::Awaitable<void> HttpConnection::connect() {
   error_code error;
   std::vector<Endpoint> endpoints;
   if (const auto address = parse_address(endpoint_.host)) {
@@ -242,45 +219,45 @@ EtcdConnection::Awaitable<void> EtcdConnection::connect() {
   socket_.set_option(tcp::no_delay(true), ignored);
   socket_.set_option(asio::socket_base::keep_alive(true), ignored);
   end_with_process(socket_.native_handle());  // no other process could go on with it
-  co_return EtcdResult<void>();
+  co_return HttpResult<void>();
 }
 
-EtcdConnection::Awaitable<void> EtcdConnection::start_tls(const EtcdOptions& options) {
+HttpConnection::Awaitable<void> HttpConnection::start_tls(const HttpTls& options) {
+  refused_remedy_ = options.refused_remedy;
   auto context = asio::ssl::context(asio::ssl::context::tls_client);
-  // At each connection, so that renewed files are used.
-  if (const auto used = use_etcd_tls_files(context, options); !used) {
-    co_return error_of(EtcdErrorKind::kUnreachable, used.error().detail);
+  if (const auto used = use_http_tls(context.native_handle(), options); !used) {
+    co_return error_of(HttpErrorKind::kUnreachable, used.error().detail);
   }
   tls_ = std::make_unique<Tls>(socket_, std::move(context));
   SSL* session = tls_->stream.native_handle();
   if (!expect_host(session, endpoint_.host)) {
-    co_return error_of(EtcdErrorKind::kUnreachable, "OpenSSL cannot start: " + openssl_reason());
+    co_return error_of(HttpErrorKind::kUnreachable, "OpenSSL cannot start: " + openssl_reason());
   }
   error_code error;
   co_await tls_->stream.async_handshake(asio::ssl::stream_base::client, into(error));
-  if (!error && !is_closed_) co_return EtcdResult<void>();
+  if (!error && !is_closed_) co_return HttpResult<void>();
   const long verified = ::SSL_get_verify_result(session);
   if (!is_closed_ && verified != X509_V_OK) {
-    co_return error_of(
-        EtcdErrorKind::kUnreachable,
-        fmt::format("its certificate is not trusted: {}; see {}tls_ca, the host in {}, and etcd's "
-                    "--cert-file",
-                    ::X509_verify_cert_error_string(verified), options.key_prefix, options.endpoints_key));
+    co_return error_of(HttpErrorKind::kUnreachable,
+                       fmt::format("its certificate is not trusted: {}; {}",
+                                   ::X509_verify_cert_error_string(verified), options.untrusted_remedy));
   }
   co_return broken("the TLS handshake failed", error);
 }
 
-EtcdConnection::Awaitable<void> EtcdConnection::send(const EtcdHttpRequest& request,
-                                                     Clock::time_point deadline) {
+HttpConnection::Awaitable<void> HttpConnection::send(const HttpRequest& request, Clock::time_point deadline) {
   const Deadline until(*this, deadline);
   answer_ = std::make_unique<Answer>();
+  answer_->parser.skip(request.method == "HEAD");
   std::string bytes = head_of(request, endpoint_);
   bytes += request.stays_open ? chunk_of(request.body) : request.body;
-  co_return co_await write(bytes);
+  const auto written = co_await write(bytes);
+  if (!written) co_return unsent(written.error());
+  co_return written;
 }
 
-EtcdConnection::Awaitable<void> EtcdConnection::send_more(std::string_view chunk) {
-  if (is_sending_more_) co_return EtcdResult<void>();
+HttpConnection::Awaitable<void> HttpConnection::send_more(std::string_view chunk) {
+  if (is_sending_more_) co_return HttpResult<void>();
   is_sending_more_ = true;
   const std::string bytes = chunk_of(chunk);
   const auto written = co_await write(bytes);
@@ -288,7 +265,7 @@ EtcdConnection::Awaitable<void> EtcdConnection::send_more(std::string_view chunk
   co_return written;
 }
 
-EtcdConnection::Awaitable<void> EtcdConnection::write(std::string_view bytes) {
+HttpConnection::Awaitable<void> HttpConnection::write(std::string_view bytes) {
   error_code error;
   const auto buffer = asio::buffer(bytes);
   if (is_closed_) co_return broken("the request cannot be sent", error);
@@ -297,15 +274,16 @@ EtcdConnection::Awaitable<void> EtcdConnection::write(std::string_view bytes) {
   } else {
     co_await asio::async_write(socket_, buffer, into(error));
   }
-  if (error || is_closed_) co_return broken("the request cannot be sent", error);
-  co_return EtcdResult<void>();
+  // If it was closed just after all had been written, the reader is told.
+  if (error) co_return broken("the request cannot be sent", error);
+  co_return HttpResult<void>();
 }
 
-EtcdConnection::Awaitable<void> EtcdConnection::read_some() {
+HttpConnection::Awaitable<void> HttpConnection::read_some() {
   error_code error;
   if (is_closed_) co_return broken("the answer broke off", error);
   if (answer_->unparsed.size() > kUnparsedMax) {
-    co_return error_of(EtcdErrorKind::kBadAnswer, "the answer is not HTTP");
+    co_return error_of(HttpErrorKind::kBadAnswer, "the answer is not HTTP");
   }
   const asio::mutable_buffer space = answer_->unparsed.prepare(kReadSize);
   std::size_t size = 0;
@@ -318,55 +296,75 @@ EtcdConnection::Awaitable<void> EtcdConnection::read_some() {
   answer_->unparsed.commit(size);
   if (size > 0) heard_at_ = Clock::now();
   if (auto parsed = parse(); !parsed) co_return parsed;
-  if (!error) co_return EtcdResult<void>();
+  if (!error) co_return HttpResult<void>();
   if (error == asio::error::eof && answer_->parser.is_header_done()) {
     error_code incomplete;
     answer_->parser.put_eof(incomplete);
-    if (!incomplete && answer_->parser.is_done()) co_return EtcdResult<void>();
+    if (!incomplete && answer_->parser.is_done()) co_return HttpResult<void>();
   }
   co_return broken("the answer broke off", error);
 }
 
-EtcdResult<void> EtcdConnection::parse() {
+HttpResult<void> HttpConnection::parse() {
   auto& [unparsed, parser, searched] = *answer_;
   while (unparsed.size() > 0 && !parser.is_done()) {
     error_code error;
     const std::size_t parsed = parser.put(unparsed.data(), error);
     unparsed.consume(parsed);
     if (error == http::error::need_more) break;
-    if (error) return error_of(EtcdErrorKind::kBadAnswer, "the answer is not HTTP: " + error.message());
+    if (error) return error_of(HttpErrorKind::kBadAnswer, "the answer is not HTTP: " + error.message());
   }
   return {};
 }
 
-EtcdConnection::Awaitable<EtcdHttpAnswer> EtcdConnection::read_answer(std::size_t body_max,
-                                                                      Clock::time_point deadline) {
+HttpConnection::Awaitable<HttpAnswer> HttpConnection::read_answer(std::size_t body_max,
+                                                                  Clock::time_point deadline) {
   const Deadline until(*this, deadline);
   for (;;) {
     if (answer_->body().size() > body_max) {
-      co_return error_of(EtcdErrorKind::kTooLarge,
+      co_return error_of(HttpErrorKind::kTooLarge,
                          fmt::format("the answer has more than {} bytes; ask for less at once", body_max));
     }
     if (answer_->parser.is_done()) break;
     const auto read = co_await read_some();
     if (!read) co_return read.error();
   }
-  EtcdHttpAnswer out{.status = answer_->parser.get().result_int(),
-                     .body = std::move(answer_->body()),
-                     .date = answer_->parser.get()[http::field::date]};
+  HttpAnswer out{.head = take_head(), .body = std::move(answer_->body())};
   co_return out;
 }
 
-EtcdConnection::Awaitable<unsigned> EtcdConnection::read_status(Clock::time_point deadline) {
+HttpConnection::Awaitable<HttpHead> HttpConnection::read_head(Clock::time_point deadline) {
   const Deadline until(*this, deadline);
   while (!answer_->parser.is_header_done()) {
     const auto read = co_await read_some();
     if (!read) co_return read.error();
   }
-  co_return answer_->parser.get().result_int();
+  co_return take_head();
 }
 
-EtcdConnection::Awaitable<std::string> EtcdConnection::read_line(std::size_t line_max,
+HttpHead HttpConnection::take_head() {
+  const auto& parser = answer_->parser;
+  HttpHead head{.status = parser.get().result_int()};
+  for (const auto& field : parser.get()) head.fields.emplace_back(field.name_string(), field.value());
+  if (const auto length = parser.content_length()) head.length = *length;
+  return head;
+}
+
+HttpConnection::Awaitable<std::string> HttpConnection::read_body(std::size_t max,
+                                                                 Clock::time_point deadline) {
+  const Deadline until(*this, deadline);
+  std::string& body = answer_->body();
+  while (body.empty() && !answer_->parser.is_done()) {
+    const auto read = co_await read_some();
+    if (!read) co_return read.error();
+  }
+  if (body.size() <= max) co_return std::exchange(body, {});
+  std::string piece = body.substr(0, max);
+  body.erase(0, max);
+  co_return piece;
+}
+
+HttpConnection::Awaitable<std::string> HttpConnection::read_line(std::size_t line_max,
                                                                  Clock::time_point deadline) {
   const Deadline until(*this, deadline);
   for (;;) {
@@ -379,17 +377,17 @@ EtcdConnection::Awaitable<std::string> EtcdConnection::read_line(std::size_t lin
       co_return line;
     }
     if (body.size() > line_max) {
-      co_return error_of(EtcdErrorKind::kTooLarge,
+      co_return error_of(HttpErrorKind::kTooLarge,
                          fmt::format("a message of the stream has more than {} bytes", line_max));
     }
     answer_->searched = body.size();
-    if (answer_->parser.is_done()) co_return error_of(EtcdErrorKind::kUnreachable, "the stream has ended");
+    if (answer_->parser.is_done()) co_return error_of(HttpErrorKind::kUnreachable, "the stream has ended");
     const auto read = co_await read_some();
     if (!read) co_return read.error();
   }
 }
 
-bool EtcdConnection::is_reusable() {
+bool HttpConnection::is_reusable() {
   if (is_closed_ || answer_ == nullptr || !answer_->parser.is_done() || !answer_->parser.keep_alive() ||
       answer_->unparsed.size() > 0) {
     return false;
