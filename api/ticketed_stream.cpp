@@ -29,6 +29,8 @@ class TicketedStream final : public BodyStream {
     return std::exchange(last_words_, {});
   }
 
+  bool is_broken() const override { return inner_ != nullptr && inner_->is_broken(); }
+
   std::string heartbeat() override { return inner_ != nullptr ? inner_->heartbeat() : std::string(); }
 
  private:

@@ -58,6 +58,10 @@ class BodyStream {
   /// What there is to send now. Empty: nothing yet; it is called again after the next wake. nullopt: the end.
   virtual std::optional<std::string> read() = 0;
 
+  /// After the end: something of the body is missing. The server then cuts the connection, so that the client
+  /// does not take it for whole.
+  virtual bool is_broken() const { return false; }
+
   /// Keeps the connection alive: the server sends it after each ServerOptions::stream_heartbeat in which
   /// nothing else was sent. Empty: this kind of body has none.
   virtual std::string heartbeat() { return {}; }

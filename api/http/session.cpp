@@ -468,6 +468,7 @@ asio::awaitable<void> Session::send_stream(AnswerFraming framing, AnswerBudget::
   while (stream_ != nullptr && !sessions_->stopping) {
     woken_ = false;
     std::optional<std::string> piece = stream_->read();
+    if (!piece && stream_->is_broken()) co_return cut(framing);
     if (!piece) break;
     error_code error;
     if (piece->empty()) {
@@ -500,6 +501,13 @@ asio::awaitable<void> Session::send_stream(AnswerFraming framing, AnswerBudget::
   if (!end.empty()) error = co_await transport_.write(end, {});
   // The other coroutine continues to read until the client closes.
   if (error || !finish_sending()) close();
+}
+
+/// Ends an answer whose body is not whole. Where the connection's end is the body's, it is reset: a client of
+/// HTTP/1.0 has no other sign.
+void Session::cut(const AnswerFraming& framing) {
+  if (framing.version < 11 && !framing.has_length) transport_.reset();
+  close();
 }
 
 /// The connection's last answer.

@@ -95,6 +95,7 @@ class Session : public std::enable_shared_from_this<Session> {
   Awaitable<bool> answer(Response response, AnswerFraming framing);
   Awaitable<void> answer_with_stream(Response response, AnswerFraming framing);
   Awaitable<void> send_stream(AnswerFraming framing, AnswerBudget::Payer payer);
+  void cut(const AnswerFraming& framing);
   Awaitable<void> refuse(RequestOutline request, Error error);
 
   bool finish_sending();

@@ -140,4 +140,10 @@ void SessionTransport::close() {
   socket_.close(ignored);
 }
 
+void SessionTransport::reset() {
+  error_code ignored;
+  socket_.set_option(asio::socket_base::linger(true, 0), ignored);
+  socket_.close(ignored);
+}
+
 }  // namespace portway

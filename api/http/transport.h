@@ -55,6 +55,8 @@ class SessionTransport {
   /// Ends what waits here with an error.
   void cancel();
   void close();
+  /// The same, but the client sees that it was no proper end: what it has not received yet is lost (RST).
+  void reset();
 
  private:
   Awaitable<boost::system::error_code> write_tls(std::string_view bytes);

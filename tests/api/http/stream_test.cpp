@@ -31,6 +31,7 @@ class Pieces : public BodyStream {
     if (ended) return std::nullopt;
     return "";
   }
+  bool is_broken() const override { return broken; }
   std::string heartbeat() override {
     ++heartbeats;
     return sign_of_life;
@@ -46,6 +47,7 @@ class Pieces : public BodyStream {
 
   std::deque<std::string> pieces;
   bool ended = false;
+  bool broken = false;
   bool fails = false;
   std::optional<std::uint64_t> bytes;
   int reads = 0;
@@ -286,6 +288,32 @@ TEST(Stream, IsCutWhenTheServerIsDestroyed) {
   EXPECT_TRUE(server.last_is_gone());
   EXPECT_EQ(client.receive_to_end(), "");
   server.join();
+}
+
+TEST(Stream, ThatIsBrokenIsCutWithoutItsEnd) {
+  Streaming server;
+  Client client(server.endpoint());
+  client.call(kStream);
+  server.with_last([](Pieces& stream) {
+    stream.ended = stream.broken = true;
+    stream.push("x");
+  });
+  EXPECT_EQ(client.receive_to_end(), "1\r\nx\r\n");
+}
+
+TEST(Stream, ThatIsBrokenResetsTheConnectionInHttp10) {
+  Streaming server;
+  Client client(server.endpoint());
+  client.send("GET /stream HTTP/1.0\r\n\r\n");
+  server.wait_until([](const ServerStats& stats) { return stats.streams == 1; });
+  server.with_last([](Pieces& stream) {
+    stream.ended = stream.broken = true;
+    stream.wake();
+  });
+  char byte = 0;
+  while (::recv(client.descriptor(), &byte, 1, 0) == 1) {
+  }
+  EXPECT_EQ(errno, ECONNRESET);
 }
 
 TEST(Stream, ThatFailsIsCutWithoutItsEnd) {
