@@ -36,6 +36,7 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
     {"process", with(kBelowControl, {"control", "api/http", "fleet"})},
     {"daemon",
      with(kBelowControl, {"handover", "control", "metrics", "api", "api/http", "fleet", "process"})},
+    {"gateway", with(kBelowControl, {"control", "metrics", "api", "api/http", "fleet", "process"})},
 };
 
 /// The folder of the table that a file, named from the top, is in; empty if in none.
