@@ -225,6 +225,8 @@ struct Config {
     std::string address = {};
     // 5-60.
     std::chrono::seconds lease_ttl{12};
+    // DNS names in lower case, of client certificates; 0-16.
+    std::vector<std::string> gateways = {};
 
     friend bool operator==(const Fleet&, const Fleet&) = default;
   };

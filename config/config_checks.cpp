@@ -123,6 +123,16 @@ std::optional<ConfigConflict> find_fleet_conflict(const Config& config) {
   return std::nullopt;
 }
 
+void warn_of_gateways(const Config& config, std::vector<std::string>& warnings) {
+  if (config.fleet.gateways.empty()) return;
+  for (std::size_t i = 0; i < config.api.listen.size(); ++i) {
+    if (!tls_of_listener(config.api, i).client_ca.empty()) return;
+  }
+  warnings.emplace_back(
+      "fleet.gateways has no effect: no listener verifies clients' certificates; give one a client_ca, or "
+      "leave the list empty.");
+}
+
 void warn_of_fleet(const Config& config, std::vector<std::string>& warnings) {
   if (config.fleet.etcd.empty()) return;
   if (fleet_address(config).empty()) {
@@ -227,6 +237,7 @@ std::vector<std::string> config_warnings(const Config& config) {
   }
   warn_of_listeners(config, warnings);
   warn_of_fleet(config, warnings);
+  warn_of_gateways(config, warnings);
   const auto warn_of_port = [&](std::string_view key, const ListenAddress& listen) {
     const auto* tcp = std::get_if<Endpoint>(&listen);
     if (tcp == nullptr || !config.ports.range.contains(tcp->port())) return;

@@ -124,6 +124,7 @@ constexpr std::size_t kUrlsMax = 16;
 constexpr std::size_t kFleetPrefixMaxBytes = 128;
 constexpr std::size_t kFleetUserMaxBytes = 128;
 constexpr std::size_t kFleetNodeIdMaxBytes = 64;
+constexpr std::size_t kGatewaysMax = 16;
 
 /// Whoever uses it looks at the rest of it.
 Result<std::string> parse_url(std::string_view text) {
@@ -170,6 +171,34 @@ Result<std::string> parse_fleet_node_id(std::string_view text) {
     return std::string(text);
   }
   return wrong(in_quotes(text) + " is no id; give 1 to 64 letters, digits, \".\", \"_\" and \"-\"");
+}
+
+/// Whether it can be one part of a DNS name (RFC 1123, section 2.1; with "_", which certificates have).
+bool is_dns_label(std::string_view label) {
+  return !label.empty() && label.size() <= 63 && !label.starts_with('-') && !label.ends_with('-') &&
+         std::all_of(label.begin(), label.end(),
+                     [](unsigned char c) { return std::isalnum(c) != 0 || c == '-' || c == '_'; });
+}
+
+/// In lower case: names of certificates are compared with it.
+Result<std::string> parse_gateway(std::string_view text) {
+  bool good = text.size() <= kHostnameMaxBytes;
+  std::string_view last;
+  for (std::size_t at = 0; good && at <= text.size();) {
+    last = text.substr(at, text.find('.', at) - at);
+    good = is_dns_label(last);
+    at += last.size() + 1;
+  }
+  const bool is_address =
+      std::all_of(last.begin(), last.end(), [](unsigned char c) { return std::isdigit(c) != 0; });
+  if (!good || is_address) {
+    return wrong(in_quotes(text) +
+                 " is no DNS name; give the one in the gateway's client certificate, such as "
+                 "gateway.example.com");
+  }
+  std::string lower(text);
+  std::ranges::transform(lower, lower.begin(), [](unsigned char c) { return std::tolower(c); });
+  return lower;
 }
 
 std::string show_network(const Cidr& network) {
@@ -228,6 +257,7 @@ const Text<std::string> kFleetPrefix{parse_fleet_prefix, show_text};
 const Text<std::string> kFleetNodeId{parse_fleet_node_id, show_text};
 const Text<std::string> kOptionalUrl{parse_optional_url, show_text};
 const List<std::string> kUrls{0, kUrlsMax, parse_url, show_text};
+const List<std::string> kGateways{0, kGatewaysMax, parse_gateway, show_text};
 const List<IpAddress> kPublicAddresses{1, kPublicAddressesMax, parse_public_address, show_address};
 const List<Cidr> kNetworks{0, kGuestNetworksMax, Cidr::parse, show_network};
 const List<std::string> kDirectories{0, kDirectoriesMax, parse_directory, show_text};

@@ -169,6 +169,7 @@ extern const Text<std::string> kFleetPrefix;
 extern const Text<std::string> kFleetNodeId;
 extern const Text<std::string> kOptionalUrl;
 extern const List<std::string> kUrls;
+extern const List<std::string> kGateways;
 extern const List<IpAddress> kPublicAddresses;
 extern const List<Cidr> kNetworks;
 extern const List<std::string> kDirectories;

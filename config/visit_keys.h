@@ -329,6 +329,11 @@ void visit_keys(C& config, P& profile, Visit visit) {
          "times in "
          "that time."},
         config.fleet.lease_ttl, Number{5, 60});
+  visit({"fleet.gateways", kLive,
+         "The gateways that may call the node's API for others, by a DNS name of their client certificates, "
+         "such as [\"gateway.example.com\"]. A gateway acts as whatever caller it names. It needs a listener "
+         "with a client_ca. Empty: none."},
+        config.fleet.gateways, kGateways);
   visit(
       {"gateway.node_tls_ca", kFixed,
        "Of portway-gateway only: the PEM file with the authorities of the nodes' certificates. Empty: those "

@@ -21,7 +21,7 @@ class LineWriter;
 
 struct AuditEntry {
   Timestamp time{};
-  std::string actor;         // who() asks: "key ID", "uid:0"; "portwayd" for itself
+  std::string actor;         // who() asks: "key ID", "uid:0", "key ID via GATEWAY"; "portwayd" for itself
   std::string owner = {};    // of the key
   std::string key_id = {};   // empty: none
   std::string client = {};   // address, or "unix"; empty: none

@@ -86,7 +86,9 @@ Principal admin_user(std::uint32_t uid) {
 }
 
 std::string who(const Principal& caller) {
-  return caller.key_id == Uuid{} ? caller.owner : "key " + to_string(caller.key_id);
+  std::string name = caller.key_id == Uuid{} ? caller.owner : "key " + to_string(caller.key_id);
+  if (!caller.via.empty()) name += " via " + caller.via;
+  return name;
 }
 
 Actor actor_of(const Principal& caller) {
@@ -209,6 +211,7 @@ KeyStatus KeyRing::status_of(const ApiKey& key) const {
 }
 
 bool KeyRing::holds(const Principal& caller) const {
+  if (!caller.via.empty()) return std::ranges::find(gateways_, caller.via) != gateways_.end();
   if (caller.key_id.is_nil()) return true;  // api.admin_uids does not change while the daemon runs
   const auto found = keys_.find(caller.key_id);
   if (found == keys_.end() || is_over(found->second.expiry)) return false;

@@ -33,6 +33,7 @@ struct Principal {
   std::string instance_id = {};  // the only one that it sees; empty: all that its role and owner see
   Sha256 secret_sha256{};        // of the key's secrets, the one that the caller has
   std::string request_id = {};   // for the log: of what it asks for now
+  std::string via = {};          // the gateway that has checked the key and says so; empty: none
 
   /// What belongs to an instance and its owner: an admin sees everything, a tenant its owner's, and with a
   /// key for one instance that one's. Whatever is shown or done for a caller asks here.
@@ -45,7 +46,7 @@ struct Principal {
 /// The admin that a user of the Unix socket is who needs no key (api.admin_uids): its owner is "uid:0".
 Principal admin_user(std::uint32_t uid);
 
-/// For a log: "key ID", or "uid:0" for a user without one.
+/// For a log: "key ID", or "uid:0" for a user without one, and " via gateway.example.com".
 std::string who(const Principal& caller);
 Actor actor_of(const Principal& caller);
 
@@ -102,8 +103,12 @@ class KeyRing {
   Timestamp now() const { return clock_.now(); }
 
   /// Whether the caller's key is there, has not expired, and still has the secret that the caller has used.
-  /// A user without a key always is.
+  /// A user without a key always is. What a gateway says holds as long as it is one: the key that it has
+  /// checked need not be known here.
   bool holds(const Principal& caller) const;
+  /// Whose word holds from now on.
+  void set_gateways(std::vector<std::string> names) { gateways_ = std::move(names); }
+  const std::vector<std::string>& gateways() const { return gateways_; }
   /// How long until the next key or old secret ends, as far as is known now; 0 if drop_ended() does not know
   /// yet of one that has. Absent: none will.
   std::optional<std::chrono::milliseconds> until_next_end() const;
@@ -146,6 +151,7 @@ class KeyRing {
   // which decides, takes the same time for any two hashes all the same.
   std::map<Sha256, Uuid> secrets_;  // old ones too
   std::map<Uuid, Entry> keys_;
+  std::vector<std::string> gateways_;
 };
 
 }  // namespace portway

@@ -55,6 +55,8 @@ InstanceStatus Control::status_of(const Instance& instance) const {
 void Control::apply_config() {
   dataplane_.set_owner_connections_max(config_.owners.max_connections);
   streams_.set_tenant_share(config_.owners.max_streams);
+  keys_.ring().set_gateways(config_.fleet.gateways);
+  streams_.recheck();  // those of a gateway that is none any more
   for (const Instance* each : registry_.instances()) {
     if (each->state == InstanceState::kRunning)
       dataplane_.set_profile_limits(each->session_id, profile_of(*each).limits);

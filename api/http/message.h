@@ -32,8 +32,10 @@ struct Request {
   std::string body;
   IpAddress peer;                                                  // unspecified for a Unix socket
   std::optional<PeerCredentials> peer_credentials = std::nullopt;  // of a Unix socket only
-  std::size_t listener = 0;                                        // ServerOptions::listener
-  std::any pass = {};  // RequestAdmission::pass; empty for a request without a body
+  // TlsConnection::client_names(), shared by all requests of a connection; null: none.
+  std::shared_ptr<const std::vector<std::string>> certificate_names = nullptr;
+  std::size_t listener = 0;  // ServerOptions::listener
+  std::any pass = {};        // RequestAdmission::pass; empty for a request without a body
 
   /// Empty if there is none; `name` in lower case.
   std::string_view header(std::string_view name) const {

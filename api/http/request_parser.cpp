@@ -102,6 +102,8 @@ std::optional<Error> RequestParser::ambiguity() const {
     const std::string name(http::to_string(field));
     if (head.count(field) > 1) return malformed(fmt::format("Send {} once.", name), name);
   }
+  // Like Authorization it says who calls.
+  if (head.count("Portway-Caller") > 1) return malformed("Send Portway-Caller once.", "Portway-Caller");
   if (head.version() == 11 && head.count(http::field::host) == 0) {
     return malformed("An HTTP/1.1 request needs a Host header.", "Host");
   }

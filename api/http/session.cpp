@@ -191,7 +191,12 @@ asio::awaitable<bool> Session::handshake() {
   if (!transport_.has_tls()) co_return true;
   set_deadline(sessions_->options.header_timeout, OnDeadline::kClose);
   const auto outcome = co_await transport_.handshake();
-  if (outcome == SessionTransport::Handshake::kDone) co_return true;
+  if (outcome == SessionTransport::Handshake::kDone) {
+    auto names = transport_.client_names();
+    if (!names.empty())
+      certificate_names_ = std::make_shared<const std::vector<std::string>>(std::move(names));
+    co_return true;
+  }
   ++sessions_->stats.handshakes_failed;
   if (outcome == SessionTransport::Handshake::kGotPlainHttp) {
     RequestOutline nothing = unread_request();
@@ -263,6 +268,7 @@ asio::awaitable<bool> Session::read_request(RequestParser& parser, Request& requ
     request = parser.request();
     request.peer = peer_.origin.address;
     request.peer_credentials = peer_.credentials;
+    request.certificate_names = certificate_names_;
     request.listener = sessions_->options.listener;
     RequestAdmission admission = parser.is_done() ? RequestAdmission() : admit(request);
     early = std::move(admission.refusal);

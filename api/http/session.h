@@ -21,6 +21,7 @@
 #include <list>
 #include <memory>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -107,6 +108,7 @@ class Session : public std::enable_shared_from_this<Session> {
   std::list<Session*>::iterator place_;
   SessionTransport transport_;
   const Peer peer_;
+  std::shared_ptr<const std::vector<std::string>> certificate_names_;  // of the client; null: none
   const SessionSources::iterator source_;
   const RequestLimits limits_;
   std::vector<AnswerBudget::Share> body_shares_;  // of the request under way

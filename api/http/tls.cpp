@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
+#include <openssl/x509v3.h>
 
 #include <algorithm>
 #include <boost/asio/error.hpp>
@@ -52,6 +53,49 @@ bool set_rules(SSL_CTX* context) {
          ::SSL_CTX_set1_groups_list(context, kGroups) == 1;
 }
 
+constexpr std::size_t kNameMaxBytes = 253;  // RFC 1035, section 2.3.4, as text
+
+/// In lower case; empty if it is no host name: a name with a NUL in it is not the one before the NUL.
+std::string host_name(const ASN1_STRING* name) {
+  const std::string_view text(reinterpret_cast<const char*>(::ASN1_STRING_get0_data(name)),
+                              static_cast<std::size_t>(::ASN1_STRING_length(name)));
+  std::string lower;
+  if (text.size() > kNameMaxBytes) return lower;
+  for (const char c : text) {
+    const bool is_upper = c >= 'A' && c <= 'Z';
+    const bool is_other =
+        (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '.' || c == '-' || c == '_';
+    if (!is_upper && !is_other) return {};
+    lower += is_upper ? static_cast<char>(c - 'A' + 'a') : c;
+  }
+  return lower;
+}
+
+/// False if it has no DNS names at all.
+bool take_dns_names(const X509* certificate, std::vector<std::string>& names) {
+  const std::unique_ptr<GENERAL_NAMES, void (*)(GENERAL_NAMES*)> all(
+      static_cast<GENERAL_NAMES*>(::X509_get_ext_d2i(certificate, NID_subject_alt_name, nullptr, nullptr)),
+      ::GENERAL_NAMES_free);
+  bool has_any = false;
+  for (int i = 0; all != nullptr && i < ::sk_GENERAL_NAME_num(all.get()); ++i) {
+    const GENERAL_NAME* each = sk_GENERAL_NAME_value(all.get(), i);
+    if (each->type != GEN_DNS) continue;
+    has_any = true;
+    std::string name = host_name(each->d.dNSName);
+    if (!name.empty() && names.size() < TlsConnection::kClientNamesMax) names.push_back(std::move(name));
+  }
+  return has_any;
+}
+
+/// The last one, which is the most specific.
+std::string common_name(const X509* certificate) {
+  const X509_NAME* subject = ::X509_get_subject_name(certificate);
+  int last = -1;
+  for (int at = -1; (at = ::X509_NAME_get_index_by_NID(subject, NID_commonName, at)) >= 0;) last = at;
+  if (last < 0) return {};
+  return host_name(::X509_NAME_ENTRY_get_data(::X509_NAME_get_entry(subject, last)));
+}
+
 }  // namespace
 
 TlsContext::TlsContext(SSL_CTX* context) : context_(context, ::SSL_CTX_free) {}
@@ -98,6 +142,18 @@ TlsConnection::Step TlsConnection::handshake() {
   const Step step = step_of(::SSL_do_handshake(connection_.get()));
   established_ = step.wait == Step::Wait::kNo && !step.error;
   return step;
+}
+
+std::vector<std::string> TlsConnection::client_names() const {
+  std::vector<std::string> names;
+  const X509* certificate = ::SSL_get0_peer_certificate(connection_.get());
+  // The result is good for want of a certificate, too, and means nothing unless one is verified.
+  const bool is_verified = established_ && certificate != nullptr &&
+                           (::SSL_get_verify_mode(connection_.get()) & SSL_VERIFY_PEER) != 0 &&
+                           ::SSL_get_verify_result(connection_.get()) == X509_V_OK;
+  if (!is_verified || take_dns_names(certificate, names)) return names;
+  if (std::string name = common_name(certificate); !name.empty()) names.push_back(std::move(name));
+  return names;
 }
 
 TlsConnection::Step TlsConnection::read(void* buffer, std::size_t size) {

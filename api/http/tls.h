@@ -13,6 +13,8 @@
 #include <cstdint>
 #include <ctime>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "base/tls_files.h"
@@ -53,6 +55,12 @@ class TlsConnection {
   Step write(const void* buffer, std::size_t size);
   /// Sends close_notify, if the socket takes it at once.
   void finish();
+
+  /// Of the client's certificate, if it has one that TlsFiles::client_ca has verified: its DNS names in lower
+  /// case, in their order, or if it has none the CN. A name that is no host name is left out. At most
+  /// kClientNamesMax. Empty before the handshake. Throws std::bad_alloc.
+  std::vector<std::string> client_names() const;
+  static constexpr std::size_t kClientNamesMax = 32;
 
   /// After a handshake that failed: the client had sent an HTTP request instead.
   bool got_plain_http() const { return got_plain_http_; }

@@ -13,7 +13,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "api/http/tls.h"
 #include "base/endpoint.h"
@@ -43,6 +45,10 @@ class SessionTransport {
   /// Agrees on TLS with the client. After a failure, what is written goes out in clear text.
   enum class Handshake : std::uint8_t { kDone, kFailed, kGotPlainHttp };
   Awaitable<Handshake> handshake();
+  /// TlsConnection::client_names(); none in clear text.
+  std::vector<std::string> client_names() const {
+    return tls_ == nullptr ? std::vector<std::string>() : tls_->client_names();
+  }
 
   /// Waits until there are bytes; returns how many.
   Awaitable<std::size_t> read(boost::asio::mutable_buffer buffer, boost::system::error_code& error);

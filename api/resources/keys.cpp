@@ -152,12 +152,12 @@ Result<Response> who_am_i(const ApiContext& api, const Call& call) {
   boost::json::object body{
       {"role", to_string(caller.role)}, {"owner", caller.owner}, {"scope", to_string(caller.scope)}};
   if (!caller.instance_id.empty()) body["instance_id"] = caller.instance_id;
+  if (!caller.key_id.is_nil()) body["key_id"] = to_string(caller.key_id);
   const KeyRing& keys = api.control.keys();
   if (const ApiKey* key = keys.find(caller.key_id)) {
-    body["key_id"] = to_string(key->id);
     if (key->expires_at) body["expires_at"] = to_rfc3339(*key->expires_at);
     const auto old_until = keys.status_of(*key).old_secret_valid_until;
-    if (old_until && caller.secret_sha256 != key->secret_sha256)
+    if (old_until && caller.via.empty() && caller.secret_sha256 != key->secret_sha256)
       body["secret_valid_until"] = to_rfc3339(*old_until);
   }
   return json_response(200, {{"whoami", std::move(body)}});

@@ -492,6 +492,37 @@ TEST(ConfigOfTheFleet, WhatCannotWorkIsRefusedWithItsKey) {
   EXPECT_THAT(refusal("fleet.etcd = [\"e:2379\"]\n", "fleet.etcd"), testing::HasSubstr("is no URL"));
 }
 
+TEST(ConfigOfTheFleet, GatewaysAreDnsNamesInLowerCase) {
+  EXPECT_EQ(parsed("fleet.gateways = [\"Gateway.Example.com\", \"gw_2\"]\n").fleet.gateways,
+            (std::vector<std::string>{"gateway.example.com", "gw_2"}));
+  for (const std::string name :
+       {"", ".", "a.", ".a", "a..b", "-a", "a-.b", "*.example.com", "a b", "10.0.0.7", "a/b"}) {
+    EXPECT_THAT(refusal("fleet.gateways = [\"" + name + "\"]\n", "fleet.gateways"),
+                testing::HasSubstr("is no DNS name"))
+        << name;
+  }
+  EXPECT_THAT(refusal("fleet.gateways = [\"" + std::string(64, 'a') + "\"]\n", "fleet.gateways"),
+              testing::HasSubstr("is no DNS name"));
+  EXPECT_THAT(refusal("fleet.gateways = [\"a.b\", \"A.b\"]\n", "fleet.gateways"),
+              testing::HasSubstr("is there twice"));
+  std::string many = "\"g0\"";
+  for (int i = 1; i < 17; ++i) many += ", \"g" + std::to_string(i) + "\"";
+  EXPECT_THAT(refusal("fleet.gateways = [" + many + "]\n", "fleet.gateways"),
+              testing::HasSubstr("there must be 0 to 16"));
+}
+
+TEST(ConfigWarnings, AreAboutGatewaysThatCannotBeKnown) {
+  const std::string guests = "guests.networks = [\"198.18.0.0/15\"]\nfleet.gateways = [\"g\"]\n";
+  const auto warnings = config_warnings(parsed(guests));
+  ASSERT_EQ(warnings.size(), 1U);
+  EXPECT_TRUE(warnings[0].starts_with("fleet.gateways has no effect"));
+  const std::string tls = "tls_certificate = \"a\"\ntls_private_key = \"a\"\nclient_ca = \"a\"\n";
+  EXPECT_TRUE(config_warnings(parsed(guests + "[api]\n" + tls)).empty());
+  EXPECT_TRUE(config_warnings(parsed(guests + "[[api.listen]]\naddress = \"unix:/run/a\"\n" +
+                                     "[[api.listen]]\naddress = \"127.0.0.1:1\"\n" + tls))
+                  .empty());
+}
+
 TEST(ConfigWarnings, AreAboutAFleetThatIsNotReachedOrNotSecret) {
   const std::string guests = "guests.networks = [\"198.18.0.0/15\"]\n";
   EXPECT_TRUE(

@@ -11,7 +11,7 @@
 
 namespace portway::test {
 
-void make_certificate(const std::string& file, const CertificateTimes& times) {
+void make_certificate(const std::string& file, const CertificateTimes& times, const std::string& names) {
   const std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> key(EVP_EC_gen("P-256"), EVP_PKEY_free);
   const std::unique_ptr<X509, decltype(&X509_free)> certificate(X509_new(), X509_free);
   const std::unique_ptr<BIGNUM, decltype(&BN_free)> serial(BN_new(), BN_free);
@@ -25,9 +25,11 @@ void make_certificate(const std::string& file, const CertificateTimes& times) {
   const auto* text = reinterpret_cast<const unsigned char*>("portway test");
   X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_ASC, text, -1, -1, 0);
   X509_set_issuer_name(certificate.get(), name);
-  const std::unique_ptr<X509_EXTENSION, decltype(&X509_EXTENSION_free)> names(
-      X509V3_EXT_conf_nid(nullptr, nullptr, NID_subject_alt_name, "IP:127.0.0.1"), X509_EXTENSION_free);
-  X509_add_ext(certificate.get(), names.get(), -1);
+  if (!names.empty()) {
+    const std::unique_ptr<X509_EXTENSION, decltype(&X509_EXTENSION_free)> extension(
+        X509V3_EXT_conf_nid(nullptr, nullptr, NID_subject_alt_name, names.c_str()), X509_EXTENSION_free);
+    X509_add_ext(certificate.get(), extension.get(), -1);
+  }
   X509_sign(certificate.get(), key.get(), EVP_sha256());
   const std::unique_ptr<FILE, decltype(&fclose)> out(fopen(file.c_str(), "w"), fclose);
   if (out == nullptr || PEM_write_X509(out.get(), certificate.get()) != 1 ||

@@ -12,7 +12,9 @@ struct CertificateTimes {
   std::chrono::seconds ends{3600};
 };
 
-/// Makes a self-signed certificate for 127.0.0.1 and its private key in one PEM file.
-void make_certificate(const std::string& file, const CertificateTimes& times = {});
+/// Makes a self-signed certificate and its private key in one PEM file. `names`: its subjectAltName, as in
+/// x509v3_config(5); empty: none.
+void make_certificate(const std::string& file, const CertificateTimes& times = {},
+                      const std::string& names = "IP:127.0.0.1");
 
 }  // namespace portway::test

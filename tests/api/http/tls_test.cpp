@@ -217,6 +217,53 @@ TEST_F(Tls, AsksForClientCertificatesIfConfigured) {
   EXPECT_EQ(calls, 1);
 }
 
+TEST_F(Tls, KnowsTheNamesInAVerifiedClientCertificate) {
+  std::string many = "DNS:first.example";
+  std::vector<std::string> most = {"first.example"};
+  for (int i = 1; i < 40; ++i) {
+    many += ",DNS:n" + std::to_string(i);
+    if (most.size() < TlsConnection::kClientNamesMax) most.push_back("n" + std::to_string(i));
+  }
+  const std::vector<std::pair<std::string, std::vector<std::string>>> cases = {
+      {"DNS:Gateway.Example.com,IP:127.0.0.1,DNS:b_1", {"gateway.example.com", "b_1"}},
+      {"DNS:*.example.com,DNS:" + std::string(254, 'a'), {}},  // and not the CN
+      {many, most},
+      {"IP:127.0.0.1", {}},  // its CN, "portway test", is no host name
+      {"", {}},
+  };
+  for (const auto& [names, known] : cases) {
+    const std::string client = directory_ + "/client.pem";
+    make_certificate(client, {}, names);
+    ServerOptions settings = options();
+    settings.tls.client_ca = client;
+    std::vector<std::vector<std::string>> seen;
+    Running server(settings, [&seen](const Request& request) {
+      seen.push_back(request.certificate_names ? *request.certificate_names : std::vector<std::string>());
+      return echo(request);
+    });
+    TlsClient connection(server.endpoint(), {.certificate = client});
+    ASSERT_TRUE(connection.handshake());
+    for (int i = 0; i < 2; ++i) {
+      connection.send(kGet);
+      EXPECT_THAT(connection.receive_some(), HasSubstr("200 OK"));
+    }
+    EXPECT_THAT(seen, testing::Each(known)) << names;
+    EXPECT_EQ(seen.size(), 2U);
+  }
+}
+
+TEST_F(Tls, KnowsNoNamesOfACertificateThatItDoesNotVerify) {
+  const std::string client = directory_ + "/client.pem";
+  make_certificate(client, {}, "DNS:gateway.example.com");
+  bool has_names = true;
+  Running server(options(), [&has_names](const Request& request) {
+    has_names = request.certificate_names != nullptr;
+    return echo(request);
+  });
+  EXPECT_THAT(TlsClient(server.endpoint(), {.certificate = client}).get(), HasSubstr("200 OK"));
+  EXPECT_FALSE(has_names);
+}
+
 TEST_F(Tls, TakesANewCertificateWhileConnectionsContinue) {
   Running server(options());
   TlsClient before(server.endpoint());
