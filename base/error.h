@@ -51,7 +51,7 @@ enum class ErrorCode : std::uint8_t {
   kRateLimited,
   kStoreUnavailable,   // the disk is full, read-only or broken: nothing was changed
   kResourceExhausted,  // descriptors or memory ran out
-  kDraining,           // the daemon is shutting down
+  kDraining,           // the daemon is shutting down, or the node is being drained
   kInternal,           // a mistake of ours
 };
 inline constexpr std::size_t kErrorCodes = static_cast<std::size_t>(ErrorCode::kInternal) + 1;

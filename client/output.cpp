@@ -226,6 +226,12 @@ void show_resource(const Command& command, const json::object& answer, Format fo
   console.out << aligned(rows);
 }
 
+void show_node(const Command& command, const json::object& answer, Format format, Console& console) {
+  json::object both = object_in(answer, command.envelope);
+  for (const auto& [key, value] : object_in(answer, "node")) both[key] = value;
+  show_resource(command, {{command.envelope, std::move(both)}}, format, console);
+}
+
 void show_check(const Command& command, const json::object& answer, Format /*format*/, Console& console) {
   std::vector<std::vector<std::string>> rows;
   for (const json::value& step : list_in(object_in(answer, command.envelope), "steps")) {

@@ -40,6 +40,8 @@ void show_forwards(const Command& command, const boost::json::object& answer, Fo
 /// One line per member, and in wide format the ETag.
 void show_resource(const Command& command, const boost::json::object& answer, Format format,
                    Console& console);
+/// The same for the daemon's process, with what the answer says of the node.
+void show_node(const Command& command, const boost::json::object& answer, Format format, Console& console);
 /// One line per step of a check.
 void show_check(const Command& command, const boost::json::object& answer, Format format, Console& console);
 /// The strings of the list, one in each line.

@@ -15,6 +15,9 @@ namespace {
 // Every change shares the node's.
 constexpr std::string_view kNodeLock = "node";
 constexpr std::string_view kKeysLock = "keys";
+constexpr std::string_view kDrainLock = "drain";
+// A drain lasts until somebody ends it.
+constexpr std::chrono::seconds kRetryAfterDrain(30);
 
 }  // namespace
 
@@ -78,7 +81,7 @@ void Control::retry() {
   look_at_addresses();
   unsaved_.save();
   expiries_.look();
-  if (!failures_.empty() && !draining_) retry_failed_forwards();
+  if (!failures_.empty() && !shutting_down_) retry_failed_forwards();
   const std::size_t unseen = watch_.processes_unseen();
   if (std::exchange(processes_unseen_, unseen) == 0 && unseen != 0) {
     spdlog::warn(
@@ -205,14 +208,53 @@ boost::asio::awaitable<ChangeLocks::Held> Control::pause_changes() {
 }
 
 Result<void> Control::check_running() const {
-  if (!draining_) return {};
+  if (!shutting_down_) return {};
   return Error{ErrorCode::kDraining, "This node's daemon is going down; try again in a moment."};
+}
+
+/// `what` is new.
+Result<void> Control::check_takes(std::string_view what) const {
+  if (!is_draining()) return {};
+  return Error{
+      .code = ErrorCode::kDraining,
+      .detail = fmt::format("This node is being drained and takes no new {}; register the instance on "
+                            "another node.",
+                            what),
+      .retry_after = kRetryAfterDrain};
+}
+
+/// What was asked of the store before is published before this returns: whoever drains the node sees all that
+/// it still took.
+Change<NodeDrain> Control::set_draining(bool draining, Actor by) {
+  const auto change = co_await begin_change();
+  if (!change) co_return change.error();
+  const auto lock = co_await locks_.own(std::string(kDrainLock));
+  if (auto running = check_running(); !running) co_return running.error();
+  const NodeDrain before = drain_;
+  NodeDrain wanted;
+  if (draining) wanted.since = before.since.value_or(now());
+  if (draining) drain_ = wanted;
+  const auto stored =
+      co_await store_.put_drain(wanted);  // a repeated one, too: the disk may have another one
+  drain_ = stored ? wanted : before;
+  if (!stored) co_return stored.error();
+  if (draining == before.since.has_value()) co_return wanted;
+  const LogFields fields = by.fields();
+  spdlog::info(
+      "the node {}, by {}",
+      draining ? "is being drained: it takes no new sessions and forwards" : "is not drained any more",
+      by.name);
+  Event event{.time = now(), .instance_id = {}, .owner = {}, .kind = event::NodeUndrained()};
+  if (draining) event.kind = event::NodeDraining();
+  events_.publish(std::move(event));
+  co_return wanted;
 }
 
 /// In the order in which a request would meet them.
 std::vector<Error> Control::find_what_is_missing() {
   std::vector<Error> missing;
   if (auto running = check_running(); !running) missing.push_back(running.error());
+  if (auto takes = check_takes("sessions and port forwards"); !takes) missing.push_back(takes.error());
   if (ports_.free() == 0 && ports_.resting() == 0) {
     missing.push_back(
         {.code = ErrorCode::kPortPoolExhausted,

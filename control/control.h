@@ -257,9 +257,15 @@ class Control {
   /// Waits for the changes under way, and lets further ones wait until the result is gone.
   boost::asio::awaitable<ChangeLocks::Held> pause_changes();
   bool has_changes_under_way() const { return locks_.size() > 0; }
-  /// The daemon is going down: nothing new is promised any more.
-  void drain() { draining_ = true; }
-  bool draining() const { return draining_; }
+  /// The daemon is going down: nothing is changed or promised any more.
+  void shut_down() { shutting_down_ = true; }
+  bool is_shutting_down() const { return shutting_down_; }
+  /// The node is emptied by its operator: until that is taken back, also over restarts, it takes no new
+  /// session and no new forward; what it has goes on. Whoever is refused is told to go to another node.
+  /// Idempotent.
+  Change<NodeDrain> set_draining(bool draining, Actor by = {});
+  const NodeDrain& drain() const { return drain_; }
+  bool is_draining() const { return drain_.since.has_value(); }
   /// All reasons why a new forward would be refused whoever asks for it, as far as is known now; none: it is
   /// ready. The first one is what a request would be told. Each change is logged.
   /// What the disk does is known from the last time that it was written to, or asked (Store::writable).
@@ -359,6 +365,7 @@ class Control {
   Change<ChangeLocks::Held> begin_change();
   static std::string lock_of_instance(std::string_view id) { return "instance/" + std::string(id); }
   Result<void> check_running() const;
+  Result<void> check_takes(std::string_view what) const;
   std::vector<Error> find_what_is_missing();
   void publish(const Instance& instance, event::Kind kind);
 
@@ -396,7 +403,8 @@ class Control {
   std::list<const Instance*> beginning_;
   std::string boot_id_;               // empty until it could be read
   std::size_t processes_unseen_ = 0;  // at the last retry()
-  bool draining_ = false;
+  bool shutting_down_ = false;
+  NodeDrain drain_;                       // as on disk; set a little earlier, while the disk is waited for
   std::vector<ErrorCode> not_ready_for_;  // at the last check_ready()
 };
 

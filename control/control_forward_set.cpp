@@ -17,6 +17,9 @@ Change<ForwardSetOutcome> Control::set_forwards(Principal caller, std::string in
   std::erase_if(existing, [this](const Forward* each) { return expired_.contains(each->id); });
   auto plan = plan_forward_set(caller.role, (*instance)->target, list, existing);
   if (!plan) co_return plan.error();
+  if (!plan->to_create.empty()) {
+    if (auto takes = check_takes("port forwards"); !takes) co_return takes.error();
+  }
   auto step = check_forward_set(caller, **instance, list, *plan);
   if (!step) co_return step.error();
   ForwardSetOutcome outcome = outcome_of(*plan, *step);

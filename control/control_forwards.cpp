@@ -79,6 +79,7 @@ Change<std::vector<ForwardStatus>> Control::create_forwards(Principal caller, st
   if (auto running = check_running(); !running) co_return running.error();
   const auto instance = find_instance(caller, instance_id);
   if (!instance) co_return instance.error();
+  if (auto takes = check_takes("port forwards"); !takes) co_return takes.error();
   if (auto checked = check_forwards(caller, **instance, {list.specs, list.entries}); !checked)
     co_return checked.error();
   auto prepared = prepare_forwards(caller, **instance, {list.specs, list.entries});

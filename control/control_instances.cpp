@@ -100,6 +100,7 @@ Change<Control::PutInstance> Control::put_owned_instance(Instance asked, Precond
   if (running && is_machine_of(*known, asked)) {
     co_return co_await change_in_place(std::move(asked), std::move(by));
   }
+  if (auto takes = check_takes("sessions"); !takes) co_return takes.error();
   if (auto checked = check_new_session(asked, limits); !checked) co_return checked.error();
   co_return co_await begin_session(std::move(asked), std::move(by));
 }

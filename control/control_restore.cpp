@@ -29,9 +29,17 @@ Result<void> Control::restore() {
   if (!forwards) return forwards.error();
   auto usage = store_.load_usage();
   if (!usage) return usage.error();
+  auto drain = store_.load_drain();
+  if (!drain) return drain.error();
   const auto host_addresses = local_addresses();
   if (!host_addresses) return host_addresses.error();
 
+  drain_ = *drain;
+  if (is_draining()) {
+    spdlog::warn(
+        "the node is being drained since {}: it takes no new sessions and forwards (portway undrain)",
+        to_rfc3339(*drain_.since));
+  }
   usage_.restore(std::move(*usage), *instances, *forwards);
   for (const ApiKey& key : *keys) keys_.add_stored(key);
   keys_.look_at_ends();

@@ -127,7 +127,7 @@ struct ConnectionRefused {
   CloseCause cause;
 };
 
-// --- About the daemon's process. Only admins see them.
+// --- About the node. Only admins see them.
 
 /// This process continues what the one before has left.
 struct NodeTakenOver {
@@ -144,10 +144,22 @@ struct NodeUpgradeFailed {
   std::string reason;
 };
 
-using Kind = std::variant<InstanceStarted, InstanceUpdated, InstanceTapUp, InstanceTapRenamed,
-                          InstanceSourceModeChanged, InstanceStopped, InstanceDeleted, ForwardCreated,
-                          ForwardUpdated, ForwardDeleted, ForwardFailed, ForwardListening,
-                          ForwardStateChanged, ConnectionRefused, NodeTakenOver, NodeUpgradeFailed>;
+/// Its operator has it emptied: it takes nothing new.
+struct NodeDraining {
+  static constexpr std::string_view kType = "node.draining";
+  static constexpr Carries kCarries = Carries::kNothing;
+};
+/// It takes new sessions and forwards again.
+struct NodeUndrained {
+  static constexpr std::string_view kType = "node.undrained";
+  static constexpr Carries kCarries = Carries::kNothing;
+};
+
+using Kind =
+    std::variant<InstanceStarted, InstanceUpdated, InstanceTapUp, InstanceTapRenamed,
+                 InstanceSourceModeChanged, InstanceStopped, InstanceDeleted, ForwardCreated, ForwardUpdated,
+                 ForwardDeleted, ForwardFailed, ForwardListening, ForwardStateChanged, ConnectionRefused,
+                 NodeTakenOver, NodeUpgradeFailed, NodeDraining, NodeUndrained>;
 
 }  // namespace event
 

@@ -412,6 +412,14 @@ Result<std::vector<StoredUsage>> Store::load_usage() {
   return on_thread([&] { return connection_->load_usage(); });
 }
 
+Result<NodeDrain> Store::load_drain() {
+  return on_thread([&] { return connection_->load_drain(); });
+}
+
+Change<void> Store::put_drain(NodeDrain drain) {
+  return transact([this, drain] { connection_->put_drain(drain); });
+}
+
 Change<void> Store::put_instance(Instance instance) {
   return transact([this, instance = std::move(instance)] { connection_->put_instance(instance); });
 }

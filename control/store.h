@@ -87,6 +87,13 @@ struct StoredUsage {
   friend bool operator==(const StoredUsage&, const StoredUsage&) = default;
 };
 
+/// Whether the node is emptied by its operator.
+struct NodeDrain {
+  std::optional<Timestamp> since = std::nullopt;  // absent: it is not
+
+  friend bool operator==(const NodeDrain&, const NodeDrain&) = default;
+};
+
 struct ApiKeyUse {
   Uuid id{};
   Timestamp last_used_at{};
@@ -182,6 +189,7 @@ class Store {
   Result<std::vector<Forward>> load_forwards();
   Result<std::vector<ApiKey>> load_api_keys();
   Result<std::vector<StoredUsage>> load_usage();
+  Result<NodeDrain> load_drain();
 
   /// Adds the instance, or replaces the one with its id and keeps its forwards.
   Change<void> put_instance(Instance instance);
@@ -225,6 +233,8 @@ class Store {
   void save_api_key_uses(std::vector<ApiKeyUse> uses, std::function<void(Result<void>)> done);
   /// Success if there is none.
   Change<void> delete_api_key(Uuid id);
+
+  Change<void> put_drain(NodeDrain drain);
 
   /// Of instances and forwards that are there; others are skipped. What is stored goes with them. `done` is
   /// called on the store's thread.

@@ -169,7 +169,7 @@ Result<std::unique_ptr<StoreConnection>> StoreConnection::open_copy(const std::s
 
 Result<bool> StoreConnection::has_the_same_as(StoreConnection& other) {
   try {
-    for (const char* table : {"instances", "forwards", "api_keys"}) {
+    for (const char* table : {"instances", "forwards", "api_keys", "node"}) {
       if (rows_of(database_, table) != rows_of(other.database_, table)) return false;
     }
     return true;
@@ -307,6 +307,12 @@ Result<std::vector<StoredUsage>> StoreConnection::load_usage() {
   if (!forwards) return forwards;
   usage->insert(usage->end(), forwards->begin(), forwards->end());
   return usage;
+}
+
+Result<NodeDrain> StoreConnection::load_drain() {
+  auto drains = load("node", "SELECT * FROM node", rows::read_drain);
+  if (!drains) return drains.error();
+  return drains->empty() ? NodeDrain() : drains->front();
 }
 
 Result<std::optional<IdempotentAnswer>> StoreConnection::find_answer(std::string_view scope,
@@ -450,6 +456,11 @@ void StoreConnection::save_usage(const StoredUsage& usage) {
 
 void StoreConnection::delete_api_key(const Uuid& id) {
   statements_.execute("DELETE FROM api_keys WHERE id = ?", id);
+}
+
+void StoreConnection::put_drain(const NodeDrain& drain) {
+  statements_.execute("UPDATE node SET draining_since = ? WHERE id = 1", drain.since);
+  write_nothing_new();  // SQLite leaves out what is so already, and then does not ask the disk
 }
 
 void StoreConnection::write_nothing_new() {

@@ -47,7 +47,7 @@ class StoreConnection {
   /// Of a copy: see StoreFiles.
   void unlock() { files_.unlock(); }
   void lock_again() { files_.lock_again(); }
-  /// Whether both have the same instances, forwards and API keys.
+  /// Whether both have the same instances, forwards and API keys, and are drained or not.
   Result<bool> has_the_same_as(StoreConnection& other);
   /// Why the log could not be copied into the database when that was last tried; empty if it could.
   const std::string& checkpoint_fault() const { return checkpoint_fault_; }
@@ -82,6 +82,7 @@ class StoreConnection {
   Result<std::vector<Forward>> load_forwards();
   Result<std::vector<ApiKey>> load_api_keys();
   Result<std::vector<StoredUsage>> load_usage();
+  Result<NodeDrain> load_drain();
   Result<std::optional<IdempotentAnswer>> find_answer(std::string_view scope, std::string_view key);
 
   // --- The parts of transactions; they throw SQLite::Exception.
@@ -102,6 +103,7 @@ class StoreConnection {
   void save_api_key_use(const ApiKeyUse& use);
   void delete_api_key(const Uuid& id);
   void save_usage(const StoredUsage& usage);
+  void put_drain(const NodeDrain& drain);
   void add_answer(const IdempotentAnswer& answer) { answers_.add(answer); }
   /// The schema's version, which is what it was: a page for the disk all the same.
   void write_nothing_new();

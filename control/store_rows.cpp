@@ -353,6 +353,10 @@ StoredUsage read_usage(RowReader& row, StoredUsage::Kind kind) {
 
 }  // namespace
 
+NodeDrain read_drain(RowReader& row) {
+  return {.since = row.time_or_none("draining_since")};
+}
+
 StoredUsage read_instance_usage(RowReader& row) {
   return read_usage(row, StoredUsage::Kind::kInstance);
 }

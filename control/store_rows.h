@@ -77,6 +77,7 @@ class RowReader {
 Instance read_instance(RowReader& row);
 Forward read_forward(RowReader& row);
 ApiKey read_api_key(RowReader& row);
+NodeDrain read_drain(RowReader& row);
 StoredUsage read_instance_usage(RowReader& row);
 StoredUsage read_forward_usage(RowReader& row);
 

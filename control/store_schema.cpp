@@ -172,6 +172,14 @@ constexpr auto kMigrations = std::to_array<const char*>({
       INSERT INTO forward_usage (id, since)
         SELECT id, CAST(strftime('%s', 'now') AS INTEGER) * 1000 FROM forwards;
     )sql",
+    // The node itself, one row. draining_since: absent if it is not drained.
+    R"sql(
+      CREATE TABLE node (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        draining_since INTEGER
+      ) STRICT;
+      INSERT INTO node (id) VALUES (1);
+    )sql",
 });
 
 std::int32_t read_pragma(SQLite::Database& database, const char* pragma) {

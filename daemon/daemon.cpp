@@ -261,7 +261,7 @@ void Daemon::stop() {
 
 /// The first signal drains, the second stops at once.
 void Daemon::on_stop_signal(int signal, const SignalSender& sender) {
-  if (control_.draining()) {
+  if (control_.is_shutting_down()) {
     spdlog::warn("signal {} again: stopping now", signal);
     last_answers_ = {};
     parts_.context->stop();
@@ -271,7 +271,7 @@ void Daemon::on_stop_signal(int signal, const SignalSender& sender) {
   audit_signal(signal, sender, {});
   upgrade_.stop();
   notify_systemd("STOPPING=1");
-  control_.drain();
+  control_.shut_down();
   fleet_.on_record();
   parts_.proxy->stop_accepting();
   drain_deadline_ = steady_clock::now() + config_.proxy.drain_timeout;
@@ -350,7 +350,7 @@ Result<void> Daemon::start_upgrade() {
         "Connections end with this process: proxy.handover_timeout_s was 0 when it started, or there is no "
         "keeper, as the log says. Restart it instead.");
   }
-  if (control_.draining()) return refuse("The daemon is shutting down.");
+  if (control_.is_shutting_down()) return refuse("The daemon is shutting down.");
   if (upgrade_.running()) return refuse("An upgrade is under way already.");
   upgrade_.start();
   return {};

@@ -129,7 +129,12 @@ void FleetMember::follow_events() {
 void FleetMember::take(const EventSubscription::Item& item) {
   if (item.event == nullptr) return publisher_->on_anything();
   const Event& event = *item.event;
-  if (event.instance_id.empty()) return;
+  if (event.instance_id.empty()) {
+    const bool is_of_drain = std::holds_alternative<event::NodeDraining>(event.kind) ||
+                             std::holds_alternative<event::NodeUndrained>(event.kind);
+    if (is_of_drain) publisher_->on_record();
+    return;
+  }
   std::visit(
       [&]<class Kind>(const Kind& kind) {
         if constexpr (std::is_same_v<Kind, event::ConnectionRefused>) return;
@@ -151,7 +156,7 @@ NodeRecord FleetMember::record() const {
       .hostname = node.hostname,
       .version = PORTWAY_VERSION,
       .started_at = parts_.started_at,
-      .draining = parts_.control.draining(),
+      .draining = parts_.control.is_draining() || parts_.control.is_shutting_down(),
       .capacity = {.connections = parts_.config.proxy.connections_max, .host_ports = node.ports.size()},
       .load = {.instances = node.instances, .forwards = node.forwards, .connections = parts_.connections()}};
 }

@@ -41,7 +41,7 @@ class FleetMember final : private FleetNode {
   /// Its record goes; what it has published stays. For as long as is_leaving(), etcd is being told.
   void leave();
   bool is_leaving() const { return is_leaving_; }
-  /// The node has begun to drain.
+  /// The node goes down.
   void on_record();
 
   /// nullopt: the node is in no fleet.

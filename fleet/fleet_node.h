@@ -17,7 +17,7 @@ struct NodeRecord {
   std::string hostname = {};  // node.public_hostname
   std::string version = {};
   Timestamp started_at{};  // the process
-  bool draining = false;   // it takes nothing new
+  bool draining = false;   // it takes nothing new: it is emptied, or goes down
   struct Capacity {
     std::uint32_t connections = 0;
     std::uint32_t host_ports = 0;

@@ -33,6 +33,9 @@ constexpr NodeNumber kNodeNumbers[] = {
      "Forwards that exist but are not served: another program has the port, or the guest's address is no "
      "longer allowed; should be 0.",
      &NodeNumbers::forwards_failed},
+    {MetricType::Gauge, "portway_node_draining",
+     "1 while the node is being drained (POST /v1/node/drain): it refuses new sessions and forwards.",
+     &NodeNumbers::draining},
     {MetricType::Gauge, "portway_instances_without_return_path",
      "Running instances whose guests see the node's address instead of their clients', because something on "
      "the node blocks the return path of their answers; should be 0. If source_mode transparent was "

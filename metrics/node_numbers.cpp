@@ -12,6 +12,7 @@ NodeNumbers NodeNumbersOf::read_numbers() const {
           .instances_without_return_path = control.instances_without_return_path(),
           .guest_namespaces = control.guest_namespaces(),
           .forged_packets = control.forged_packets(),
+          .draining = control.is_draining() ? std::uint64_t{1} : 0,
           .faults = faults.counts(),
           .handover = handover,
           .refused_calls = refused != nullptr ? refused() : 0,

@@ -42,6 +42,8 @@ struct NodeNumbers {
   std::uint64_t guest_namespaces = 0;
   // Packets that the source guard dropped.
   std::uint64_t forged_packets = 0;
+  // 1: it takes nothing new (Control::is_draining()).
+  std::uint64_t draining = 0;
   std::array<std::uint64_t, kFaultParts> faults = {};
   HandoverStats handover = {};
   // System calls that a thread of this process was refused.

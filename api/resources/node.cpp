@@ -79,8 +79,30 @@ boost::json::object to_json(const ProcessStatus& status) {
   return json;
 }
 
+boost::json::object to_json(const NodeDrain& drain) {
+  boost::json::object json{{"draining", drain.since.has_value()}};
+  if (drain.since) json["draining_since"] = to_rfc3339(*drain.since);
+  return json;
+}
+
 Result<Response> process(const ApiContext& api, const Call&) {
-  return json_response(200, {{"process", to_json(api.process.process_status())}});
+  return json_response(
+      200, {{"process", to_json(api.process.process_status())}, {"node", to_json(api.control.drain())}});
+}
+
+boost::asio::awaitable<Result<Response>> set_draining(const ApiContext& api, const Call& call,
+                                                      bool draining) {
+  const auto drain = co_await api.control.set_draining(draining, actor_of(call.caller));
+  if (!drain) co_return drain.error();
+  co_return json_response(200, {{"node", to_json(*drain)}});
+}
+
+boost::asio::awaitable<Result<Response>> drain(const ApiContext& api, const Call& call) {
+  return set_draining(api, call, true);
+}
+
+boost::asio::awaitable<Result<Response>> undrain(const ApiContext& api, const Call& call) {
+  return set_draining(api, call, false);
 }
 
 Result<Response> upgrade(const ApiContext& api, const Call&) {
@@ -139,6 +161,8 @@ std::vector<NodeRoute> node_routes() {
       {"GET", "/v1/info", Access::kTenant, {}, info},
       {"GET", "/v1/node", Access::kAdmin, {}, process},
       {"POST", "/v1/node/upgrade", Access::kAdmin, {}, upgrade},
+      {"POST", "/v1/node/drain", Access::kAdmin, {}, drain},
+      {"DELETE", "/v1/node/drain", Access::kAdmin, {}, undrain},
       {"POST", "/v1/node/backup", Access::kAdmin, {}, back_up, kHighCost},
       {"GET", "/healthz", Access::kPublic, QueryParameters::ignored(), is_alive},
       {"GET", "/readyz", Access::kPublic, QueryParameters::ignored(), is_ready},

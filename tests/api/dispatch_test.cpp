@@ -149,7 +149,7 @@ TEST(Api, QueriesAreStrict) {
 TEST(Api, WhileItDrainsItPromisesNothingNew) {
   Node node;
   node.put("vm-1");
-  node.control().drain();
+  node.control().shut_down();
   const Response response = node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})");
   EXPECT_EQ(response.status, 503U);
   EXPECT_EQ(Node::code(response), "draining");

@@ -612,6 +612,14 @@ class OpenApi(unittest.TestCase):
         self.ask("GET", "/profiles", status=200)
         self.ask("GET", "/v1/info", status=200)
         self.ask("GET", "/v1/node", status=200)
+        with Portwayd() as node:
+            for method, draining in (("POST", True), ("POST", True), ("DELETE", False), ("DELETE", False), ("POST", True)):
+                answer = self.ask(method, "/v1/node/drain", status=200, node=node).json()["node"]
+                self.assertEqual(answer["draining"], draining)
+            self.assertTrue(self.ask("GET", "/v1/node", status=200, node=node).json()["node"]["draining"])
+            self.ask("GET", "/readyz", status=503, code="draining", node=node, key=None)
+            self.ask("PUT", "/instances/{id}", {"guest_address": "198.19.0.2", "tap": "t0", "owner": "alice"}, status=503,
+                     code="draining", node=node)
         with Portwayd("proxy.handover_timeout_s=0") as node:
             self.ask("POST", "/v1/node/upgrade", status=409, code="upgrade_not_possible", node=node)
         with Portwayd() as node:

@@ -66,6 +66,21 @@ class ClientAndDaemon : public testing::Test {
   std::optional<Process> daemon_;
 };
 
+TEST_F(ClientAndDaemon, DrainAndUndrain) {
+  Ended run = portway({"drain"});
+  EXPECT_EQ(run.exit, 0) << run.output;
+  EXPECT_THAT(run.output, AllOf(HasSubstr("draining:        true\n"), HasSubstr("draining_since:  20")));
+  run = portway({"node", "status"});
+  EXPECT_THAT(run.output, MatchesRegex("(.|\n)*draining: +true\n(.|\n)*"));
+  run = portway(
+      {"instances", "put", "vm-1", "--guest-address", "198.19.0.2", "--tap", "tap0", "--owner", "alice"});
+  EXPECT_NE(run.exit, 0);
+  EXPECT_THAT(run.output, HasSubstr("being drained"));
+  run = portway({"undrain"});
+  EXPECT_EQ(run.exit, 0) << run.output;
+  EXPECT_EQ(run.output, "draining:  false\n");
+}
+
 TEST_F(ClientAndDaemon, RegisterForwardListAndEnd) {
   Ended run = portway(
       {"instances", "put", "vm-1", "--guest-address", "198.19.0.2", "--tap", "tap0", "--owner", "alice"});

@@ -60,6 +60,7 @@ constexpr const char* kBackToVersion6 = R"sql(
   ALTER TABLE forwards DROP COLUMN target_kind;
   ALTER TABLE forwards DROP COLUMN target_socket;
   ALTER TABLE forwards DROP COLUMN target_port;
+  DROP TABLE node;
   DROP INDEX idempotent_answers_by_payer;
   ALTER TABLE idempotent_answers DROP COLUMN payer;
   ALTER TABLE idempotent_answers DROP COLUMN etag;
@@ -976,6 +977,39 @@ TEST_F(StoreTest, AnInstanceFromBeforeHasTheOneAddressThatItHadAndCanGetASecond)
     EXPECT_TRUE(test::run(store->put_instance(instance)));
   }
   expect_equal(open_store()->load_instances().value().at(0), instance);
+}
+
+TEST_F(StoreTest, KnowsAcrossRestartsWhetherTheNodeIsDrained) {
+  const NodeDrain drain{.since = now()};
+  {
+    const auto store = open_store();
+    EXPECT_EQ(store->load_drain().value(), NodeDrain());
+    EXPECT_TRUE(test::run(store->put_drain(drain)));
+    EXPECT_TRUE(test::run(store->put_drain(drain)));
+  }
+  {
+    const auto store = open_store();
+    EXPECT_EQ(store->load_drain().value(), drain);
+    EXPECT_TRUE(test::run(store->put_drain({})));
+  }
+  EXPECT_EQ(open_store()->load_drain().value(), NodeDrain());
+}
+
+TEST_F(StoreTest, OneFromBeforeDrainsIsNotDrained) {
+  open_store();
+  edit("DROP TABLE node; PRAGMA user_version = 15");
+  const auto store = open_store();
+  EXPECT_EQ(store->load_drain().value(), NodeDrain());
+  EXPECT_TRUE(test::run(store->put_drain({.since = now()})));
+  EXPECT_TRUE(store->load_drain().value().since);
+}
+
+TEST_F(StoreTest, ADrainThatMakesNoSenseNamesItsRow) {
+  open_store();
+  edit("UPDATE node SET draining_since = -1");
+  const auto drain = open_store()->load_drain();
+  ASSERT_FALSE(drain);
+  EXPECT_THAT(drain.error().detail, testing::HasSubstr("in table node, the row with id"));
 }
 
 TEST_F(StoreTest, RefusesADatabaseOfANewerPortway) {

@@ -114,6 +114,37 @@ class FleetTest(unittest.TestCase):
     def revision(self):
         return json.loads(self.etcd.control("get", "none", "-w", "json"))["header"]["revision"]
 
+    def test_a_drained_node_says_so_at_once_and_after_each_start(self):
+        node = self.node("n1")
+        self.assertEqual(node.put_instance("vm-a", tap="tap0").status, 201)
+        forward = node.call("POST", "/instances/vm-a/port-forwards", {"guest_port": 80}).json()["port_forward"]
+
+        def record_says(draining):
+            values = self.etcd.values("/portway/nodes/n1")
+            return values and json.loads(values["/portway/nodes/n1"])["draining"] == draining
+
+        def is_drained():
+            self.assertEqual(node.put_instance("vm-a", tap="tap0").status, 200)  # the session that is there
+            refused = node.put_instance("vm-b", tap="tap1", guest_address="198.19.0.3")
+            self.assertEqual((refused.status, refused.json()["code"]), (503, "draining"))
+            state = node.call("GET", f"/instances/vm-a/port-forwards/{forward['id']}").json()["port_forward"]["state"]
+            self.assertEqual((state, node.call("GET", "/readyz").status), (forward["state"], 503))
+            self.assertEqual(self.metric(node, "portway_node_draining"), 1)
+
+        self.assertTrue(wait_until(lambda: record_says(False), 60))
+        since = node.call("POST", "/v1/node/drain").json()["node"]["draining_since"]
+        self.assertTrue(wait_until(lambda: record_says(True), 60))
+        is_drained()
+        for disturb in (Portwayd.upgrade, Portwayd.kill_and_start):
+            disturb(node)
+            is_drained()
+            self.assertEqual(node.call("GET", "/v1/node").json()["node"], {"draining": True, "draining_since": since})
+            self.assertTrue(wait_until(lambda: record_says(True), 60))
+        self.assertEqual(node.call("DELETE", "/v1/node/drain").json(), {"node": {"draining": False}})
+        self.assertTrue(wait_until(lambda: record_says(False), 60))
+        self.assertEqual(node.put_instance("vm-b", tap="tap1", guest_address="198.19.0.3").status, 201)
+        self.assertEqual((node.call("GET", "/readyz").status, self.metric(node, "portway_node_draining")), (200, 0))
+
     def test_many_changes_are_published_while_they_are_made(self):
         node = self.node("n1", "profiles.default.max_forwarded_ports=300", "ports.rest_s=0")
         node.put_instance("vm-a", tap="tap0")

@@ -84,6 +84,8 @@ const std::map<std::string, std::string>& callers_of_routes() {
       {"GET /v1/info", "TtAa"},
       {"GET /v1/node", "Aa"},
       {"POST /v1/node/upgrade", "A"},
+      {"POST /v1/node/drain", "A"},
+      {"DELETE /v1/node/drain", "A"},
       {"POST /v1/node/backup", "A"},
       {"GET /metrics", "Aam"},
       {"GET /healthz", "TtAam"},

@@ -52,7 +52,7 @@ TEST(Readiness, EndsWithTheLastHostPort) {
 TEST(Readiness, EndsWhenTheDaemonGoesDown) {
   Node node;
   node.put("vm-1");
-  node.control().drain();
+  node.control().shut_down();
   expect_ready_as_post(node, "draining");
 }
 
@@ -82,7 +82,7 @@ TEST(Readiness, HasAllReasonsAtOnce) {
   node.put("vm-1");
   EXPECT_EQ(node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})").status, 201U);
   node.dataplane.binds_left = 0;
-  node.control().drain();
+  node.control().shut_down();
   expect_ready_as_post(node, "draining");
   const auto ready = Node::json(node.call("GET", "/readyz", "", ""));
   std::vector<std::string> codes;
@@ -117,7 +117,7 @@ TEST(NodeProcess, SaysWhatItHasTakenOver) {
   EXPECT_EQ(node.call("GET", "/v1/node").body,
             R"({"process":{"pid":4711,"version":")" PORTWAY_VERSION
             R"(","started_at":"1970-01-01T00:00:00.000Z","handover_timeout_s":30,"upgrading":false,)"
-            R"("upgrades_failed":0,"faults":[]}})");
+            R"("upgrades_failed":0,"faults":[]},"node":{"draining":false}})");
   HandoverStats& handover = node.process.status.handover;
   handover = {
       .taken_over = true, .from_living = true, .found = 5, .adopted = 3, .left_over = 1, .seconds = 0.5};
