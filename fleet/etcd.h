@@ -113,7 +113,7 @@ class EtcdWatch {
   /// After an error call it again to go on, except after kCompacted (changes are lost: read all keys, and
   /// watch from the revision of that answer + 1) and kTooLarge (a batch does not fit into answer_max), which
   /// come again. An endpoint that fails is replaced without an error; if all have failed, each once, the
-  /// error is that of the last one. Repeated tries are 0.1 s to 5 s apart, and next() waits for that long.
+  /// error is that of the last one. Repeated tries are up to 5 s apart, and next() waits for that long.
   boost::asio::awaitable<EtcdResult<EtcdEvents>> next();
 
   /// Where a new watch would go on: behind what next() has returned. 0: not known yet (start_revision was 0,

@@ -11,6 +11,7 @@
 #include "fleet/etcd.h"
 #include "fleet/etcd_core.h"
 #include "fleet/etcd_json.h"
+#include "fleet/pauses.h"
 
 namespace portway {
 namespace {
@@ -20,8 +21,8 @@ using boost::system::error_code;
 using Clock = EtcdCore::Clock;
 
 constexpr unsigned kWatchStatus = 200;
-constexpr std::chrono::milliseconds kPauseMin{100};
-constexpr std::chrono::milliseconds kPauseMax{5000};
+constexpr std::chrono::milliseconds kReopenMin{100};
+constexpr std::chrono::milliseconds kReopenMax{5000};
 
 std::size_t bytes_of(const EtcdEvent& event) {
   std::size_t bytes = sizeof event + event.kv.key.size() + event.kv.value.size();
@@ -104,6 +105,7 @@ class EtcdWatch::State : public std::enable_shared_from_this<State> {
   std::shared_ptr<HttpConnection> connection_;  // null: to be opened
   std::size_t index_ = 0;                       // of its endpoint
   unsigned failures_ = 0;  // of streams, and of tries to open one, since one has brought something
+  Pauses pauses_{kReopenMin, kReopenMax};
 
   asio::steady_timer timer_;  // of the pause, or of the silence while a message is waited for
   Clock::time_point waiting_since_;
@@ -134,6 +136,7 @@ EtcdWatch::State::Awaitable<EtcdEvents> EtcdWatch::State::next_batch() {
       continue;
     }
     failures_ = 0;
+    pauses_.reset();
     if (message->events.empty()) continue;  // a sign of life
     if (const auto held = hold(std::move(message->events)); !held) {
       drop();
@@ -290,8 +293,7 @@ void EtcdWatch::State::drop() {
 /// Before the stream is opened: not after the first failure, then longer and longer.
 asio::awaitable<void> EtcdWatch::State::pause() {
   if (failures_ < 2) co_return;
-  const unsigned doublings = std::min(failures_ - 2, 10U);
-  timer_.expires_after(std::min(kPauseMin * (1U << doublings), kPauseMax));
+  timer_.expires_after(pauses_.next());
   error_code ignored;
   co_await timer_.async_wait(into(ignored));
 }

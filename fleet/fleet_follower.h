@@ -1,9 +1,6 @@
-// Keeps a FleetView as etcd is: reads all keys of the fleet, and then follows them by a watch.
-//
-// While etcd cannot be reached the view stays as it was, and stats().stale is true. What was missed is read
-// afterwards; if it is not kept any more, or etcd has gone back (it was restored from a backup), all keys are
-// read again. A whole listing replaces the view in one turn of the executor for each page, and what it does
-// not name goes at its end, so that nothing flickers.
+// Keeps a FleetView as etcd is (fleet/etcd_mirror.h). While etcd cannot be reached the view stays as it was,
+// and stats().stale is true. A whole listing replaces the view; what it does not name goes at its end, so
+// that nothing flickers.
 //
 // One thread only.
 #pragma once
@@ -11,52 +8,64 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <chrono>
 #include <cstdint>
-#include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 
 #include "base/error.h"
+#include "fleet/etcd_mirror.h"
 #include "fleet/etcd_options.h"
-#include "fleet/etcd_values.h"
 #include "fleet/fleet_view.h"
 
 namespace portway {
+
+/// Is told of all keys of the fleet, also of those that the view does not show. It must not destroy the
+/// follower meanwhile.
+class FleetListener {
+ public:
+  virtual ~FleetListener() = default;
+  /// The view has taken the change. With the key as it was before, if it is known.
+  virtual void on_change(const EtcdEvent& event) = 0;
+  /// The view has taken a whole listing, of this revision: anything may have changed.
+  virtual void on_relisted(std::int64_t revision) = 0;
+};
 
 struct FollowerOptions {
   EtcdOptions etcd;
   std::string prefix = "/portway/";  // as the nodes'
   /// Whether etcd is still there is asked for this often.
   std::chrono::milliseconds check_period = std::chrono::seconds(5);
+  FleetListener* listener = nullptr;  // outlives the follower
 };
 
-struct FollowerStats {
-  bool warm = false;          // all keys were read once
-  bool stale = true;          // etcd could not be reached when it was asked last
-  std::string error = {};     // why it is stale; empty: it is not, or nothing was asked yet
-  Timestamp true_at{};        // until when the view is known to be as etcd was
-  std::int64_t revision = 0;  // of etcd, that the view is at
-  std::uint64_t listings = 0;
-  std::uint64_t events = 0;
-};
+using FollowerStats = EtcdMirrorStats;
 
-class FleetFollower {
+class FleetFollower final : private EtcdSink {
  public:
   /// kInvalidConfig.
   static Result<std::unique_ptr<FleetFollower>> create(const boost::asio::any_io_executor& executor,
                                                        FollowerOptions options);
-  ~FleetFollower();
-  FleetFollower(const FleetFollower&) = delete;
-  FleetFollower& operator=(const FleetFollower&) = delete;
 
-  const FleetView& view() const;
-  FollowerStats stats() const;
+  const FleetView& view() const { return view_; }
+  FollowerStats stats() const { return mirror_.stats(); }
+  /// EtcdMirror::wait_until_at().
+  boost::asio::awaitable<bool> wait_until_at(std::int64_t revision, std::chrono::milliseconds most) {
+    return mirror_.wait_until_at(revision, most);
+  }
 
  private:
-  class State;
-  explicit FleetFollower(std::shared_ptr<State> state);
+  FleetFollower(const boost::asio::any_io_executor& executor, const FollowerOptions& options,
+                std::shared_ptr<Etcd> etcd);
 
-  const std::shared_ptr<State> state_;  // shared with its coroutines
+  void begin_listing() override { view_.begin_listing(); }
+  void end_listing(std::int64_t revision) override;
+  void put(const EtcdKeyValue& kv) override { view_.put(kv.key, kv.value); }
+  void erase(const std::string& key, std::int64_t /*revision*/) override { view_.erase(key); }
+  void on_event(const EtcdEvent& event) override;
+
+  const FleetKeys keys_;
+  FleetListener* const listener_;
+  FleetView view_{keys_};
+  EtcdMirror mirror_;  // goes first
 };
 
 }  // namespace portway

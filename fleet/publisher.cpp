@@ -13,10 +13,11 @@
 #include <utility>
 
 #include "base/into.h"
-#include "base/random.h"
 #include "fleet/etcd.h"
+#include "fleet/etcd_pages.h"
 #include "fleet/fleet_keys.h"
 #include "fleet/node_record.h"
+#include "fleet/pauses.h"
 #include "fleet/publication.h"
 
 namespace portway {
@@ -35,21 +36,6 @@ constexpr seconds kEndedTtl = std::chrono::hours(24);
 constexpr seconds kEndedLeaseAge = std::chrono::hours(1);
 // What the date of an answer cannot show.
 constexpr milliseconds kClockNoise{5'000};
-
-/// Between half and all of it, so that many nodes do not do the same at once.
-milliseconds jittered(milliseconds time) {
-  const auto half = static_cast<std::uint32_t>(std::max<std::int64_t>(time.count() / 2, 1));
-  return milliseconds(half + random_below(half + 1));
-}
-
-class Pauses {
- public:
-  milliseconds next() { return jittered(std::exchange(next_, std::min(2 * next_, kPauseMax))); }
-  void reset() { next_ = kPauseMin; }
-
- private:
-  milliseconds next_ = kPauseMin;
-};
 
 /// Load that is worth a write: a tenth more or less.
 bool is_notable(std::uint64_t before, std::uint64_t now) {
@@ -215,7 +201,7 @@ class Publisher::State : public std::enable_shared_from_this<State> {
 // --- Registration.
 
 asio::awaitable<void> Publisher::State::keep_registered() {
-  Pauses pauses;
+  Pauses pauses(kPauseMin, kPauseMax);
   while (!stopped_) {
     if (!co_await register_node()) {
       if (!stopped_) co_await pause(registrar_, pauses);
@@ -399,7 +385,7 @@ void Publisher::State::relist(std::string_view why) {
 }
 
 asio::awaitable<void> Publisher::State::follow() {
-  Pauses pauses;
+  Pauses pauses(kPauseMin, kPauseMax);
   while (!stopped_) {
     if (!registered_) {
       co_await wait(follower_, std::chrono::hours(1));
@@ -416,28 +402,21 @@ asio::awaitable<void> Publisher::State::follow() {
 
 asio::awaitable<bool> Publisher::State::list() {
   publication_.begin_listing();
-  std::int64_t revision = 0;
-  std::optional<EtcdRange> range = EtcdRange{.keys = keys_.state(options_.node_id), .limit = kPage};
-  while (range) {
-    const auto page = co_await etcd_->range(*range);
-    if (stopped_) co_return false;
-    if (!page && page.error().kind == EtcdErrorKind::kTooLarge && range->limit > 1) {
-      range->limit /= 2;
-      continue;
-    }
-    if (!page) {
-      note_error(Task::kFollow, page.error());
-      co_return false;
-    }
-    if (revision == 0) revision = page->header.revision;
-    for (const EtcdKeyValue& kv : page->kvs) publication_.note(kv);
-    range = next_page(*range, *page);
+  auto keys = keys_.state(options_.node_id);
+  const auto revision = co_await read_all(*etcd_, std::move(keys), kPage, [this](EtcdKeyValue&& kv) {
+    if (!stopped_) publication_.note(kv);
+    return !stopped_;
+  });
+  if (stopped_) co_return false;
+  if (!revision) {
+    note_error(Task::kFollow, revision.error());
+    co_return false;
   }
   if (!registered_) co_return false;
   ++stats_.listings;
-  revision_ = revision;
+  revision_ = *revision;
   publication_.mark_all();
-  watch_ = etcd_->watch({.keys = keys_.state(options_.node_id), .start_revision = revision + 1});
+  watch_ = etcd_->watch({.keys = keys_.state(options_.node_id), .start_revision = *revision + 1});
   listed_ = true;
   wake_writer();
   co_return true;
@@ -484,7 +463,7 @@ asio::awaitable<void> Publisher::State::read_again() {
 // --- Writing.
 
 asio::awaitable<void> Publisher::State::write() {
-  Pauses pauses;
+  Pauses pauses(kPauseMin, kPauseMax);
   while (!stopped_) {
     if (!registered_ || !listed_ || !publication_.has_work()) {
       co_await wait(writer_, std::chrono::hours(1));

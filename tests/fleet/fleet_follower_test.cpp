@@ -27,8 +27,8 @@ class FleetFollowerTest : public FleetTest {
     FleetTest::TearDown();
   }
 
-  void follow() {
-    FollowerOptions options{.etcd = this->options()};
+  void follow(FleetListener* listener = nullptr) {
+    FollowerOptions options{.etcd = this->options(), .listener = listener};
     options.etcd.request_timeout = seconds(10);
     options.check_period = milliseconds(200);
     follower_ = FleetFollower::create(context_.get_executor(), std::move(options)).value();
@@ -132,6 +132,55 @@ TEST_F(FleetFollowerTest, AnEtcdThatWasRestoredIsReadAgain) {
   member.restart();
   until([&] { return viewed() == stored("state/"); }, "as etcd is");
   EXPECT_EQ(follower_->view().find_instance("vm-b"), nullptr);
+}
+
+/// What it is told, as text.
+class Told final : public FleetListener {
+ public:
+  void on_change(const EtcdEvent& event) override {
+    lines.push_back(event.kv.key + "=" + event.kv.value +
+                    (event.prev_kv ? ", was " + event.prev_kv->value : ""));
+  }
+  void on_relisted(std::int64_t revision) override { lines.push_back("listed " + std::to_string(revision)); }
+
+  std::vector<std::string> lines;
+};
+
+TEST_F(FleetFollowerTest, ItsListenerHearsOfEachChange) {
+  start_one();
+  const std::int64_t first = put("/portway/profiles/large", "1");
+  Told told;
+  follow(&told);
+  until([&] { return told.lines.size() == 1; }, "the listing");
+  const std::int64_t second = put("/portway/profiles/large", "2");
+  done(etcd().erase({.keys = EtcdKeys::one("/portway/profiles/large")}));
+  put("elsewhere");
+  until([&] { return told.lines.size() == 3; }, "the changes");
+  EXPECT_THAT(told.lines,
+              testing::ElementsAre("listed " + std::to_string(first), "/portway/profiles/large=2, was 1",
+                                   "/portway/profiles/large=, was 2"));
+  EXPECT_EQ(follower_->stats().revision, second + 1);
+}
+
+TEST_F(FleetFollowerTest, IsWaitedForUntilItIsAtARevision) {
+  EtcdMember& member = start_one();
+  put("/portway/profiles/large", "1");
+  follow();
+  const std::int64_t revision = put("/portway/profiles/large", "2");
+  EXPECT_TRUE(wait(follower_->wait_until_at(revision, seconds(60))));
+  EXPECT_GE(follower_->stats().revision, revision);
+  EXPECT_TRUE(wait(follower_->wait_until_at(revision, milliseconds(0))));
+  EXPECT_FALSE(wait(follower_->wait_until_at(revision + 1, milliseconds(10))));
+  // Whoever waits ends with it.
+  std::optional<bool> reached;
+  boost::asio::co_spawn(context_, follower_->wait_until_at(revision + 1, seconds(60)),
+                        [&](const std::exception_ptr&, bool is_at) { reached = is_at; });
+  context_.poll();
+  EXPECT_FALSE(reached);
+  follower_.reset();
+  until([&] { return reached.has_value(); }, "the end");
+  EXPECT_FALSE(*reached);
+  member.kill();
 }
 
 }  // namespace
