@@ -35,11 +35,16 @@ Metadata metadata_in(const boost::json::object& object) {
   return metadata;
 }
 
+/// API keys and profiles are no state of the fleet's nodes.
+bool is_shown(FleetKey::Kind kind) {
+  return kind != FleetKey::Kind::kApiKey && kind != FleetKey::Kind::kProfile;
+}
+
 }  // namespace
 
 void FleetView::put(std::string_view key, std::string value) {
   const auto parsed = keys_.parse(key);
-  if (!parsed) return;
+  if (!parsed || !is_shown(parsed->kind)) return;
   if (unlisted_) {
     if (const auto listed = unlisted_->find(key); listed != unlisted_->end()) unlisted_->erase(listed);
   }
@@ -53,7 +58,8 @@ void FleetView::put(std::string_view key, std::string value) {
 
 void FleetView::erase(std::string_view key) {
   if (const auto bad = bad_.find(key); bad != bad_.end()) bad_.erase(bad);
-  if (const auto parsed = keys_.parse(key)) erase_value(*parsed);
+  const auto parsed = keys_.parse(key);
+  if (parsed && is_shown(parsed->kind)) erase_value(*parsed);
 }
 
 void FleetView::begin_listing() {

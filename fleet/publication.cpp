@@ -28,8 +28,17 @@ void Publication::mark(std::string_view instance_id, const ForwardId& id) {
 void Publication::mark_all() {
   for (const std::string& id : parts_.node.instance_ids()) mark(id);
   for (const auto& [key, hash] : known_) {
-    if (const auto parsed = parts_.keys.parse_state(parts_.node_id, key)) mark(parsed->instance_id);
+    if (const auto parsed = parse_own(key)) mark(parsed->instance_id);
   }
+}
+
+/// A key below state/ of this node.
+std::optional<FleetKey> Publication::parse_own(std::string_view key) const {
+  auto parsed = parts_.keys.parse(key);
+  const bool is_state =
+      parsed && (parsed->kind == FleetKey::Kind::kInstance || parsed->kind == FleetKey::Kind::kForward);
+  if (!is_state || parsed->node != parts_.node_id) return std::nullopt;
+  return parsed;
 }
 
 std::size_t Publication::pending() const {
@@ -48,21 +57,21 @@ void Publication::begin_listing() {
 }
 
 void Publication::note(const EtcdKeyValue& kv) {
-  const auto parsed = parts_.keys.parse_state(parts_.node_id, kv.key);
+  const auto parsed = parse_own(kv.key);
   if (!parsed) return;
   known_[kv.key] = hash_of(kv.value);
-  if (parsed->forward) {
-    mark(parsed->instance_id, *parsed->forward);
+  if (parsed->kind == FleetKey::Kind::kForward) {
+    mark(parsed->instance_id, parsed->forward);
   } else {
     work_[parsed->instance_id].record = true;
   }
 }
 
 void Publication::note_deleted(std::string_view key) {
-  const auto parsed = parts_.keys.parse_state(parts_.node_id, key);
+  const auto parsed = parse_own(key);
   if (!parsed) return;
   known_.erase(std::string(key));
-  if (parsed->forward) return mark(parsed->instance_id, *parsed->forward);
+  if (parsed->kind == FleetKey::Kind::kForward) return mark(parsed->instance_id, parsed->forward);
   // Whoever has taken the instance deletes this record: the claim must be read again.
   claims_.erase(parsed->instance_id);
   mark(parsed->instance_id);
@@ -209,8 +218,8 @@ void Publication::add_state(Batch& batch, Item item, Work work) {
   if (work.whole) {
     for (const ForwardId& forward : parts_.node.forward_ids(id)) work.forwards.insert(forward);
     for (const std::string& key : known_keys(id)) {
-      const auto parsed = parts_.keys.parse_state(parts_.node_id, key);
-      if (parsed->forward) work.forwards.insert(*parsed->forward);
+      const auto parsed = parse_own(key);
+      if (parsed->kind == FleetKey::Kind::kForward) work.forwards.insert(parsed->forward);
     }
   }
   add_forwards(batch, item, std::move(work.forwards));

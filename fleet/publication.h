@@ -138,6 +138,7 @@ class Publication {
   std::optional<Claim> credible(const std::optional<Claim>& found) const;
   const KnownClaim* known_claim(std::string_view instance_id) const;
   std::vector<std::string> known_keys(std::string_view instance_id) const;
+  std::optional<FleetKey> parse_own(std::string_view key) const;
 
   const Parts parts_;
   std::map<std::string, Work, std::less<>> work_;
