@@ -279,5 +279,6 @@ struct Profile {
 
   friend bool operator==(const Profile&, const Profile&) = default;
 };
+using Profiles = std::map<std::string, Profile, std::less<>>;  // by name
 
 }  // namespace portway

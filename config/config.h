@@ -254,7 +254,7 @@ struct Config {
   Ports ports = {};
   Guests guests = {};
   // "default" always exists.
-  std::map<std::string, Profile, std::less<>> profiles = {{"default", Profile{}}};
+  Profiles profiles = {{"default", Profile{}}};
   Owners owners = {};
   Store store = {};
   Proxy proxy = {};

@@ -1,5 +1,6 @@
 // The configuration keys by name, and access to their members: what the loader, the environment's names and
-// the operators' reference are made from. Used by config/ only. The keys themselves are in
+// the operators' reference are made from. For config/, and for whoever reads a profile
+// (config/profile_fields.h). The keys themselves are in
 // config/visit_keys.h.
 #pragma once
 

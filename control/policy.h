@@ -83,7 +83,7 @@ Result<void> check_key_reach(Role role, KeyScope scope, std::string_view instanc
 struct InstanceLimits {
   std::span<const Cidr> guest_networks;
   std::span<const IpAddress> host_addresses;  // local_addresses(), read for this check: they change
-  const std::map<std::string, Profile, std::less<>>& profiles;
+  const Profiles& profiles;
   std::span<const std::string> socket_directories = {};
 };
 
