@@ -93,6 +93,15 @@ void add_limits(boost::json::object& out, const TrafficLimits& limits) {
   if (limits.idle_timeout.count() != 0) out["idle_timeout_s"] = limits.idle_timeout.count();
 }
 
+boost::json::object profile_json(std::string_view name, const Profile& profile, bool is_fleets) {
+  boost::json::object out{{"name", name},
+                          {"max_forwarded_ports", profile.max_forwarded_ports},
+                          {"allow_host_port", profile.allow_host_port}};
+  add_limits(out, profile.limits);
+  if (is_fleets) out["fleet"] = true;
+  return out;
+}
+
 boost::json::object settings_of(const Forward& forward) {
   boost::json::object out;
   out["id"] = to_string(forward.id);
@@ -213,6 +222,7 @@ boost::json::object to_json(const KeyStatus& status) {
   if (key.last_used_at) out["last_used_at"] = to_rfc3339(*key.last_used_at);
   if (status.old_secret_valid_until)
     out["old_secret_valid_until"] = to_rfc3339(*status.old_secret_valid_until);
+  if (status.home == KeyHome::kFleet) out["fleet"] = true;
   return out;
 }
 

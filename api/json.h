@@ -2,6 +2,7 @@
 #pragma once
 
 #include <boost/json/object.hpp>
+#include <string_view>
 
 #include "control/auth.h"
 #include "control/status.h"
@@ -18,6 +19,8 @@ boost::json::object lasting_json(const InstanceStatus& status);
 boost::json::object activity_json(const Instance& instance, bool ending, const UsageStatus& usage);
 boost::json::object to_json(const KeyStatus& status);
 boost::json::object to_json(const LiveConnection& connection);
+/// Without the limits that are not set.
+boost::json::object profile_json(std::string_view name, const Profile& profile, bool is_fleets);
 
 /// Adds the limits that are set.
 void add_limits(boost::json::object& out, const TrafficLimits& limits);

@@ -12,6 +12,7 @@
 #include "api/router.h"
 #include "control/api_stats.h"
 #include "control/control.h"
+#include "control/key_admin.h"
 #include "control/node_process.h"
 #include "control/recent_closes.h"
 #include "metrics/exporter.h"
@@ -22,6 +23,7 @@ namespace portway {
 struct ApiContext {
   boost::asio::io_context& context;
   Control& control;
+  KeyAdmin& keys;
   ApiStats& stats;
   const RecentCloses& closes;
   std::function<NextPiece(MetricsScope)> metrics;  // the pieces of a scrape's text (Exporter::scrape)

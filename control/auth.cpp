@@ -140,9 +140,13 @@ Result<std::string> load_or_make_admin_key(const std::string& path) {
   return made;
 }
 
-void KeyRing::add(const ApiKey& key) {
-  Entry entry{.key = key, .last_used_saved = key.last_used_at};
-  remove(key.id);
+void KeyRing::add(const ApiKey& key, KeyHome home) {
+  Entry entry{.key = key, .home = home, .last_used_saved = key.last_used_at};
+  if (const auto before = keys_.find(key.id); before != keys_.end()) {
+    entry.expiry = before->second.expiry;
+    entry.old_secret_end = before->second.old_secret_end;
+    remove(key.id);
+  }
   if (const auto same = secrets_.find(key.secret_sha256); same != secrets_.end()) {
     Entry& other = keys_.at(same->second);
     if (other.key.secret_sha256 == key.secret_sha256) {
@@ -194,6 +198,21 @@ const ApiKey* KeyRing::find(const Uuid& id) const {
   return found == keys_.end() ? nullptr : &found->second.key;
 }
 
+bool KeyRing::is_fleets(const Uuid& id) const {
+  const auto found = keys_.find(id);
+  return found != keys_.end() && found->second.home == KeyHome::kFleet;
+}
+
+std::optional<Uuid> KeyRing::find_secret(const Sha256& secret_sha256) const {
+  const auto found = secrets_.find(secret_sha256);
+  return found == secrets_.end() ? std::nullopt : std::optional(found->second);
+}
+
+std::size_t KeyRing::count(KeyHome home) const {
+  return static_cast<std::size_t>(
+      std::ranges::count(keys_, home, [](const auto& key) { return key.second.home; }));
+}
+
 std::vector<const ApiKey*> KeyRing::all() const {
   std::vector<const ApiKey*> keys;
   for (const auto& [id, entry] : keys_) keys.push_back(&entry.key);
@@ -202,7 +221,8 @@ std::vector<const ApiKey*> KeyRing::all() const {
 
 KeyStatus KeyRing::status_of(const ApiKey& key) const {
   const Entry& entry = keys_.at(key.id);
-  KeyStatus status{.key = entry.key, .expired = is_over(entry.expiry), .old_secret_valid_until = {}};
+  KeyStatus status{
+      .key = entry.key, .expired = is_over(entry.expiry), .old_secret_valid_until = {}, .home = entry.home};
   if (entry.key.old_secret && !is_over(entry.old_secret_end) && !status.expired) {
     const Timestamp until = entry.key.old_secret->valid_until;
     status.old_secret_valid_until = std::min(until, entry.key.expires_at.value_or(until));
@@ -283,9 +303,10 @@ std::vector<std::string> KeyRing::drop_ended() {
   return ended;
 }
 
-const ApiKey* KeyRing::first_expired() const {
+const ApiKey* KeyRing::first_expired(KeyHome home) const {
   const Entry* first = nullptr;
   for (const auto& [id, entry] : keys_) {
+    if (entry.home != home) continue;
     if (is_over(entry.expiry) && (first == nullptr || entry.expiry->at < first->expiry->at)) first = &entry;
   }
   return first == nullptr ? nullptr : &first->key;
@@ -296,7 +317,8 @@ const ApiKey* KeyRing::first_expired() const {
 std::vector<ApiKeyUse> KeyRing::unsaved_uses() const {
   std::vector<ApiKeyUse> uses;
   for (const auto& [id, entry] : keys_) {
-    if (entry.key.last_used_at && entry.key.last_used_at != entry.last_used_saved)
+    if (entry.home == KeyHome::kOwn && entry.key.last_used_at &&
+        entry.key.last_used_at != entry.last_used_saved)
       uses.push_back({.id = id, .last_used_at = *entry.key.last_used_at});
   }
   return uses;

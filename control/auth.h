@@ -71,12 +71,16 @@ struct KeyClock {
   std::function<std::chrono::milliseconds()> uptime = kernel_uptime;
 };
 
+/// Where a key belongs: to this process alone, or to the fleet, whose etcd has it.
+enum class KeyHome : std::uint8_t { kOwn, kFleet };
+
 /// A key as it is now.
 struct KeyStatus {
   ApiKey key;
   bool expired = false;
   /// The secret before the last rotation is valid until then; absent: it is not.
   std::optional<Timestamp> old_secret_valid_until = std::nullopt;
+  KeyHome home = KeyHome::kOwn;
 };
 
 /// The keys that are known. A key ends when its `expires_at` comes, and an old secret when its `valid_until`
@@ -88,7 +92,7 @@ class KeyRing {
 
   /// A key with the same secret is replaced, and so is one with the same id; an old secret of another key is
   /// no reason.
-  void add(const ApiKey& key);
+  void add(const ApiKey& key, KeyHome home = KeyHome::kOwn);
   /// Changes what is given. The key must be there, and for rotate() too: a new secret, see
   /// Store::rotate_api_key().
   void change(const Uuid& id, const ApiKeyChange& change);
@@ -96,8 +100,12 @@ class KeyRing {
   /// False when there is none.
   bool remove(const Uuid& id);
   const ApiKey* find(const Uuid& id) const;
+  bool is_fleets(const Uuid& id) const;
+  /// The id of the key that has this secret, now or before its last rotation.
+  std::optional<Uuid> find_secret(const Sha256& secret_sha256) const;
   std::vector<const ApiKey*> all() const;  // by id
   std::size_t size() const { return keys_.size(); }
+  std::size_t count(KeyHome home) const;
   /// Of a key that find() or all() has returned.
   KeyStatus status_of(const ApiKey& key) const;
   Timestamp now() const { return clock_.now(); }
@@ -115,9 +123,9 @@ class KeyRing {
   /// What has ended since the last call: "key ID has expired", for a log. Old secrets are forgotten.
   std::vector<std::string> drop_ended();
   /// The one that expired first; null: none has.
-  const ApiKey* first_expired() const;
+  const ApiKey* first_expired(KeyHome home = KeyHome::kOwn) const;
 
-  /// The uses that note_saved() does not know of.
+  /// The uses of own keys that note_saved() does not know of.
   std::vector<ApiKeyUse> unsaved_uses() const;
   void note_saved(const ApiKeyUse& use);
 
@@ -133,6 +141,7 @@ class KeyRing {
   };
   struct Entry {
     ApiKey key;
+    KeyHome home = KeyHome::kOwn;
     std::optional<End> expiry = std::nullopt;
     std::optional<End> old_secret_end = std::nullopt;
     bool reported = false;  // that it has expired

@@ -150,6 +150,16 @@ void Control::set_admin_key(std::string_view secret) {
   if (keys_.set_admin_key(secret)) streams_.recheck();
 }
 
+void Control::set_fleet_keys(std::map<Uuid, ApiKey> keys) {
+  keys_.set_shared(std::move(keys));
+  streams_.recheck();
+}
+
+void Control::set_fleet_profiles(Profiles profiles) {
+  fleet_profiles_ = std::move(profiles);
+  apply_config();
+}
+
 bool Control::is_guest(const IpAddress& address, std::int32_t link) const {
   if (is_guest_address(address, config_.guests.networks)) return true;
   std::array<char, IF_NAMESIZE> name{};

@@ -22,6 +22,7 @@
 #include <cstddef>
 #include <functional>
 #include <list>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -43,6 +44,7 @@
 #include "control/forward_health.h"
 #include "control/forward_set.h"
 #include "control/forward_state.h"
+#include "control/key_admin.h"
 #include "control/keys.h"
 #include "control/owned_instance.h"
 #include "control/policy.h"
@@ -67,7 +69,7 @@
 
 namespace portway {
 
-class Control {
+class Control final : public KeyAdmin {
  public:
   /// What it works with; all of it must outlive it.
   struct Parts {
@@ -88,7 +90,7 @@ class Control {
   };
   /// `config` must outlive it. Its live keys may change between two calls; they are read where they are used.
   Control(const Config& config, const Parts& parts);
-  ~Control();
+  ~Control() override;
   Control(const Control&) = delete;
   Control& operator=(const Control&) = delete;
 
@@ -106,14 +108,25 @@ class Control {
 
   // --- Keys (control/keys.h). A key or a secret that goes ends its streams.
 
-  Change<NewKey> create_key(KeySpec spec, Principal caller);
-  Change<KeyStatus> change_key(Uuid id, ApiKeyChange change, Principal caller);
-  Change<NewKey> rotate_key(Uuid id, std::chrono::seconds overlap, Principal caller);
-  Change<void> delete_key(Uuid id, Principal caller);
+  Change<NewKey> create_key(KeySpec spec, Principal caller) override;
+  Change<KeyStatus> change_key(Uuid id, ApiKeyChange change, Principal caller) override;
+  Change<NewKey> rotate_key(Uuid id, std::chrono::seconds overlap, Principal caller) override;
+  Change<void> delete_key(Uuid id, Principal caller) override;
   /// Keys::set_admin_key().
   void set_admin_key(std::string_view secret);
-  KeyRing& keys() { return keys_.ring(); }
+  KeyRing& keys() override { return keys_.ring(); }
   const KeyRing& keys() const { return keys_.ring(); }
+
+  // --- What the fleet has beside the node's own.
+
+  /// Keys::set_shared() and shared_fault().
+  void set_fleet_keys(std::map<Uuid, ApiKey> keys);
+  const std::string& fleet_keys_fault() const { return keys_.shared_fault(); }
+  /// In place of those of the configuration that have the same name.
+  void set_fleet_profiles(Profiles profiles);
+  const Profiles& fleet_profiles() const { return fleet_profiles_; }
+  /// Those of the configuration and the fleet's; there is always a "default".
+  const Profiles& profiles() const { return profiles_; }
 
   // --- Instances.
 
@@ -381,6 +394,8 @@ class Control {
   SourcePaths source_paths_;
   PortAllocator ports_;
   Keys keys_;
+  Profiles fleet_profiles_;
+  Profiles profiles_ = config_.profiles;      // and the fleet's
   Streams streams_{keys_.ring(), registry_};  // rechecked after each change of what a stream may belong to
   RefusedClients refused_clients_;
   std::vector<IpAddress> lost_addresses_;  // public ones that the node did not have at the last look

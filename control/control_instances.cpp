@@ -89,7 +89,7 @@ Change<Control::PutInstance> Control::put_owned_instance(Instance asked, Precond
     if (!of_node) co_return of_node.error();
     host_addresses = std::move(*of_node);
   }
-  InstanceLimits limits{config_.guests.networks, host_addresses, config_.profiles,
+  InstanceLimits limits{config_.guests.networks, host_addresses, profiles_,
                         config_.guests.socket_directories};
   if (auto checked = check_instance(asked, limits); !checked) co_return checked.error();
 
@@ -232,7 +232,7 @@ Result<Instance> Control::changed_instance(const Instance& known, const Instance
   if (!netns) return netns.error();
   const auto host_addresses = *netns ? local_addresses(**netns) : local_addresses();
   if (!host_addresses) return host_addresses.error();
-  const InstanceLimits limits{config_.guests.networks, *host_addresses, config_.profiles,
+  const InstanceLimits limits{config_.guests.networks, *host_addresses, profiles_,
                               config_.guests.socket_directories};
   if (auto checked = check_instance(wanted, limits); !checked) return checked.error();
   if (guest_addresses(wanted) == guest_addresses(known)) return wanted;

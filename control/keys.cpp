@@ -7,33 +7,11 @@
 #include <atomic>
 #include <utility>
 
-#include "control/policy.h"
-
 namespace portway {
 
 namespace {
 
 constexpr std::chrono::milliseconds kWaitMax = std::chrono::minutes(1);
-
-Error no_such_key() {
-  return {ErrorCode::kNotFound, "There is no API key with this id."};
-}
-
-Result<void> check_spec(const KeySpec& spec, Timestamp now) {
-  if (auto checked = check_owner(spec.owner); !checked) return checked;
-  if (auto checked = check_description(spec.description); !checked) return checked;
-  if (auto checked = check_key_reach(spec.role, spec.scope, spec.instance_id); !checked) return checked;
-  return check_expiry(spec.expires_at, now);
-}
-
-/// For the log: what it may do.
-std::string reach_of(const ApiKey& key) {
-  std::string reach = fmt::format("{} {}", to_string(key.role), key.owner);
-  if (key.scope != KeyScope::kFull) reach += fmt::format(", scope {}", to_string(key.scope));
-  if (!key.instance_id.empty()) reach += fmt::format(", instance {}", key.instance_id);
-  if (key.expires_at) reach += fmt::format(", until {}", to_rfc3339(*key.expires_at));
-  return reach;
-}
 
 }  // namespace
 
@@ -64,36 +42,24 @@ void Keys::add_stored(const ApiKey& key) {
 }
 
 Change<NewKey> Keys::create(KeySpec spec, Principal caller) {
-  if (auto checked = check_spec(spec, ring_.now()); !checked) co_return checked.error();
+  auto made = make_key(std::move(spec), ring_.now());
+  if (!made) co_return made.error();
   if (auto room = co_await make_room(); !room) co_return room.error();
-  const Uuid id = make_uuid();
-  NewKey made{.status = {}, .secret = make_secret(id)};
-  ApiKey& key = made.status.key;
-  key.id = id;
-  key.role = spec.role;
-  key.owner = std::move(spec.owner);
-  key.secret_sha256 = sha256(made.secret);
-  key.created_at = ring_.now();
-  key.description = std::move(spec.description);
-  key.scope = spec.scope;
-  key.instance_id = std::move(spec.instance_id);
-  key.expires_at = spec.expires_at;
-  if (auto stored = co_await store_.add_api_key(key); !stored) co_return stored.error();
-  ring_.add(key);
+  if (auto stored = co_await store_.add_api_key(made->key); !stored) co_return stored.error();
+  ring_.add(made->key);
+  shared_.apply();
   wait_for_next_end();
   const LogFields fields = actor_of(caller).fields();
-  spdlog::info("key {} ({}) made by {}", to_string(id), reach_of(key), who(caller));
-  co_return made;
+  spdlog::info("key {} ({}) made by {}", to_string(made->key.id), reach_of(made->key), who(caller));
+  co_return NewKey{.status = {.key = made->key}, .secret = std::move(made->secret)};
 }
 
 /// For one more.
 Change<void> Keys::make_room() {
-  if (ring_.size() <= kApiKeysMax) co_return Result<void>();  // the admin key file's is one more
+  const std::size_t keys = ring_.count(KeyHome::kOwn);
+  if (keys <= kApiKeysMax) co_return Result<void>();  // the admin key file's is one more
   const ApiKey* expired = ring_.first_expired();
-  if (expired == nullptr) {
-    co_return Error{ErrorCode::kQuotaExceeded, "This node has as many API keys as it can; delete some first.",
-                    "", static_cast<std::int64_t>(kApiKeysMax), static_cast<std::int64_t>(ring_.size() - 1)};
-  }
+  if (expired == nullptr) co_return too_many_keys("This node", keys - 1);
   const Uuid id = expired->id;
   if (auto stored = co_await store_.delete_api_key(id); !stored) co_return stored;
   ring_.remove(id);
@@ -109,17 +75,14 @@ Result<const ApiKey*> Keys::find_changeable(const Uuid& id) const {
   }
   const ApiKey* key = ring_.find(id);
   if (key == nullptr) return no_such_key();
+  if (ring_.is_fleets(id))
+    return Error{ErrorCode::kForbidden, "This key belongs to the fleet: change it at a gateway."};
   return key;
 }
 
 Change<KeyStatus> Keys::change(Uuid id, ApiKeyChange change, Principal caller) {
   if (auto found = find_changeable(id); !found) co_return found.error();
-  if (change.description) {
-    if (auto checked = check_description(*change.description); !checked) co_return checked.error();
-  }
-  if (change.expires_at) {
-    if (auto checked = check_expiry(*change.expires_at, ring_.now()); !checked) co_return checked.error();
-  }
+  if (auto checked = check_key_change(change, ring_.now()); !checked) co_return checked.error();
   if (auto stored = co_await store_.change_api_key(id, change); !stored) co_return stored.error();
   const ApiKey* key = ring_.find(id);
   if (key == nullptr) co_return no_such_key();  // it was deleted meanwhile
@@ -133,19 +96,11 @@ Change<KeyStatus> Keys::change(Uuid id, ApiKeyChange change, Principal caller) {
 Change<NewKey> Keys::rotate(Uuid id, std::chrono::seconds overlap, Principal caller) {
   const auto found = find_changeable(id);
   if (!found) co_return found.error();
-  if (ring_.status_of(**found).expired) {
-    co_return Error{ErrorCode::kInvalidRequest,
-                    "This key has expired, and its new secret would not be valid: give it a later expires_at "
-                    "first (PATCH), or create another key.",
-                    "expires_at"};
-  }
-  std::string secret = make_secret(id);
-  const Sha256 hash = sha256(secret);
+  auto rotated = rotated_key(ring_.status_of(**found), overlap, ring_.now());
+  if (!rotated) co_return rotated.error();
+  const Sha256 hash = rotated->key.secret_sha256;
   std::optional<Timestamp> old_valid_until;
-  if (overlap.count() > 0) {
-    old_valid_until = ring_.now() + overlap;
-    if (const auto& end = (*found)->expires_at) old_valid_until = std::min(*old_valid_until, *end);
-  }
+  if (rotated->key.old_secret) old_valid_until = rotated->key.old_secret->valid_until;
   if (auto stored = co_await store_.rotate_api_key(id, hash, old_valid_until); !stored)
     co_return stored.error();
   const ApiKey* key = ring_.find(id);
@@ -154,17 +109,23 @@ Change<NewKey> Keys::rotate(Uuid id, std::chrono::seconds overlap, Principal cal
   wait_for_next_end();
   const LogFields fields = actor_of(caller).fields();
   spdlog::info("key {} rotated by {}; its old secret {}", to_string(id), who(caller),
-               old_valid_until ? "is valid until " + to_rfc3339(*old_valid_until) : "is not valid any more");
-  co_return NewKey{.status = ring_.status_of(*key), .secret = std::move(secret)};
+               old_secret_end_of(rotated->key));
+  co_return NewKey{.status = ring_.status_of(*key), .secret = std::move(rotated->secret)};
 }
 
 Change<void> Keys::remove(Uuid id, Principal caller) {
   if (auto found = find_changeable(id); !found) co_return found.error();
   if (auto stored = co_await store_.delete_api_key(id); !stored) co_return stored.error();
   ring_.remove(id);
+  shared_.apply();
   const LogFields fields = actor_of(caller).fields();
   spdlog::info("key {} deleted by {}", to_string(id), who(caller));
   co_return Result<void>();
+}
+
+void Keys::set_shared(std::map<Uuid, ApiKey> keys) {
+  shared_.set(std::move(keys));
+  wait_for_next_end();
 }
 
 void Keys::look_at_ends() {
@@ -220,6 +181,7 @@ bool Keys::set_admin_key(std::string_view secret) {
   key.secret_sha256 = hash;
   key.created_at = ring_.now();
   ring_.add(key);
+  shared_.apply();
   spdlog::info("the admin key in {} is key {}{}", config_.api.admin_key_file, to_string(key.id),
                before.empty() ? "" : fmt::format(", in place of key {}", before));
   return true;

@@ -1,6 +1,7 @@
-// The node's API keys: those in the store, and the admin key file's, which is in no store and cannot be
-// changed over the API. Whoever takes a key or a secret away rechecks the streams that were opened under it
-// (control/streams.h); what ends by itself, at a time, is reported by a callback.
+// The node's API keys: those in the store, the admin key file's, which is in no store, and the fleet's, which
+// are in etcd. The latter two cannot be changed over the node's API. Whoever takes a key or a secret away
+// rechecks the streams that were opened under it (control/streams.h); what ends by itself, at a time, is
+// reported by a callback.
 //
 // When a key was last used is known in memory, and written now and then: no request waits for it.
 //
@@ -11,6 +12,7 @@
 #include <boost/asio/steady_timer.hpp>
 #include <chrono>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -20,30 +22,15 @@
 #include "config/config.h"
 #include "control/auth.h"
 #include "control/change.h"
+#include "control/key_admin.h"
+#include "control/shared_keys.h"
 #include "control/store.h"
 
 namespace portway {
 
-/// What a new key is to be.
-struct KeySpec {
-  Role role = Role::kTenant;
-  std::string owner;
-  std::string description = {};
-  KeyScope scope = KeyScope::kFull;
-  std::string instance_id = {};
-  std::optional<Timestamp> expires_at = std::nullopt;
-};
-
-/// The secret is returned once and kept as a hash only.
-struct NewKey {
-  KeyStatus status;
-  std::string secret;
-};
-
 class Keys {
  public:
   static constexpr std::chrono::minutes kSaveUsesEvery{1};
-  static constexpr std::chrono::seconds kOverlapMax = std::chrono::hours(24);
 
   /// All must outlive it. `on_end` is called when a key has expired, or an old secret is not valid any more:
   /// at once, or with the next look_at_ends() if somebody has set the clock.
@@ -56,15 +43,15 @@ class Keys {
   /// One that is in the store. look_at_ends() follows the last one.
   void add_stored(const ApiKey& key);
 
-  // One change at a time. kForbidden for the admin key file's, kNotFound for an unknown one, kInvalidRequest
-  // with the field.
-
-  /// kQuotaExceeded if the node has as many as it can; one that has expired makes room, the first one first.
+  // KeyAdmin's, one at a time. kForbidden for the admin key file's, and for the fleet's.
   Change<NewKey> create(KeySpec spec, Principal caller);
   Change<KeyStatus> change(Uuid id, ApiKeyChange change, Principal caller);
-  /// A new secret; the one that it has remains valid for `overlap`, which is at most kOverlapMax.
   Change<NewKey> rotate(Uuid id, std::chrono::seconds overlap, Principal caller);
   Change<void> remove(Uuid id, Principal caller);
+
+  /// SharedKeys::set() and fault(): what the fleet has beside the node's own.
+  void set_shared(std::map<Uuid, ApiKey> keys);
+  const std::string& shared_fault() const { return shared_.fault(); }
 
   /// The key of the admin key file, in place of the one before. False if it is the same.
   bool set_admin_key(std::string_view secret);
@@ -84,6 +71,7 @@ class Keys {
   const Config& config_;
   const std::function<void()> on_end_;
   KeyRing ring_;
+  SharedKeys shared_{ring_};
   Uuid admin_key_id_{};
   boost::asio::steady_timer timer_;
   const std::shared_ptr<Saving> saving_;  // shared with the store's thread

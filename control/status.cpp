@@ -53,6 +53,8 @@ InstanceStatus Control::status_of(const Instance& instance) const {
 }
 
 void Control::apply_config() {
+  profiles_ = fleet_profiles_;
+  profiles_.insert(config_.profiles.begin(), config_.profiles.end());
   dataplane_.set_owner_connections_max(config_.owners.max_connections);
   streams_.set_tenant_share(config_.owners.max_streams);
   keys_.ring().set_gateways(config_.fleet.gateways);
@@ -115,9 +117,9 @@ std::string Control::lost_text() const {
 }
 
 const Profile& Control::profile_of(const Instance& instance) const {
-  const auto found = config_.profiles.find(instance.profile);
-  // A profile that the configuration no longer has: the default's limits.
-  return found != config_.profiles.end() ? found->second : config_.profiles.find("default")->second;
+  const auto found = profiles_.find(instance.profile);
+  // A profile that there is no more: the default's limits.
+  return found != profiles_.end() ? found->second : profiles_.find("default")->second;
 }
 
 }  // namespace portway

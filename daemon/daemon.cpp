@@ -73,6 +73,7 @@ Daemon::Daemon(Config& config, const Arguments& arguments, DaemonLog& log, Keepe
                  .node = node_numbers_}),
       api_context_{*parts_.context,
                    control_,
+                   control_,
                    stats_,
                    recent_closes_,
                    [this](MetricsScope scope) -> NextPiece { return exporter_.pieces(scope); },

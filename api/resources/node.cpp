@@ -19,12 +19,8 @@ namespace {
 
 Result<Response> list_profiles(const ApiContext& api, const Call&) {
   boost::json::array list;
-  for (const auto& [name, profile] : api.control.config().profiles) {
-    boost::json::object each{{"name", name},
-                             {"max_forwarded_ports", profile.max_forwarded_ports},
-                             {"allow_host_port", profile.allow_host_port}};
-    add_limits(each, profile.limits);
-    list.push_back(std::move(each));
+  for (const auto& [name, profile] : api.control.profiles()) {
+    list.push_back(profile_json(name, profile, api.control.fleet_profiles().contains(name)));
   }
   return json_response(200, {{"profiles", std::move(list)}});
 }

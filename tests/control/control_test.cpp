@@ -806,10 +806,50 @@ TEST(Control, AReloadAppliesLiveKeysAndNamesTheRest) {
   wanted.node.public_hostname = "other.example";
   wanted.proxy.workers = 7;
   EXPECT_EQ(take_live_keys(node.config(), wanted), std::vector<std::string>{"proxy.workers"});
+  node.control().apply_config();
   EXPECT_EQ(node.control().config().node.public_hostname, "other.example");
   EXPECT_NE(node.control().config().proxy.workers, 7U);
   create(node, 3000);
   EXPECT_EQ(try_create(node, 3001).error().code, ErrorCode::kQuotaExceeded);
+}
+
+TEST(Control, ProfilesOfTheFleetGoBeforeThoseOfTheConfigurationAndOutlastAReload) {
+  Node node("[profiles.small]\nmax_forwarded_ports = 1\n");
+  const auto profiles = [&] {
+    std::map<std::string, std::uint32_t> out;
+    for (const auto& [name, profile] : node.control().profiles()) out[name] = profile.max_forwarded_ports;
+    return out;
+  };
+  using Expected = std::map<std::string, std::uint32_t>;
+  EXPECT_EQ(profiles(), (Expected{{"default", 5}, {"small", 1}}));
+  node.control().set_fleet_profiles(
+      {{"small", {.max_forwarded_ports = 2}}, {"large", {.max_forwarded_ports = 9}}});
+  const Expected both{{"default", 5}, {"small", 2}, {"large", 9}};
+  EXPECT_EQ(profiles(), both);
+  const auto put = [&](const std::string& profile) {
+    return node.call(
+        "PUT", "/instances/vm-1",
+        R"({"guest_address": "198.19.0.2", "tap": "tap0", "owner": "alice", "profile": ")" + profile + "\"}");
+  };
+  EXPECT_EQ(put("large").status, 201U);
+  const auto limit = [&] {
+    return Node::json(node.call("GET", "/instances/vm-1"))
+        .at("instance")
+        .at("port_forwards")
+        .at("limit")
+        .as_int64();
+  };
+  EXPECT_EQ(limit(), 9);
+  Config wanted = node.control().config();
+  wanted.profiles["small"].max_forwarded_ports = 4;
+  take_live_keys(node.config(), wanted);
+  node.control().apply_config();
+  EXPECT_EQ(profiles(), both);
+  node.control().set_fleet_profiles({});
+  EXPECT_EQ(profiles(), (Expected{{"default", 5}, {"small", 4}}));
+  EXPECT_EQ(limit(), 5) << "the default's";
+  node.control().set_fleet_profiles({{"default", {.max_forwarded_ports = 3}}});
+  EXPECT_EQ(limit(), 3);
 }
 
 TEST(Control, TheHostPortOfAForwardThatHasEndedIsKeptFromOtherOwnersForAWhile) {

@@ -83,7 +83,7 @@ class Node {
                                  .uptime = [this] { return kernel_uptime() + time_passed; }}});
     control_->set_admin_key(kAdminKey);
     control_->restore().value();
-    api_context_.emplace(ApiContext{context, *control_, stats, closes,
+    api_context_.emplace(ApiContext{context, *control_, *control_, stats, closes,
                                     [](MetricsScope scope) -> NextPiece {
                                       return [text = "metrics of scope " +
                                                      std::to_string(static_cast<int>(scope))]() mutable {

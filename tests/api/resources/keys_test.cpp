@@ -544,6 +544,74 @@ TEST(KeyExpiry, MakesRoomForOtherKeysWhenTheNodeHasAsManyAsItCan) {
   EXPECT_EQ(node.control().keys().size(), kApiKeysMax + 1);
 }
 
+// --- The fleet's.
+
+ApiKey fleet_key(const std::string& secret) {
+  ApiKey key;
+  key.id = make_uuid();
+  key.owner = "alice";
+  key.secret_sha256 = sha256(secret);
+  key.created_at = now();
+  return key;
+}
+
+TEST(FleetKeys, AreShownAndCannotBeChangedHere) {
+  Node node;
+  const ApiKey key = fleet_key("fleets");
+  const std::string own = Node::id_of(node.make_key("tenant", "bob"));
+  node.control().set_fleet_keys({{key.id, key}});
+  const std::string path = "/api-keys/" + to_string(key.id);
+  EXPECT_EQ(Node::json(node.call("GET", path)).at("api_key").at("fleet"), true);
+  EXPECT_FALSE(Node::json(node.call("GET", "/api-keys/" + own)).at("api_key").as_object().contains("fleet"));
+  EXPECT_EQ(node.call("GET", "/instances", "", "fleets").status, 200U);
+  EXPECT_TRUE(Node::json(node.call("GET", path)).at("api_key").as_object().contains("last_used_at"));
+  for (const Response& refused : {node.call("PATCH", path, R"({"description": "x"})"),
+                                  node.call("DELETE", path), node.call("POST", path + "/rotate")}) {
+    EXPECT_EQ(refused.status, 403U);
+    EXPECT_NE(refused.body.find("change it at a gateway"), std::string::npos) << refused.body;
+  }
+  EXPECT_EQ(node.call("GET", "/instances", "", "fleets").status, 200U);
+  node.control().save_sessions();
+  node.restart();
+  EXPECT_EQ(node.call("GET", path).status, 404U) << "only etcd has it";
+  EXPECT_EQ(node.call("GET", "/instances", "", "fleets").status, 401U);
+}
+
+TEST(FleetKeys, EndWithTheirStreams) {
+  Node node;
+  const ApiKey key = fleet_key("fleets");
+  node.control().set_fleet_keys({{key.id, key}});
+  const Response stream = node.call("GET", "/events", "", "fleets");
+  ASSERT_NE(stream.stream, nullptr) << stream.body;
+  node.control().set_fleet_keys({});
+  EXPECT_FALSE(stream.stream->read());
+  EXPECT_EQ(node.call("GET", "/instances", "", "fleets").status, 401U);
+}
+
+TEST(FleetKeys, ExpireAsOthersDo) {
+  Node node;
+  ApiKey key = fleet_key("fleets");
+  key.expires_at = now() + 1h;
+  node.control().set_fleet_keys({{key.id, key}});
+  const Response stream = node.call("GET", "/events", "", "fleets");
+  ASSERT_NE(stream.stream, nullptr) << stream.body;
+  node.clock_set_by = 1h;
+  node.control().retry();
+  EXPECT_FALSE(stream.stream->read());
+  EXPECT_EQ(node.call("GET", "/instances", "", "fleets").status, 401U);
+}
+
+TEST(FleetKeys, TakeNoRoomFromTheNodesOwn) {
+  Node node;
+  std::map<Uuid, ApiKey> keys;
+  for (std::size_t i = 0; i < kApiKeysMax; ++i) {
+    const ApiKey key = fleet_key(std::to_string(i));
+    keys.emplace(key.id, key);
+  }
+  node.control().set_fleet_keys(std::move(keys));
+  EXPECT_EQ(node.call("POST", "/api-keys", R"({"role": "tenant", "owner": "alice"})").status, 201U);
+}
+
 // --- Uses.
 
 TEST(KeyUses, AreShownAtOnceAndOnDiskAfterAWhile) {
