@@ -60,17 +60,17 @@ TEST(SharedRecords, AKeyThatIsNotUnderstoodCompletelyIsNone) {
   EXPECT_EQ(field("owner", nullptr), "owner");
   EXPECT_EQ(field("scope", "write"), "scope");
   EXPECT_EQ(field("scope", nullptr), "scope");
-  EXPECT_EQ(field("description", std::string(257, 'x')), "description");
+  EXPECT_EQ(field("description", boost::json::string(257, 'x')), "description");
   EXPECT_EQ(field("instance_id", ""), "instance_id");
   EXPECT_EQ(field("instance_id", 7), "instance_id");
   EXPECT_EQ(field("role", "admin"), "instance_id");  // an admin's has none
   EXPECT_EQ(field("secret_sha256", "ab"), "secret_sha256");
-  EXPECT_EQ(field("secret_sha256", std::string(64, 'A')), "secret_sha256");
+  EXPECT_EQ(field("secret_sha256", boost::json::string(64, 'A')), "secret_sha256");
   EXPECT_EQ(field("secret_sha256", nullptr), "secret_sha256");
   EXPECT_EQ(field("created_at", "yesterday"), "created_at");
   EXPECT_EQ(field("created_at", nullptr), "created_at");
   EXPECT_EQ(field("expires_at", "never"), "expires_at");
-  EXPECT_EQ(field("old_secret", boost::json::object{{"secret_sha256", std::string(64, '0')}}),
+  EXPECT_EQ(field("old_secret", boost::json::object{{"secret_sha256", boost::json::string(64, '0')}}),
             "old_secret.valid_until");
   EXPECT_EQ(field("networks", boost::json::array{"192.0.2.0/24"}), "networks") << "a restriction, perhaps";
   EXPECT_FALSE(parse_api_key_record(to_string(key.id), ""));
@@ -96,7 +96,7 @@ TEST(SharedRecords, AProfileIsReadAsItWasWritten) {
                                    .max_bytes_per_second = 4,
                                    .idle_timeout = 5s}};
   EXPECT_EQ(parse_profile_record("large", to_record(profile)).value(), profile);
-  EXPECT_EQ(parse_profile_record("large", to_record({})).value(), Profile());
+  EXPECT_EQ(parse_profile_record("large", to_record(Profile())).value(), Profile());
   EXPECT_EQ(parse_profile_record("large", "{}").value(), Profile());
 }
 

@@ -343,8 +343,9 @@ TEST(Request, PrintsTheAnswerOfEveryCommandInEveryFormat) {
     if (command.envelope.empty() || command.method.empty() || command.verb == "upgrade") continue;
     const std::string object =
         command.show == show_ids ? R"("one")" : R"({"id":"one","host_port":1,"ok":true,"steps":[]})";
-    const bool list = command.show != show_resource && command.show != show_check &&
-                      command.show != show_endpoint && command.show != show_secret;
+    const bool list = command.show != show_resource && command.show != show_node &&
+                      command.show != show_check && command.show != show_endpoint &&
+                      command.show != show_secret;
     OneAnswer server(http_answer(200, R"({"secret":"s","hostname":"h",")" + std::string(command.envelope) +
                                           "\":" + (list ? "[" + object + "]" : object) + "}"));
     for (const char* format : {"table", "wide", "json", "yaml"}) {
