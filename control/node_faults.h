@@ -28,7 +28,7 @@ enum class FaultPart : std::uint8_t {
   kAuditLog,     // log.audit
   kKeeper,       // connections end with the process
   kWorker,       // its thread hangs
-  kFleet,        // what etcd is told of the node (FleetFault)
+  kFleet,        // what etcd is told of the node (FleetFault), and what the node is told (FleetSettings)
 };
 inline constexpr std::size_t kFaultParts = 10;
 /// As in the API and the metrics: "api", "admin_key", ...

@@ -14,6 +14,7 @@
 #include "api/json.h"
 #include "base/boot_clock.h"
 #include "control/auth.h"
+#include "fleet/etcd.h"
 #include "process/read_config.h"
 
 namespace portway {
@@ -33,16 +34,26 @@ concept IsOfForward = requires(const Kind& kind) {
 
 }  // namespace
 
-FleetMember::FleetMember(Parts parts) : parts_(std::move(parts)) {}
+FleetMember::FleetMember(Parts parts)
+    : parts_(std::move(parts)),
+      settings_({.context = parts_.context,
+                 .control = parts_.control,
+                 .faults = parts_.faults,
+                 .on_profiles = [this] {
+                   if (publisher_ != nullptr) publisher_->on_anything();
+                 }}) {}
 
 FleetMember::~FleetMember() = default;
 
 void FleetMember::apply_config() {
   forget();
+  const Config::Fleet& fleet = parts_.config.fleet;
+  settings_.keep_only(fleet.etcd.empty() ? "" : fleet.prefix);
   retry();
 }
 
 void FleetMember::retry() {
+  settings_.look();
   if (publisher_ != nullptr || parts_.config.fleet.etcd.empty()) return;
   auto joined = join();
   if (joined) return;
@@ -51,6 +62,7 @@ void FleetMember::retry() {
 
 void FleetMember::leave() {
   if (publisher_ == nullptr) return;
+  settings_.stop();
   events_.reset();
   following_.reset();
   is_leaving_ = true;
@@ -58,6 +70,7 @@ void FleetMember::leave() {
 }
 
 void FleetMember::forget() {
+  settings_.stop();
   publisher_.reset();
   events_.reset();
   following_.reset();
@@ -82,9 +95,12 @@ Result<void> FleetMember::join() {
       parts_.faults.set(FaultPart::kFleet, to_string(fault), detail);
     }
   };
+  auto etcd = Etcd::create(parts_.context.get_executor(), options.etcd);
+  if (!etcd) return etcd.error();
   auto publisher = Publisher::create(parts_.context.get_executor(), std::move(options), *this, report);
   if (!publisher) return publisher.error();
   publisher_ = std::move(*publisher);
+  settings_.follow(std::move(*etcd), fleet.prefix);
   following_ = std::make_shared<int>();
   is_awake_ = false;
   events_ = parts_.control.events().subscribe({.role = Role::kAdmin, .owner = "fleet"}, "");

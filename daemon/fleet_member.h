@@ -1,5 +1,5 @@
 // This node as a member of its fleet: what its publisher tells etcd of it, and what it does when the fleet
-// has something to say. Control thread only.
+// has something to say, also about API keys and profiles (daemon/fleet_settings.h). Control thread only.
 #pragma once
 
 #include <boost/asio/io_context.hpp>
@@ -15,6 +15,7 @@
 #include "control/control.h"
 #include "control/events.h"
 #include "control/node_faults.h"
+#include "daemon/fleet_settings.h"
 #include "fleet/publisher.h"
 #include "metrics/node_numbers.h"
 
@@ -63,6 +64,7 @@ class FleetMember final : private FleetNode {
   void delete_instance(std::string id, const Uuid& session_id);
 
   const Parts parts_;
+  FleetSettings settings_;
   std::unique_ptr<Publisher> publisher_;  // null: in no fleet
   std::unique_ptr<EventSubscription> events_;
   bool is_leaving_ = false;

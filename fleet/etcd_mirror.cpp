@@ -97,6 +97,11 @@ class EtcdMirror::State : public std::enable_shared_from_this<State> {
   bool is_at(std::int64_t revision) const { return listed_ && stats_.revision >= revision; }
   void take(const EtcdEvents& batch);
   void relist(std::string_view why);
+  void note_heard() {
+    watch_error_.clear();
+    check_error_.clear();
+    stats_.true_at = now();
+  }
   static void note(std::string& known, const EtcdError& error) {
     if (error.kind == EtcdErrorKind::kClosed) return;
     known = error.detail + " (" + std::string(to_string(error.kind)) + ")";
@@ -140,11 +145,10 @@ asio::awaitable<bool> EtcdMirror::State::list() {
     note(watch_error_, revision.error());
     co_return false;
   }
-  watch_error_.clear();
+  note_heard();
   ++stats_.listings;
   stats_.warm = true;
   stats_.revision = *revision;
-  stats_.true_at = now();
   watch_ =
       etcd_->watch({.keys = options_.keys, .start_revision = *revision + 1, .prev_kv = options_.prev_kv});
   listed_ = true;
@@ -175,8 +179,7 @@ asio::awaitable<void> EtcdMirror::State::watch_changes() {
 }
 
 void EtcdMirror::State::take(const EtcdEvents& batch) {
-  watch_error_.clear();
-  stats_.true_at = now();
+  note_heard();
   for (const EtcdEvent& event : batch.events) {
     ++stats_.events;
     stats_.revision = event.kv.mod_revision;

@@ -5,6 +5,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -32,6 +33,9 @@ class EtcdTable final : public EtcdSink {
     friend bool operator==(const Entry&, const Entry&) = default;
   };
   using Entries = std::map<std::string, Entry, std::less<>>;  // by name: the key without the prefix
+  /// How many entries, and as many that cannot be read. What is beyond counts as unreadable, until a listing
+  /// finds room for it.
+  static constexpr std::size_t kMax = 10'000;
 
   struct Parts {
     std::string prefix;
@@ -66,19 +70,21 @@ class EtcdTable final : public EtcdSink {
 
   void put(const EtcdKeyValue& kv) override {
     const std::string name = kv.key.substr(parts_.prefix.size());
-    auto parsed = parts_.parse(name, kv.value);
     Entries& entries = listed_ ? listed_->entries : entries_;
     Names& unreadable = listed_ ? listed_->unreadable : unreadable_;
+    const bool has_room = entries.size() < kMax || entries.contains(name);
+    auto parsed = has_room ? parts_.parse(name, kv.value)
+                           : Result<Value>(Error{ErrorCode::kInvalidRequest, "there are too many"});
     if (parsed) {
       unreadable.erase(name);
       entries.insert_or_assign(name, Entry{std::move(*parsed), kv.mod_revision});
       if (!listed_) parts_.on_change();
       return;
     }
-    if (!unreadable_.contains(name)) {
+    if (!unreadable_.contains(name) && unreadable.size() < kMax) {
       spdlog::warn("fleet: {} cannot be read: {}", kv.key, parsed.error().detail);
     }
-    unreadable.insert(name);
+    if (unreadable.size() < kMax) unreadable.insert(name);
     if (parts_.if_unreadable == IfUnreadable::kGone) {
       if (entries.erase(name) != 0 && !listed_) parts_.on_change();
     } else if (const auto before = entries_.find(name); listed_ && before != entries_.end()) {

@@ -259,7 +259,9 @@ class FleetTest(unittest.TestCase):
             file.write("secret\n")
         etcd = self.stack.enter_context(Etcd(f"{directory}/pem", name))
         for words in (("user", "add", "root:top"), ("user", "add", "portway:secret"), ("role", "add", "fleet"),
-                      ("role", "grant-permission", "fleet", "--prefix=true", "readwrite", "/portway/"),
+                      *(("role", "grant-permission", "fleet", "--prefix=true", *what) for what in (
+                          ("readwrite", "/portway/nodes/"), ("readwrite", "/portway/state/"),
+                          ("readwrite", "/portway/claims/"), ("read", "/portway/keys/"), ("read", "/portway/profiles/"))),
                       ("user", "grant-role", "portway", "fleet"), ("user", "grant-role", "root", "root"),
                       ("auth", "enable")):
             etcd.control(*words)

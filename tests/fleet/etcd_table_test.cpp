@@ -106,5 +106,20 @@ TEST_F(EtcdTableTest, OrItStaysAsItWas) {
   EXPECT_THAT(values(table), IsEmpty());
 }
 
+TEST_F(EtcdTableTest, HasABound) {
+  auto table = make(IfUnreadable::kGone);
+  std::vector<std::pair<std::string, std::string>> many;
+  for (std::size_t i = 0; i < EtcdTable<int>::kMax; ++i) many.emplace_back(std::to_string(i), "1");
+  list(table, many);
+  put(table, "one more", "1");
+  EXPECT_EQ(table.entries().size(), EtcdTable<int>::kMax);
+  EXPECT_EQ(table.unreadable(), 1U);
+  put(table, "0", "2");
+  EXPECT_EQ(table.entries().at("0").value, 2);
+  many.back().first = "one more";
+  list(table, many);
+  EXPECT_TRUE(table.entries().contains("one more"));
+}
+
 }  // namespace
 }  // namespace portway::test
