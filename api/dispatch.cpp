@@ -194,7 +194,7 @@ Result<void> Dispatcher::let_in(const Request& request, const Route& route,
 
 /// By a gateway's word, or by the key; on the Unix socket, without one, by the user at the other end.
 Result<Principal> Dispatcher::authenticate(const Request& request) {
-  if (auto named = caller_by_gateway(request, api_.control.keys())) return std::move(*named);
+  if (auto named = caller_by_gateway(request, context_.keys)) return std::move(*named);
   const bool has_key = request.headers.contains("authorization");
   const auto& uids = admin_uids_of(context_.config, request.listener);
   if (request.peer_credentials && !has_key &&

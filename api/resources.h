@@ -30,7 +30,13 @@ struct ApiContext {
   NodeProcess& process;
 };
 
-using NodeRoute = RouteOf<ApiContext>;
+using NodeRoute = RouteOf<const ApiContext>;
+/// Of whoever administers keys: also a gateway.
+using KeyRoute = RouteOf<KeyAdmin>;
+/// Answered from what the program is.
+struct NoContext {};
+using DocumentRoute = RouteOf<const NoContext>;
+inline constexpr NoContext kNoContext;
 
 std::vector<NodeRoute> instance_routes();
 std::vector<NodeRoute> forward_routes();
@@ -38,13 +44,15 @@ std::vector<NodeRoute> all_forwards_routes();
 std::vector<NodeRoute> connection_routes();
 std::vector<NodeRoute> diagnosis_routes();
 std::vector<NodeRoute> event_routes();
-std::vector<NodeRoute> key_routes();
+std::vector<KeyRoute> key_routes();
 std::vector<NodeRoute> node_routes();
 std::vector<NodeRoute> metrics_routes();
-std::vector<NodeRoute> document_routes();
+std::vector<DocumentRoute> document_routes();
 std::vector<NodeRoute> usage_routes();
 
-/// All of a node's. `api` outlives them.
+/// All of a node's.
+std::vector<RouteLine> node_route_lines();
+/// The same, with their handlers. `api` outlives them.
 std::vector<Route> all_node_routes(const ApiContext& api);
 
 }  // namespace portway

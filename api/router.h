@@ -57,8 +57,8 @@ struct Route {
 /// A line of a resource's table: a route whose handler is a function that also gets what it answers from.
 template <class Context>
 struct RouteOf {
-  using Read = Result<Response> (*)(const Context& context, const Call& call);
-  using Change = boost::asio::awaitable<Result<Response>> (*)(const Context& context, const Call& call);
+  using Read = Result<Response> (*)(Context& context, const Call& call);
+  using Change = boost::asio::awaitable<Result<Response>> (*)(Context& context, const Call& call);
 
   std::string_view method;
   std::string_view pattern;
@@ -70,8 +70,7 @@ struct RouteOf {
 
 /// Adds the routes of a table. `context` outlives them.
 template <class Context>
-void add_routes(std::vector<Route>& routes, const Context& context,
-                const std::vector<RouteOf<Context>>& table) {
+void add_routes(std::vector<Route>& routes, Context& context, const std::vector<RouteOf<Context>>& table) {
   for (const RouteOf<Context>& line : table) {
     Route route{std::string(line.method), std::string(line.pattern), line.access, line.query, {}, line.cost};
     std::visit(
@@ -81,6 +80,20 @@ void add_routes(std::vector<Route>& routes, const Context& context,
         line.handle);
     routes.push_back(std::move(route));
   }
+}
+
+/// A route without its handler.
+struct RouteLine {
+  std::string_view method;
+  std::string_view pattern;
+  Access access;
+  QueryParameters query;
+  std::uint32_t cost = 0;
+};
+template <class Context>
+void add_lines(std::vector<RouteLine>& lines, const std::vector<RouteOf<Context>>& table) {
+  for (const RouteOf<Context>& line : table)
+    lines.push_back({line.method, line.pattern, line.access, line.query, line.cost});
 }
 
 /// Of a route that is much work for one request: it probes the guest, is a stream, or creates many things.

@@ -167,22 +167,27 @@ void Keys::save_uses(bool now) {
 }
 
 bool Keys::set_admin_key(std::string_view secret) {
+  if (!replace_admin_key(ring_, admin_key_id_, secret)) return false;
+  shared_.apply();
+  return true;
+}
+
+bool replace_admin_key(KeyRing& ring, Uuid& id, std::string_view secret) {
   const Sha256 hash = sha256(secret);
-  const ApiKey* known = ring_.find(admin_key_id_);
+  const ApiKey* known = ring.find(id);
   if (known != nullptr && known->secret_sha256 == hash) return false;  // its users are not disturbed
-  const std::string before = known == nullptr ? "" : to_string(admin_key_id_);
-  ring_.remove(admin_key_id_);
+  const std::string before = known == nullptr ? "" : to_string(id);
+  ring.remove(id);
   ApiKey key;
   // The id that its secret names, so that a leaked one can be traced, unless a stored key has it.
   const std::optional<Uuid> named = key_id_in(secret);
-  key.id = admin_key_id_ = named && ring_.find(*named) == nullptr ? *named : make_uuid();
+  key.id = id = named && ring.find(*named) == nullptr ? *named : make_uuid();
   key.role = Role::kAdmin;
   key.owner = "admin";
   key.secret_sha256 = hash;
-  key.created_at = ring_.now();
-  ring_.add(key);
-  shared_.apply();
-  spdlog::info("the admin key in {} is key {}{}", config_.api.admin_key_file, to_string(key.id),
+  key.created_at = ring.now();
+  ring.add(key);
+  spdlog::info("the key in api.admin_key_file is key {}{}", to_string(key.id),
                before.empty() ? "" : fmt::format(", in place of key {}", before));
   return true;
 }

@@ -80,4 +80,8 @@ class Keys {
   const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // for the timer's handler
 };
 
+/// The key of the admin key file, in place of the one with the id `id`, which becomes that of the new one.
+/// False if it is the same.
+bool replace_admin_key(KeyRing& ring, Uuid& id, std::string_view secret);
+
 }  // namespace portway

@@ -11,11 +11,11 @@
 namespace portway {
 namespace {
 
-Result<Response> contract(const ApiContext&, const Call&) {
+Result<Response> contract(const NoContext&, const Call&) {
   return Response{.status = 200, .body = {}, .headers = {}, .lasting_body = openapi_json()};
 }
 
-Result<Response> page(const ApiContext&, const Call& call) {
+Result<Response> page(const NoContext&, const Call& call) {
   const std::string_view name = call.path.empty() ? "index.html" : std::string_view(call.path[0]);
   for (const UiFile& file : ui_files()) {
     if (file.name != name) continue;
@@ -33,7 +33,7 @@ Result<Response> page(const ApiContext&, const Call& call) {
 
 }  // namespace
 
-std::vector<NodeRoute> document_routes() {
+std::vector<DocumentRoute> document_routes() {
   return {
       {"GET", "/openapi.json", Access::kPublic, QueryParameters::ignored(), contract},
       {"GET", "/ui", Access::kPublic, QueryParameters::ignored(), page},

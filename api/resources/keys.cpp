@@ -21,18 +21,18 @@ using boost::asio::awaitable;
 
 const auto kKeyCursor = cursor_parameter<Uuid>(parse_uuid);
 
-Result<Response> list_keys(const ApiContext& api, const Call& call) {
+Result<Response> list_keys(KeyAdmin& admin, const Call& call) {
   const auto limit = call.query[kPageLimit];
   const Uuid after = call.query[kKeyCursor];
   boost::json::array list;
   boost::json::object body;
-  for (const ApiKey* key : api.keys.keys().all()) {
+  for (const ApiKey* key : admin.keys().all()) {
     if (key->id <= after) continue;
     if (list.size() == limit) {
       body["next_cursor"] = list.back().at("id");
       break;
     }
-    list.push_back(to_json(api.keys.keys().status_of(*key)));
+    list.push_back(to_json(admin.keys().status_of(*key)));
   }
   body["api_keys"] = std::move(list);
   return json_response(200, body);
@@ -85,11 +85,11 @@ Response secret_response(unsigned status, const NewKey& key) {
   return response;
 }
 
-awaitable<Result<Response>> create_key(const ApiContext& api, const Call& call) {
+awaitable<Result<Response>> create_key(KeyAdmin& admin, const Call& call) {
   if (auto allowed = refuse_idempotency_key(call); !allowed) co_return allowed.error();
-  auto spec = read_spec(call.request, api.keys.keys().now());
+  auto spec = read_spec(call.request, admin.keys().now());
   if (!spec) co_return spec.error();
-  const auto created = co_await api.keys.create_key(std::move(*spec), call.caller);
+  const auto created = co_await admin.create_key(std::move(*spec), call.caller);
   if (!created) co_return created.error();
   Response response = secret_response(201, *created);
   response.headers.emplace_back("Location", "/api-keys/" + to_string(created->status.key.id));
@@ -102,16 +102,16 @@ Result<Uuid> read_id(const Call& call) {
   return *id;
 }
 
-Result<Response> get_key(const ApiContext& api, const Call& call) {
+Result<Response> get_key(KeyAdmin& admin, const Call& call) {
   const auto id = read_id(call);
   if (!id) return id.error();
-  const KeyRing& keys = api.keys.keys();
+  const KeyRing& keys = admin.keys();
   const ApiKey* key = keys.find(*id);
   if (key == nullptr) return Error{ErrorCode::kNotFound, "There is no API key with this id."};
   return json_response(200, {{"api_key", to_json(keys.status_of(*key))}});
 }
 
-awaitable<Result<Response>> change_key(const ApiContext& api, const Call& call) {
+awaitable<Result<Response>> change_key(KeyAdmin& admin, const Call& call) {
   JsonFields fields(call.request);
   ApiKeyChange change;
   if (fields.given("description")) change.description = fields.string_or("description", "");
@@ -119,12 +119,12 @@ awaitable<Result<Response>> change_key(const ApiContext& api, const Call& call) 
   if (auto error = fields.finish()) co_return *error;
   const auto id = read_id(call);
   if (!id) co_return id.error();
-  const auto changed = co_await api.keys.change_key(*id, change, call.caller);
+  const auto changed = co_await admin.change_key(*id, change, call.caller);
   if (!changed) co_return changed.error();
   co_return json_response(200, {{"api_key", to_json(*changed)}});
 }
 
-awaitable<Result<Response>> rotate_key(const ApiContext& api, const Call& call) {
+awaitable<Result<Response>> rotate_key(KeyAdmin& admin, const Call& call) {
   if (auto allowed = refuse_idempotency_key(call); !allowed) co_return allowed.error();
   std::int64_t overlap = 0;
   if (!call.request.body.empty()) {
@@ -134,26 +134,26 @@ awaitable<Result<Response>> rotate_key(const ApiContext& api, const Call& call) 
   }
   const auto id = read_id(call);
   if (!id) co_return id.error();
-  const auto rotated = co_await api.keys.rotate_key(*id, std::chrono::seconds(overlap), call.caller);
+  const auto rotated = co_await admin.rotate_key(*id, std::chrono::seconds(overlap), call.caller);
   if (!rotated) co_return rotated.error();
   co_return secret_response(200, *rotated);
 }
 
-awaitable<Result<Response>> delete_key(const ApiContext& api, const Call& call) {
+awaitable<Result<Response>> delete_key(KeyAdmin& admin, const Call& call) {
   const auto id = read_id(call);
   if (!id) co_return id.error();
-  if (auto deleted = co_await api.keys.delete_key(*id, call.caller); !deleted) co_return deleted.error();
+  if (auto deleted = co_await admin.delete_key(*id, call.caller); !deleted) co_return deleted.error();
   co_return no_content();
 }
 
 /// Of whoever calls, and of its key.
-Result<Response> who_am_i(const ApiContext& api, const Call& call) {
+Result<Response> who_am_i(KeyAdmin& admin, const Call& call) {
   const Principal& caller = call.caller;
   boost::json::object body{
       {"role", to_string(caller.role)}, {"owner", caller.owner}, {"scope", to_string(caller.scope)}};
   if (!caller.instance_id.empty()) body["instance_id"] = caller.instance_id;
   if (!caller.key_id.is_nil()) body["key_id"] = to_string(caller.key_id);
-  const KeyRing& keys = api.keys.keys();
+  const KeyRing& keys = admin.keys();
   if (const ApiKey* key = keys.find(caller.key_id)) {
     if (key->expires_at) body["expires_at"] = to_rfc3339(*key->expires_at);
     const auto old_until = keys.status_of(*key).old_secret_valid_until;
@@ -165,7 +165,7 @@ Result<Response> who_am_i(const ApiContext& api, const Call& call) {
 
 }  // namespace
 
-std::vector<NodeRoute> key_routes() {
+std::vector<KeyRoute> key_routes() {
   return {
       {"GET", "/api-keys", Access::kAdmin, {kPageLimit, kKeyCursor}, list_keys},
       {"POST", "/api-keys", Access::kAdmin, {}, create_key},

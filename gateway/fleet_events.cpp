@@ -1,0 +1,261 @@
+#include "gateway/fleet_events.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <boost/json/object.hpp>
+#include <boost/json/parse.hpp>
+#include <boost/json/serialize.hpp>
+#include <charconv>
+
+#include "fleet/claim.h"
+#include "fleet/node_record.h"
+
+namespace portway {
+namespace {
+
+boost::json::object object_of(std::string_view json) {
+  boost::system::error_code error;
+  auto value = boost::json::parse(json, error);
+  return !error && value.is_object() ? std::move(value.get_object()) : boost::json::object();
+}
+
+std::string_view text_of(const boost::json::object& object, std::string_view name) {
+  const auto* value = object.if_contains(name);
+  return value != nullptr && value->is_string() ? std::string_view(value->get_string()) : std::string_view();
+}
+
+std::string to_text(const FleetEventId& id) {
+  return fmt::format("{}.{}", id.revision, id.change);
+}
+
+std::optional<FleetEventId> parse_event_id(std::string_view text) {
+  FleetEventId id;
+  const char* const end = text.data() + text.size();
+  const auto [dot, bad_revision] = std::from_chars(text.data(), end, id.revision);
+  if (bad_revision != std::errc() || dot == end || *dot != '.') return std::nullopt;
+  const auto [last, bad_change] = std::from_chars(dot + 1, end, id.change);
+  if (bad_change != std::errc() || last != end || id.revision < 0) return std::nullopt;
+  return id;
+}
+
+/// What every event about an instance has.
+boost::json::object data_of(std::string_view node, std::string_view instance_id,
+                            const boost::json::object& instance) {
+  boost::json::object data{{"time", to_rfc3339(now())}, {"node", node}, {"instance_id", instance_id}};
+  for (const std::string_view name : {"session_id", "owner"}) {
+    if (const auto text = text_of(instance, name); !text.empty()) data[name] = text;
+  }
+  return data;
+}
+
+std::string_view type_of_instance(const boost::json::object& before, const boost::json::object& after) {
+  const bool is_running = text_of(after, "state") == "running";
+  if (text_of(before, "session_id") != text_of(after, "session_id")) {
+    return is_running ? "instance.started" : "instance.stopped";
+  }
+  if (is_running || text_of(before, "state") == text_of(after, "state")) return "instance.updated";
+  return "instance.stopped";
+}
+
+std::size_t size_of(const FleetEvent& event) {
+  return sizeof event + event.owner.size() + event.instance_id.size() + event.data.size();
+}
+
+constexpr std::string_view kNotKeptCode = "not_kept";
+constexpr std::string_view kNotKept = "the next event is not kept any more";
+
+}  // namespace
+
+/// Reads on from a place in what is kept.
+class FleetEvents::Subscription final : public SseSource {
+ public:
+  Subscription(FleetEvents& events, Principal caller, std::string_view last_event_id)
+      : events_(events),
+        caller_(std::move(caller)),
+        next_(events.first_ + events.kept_.size()),
+        position_(events.last_),
+        gaps_(events.gaps_) {
+    if (last_event_id.empty()) return;
+    const auto asked = parse_event_id(last_event_id);
+    if (!asked || *asked < events.known_after_ || *asked > events.last_) {
+      has_gap_ = true;
+      return;
+    }
+    position_ = *asked;
+    const auto first = std::ranges::upper_bound(events.kept_, *asked, {}, &FleetEvent::id);
+    next_ = events.first_ + static_cast<std::uint64_t>(first - events.kept_.begin());
+  }
+  ~Subscription() override {
+    if (wake_) events_.wakes_.erase(*wake_);
+  }
+
+  void on_event(std::function<void()> wake) override {
+    wake_ = events_.wakes_.insert(events_.wakes_.end(), std::move(wake));
+  }
+
+  std::optional<SseItem> next() override {
+    const std::uint64_t end = events_.first_ + events_.kept_.size();
+    if (std::exchange(has_gap_, false) || gaps_ != events_.gaps_ || next_ < events_.first_) {
+      gaps_ = events_.gaps_;
+      next_ = end;
+      position_ = events_.last_;
+      return SseItem{.text = reset_event(position(), kNotKeptCode, kNotKept), .is_gap = true};
+    }
+    while (next_ < end) {
+      const FleetEvent& event = events_.kept_[static_cast<std::size_t>(next_++ - events_.first_)];
+      position_ = event.id;
+      if (!may_see(event)) continue;
+      return SseItem{.text = sse_event(to_text(event.id), event.type, event.data)};
+    }
+    return std::nullopt;
+  }
+
+  std::string position() const override { return to_text(position_); }
+
+ private:
+  bool may_see(const FleetEvent& event) const {
+    if (caller_.role == Role::kAdmin) return true;
+    return !event.instance_id.empty() && caller_.sees(event.owner, event.instance_id);
+  }
+
+  FleetEvents& events_;
+  const Principal caller_;
+  std::uint64_t next_;
+  FleetEventId position_;
+  std::uint64_t gaps_;  // that this reader knows of
+  bool has_gap_ = false;
+  std::optional<Wakes::iterator> wake_;
+};
+
+void FleetEvents::on_change(const EtcdEvent& event) {
+  const std::int64_t revision = event.kv.mod_revision;
+  last_ = {.revision = revision, .change = revision == last_.revision ? last_.change + 1 : 1};
+  const auto key = keys_.parse(event.kv.key);
+  if (!key) return;
+  switch (key->kind) {
+    case FleetKey::Kind::kNode:
+      return on_node(event, *key);
+    case FleetKey::Kind::kClaim:
+      return on_claim(event, *key);
+    case FleetKey::Kind::kInstance:
+      return on_instance(event, *key);
+    case FleetKey::Kind::kForward:
+      return on_forward(event, *key);
+    default:
+      return;
+  }
+}
+
+void FleetEvents::on_relisted(std::int64_t revision) {
+  kept_.clear();
+  first_ = 0;
+  bytes_ = 0;
+  last_ = {.revision = revision, .change = UINT32_MAX};  // whatever was in it is in the listing
+  known_after_ = last_;
+  ++gaps_;
+  wake_all();
+}
+
+/// The instance is another node's now, which may have published it before.
+void FleetEvents::on_claim(const EtcdEvent& event, const FleetKey& key) {
+  const FleetViewInstance* instance = view_->find_instance(key.instance_id);
+  if (instance == nullptr || event.type != EtcdEvent::Type::kPut || !event.prev_kv) return;
+  const auto before = parse_claim(event.prev_kv->value);
+  if (before && before->node == instance->node) return;
+  const auto object = object_of(instance->json);
+  auto data = data_of(instance->node, instance->id, object);
+  data["instance"] = object;
+  keep({.id = last_,
+        .type = "instance.started",
+        .owner = instance->owner,
+        .instance_id = instance->id,
+        .data = boost::json::serialize(data)});
+}
+
+void FleetEvents::on_instance(const EtcdEvent& event, const FleetKey& key) {
+  const FleetViewInstance* shown = view_->find_instance(key.instance_id);
+  const auto before = object_of(event.prev_kv ? event.prev_kv->value : "");
+  const bool is_put = event.type == EtcdEvent::Type::kPut;
+  // What a node says that does not have the instance is no event: not yet, or not any more.
+  if (is_put ? shown == nullptr || shown->node != key.node : shown != nullptr || before.empty()) return;
+  const auto after = is_put ? object_of(event.kv.value) : boost::json::object();
+  auto data = data_of(key.node, key.instance_id, is_put ? after : before);
+  if (is_put) data["instance"] = after;
+  keep({.id = last_,
+        .type = is_put ? type_of_instance(before, after) : "instance.deleted",
+        .owner = std::string(text_of(is_put ? after : before, "owner")),
+        .instance_id = key.instance_id,
+        .data = boost::json::serialize(data)});
+}
+
+void FleetEvents::on_forward(const EtcdEvent& event, const FleetKey& key) {
+  const FleetViewInstance* shown = view_->find_instance(key.instance_id);
+  if (shown == nullptr || shown->node != key.node) return;
+  const auto before = object_of(event.prev_kv ? event.prev_kv->value : "");
+  const bool is_put = event.type == EtcdEvent::Type::kPut;
+  const auto after = is_put ? object_of(event.kv.value) : boost::json::object();
+  const auto& forward = is_put ? after : before;
+  auto data = data_of(key.node, key.instance_id, object_of(shown->json));
+  data["forward_id"] = to_string(key.forward);
+  for (const std::string_view name : {"guest_port", "host_port", "label"}) {
+    if (const auto* value = forward.if_contains(name)) data[name] = *value;
+  }
+  std::string_view type = "forward.deleted";
+  if (is_put) {
+    data["port_forward"] = after;
+    type = before.empty()                                        ? "forward.created"
+           : text_of(before, "state") != text_of(after, "state") ? "forward.state_changed"
+                                                                 : "forward.updated";
+  }
+  keep({.id = last_,
+        .type = type,
+        .owner = shown->owner,
+        .instance_id = key.instance_id,
+        .data = boost::json::serialize(data)});
+}
+
+void FleetEvents::on_node(const EtcdEvent& event, const FleetKey& key) {
+  const auto before = event.prev_kv ? parse_registered_node(event.prev_kv->value) : std::nullopt;
+  const auto after =
+      event.type == EtcdEvent::Type::kPut ? parse_registered_node(event.kv.value) : std::nullopt;
+  std::string_view type;
+  if (!after) {
+    type = "node.lost";
+  } else if (!before) {
+    type = "node.up";
+  } else if (before->record.draining != after->record.draining) {
+    type = after->record.draining ? "node.draining" : "node.undrained";
+  } else {
+    return;  // its load
+  }
+  const boost::json::object data{{"time", to_rfc3339(now())}, {"node", key.node}};
+  keep({.id = last_, .type = type, .data = boost::json::serialize(data)});
+}
+
+void FleetEvents::keep(FleetEvent event) {
+  bytes_ += size_of(event);
+  kept_.push_back(std::move(event));
+  while (kept_.size() > kKept || bytes_ > kBytesKept) {
+    known_after_ = kept_.front().id;
+    bytes_ -= size_of(kept_.front());
+    kept_.pop_front();
+    ++first_;
+  }
+  wake_all();
+}
+
+/// A reader that is woken may be gone when the next one is.
+void FleetEvents::wake_all() {
+  for (const auto& wake : wakes_) wake();
+}
+
+std::string FleetEvents::last_id() const {
+  return to_text(last_);
+}
+
+std::unique_ptr<SseSource> FleetEvents::subscribe(const Principal& caller, std::string_view last_event_id) {
+  return std::make_unique<Subscription>(*this, caller, last_event_id);
+}
+
+}  // namespace portway

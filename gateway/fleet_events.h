@@ -1,0 +1,91 @@
+// What happens in the fleet, as one stream: what etcd says of changes, in etcd's order.
+//
+// An event's id is the revision of etcd and the number of the change in it, so all gateways give an event the
+// same id, and a reader continues at whichever gateway it finds. A node's own GET /events has more: what is
+// not state, such as refused clients.
+//
+// The last events are kept. A reader that was away for longer, or for a time of which this gateway does not
+// know everything (it has started since, or etcd was restored from a backup), learns so (a gap) and reads the
+// lists again. A slow reader holds up nobody.
+//
+// One thread only.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <list>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "api/sse.h"
+#include "control/auth.h"
+#include "fleet/fleet_follower.h"
+
+namespace portway {
+
+struct FleetEventId {
+  std::int64_t revision = 0;
+  std::uint32_t change = 0;  // in that revision, from 1 on; 0: before the first one
+
+  friend auto operator<=>(const FleetEventId&, const FleetEventId&) = default;
+};
+
+struct FleetEvent {
+  FleetEventId id;
+  std::string_view type;         // of static storage duration
+  std::string owner = {};        // the tenant whose keys see it, besides admins'; empty: admins only
+  std::string instance_id = {};  // empty: it is about a node
+  std::string data = {};         // JSON
+};
+
+class FleetEvents final : public FleetListener {
+ public:
+  static constexpr std::size_t kKept = 16'384;
+  static constexpr std::size_t kBytesKept = std::size_t{32} << 20;
+
+  explicit FleetEvents(std::string prefix) : keys_(std::move(prefix)) {}
+  FleetEvents(const FleetEvents&) = delete;
+  FleetEvents& operator=(const FleetEvents&) = delete;
+
+  /// Before the first change. `view` outlives its last one.
+  void follow(const FleetView& view) { view_ = &view; }
+
+  void on_change(const EtcdEvent& event) override;
+  void on_relisted(std::int64_t revision) override;
+
+  /// Where the last change was: what is true in the view follows from the events up to this one.
+  std::string last_id() const;
+
+  /// The events that `caller` may see: those after `last_event_id`, or from now on if that is empty. The
+  /// source must not outlive this object.
+  std::unique_ptr<SseSource> subscribe(const Principal& caller, std::string_view last_event_id);
+
+ private:
+  class Subscription;
+  using Wakes = std::list<std::function<void()>>;
+
+  void on_claim(const EtcdEvent& event, const FleetKey& key);
+  void on_instance(const EtcdEvent& event, const FleetKey& key);
+  void on_forward(const EtcdEvent& event, const FleetKey& key);
+  void on_node(const EtcdEvent& event, const FleetKey& key);
+  void keep(FleetEvent event);
+  void wake_all();
+
+  const FleetKeys keys_;
+  const FleetView* view_ = nullptr;
+  std::deque<FleetEvent> kept_;
+  std::uint64_t first_ = 0;  // number of the first one that is kept
+  std::size_t bytes_ = 0;
+  FleetEventId known_after_;  // every event after this one is kept, or is to come
+  FleetEventId last_;         // the last change, with or without an event
+  std::uint64_t gaps_ = 0;    // how often a listing had to stand for events
+  Wakes wakes_;
+};
+
+}  // namespace portway

@@ -1,0 +1,20 @@
+// The gateway's metrics for Prometheus, read at the moment of the scrape.
+#pragma once
+
+#include "fleet/fleet_follower.h"
+#include "gateway/node_client.h"
+#include "metrics/api_families.h"
+#include "metrics/sink.h"
+
+namespace portway {
+
+struct GatewayNumbers {
+  ApiNumbers api;
+  const FleetView& view;
+  FollowerStats fleet;
+  NodeClientStats nodes;
+};
+
+void emit_gateway(Sink& sink, const GatewayNumbers& numbers);
+
+}  // namespace portway

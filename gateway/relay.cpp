@@ -1,0 +1,193 @@
+#include "gateway/relay.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <boost/json/object.hpp>
+#include <boost/url/parse.hpp>
+#include <boost/url/url.hpp>
+#include <cctype>
+#include <optional>
+#include <utility>
+
+#include "api/caller_header.h"
+#include "api/ticketed_stream.h"
+#include "control/not_found.h"
+
+namespace portway {
+namespace {
+
+using boost::asio::awaitable;
+using std::chrono::seconds;
+
+// Of a node that is not there: about the time in which a lease ends, or a daemon starts again.
+constexpr seconds kRetryLost(10);
+constexpr seconds kRetryBusy(1);
+
+/// What a node needs of a request; the rest is about the connection to the gateway.
+constexpr auto kPassedOn = std::to_array<std::string_view>(
+    {"accept", "content-type", "idempotency-key", "if-match", "if-none-match", "last-event-id"});
+
+/// What is about the connection to the node, or what the gateway says itself.
+constexpr auto kNotGivenBack = std::to_array<std::string_view>(
+    {"connection", "content-length", "content-type", "date", "keep-alive", "portway-event-id", "ratelimit",
+     "ratelimit-policy", "server", "trailer", "transfer-encoding", "upgrade", "x-request-id"});
+
+std::string in_lower_case(std::string_view name) {
+  std::string lower(name);
+  std::ranges::transform(lower, lower.begin(), [](unsigned char c) { return std::tolower(c); });
+  return lower;
+}
+
+bool is_read(const Call& call) {
+  return call.request.method == "GET" || call.request.method == "HEAD";
+}
+
+NodeRequest request_of(const Call& call, std::string target) {
+  NodeRequest request{.method = call.request.method == "HEAD" ? "GET" : call.request.method,
+                      .target = std::move(target),
+                      .body = call.request.body,
+                      .repeatable = is_read(call) || call.request.headers.contains("idempotency-key")};
+  for (const std::string_view name : kPassedOn) {
+    if (const auto value = call.request.header(name); !value.empty())
+      request.headers.emplace_back(name, value);
+  }
+  request.headers.emplace_back("X-Request-Id", call.request.id);
+  request.headers.emplace_back(kCallerHeader, caller_header(call.caller));
+  return request;
+}
+
+Error error_of(std::string_view node_id, const NodeError& error) {
+  const std::string node = fmt::format("Node {}", node_id);
+  switch (error.kind) {
+    case NodeErrorKind::kBusy:
+      return {.code = ErrorCode::kResourceExhausted,
+              .detail = fmt::format("{} has too many requests of this gateway under way; try again.", node),
+              .retry_after = kRetryBusy};
+    case NodeErrorKind::kUnknownOutcome:
+    case NodeErrorKind::kBadAnswer:
+    case NodeErrorKind::kClosed:
+      return {.code = ErrorCode::kNodeUnreachable,
+              .detail = fmt::format("{} did not answer to the end ({}): perhaps it has done what was asked. "
+                                    "Read before you repeat it, or send an Idempotency-Key.",
+                                    node, error.detail),
+              .retry_after = kRetryBusy};
+    case NodeErrorKind::kUnreachable:
+    case NodeErrorKind::kTimeout:
+      break;
+  }
+  return {.code = ErrorCode::kNodeUnreachable,
+          .detail = fmt::format("{} cannot be reached by this gateway ({}); nothing was changed.", node,
+                                error.detail),
+          .retry_after = kRetryLost};
+}
+
+/// Where the node's API is.
+Result<std::string> url_of(const GatewayContext& gateway, std::string_view node_id) {
+  const auto& nodes = gateway.fleet.view().nodes();
+  const auto node = nodes.find(node_id);
+  if (node == nodes.end()) {
+    return Error{ErrorCode::kNotFound,
+                 fmt::format("There is no node {}; GET /nodes lists them.", in_quotes(node_id))};
+  }
+  if (!node->second.alive) {
+    return Error{.code = ErrorCode::kNodeUnreachable,
+                 .detail = fmt::format("Node {} is lost: etcd does not hear of it. What it serves may go on, "
+                                       "but cannot be asked or changed until it is back.",
+                                       node_id),
+                 .retry_after = kRetryLost};
+  }
+  return node->second.registered->record.address;
+}
+
+/// The path and query of a target, which may be in the absolute form.
+boost::urls::url origin_form(std::string_view target) {
+  if (target.starts_with('/')) return boost::urls::url(boost::urls::parse_origin_form(target).value());
+  boost::urls::url url(boost::urls::parse_absolute_uri(target).value());  // the dispatcher has parsed it
+  url.remove_scheme();
+  url.remove_authority();
+  return url;
+}
+
+std::string text_of(const boost::urls::url& url) {
+  std::string text(url.encoded_path());
+  if (url.has_query()) text += "?" + std::string(url.encoded_query());
+  return text;
+}
+
+Result<Response> response_of(const GatewayContext& gateway, std::string_view node_id, const Call& call,
+                             NodeAnswer answer) {
+  Response response{.status = answer.status,
+                    .body = std::move(answer.body),
+                    .content_type = std::string(answer.header("content-type")),
+                    .headers = {}};
+  bool had_event_id = false;
+  for (auto& [name, value] : answer.headers) {
+    const std::string lower = in_lower_case(name);
+    had_event_id |= lower == "portway-event-id";
+    if (std::ranges::find(kNotGivenBack, lower) == kNotGivenBack.end())
+      response.headers.emplace_back(std::move(name), std::move(value));
+  }
+  response.headers.emplace_back("Portway-Node", node_id);
+  // A node's ids are not the gateway's. This one may be of a time before the answer: then its reader sees
+  // again what it knows.
+  if (had_event_id) response.headers.emplace_back("Portway-Event-Id", gateway.events.last_id());
+  const bool is_json_object = response.content_type == "application/json" && response.body.starts_with("{\"");
+  if (is_read(call) && response.status == 200 && is_json_object && gateway.fleet.stats().stale)
+    response.body.insert(1, "\"stale\":true,");
+  if (answer.stream == nullptr) return response;
+  auto stream = open_stream(gateway.streams, {.caller = call.caller, .kind = StreamKind::kRelayed},
+                            [&]() -> Result<std::shared_ptr<BodyStream>> { return answer.stream; });
+  if (!stream) return stream.error();
+  response.stream = std::move(*stream);
+  response.stream_bytes = answer.stream_bytes;
+  return response;
+}
+
+}  // namespace
+
+Result<const FleetViewInstance*> find_instance(const GatewayContext& gateway, const Principal& caller,
+                                               std::string_view id) {
+  if (auto warm = check_warm(gateway); !warm) return warm.error();
+  const FleetViewInstance* instance = gateway.fleet.view().find_instance(id);
+  if (instance == nullptr || !caller.sees(instance->owner, instance->id)) return no_such_instance();
+  return instance;
+}
+
+Result<void> check_warm(const GatewayContext& gateway) {
+  const FollowerStats stats = gateway.fleet.stats();
+  if (stats.warm) return {};
+  return Error{ErrorCode::kStoreUnavailable,
+               "This gateway has not read the fleet from etcd yet; its log has the reason."};
+}
+
+awaitable<Result<Response>> relay(const GatewayContext& gateway, std::string node_id, const Call& call,
+                                  std::string target) {
+  const auto url = url_of(gateway, node_id);
+  if (!url) co_return url.error();
+  auto answer = co_await gateway.nodes.send(*url, request_of(call, std::move(target)));
+  if (!answer) co_return error_of(node_id, answer.error());
+  co_return response_of(gateway, node_id, call, std::move(*answer));
+}
+
+awaitable<Result<Response>> relay_to_owner(const GatewayContext& gateway, const Call& call) {
+  const auto instance = find_instance(gateway, call.caller, call.path[0]);
+  if (!instance) co_return instance.error();
+  co_return co_await relay(gateway, (*instance)->node, call, text_of(origin_form(call.request.target)));
+}
+
+awaitable<Result<Response>> relay_to_node(const GatewayContext& gateway, const Call& call) {
+  if (auto warm = check_warm(gateway); !warm) co_return warm.error();
+  boost::urls::url url = origin_form(call.request.target);
+  auto segments = url.encoded_segments();
+  if (call.request.target.starts_with("/v1/")) segments.erase(segments.begin());
+  segments.erase(segments.begin(), std::next(segments.begin(), 2));
+  co_return co_await relay(gateway, call.path[0], call, text_of(url));
+}
+
+void mark_stale(const GatewayContext& gateway, boost::json::object& body) {
+  if (gateway.fleet.stats().stale) body["stale"] = true;
+}
+
+}  // namespace portway

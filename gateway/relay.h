@@ -1,0 +1,40 @@
+// Sends a call on to the node that it is about, for its caller, and gives the node's answer back.
+//
+// The node decides: the gateway has checked the caller's key, and names the caller (api/caller_header.h). A
+// call is sent twice only if that is safe (gateway/node_client.h): what only reads, and a POST with an
+// Idempotency-Key, which the node knows again.
+#pragma once
+
+#include <boost/asio/awaitable.hpp>
+#include <boost/json/object.hpp>
+#include <string>
+#include <string_view>
+
+#include "api/router.h"
+#include "base/error.h"
+#include "fleet/fleet_view.h"
+#include "gateway/context.h"
+
+namespace portway {
+
+/// kStoreUnavailable until the fleet was read once.
+Result<void> check_warm(const GatewayContext& gateway);
+
+/// The instance that a call names, if its caller sees it. kNotFound; check_warm()'s error.
+Result<const FleetViewInstance*> find_instance(const GatewayContext& gateway, const Principal& caller,
+                                               std::string_view id);
+
+/// To the node with the instance of the path's first segment; the target stays as it is.
+boost::asio::awaitable<Result<Response>> relay_to_owner(const GatewayContext& gateway, const Call& call);
+
+/// To the node of the path's first segment, /nodes/NODE/...; the target there is the rest.
+boost::asio::awaitable<Result<Response>> relay_to_node(const GatewayContext& gateway, const Call& call);
+
+/// To this node, with another target. kNotFound, with `field`, if there is no such node; kNodeUnreachable.
+boost::asio::awaitable<Result<Response>> relay(const GatewayContext& gateway, std::string node_id,
+                                               const Call& call, std::string target);
+
+/// A body of an answer from the view; "stale" if etcd cannot be reached.
+void mark_stale(const GatewayContext& gateway, boost::json::object& body);
+
+}  // namespace portway
