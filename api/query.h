@@ -73,6 +73,13 @@ class QueryParameters {
   /// For a route that does not look at its query: whatever is in it.
   static QueryParameters ignored();
 
+  /// These and one more.
+  QueryParameters with(const Each& parameter) const {
+    QueryParameters more = *this;
+    more.parameters_.push_back(parameter);
+    return more;
+  }
+
   bool are_ignored() const { return ignored_; }
   const std::vector<Each>& listed() const { return parameters_; }
   bool lists(std::string_view name) const;

@@ -44,6 +44,7 @@ constexpr auto kNames = std::to_array<std::string_view>({
     "store_unavailable",
     "resource_exhausted",
     "draining",
+    "node_unreachable",
     "internal",
 });
 static_assert(kNames.size() == kErrorCodes, "every ErrorCode has its name, in the same order");

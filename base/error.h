@@ -52,6 +52,7 @@ enum class ErrorCode : std::uint8_t {
   kStoreUnavailable,   // the disk is full, read-only or broken: nothing was changed
   kResourceExhausted,  // descriptors or memory ran out
   kDraining,           // the daemon is shutting down, or the node is being drained
+  kNodeUnreachable,    // at a gateway: the node that it is about is lost, or does not answer
   kInternal,           // a mistake of ours
 };
 inline constexpr std::size_t kErrorCodes = static_cast<std::size_t>(ErrorCode::kInternal) + 1;

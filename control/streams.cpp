@@ -11,7 +11,7 @@ namespace portway {
 namespace {
 
 constexpr auto kKindNames =
-    std::to_array<std::string_view>({"event streams", "checks", "captures", "backups"});
+    std::to_array<std::string_view>({"event streams", "checks", "captures", "backups", "relayed streams"});
 static_assert(kKindNames.size() == kStreamKinds);
 
 Error too_many(ErrorCode code, std::string detail, std::size_t limit, std::size_t current) {

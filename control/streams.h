@@ -37,8 +37,9 @@ struct StreamLimits {
   std::size_t admin = 32;           // of one owner, with all of its admin keys together
 };
 
-enum class StreamKind : std::uint8_t { kEvents, kCheck, kCapture, kBackup };
-inline constexpr std::size_t kStreamKinds = static_cast<std::size_t>(StreamKind::kBackup) + 1;
+/// kRelayed: at a gateway, whatever a node sends without a known end.
+enum class StreamKind : std::uint8_t { kEvents, kCheck, kCapture, kBackup, kRelayed };
+inline constexpr std::size_t kStreamKinds = static_cast<std::size_t>(StreamKind::kRelayed) + 1;
 /// For messages, in the plural.
 std::string_view to_string(StreamKind kind);
 

@@ -120,8 +120,11 @@ bool FleetView::put_value(const FleetKey& key, std::string value) {
       return put_instance(key, std::move(value));
     case FleetKey::Kind::kForward:
       return put_forward(key, std::move(value));
+    case FleetKey::Kind::kApiKey:
+    case FleetKey::Kind::kProfile:
+      break;  // put() leaves them out
   }
-  return false;
+  return true;
 }
 
 bool FleetView::put_node(const FleetKey& key, std::string_view value) {

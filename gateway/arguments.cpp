@@ -1,13 +1,10 @@
 #include "gateway/arguments.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
-#include <utility>
 
 #include "process/exit_codes.h"
-#include "process/fleet_options.h"
+#include "process/read_config.h"
 
 namespace portway {
 

@@ -1,13 +1,13 @@
 // What the gateway's handlers answer from; all of it outlives them. One thread only.
 #pragma once
 
-#include <boost/asio/io_context.hpp>
 #include <functional>
 #include <string>
 
 #include "api/http/message.h"
 #include "config/config.h"
 #include "control/api_stats.h"
+#include "control/key_admin.h"
 #include "control/streams.h"
 #include "fleet/fleet_follower.h"
 #include "gateway/fleet_events.h"
@@ -22,6 +22,8 @@ struct GatewayContext {
   FleetEvents& events;
   NodeClient& nodes;
   Streams& streams;
+  KeyAdmin& keys;
+  SharedProfiles& profiles;
   ApiStats& stats;
   std::function<std::string()> metrics;  // the text of a scrape
 };

@@ -3,11 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <boost/asio/error.hpp>
 #include <boost/json/object.hpp>
 #include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
 #include <charconv>
 
+#include "base/into.h"
 #include "fleet/claim.h"
 #include "fleet/node_record.h"
 
@@ -87,11 +89,12 @@ class FleetEvents::Subscription final : public SseSource {
     next_ = events.first_ + static_cast<std::uint64_t>(first - events.kept_.begin());
   }
   ~Subscription() override {
-    if (wake_) events_.wakes_.erase(*wake_);
+    if (place_) events_.subscriptions_.erase(*place_);
   }
 
   void on_event(std::function<void()> wake) override {
-    wake_ = events_.wakes_.insert(events_.wakes_.end(), std::move(wake));
+    wake_ = std::move(wake);
+    place_ = events_.subscriptions_.insert(events_.subscriptions_.end(), this);
   }
 
   std::optional<SseItem> next() override {
@@ -108,7 +111,15 @@ class FleetEvents::Subscription final : public SseSource {
       if (!may_see(event)) continue;
       return SseItem{.text = sse_event(to_text(event.id), event.type, event.data)};
     }
+    is_waiting_ = true;
     return std::nullopt;
+  }
+
+  /// `event`: null for a gap.
+  void tell(const FleetEvent* event) {
+    if (!is_waiting_ || (event != nullptr && !may_see(*event))) return;
+    is_waiting_ = false;
+    wake_();
   }
 
   std::string position() const override { return to_text(position_); }
@@ -125,12 +136,15 @@ class FleetEvents::Subscription final : public SseSource {
   FleetEventId position_;
   std::uint64_t gaps_;  // that this reader knows of
   bool has_gap_ = false;
-  std::optional<Wakes::iterator> wake_;
+  bool is_waiting_ = false;
+  std::function<void()> wake_;
+  std::optional<Subscriptions::iterator> place_;
 };
 
 void FleetEvents::on_change(const EtcdEvent& event) {
   const std::int64_t revision = event.kv.mod_revision;
   last_ = {.revision = revision, .change = revision == last_.revision ? last_.change + 1 : 1};
+  end_waiting();
   const auto key = keys_.parse(event.kv.key);
   if (!key) return;
   switch (key->kind) {
@@ -154,7 +168,8 @@ void FleetEvents::on_relisted(std::int64_t revision) {
   last_ = {.revision = revision, .change = UINT32_MAX};  // whatever was in it is in the listing
   known_after_ = last_;
   ++gaps_;
-  wake_all();
+  end_waiting();
+  for (Subscription* each : subscriptions_) each->tell(nullptr);
 }
 
 /// The instance is another node's now, which may have published it before.
@@ -242,12 +257,19 @@ void FleetEvents::keep(FleetEvent event) {
     kept_.pop_front();
     ++first_;
   }
-  wake_all();
+  for (Subscription* each : subscriptions_) each->tell(&kept_.back());
 }
 
-/// A reader that is woken may be gone when the next one is.
-void FleetEvents::wake_all() {
-  for (const auto& wake : wakes_) wake();
+void FleetEvents::end_waiting() {
+  for (auto& timer : waiting_) timer.cancel();
+}
+
+boost::asio::awaitable<bool> FleetEvents::next_change(std::chrono::steady_clock::time_point deadline) {
+  const auto timer = waiting_.emplace(waiting_.end(), context_, deadline);
+  boost::system::error_code error;
+  co_await timer->async_wait(into(error));
+  waiting_.erase(timer);
+  co_return error == boost::asio::error::operation_aborted;
 }
 
 std::string FleetEvents::last_id() const {

@@ -11,12 +11,16 @@
 // One thread only.
 #pragma once
 
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <chrono>
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <functional>
 #include <list>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -49,7 +53,8 @@ class FleetEvents final : public FleetListener {
   static constexpr std::size_t kKept = 16'384;
   static constexpr std::size_t kBytesKept = std::size_t{32} << 20;
 
-  explicit FleetEvents(std::string prefix) : keys_(std::move(prefix)) {}
+  FleetEvents(boost::asio::io_context& context, std::string prefix)
+      : context_(context), keys_(std::move(prefix)) {}
   FleetEvents(const FleetEvents&) = delete;
   FleetEvents& operator=(const FleetEvents&) = delete;
 
@@ -62,21 +67,25 @@ class FleetEvents final : public FleetListener {
   /// Where the last change was: what is true in the view follows from the events up to this one.
   std::string last_id() const;
 
+  /// Until the view has changed once more; false: it has not by then.
+  boost::asio::awaitable<bool> next_change(std::chrono::steady_clock::time_point deadline);
+
   /// The events that `caller` may see: those after `last_event_id`, or from now on if that is empty. The
   /// source must not outlive this object.
   std::unique_ptr<SseSource> subscribe(const Principal& caller, std::string_view last_event_id);
 
  private:
   class Subscription;
-  using Wakes = std::list<std::function<void()>>;
+  using Subscriptions = std::list<Subscription*>;
 
   void on_claim(const EtcdEvent& event, const FleetKey& key);
   void on_instance(const EtcdEvent& event, const FleetKey& key);
   void on_forward(const EtcdEvent& event, const FleetKey& key);
   void on_node(const EtcdEvent& event, const FleetKey& key);
   void keep(FleetEvent event);
-  void wake_all();
+  void end_waiting();
 
+  boost::asio::io_context& context_;
   const FleetKeys keys_;
   const FleetView* view_ = nullptr;
   std::deque<FleetEvent> kept_;
@@ -85,7 +94,8 @@ class FleetEvents final : public FleetListener {
   FleetEventId known_after_;  // every event after this one is kept, or is to come
   FleetEventId last_;         // the last change, with or without an event
   std::uint64_t gaps_ = 0;    // how often a listing had to stand for events
-  Wakes wakes_;
+  Subscriptions subscriptions_;
+  std::list<boost::asio::steady_timer> waiting_;  // in next_change()
 };
 
 }  // namespace portway

@@ -98,6 +98,7 @@ unsigned http_status(ErrorCode code) {
     case ErrorCode::kStoreUnavailable:
     case ErrorCode::kResourceExhausted:
     case ErrorCode::kDraining:
+    case ErrorCode::kNodeUnreachable:
       return 503;
     case ErrorCode::kInvalidConfig:  // the operator's, not the caller's
     case ErrorCode::kInternal:

@@ -23,7 +23,7 @@ namespace {
 using boost::asio::awaitable;
 
 // For the node to have told etcd of a new instance, and etcd this gateway.
-constexpr std::chrono::milliseconds kKnownWithin(1000);
+constexpr std::chrono::milliseconds kInstanceKnownWithin(1000);
 constexpr std::size_t kScanned = 256;  // of the view, at a time
 
 const auto kOnNode = text_parameter("node");
@@ -70,7 +70,7 @@ std::string without_node(std::string_view target) {
 
 /// Until this gateway knows that the node has the instance, so that the caller can go on with it here.
 awaitable<void> wait_until_known(const GatewayContext& gateway, std::string id, std::string node) {
-  const auto deadline = std::chrono::steady_clock::now() + kKnownWithin;
+  const auto deadline = std::chrono::steady_clock::now() + kInstanceKnownWithin;
   const auto is_known = [&] {
     const FleetViewInstance* instance = gateway.fleet.view().find_instance(id);
     return instance != nullptr && instance->node == node;
