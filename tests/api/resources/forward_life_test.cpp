@@ -18,19 +18,19 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 using namespace std::chrono_literals;
 
-constexpr const char* kForwardsOfVm1 = "/instances/vm-1/port-forwards";
+constexpr const char* kForwardsToLive = "/instances/vm-1/port-forwards";
 
 class ForwardLifeTest : public testing::Test {
  protected:
   explicit ForwardLifeTest(std::string_view settings = "") : node_(settings) { node_.put("vm-1"); }
 
   boost::json::object made(const std::string& body, std::string_view key = Node::kAdminKey) {
-    const Response answer = node_.call("POST", kForwardsOfVm1, body, key);
+    const Response answer = node_.call("POST", kForwardsToLive, body, key);
     EXPECT_EQ(answer.status, 201U) << answer.body;
     return Node::json(answer).at("port_forward").as_object();
   }
   static std::string path_of(const boost::json::object& forward) {
-    return std::string(kForwardsOfVm1) + "/" + std::string(forward.at("id").as_string());
+    return std::string(kForwardsToLive) + "/" + std::string(forward.at("id").as_string());
   }
   boost::json::object now_of(const boost::json::object& forward) {
     const Response answer = node_.call("GET", path_of(forward));
@@ -49,7 +49,7 @@ class ForwardLifeTest : public testing::Test {
     EXPECT_EQ(answer.status, status) << answer.body;
     return answer;
   }
-  std::vector<std::int64_t> listed(const std::string& query = "", const std::string& path = kForwardsOfVm1) {
+  std::vector<std::int64_t> listed(const std::string& query = "", const std::string& path = kForwardsToLive) {
     const Response answer = node_.call("GET", path + query);
     EXPECT_EQ(answer.status, 200U) << answer.body;
     std::vector<std::int64_t> ports;
@@ -144,7 +144,7 @@ TEST_F(ForwardLifeTest, OneWhosePortAnotherProgramHasByNowIsNotEnabled) {
   node_.dataplane.taken.insert(static_cast<std::uint16_t>(forward.at("host_port").as_int64()));
   refused(forward, R"({"enabled": true})", 409);
   EXPECT_EQ(now_of(forward).at("state"), "disabled");
-  EXPECT_EQ(node_.call("PUT", kForwardsOfVm1, R"({"port_forwards": [{"guest_port": 3000}]})").status, 409U);
+  EXPECT_EQ(node_.call("PUT", kForwardsToLive, R"({"port_forwards": [{"guest_port": 3000}]})").status, 409U);
   node_.dataplane.taken.clear();
   changed(forward, R"({"enabled": true})");
 }
@@ -245,7 +245,7 @@ TEST_F(ForwardLifeTest, AnEndIsATimeToCome) {
        {R"("expires_at": "2001-01-01T00:00:00Z")", R"("expires_at": "tomorrow")", R"("ttl_seconds": 0)",
         R"("ttl_seconds": 315360001)", R"("ttl_seconds": 60, "expires_at": "2999-01-01T00:00:00Z")"}) {
     EXPECT_EQ(
-        node_.call("POST", kForwardsOfVm1, R"({"guest_port": 3000, )" + std::string(wrong) + "}").status,
+        node_.call("POST", kForwardsToLive, R"({"guest_port": 3000, )" + std::string(wrong) + "}").status,
         422U)
         << wrong;
   }
@@ -280,7 +280,7 @@ TEST_F(ForwardLifeTest, MetadataHaveBounds) {
                                           R"("k")"};
   for (const std::string& each : wrong) {
     const Response answer =
-        node_.call("POST", kForwardsOfVm1, R"({"guest_port": 3000, "metadata": )" + each + "}");
+        node_.call("POST", kForwardsToLive, R"({"guest_port": 3000, "metadata": )" + each + "}");
     EXPECT_EQ(answer.status, 422U) << each;
     EXPECT_THAT(std::string(Node::json(answer).at("field").as_string()), HasSubstr("metadata"));
   }
@@ -293,7 +293,7 @@ TEST_F(ForwardLifeTest, ListsAndBulkDeletionSelectByMetadata) {
   made(R"({"guest_port": 3000, "label": "x", "metadata": {"env": "dev", "team": "a"}})");
   made(R"({"guest_port": 3001, "metadata": {"env": "prod", "team": "a"}})");
   made(R"({"guest_port": 3002, "label": "x"})");
-  for (const std::string path : {kForwardsOfVm1, "/port-forwards"}) {
+  for (const std::string path : {kForwardsToLive, "/port-forwards"}) {
     EXPECT_THAT(listed("?metadata=team", path), ElementsAre(3000, 3001));
     EXPECT_THAT(listed("?metadata=team%3Da,env%3Dprod", path), ElementsAre(3001));
     EXPECT_THAT(listed("?metadata=env%3D", path), IsEmpty());
@@ -302,11 +302,11 @@ TEST_F(ForwardLifeTest, ListsAndBulkDeletionSelectByMetadata) {
     EXPECT_EQ(node_.call("GET", path + "?metadata=%3Dx").status, 422U);
   }
   const auto deleted = [&](const std::string& query, std::string_view key = Node::kAdminKey) {
-    const Response answer = node_.call("DELETE", kForwardsOfVm1 + query, "", key);
+    const Response answer = node_.call("DELETE", kForwardsToLive + query, "", key);
     EXPECT_EQ(answer.status, 200U) << answer.body;
     return Node::json(answer).at("deleted").as_array().size();
   };
-  EXPECT_EQ(node_.call("DELETE", kForwardsOfVm1, "", node_.tenant_key("bob")).status, 404U);
+  EXPECT_EQ(node_.call("DELETE", kForwardsToLive, "", node_.tenant_key("bob")).status, 404U);
   EXPECT_EQ(deleted("?metadata=env%3Ddev&label=x"), 1U);
   EXPECT_EQ(deleted("?metadata=env%3Ddev&label=x"), 0U) << "a repeated call";
   EXPECT_THAT(listed(), ElementsAre(3001, 3002));
@@ -321,7 +321,7 @@ TEST_F(ForwardLifeTest, ABulkDeletionThatTheDiskRefusesDeletesNothing) {
   made(R"({"guest_port": 3000})");
   made(R"({"guest_port": 3001})");
   node_.lock_store();
-  EXPECT_EQ(node_.call("DELETE", kForwardsOfVm1).status, 503U);
+  EXPECT_EQ(node_.call("DELETE", kForwardsToLive).status, 503U);
   node_.unlock_store();
   EXPECT_THAT(listed(), ElementsAre(3000, 3001));
   EXPECT_EQ(node_.dataplane.opened.size(), 2U);
@@ -355,7 +355,7 @@ TEST_F(ForwardLifeTest, AnInstanceHasMetadataOfItsOwn) {
 
 TEST_F(ForwardLifeTest, ARowOfPortsIsMadeInOneGo) {
   const Response answer = node_.call(
-      "POST", std::string(kForwardsOfVm1) + ":batch",
+      "POST", std::string(kForwardsToLive) + ":batch",
       R"({"port_forwards": [{"guest_port": 3000}, {"guest_port": 8000, "label": "row", "host_ports": 3}]})");
   ASSERT_EQ(answer.status, 201U) << answer.body;
   const auto made = Node::json(answer).at("port_forwards").as_array();
@@ -369,7 +369,7 @@ TEST_F(ForwardLifeTest, ARowOfPortsIsMadeInOneGo) {
 
 TEST_F(ForwardLifeTest, AWrongRowIsRefusedByTheEntryThatHasIt) {
   const auto refused_row = [&](const std::string& entry, unsigned status) {
-    const Response answer = node_.call("POST", std::string(kForwardsOfVm1) + ":batch",
+    const Response answer = node_.call("POST", std::string(kForwardsToLive) + ":batch",
                                        R"({"port_forwards": [{"guest_port": 3000}, )" + entry + "]}");
     EXPECT_EQ(answer.status, status) << answer.body;
     return Node::json(answer);
@@ -382,7 +382,7 @@ TEST_F(ForwardLifeTest, AWrongRowIsRefusedByTheEntryThatHasIt) {
             "port_forwards[1].guest_port")
       << "it has guest port 22";
   EXPECT_EQ(refused_row(R"({"guest_port": 3000, "host_ports": 100})", 409).at("code"), "quota_exceeded");
-  EXPECT_EQ(node_.call("POST", kForwardsOfVm1, R"({"guest_port": 3000, "host_ports": 2})").status, 422U);
+  EXPECT_EQ(node_.call("POST", kForwardsToLive, R"({"guest_port": 3000, "host_ports": 2})").status, 422U);
   EXPECT_EQ(node_.control().ports().used(), 0U);
 }
 

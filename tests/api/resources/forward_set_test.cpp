@@ -16,7 +16,7 @@ using test::Node;
 using testing::ElementsAre;
 using testing::IsEmpty;
 
-constexpr const char* kForwards = "/instances/vm-1/port-forwards";
+constexpr const char* kForwardSet = "/instances/vm-1/port-forwards";
 
 class ForwardSetTest : public testing::Test {
  protected:
@@ -25,13 +25,13 @@ class ForwardSetTest : public testing::Test {
   boost::json::object set(const std::string& forwards, const std::string& query = "",
                           std::string_view key = Node::kAdminKey) {
     const Response answer =
-        node_.call("PUT", kForwards + query, R"({"port_forwards": [)" + forwards + "]}", key);
+        node_.call("PUT", kForwardSet + query, R"({"port_forwards": [)" + forwards + "]}", key);
     EXPECT_EQ(answer.status, 200U) << answer.body;
     return Node::json(answer);
   }
   boost::json::object refused(const std::string& forwards, unsigned status,
                               std::string_view key = Node::kAdminKey) {
-    const Response answer = node_.call("PUT", kForwards, R"({"port_forwards": [)" + forwards + "]}", key);
+    const Response answer = node_.call("PUT", kForwardSet, R"({"port_forwards": [)" + forwards + "]}", key);
     EXPECT_EQ(answer.status, status) << answer.body;
     return Node::json(answer);
   }
@@ -41,10 +41,10 @@ class ForwardSetTest : public testing::Test {
     return all;
   }
   std::vector<std::string> labels_now() {
-    return labels(Node::json(node_.call("GET", kForwards)), "port_forwards");
+    return labels(Node::json(node_.call("GET", kForwardSet)), "port_forwards");
   }
   std::int64_t port_of(const std::string& label) {
-    const auto body = Node::json(node_.call("GET", kForwards));
+    const auto body = Node::json(node_.call("GET", kForwardSet));
     for (const auto& each : body.at("port_forwards").as_array()) {
       if (each.at("label").as_string() == label) return each.at("host_port").as_int64();
     }
@@ -75,7 +75,7 @@ TEST_F(ForwardSetTest, IsMadeAndThenStays) {
 
 TEST_F(ForwardSetTest, WhatIsNotInItGoes) {
   set(std::string(kWeb) + "," + kDb);
-  node_.call("POST", kForwards, R"({"guest_port": 22000})");  // by hand, without a label
+  node_.call("POST", kForwardSet, R"({"guest_port": 22000})");  // by hand, without a label
   const auto answer = set(kDb);
   EXPECT_THAT(labels(answer, "removed"), ElementsAre("web", ""));
   EXPECT_THAT(labels_now(), ElementsAre("db"));
@@ -113,7 +113,7 @@ TEST_F(ForwardSetTest, ARowStaysAsAWholeOrIsMadeAnew) {
   }
   EXPECT_EQ(set(std::string(kRow) + "," + kDb).at("unchanged").as_array().size(), 4U);
   const std::string second(first[1].at("id").as_string());
-  EXPECT_EQ(node_.call("DELETE", std::string(kForwards) + "/" + second).status, 204U);
+  EXPECT_EQ(node_.call("DELETE", std::string(kForwardSet) + "/" + second).status, 204U);
   EXPECT_EQ(set(std::string(kRow) + "," + kDb, "?dry_run=true").at("to_create"), boost::json::array({0}));
   const auto anew = set(std::string(kRow) + "," + kDb);
   EXPECT_EQ(anew.at("created").as_array().size(), 3U);
@@ -135,13 +135,13 @@ TEST_F(ForwardSetTest, MetadataAndWhetherItIsEnabledBecomeThoseOfTheSet) {
 
 TEST_F(ForwardSetTest, ADryRunChangesNothing) {
   set(kWeb);
-  const auto before = Node::json(node_.call("GET", kForwards));
+  const auto before = Node::json(node_.call("GET", kForwardSet));
   const auto answer = set(kDb, "?dry_run=true");
   EXPECT_EQ(answer.at("dry_run"), true);
   EXPECT_EQ(answer.at("to_create"), boost::json::array({0}));
   EXPECT_THAT(labels(answer, "created"), IsEmpty());
   EXPECT_THAT(labels(answer, "removed"), ElementsAre("web"));
-  EXPECT_EQ(Node::json(node_.call("GET", kForwards)), before);
+  EXPECT_EQ(Node::json(node_.call("GET", kForwardSet)), before);
   EXPECT_EQ(node_.control().ports().used(), 1U);
 }
 
@@ -189,7 +189,7 @@ TEST(ForwardSetQuota, CountsWhatIsLeft) {
   Node node("[profiles.default]\nmax_forwarded_ports = 2\n");
   node.put("vm-1");
   const auto set = [&](const std::string& forwards) {
-    return node.call("PUT", kForwards, R"({"port_forwards": [)" + forwards + "]}").status;
+    return node.call("PUT", kForwardSet, R"({"port_forwards": [)" + forwards + "]}").status;
   };
   EXPECT_EQ(set(R"({"guest_port": 1000}, {"guest_port": 1001})"), 200U);
   EXPECT_EQ(set(R"({"guest_port": 1002}, {"guest_port": 1003})"), 200U) << "in place of the others";
@@ -201,7 +201,7 @@ TEST(ForwardSetRace, OfTwoSetsAtOnceTheLaterOneHolds) {
   Node node;
   node.put("vm-1");
   const auto put = [](const std::string& forward) {
-    return Node::request_of("PUT", kForwards, R"({"port_forwards": [)" + forward + "]}", Node::kAdminKey);
+    return Node::request_of("PUT", kForwardSet, R"({"port_forwards": [)" + forward + "]}", Node::kAdminKey);
   };
   const auto answers = node.handle_at_once({put(kWeb), put(kDb)});
   EXPECT_EQ(answers[0].status, 200U);
@@ -209,7 +209,7 @@ TEST(ForwardSetRace, OfTwoSetsAtOnceTheLaterOneHolds) {
   EXPECT_EQ(node.control().registry().forward_count(), 1U);
   EXPECT_EQ(node.control().ports().used(), 1U);
   node.restart();
-  EXPECT_EQ(Node::json(node.call("GET", kForwards)).at("port_forwards").at(0).at("label"), "db");
+  EXPECT_EQ(Node::json(node.call("GET", kForwardSet)).at("port_forwards").at(0).at("label"), "db");
 }
 
 TEST(ForwardSetRace, AMachineThatIsGoneMeanwhileLeavesNothing) {
@@ -220,7 +220,7 @@ TEST(ForwardSetRace, AMachineThatIsGoneMeanwhileLeavesNothing) {
     node.control().end_session("vm-1", SessionEnd::kTapDeleted);
     node.unlock_store();
   });
-  const Response answer = node.call("PUT", kForwards, R"({"port_forwards": [{"guest_port": 3000}]})");
+  const Response answer = node.call("PUT", kForwardSet, R"({"port_forwards": [{"guest_port": 3000}]})");
   EXPECT_EQ(answer.status, 409U);
   node.settle();
   EXPECT_EQ(node.control().ports().used(), 0U);
