@@ -2,9 +2,18 @@
 # Shows Portway's main job by itself, on a fresh Debian 12, as root: installs packages, builds, boots a small virtual machine
 # behind a tap, forwards a host port to its web server with curl, fetches the page as a client on the internet would, and
 # cleans up. All of it happens in network namespaces of its own: the machine's network is not touched.
+#
+#   ./demo.sh          one node and its virtual machine
+#   ./demo.sh fleet    three nodes, one gateway, one etcd (tests/e2e/fleet_demo.sh)
+#
+# PORTWAY_BUILD: a build directory whose programs are used, instead of building.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")"
 
+case "${1:-}" in
+"" | fleet) ;;
+*) echo "usage: $0 [fleet]" >&2; exit 2 ;;
+esac
 if [ "$(id -u)" -ne 0 ]; then
   echo "The demonstration makes network namespaces and a tap: run with sudo: sudo $0" >&2
   exit 1
@@ -13,7 +22,8 @@ fi
 node=portway-demo-node-$$      # the compute node
 client=portway-demo-client-$$  # somebody on the internet
 work=$(mktemp -d /tmp/portway-demo-XXXXXX)
-image=build/release/guest_image
+build=${PORTWAY_BUILD:-build/release}
+image=$build/guest_image
 api=http://127.0.0.1:8080
 processes=()  # to be ended; each is `ip netns exec` itself, which becomes the command (not on_node, which would be a shell)
 
@@ -25,7 +35,7 @@ clean_up() {
   local status=$?
   trap - EXIT
   if [ $status -ne 0 ]; then
-    printf '\nThe demonstration failed. What the daemon and the virtual machine printed:\n'
+    printf '\nThe demonstration failed. What its processes printed:\n'
     tail -n 30 "$work"/*.log 2>/dev/null || true
   fi
   [ ${#processes[@]} -eq 0 ] || kill "${processes[@]}" 2>/dev/null || true
@@ -72,15 +82,26 @@ call() {
 # member NAME: the value of a string or number in the JSON on standard input.
 member() { sed -n "s/.*\"$1\": *\"\{0,1\}\([^\",}]*\).*/\1/p"; }
 
+# build_programs TARGET...
+build_programs() {
+  [ -z "${PORTWAY_BUILD:-}" ] || return 0
+  if command -v ccache >/dev/null; then
+    export CMAKE_C_COMPILER_LAUNCHER=ccache CMAKE_CXX_COMPILER_LAUNCHER=ccache
+    export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1  # another checkout's objects are as good
+  fi
+  cmake --preset release >/dev/null
+  cmake --build --preset release -j "$(nproc)" --target "$@"
+}
+
+if [ "${1:-}" = fleet ]; then
+  . tests/e2e/fleet_demo.sh
+  exit 0
+fi
+
 step "1. Packages and build"
 ./install-packages.sh build runtime test
-if command -v ccache >/dev/null; then
-  export CMAKE_C_COMPILER_LAUNCHER=ccache CMAKE_CXX_COMPILER_LAUNCHER=ccache
-  export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1  # another checkout's objects are as good
-fi
-cmake --preset release >/dev/null
-cmake --build --preset release -j "$(nproc)" --target portwayd guest_service
-tests/e2e/guest/build-image.sh build/release/tests/e2e/guest_service "$image"
+build_programs portwayd guest_service
+tests/e2e/guest/build-image.sh "$build/tests/e2e/guest_service" "$image"
 
 step "2. A compute node, a client on the internet, a tap (network namespaces)"
 ip netns add "$node"
@@ -116,7 +137,7 @@ networks = ["198.19.0.0/24"]
 path = "$work/portway.db"
 TOML
 cat "$work/portway.toml"
-ip netns exec "$node" build/release/portwayd --config "$work/portway.toml" </dev/null >"$work/portwayd.log" 2>&1 &
+ip netns exec "$node" "$build/portwayd" --config "$work/portway.toml" </dev/null >"$work/portwayd.log" 2>&1 &
 processes+=($!)
 wait_for "portwayd" $! on_node curl -fsS "$api/healthz"
 cat "$work/portwayd.log"
