@@ -57,7 +57,8 @@ Outcome<void> receive(const HttpClient& client, const Invocation& invocation, Ou
   const auto answer =
       client.stream(make_request(*invocation.command, invocation.arguments), kSqlite, write, kSilenceMax);
   if (!answer) return answer.error();
-  if (!answer->streamed) return refusal(*answer, client.options());
+  if (!answer->streamed)
+    return explained(client, *invocation.command, invocation.arguments, refusal(*answer, client.options()));
   const std::string& server = client.options().server.url;
   if (!answer->broke_off.empty()) {
     return Failure{Exit::kUnreachable, server + ": the backup was cut off: " + answer->broke_off + ".",

@@ -23,8 +23,11 @@ struct Console;
 
 /// Where an argument goes in the request. kBodyNull: each value, "max-connections", is the name of a body
 /// parameter without its dashes, whose field becomes null. kBodyEntryNull: each value is the name of an entry
-/// of the object `field`, which becomes null.
-enum class Place : std::uint8_t { kLocal, kPath, kBody, kBodyNull, kBodyEntryNull, kQuery, kHeader };
+/// of the object `field`, which becomes null. kNode: the node that a gateway passes the request on to.
+enum class Place : std::uint8_t { kLocal, kPath, kBody, kBodyNull, kBodyEntryNull, kQuery, kHeader, kNode };
+
+/// Which server answers a command.
+enum class AnsweredBy : std::uint8_t { kAny, kNode, kGateway };
 
 enum class Kind : std::uint8_t {
   kText,
@@ -82,7 +85,8 @@ struct Command {
   // For commands that send one request:
   std::string_view method = {};
   std::string_view path = {};  // "/instances/{INSTANCE}"
-  bool paged = false;          // a list that may come in several pages
+  AnsweredBy answered_by = AnsweredBy::kAny;
+  bool paged = false;  // a list that may come in several pages
   /// The member of the answer that holds the resource or the list; empty: 204 without a body.
   std::string_view envelope = {};
   std::vector<Column> columns = {};  // of a list; empty: the members of its first object
@@ -98,6 +102,7 @@ struct Command {
 struct Noun {
   std::string_view name;
   std::string_view summary;
+  std::string_view usual_verb = {};  // is meant if there is none
 };
 
 /// In the order of the help.

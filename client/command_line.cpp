@@ -55,6 +55,36 @@ void read_parameter(const CLI::App& app, const Parameter& parameter, Invocation&
   }
 }
 
+/// Whether the next word is the option's value.
+bool takes_next_word(std::string_view word) {
+  const auto is_it = [&](const Parameter& each) {
+    const bool has_letter = each.letter != 0 && word == std::string{'-', each.letter};
+    return each.kind != Kind::kFlag && !each.positional() && (word == each.name || has_letter);
+  };
+  return std::ranges::any_of(global_parameters(), is_it) ||
+         std::ranges::any_of(commands(),
+                             [&](const auto& each) { return std::ranges::any_of(each.parameters, is_it); });
+}
+
+/// "nodes list" for a "nodes" that nothing but options follows.
+std::vector<std::string> with_usual_verb(std::span<const std::string> words) {
+  std::vector<std::string> all(words.begin(), words.end());
+  std::vector<std::size_t> plain;
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    if (words[i] == "--help" || words[i] == "-h") return all;
+    if (takes_next_word(words[i])) {
+      ++i;
+    } else if (!words[i].starts_with('-')) {
+      plain.push_back(i);
+    }
+  }
+  if (plain.size() != 1) return all;
+  const auto noun = std::ranges::find(nouns(), words[plain[0]], &Noun::name);
+  if (noun == nouns().end() || noun->usual_verb.empty()) return all;
+  all.insert(all.begin() + static_cast<std::ptrdiff_t>(plain[0]) + 1, std::string(noun->usual_verb));
+  return all;
+}
+
 /// CLI11's tree of subcommands, built from the table.
 class CommandLine {
  public:
@@ -68,7 +98,8 @@ class CommandLine {
     app_.footer(footer());
   }
 
-  Parsed parse(std::span<const std::string> words, const Environment& environment, Console& console) {
+  Parsed parse(std::span<const std::string> given, const Environment& environment, Console& console) {
+    const std::vector<std::string> words = with_usual_verb(given);
     std::vector<std::string> reversed(words.rbegin(), words.rend());  // CLI11 expects this order
     try {
       app_.parse(reversed);

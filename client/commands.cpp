@@ -11,7 +11,7 @@ std::span<const Command> commands() {
   static const std::vector<Command> all = [] {
     std::vector<Command> table;
     for (auto part : {instance_commands, forward_commands, connection_commands, key_commands, node_commands,
-                      context_commands}) {
+                      fleet_commands, context_commands}) {
       for (Command& command : part()) table.push_back(std::move(command));
     }
     return table;
@@ -27,6 +27,7 @@ std::span<const Noun> nouns() {
       {"keys", "API keys."},
       {"profiles", "Named sets of limits for instances."},
       {"node", "The daemon's process on this node."},
+      {"nodes", "The nodes of a fleet, at its gateway.", "list"},
       {"config", "The daemon's configuration."},
       {"context", "Servers with a name, in a file of yours."},
   });
@@ -36,7 +37,7 @@ std::span<const Noun> nouns() {
 std::span<const Parameter> global_parameters() {
   static const std::vector<Parameter> parameters = {
       {.name = "--server",
-       .help = "http://HOST:PORT, https://HOST[:PORT][/PATH] or unix:/PATH.",
+       .help = "Of a node or a gateway: http://HOST:PORT, https://HOST[:PORT][/PATH] or unix:/PATH.",
        .value = "URL",
        .fallback = "http://127.0.0.1:8080",
        .environment = "PORTWAY_SERVER"},

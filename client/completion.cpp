@@ -86,6 +86,7 @@ std::vector<Noun> verbs_of(std::string_view noun) {
 std::string_view ids_for(const Parameter& parameter) {
   if (parameter.name == "INSTANCE") return "instances";
   if (parameter.name == "FORWARD") return "forwards";
+  if (parameter.name == "NODE" || parameter.name == "--node") return "nodes";
   if (parameter.name == "CONTEXT" || parameter.name == "--context") return "contexts";
   return parameter.name == "KEY" ? "keys" : "";
 }
@@ -408,13 +409,10 @@ Outcome<void> run_complete_ids(const Invocation& invocation, Console& console) {
   Console quiet{.out = console.out, .err = discarded};
   const auto client = make_client(quick, quiet);
   if (!client) return {};
-  const std::string path = kind == "keys" ? "/api-keys"
-                           : kind == "instances"
-                               ? "/instances"
-                               : "/instances/" + percent_encoded(instance) + "/port-forwards";
-  const std::string_view list_name = kind == "keys"        ? "api_keys"
-                                     : kind == "instances" ? "instances"
-                                                           : "port_forwards";
+  const bool of_instance = kind == "forwards";
+  const std::string path = of_instance ? "/instances/" + percent_encoded(instance) + "/port-forwards"
+                                       : (kind == "keys" ? "/api-keys" : "/" + kind);
+  const std::string list_name = of_instance ? "port_forwards" : kind == "keys" ? "api_keys" : kind;
   ::alarm(kSecondsMax);
   const auto answer = ask(*client, {.method = "GET", .target = path + "?limit=" + std::to_string(kIdsMax)});
   ::alarm(0);

@@ -33,6 +33,11 @@ void ask_daemon(const HttpClient& client, ApiFacts& api) {
   if (const auto version = ask(client, {.method = "GET", .target = "/version"}))
     api.version = text_of(*version, "version");
   if (const auto info = ask(client, {.method = "GET", .target = "/v1/info"})) {
+    if (text_of(*info, "role") == "gateway") {
+      api.down = Failure{Exit::kRefused, api.server + " is a gateway, and this is about one node.",
+                         "Give the address of this node's API with --server."};
+      return;
+    }
     api.io_backend = text_of(*info, "io_backend");
     api.io_backend_reason = text_of(*info, "io_backend_reason");
     const json::value* guard = info->if_contains("source_guard");

@@ -14,9 +14,12 @@ std::span<const ExitMeaning> exit_meanings() {
       {Exit::kUsage, "The command line, an environment variable or a file that one of them names is wrong."},
       {Exit::kUnreachable,
        "No answer or an incomplete one: the server cannot be reached, is not trusted, or took too long."},
-      {Exit::kNotFound, "The instance, forward or key does not exist or is owned by someone else."},
+      {Exit::kNotFound, "The instance, forward, key or node does not exist or is owned by someone else."},
       {Exit::kNotAllowed, "No key was given, or it is unknown or not allowed to do this."},
-      {Exit::kBusy, "Too many requests, no free port, or the daemon is shutting down. Try again later."},
+      {Exit::kBusy,
+       "Too many requests, no free port, the daemon is shutting down, or a gateway cannot reach the node. "
+       "Try "
+       "again later."},
   });
   return kMeanings;
 }

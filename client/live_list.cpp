@@ -26,6 +26,7 @@ class LiveList {
       : invocation_(invocation),
         client_(client),
         console_(console),
+        stale_(console),
         left_(invocation.arguments.number("--count").value_or(std::numeric_limits<long>::max())) {}
 
   Outcome<void> run() {
@@ -44,7 +45,8 @@ class LiveList {
 
  private:
   static bool concerns_a_list(std::string_view type) {
-    return type == "reset" || type.starts_with("instance.") || type.starts_with("forward.");
+    return type == "reset" || type.starts_with("instance.") || type.starts_with("forward.") ||
+           type.starts_with("node.");
   }
 
   Next refresh() {
@@ -59,6 +61,7 @@ class LiveList {
       return Next::kStop;
     }
     if (!ends_) ends_.emplace();
+    stale_.look_at(*answer);
     return show(*answer);
   }
 
@@ -81,6 +84,7 @@ class LiveList {
   const Invocation& invocation_;
   const HttpClient& client_;
   Console& console_;
+  StaleNote stale_;
   long left_;  // lists to show
   steady_clock::time_point asked_{};
   bool changed_ = false;

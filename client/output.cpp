@@ -147,7 +147,8 @@ json::object object_in(const json::object& answer, std::string_view envelope) {
 }
 
 std::string endpoint_of(const json::object& answer, const json::object& forward) {
-  return text_of(answer, "hostname") + ":" + text_of(forward, "host_port");
+  const std::string own = text_of(forward, "hostname");  // in a gateway's list
+  return (own.empty() ? text_of(answer, "hostname") : own) + ":" + text_of(forward, "host_port");
 }
 
 void print_table(const std::vector<OwnedColumn>& columns, const json::array& list, Console& console) {

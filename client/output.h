@@ -34,7 +34,8 @@ std::string aligned(const std::vector<std::vector<std::string>>& rows);
 /// The list in the command's columns, with bytes scaled and objects as "name=value". Columns that are empty
 /// in every row are left out.
 void show_list(const Command& command, const boost::json::object& answer, Format format, Console& console);
-/// The same for forwards, with the endpoint: the answer's host name and the host port.
+/// The same for forwards, with the endpoint: the host name of the forward or else of the
+/// answer, and the host port.
 void show_forwards(const Command& command, const boost::json::object& answer, Format format,
                    Console& console);
 /// One line per member, and in wide format the ETag.

@@ -143,6 +143,7 @@ void append_page(json::object& answer, json::object& page, std::string_view enve
   if (more != nullptr && more->is_array() && list != nullptr && list->is_array()) {
     for (json::value& item : more->get_array()) list->get_array().push_back(std::move(item));
   }
+  if (const json::value* stale = page.if_contains("stale")) answer["stale"] = *stale;
   answer.erase("next_cursor");
   if (const json::value* cursor = page.if_contains("next_cursor")) answer["next_cursor"] = *cursor;
 }
@@ -182,8 +183,21 @@ Outcome<HttpClient> make_client(const Invocation& invocation, Console& console, 
                      .timeout = std::chrono::seconds(arguments.number("--timeout").value_or(30))});
 }
 
+std::string at_node(const Command& command, const Arguments& arguments) {
+  const auto node = std::ranges::find(command.parameters, Place::kNode, &Parameter::place);
+  if (node == command.parameters.end() || !arguments.has(node->name)) return {};
+  return "/nodes/" + percent_encoded(arguments.text(node->name));
+}
+
+void StaleNote::look_at(const json::object& answer) {
+  if (said_ || text_of(answer, "stale") != "true") return;
+  said_ = true;
+  console_.err << "portway: etcd cannot be reached by the gateway: the list may be old\n";
+}
+
 HttpRequest make_request(const Command& command, const Arguments& arguments, std::string_view cursor) {
-  HttpRequest request{.method = std::string(command.method), .target = path_of(command, arguments)};
+  HttpRequest request{.method = std::string(command.method),
+                      .target = at_node(command, arguments) + path_of(command, arguments)};
   char separator = '?';
   const auto add_query = [&](std::string_view name, std::string_view value) {
     request.target += std::exchange(separator, '&');
@@ -233,7 +247,8 @@ Outcome<json::object> ask(const HttpClient& client, const HttpRequest& request) 
 
 Outcome<json::object> fetch(const HttpClient& client, const Command& command, const Arguments& arguments) {
   auto answer = ask(client, make_request(command, arguments));
-  if (answer && !command.envelope.empty() && !answer->contains(command.envelope)) {
+  if (!answer) return explained(client, command, arguments, answer.error());
+  if (!command.envelope.empty() && !answer->contains(command.envelope)) {
     return not_the_api(client, fmt::format("the answer has no \"{}\"", command.envelope));
   }
   for (std::size_t pages = 1; answer && command.paged; ++pages) {
@@ -274,6 +289,29 @@ Failure refusal(const HttpAnswer& answer, const HttpOptions& options) {
           remedy(answer, options), std::move(facts), json::serialize(problem)};
 }
 
+Failure explained(const HttpClient& client, const Command& command, const Arguments& arguments,
+                  Failure failure) {
+  const bool names_node = arguments.has("--node");
+  const bool is_plain = command.answered_by == AnsweredBy::kAny && !names_node;
+  const bool wants_node = failure.facts.find("field: node") != std::string::npos;
+  if ((is_plain && !wants_node) || (failure.exit != Exit::kNotFound && failure.exit != Exit::kRefused))
+    return failure;
+  const auto info = ask(client, {.method = "GET", .target = "/v1/info"});
+  if (!info) return failure;
+  const std::string& server = client.options().server.url;
+  const bool is_gateway = text_of(*info, "role") == "gateway";
+  if (!is_gateway && (names_node || command.answered_by == AnsweredBy::kGateway)) {
+    return {failure.exit, fmt::format("{} is a node and not a gateway: it knows of no other nodes.", server),
+            names_node ? "Leave out --node, or give the address of a gateway in --server."
+                       : "Give the address of a gateway in --server."};
+  }
+  if (is_gateway && !names_node && (wants_node || command.answered_by == AnsweredBy::kNode)) {
+    return {failure.exit, fmt::format("{} is a gateway, and does not know which node is meant.", server),
+            "Name it with --node; portway nodes lists them."};
+  }
+  return failure;
+}
+
 Outcome<void> run_request(const Invocation& invocation, Console& console) {
   const Command& command = *invocation.command;
   if (auto mistake = why_not(command, invocation.arguments)) return *mistake;
@@ -281,6 +319,7 @@ Outcome<void> run_request(const Invocation& invocation, Console& console) {
   if (!client) return client.error();
   const auto answer = fetch(*client, command, invocation.arguments);
   if (!answer) return answer.error();
+  StaleNote(console).look_at(*answer);
   if (invocation.wants_data()) {
     if (!answer->empty()) console.out << as_data(invocation.format(), *answer);
   } else if (command.show != nullptr) {

@@ -28,10 +28,12 @@ Outcome<void> run_upgrade(const Invocation& invocation, Console& console) {
   const auto deadline = steady_clock::now() + kUpgradeMax;
   while (steady_clock::now() < deadline) {
     std::this_thread::sleep_for(kAskAgainAfter);  // the old process says no more once the new one serves
-    const auto now = ask(*client, {.method = "GET", .target = "/v1/node"});
+    const auto now =
+        ask(*client,
+            {.method = "GET", .target = at_node(*invocation.command, invocation.arguments) + "/v1/node"});
     if (!now) {
-      // Its connections end with the old process; the new one takes over the listener.
-      if (now.error().exit == Exit::kUnreachable) continue;
+      // Its connections end with the old process; the new one takes over the listener. A gateway says 503.
+      if (now.error().exit == Exit::kUnreachable || now.error().exit == Exit::kBusy) continue;
       return now.error();
     }
     if (text_of(*now, kPid) != text_of(*started, kPid)) {

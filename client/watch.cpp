@@ -31,10 +31,12 @@ Outcome<void> run_watch(const Invocation& invocation, Console& console) {
   const std::chrono::seconds interval(invocation.arguments.number("--interval").value_or(2));
   const long count = invocation.arguments.number("--count").value_or(std::numeric_limits<long>::max());
   std::optional<EndsWhenInterrupted> ends;
+  StaleNote stale(console);
   for (long i = 0; i < count && console.out.good(); ++i) {
     if (i > 0) std::this_thread::sleep_for(interval);
     const auto answer = fetch(*client, *invocation.command, invocation.arguments);
     if (!answer) return answer.error();
+    stale.look_at(*answer);
     if (!ends) ends.emplace();
     const WithoutInterrupts whole;
     if (i > 0 && !console.terminal && !invocation.wants_data()) console.out << "\n";

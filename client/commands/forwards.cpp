@@ -159,6 +159,8 @@ const std::vector<Column> kForwardColumns = {{"ID", "id"},
                                              {"SENT", "sent_bytes", true}};
 
 const std::vector<Column> kAllForwardsColumns = {{"INSTANCE", "instance_id"},
+                                                 {"NODE", "node"},
+                                                 {"NODE STATE", "node_state"},
                                                  {"ID", "id"},
                                                  {"ENDPOINT", "endpoint"},
                                                  {"GUEST PORT", "guest_port"},

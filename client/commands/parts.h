@@ -15,6 +15,8 @@ std::vector<Command> key_commands();
 std::vector<Command> context_commands();
 /// Profiles, events and the commands about this node or this program.
 std::vector<Command> node_commands();
+/// The nodes of a gateway.
+std::vector<Command> fleet_commands();
 
 inline const Parameter kInstance{.name = "INSTANCE", .help = "The instance's id.", .place = Place::kPath};
 inline const Parameter kForward{.name = "FORWARD", .help = "The forward's id.", .place = Place::kPath};
@@ -36,6 +38,12 @@ inline const Parameter kWatch{.name = "--watch",
                                   "alone is no change. On a terminal, in "
                                   "place of the one before.",
                               .kind = Kind::kFlag};
+
+/// Of a command that a gateway has no answer of its own to.
+inline const Parameter kAtNode{.name = "--node",
+                               .help = "At a gateway, which node it is about (portway nodes); admin.",
+                               .value = "NODE",
+                               .place = Place::kNode};
 
 inline const Parameter kIfMatch{.name = "--if-match",
                                 .help =

@@ -125,6 +125,7 @@ TEST_F(Completion, OffersIdsThatTheServerHas) {
       return http_answer(200, R"j({"instances":[{"id":"vm-1"},{"id":"vm-22"},{"id":"$(reboot)"}]})j");
     if (request.starts_with("GET /instances/vm-1/port-forwards?"))
       return http_answer(200, R"({"port_forwards":[{"id":"f-1"},{"id":"f-2"}]})");
+    if (request.starts_with("GET /nodes?")) return http_answer(200, R"({"nodes":[{"id":"compute-7"}]})");
     if (request.starts_with("GET /api-keys?")) return http_answer(200, R"({"api_keys":[{"id":"k-1"}]})");
     return problem_answer(404, "{}");
   });
@@ -143,6 +144,8 @@ TEST_F(Completion, OffersIdsThatTheServerHas) {
     EXPECT_THAT(bash({"portway", "forwards", "get", "vm-1", ""}), ElementsAre("f-1", "f-2"));
     EXPECT_THAT(bash({"portway", "forwards", "get", "vm-9", ""}), IsEmpty());
     EXPECT_THAT(bash({"portway", "keys", "delete", ""}), ElementsAre("k-1"));
+    EXPECT_THAT(bash({"portway", "nodes", "drain", ""}), ElementsAre("compute-7"));
+    EXPECT_THAT(bash({"portway", "node", "status", "--node", ""}), ElementsAre("compute-7"));
   }
   if (why_no_shell("fish").empty()) {
     EXPECT_THAT(fish("portway context use "), ElementsAre("compute-1"));
@@ -150,13 +153,14 @@ TEST_F(Completion, OffersIdsThatTheServerHas) {
     EXPECT_THAT(fish("portway --wide instances get "), ElementsAre("vm-1", "vm-22"));
     EXPECT_THAT(fish("portway forwards get vm-1 "), ElementsAre("f-1", "f-2"));
     EXPECT_THAT(fish("portway keys delete "), ElementsAre("k-1"));
+    EXPECT_THAT(fish("portway nodes show "), ElementsAre("compute-7"));
   }
   if (why_no_shell("zsh").empty()) {
     EXPECT_THAT(zsh({"portway instances get vm-2", "portway keys delete ", "portway --wide context use ",
-                     "portway --context co", "portway instances list --wat"}),
+                     "portway --context co", "portway instances list --wat", "portway nodes undrain c"}),
                 ElementsAre("<portway instances get vm-22 >", "<portway keys delete k-1 >",
                             "<portway --wide context use compute-1 >", "<portway --context compute-1 >",
-                            "<portway instances list --watch >"));
+                            "<portway instances list --watch >", "<portway nodes undrain compute-7 >"));
   }
   ::setenv("PORTWAY_SERVER", "http://127.0.0.1:1", 1);
   const ClientRun none =
