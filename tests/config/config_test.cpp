@@ -174,11 +174,31 @@ TEST(Config, AKeyLikeNoOtherIsAnsweredWithTheKeysThereAre) {
             "portway.toml:2: unknown key \"api.color_of_the_shed\"; the keys of [api] are admin_key_file, "
             "admin_uids, allow_guests, body_max_bytes, client_ca, listen, rate_limit_burst, "
             "rate_limit_per_second, tls_certificate, tls_private_key, wrong_keys_per_minute");
-  EXPECT_EQ(
-      refusal("[database]\nurl = 1\n", "database"),
-      "portway.toml:1: unknown table \"database\"; the tables are api, fleet, guests, log, metrics, node, "
-      "owners, ports, "
-      "process, profiles.default, proxy, store");
+  EXPECT_EQ(refusal("[database]\nurl = 1\n", "database"),
+            "portway.toml:1: unknown table \"database\"; the tables are api, fleet, gateway, guests, log, "
+            "metrics, node, owners, ports, process, profiles.default, proxy, store");
+}
+
+TEST(Config, ACertificateAndItsKeyAreSetTogether) {
+  EXPECT_EQ(refusal("[gateway]\nnode_tls_certificate = \"/a\"\n", "gateway.node_tls_certificate"),
+            "portway.toml:2: gateway.node_tls_certificate: needs its private key; set "
+            "gateway.node_tls_private_key too");
+  EXPECT_EQ(refusal("[fleet]\netcd_tls_private_key = \"/a\"\n", "fleet.etcd_tls_private_key"),
+            "portway.toml:2: fleet.etcd_tls_private_key: needs its certificate; set "
+            "fleet.etcd_tls_certificate too");
+}
+
+TEST(Config, KnowsWhichKeysAreBesideSomeTables) {
+  const std::array<std::string_view, 3> tables = {"api", "fleet", "node"};
+  const auto beside = [&](std::string_view text) {
+    return key_beside(parse_config(text, "portway.toml").value(), tables);
+  };
+  EXPECT_EQ(beside(""), "");
+  EXPECT_EQ(beside("[api]\nlisten = \"127.0.0.1:1\"\n[fleet]\nlease_ttl_s = 20\n"), "");
+  EXPECT_EQ(beside("[ports]\nrange = \"20000-32767\"\n"), "") << "the default";
+  EXPECT_EQ(beside("[ports]\nrange = \"30000-31000\"\n"), "ports.range");
+  EXPECT_EQ(beside("[profiles.default]\nmax_forwarded_ports = 7\n"), "profiles.default.max_forwarded_ports");
+  EXPECT_EQ(beside("[profiles.large]\nmax_forwarded_ports = 7\n"), "profiles");
 }
 
 TEST(Config, AWrongTypeIsRefusedWithAnExample) {
