@@ -11,29 +11,11 @@ import unittest
 
 sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
 from tests.support.browser import Browser, need_browser  # noqa: E402
+from tests.support.page import CONTRAST, PageTest  # noqa: E402
 from tests.support.portwayd import ADMIN, Portwayd, isolate, wait_until  # noqa: E402
 
 GUEST_PORT = 3000
 EVIL = "<img src=x onerror=alert(1)>"
-
-# Text against what is behind it, as WCAG 2.1 (1.4.3) has it; returns what is too weak.
-CONTRAST = """
-  const channel = (v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-  const colour = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
-  const behind = (e) => {
-    for (; e; e = e.parentElement) {
-      const c = colour(getComputedStyle(e).backgroundColor);
-      if (c.length < 4 || c[3] > 0) return c;
-    }
-    return [255, 255, 255];
-  };
-  return [...document.querySelectorAll('h1, h2, h3, p, li, span, label, button, input, select, dt, dd, caption, th, td, figcaption')]
-    .filter((e) => e.offsetParent !== null)
-    .map((e) => [e, light(colour(getComputedStyle(e).color)), light(behind(e))])
-    .map(([e, a, b]) => [`${e.tagName} ${e.className} ${e.textContent.slice(0, 20)}`, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)])
-    .filter(([, ratio]) => ratio < 4.5);
-"""
 
 # From now on window.calls has what the page asks for, and when.
 RECORD = """
@@ -86,7 +68,7 @@ while True:
         self.process.stdout.close()
 
 
-class Page(unittest.TestCase):
+class Page(PageTest):
     @classmethod
     def setUpClass(cls):
         need_browser()
@@ -100,18 +82,10 @@ class Page(unittest.TestCase):
         cls.browser = cls.stack.enter_context(Browser())
 
     def setUp(self):
-        self.browser.resize(1280, 900)
-        self.browser.open(f"http://127.0.0.1:{self.node.port}/ui")
-
+        super().setUp()
         # What a test provokes; the browser reports each. The connections of a forward may be asked for while it is deleted.
-        self.refusals = {"401", "/connections?limit=100 - Failed to load resource: the server responded with a status of 404",
+        self.refusals |= {"/connections?limit=100 - Failed to load resource: the server responded with a status of 404",
                          "/connections?state=closed&limit=20 - Failed to load resource: the server responded with a status of 404"}
-
-    def tearDown(self):
-        # The page asks for what it was told of: it must be gone before a clean-up deletes it.
-        self.browser.open("about:blank")
-        unexpected = [one for one in self.browser.problems() if not any(each in one for each in self.refusals)]
-        self.assertEqual(unexpected, [])
 
     def create(self, label, **fields):
         answer = self.node.call("POST", "/instances/vm-1/port-forwards", {"guest_port": GUEST_PORT, "label": label, **fields})
@@ -128,31 +102,6 @@ class Page(unittest.TestCase):
         self.assertEqual(len(connection.recv(1)), 1)
         return connection
 
-    def log_in(self, key=ADMIN):
-        self.browser.type("#key", self.node.admin_key() if key == ADMIN else key)
-        self.browser.click("#login button[type=submit]")
-
-    def show_page(self, key=ADMIN):
-        self.log_in(key)
-        self.await_page("!document.querySelector('#main').hidden")
-
-    def text(self, selector):
-        return self.browser.run("return document.querySelector(arguments[0]).textContent", selector)
-
-    def has(self, selector, text):
-        self.await_page(f"document.querySelector({selector!r}).textContent.includes({text!r})")
-
-    def row(self, forward):
-        return f"#forwards tr[data-id='{forward['id']}']"
-
-    def await_row(self, forward):
-        self.await_page(f"document.querySelector({self.row(forward)!r}) !== null")
-
-    def open_detail(self, forward):
-        self.await_row(forward)
-        self.browser.click(self.row(forward) + " button")
-        self.await_page("document.querySelector('#detail').open")
-
     def fill_in(self, **fields):
         """Of the dialog that creates a forward."""
         for field, text in fields.items():
@@ -161,10 +110,6 @@ class Page(unittest.TestCase):
 
     def ports_shown(self):
         return self.browser.run("return [...document.querySelectorAll('#forwards .port button')].map((e) => Number(e.textContent))")
-
-    def await_page(self, script, seconds=30):
-        self.assertTrue(wait_until(lambda: self.browser.run(f"return {script}"), seconds),
-                        f"{script}\nstatus: {self.text('#status')}")
 
     def test_a_wrong_key_is_reported_and_the_right_one_shows_the_node(self):
         self.log_in("pwk_wrong")
@@ -727,9 +672,6 @@ class Page(unittest.TestCase):
         self.assertNotIn("of-alice", self.text("body"))
 
     # --- For everybody.
-
-    def emulate(self, scheme):
-        self.browser.chrome("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def in_each_dialog(self, forward, look):
         """Looks at the page, and at each of its dialogs."""
