@@ -1,4 +1,4 @@
-// The page: asks for a key, shows the node that it opens until it is forgotten, and keeps nothing of it then.
+// The page: asks for a key, shows the node or the fleet that it opens until it is forgotten, and keeps nothing of it then.
 import {Forgotten, Login, endLogin} from "./api.js";
 import {closeColumns, closeKey} from "./closes.js";
 import {Confirm} from "./confirm.js";
@@ -6,8 +6,9 @@ import {Create} from "./create.js";
 import {Detail} from "./detail.js";
 import {ForwardsTable} from "./forwards.js";
 import {Live} from "./live.js";
+import {NodesTable} from "./nodes.js";
 import {Table, drawLine, setHidden, write, writeFacts} from "./table.js";
-import {placeOf, rate, targetOf} from "./words.js";
+import {nodeOf, placeOf, rate, targetOf} from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 const blank = $("main").cloneNode(true); // before any login
@@ -32,9 +33,10 @@ class View {
     this.closes = new Table($("closes"), {
       key: closeKey, columns: closeColumns(), caption: () => "Recently closed connections, and why they closed"});
     this.confirm = new Confirm(main);
+    this.nodes = new NodesTable(main, this.live, this.confirm, say);
     this.detail = new Detail(main, this.live, this.confirm, say);
-    this.create = new Create(main, this.live, ({id, host_port}) => {
-      say(`Created ${this.live.hostname}:${host_port}.`);
+    this.create = new Create(main, this.live, ({id, host_port, hostname}) => {
+      say(`Created ${hostname}:${host_port}.`);
       this.created = id;
       this.paintSoon("forwards");
     });
@@ -43,7 +45,8 @@ class View {
   instanceColumns() {
     return [
       {paint: ({id}) => id},
-      {paint: ({state, reason}) => state === "running" ? [state, "good"] : [`${state}: ${reason.replaceAll("_", " ")}`, "bad"]},
+      {name: "node", paint: nodeOf},
+      {paint: ({state, reason, node_state}) => node_state === "lost" ? [`${state}, but its node is lost`, "bad"] : state === "running" ? [state, "good"] : [`${state}: ${reason.replaceAll("_", " ")}`, "bad"]},
       {paint: (instance) => instance.tap_fault ? [`${placeOf(instance)}: ${instance.tap_fault}`, "bad"]
         : ["up", "none"].includes(instance.tap_state) ? placeOf(instance)
         : [`${placeOf(instance)}: ${instance.tap_state.replaceAll("_", " ")}`, "bad"]},
@@ -78,19 +81,38 @@ class View {
       $("main").hidden = false;
       setHidden($("create-open"), !live.mayChange);
       setHidden($("closes-note"), live.isAdmin);
+      setHidden($("charts"), live.isFleet);
+      setHidden($("closes-of-node"), live.isFleet);
+      setHidden($("nodes-of-fleet"), !live.isFleet || !live.isAdmin);
+      $("main").classList.toggle("fleet", live.isFleet);
+      if (live.isFleet) write($("node-title"), "Fleet");
     }
     if (dirty.has("forwards") || dirty.has("instances")) {
       this.forwards.show();
       this.detail.show();
     }
     if (dirty.has("instances")) this.instances.show([...live.instances.items.values()].sort((a, b) => a.id < b.id ? -1 : 1));
+    if (live.isFleet && (dirty.has("nodes") || dirty.has("forwards"))) this.nodes.show();
     if (dirty.has("closes")) this.closes.show(live.closes);
-    this.paintNode();
+    setHidden($("stale"), !live.isStale);
+    if (live.isFleet) this.paintFleet();
+    else this.paintNode();
     dirty.clear();
     if (live.forwards.items.has(this.created)) {
       this.forwards.reveal(this.created);
       this.created = undefined;
     }
+  }
+
+  paintFleet() {
+    const {info, hostname, forwards, instances, nodes} = this.live;
+    const count = (state) => [...nodes.items.values()].filter((node) => node.state === state).length;
+    const ofNodes = ["up", "draining", "lost"].map((state) => `${count(state)} ${state}`).join(", ");
+    write($("hostname"), hostname);
+    writeFacts($("health"), [
+      ["Nodes", nodes.isComplete ? ofNodes : ""], ["Instances", instances.items.size], ["Forwards", forwards.items.size],
+      ["etcd", info.etcd_error], ["Version", info.version],
+    ]);
   }
 
   paintNode() {

@@ -53,7 +53,7 @@ export class Create {
       const {body} = await this.mine.call("POST", `/instances/${encodeURIComponent(instance)}/port-forwards`,
         {body: this.wanted(), headers: {"Idempotency-Key": this.idempotencyKey}});
       this.dialog.close();
-      this.onCreated(body.port_forward);
+      this.onCreated({...body.port_forward, hostname: body.hostname});
     } catch (error) {
       if (error instanceof Problem) {
         this.renewKey();

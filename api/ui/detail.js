@@ -3,7 +3,7 @@ import {Forgotten, sleep} from "./api.js";
 import {closeColumns, closeKey} from "./closes.js";
 import {busy} from "./confirm.js";
 import {Table, element, setHidden, write, writeFacts} from "./table.js";
-import {bytes, causeOf, limitsOf, metadataOf, moment, seconds, stateClass, targetOf} from "./words.js";
+import {bytes, causeOf, limitsOf, metadataOf, moment, nodeOf, seconds, stateClass, targetOf} from "./words.js";
 
 const kBetweenLooks_ms = 2000;
 const kLiveMax = 100;
@@ -58,6 +58,7 @@ export class Detail {
     this.forward = this.live.forwards.items.get(id);
     if (!this.forward) return;
     this.opened = {};
+    this.counted = undefined;
     write(this.said, "");
     setHidden(this.steps, true);
     this.steps.replaceChildren();
@@ -77,7 +78,7 @@ export class Detail {
     const isGone = now === undefined;
     const forward = this.forward = now ?? this.forward;
     const instance = live.instances.items.get(forward.instance_id);
-    write(this.title, `${live.hostname}:${forward.host_port}${forward.label ? ` · ${forward.label}` : ""}`);
+    write(this.title, `${live.hostOf(forward)}:${forward.host_port}${forward.label ? ` · ${forward.label}` : ""}`);
     const why = causeOf(forward);
     write(this.state, isGone ? "This forward is gone." : why ? `${forward.state} – ${why}` : forward.state,
       isGone ? "bad" : stateClass(forward));
@@ -85,7 +86,7 @@ export class Detail {
     setHidden(this.check, isGone);
     write(this.switch, forward.state === "disabled" ? "Enable" : "Disable…");
     writeFacts(this.facts, [
-      ["Instance", forward.instance_id], ["Owner", live.ownerOf(forward)], ["Profile", instance?.profile],
+      ["Instance", forward.instance_id], ["Node", nodeOf(forward)[0]], ["Owner", live.ownerOf(forward)], ["Profile", instance?.profile],
       ["Listens on", forward.bind_addresses.map((address) => address.includes(":") ? `[${address}]:${forward.host_port}`
         : `${address}:${forward.host_port}`).join(", ")],
       ["Leads to", forward.target ? targetOf(forward) : `${instance?.guest_addresses.join(", ") ?? "guest"} port ${forward.guest_port}`],
@@ -95,11 +96,12 @@ export class Detail {
     ]);
     const limits = limitsOf(forward);
     writeFacts(this.limits, limits.length > 0 ? limits : [["None", "Any client may connect, as often as it likes."]]);
+    const counted = this.counted ?? forward;
     writeFacts(this.usage, [
-      ["Connections now", forward.connections_active], ["Connections", forward.connections_total],
-      ["To clients", bytes(forward.sent_bytes ?? 0)], ["From clients", bytes(forward.received_bytes ?? 0)],
-      ["Last connection", moment(forward.last_connection_at)], ["Last byte", moment(forward.last_byte_at)],
-      ["Counted since", moment(forward.usage_since)],
+      ["Connections now", counted.connections_active], ["Connections", counted.connections_total],
+      ["To clients", bytes(counted.sent_bytes ?? 0)], ["From clients", bytes(counted.received_bytes ?? 0)],
+      ["Last connection", moment(counted.last_connection_at)], ["Last byte", moment(counted.last_byte_at)],
+      ["Counted since", moment(counted.usage_since)],
     ]);
   }
 
@@ -119,6 +121,7 @@ export class Detail {
   async look(opened, alsoCloses) {
     const path = `${pathOf(this.forward)}/connections`;
     try {
+      if (this.live.isFleet && alsoCloses) await this.count(opened);
       const {connections} = await this.mine.get(`${path}?limit=${kLiveMax}`);
       if (this.opened === opened) this.connections.show(connections);
       if (!alsoCloses) return;
@@ -128,6 +131,14 @@ export class Detail {
       if (error instanceof Forgotten) throw error;
       if (error.status === 404 && this.opened === opened) this.connections.show([]); // the forward is gone, as show() says
     }
+  }
+
+  /// A gateway's list has no usage: the node of the forward does.
+  async count(opened) {
+    const {port_forward} = await this.mine.get(pathOf(this.forward));
+    if (this.opened !== opened) return;
+    this.counted = port_forward;
+    this.show();
   }
 
   async runCheck() {
@@ -151,7 +162,7 @@ export class Detail {
     }
     this.confirm.ask({
       title: `Disable ${nameOf(forward)}?`, verb: "Disable",
-      text: `Its host port is kept, and nobody is served. Connections are reset: ${openOf(forward)}`,
+      text: `Its host port is kept, and nobody is served. Connections are reset: ${openOf(this.counted ?? forward)}`,
       act: async () => {
         await change(false);
         write(this.said, "Disabled.");
@@ -171,7 +182,7 @@ export class Detail {
     const forward = now.body.port_forward;
     this.confirm.ask({
       title: `Delete ${nameOf(forward)}?`, verb: "Delete", choice: forward.connections_active > 0,
-      text: `${this.live.hostname}:${forward.host_port} no longer leads to ${forward.instance_id}. ${openOf(forward)}`,
+      text: `${this.live.hostOf(this.forward)}:${forward.host_port} no longer leads to ${forward.instance_id}. ${openOf(forward)}`,
       act: async (connections) => {
         try {
           await this.mine.call("DELETE", `${pathOf(forward)}?connections=${connections}`, {headers: {"If-Match": now.headers.get("ETag")}});

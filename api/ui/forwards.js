@@ -1,6 +1,6 @@
 // The table of forwards: search, order, and what is seen of each.
 import {Table, drawLine, element, sparkline, write} from "./table.js";
-import {age, causeOf, metadataOf, moment, rate, stateClass, targetOf} from "./words.js";
+import {age, causeOf, metadataOf, moment, nodeOf, rate, stateClass, targetOf} from "./words.js";
 
 const kRowsStep = 250;
 const kStates = ["failed", "unavailable", "expired", "disabled", "listening"]; // what needs attention comes first
@@ -13,6 +13,7 @@ const kOrders = {
   port: {of: (forward) => forward.host_port, compare: byNumber},
   label: {of: (forward) => forward.label, compare: byText},
   instance: {of: (forward) => forward.instance_id, compare: byText},
+  node: {of: ({node = ""}) => node, compare: byText},
   guest: {of: (forward) => String(targetOf(forward)), compare: byText},
   state: {of: (forward) => kStates.indexOf(forward.state), compare: byNumber},
   connections: {of: (forward) => forward.connections_active ?? 0, compare: byNumber, falls: true},
@@ -23,7 +24,7 @@ const kOrders = {
 
 function textOf(forward, live) {
   return [forward.instance_id, forward.label, forward.host_port, targetOf(forward), live.ownerOf(forward), metadataOf(forward),
-    forward.state, causeOf(forward)].join(" ").toLowerCase();
+    forward.node, forward.hostname, forward.state, causeOf(forward)].join(" ").toLowerCase();
 }
 
 export class ForwardsTable {
@@ -77,6 +78,7 @@ export class ForwardsTable {
           write(cell.firstChild, forward.instance_id);
           write(cell.lastChild, live.isAdmin ? live.ownerOf(forward) : "");
         }},
+      {name: "node", paint: nodeOf},
       {name: "guest", paint: targetOf},
       {name: "state", make: (cell) => cell.append(element("span"), " ", element("span", undefined, "why")),
         paint: (cell, forward) => {

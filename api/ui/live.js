@@ -1,14 +1,24 @@
-// What the page knows of the node. Lists are read again and again, with at most one call a second; changes come as events.
+// What the page knows of the node, or of the fleet behind a gateway. Lists are read again and again, with at most one call a second; changes come as events.
 import {Forgotten, Refused, sleep} from "./api.js";
 
 const kBetweenCalls_ms = 1000;
 const kBeforeNextTry_s = 6; // one second for each call with which a login begins
-const kPeriods_s = {instances: 10, closes: 6, info: 30, metrics: 30}; // the forwards get all other seconds
-const kOfAdmins = ["closes", "metrics"];
+const kPeriods_s = {instances: 10, nodes: 10, closes: 6, info: 30, metrics: 30}; // the forwards get all other seconds
+const kOfAdmins = ["closes", "metrics", "nodes"];
+const kOfNode = ["closes", "metrics"];
+const kOfFleet = ["nodes"];
 const kClosesMax = 20;
 const kSamples = 120; // of one second
 
-/// The node's forwards or instances. Each is known as of an event, so that an older answer undoes no newer change.
+/// Where an event is in its order: "EPOCH-NUMBER" of a node, "REVISION.CHANGE" of a gateway.
+function orderOf(eventId) {
+  const [revision, change] = eventId.split(".");
+  if (change !== undefined) return {epoch: "", number: (BigInt(revision) << 32n) + BigInt(change)};
+  const [epoch, number] = eventId.split("-");
+  return {epoch, number: Number(number)};
+}
+
+/// Forwards, instances or nodes. Each is known as of an event, so that an older answer undoes no newer change.
 class List {
   constructor(path, name) {
     this.path = path;
@@ -27,10 +37,10 @@ class List {
   }
 
   numberOf(eventId) {
-    const [epoch, number] = eventId.split("-");
+    const {epoch, number} = orderOf(eventId);
     if (epoch !== this.epoch) this.doubt();
     this.epoch = epoch;
-    return Number(number);
+    return number;
   }
 
   /// The item as it is after the event; undefined: it is gone.
@@ -123,11 +133,14 @@ function parseMetrics(text) {
 }
 
 export class Live {
-  /// `onChange` is told what has changed: "forwards", "instances", "closes", "info" or "metrics".
+  /// `onChange` is told what has changed: "forwards", "instances", "nodes", "closes", "info" or "metrics".
   constructor(mine, {onChange, onFresh, onTrouble}) {
     Object.assign(this, {mine, onChange, onFresh, onTrouble});
     this.forwards = new List("/port-forwards", "port_forwards");
     this.instances = new List("/instances", "instances");
+    this.nodes = new List("/nodes", "nodes");
+    this.places = new Map(); // what lists say of nodes, by id: tenants cannot read the nodes
+    this.isStale = false; // the gateway cannot reach etcd
     this.traffic = new Traffic();
     this.closes = [];
     this.due = new Map(); // when each list is to be read again
@@ -136,6 +149,8 @@ export class Live {
 
   get isAdmin() { return this.whoami.role === "admin"; }
   get mayChange() { return this.whoami.scope === "full"; }
+  get isFleet() { return this.info.role === "gateway"; }
+  hostOf(forward) { return forward.hostname ?? this.hostname; }
   ownerOf(forward) { return this.instances.items.get(forward.instance_id)?.owner ?? ""; }
 
   /// Until the login ends. Throws when it does, and when the key is refused.
@@ -148,11 +163,15 @@ export class Live {
   async begin() {
     this.whoami = (await this.mine.get("/whoami")).whoami;
     if (this.whoami.scope === "metrics") throw new Refused("This key is for metrics only.");
+    await this.read("info");
     await this.read("forwards");
-    await Promise.all(this.kinds().map((kind) => this.read(kind)));
+    await Promise.all(this.kinds().filter((kind) => kind !== "info").map((kind) => this.read(kind)));
   }
 
-  kinds() { return Object.keys(kPeriods_s).filter((kind) => this.isAdmin || !kOfAdmins.includes(kind)); }
+  kinds() {
+    const elsewhere = this.isFleet ? kOfNode : kOfFleet;
+    return Object.keys(kPeriods_s).filter((kind) => !elsewhere.includes(kind) && (this.isAdmin || !kOfAdmins.includes(kind)));
+  }
 
   async poll() {
     for (let began = performance.now();;) {
@@ -189,11 +208,17 @@ export class Live {
     this.due.set(kind, performance.now() + 1000 * (kPeriods_s[kind] ?? 0));
     if (kind === "forwards") {
       const page = await this.forwards.read(this.mine);
-      this.hostname = page.hostname;
+      this.hostname = page.hostname ?? this.info.hostname;
+      this.isStale = page.stale === true;
+      for (const {node, hostname, node_state} of page.port_forwards) if (node) this.places.set(node, {hostname, node_state});
       this.traffic.measure(page.port_forwards, this.forwards.items);
     } else if (kind === "instances") {
       await this.instances.read(this.mine);
       if (this.instances.round) this.due.set(kind, performance.now()); // for the next page
+    } else if (kind === "nodes") {
+      const page = await this.nodes.read(this.mine);
+      for (const {id, hostname, state} of page.nodes) this.places.set(id, {hostname, node_state: state});
+      if (this.nodes.round) this.due.set(kind, performance.now());
     } else if (kind === "closes") {
       this.closes = (await this.mine.get(`/connections/recent?limit=${kClosesMax}`)).connections;
     } else if (kind === "info") {
@@ -204,15 +229,27 @@ export class Live {
     this.onChange(kind);
   }
 
+  /// What an event says of an item, and what a gateway's lists say beside that.
+  placed(item, {node}, known) {
+    if (!this.isFleet || item === undefined) return item;
+    const whole = {...item, ...this.places.get(node), node};
+    if (item.port_forwards) whole.port_forwards = {current: 0, ...known?.port_forwards, ...item.port_forwards};
+    return whole;
+  }
+
   apply({id, type, data}) {
     const {instance_id, forward_id} = data;
     if (type === "reset") {
       this.forwards.doubt();
       this.instances.doubt();
-      this.due.set("instances", performance.now());
+      this.nodes.doubt();
+      for (const kind of ["instances", "nodes"]) this.due.set(kind, performance.now());
+    } else if (type.startsWith("node.")) {
+      for (const kind of ["nodes", "instances"]) this.due.set(kind, performance.now());
     } else if (type.startsWith("instance.")) {
       const isLost = data.lost === true;
-      this.instances.change(instance_id, isLost ? undefined : data.instance, id);
+      const known = this.instances.items.get(instance_id);
+      this.instances.change(instance_id, isLost ? undefined : this.placed(data.instance, data, known), id);
       this.due.set("instances", performance.now());
       this.onChange("instances");
       if (!isLost && type !== "instance.stopped" && type !== "instance.deleted") return;
@@ -221,7 +258,7 @@ export class Live {
       }
       this.onChange("forwards");
     } else if (type.startsWith("forward.")) {
-      this.forwards.change(forward_id, data.port_forward, id);
+      this.forwards.change(forward_id, this.placed(data.port_forward, data), id);
       this.onChange("forwards");
     }
   }

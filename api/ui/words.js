@@ -36,11 +36,12 @@ export function targetOf({target, guest_port}) {
 const spaced = (word) => word.replaceAll("_", " ");
 
 /// The state of a forward, and why it is that one.
-export function causeOf({state, cause, reason}) {
-  return [cause === state ? "" : spaced(cause ?? ""), reason ?? ""].filter(Boolean).join(": ");
+export function causeOf({state, cause, reason, node_state}) {
+  const ofNode = node_state === "lost" ? "its node is lost" : "";
+  return [cause === state ? "" : spaced(cause ?? ""), reason ?? "", ofNode].filter(Boolean).join(": ");
 }
 
-export const stateClass = ({state}) => state === "listening" ? "good" : state === "disabled" ? "" : "bad";
+export const stateClass = ({state, node_state}) => node_state === "lost" ? "bad" : state === "listening" ? "good" : state === "disabled" ? "" : "bad";
 
 /// What is watched of an instance, what leads to its guest, and in which network namespaces these are.
 export function placeOf(instance) {
@@ -48,6 +49,11 @@ export function placeOf(instance) {
   const watched = instance.tap_netns ? `${tap} in ${instance.tap_netns}` : tap;
   const via = instance.device ? ` via ${instance.device}` : "";
   return watched + via + (instance.netns ? ` in ${instance.netns}` : "");
+}
+
+/// The node of something in a fleet, and what is wrong with it.
+export function nodeOf({node = "", node_state = "up"}) {
+  return node_state === "up" ? [node] : [`${node}: ${node_state}`, node_state === "lost" ? "bad" : ""];
 }
 
 export const metadataOf = ({metadata = {}}) => Object.entries(metadata).map(([key, value]) => `${key}=${value}`).join(", ");
