@@ -158,7 +158,7 @@ TEST(Fleet, ANodeIsToldFromAGateway) {
 TEST(Fleet, AGatewayIsToldFromANode) {
   GatewayServer gateway(problem_answer(404, kNothingHere));
   for (const auto& words : std::vector<std::vector<std::string>>{
-           {"node", "status"}, {"drain"}, {"undrain"}, {"node", "upgrade"}, {"instances", "usage"}}) {
+           {"node", "status"}, {"drain"}, {"undrain"}, {"node", "upgrade"}}) {
     const ClientRun run = gateway.run(words);
     EXPECT_EQ(run.exit, 4);
     EXPECT_EQ(run.err, "portway: " + gateway.url() +
