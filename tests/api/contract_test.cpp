@@ -1,67 +1,42 @@
-// The routes of the daemon against its contract, api/openapi.yaml.
+// The routes of the daemon against its contract, api/openapi.yaml. Those of a gateway:
+// tests/gateway/contract_test.cpp.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <boost/json.hpp>
-#include <cctype>
 #include <string>
 #include <vector>
 
-#include "api/openapi.h"
+#include "tests/api/contract_of.h"
 #include "tests/control/node.h"
 
 namespace portway {
 namespace {
 
+using test::ContractOf;
 using test::Node;
 
 /// openapi_test.py checks the reverse, and what each route answers.
 TEST(Contract, DocumentsEveryRouteAndWhoMayCallIt) {
   Node node;
-  const auto paths = boost::json::parse(openapi_json()).at("paths").as_object();
+  const ContractOf contract("node");
   for (const Route& route : node.api().routes()) {
-    std::string method(route.method);
-    std::ranges::transform(method, method.begin(), [](char c) { return static_cast<char>(std::tolower(c)); });
-    const auto* path = paths.if_contains(route.pattern);
-    const auto* operation = path == nullptr ? nullptr : path->as_object().if_contains(method);
+    const auto* operation = contract.find(route);
     ASSERT_NE(operation, nullptr) << route.method << " " << route.pattern;
-    const auto& fields = operation->as_object();
-    EXPECT_EQ(fields.contains("security"), route.access == Access::kPublic) << route.pattern;
-    EXPECT_EQ(std::string(fields.at("summary").as_string()).ends_with("(admin)"),
+    EXPECT_EQ(ContractOf::needs_no_key(*operation), route.access == Access::kPublic) << route.pattern;
+    EXPECT_EQ(ContractOf::is_for_admins(*operation),
               route.access == Access::kAdmin || route.access == Access::kMetrics)
         << route.method << " " << route.pattern;
   }
 }
 
-/// The query parameters that the contract documents for an operation.
-std::vector<std::string> documented_parameters(const boost::json::object& contract, const Route& route) {
-  const auto& path = contract.at("paths").at(route.pattern).as_object();
-  std::string method(route.method);
-  std::ranges::transform(method, method.begin(), [](char c) { return static_cast<char>(std::tolower(c)); });
-  std::vector<std::string> names;
-  for (const boost::json::object& owner : {path, path.at(method).as_object()}) {
-    const auto* list = owner.if_contains("parameters");
-    if (list == nullptr) continue;
-    for (boost::json::value parameter : list->as_array()) {
-      if (const auto* reference = parameter.as_object().if_contains("$ref")) {
-        const std::string_view name = reference->as_string();
-        parameter = contract.at("components").at("parameters").at(name.substr(name.rfind('/') + 1));
-      }
-      if (parameter.at("in") == "query") names.emplace_back(parameter.at("name").as_string());
-    }
-  }
-  return names;
-}
-
 TEST(Contract, DocumentsEveryQueryParameter) {
   Node node;
-  const auto contract = boost::json::parse(openapi_json()).as_object();
+  const ContractOf contract("node");
   for (const Route& route : node.api().routes()) {
     std::vector<std::string> listed;
     for (const auto& parameter : route.query.listed()) listed.emplace_back(parameter.name);
-    EXPECT_THAT(documented_parameters(contract, route), testing::UnorderedElementsAreArray(listed))
+    EXPECT_THAT(contract.parameters(route), testing::UnorderedElementsAreArray(listed))
         << route.method << " " << route.pattern;
   }
 }

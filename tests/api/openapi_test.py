@@ -24,6 +24,7 @@ UNKNOWN_ID = "0190b2c0-0000-7000-8000-000000000000"
 COVERED_ELSEWHERE = {
     "internal": "ApiServer.AHandlerThatThrowsIsAnsweredWith500 and the like in server_test.cpp",
     "invalid_config": "needs a public address that vanishes between start and request",
+    "node_unreachable": "only a gateway answers so: tests/gateway",
 }
 
 with open(f"{SOURCE}/api/openapi.yaml", encoding="utf-8") as contract_file:
@@ -44,7 +45,8 @@ def operations():
             for path, item in DOCUMENT["paths"].items() for method in METHODS if method in item}
 
 
-OPERATIONS = operations()
+# Those of a node; tests/gateway/contract_test.cpp has the gateway's.
+OPERATIONS = {key: operation for key, operation in operations().items() if operation.get("x-served-by") != "gateway"}
 
 
 def is_public(operation):
@@ -170,6 +172,20 @@ class OpenApi(unittest.TestCase):
         return [(*key, operation) for key, operation in OPERATIONS.items() if status in explicit_statuses(operation)]
 
     # --- The document itself.
+
+    def test_10_marks_what_only_one_program_serves(self):
+        def marks(node):
+            if isinstance(node, dict):
+                yield from ([node["x-served-by"]] if "x-served-by" in node else [])
+                for value in node.values():
+                    yield from marks(value)
+            elif isinstance(node, list):
+                for value in node:
+                    yield from marks(value)
+        self.assertEqual(set(marks(DOCUMENT)), {"gateway", "node"})
+        for (method, path), operation in operations().items():
+            if "fleet" in operation["tags"]:
+                self.assertEqual(operation["x-served-by"], "gateway", f"{method} {path}")
 
     def test_10_is_well_formed(self):
         ids = [operation["operationId"] for operation in operations().values()]
