@@ -1,5 +1,5 @@
 """What operators load beside the daemon: Prometheus rules and alerts, the Grafana dashboard, the runbook. They must be well-formed, and name
-only metrics and labels that metrics/metrics.md has, which tests/metrics holds to the exporter.
+only metrics and labels that metrics/metrics.md and metrics/gateway.md have, which tests hold to the programs.
 
     monitoring_test.py [PrometheusRules | GrafanaDashboard | Runbook]
 """
@@ -37,7 +37,8 @@ def alerts():
 def exported():
     """Each series' name, with the labels it has."""
     names = {"up": TARGET_LABELS}
-    for line in (ROOT / "metrics/metrics.md").read_text().splitlines():
+    pages = [(ROOT / "metrics" / name).read_text() for name in ("metrics.md", "gateway.md")]
+    for line in "\n".join(pages).splitlines():
         cells = [cell.strip() for cell in line.split("|")]
         if len(cells) < 5 or not re.fullmatch(r"`\w+`", cells[1]):
             continue
