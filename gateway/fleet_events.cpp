@@ -80,7 +80,7 @@ class FleetEvents::Subscription final : public SseSource {
         gaps_(events.gaps_) {
     if (last_event_id.empty()) return;
     const auto asked = parse_event_id(last_event_id);
-    if (!asked || *asked < events.known_after_ || *asked > events.last_) {
+    if (!asked || *asked < events.known_after_ || asked->revision > events.last_.revision) {
       has_gap_ = true;
       return;
     }
@@ -270,6 +270,14 @@ boost::asio::awaitable<bool> FleetEvents::next_change(std::chrono::steady_clock:
   co_await timer->async_wait(into(error));
   waiting_.erase(timer);
   co_return error == boost::asio::error::operation_aborted;
+}
+
+boost::asio::awaitable<void> FleetEvents::wait_until_at(std::string id,
+                                                        std::chrono::steady_clock::time_point deadline) {
+  const auto wanted = parse_event_id(id);
+  while (wanted && wanted->revision > last_.revision) {
+    if (!co_await next_change(deadline)) co_return;
+  }
 }
 
 std::string FleetEvents::last_id() const {

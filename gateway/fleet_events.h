@@ -70,6 +70,9 @@ class FleetEvents final : public FleetListener {
   /// Until the view has changed once more; false: it has not by then.
   boost::asio::awaitable<bool> next_change(std::chrono::steady_clock::time_point deadline);
 
+  /// Until the view has come as far as the event with this id, which another gateway may have told already.
+  boost::asio::awaitable<void> wait_until_at(std::string id, std::chrono::steady_clock::time_point deadline);
+
   /// The events that `caller` may see: those after `last_event_id`, or from now on if that is empty. The
   /// source must not outlive this object.
   std::unique_ptr<SseSource> subscribe(const Principal& caller, std::string_view last_event_id);

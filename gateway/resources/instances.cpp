@@ -75,7 +75,8 @@ awaitable<void> wait_until_known(const GatewayContext& gateway, std::string id, 
     const FleetViewInstance* instance = gateway.fleet.view().find_instance(id);
     return instance != nullptr && instance->node == node;
   };
-  while (!is_known() && co_await gateway.events.next_change(deadline)) {
+  while (!is_known()) {  // GCC 12 awaits what is behind a && whatever is before it
+    if (!co_await gateway.events.next_change(deadline)) co_return;
   }
 }
 
