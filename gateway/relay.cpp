@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <boost/json/object.hpp>
+#include <boost/json/parse.hpp>
 #include <boost/url/parse.hpp>
 #include <boost/url/url.hpp>
 #include <cctype>
@@ -40,22 +41,29 @@ std::string in_lower_case(std::string_view name) {
   return lower;
 }
 
-bool is_read(const Call& call) {
-  return call.request.method == "GET" || call.request.method == "HEAD";
+/// A node takes this gateway for nobody, or does not understand whom it names. That is no fault of the
+/// caller.
+bool refuses_gateway(const NodeAnswer& answer) {
+  if (answer.status == 401) return true;  // the gateway has checked the key, and named the caller
+  if (answer.status != 403 && answer.status != 400) return false;
+  boost::system::error_code error;
+  const auto problem = boost::json::parse(answer.body, error);
+  if (error || !problem.is_object()) return false;
+  const auto* field = problem.get_object().if_contains("field");
+  return field != nullptr && field->is_string() && in_lower_case(field->get_string()) == kCallerHeader;
 }
 
-NodeRequest request_of(const Call& call, std::string target) {
-  NodeRequest request{.method = call.request.method == "HEAD" ? "GET" : call.request.method,
-                      .target = std::move(target),
-                      .body = call.request.body,
-                      .repeatable = is_read(call) || call.request.headers.contains("idempotency-key")};
-  for (const std::string_view name : kPassedOn) {
-    if (const auto value = call.request.header(name); !value.empty())
-      request.headers.emplace_back(name, value);
-  }
-  request.headers.emplace_back("X-Request-Id", call.request.id);
-  request.headers.emplace_back(kCallerHeader, caller_header(call.caller));
-  return request;
+Error refused_by(std::string_view node_id) {
+  return {
+      .code = ErrorCode::kNodeUnreachable,
+      .detail = fmt::format("Node {} does not take this gateway's word, so nothing was changed: the name in "
+                            "gateway.node_tls_certificate must be in fleet.gateways of the node.",
+                            node_id),
+      .retry_after = kRetryLost};
+}
+
+bool is_read(const Call& call) {
+  return call.request.method == "GET" || call.request.method == "HEAD";
 }
 
 Error error_of(std::string_view node_id, const NodeError& error) {
@@ -83,25 +91,6 @@ Error error_of(std::string_view node_id, const NodeError& error) {
           .retry_after = kRetryLost};
 }
 
-/// Where the node's API is.
-Result<std::string> url_of(const GatewayContext& gateway, std::string_view node_id) {
-  const auto& nodes = gateway.fleet.view().nodes();
-  const auto node = nodes.find(node_id);
-  if (node == nodes.end()) {
-    return Error{ErrorCode::kNotFound,
-                 fmt::format("There is no node {}; GET /nodes lists them.", in_quotes(node_id))};
-  }
-  if (!node->second.alive) {
-    return Error{.code = ErrorCode::kNodeUnreachable,
-                 .detail = fmt::format("Node {} is lost: etcd does not hear of it. What it serves may go on, "
-                                       "but cannot be asked or changed until it is back.",
-                                       node_id),
-                 .retry_after = kRetryLost};
-  }
-  return node->second.registered->record.address;
-}
-
-/// The path and query of a target, which may be in the absolute form.
 boost::urls::url origin_form(std::string_view target) {
   if (target.starts_with('/')) return boost::urls::url(boost::urls::parse_origin_form(target).value());
   boost::urls::url url(boost::urls::parse_absolute_uri(target).value());  // the dispatcher has parsed it
@@ -147,6 +136,49 @@ Result<Response> response_of(const GatewayContext& gateway, std::string_view nod
 
 }  // namespace
 
+NodeRequest request_for_node(const Call& call, std::string target) {
+  NodeRequest request{.method = call.request.method == "HEAD" ? "GET" : call.request.method,
+                      .target = std::move(target),
+                      .body = call.request.body,
+                      .repeatable = is_read(call) || call.request.headers.contains("idempotency-key")};
+  for (const std::string_view name : kPassedOn) {
+    if (const auto value = call.request.header(name); !value.empty())
+      request.headers.emplace_back(name, value);
+  }
+  request.headers.emplace_back("X-Request-Id", call.request.id);
+  request.headers.emplace_back(kCallerHeader, caller_header(call.caller));
+  return request;
+}
+
+Result<std::string> url_of_node(const GatewayContext& gateway, std::string_view node_id) {
+  const auto& nodes = gateway.fleet.view().nodes();
+  const auto node = nodes.find(node_id);
+  if (node == nodes.end()) {
+    return Error{ErrorCode::kNotFound,
+                 fmt::format("There is no node {}; GET /nodes lists them.", in_quotes(node_id))};
+  }
+  if (!node->second.alive) {
+    return Error{.code = ErrorCode::kNodeUnreachable,
+                 .detail = fmt::format("Node {} is lost: etcd does not hear of it. What it serves may go on, "
+                                       "but cannot be asked or changed until it is back.",
+                                       node_id),
+                 .retry_after = kRetryLost};
+  }
+  return node->second.registered->record.address;
+}
+
+std::string path_and_query(std::string_view target) {
+  return text_of(origin_form(target));
+}
+
+std::string target_at_node(std::string_view target) {
+  boost::urls::url url = origin_form(target);
+  auto segments = url.encoded_segments();
+  const bool is_versioned = *url.segments().begin() == "v1";
+  segments.erase(segments.begin(), std::next(segments.begin(), is_versioned ? 3 : 2));
+  return text_of(url);
+}
+
 Result<const FleetViewInstance*> find_instance(const GatewayContext& gateway, const Principal& caller,
                                                std::string_view id) {
   if (auto warm = check_warm(gateway); !warm) return warm.error();
@@ -164,26 +196,24 @@ Result<void> check_warm(const GatewayContext& gateway) {
 
 awaitable<Result<Response>> relay(const GatewayContext& gateway, std::string node_id, const Call& call,
                                   std::string target) {
-  const auto url = url_of(gateway, node_id);
+  const auto url = url_of_node(gateway, node_id);
   if (!url) co_return url.error();
-  auto answer = co_await gateway.nodes.send(*url, request_of(call, std::move(target)));
+  NodeRequest request = request_for_node(call, std::move(target));
+  auto answer = co_await gateway.nodes.send(*url, std::move(request));
   if (!answer) co_return error_of(node_id, answer.error());
+  if (refuses_gateway(*answer)) co_return refused_by(node_id);
   co_return response_of(gateway, node_id, call, std::move(*answer));
 }
 
 awaitable<Result<Response>> relay_to_owner(const GatewayContext& gateway, const Call& call) {
   const auto instance = find_instance(gateway, call.caller, call.path[0]);
   if (!instance) co_return instance.error();
-  co_return co_await relay(gateway, (*instance)->node, call, text_of(origin_form(call.request.target)));
+  co_return co_await relay(gateway, (*instance)->node, call, path_and_query(call.request.target));
 }
 
 awaitable<Result<Response>> relay_to_node(const GatewayContext& gateway, const Call& call) {
   if (auto warm = check_warm(gateway); !warm) co_return warm.error();
-  boost::urls::url url = origin_form(call.request.target);
-  auto segments = url.encoded_segments();
-  if (call.request.target.starts_with("/v1/")) segments.erase(segments.begin());
-  segments.erase(segments.begin(), std::next(segments.begin(), 2));
-  co_return co_await relay(gateway, call.path[0], call, text_of(url));
+  co_return co_await relay(gateway, call.path[0], call, target_at_node(call.request.target));
 }
 
 void mark_stale(const GatewayContext& gateway, boost::json::object& body) {

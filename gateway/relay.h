@@ -34,6 +34,18 @@ boost::asio::awaitable<Result<Response>> relay_to_node(const GatewayContext& gat
 boost::asio::awaitable<Result<Response>> relay(const GatewayContext& gateway, std::string node_id,
                                                const Call& call, std::string target);
 
+/// Where the node's API is. kNotFound; kNodeUnreachable: it is lost.
+Result<std::string> url_of_node(const GatewayContext& gateway, std::string_view node_id);
+
+/// The call for a node, by this target there, in the name of its caller.
+NodeRequest request_for_node(const Call& call, std::string target);
+
+/// The target for a node of a call about /nodes/NODE/...: what is behind the node, as it came.
+std::string target_at_node(std::string_view target);
+
+/// The path and query of a target, which may be in the absolute form: as they came.
+std::string path_and_query(std::string_view target);
+
 /// A body of an answer from the view; "stale" if etcd cannot be reached.
 void mark_stale(const GatewayContext& gateway, boost::json::object& body);
 

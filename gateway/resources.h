@@ -15,6 +15,7 @@ std::vector<GatewayRoute> fleet_instance_routes();
 std::vector<GatewayRoute> fleet_forward_routes();
 std::vector<GatewayRoute> fleet_event_routes();
 std::vector<GatewayRoute> fleet_node_routes();
+std::vector<GatewayRoute> fleet_usage_routes();
 std::vector<GatewayRoute> gateway_routes();
 
 }  // namespace portway

@@ -29,8 +29,8 @@ void add_relayed(std::vector<Route>& routes, const GatewayContext& gateway, cons
 
 std::vector<Route> all_gateway_routes(const GatewayContext& gateway) {
   std::vector<Route> all;
-  for (const auto& of_resource :
-       {fleet_instance_routes, fleet_forward_routes, fleet_event_routes, fleet_node_routes, gateway_routes}) {
+  for (const auto& of_resource : {fleet_instance_routes, fleet_forward_routes, fleet_event_routes,
+                                  fleet_node_routes, fleet_usage_routes, gateway_routes}) {
     add_routes(all, gateway, of_resource());
   }
   add_routes(all, gateway.keys, key_routes());
