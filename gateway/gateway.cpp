@@ -30,6 +30,15 @@ constexpr StreamLimits kStreamLimits = {.node = kStreamsMax, .admins_reserve = 2
 
 }  // namespace
 
+HttpTls node_tls_of(const Config::Gateway& config) {
+  return {.ca = config.node_tls_ca,
+          .certificate = config.node_tls_certificate,
+          .private_key = config.node_tls_private_key,
+          .key_prefix = "gateway.node_",
+          .untrusted_remedy = "see gateway.node_tls_ca",
+          .refused_remedy = "give the gateway one that the client_ca of the node's listener has signed"};
+}
+
 Gateway::Gateway(Config& config, GatewayArguments arguments, DaemonLog& log, PassedSockets passed)
     : config_(config),
       arguments_(std::move(arguments)),
@@ -60,11 +69,7 @@ Result<void> Gateway::start() {
   auto etcd = Etcd::create(context_.get_executor(), *options);
   if (!etcd) return etcd.error();
   etcd_ = std::move(*etcd);
-  auto nodes = NodeClient::create(context_.get_executor(),
-                                  {.tls = {.ca = config_.gateway.node_tls_ca,
-                                           .certificate = config_.gateway.node_tls_certificate,
-                                           .private_key = config_.gateway.node_tls_private_key,
-                                           .key_prefix = "gateway.node_"}});
+  auto nodes = NodeClient::create(context_.get_executor(), {.tls = node_tls_of(config_.gateway)});
   if (!nodes) return nodes.error();
   nodes_ = std::move(*nodes);
   StreamLimits limits = kStreamLimits;

@@ -24,6 +24,9 @@
 
 namespace portway {
 
+/// How it proves to nodes who it is, and checks who they are.
+HttpTls node_tls_of(const Config::Gateway& config);
+
 class Gateway {
  public:
   /// `config` and `log` outlive it.

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "config/config_files.h"
+#include "fleet/http_tls.h"
 #include "gateway/arguments.h"
 #include "gateway/gateway.h"
 #include "process/daemon_log.h"
@@ -25,6 +26,8 @@ int run(const GatewayArguments& arguments, DaemonLog& log, PassedSockets passed)
   if (!config) return fail(config.error(), kExitBadConfig);
   const auto files = check_gateway_files(*config);
   if (!files) return fail(files.error(), kExitBadConfig);
+  const auto towards_nodes = check_http_tls(node_tls_of(config->gateway));
+  if (!towards_nodes) return fail(towards_nodes.error(), kExitBadConfig);
   for (const std::string& warning : *files) spdlog::warn("{}", warning);
   if (arguments.check) {
     log.drain();
