@@ -9,8 +9,8 @@ from tests.support.portwayd import die_with_parent, require_namespaces, wait_unt
 ADDRESS = "198.18.5.1"
 
 
-def require_etcd():
-    require_namespaces("etcd", "etcdctl")
+def require_etcd(*tools):
+    require_namespaces("etcd", "etcdctl", *tools)
 
 
 class Etcd:
@@ -29,6 +29,7 @@ class Etcd:
                             "-days", "1", "-subj", f"/{name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
                             "-keyout", f"{certificate}.key", "-out", f"{certificate}.crt"], check=True,
                            capture_output=True)
+        self.urls = [self.url]
         self.process = None
         self.start()
 

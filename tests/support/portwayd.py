@@ -26,6 +26,7 @@ PR_SET_CHILD_SUBREAPER = 36
 TUNSETIFF = 0x400454CA  # linux/if_tun.h
 IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
 START_TIMEOUT_S = 60
+LISTENS = r"listens on http://[^\s,]*:(\d+)[,\n]"  # also a gateway
 ADMIN = "admin"  # stands for the admin key of the daemon's own file
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -149,7 +150,7 @@ class Portwayd:
             if port is not None:
                 return
             # The log is written by a thread of its own, soon.
-            said = re.compile(r"listens on http://\S*:(\d+),")
+            said = re.compile(LISTENS)
             assert wait_until(lambda: said.search(printed()) or self.process.poll() is not None), printed()
             if not said.search(printed()):
                 self.kill()
@@ -201,7 +202,7 @@ class Portwayd:
 
     def find_port(self):
         """Of the daemon that has begun last."""
-        self.port = int(re.findall(r"listens on http://\S*:(\d+),", self.output())[-1])
+        self.port = int(re.findall(LISTENS, self.output())[-1])
         self.close_connection()
 
     def daemon_below(self):
