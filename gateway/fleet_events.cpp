@@ -12,6 +12,7 @@
 #include "base/into.h"
 #include "fleet/claim.h"
 #include "fleet/node_record.h"
+#include "gateway/entries.h"
 
 namespace portway {
 namespace {
@@ -178,7 +179,7 @@ void FleetEvents::on_claim(const EtcdEvent& event, const FleetKey& key) {
   if (instance == nullptr || event.type != EtcdEvent::Type::kPut || !event.prev_kv) return;
   const auto before = parse_claim(event.prev_kv->value);
   if (before && before->node == instance->node) return;
-  const auto object = object_of(instance->json);
+  const auto object = entry_of(*view_, *instance);
   auto data = data_of(instance->node, instance->id, object);
   data["instance"] = object;
   keep({.id = last_,
@@ -196,7 +197,7 @@ void FleetEvents::on_instance(const EtcdEvent& event, const FleetKey& key) {
   if (is_put ? shown == nullptr || shown->node != key.node : shown != nullptr || before.empty()) return;
   const auto after = is_put ? object_of(event.kv.value) : boost::json::object();
   auto data = data_of(key.node, key.instance_id, is_put ? after : before);
-  if (is_put) data["instance"] = after;
+  if (is_put) data["instance"] = entry_of(*view_, *shown);
   keep({.id = last_,
         .type = is_put ? type_of_instance(before, after) : "instance.deleted",
         .owner = std::string(text_of(is_put ? after : before, "owner")),
@@ -209,6 +210,8 @@ void FleetEvents::on_forward(const EtcdEvent& event, const FleetKey& key) {
   if (shown == nullptr || shown->node != key.node) return;
   const auto before = object_of(event.prev_kv ? event.prev_kv->value : "");
   const bool is_put = event.type == EtcdEvent::Type::kPut;
+  const auto put = shown->forwards.find(key.forward);
+  if (is_put && put == shown->forwards.end()) return;  // it was not understood
   const auto after = is_put ? object_of(event.kv.value) : boost::json::object();
   const auto& forward = is_put ? after : before;
   auto data = data_of(key.node, key.instance_id, object_of(shown->json));
@@ -218,7 +221,7 @@ void FleetEvents::on_forward(const EtcdEvent& event, const FleetKey& key) {
   }
   std::string_view type = "forward.deleted";
   if (is_put) {
-    data["port_forward"] = after;
+    data["port_forward"] = entry_of(*view_, *shown, put->second);
     type = before.empty()                                        ? "forward.created"
            : text_of(before, "state") != text_of(after, "state") ? "forward.state_changed"
                                                                  : "forward.updated";

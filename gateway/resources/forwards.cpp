@@ -27,14 +27,13 @@ ForwardPosition place_of(const ForwardId& id, const FleetViewForward& forward, F
 }
 
 /// Of the caller, and of the query.
-class FleetForwardFilter {
- public:
+struct FleetForwardFilter {
   FleetForwardFilter(const Principal& caller, const Query& query)
-      : caller_(caller),
-        instance_id(query[kForwardsOfInstance]),
+      : instance_id(query[kForwardsOfInstance]),
         owner(query[kForwardsOfOwner]),
+        host_port(query[kForwardsOfHostPort]),
+        caller_(caller),
         label_(query[kLabel]),
-        host_port_(query[kForwardsOfHostPort]),
         guest_port_(query[kForwardsOfGuestPort]),
         selector_(query[kMetadata]) {
     if (const auto state = query[kForwardsOfState]) state_ = to_string(*state);
@@ -44,21 +43,18 @@ class FleetForwardFilter {
   bool admits(const FleetViewInstance& instance, const FleetViewForward& forward) const {
     return caller_.sees(instance.owner, instance.id) && (!owner || *owner == instance.owner) &&
            (!instance_id || *instance_id == instance.id) && (!label_ || *label_ == forward.label) &&
-           (host_port_ == 0 || host_port_ == forward.host_port) &&
+           (host_port == 0 || host_port == forward.host_port) &&
            (guest_port_ == 0 || guest_port_ == forward.guest_port) && (!state_ || *state_ == forward.state) &&
            selector_.admits(forward.metadata);
   }
 
- private:
-  const Principal& caller_;
-
- public:
   const std::optional<std::string> instance_id;
   std::optional<std::string> owner;
+  const std::uint16_t host_port;  // 0: any
 
  private:
+  const Principal& caller_;
   const std::optional<std::string> label_;
-  const std::uint16_t host_port_;
   const std::uint16_t guest_port_;
   const Selector selector_;
   std::optional<std::string_view> state_;
@@ -78,6 +74,8 @@ class ForwardPage {
   std::vector<ListedForward> read() {
     if (filter_.instance_id) {
       if (const auto* instance = view_.find_instance(*filter_.instance_id)) add_all(*instance);
+    } else if (filter_.host_port != 0) {
+      add_all_with_port();
     } else if (filter_.owner) {
       for (const auto* instance : view_.instances(*filter_.owner, "", SIZE_MAX)) add_all(*instance);
     } else {
@@ -97,10 +95,21 @@ class ForwardPage {
   }
 
   void add_all(const FleetViewInstance& instance) {
-    for (const auto& [id, forward] : instance.forwards) {
-      const auto place = place_of(id, forward, order_);
-      if ((!after_ || is_before(*after_, place)) && filter_.admits(instance, forward))
-        found_.push_back({place, &instance, &forward});
+    for (const auto& [id, forward] : instance.forwards) add(instance, id, forward);
+  }
+
+  void add(const FleetViewInstance& instance, const ForwardId& id, const FleetViewForward& forward) {
+    const auto place = place_of(id, forward, order_);
+    if ((!after_ || is_before(*after_, place)) && filter_.admits(instance, forward))
+      found_.push_back({place, &instance, &forward});
+  }
+
+  /// A port belongs to one forward of each node.
+  void add_all_with_port() {
+    const FleetView::Forwards& all = view_.forwards_by_host_port();
+    for (auto at = all.lower_bound({.host_port = filter_.host_port, .id = {}});
+         at != all.end() && at->first.host_port == filter_.host_port; ++at) {
+      add(*at->second, at->first.id, at->second->forwards.at(at->first.id));
     }
   }
 
@@ -108,16 +117,18 @@ class ForwardPage {
   void walk() {
     const FleetView::Forwards& all =
         order_ == ForwardOrder::kHostPort ? view_.forwards_by_host_port() : view_.forwards_by_creation();
-    const auto add = [this](const auto& entry) {
+    const auto add_if_wanted = [this](const auto& entry) {
       const FleetViewForward& forward = entry.second->forwards.at(entry.first.id);
       if (filter_.admits(*entry.second, forward)) found_.push_back({entry.first, entry.second, &forward});
       return found_.size() < most_;
     };
     if (ascending_) {
-      for (auto at = after_ ? all.upper_bound(*after_) : all.begin(); at != all.end() && add(*at); ++at) {
+      for (auto at = after_ ? all.upper_bound(*after_) : all.begin(); at != all.end() && add_if_wanted(*at);
+           ++at) {
       }
     } else {
-      for (auto at = after_ ? all.lower_bound(*after_) : all.end(); at != all.begin() && add(*--at);) {
+      for (auto at = after_ ? all.lower_bound(*after_) : all.end();
+           at != all.begin() && add_if_wanted(*--at);) {
       }
     }
   }
