@@ -2,6 +2,7 @@
 configuration is wrong.
 """
 import http.client
+import json
 import os
 import signal
 import subprocess
@@ -83,16 +84,17 @@ class GatewayFailuresTest(unittest.TestCase):
         node = self.nodes[0]
         node.process.send_signal(signal.SIGSTOP)
         self.addCleanup(node.process.send_signal, signal.SIGCONT)
-        answers = []
+        answers, usage = [], []
 
-        def ask():
+        def ask(target, answers):
             connection = http.client.HTTPConnection("127.0.0.1", self.gateway.port, timeout=PATIENCE_S)
-            connection.request("GET", "/instances/vm-1", headers={"Authorization": f"Bearer {self.gateway.admin_key()}"})
+            connection.request("GET", target, headers={"Authorization": f"Bearer {self.gateway.admin_key()}"})
             answer = connection.getresponse()
             answers.append((answer.status, answer.read()))
             connection.close()
 
-        hanging = [threading.Thread(target=ask) for _ in range(20)]
+        hanging = [threading.Thread(target=ask, args=("/instances/vm-1", answers)) for _ in range(20)]
+        hanging.append(threading.Thread(target=ask, args=("/usage", usage)))
         began = time.monotonic()
         for each in hanging:
             each.start()
@@ -105,6 +107,9 @@ class GatewayFailuresTest(unittest.TestCase):
         self.assertLess(time.monotonic() - began, 30)
         self.assertGreater(served, 100)
         self.assertEqual({status for status, _ in answers}, {503}, answers)
+        status, body = usage[0][0], json.loads(usage[0][1])
+        self.assertEqual((status, [each["instance_id"] for each in body["usage"]], body["unreachable_nodes"]),
+                         (200, ["vm-2"], ["n1"]))
         node.process.send_signal(signal.SIGCONT)
         self.assertTrue(wait_until(lambda: self.gateway.call("GET", "/instances/vm-1").status == 200))
 
@@ -159,6 +164,20 @@ class GatewayFailuresTest(unittest.TestCase):
             with connection:
                 self.assertIn(b" 200 ", connection.makefile("rb").readline())
             self.assertEqual(self.gateway.process.wait(60), 0)
+            self.assertIsNone(events.next())
+
+    def test_a_stop_does_not_wait_for_a_node_that_hangs(self):
+        self.start(nodes=1)
+        node = self.nodes[0]
+        node.process.send_signal(signal.SIGSTOP)
+        self.addCleanup(node.process.send_signal, signal.SIGCONT)
+        asked = self.metric("portway_gateway_node_requests_total")
+        head = f"Host: a\r\nAuthorization: Bearer {self.gateway.admin_key()}\r\n\r\n"
+        for target in ("/instances/vm-1", "/usage", "/nodes/n1/events"):
+            self.addCleanup(self.gateway.send(f"GET {target} HTTP/1.1\r\n{head}".encode(), finish=False).close)
+        self.assertTrue(wait_until(lambda: self.metric("portway_gateway_node_requests_total") >= asked + 3))
+        with self.gateway.events() as events:
+            self.assertEqual(self.gateway.stop(), 0)
             self.assertIsNone(events.next())
 
     def metric(self, name):
