@@ -187,7 +187,6 @@ class Publisher::State : public std::enable_shared_from_this<State> {
   Clock::time_point published_at_{};
   bool check_now_ = false;
   bool listed_ = false;  // and followed since
-  std::int64_t listed_at_ = 0;
   std::int64_t revision_ = 0;  // the highest that was seen
   std::unique_ptr<EtcdWatch> watch_;
   std::size_t in_flight_ = 0;  // operations of the transaction that is under way
