@@ -23,6 +23,7 @@ RUN --mount=type=bind,from=packages,source=/out,target=/packages \
     apt-get update \
     && apt-get install --yes --no-install-recommends systemd-standalone-sysusers systemd-standalone-tmpfiles \
     && apt-get install --yes --no-install-recommends /packages/portway_*.deb /packages/portway-client_*.deb \
+        /packages/portway-gateway_*.deb \
     && rm -rf /var/lib/apt/lists/*
 # By number: Kubernetes can tell that it is not root.
 USER 65532:65532

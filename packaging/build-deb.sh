@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the Debian packages portway and portway-client, and those with their debug symbols, for the Debian that it runs on.
+# Builds the Debian packages portway, portway-client and portway-gateway, and those with their debug symbols, for the Debian that it runs on.
 # Needs the packages of [build] and [packaging] in packages.txt. Nothing is left in the source tree but the output.
 #
 #   packaging/build-deb.sh [OUTPUT_DIRECTORY]     (unless told, build/packages)
@@ -48,6 +48,7 @@ build_depends=$(awk '/^\[/ { inside = $0 == "[build]"; next } inside && /^[^#]/ 
 cp -r "$source/packaging/debian" "$source/debian"
 sed -i "s/@MAINTAINER@/$maintainer/; s/@BUILD_DEPENDS@/debhelper-compat (= 13)$build_depends/" "$source/debian/control"
 cp "$source/packaging/portwayd.service" "$source/debian/portway.portwayd.service"
+cp "$source/packaging/portway-gateway.service" "$source/debian/portway-gateway.service"
 cat >"$source/debian/changelog" <<END
 portway ($version-1) bookworm; urgency=medium
 

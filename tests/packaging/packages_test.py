@@ -16,8 +16,9 @@ from pathlib import Path
 
 SOURCE = Path(os.environ["PORTWAY_SOURCE_DIRECTORY"])
 PACKAGES = Path(sys.argv.pop(1))
-NAMES = ("portway", "portway-client", "portway-client-dbgsym", "portway-dbgsym")
-EXPOSURE_MAX = 2.0
+NAMES = ("portway", "portway-client", "portway-client-dbgsym", "portway-dbgsym", "portway-gateway", "portway-gateway-dbgsym")
+WITH_PROGRAMS = tuple(name for name in NAMES if not name.endswith("-dbgsym"))
+EXPOSURE_MAX = {"portwayd.service": 2.0, "portway-gateway.service": 1.2}
 
 
 def run(*command, **options):
@@ -64,7 +65,7 @@ class WithDirectory(unittest.TestCase):
 
 
 class Contents(WithDirectory):
-    def test_there_are_four_of_the_version_of_the_project(self):
+    def test_they_are_of_the_version_of_the_project(self):
         self.assertEqual(tuple(packages()), NAMES)
         for path in packages().values():
             self.assertEqual(run("dpkg-deb", "--field", path, "Version").strip(), f"{version()}-1")
@@ -74,25 +75,45 @@ class Contents(WithDirectory):
         self.assertNotRegex(done, "(?m)^[EW]:")
 
     def test_the_configuration_is_a_conffile(self):
-        self.assertIn("/etc/portway/portway.toml", run("dpkg-deb", "--info", packages()["portway"], "conffiles").split())
+        for name, file in (("portway", "portway.toml"), ("portway-gateway", "gateway.toml")):
+            self.assertIn(f"/etc/portway/{file}", run("dpkg-deb", "--info", packages()[name], "conffiles").split())
+
+    def test_the_configuration_of_the_gateway_is_valid_once_it_names_etcd(self):
+        tree = self.unpack("portway-gateway")
+        command = (tree / "usr/bin/portway-gateway", "--config", tree / "etc/portway/gateway.toml", "--check")
+        with self.assertRaisesRegex(AssertionError, "ends with 2(?s:.*)fleet.etcd is empty"):
+            run(*command)
+        run(*command, "--set", "fleet.etcd=http://127.0.0.1:2379", "--set", f"api.admin_key_file={self.directory}/admin.key")
+
+    def test_the_configuration_of_the_gateway_has_every_key_with_its_default(self):
+        import tomllib
+        ours = tomllib.loads((SOURCE / "packaging/gateway.toml").read_text())
+        all_keys = tomllib.loads((SOURCE / "config/portway.toml").read_text())
+        self.assertEqual(set(ours), {"node", "api", "owners", "log", "metrics", "fleet", "gateway"})
+        for table, values in ours.items():
+            for key, value in values.items():
+                if key != "admin_key_file":
+                    self.assertEqual(value, all_keys[table][key], f"{table}.{key}")
 
     def test_the_client_needs_no_daemon(self):
         self.assertNotRegex(run("dpkg-deb", "--field", packages()["portway-client"], "Depends"), r"\bportway\b")
 
     def test_has_pages_completions_and_documents(self):
-        files = {path.removeprefix(str(tree)) for tree in map(self.unpack, NAMES[:2])
+        files = {path.removeprefix(str(tree)) for tree in map(self.unpack, WITH_PROGRAMS)
                  for path in glob.glob(f"{tree}/**", recursive=True)}
         expected = ("/usr/bin/portwayd", "/usr/bin/portway", "/usr/share/man/man1/portway.1.gz",
                     "/usr/share/man/man5/portway.toml.5.gz", "/usr/share/man/man8/portwayd.8.gz",
                     "/usr/share/bash-completion/completions/portway", "/usr/share/fish/vendor_completions.d/portway.fish",
                     "/usr/share/zsh/vendor-completions/_portway", "/usr/lib/sysusers.d/portway.conf",
                     "/usr/lib/tmpfiles.d/portway.conf", "/etc/logrotate.d/portway", "/lib/systemd/system/portwayd.service",
-                    "/usr/share/doc/portway/operating.md.gz", "/usr/share/doc/portway/portway.cdx.json")
+                    "/usr/share/doc/portway/operating.md.gz", "/usr/share/doc/portway/portway.cdx.json",
+                    "/usr/bin/portway-gateway", "/usr/share/man/man8/portway-gateway.8.gz",
+                    "/lib/systemd/system/portway-gateway.service", "/usr/lib/sysusers.d/portway-gateway.conf")
         self.assertEqual([each for each in expected if each not in files], [])
 
     def test_what_is_listed_is_what_is_inside(self):
         sbom = json.loads(next(PACKAGES.glob("*.cdx.json")).read_text())
-        trees = {name: self.unpack(name) for name in NAMES[:2]}
+        trees = {name: self.unpack(name) for name in WITH_PROGRAMS}
         self.assertEqual(sbom, json.loads((trees["portway"] / "usr/share/doc/portway/portway.cdx.json").read_text()))
         self.assertEqual(sbom["metadata"]["component"]["version"], version())
         listed = {(each["properties"][0]["value"], each["name"]): each["hashes"][0]["content"] for each in sbom["components"]
@@ -102,7 +123,8 @@ class Contents(WithDirectory):
         self.assertEqual(listed, found)
         libraries = {each["name"]: each for each in sbom["components"] if each["type"] == "library"}
         loaded = set()
-        for program in (trees["portway"] / "usr/bin/portwayd", trees["portway-client"] / "usr/bin/portway"):
+        for program in (trees["portway"] / "usr/bin/portwayd", trees["portway-client"] / "usr/bin/portway",
+                        trees["portway-gateway"] / "usr/bin/portway-gateway"):
             loaded |= set(re.findall(r"\(NEEDED\).*\[(.*)\]", run("readelf", "--dynamic", "--wide", program)))
         owners = set()
         known = run("ldconfig", "-p")
@@ -173,14 +195,23 @@ class Unit(WithDirectory):
         super().setUp()
         if not shutil.which("systemd-analyze"):
             skip("systemd is needed: ./install-packages.sh services")
-        shutil.copy(SOURCE / "packaging/portwayd.service", self.directory)
+        for unit in EXPOSURE_MAX:
+            shutil.copy(SOURCE / "packaging" / unit, self.directory)
 
-    def exposure(self):
-        said = run("systemd-analyze", "security", "--offline=true", "--no-pager", self.directory / "portwayd.service")
-        return float(re.search(r"Overall exposure level for portwayd.service: (\S+)", said)[1])
+    def exposure(self, unit):
+        said = run("systemd-analyze", "security", "--offline=true", "--no-pager", self.directory / unit)
+        return float(re.search(rf"Overall exposure level for {unit}: (\S+)", said)[1])
 
     def test_exposes_little(self):
-        self.assertLessEqual(self.exposure(), EXPOSURE_MAX)
+        for unit, most in EXPOSURE_MAX.items():
+            self.assertLessEqual(self.exposure(unit), most, unit)
+
+    def test_systemd_knows_every_line_of_the_gateways(self):
+        tree = self.unpack("portway-gateway")
+        unit = self.directory / "portway-gateway.service"
+        unit.write_text(unit.read_text().replace("/usr/bin/portway-gateway", str(tree / "usr/bin/portway-gateway")))
+        done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False)
+        self.assertEqual([line for line in (done.stdout + done.stderr).splitlines() if "portway-gateway" in line], [])
 
     def test_systemd_knows_every_line_also_those_of_the_examples(self):
         tree = self.unpack("portway")
