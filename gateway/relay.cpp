@@ -33,7 +33,8 @@ constexpr auto kPassedOn = std::to_array<std::string_view>(
 /// What is about the connection to the node, or what the gateway says itself.
 constexpr auto kNotGivenBack = std::to_array<std::string_view>(
     {"connection", "content-length", "content-type", "date", "keep-alive", "portway-event-id", "ratelimit",
-     "ratelimit-policy", "server", "trailer", "transfer-encoding", "upgrade", "x-request-id"});
+     "ratelimit-policy", "server", "trailer", "transfer-encoding", "upgrade", "x-content-type-options",
+     "x-request-id"});
 
 std::string in_lower_case(std::string_view name) {
   std::string lower(name);
