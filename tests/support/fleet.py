@@ -25,7 +25,8 @@ def require_fleet():
 class Fleet:
     """etcd serves when the constructor returns: one member, unless it is given. A context."""
 
-    def __init__(self, etcd=None):
+    def __init__(self, etcd=None, lease_s=LEASE_S):
+        self.lease_s = lease_s
         self.stack = contextlib.ExitStack()
         self.directory = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="portway-fleet-"))
         self.etcd = self.stack.enter_context(etcd or Etcd())
@@ -79,7 +80,7 @@ etcd = {json.dumps(self.fleet.etcd.urls)}
 node_id = "{self.id}"
 address = "https://{self.address}:8443"
 gateways = {json.dumps(self.gateways)}
-lease_ttl_s = {LEASE_S}
+lease_ttl_s = {self.fleet.lease_s}
 """
 
 
