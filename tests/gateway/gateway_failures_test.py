@@ -130,7 +130,7 @@ class GatewayFailuresTest(unittest.TestCase):
                                      ("PUT", "/profiles/large", {"max_forwarded_ports": 9})):
             answer = self.gateway.call(method, target, body)
             self.assertEqual((answer.status, answer.json()["code"]), (503, "store_unavailable"), answer)
-        self.assertIn("etcd", self.gateway.output())
+        self.assertTrue(wait_until(lambda: "etcd" in self.gateway.output()))
         late = self.fleet.gateway()
         self.assertEqual(late.call("GET", "/healthz").status, 200)
         for target in ("/readyz", "/instances", "/port-forwards", "/nodes", "/instances/vm-1", "/usage", "/events"):
