@@ -186,7 +186,7 @@ class Publisher::State : public std::enable_shared_from_this<State> {
   NodeRecord published_;  // the record as it was written last
   Clock::time_point published_at_{};
   bool check_now_ = false;
-  bool listed_ = false;  // and followed since
+  bool listed_ = false;        // and followed since
   std::int64_t revision_ = 0;  // the highest that was seen
   std::unique_ptr<EtcdWatch> watch_;
   std::size_t in_flight_ = 0;  // operations of the transaction that is under way
@@ -468,9 +468,12 @@ asio::awaitable<void> Publisher::State::write() {
       co_await wait(writer_, std::chrono::hours(1));
       continue;
     }
-    if (publication_.needs_lease() && !co_await get_ended_lease()) {
-      if (!stopped_) co_await pause(writer_, pauses);
-      continue;
+    if (publication_.needs_lease()) {
+      const bool has_lease = co_await get_ended_lease();
+      if (!has_lease) {
+        if (!stopped_) co_await pause(writer_, pauses);
+        continue;
+      }
     }
     if (stopped_) co_return;
     const bool is_lease_young = Clock::now() - ended_lease_since_ < kEndedLeaseAge;

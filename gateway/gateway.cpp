@@ -59,6 +59,10 @@ Gateway::Gateway(Config& config, GatewayArguments arguments, DaemonLog& log, Pas
 Gateway::~Gateway() = default;
 
 Result<void> Gateway::start() {
+  if (std::ranges::any_of(config_.fleet.etcd, [](const auto& url) { return url.starts_with("http://"); })) {
+    spdlog::warn(
+        "fleet.etcd has http:// in it: whoever is on the way can make keys and read them; use https://");
+  }
   auto options = read_etcd_options(config_.fleet);
   if (!options) return options.error();
   auto fleet = FleetFollower::create(

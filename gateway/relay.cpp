@@ -165,7 +165,15 @@ Result<std::string> url_of_node(const GatewayContext& gateway, std::string_view 
                                        node_id),
                  .retry_after = kRetryLost};
   }
-  return node->second.registered->record.address;
+  const std::string& address = node->second.registered->record.address;
+  if (address.starts_with("https://")) return address;
+  return Error{
+      .code = ErrorCode::kNodeUnreachable,
+      .detail = fmt::format("Node {} has registered {}: a gateway calls nodes over https:// only. Give "
+                            "the node a listener with a certificate and a client_ca, or set its "
+                            "fleet.address.",
+                            node_id, address.empty() ? "no address" : in_quotes(address)),
+      .retry_after = kRetryLost};
 }
 
 std::string path_and_query(std::string_view target) {
