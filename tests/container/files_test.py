@@ -53,7 +53,8 @@ class Dockerfile(unittest.TestCase):
         installs = re.findall(r"apt-get install([^&]*)", " ".join(self.all("RUN")))
         self.assertEqual([[word for word in install.split() if not word.startswith("-")] for install in installs],
                          [["systemd-standalone-sysusers", "systemd-standalone-tmpfiles"],  # instead of systemd
-                          ["/packages/portway_*.deb", "/packages/portway-client_*.deb"]])
+                          ["/packages/portway_*.deb", "/packages/portway-client_*.deb",
+                           "/packages/portway-gateway_*.deb"]])
 
     def test_the_packages_are_built_as_on_any_machine(self):
         self.assertEqual([rest for name, rest in self.stages[0] if name == "RUN"],
