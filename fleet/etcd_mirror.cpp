@@ -1,12 +1,13 @@
 #include "fleet/etcd_mirror.h"
 
+#include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
 #include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <exception>
 #include <utility>
 
 #include "base/into.h"
@@ -42,13 +43,27 @@ class EtcdMirror::State : public std::enable_shared_from_this<State> {
 
   void start() {
     const auto run = [this](auto coroutine) {
-      asio::co_spawn(retry_.get_executor(), coroutine(shared_from_this()), asio::detached);
+      asio::co_spawn(retry_.get_executor(), coroutine(shared_from_this()),
+                     [self = shared_from_this()](const std::exception_ptr& why) {
+                       if (why) self->give_up(why);
+                     });
     };
     run([](std::shared_ptr<State> self) -> asio::awaitable<void> {
       co_await asio::post(asio::use_awaitable);
       co_await self->follow();
     });
     run([](std::shared_ptr<State> self) -> asio::awaitable<void> { co_await self->check(); });
+  }
+
+  /// Memory has run out, or this program has a mistake: from now on what is known is stale.
+  void give_up(const std::exception_ptr& why) {
+    try {
+      std::rethrow_exception(why);
+    } catch (const std::exception& error) {
+      watch_error_ = fmt::format("the mirror of etcd has ended ({}); restart the process", error.what());
+    }
+    spdlog::error("fleet: {}", watch_error_);
+    stop();
   }
 
   void stop() {

@@ -69,6 +69,7 @@ class EtcdTable final : public EtcdSink {
   }
 
   void put(const EtcdKeyValue& kv) override {
+    if (!kv.key.starts_with(parts_.prefix)) return;  // no etcd answers so
     const std::string name = kv.key.substr(parts_.prefix.size());
     Entries& entries = listed_ ? listed_->entries : entries_;
     Names& unreadable = listed_ ? listed_->unreadable : unreadable_;
@@ -93,6 +94,7 @@ class EtcdTable final : public EtcdSink {
   }
 
   void erase(const std::string& key, std::int64_t /*revision*/) override {
+    if (!key.starts_with(parts_.prefix)) return;
     const std::string name = key.substr(parts_.prefix.size());
     unreadable_.erase(name);
     if (entries_.erase(name) != 0) parts_.on_change();

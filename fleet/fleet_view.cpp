@@ -175,7 +175,7 @@ bool FleetView::put_forward(const FleetKey& key, std::string value) {
   FleetViewInstance& instance = entry.published[key.node];
   const auto [place, is_new] = instance.forwards.try_emplace(key.forward);
   if (is_new) ++nodes_[key.node].keys;
-  if (entry.shown == &instance && !is_new) unlist(key.forward, place->second);
+  if (entry.shown == &instance && !is_new) unlist(instance, key.forward, place->second);
   place->second = {.json = std::move(value),
                    .guest_port = port_in(*object, "guest_port"),
                    .host_port = port_in(*object, "host_port"),
@@ -220,7 +220,7 @@ void FleetView::erase_forward(Entries::iterator at, const FleetKey& key) {
   FleetViewInstance& instance = published->second;
   const auto forward = instance.forwards.find(key.forward);
   if (forward == instance.forwards.end()) return;
-  if (entry.shown == &instance) unlist(key.forward, forward->second);
+  if (entry.shown == &instance) unlist(instance, key.forward, forward->second);
   instance.forwards.erase(forward);
   forget_key(key.node);
   if (!instance.json.empty() || !instance.forwards.empty()) return;
@@ -234,15 +234,21 @@ void FleetView::forget_key(std::string_view node_id) {
   if (--node->second.keys == 0 && !node->second.alive) nodes_.erase(node);
 }
 
+/// An id that another instance has as well, by a node's mistake, stays that one's.
 void FleetView::list(const FleetViewInstance& instance, const ForwardId& id,
                      const FleetViewForward& forward) {
-  by_creation_[{.id = id}] = &instance;
-  by_host_port_[{.host_port = forward.host_port, .id = id}] = &instance;
+  by_creation_.try_emplace({.id = id}, &instance);
+  by_host_port_.try_emplace({.host_port = forward.host_port, .id = id}, &instance);
 }
 
-void FleetView::unlist(const ForwardId& id, const FleetViewForward& forward) {
-  by_creation_.erase({.id = id});
-  by_host_port_.erase({.host_port = forward.host_port, .id = id});
+void FleetView::unlist(const FleetViewInstance& instance, const ForwardId& id,
+                       const FleetViewForward& forward) {
+  const auto remove = [&](Forwards& forwards, const ForwardPosition& position) {
+    const auto found = forwards.find(position);
+    if (found != forwards.end() && found->second == &instance) forwards.erase(found);
+  };
+  remove(by_creation_, {.id = id});
+  remove(by_host_port_, {.host_port = forward.host_port, .id = id});
 }
 
 /// After a change of the entry, which was hidden.
@@ -276,7 +282,7 @@ void FleetView::hide(Entry& entry) {
   if (entry.shown == nullptr) return;
   const FleetViewInstance& instance = *std::exchange(entry.shown, nullptr);
   shown_.erase(instance.id);
-  for (const auto& [id, forward] : instance.forwards) unlist(id, forward);
+  for (const auto& [id, forward] : instance.forwards) unlist(instance, id, forward);
   --nodes_[instance.node].instances;
   const auto owned = owned_.find(instance.owner);
   owned->second.erase(instance.id);

@@ -103,7 +103,7 @@ class FleetView {
   void erase_forward(Entries::iterator at, const FleetKey& key);
   void forget_key(std::string_view node_id);
   void list(const FleetViewInstance& instance, const ForwardId& id, const FleetViewForward& forward);
-  void unlist(const ForwardId& id, const FleetViewForward& forward);
+  void unlist(const FleetViewInstance& instance, const ForwardId& id, const FleetViewForward& forward);
   void show(Entries::iterator entry);
   void hide(Entry& entry);
   void settle(Entries::iterator entry);

@@ -7,11 +7,11 @@
 #include "api/http/message.h"
 #include "config/config.h"
 #include "control/api_stats.h"
-#include "control/key_admin.h"
 #include "control/streams.h"
 #include "fleet/fleet_follower.h"
 #include "gateway/fleet_events.h"
 #include "gateway/node_client.h"
+#include "gateway/shared_keys.h"
 #include "gateway/shared_profiles.h"
 
 namespace portway {
@@ -22,7 +22,7 @@ struct GatewayContext {
   FleetEvents& events;
   NodeClient& nodes;
   Streams& streams;
-  KeyAdmin& keys;
+  EtcdKeyAdmin& keys;
   SharedProfiles& profiles;
   ApiStats& stats;
   std::function<std::string()> metrics;  // the text of a scrape

@@ -166,8 +166,11 @@ void FleetEvents::on_relisted(std::int64_t revision) {
   kept_.clear();
   first_ = 0;
   bytes_ = 0;
+  // A store that was restored begins again below what was told before: its readers must not go on there.
+  const std::int64_t highest = std::max(revision, known_after_.revision);
+  known_after_ = {.revision = std::max(highest, last_.revision), .change = UINT32_MAX};
   last_ = {.revision = revision, .change = UINT32_MAX};  // whatever was in it is in the listing
-  known_after_ = last_;
+  ended_.clear();
   ++gaps_;
   end_waiting();
   for (Subscription* each : subscriptions_) each->tell(nullptr);
@@ -196,6 +199,7 @@ void FleetEvents::on_instance(const EtcdEvent& event, const FleetKey& key) {
   // What a node says that does not have the instance is no event: not yet, or not any more.
   if (is_put ? shown == nullptr || shown->node != key.node : shown != nullptr || before.empty()) return;
   const auto after = is_put ? object_of(event.kv.value) : boost::json::object();
+  if (is_put && !before.empty()) end_session(key, before, after, *shown);
   auto data = data_of(key.node, key.instance_id, is_put ? after : before);
   if (is_put) data["instance"] = entry_of(*view_, *shown);
   keep({.id = last_,
@@ -205,7 +209,22 @@ void FleetEvents::on_instance(const EtcdEvent& event, const FleetKey& key) {
         .data = boost::json::serialize(data)});
 }
 
+/// What was the other owner's is over for it; and what is still there of another session is not told as an
+/// event of this one.
+void FleetEvents::end_session(const FleetKey& key, const boost::json::object& before,
+                              const boost::json::object& after, const FleetViewInstance& shown) {
+  if (text_of(before, "session_id") == text_of(after, "session_id")) return;
+  for (const auto& [id, forward] : shown.forwards) ended_.insert(id);
+  if (text_of(before, "owner") == text_of(after, "owner")) return;
+  keep({.id = last_,
+        .type = "instance.deleted",
+        .owner = std::string(text_of(before, "owner")),
+        .instance_id = key.instance_id,
+        .data = boost::json::serialize(data_of(key.node, key.instance_id, before))});
+}
+
 void FleetEvents::on_forward(const EtcdEvent& event, const FleetKey& key) {
+  if (ended_.erase(key.forward) != 0 && event.type == EtcdEvent::Type::kDelete) return;
   const FleetViewInstance* shown = view_->find_instance(key.instance_id);
   if (shown == nullptr || shown->node != key.node) return;
   const auto before = object_of(event.prev_kv ? event.prev_kv->value : "");

@@ -14,6 +14,7 @@
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <boost/json/object.hpp>
 #include <chrono>
 #include <compare>
 #include <cstddef>
@@ -23,6 +24,7 @@
 #include <list>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -83,6 +85,8 @@ class FleetEvents final : public FleetListener {
 
   void on_claim(const EtcdEvent& event, const FleetKey& key);
   void on_instance(const EtcdEvent& event, const FleetKey& key);
+  void end_session(const FleetKey& key, const boost::json::object& before, const boost::json::object& after,
+                   const FleetViewInstance& shown);
   void on_forward(const EtcdEvent& event, const FleetKey& key);
   void on_node(const EtcdEvent& event, const FleetKey& key);
   void keep(FleetEvent event);
@@ -94,9 +98,10 @@ class FleetEvents final : public FleetListener {
   std::deque<FleetEvent> kept_;
   std::uint64_t first_ = 0;  // number of the first one that is kept
   std::size_t bytes_ = 0;
-  FleetEventId known_after_;  // every event after this one is kept, or is to come
-  FleetEventId last_;         // the last change, with or without an event
-  std::uint64_t gaps_ = 0;    // how often a listing had to stand for events
+  FleetEventId known_after_;   // every event after this one is kept, or is to come
+  FleetEventId last_;          // the last change, with or without an event
+  std::uint64_t gaps_ = 0;     // how often a listing had to stand for events
+  std::set<ForwardId> ended_;  // forwards of sessions that are over; etcd has them still
   Subscriptions subscriptions_;
   std::list<boost::asio::steady_timer> waiting_;  // in next_change()
 };

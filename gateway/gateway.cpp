@@ -184,11 +184,13 @@ void Gateway::look_at_fleet() {
     if (detail.empty()) return faults_.clear(FaultPart::kFleet, subject);
     faults_.set(FaultPart::kFleet, subject, detail);
   };
-  const auto unreadable = [](std::size_t count, std::string_view then) {
-    return count == 0 ? "" : fmt::format("{} cannot be read and {}; the log says why", count, then);
+  const auto problem = [](const EtcdMirrorStats& mirror, std::size_t unreadable, std::string_view then) {
+    if (mirror.stale && !mirror.error.empty()) return "they may be out of date: " + mirror.error;
+    return unreadable == 0 ? "" : fmt::format("{} cannot be read and {}; the log says why", unreadable, then);
   };
-  report("key", keys_->fault().empty() ? unreadable(keys_->unreadable(), "are not valid") : keys_->fault());
-  report("profile", unreadable(profiles_->unreadable(), "stay as they were"));
+  report("key", keys_->fault().empty() ? problem(keys_->stats(), keys_->unreadable(), "are not valid")
+                                       : keys_->fault());
+  report("profile", problem(profiles_->stats(), profiles_->unreadable(), "stay as they were"));
   if (stats.stale && !stats.error.empty()) {
     faults_.set(FaultPart::kFleet, "etcd", stats.error);
   } else if (!stats.stale) {

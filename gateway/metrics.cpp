@@ -52,11 +52,12 @@ void emit_nodes(Sink& sink, const NodeClientStats& nodes) {
   emit(sink, MetricType::Counter, "portway_gateway_node_requests_total", "Requests sent on to nodes.",
        nodes.requests);
   {
-    Family errors(sink, MetricType::Counter, "portway_gateway_node_errors_total",
-                  "Requests to nodes without a good answer: unreachable and timeout (nothing was changed), "
-                  "unknown_outcome (sent, and not answered to the end), busy (too many were under way), "
-                  "bad_answer, closed.",
-                  {"kind"});
+    Family errors(
+        sink, MetricType::Counter, "portway_gateway_node_errors_total",
+        "Requests to nodes without a good answer: unreachable and timeout (of what can be repeated), "
+        "unknown_outcome (sent, and not answered to the end), busy (too many were under way), "
+        "bad_answer, closed.",
+        {"kind"});
     for (std::size_t i = 0; i < kNodeErrorKinds; ++i)
       errors.label(0, to_string(static_cast<NodeErrorKind>(i))).add(nodes.errors[i]);
   }

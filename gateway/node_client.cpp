@@ -45,7 +45,7 @@ bool is_token_of_line(std::string_view text) {
 NodeError node_error_of(const HttpError& error, bool repeatable) {
   const bool no_answer = error.kind == HttpErrorKind::kUnreachable || error.kind == HttpErrorKind::kTimeout;
   if (error.kind == HttpErrorKind::kClosed) return {.kind = NodeErrorKind::kClosed, .detail = error.detail};
-  if (error.not_sent) return {.kind = NodeErrorKind::kUnreachable, .detail = error.detail};
+  if (error.not_sent) return {.kind = NodeErrorKind::kUnreachable, .detail = error.detail, .not_sent = true};
   if (!no_answer) return {.kind = NodeErrorKind::kBadAnswer, .detail = error.detail};
   if (!repeatable) {
     return {.kind = NodeErrorKind::kUnknownOutcome,

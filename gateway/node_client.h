@@ -57,6 +57,7 @@ std::string_view to_string(NodeErrorKind kind);
 struct NodeError {
   NodeErrorKind kind = NodeErrorKind::kUnreachable;
   std::string detail = {};  // with the node's URL and, where there is one, the remedy
+  bool not_sent = false;    // not the whole request: it was surely not carried out
 };
 
 template <class T>
@@ -74,8 +75,8 @@ struct NodeClientOptions {
   std::chrono::milliseconds events_silence_max{60'000};
   std::chrono::milliseconds stream_silence_max{120'000};
   std::chrono::milliseconds idle_timeout{50'000};  // a node closes after 60 s
-  std::size_t connections_max = 1024;              // in use
-  std::size_t connections_per_node_max = 64;
+  std::size_t connections_max = 4096;              // in use
+  std::size_t connections_per_node_max = 256;      // of which a node lets 64 be streams of its own
   std::size_t idle_max = 256;
   std::size_t idle_per_node_max = 4;
 };

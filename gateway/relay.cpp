@@ -30,11 +30,11 @@ constexpr seconds kRetryBusy(1);
 constexpr auto kPassedOn = std::to_array<std::string_view>(
     {"accept", "content-type", "idempotency-key", "if-match", "if-none-match", "last-event-id"});
 
-/// What is about the connection to the node, or what the gateway says itself.
-constexpr auto kNotGivenBack = std::to_array<std::string_view>(
-    {"connection", "content-length", "content-type", "date", "keep-alive", "portway-event-id", "ratelimit",
-     "ratelimit-policy", "server", "trailer", "transfer-encoding", "upgrade", "x-content-type-options",
-     "x-request-id"});
+/// What a node's answer has for the caller; the rest is about the connection to the node, or the gateway's to
+/// say.
+constexpr auto kGivenBack =
+    std::to_array<std::string_view>({"allow", "cache-control", "content-security-policy", "etag",
+                                     "idempotency-replayed", "location", "referrer-policy", "retry-after"});
 
 std::string in_lower_case(std::string_view name) {
   std::string lower(name);
@@ -67,29 +67,38 @@ bool is_read(const Call& call) {
   return call.request.method == "GET" || call.request.method == "HEAD";
 }
 
-Error error_of(std::string_view node_id, const NodeError& error) {
-  const std::string node = fmt::format("Node {}", node_id);
-  switch (error.kind) {
-    case NodeErrorKind::kBusy:
-      return {.code = ErrorCode::kResourceExhausted,
-              .detail = fmt::format("{} has too many requests of this gateway under way; try again.", node),
-              .retry_after = kRetryBusy};
-    case NodeErrorKind::kUnknownOutcome:
-    case NodeErrorKind::kBadAnswer:
-    case NodeErrorKind::kClosed:
-      return {.code = ErrorCode::kNodeUnreachable,
-              .detail = fmt::format("{} did not answer to the end ({}): perhaps it has done what was asked. "
-                                    "Read before you repeat it, or send an Idempotency-Key.",
-                                    node, error.detail),
-              .retry_after = kRetryBusy};
-    case NodeErrorKind::kUnreachable:
-    case NodeErrorKind::kTimeout:
-      break;
+/// Only an operator sees why: it names addresses and files.
+Error error_of(std::string_view node_id, const Call& call, const NodeError& error) {
+  const bool is_admin = call.caller.role == Role::kAdmin;
+  const std::string why = is_admin ? fmt::format(" ({})", error.detail) : "";
+  if (error.kind == NodeErrorKind::kBusy) {
+    return {
+        .code = ErrorCode::kResourceExhausted,
+        .detail = fmt::format("Node {} has too many requests of this gateway under way; try again.", node_id),
+        .retry_after = kRetryBusy};
   }
-  return {.code = ErrorCode::kNodeUnreachable,
-          .detail = fmt::format("{} cannot be reached by this gateway ({}); nothing was changed.", node,
-                                error.detail),
-          .retry_after = kRetryLost};
+  const bool is_unreachable =
+      error.kind == NodeErrorKind::kUnreachable || error.kind == NodeErrorKind::kTimeout;
+  if (is_unreachable && (error.not_sent || is_read(call))) {
+    return {.code = ErrorCode::kNodeUnreachable,
+            .detail = fmt::format("Node {} cannot be reached by this gateway{}; nothing was changed.",
+                                  node_id, why),
+            .retry_after = kRetryLost};
+  }
+  return {
+      .code = ErrorCode::kNodeUnreachable,
+      .detail = fmt::format("Node {} did not answer to the end{}: perhaps it has done what was asked. Read "
+                            "before you repeat it; a POST of a port forward can be repeated with the same "
+                            "Idempotency-Key.",
+                            node_id, why),
+      .retry_after = kRetryBusy};
+}
+
+/// A node knows such a POST again (api/idempotency.h).
+bool can_be_repeated(const Call& call, std::string_view target) {
+  const std::string_view path = target.substr(0, target.find('?'));
+  return call.request.method == "POST" && call.request.headers.contains("idempotency-key") &&
+         (path.ends_with("/port-forwards") || path.ends_with("/port-forwards:batch"));
 }
 
 boost::urls::url origin_form(std::string_view target) {
@@ -106,8 +115,9 @@ std::string text_of(const boost::urls::url& url) {
   return text;
 }
 
+/// `event_id`: of the fleet, before the node was asked.
 Result<Response> response_of(const GatewayContext& gateway, std::string_view node_id, const Call& call,
-                             NodeAnswer answer) {
+                             std::string event_id, NodeAnswer answer) {
   Response response{.status = answer.status,
                     .body = std::move(answer.body),
                     .content_type = std::string(answer.header("content-type")),
@@ -116,13 +126,13 @@ Result<Response> response_of(const GatewayContext& gateway, std::string_view nod
   for (auto& [name, value] : answer.headers) {
     const std::string lower = in_lower_case(name);
     had_event_id |= lower == "portway-event-id";
-    if (std::ranges::find(kNotGivenBack, lower) == kNotGivenBack.end())
+    if (std::ranges::find(kGivenBack, lower) != kGivenBack.end())
       response.headers.emplace_back(std::move(name), std::move(value));
   }
   response.headers.emplace_back("Portway-Node", node_id);
-  // A node's ids are not the gateway's. This one may be of a time before the answer: then its reader sees
-  // again what it knows.
-  if (had_event_id) response.headers.emplace_back("Portway-Event-Id", gateway.events.last_id());
+  // A node's ids are not the gateway's. This one is of a time before the answer: its reader may see again
+  // what it knows, and misses nothing.
+  if (had_event_id) response.headers.emplace_back("Portway-Event-Id", std::move(event_id));
   const bool is_json_object = response.content_type == "application/json" && response.body.starts_with("{\"");
   if (is_read(call) && response.status == 200 && is_json_object && gateway.fleet.stats().stale)
     response.body.insert(1, "\"stale\":true,");
@@ -138,10 +148,11 @@ Result<Response> response_of(const GatewayContext& gateway, std::string_view nod
 }  // namespace
 
 NodeRequest request_for_node(const Call& call, std::string target) {
+  const bool repeatable = is_read(call) || can_be_repeated(call, target);
   NodeRequest request{.method = call.request.method == "HEAD" ? "GET" : call.request.method,
                       .target = std::move(target),
                       .body = call.request.body,
-                      .repeatable = is_read(call) || call.request.headers.contains("idempotency-key")};
+                      .repeatable = repeatable};
   for (const std::string_view name : kPassedOn) {
     if (const auto value = call.request.header(name); !value.empty())
       request.headers.emplace_back(name, value);
@@ -167,13 +178,12 @@ Result<std::string> url_of_node(const GatewayContext& gateway, std::string_view 
   }
   const std::string& address = node->second.registered->record.address;
   if (address.starts_with("https://")) return address;
-  return Error{
-      .code = ErrorCode::kNodeUnreachable,
-      .detail = fmt::format("Node {} has registered {}: a gateway calls nodes over https:// only. Give "
-                            "the node a listener with a certificate and a client_ca, or set its "
-                            "fleet.address.",
-                            node_id, address.empty() ? "no address" : in_quotes(address)),
-      .retry_after = kRetryLost};
+  return Error{.code = ErrorCode::kNodeUnreachable,
+               .detail = fmt::format(
+                   "Node {} has registered no https:// address, and a gateway uses no other: give it a "
+                   "listener with a certificate and a client_ca, or set its fleet.address.",
+                   node_id),
+               .retry_after = kRetryLost};
 }
 
 std::string path_and_query(std::string_view target) {
@@ -208,10 +218,11 @@ awaitable<Result<Response>> relay(const GatewayContext& gateway, std::string nod
   const auto url = url_of_node(gateway, node_id);
   if (!url) co_return url.error();
   NodeRequest request = request_for_node(call, std::move(target));
+  std::string event_id = gateway.events.last_id();
   auto answer = co_await gateway.nodes.send(*url, std::move(request));
-  if (!answer) co_return error_of(node_id, answer.error());
+  if (!answer) co_return error_of(node_id, call, answer.error());
   if (refuses_gateway(*answer)) co_return refused_by(node_id);
-  co_return response_of(gateway, node_id, call, std::move(*answer));
+  co_return response_of(gateway, node_id, call, std::move(event_id), std::move(*answer));
 }
 
 awaitable<Result<Response>> relay_to_owner(const GatewayContext& gateway, const Call& call) {

@@ -33,7 +33,7 @@ std::vector<Route> all_gateway_routes(const GatewayContext& gateway) {
                                   fleet_node_routes, fleet_usage_routes, gateway_routes}) {
     add_routes(all, gateway, of_resource());
   }
-  add_routes(all, gateway.keys, key_routes());
+  add_routes<KeyAdmin>(all, gateway.keys, key_routes());
   add_routes(all, kNoContext, document_routes());
   for (const RouteLine& line : node_route_lines()) {
     if (line.pattern.starts_with("/instances/{id}") && !has(all, line))

@@ -38,9 +38,13 @@ Result<Response> gateway_is_alive(const GatewayContext&, const Call&) {
   return json_response(200, {{"status", "ok"}});
 }
 
-/// Ready once the fleet was read, also while etcd is away.
+/// Ready once the fleet and its keys were read, also while etcd is away.
 Result<Response> gateway_is_ready(const GatewayContext& gateway, const Call&) {
   if (auto warm = check_warm(gateway); !warm) return warm.error();
+  if (!gateway.keys.stats().warm) {
+    return Error{ErrorCode::kStoreUnavailable,
+                 "This gateway has not read the fleet's keys from etcd yet; its log has the reason."};
+  }
   boost::json::object ready{{"status", "ready"}};
   mark_stale(gateway, ready);
   return json_response(200, ready);

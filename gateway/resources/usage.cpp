@@ -34,6 +34,7 @@ using boost::asio::awaitable;
 constexpr std::size_t kAskedAtOnce = 32;
 constexpr std::size_t kAnswerMax = std::size_t{4} << 20;
 constexpr std::chrono::seconds kAnswerWithin(5);  // one node that hangs does not hold up the page for longer
+constexpr std::chrono::seconds kAllWithin(5);     // no further node is asked then
 constexpr std::size_t kLookedAt = 256;            // of the view, at a time
 
 /// The instances of a page, as the view has them.
@@ -78,6 +79,7 @@ struct UsageRound {
   std::vector<std::string> nodes = {};
   std::size_t next = 0;  // of `nodes`
   std::size_t asking = 0;
+  const std::chrono::steady_clock::time_point until = std::chrono::steady_clock::now() + kAllWithin;
   std::map<std::string, boost::json::object> entries = {};  // by the instance
   boost::json::array unreachable = {};
   boost::asio::steady_timer done;  // cancelled when all have been asked
@@ -108,7 +110,8 @@ awaitable<void> ask_for_usage(std::shared_ptr<UsageRound> round) {
   while (round->next < round->nodes.size()) {
     const std::string node = round->nodes[round->next++];
     bool taken = false;
-    if (const auto url = url_of_node(round->gateway, node)) {
+    const auto url = url_of_node(round->gateway, node);
+    if (url && std::chrono::steady_clock::now() < round->until) {
       const auto answer = co_await round->gateway.nodes.send(*url, round->request);
       taken = answer && take_usage(*round, node, *answer);
     }

@@ -193,6 +193,16 @@ TEST_F(FleetViewTest, ListsForwardsByTheirCreationAndByTheirHostPort) {
   EXPECT_THAT(listed(view_.forwards_by_creation()), IsEmpty());
 }
 
+TEST_F(FleetViewTest, AForwardsIdThatIsTakenStaysWithItsInstance) {
+  publish("n1", "vm-a");
+  const ForwardId id = forward("n1", "vm-a");
+  publish("n2", "vm-b", "bob");
+  view_.put(keys_.forward("n2", "vm-b", id), R"({"label":"of another"})");
+  EXPECT_THAT(listed(view_.forwards_by_creation()), ElementsAre("vm-a::0"));
+  view_.erase(keys_.forward("n2", "vm-b", id));
+  EXPECT_THAT(listed(view_.forwards_by_creation()), ElementsAre("vm-a::0"));
+}
+
 TEST_F(FleetViewTest, AForwardOfAnotherNodeAloneMakesAnUnclaimedInstanceAmbiguous) {
   publish("n1", "vm-a");
   const ForwardId stray = forward("n2", "vm-a");

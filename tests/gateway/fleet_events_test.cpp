@@ -96,16 +96,16 @@ TEST_F(FleetEventsTest, TellsWhatHappensInTheOrderOfEtcd) {
   put(forward, R"({"guest_port":80,"state":"active"})");
   put(forward, R"({"guest_port":80,"state":"active","label":"a"})");
   put(forward, R"({"guest_port":80,"state":"unavailable","label":"a"})");
+  erase(forward);
   publish("n1", "vm-a", "alice", "s2");
   put(keys_.node("n1"),
       to_json(RegisteredNode{.record = {.address = "https://n1", .draining = true}, .identity = "x"}));
-  erase(forward);
   erase(keys_.instance("n1", "vm-a"));
   erase(keys_.node("n1"));
   EXPECT_THAT(read(*reader),
               ElementsAre("2.1 node.up", "3.1 instance.started", "4.1 forward.created", "5.1 forward.updated",
-                          "6.1 forward.state_changed", "7.1 instance.started", "8.1 node.draining",
-                          "9.1 forward.deleted", "10.1 instance.deleted", "11.1 node.lost"));
+                          "6.1 forward.state_changed", "7.1 forward.deleted", "8.1 instance.started",
+                          "9.1 node.draining", "10.1 instance.deleted", "11.1 node.lost"));
   EXPECT_EQ(events_.last_id(), "11.1");
   EXPECT_EQ(reader->position(), "11.1");
 }
@@ -130,6 +130,34 @@ TEST_F(FleetEventsTest, TenantsSeeTheirOwn) {
   of_one.instance_id = "vm-z";
   EXPECT_THAT(read_after("2.0", of_one), IsEmpty());
   EXPECT_THAT(read_after("2.0"), testing::SizeIs(3));
+}
+
+TEST_F(FleetEventsTest, WhatWasAnotherOwnersIsNotTold) {
+  const std::string forward = keys_.forward("n1", "vm-a", make_uuid());
+  publish("n1", "vm-a", "alice", "s1");
+  put(forward, R"({"guest_port":80,"label":"of alice"})");
+  auto alice = events_.subscribe(tenant("alice"), "");
+  auto bob = events_.subscribe(tenant("bob"), "");
+  publish("n1", "vm-a", "bob", "s2");
+  erase(forward);
+  const std::string own = keys_.forward("n1", "vm-a", make_uuid());
+  put(own, R"({"guest_port":81})");
+  erase(own);
+  EXPECT_THAT(read(*alice), ElementsAre("4.1 instance.deleted"));
+  EXPECT_THAT(read(*bob), ElementsAre("4.1 instance.started", "6.1 forward.created", "7.1 forward.deleted"));
+}
+
+TEST_F(FleetEventsTest, AnIdOfBeforeARestoreIsNeverContinued) {
+  publish("n1", "vm-a");
+  revision_ = 100;
+  publish("n1", "vm-b");
+  const std::string before = events_.last_id();
+  revision_ = 50;
+  events_.on_relisted(revision_);
+  revision_ = 150;
+  publish("n1", "vm-c");
+  EXPECT_THAT(read_after(before), ElementsAre(HasSubstr(" reset")));
+  EXPECT_THAT(read_after(events_.last_id()), IsEmpty());
 }
 
 TEST_F(FleetEventsTest, WakesAReaderOnlyForWhatItMaySee) {

@@ -32,8 +32,9 @@ TEST(RelayTest, TheTargetAtANodeIsWhatIsBehindIt) {
 
 class RelayedRequest : public testing::Test {
  protected:
-  NodeRequest made() {
-    return request_for_node({.request = request_, .caller = caller_, .path = {}, .query = {}}, "/t");
+  NodeRequest made(std::string target = "/t") {
+    return request_for_node({.request = request_, .caller = caller_, .path = {}, .query = {}},
+                            std::move(target));
   }
 
   Request request_;
@@ -61,7 +62,11 @@ TEST_F(RelayedRequest, OnlyWhatIsAsGoodTwiceIsRepeatable) {
   request_.method = "POST";
   EXPECT_FALSE(made().repeatable);
   request_.headers["idempotency-key"] = "k";
-  EXPECT_TRUE(made().repeatable);
+  EXPECT_TRUE(made("/instances/vm-1/port-forwards?a=b").repeatable);
+  EXPECT_TRUE(made("/v1/instances/vm-1/port-forwards:batch").repeatable);
+  EXPECT_FALSE(made("/v1/node/upgrade").repeatable) << "the node does not look at the key there";
+  request_.method = "DELETE";
+  EXPECT_FALSE(made("/instances/vm-1/port-forwards").repeatable);
   request_.headers.clear();
   for (const char* method : {"PUT", "PATCH", "DELETE"}) {
     request_.method = method;
