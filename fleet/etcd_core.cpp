@@ -115,7 +115,8 @@ void EtcdCore::keep_idle(std::size_t index, Connection connection) {
 /// RFC 9110, 5.6.7: "Mon, 30 Nov 2026 09:47:03 GMT".
 void EtcdCore::note_date(std::string_view date) {
   std::tm parts{};
-  const char* end = ::strptime(std::string(date).c_str(), "%a, %d %b %Y %H:%M:%S GMT", &parts);
+  const std::string text(date);
+  const char* end = ::strptime(text.c_str(), "%a, %d %b %Y %H:%M:%S GMT", &parts);
   if (end == nullptr || *end != 0) return;
   // It is cut off to the second.
   const Timestamp time =
