@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <boost/json/parse.hpp>
+#include <optional>
 #include <utility>
 
 namespace portway {
@@ -30,10 +31,12 @@ boost::json::object entry_of(const FleetView& view, const FleetViewInstance& ins
   if (auto* forwards = out.if_contains("port_forwards"); forwards != nullptr && forwards->is_object()) {
     boost::json::object& numbers = forwards->get_object();
     const auto current = static_cast<std::int64_t>(instance.forwards.size());
-    const auto* limit = numbers.if_contains("limit");
+    const auto* limit = numbers.if_contains("limit");  // until a member is added
+    const auto available = limit != nullptr && limit->is_int64()
+                               ? std::optional(std::max<std::int64_t>(limit->get_int64() - current, 0))
+                               : std::nullopt;
     numbers["current"] = current;
-    if (limit != nullptr && limit->is_int64())
-      numbers["available"] = std::max<std::int64_t>(limit->get_int64() - current, 0);
+    if (available) numbers["available"] = *available;
   }
   add_node(out, view, instance);
   return out;
