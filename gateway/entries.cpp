@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <boost/json/parse.hpp>
-#include <optional>
+#include <cstdint>
 #include <utility>
 
 namespace portway {
@@ -32,11 +32,9 @@ boost::json::object entry_of(const FleetView& view, const FleetViewInstance& ins
     boost::json::object& numbers = forwards->get_object();
     const auto current = static_cast<std::int64_t>(instance.forwards.size());
     const auto* limit = numbers.if_contains("limit");  // until a member is added
-    const auto available = limit != nullptr && limit->is_int64()
-                               ? std::optional(std::max<std::int64_t>(limit->get_int64() - current, 0))
-                               : std::nullopt;
+    const std::int64_t most = limit != nullptr && limit->is_int64() ? limit->get_int64() : -1;
     numbers["current"] = current;
-    if (available) numbers["available"] = *available;
+    if (most >= 0) numbers["available"] = std::max<std::int64_t>(most - current, 0);
   }
   add_node(out, view, instance);
   return out;
