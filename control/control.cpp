@@ -222,6 +222,16 @@ Result<void> Control::check_running() const {
   return Error{ErrorCode::kDraining, "This node's daemon is going down; try again in a moment."};
 }
 
+Result<void> Control::check_profile_is_known(std::string_view name) const {
+  if (profiles_.contains(name) || !profiles_pending_ || !profiles_pending_()) return {};
+  return Error{
+      ErrorCode::kStoreUnavailable,
+      fmt::format("Profile {} is not known here, and this node has not read its fleet's profiles from "
+                  "etcd since it started; try again in a moment.",
+                  in_quotes(name)),
+      "profile"};
+}
+
 /// `what` is new.
 Result<void> Control::check_takes(std::string_view what) const {
   if (!is_draining()) return {};

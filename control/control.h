@@ -125,6 +125,9 @@ class Control final : public KeyAdmin {
   /// In place of those of the configuration that have the same name.
   void set_fleet_profiles(Profiles profiles);
   const Profiles& fleet_profiles() const { return fleet_profiles_; }
+  /// Whether the fleet may have profiles that are not known here yet: what is of a profile that is not known
+  /// is refused until then, and not measured by another one's limits. Null: it has none.
+  void set_profiles_pending(std::function<bool()> pending) { profiles_pending_ = std::move(pending); }
   /// Those of the configuration and the fleet's; there is always a "default".
   const Profiles& profiles() const { return profiles_; }
 
@@ -297,6 +300,7 @@ class Control final : public KeyAdmin {
 
   // Instances.
   const Profile& profile_of(const Instance& instance) const;
+  Result<void> check_profile_is_known(std::string_view name) const;
   bool is_machine_of(const Instance& known, const Instance& asked) const;
   Result<Instance> changed_instance(const Instance& known, const InstanceChange& change) const;
   Change<std::optional<Instance>> change_session(Instance before, Instance wanted, Actor by);
@@ -395,6 +399,7 @@ class Control final : public KeyAdmin {
   PortAllocator ports_;
   Keys keys_;
   Profiles fleet_profiles_;
+  std::function<bool()> profiles_pending_;
   Profiles profiles_ = config_.profiles;      // and the fleet's
   Streams streams_{keys_.ring(), registry_};  // rechecked after each change of what a stream may belong to
   RefusedClients refused_clients_;

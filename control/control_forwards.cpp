@@ -138,6 +138,7 @@ Result<void> Control::check_forwards(const Principal& caller, const Instance& in
                                      const ForwardSpecs& specs) const {
   if (instance.state != InstanceState::kRunning) return not_running(instance);
   if (const auto netns = watch_.netns_of(instance); !netns) return netns.error();
+  if (auto known = check_profile_is_known(instance.profile); !known) return known.error();
   ForwardLimits limits{
       .role = caller.role,
       .profile = profile_of(instance),

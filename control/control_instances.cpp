@@ -91,6 +91,7 @@ Change<Control::PutInstance> Control::put_owned_instance(Instance asked, Precond
   }
   InstanceLimits limits{config_.guests.networks, host_addresses, profiles_,
                         config_.guests.socket_directories};
+  if (auto known = check_profile_is_known(asked.profile); !known) co_return known.error();
   if (auto checked = check_instance(asked, limits); !checked) co_return checked.error();
 
   watch_.refresh(asked.id);  // a session whose end has not been noticed yet is not there any more
@@ -234,6 +235,7 @@ Result<Instance> Control::changed_instance(const Instance& known, const Instance
   if (!host_addresses) return host_addresses.error();
   const InstanceLimits limits{config_.guests.networks, *host_addresses, profiles_,
                               config_.guests.socket_directories};
+  if (auto profile = check_profile_is_known(wanted.profile); !profile) return profile.error();
   if (auto checked = check_instance(wanted, limits); !checked) return checked.error();
   if (guest_addresses(wanted) == guest_addresses(known)) return wanted;
   if (auto free = check_addresses_are_free(wanted); !free) return free.error();

@@ -43,9 +43,15 @@ struct FleetSettings::Known {
   std::unique_ptr<EtcdMirror> profiles_mirror = nullptr;
 };
 
-FleetSettings::FleetSettings(Parts parts) : parts_(std::move(parts)) {}
+FleetSettings::FleetSettings(Parts parts) : parts_(std::move(parts)) {
+  parts_.control.set_profiles_pending([this] {
+    return known_ != nullptr && known_->profiles_mirror != nullptr && !known_->profiles_mirror->stats().warm;
+  });
+}
 
-FleetSettings::~FleetSettings() = default;
+FleetSettings::~FleetSettings() {
+  parts_.control.set_profiles_pending(nullptr);
+}
 
 void FleetSettings::follow(std::shared_ptr<Etcd> etcd, const std::string& prefix) {
   keep_only(prefix);

@@ -852,6 +852,34 @@ TEST(Control, ProfilesOfTheFleetGoBeforeThoseOfTheConfigurationAndOutlastAReload
   EXPECT_EQ(limit(), 3);
 }
 
+TEST(Control, WhatIsOfAProfileThatIsNotKnownYetIsRefusedForAMoment) {
+  Node node;
+  node.control().set_fleet_profiles({{"large", {.max_forwarded_ports = 9}}});
+  const auto put = [&](const std::string& name) {
+    return node.call(
+        "PUT", "/instances/" + name,
+        R"({"guest_address": "198.19.0.2", "tap": "tap0", "owner": "alice", "profile": "large"})");
+  };
+  ASSERT_EQ(put("vm-1").status, 201U);
+  node.control().set_fleet_profiles({});  // as after a start
+  bool pending = true;
+  node.control().set_profiles_pending([&] { return pending; });
+  const auto create = [&] {
+    return node.call("POST", "/instances/vm-1/port-forwards", R"({"guest_port": 3000})");
+  };
+  for (const Response& refused : {create(), put("vm-1"), put("vm-2")}) {
+    EXPECT_EQ(refused.status, 503U) << refused.body;
+    EXPECT_EQ(Node::code(refused), "store_unavailable");
+  }
+  pending = false;  // the fleet has no such profile
+  EXPECT_EQ(create().status, 201U) << "the default's";
+  EXPECT_EQ(put("vm-2").status, 422U);
+  pending = true;
+  node.control().set_fleet_profiles({{"large", {.max_forwarded_ports = 9}}});
+  EXPECT_EQ(create().status, 201U);
+  node.control().set_profiles_pending(nullptr);
+}
+
 TEST(Control, TheHostPortOfAForwardThatHasEndedIsKeptFromOtherOwnersForAWhile) {
   Node node;
   node.put("vm-1", "alice");
