@@ -86,7 +86,8 @@ class FleetEvents::Subscription final : public SseSource {
       return;
     }
     position_ = *asked;
-    const auto first = std::ranges::upper_bound(events.kept_, *asked, {}, &FleetEvent::id);
+    const auto first =
+        std::ranges::upper_bound(events.kept_, *asked, std::less<FleetEventId>(), &FleetEvent::id);
     next_ = events.first_ + static_cast<std::uint64_t>(first - events.kept_.begin());
   }
   ~Subscription() override {

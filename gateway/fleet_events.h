@@ -16,7 +16,6 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/json/object.hpp>
 #include <chrono>
-#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -27,6 +26,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 
 #include "api/sse.h"
@@ -39,7 +39,9 @@ struct FleetEventId {
   std::int64_t revision = 0;
   std::uint32_t change = 0;  // in that revision, from 1 on; 0: before the first one
 
-  friend auto operator<=>(const FleetEventId&, const FleetEventId&) = default;
+  friend bool operator<(const FleetEventId& a, const FleetEventId& b) {
+    return std::tie(a.revision, a.change) < std::tie(b.revision, b.change);
+  }
 };
 
 struct FleetEvent {

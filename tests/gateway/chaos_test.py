@@ -89,6 +89,7 @@ class Caller(threading.Thread):
         self.unknown = set()  # ids whose deletion was not answered
         self.answers = {}
         self.done = 0
+        self.failure = None
 
     def call(self, method, path, body=None, **headers):
         """The status and JSON of whichever gateway; 0: no answer."""
@@ -138,6 +139,12 @@ class Caller(threading.Thread):
         self.test.assertIn(status, (0, 200, 503), body)
 
     def run(self):
+        try:
+            self.work()
+        except AssertionError as failure:
+            self.failure = failure
+
+    def work(self):
         while not self.test.is_over:
             if len(self.made) < 5 or self.random.random() < 0.4:
                 self.create()
@@ -241,6 +248,7 @@ class Chaos(unittest.TestCase):
         for caller in callers:
             caller.join(90)
             self.assertFalse(caller.is_alive())
+            self.assertIsNone(caller.failure)
 
         real, names = self.forwards_of_nodes()
         told = {key: value for caller in callers for key, value in caller.made.items()}
