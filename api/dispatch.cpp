@@ -22,10 +22,6 @@ namespace {
 
 using boost::asio::awaitable;
 
-bool is_read(const Request& request) {
-  return request.method == "GET" || request.method == "HEAD";
-}
-
 /// The origin form, "/path?query", and the absolute form, "http://host/path?query", which a server must
 /// accept as well (RFC 9112, 3.2.2).
 boost::urls::result<boost::urls::url_view> parse_target(std::string_view target) {
@@ -73,7 +69,7 @@ awaitable<Response> Dispatcher::handle(const Request& request) {
 
 awaitable<Response> Dispatcher::handle_open_metrics(const Request& request) {
   const auto url = parse_target(request.target);
-  if (is_read(request) && url && url->path() == "/metrics") {
+  if (request.is_read() && url && url->path() == "/metrics") {
     const Route& route = *router_.find("GET", {"metrics"}).route;
     auto query = read_query(*url, route.query);
     if (!query) co_return fail(request, route.pattern, query.error());
@@ -82,7 +78,7 @@ awaitable<Response> Dispatcher::handle_open_metrics(const Request& request) {
     if (!response) co_return fail(request, route.pattern, response.error());
     co_return std::move(*response);
   }
-  if (is_read(request) && request.target == "/healthz") co_return co_await handle(request);
+  if (request.is_read() && request.target == "/healthz") co_return co_await handle(request);
   co_return problem({ErrorCode::kNotFound, "Only GET /metrics and GET /healthz are served here."},
                     request.id);
 }
@@ -156,7 +152,7 @@ Response Dispatcher::fail(const Request& request, std::string_view pattern, cons
 /// Who is not known is in no audit log: anybody could fill it.
 void Dispatcher::audit(const Request& request, const Route& route, const Principal& caller,
                        const Result<Response>& response) const {
-  if (!context_.audit || is_read(request)) return;
+  if (!context_.audit || request.is_read()) return;
   AuditEntry entry{.time = now(),
                    .actor = who(caller),
                    .owner = caller.owner,
@@ -202,8 +198,12 @@ Result<Principal> Dispatcher::authenticate(const Request& request) {
     return admin_user(request.peer_credentials->uid);
   }
   auto caller = context_.keys.authenticate(request.header("authorization"));
-  if (!caller && has_key) return fair_use_.refuse_wrong_key(request, caller.error());
-  return caller;
+  if (caller || !has_key) return caller;
+  if (context_.keys_pending && context_.keys_pending()) {
+    return Error{ErrorCode::kStoreUnavailable,
+                 "The keys of the fleet have not been read from etcd yet; try again in a moment."};
+  }
+  return fair_use_.refuse_wrong_key(request, caller.error());
 }
 
 awaitable<Result<Response>> Dispatcher::serve(const Request& request, const boost::urls::url_view& url,
@@ -225,7 +225,7 @@ awaitable<Result<Response>> Dispatcher::serve(const Request& request, const boos
     response = co_await std::get<ChangeHandler>(route.handle)(call);
   }
   if (response && route.access != Access::kPublic) response->payer = account_of(call.caller);
-  if (response && !is_replay(*response)) response->repeatable = is_read(request);
+  if (response && !is_replay(*response)) response->repeatable = request.is_read();
   co_return response;
 }
 

@@ -30,6 +30,9 @@ struct DispatchContext {
   const Config::Api& config;  // may change
   ApiStats& stats;
   std::function<void(const AuditEntry&)> audit = nullptr;  // null: nobody wants to know
+  /// Whether there may be keys that `keys` does not have yet: one that is not known is then no wrong one.
+  /// Null: there are none.
+  std::function<bool()> keys_pending = nullptr;
 };
 
 class Dispatcher {

@@ -8,7 +8,6 @@
 #include <chrono>
 #include <utility>
 
-#include "api/http/problem.h"
 #include "control/keys.h"
 #include "gateway/metrics.h"
 #include "gateway/routes.h"
@@ -103,7 +102,8 @@ Result<void> Gateway::start() {
                                .audit =
                                    [this](const AuditEntry& entry) {
                                      if (audit_log_) audit_log_->write(entry);
-                                   }},
+                                   },
+                               .keys_pending = [this] { return !keys_->stats().warm; }},
                all_gateway_routes(*gateway_));
   retry();
   add_servers();
@@ -124,32 +124,13 @@ void Gateway::add_servers() {
     ServerOptions api = options(config_.api.listen[i].address);
     api.listener = i;
     api.tls = tls_of_listener(config_.api, i);
-    api.gate = [this](const Request& request) {
-      RequestAdmission admission = api_->admit(request);
-      if (admission.refusal)
-        *admission.refusal = unless_keys_are_unread(request, std::move(*admission.refusal));
-      return admission;
-    };
-    servers_.add(FaultPart::kApi, std::move(api), [this](const Request& request) { return handle(request); });
+    api.gate = [this](const Request& request) { return api_->admit(request); };
+    servers_.add(FaultPart::kApi, std::move(api),
+                 [this](const Request& request) { return api_->handle(request); });
   }
   if (!config_.metrics.listen) return;
   servers_.add(FaultPart::kMetrics, options(*config_.metrics.listen),
                [this](const Request& request) { return api_->handle_open_metrics(request); });
-}
-
-boost::asio::awaitable<Response> Gateway::handle(const Request& request) {
-  Response response = co_await api_->handle(request);
-  co_return unless_keys_are_unread(request, std::move(response));
-}
-
-/// A key that is not known may be one of the fleet's that is not known yet.
-Response Gateway::unless_keys_are_unread(const Request& request, Response response) const {
-  constexpr unsigned kUnauthorized = 401;
-  if (response.status != kUnauthorized || keys_->stats().warm || !request.headers.contains("authorization"))
-    return response;
-  return problem({ErrorCode::kStoreUnavailable,
-                  "This gateway has not read the fleet's keys from etcd yet; try again in a moment."},
-                 request.id);
 }
 
 Result<void> Gateway::load_admin_key() {

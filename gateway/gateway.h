@@ -2,7 +2,6 @@
 // state of its own: what it knows is in etcd and on the nodes. One thread.
 #pragma once
 
-#include <boost/asio/awaitable.hpp>
 #include <boost/asio/io_context.hpp>
 #include <cstdint>
 #include <memory>
@@ -42,8 +41,6 @@ class Gateway {
 
  private:
   void add_servers();
-  boost::asio::awaitable<Response> handle(const Request& request);
-  Response unless_keys_are_unread(const Request& request, Response response) const;
   Result<void> load_admin_key();
   std::string scrape() const;
   void on_reload();

@@ -63,10 +63,6 @@ Error refused_by(std::string_view node_id) {
       .retry_after = kRetryLost};
 }
 
-bool is_read(const Call& call) {
-  return call.request.method == "GET" || call.request.method == "HEAD";
-}
-
 /// Only an operator sees why: it names addresses and files.
 Error error_of(std::string_view node_id, const Call& call, const NodeError& error) {
   const bool is_admin = call.caller.role == Role::kAdmin;
@@ -79,7 +75,7 @@ Error error_of(std::string_view node_id, const Call& call, const NodeError& erro
   }
   const bool is_unreachable =
       error.kind == NodeErrorKind::kUnreachable || error.kind == NodeErrorKind::kTimeout;
-  if (is_unreachable && (error.not_sent || is_read(call))) {
+  if (is_unreachable && (error.not_sent || call.request.is_read())) {
     return {.code = ErrorCode::kNodeUnreachable,
             .detail = fmt::format("Node {} cannot be reached by this gateway{}; nothing was changed.",
                                   node_id, why),
@@ -134,7 +130,7 @@ Result<Response> response_of(const GatewayContext& gateway, std::string_view nod
   // what it knows, and misses nothing.
   if (had_event_id) response.headers.emplace_back("Portway-Event-Id", std::move(event_id));
   const bool is_json_object = response.content_type == "application/json" && response.body.starts_with("{\"");
-  if (is_read(call) && response.status == 200 && is_json_object && gateway.fleet.stats().stale)
+  if (call.request.is_read() && response.status == 200 && is_json_object && gateway.fleet.stats().stale)
     response.body.insert(1, "\"stale\":true,");
   if (answer.stream == nullptr) return response;
   auto stream = open_stream(gateway.streams, {.caller = call.caller, .kind = StreamKind::kRelayed},
@@ -148,7 +144,7 @@ Result<Response> response_of(const GatewayContext& gateway, std::string_view nod
 }  // namespace
 
 NodeRequest request_for_node(const Call& call, std::string target) {
-  const bool repeatable = is_read(call) || can_be_repeated(call, target);
+  const bool repeatable = call.request.is_read() || can_be_repeated(call, target);
   NodeRequest request{.method = call.request.method == "HEAD" ? "GET" : call.request.method,
                       .target = std::move(target),
                       .body = call.request.body,
@@ -186,8 +182,12 @@ Result<std::string> url_of_node(const GatewayContext& gateway, std::string_view 
                .retry_after = kRetryLost};
 }
 
-std::string path_and_query(std::string_view target) {
-  return text_of(origin_form(target));
+std::string path_and_query(std::string_view target, std::string_view without) {
+  boost::urls::url url = origin_form(target);
+  if (without.empty() || !url.params().contains(without)) return text_of(url);
+  url.params().erase(without);
+  if (url.encoded_query().empty()) url.remove_query();
+  return text_of(url);
 }
 
 std::string target_at_node(std::string_view target) {

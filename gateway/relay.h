@@ -43,8 +43,9 @@ NodeRequest request_for_node(const Call& call, std::string target);
 /// The target for a node of a call about /nodes/NODE/...: what is behind the node, as it came.
 std::string target_at_node(std::string_view target);
 
-/// The path and query of a target, which may be in the absolute form: as they came.
-std::string path_and_query(std::string_view target);
+/// The path and query of a target, which may be in the absolute form: as they came, but for the parameter
+/// `without`.
+std::string path_and_query(std::string_view target, std::string_view without = {});
 
 /// A body of an answer from the view; "stale" if etcd cannot be reached.
 void mark_stale(const GatewayContext& gateway, boost::json::object& body);

@@ -37,6 +37,9 @@ struct Request {
   std::size_t listener = 0;  // ServerOptions::listener
   std::any pass = {};        // RequestAdmission::pass; empty for a request without a body
 
+  /// It changes nothing, and can be repeated.
+  bool is_read() const { return method == "GET" || method == "HEAD"; }
+
   /// Empty if there is none; `name` in lower case.
   std::string_view header(std::string_view name) const {
     const auto found = headers.find(name);

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/json.hpp>
-#include <boost/url/parse.hpp>
-#include <boost/url/url.hpp>
 #include <optional>
 #include <string>
 #include <utility>
@@ -16,6 +14,7 @@
 #include "gateway/entries.h"
 #include "gateway/relay.h"
 #include "gateway/resources.h"
+#include "gateway/view_page.h"
 
 namespace portway {
 namespace {
@@ -24,48 +23,22 @@ using boost::asio::awaitable;
 
 // For the node to have told etcd of a new instance, and etcd this gateway.
 constexpr std::chrono::milliseconds kInstanceKnownWithin(1000);
-constexpr std::size_t kScanned = 256;  // of the view, at a time
 
 const auto kOnNode = text_parameter("node");
 
 Result<Response> list_fleet_instances(const GatewayContext& gateway, const Call& call) {
   if (auto warm = check_warm(gateway); !warm) return warm.error();
   const FleetView& view = gateway.fleet.view();
-  const std::size_t limit = call.query[kPageLimit];
-  const Selector selector = call.query[kMetadata];
   const std::optional<std::string> on_node = call.query[kOnNode];
-  const auto owner =
-      call.caller.role == Role::kAdmin ? std::nullopt : std::optional<std::string_view>(call.caller.owner);
-  std::string after = call.query[kInstanceCursor];
+  const ViewPage page = page_of_view(
+      view, call, [&](const FleetViewInstance& instance) { return !on_node || *on_node == instance.node; });
   boost::json::array list;
   boost::json::object body;
-  for (bool more = true; more;) {
-    const auto found = view.instances(owner, after, kScanned);
-    more = found.size() == kScanned;
-    for (const FleetViewInstance* instance : found) {
-      const bool is_wanted = call.caller.sees(instance->owner, instance->id) &&
-                             selector.admits(instance->metadata) && (!on_node || *on_node == instance->node);
-      if (is_wanted && list.size() == limit) {
-        body["next_cursor"] = after;
-        more = false;
-        break;
-      }
-      if (is_wanted) list.push_back(entry_of(view, *instance));
-      after = instance->id;
-    }
-  }
+  for (const FleetViewInstance* instance : page.instances) list.push_back(entry_of(view, *instance));
+  if (page.next_cursor) body["next_cursor"] = *page.next_cursor;
   body["instances"] = std::move(list);
   mark_stale(gateway, body);
   return with_fleet_event_id(gateway, json_response(200, body));
-}
-
-/// What the node is to get: without the parameter that is for the gateway.
-std::string without_node(std::string_view target) {
-  auto url = boost::urls::url(boost::urls::parse_uri_reference(target).value());
-  url.params().erase(kOnNode.name);
-  std::string text(url.encoded_path());
-  if (url.has_query() && !url.encoded_query().empty()) text += "?" + std::string(url.encoded_query());
-  return text;
 }
 
 /// Until this gateway knows that the node has the instance, so that the caller can go on with it here.
@@ -91,7 +64,8 @@ awaitable<Result<Response>> put_fleet_instance(const GatewayContext& gateway, co
                     "node"};
   }
   if (!node) node = known->node;
-  auto response = co_await relay(gateway, *node, call, without_node(call.request.target));
+  std::string target = path_and_query(call.request.target, kOnNode.name);  // the parameter is for the gateway
+  auto response = co_await relay(gateway, *node, call, std::move(target));
   if (!response && response.error().code == ErrorCode::kNotFound) {
     Error error = response.error();
     error.code = ErrorCode::kInvalidRequest;

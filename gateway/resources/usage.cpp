@@ -7,7 +7,6 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/json.hpp>
-#include <boost/url/parse.hpp>
 #include <chrono>
 #include <cstddef>
 #include <map>
@@ -25,6 +24,7 @@
 #include "base/into.h"
 #include "gateway/relay.h"
 #include "gateway/resources.h"
+#include "gateway/view_page.h"
 
 namespace portway {
 namespace {
@@ -35,39 +35,6 @@ constexpr std::size_t kAskedAtOnce = 32;
 constexpr std::size_t kAnswerMax = std::size_t{4} << 20;
 constexpr std::chrono::seconds kAnswerWithin(5);  // one node that hangs does not hold up the page for longer
 constexpr std::chrono::seconds kAllWithin(5);     // no further node is asked then
-constexpr std::size_t kLookedAt = 256;            // of the view, at a time
-
-/// The instances of a page, as the view has them.
-struct UsagePage {
-  std::set<std::string> nodes = {};
-  std::optional<std::string> last = std::nullopt;  // the page's last id, if there are more
-};
-
-UsagePage page_of_usage(const FleetView& view, const Call& call) {
-  const std::size_t limit = call.query[kPageLimit];
-  const Selector selector = call.query[kMetadata];
-  const auto owner =
-      call.caller.role == Role::kAdmin ? std::nullopt : std::optional<std::string_view>(call.caller.owner);
-  UsagePage page;
-  std::string after = call.query[kInstanceCursor];
-  std::string last;
-  std::size_t count = 0;
-  for (bool more = true; more;) {
-    const auto found = view.instances(owner, after, kLookedAt);
-    more = found.size() == kLookedAt;
-    for (const FleetViewInstance* instance : found) {
-      after = instance->id;
-      if (!call.caller.sees(instance->owner, instance->id) || !selector.admits(instance->metadata)) continue;
-      if (count++ == limit) {
-        page.last = last;
-        return page;
-      }
-      last = instance->id;
-      page.nodes.insert(instance->node);
-    }
-  }
-  return page;
-}
 
 /// All questions of one call. Shared with the coroutines that ask.
 struct UsageRound {
@@ -131,18 +98,20 @@ awaitable<void> ask_all_for_usage(std::shared_ptr<UsageRound> round) {
   }
 }
 
-boost::json::object merged_usage(UsageRound& round, const UsagePage& page, std::size_t limit) {
+/// `last`: the page's last id, if there are more.
+boost::json::object merged_usage(UsageRound& round, const std::optional<std::string>& last,
+                                 std::size_t limit) {
   boost::json::object body;
   boost::json::array list;
   for (auto& [id, entry] : round.entries) {
-    if (page.last && id > *page.last) break;
+    if (last && id > *last) break;
     if (list.size() == limit) {
       body["next_cursor"] = list.back().at("instance_id");
       break;
     }
     list.emplace_back(std::move(entry));
   }
-  if (page.last && !body.contains("next_cursor")) body["next_cursor"] = *page.last;
+  if (last && !body.contains("next_cursor")) body["next_cursor"] = *last;
   body["usage"] = std::move(list);
   if (!round.unreachable.empty()) {
     std::ranges::sort(round.unreachable, {},
@@ -152,24 +121,19 @@ boost::json::object merged_usage(UsageRound& round, const UsagePage& page, std::
   return body;
 }
 
-std::string target_of_usage(const Call& call) {
-  const auto url = boost::urls::parse_uri_reference(call.request.target).value();  // was parsed before
-  std::string target = "/v1/usage";
-  if (url.has_query()) target += "?" + std::string(url.encoded_query());
-  return target;
-}
-
 awaitable<Result<Response>> list_fleet_usage(const GatewayContext& gateway, const Call& call) {
   if (auto warm = check_warm(gateway); !warm) co_return warm.error();
-  const UsagePage page = page_of_usage(gateway.fleet.view(), call);
+  ViewPage page = page_of_view(gateway.fleet.view(), call);
+  std::set<std::string> nodes;
+  for (const FleetViewInstance* instance : page.instances) nodes.insert(instance->node);
+  page.instances.clear();  // the view changes from here on
   const auto round = std::make_shared<UsageRound>(gateway, co_await boost::asio::this_coro::executor);
-  round->nodes.assign(page.nodes.begin(), page.nodes.end());
-  round->request = request_for_node(call, target_of_usage(call));
-  round->request.method = "GET";
+  round->nodes.assign(nodes.begin(), nodes.end());
+  round->request = request_for_node(call, path_and_query(call.request.target));
   round->request.whole_max = kAnswerMax;
   round->request.answer_timeout = kAnswerWithin;
   co_await ask_all_for_usage(round);
-  boost::json::object body = merged_usage(*round, page, call.query[kPageLimit]);
+  boost::json::object body = merged_usage(*round, page.next_cursor, call.query[kPageLimit]);
   mark_stale(gateway, body);
   co_return json_response(200, body);
 }

@@ -184,33 +184,18 @@ class Chaos(unittest.TestCase):
         """Something ends, hangs or is cut for a while. What it was."""
         kind = self.random.choice(["node", "gateway", "etcd", "hang", "etcd link", "node link"])
         pause = self.random.uniform(0.2, LEASE_S + 3 if self.random.random() < 0.3 else 2)
-        if kind == "node":
-            node = self.random.choice(self.nodes)
-            node.kill()
-            time.sleep(pause)
-            node.start()
-        elif kind == "gateway":
-            gateway = self.random.choice(self.gateways)
-            gateway.kill()
-            time.sleep(pause)
-            gateway.start()
-        elif kind == "etcd":
-            member = self.random.randrange(3)
-            self.etcd.kill(member)
-            time.sleep(pause)
-            self.etcd.start(member)
-        elif kind == "hang":
-            node = self.random.choice(self.nodes)
-            node.process.send_signal(signal.SIGSTOP)
-            time.sleep(pause)
-            node.process.send_signal(signal.SIGCONT)
-        else:
-            links = self.links if kind == "etcd link" else [self.way]
-            for link in links:
-                link.cut()
-            time.sleep(pause)
-            for link in links:
-                link.mend()
+        node, gateway = self.random.choice(self.nodes), self.random.choice(self.gateways)
+        member = self.random.randrange(3)
+        links = self.links if kind == "etcd link" else [self.way]
+        begin, end = {
+            "node": (node.kill, node.start),
+            "gateway": (gateway.kill, gateway.start),
+            "etcd": (lambda: self.etcd.kill(member), lambda: self.etcd.start(member)),
+            "hang": (lambda: node.process.send_signal(signal.SIGSTOP), lambda: node.process.send_signal(signal.SIGCONT)),
+        }.get(kind, (lambda: [link.cut() for link in links], lambda: [link.mend() for link in links]))
+        begin()
+        time.sleep(pause)  # how long it lasts is what is tried; nothing is waited for
+        end()
         return kind
 
     def forwards_at(self, gateway):
