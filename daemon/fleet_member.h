@@ -45,6 +45,8 @@ class FleetMember final : private FleetNode {
   /// The node goes down.
   void on_record();
 
+  /// Whether a key that is not known may be one of the fleet's that has not been read yet.
+  bool keys_pending() const { return !parts_.config.fleet.etcd.empty() && settings_.keys_pending(); }
   /// nullopt: the node is in no fleet.
   std::optional<FleetNumbers> numbers() const;
 

@@ -90,6 +90,10 @@ void FleetSettings::keep_only(std::string_view prefix) {
   look();
 }
 
+bool FleetSettings::keys_pending() const {
+  return known_ == nullptr || (known_->keys_mirror != nullptr && !known_->keys_mirror->stats().warm);
+}
+
 void FleetSettings::apply_keys() {
   std::map<Uuid, ApiKey> keys;
   for (const auto& [name, entry] : known_->keys.entries()) keys.emplace(entry.value.id, entry.value);

@@ -37,6 +37,8 @@ class FleetSettings {
   void stop();
   /// What is known of any other prefix goes: the node is in another fleet or, if empty, in none.
   void keep_only(std::string_view prefix);
+  /// Whether the fleet may have keys that have not been read yet.
+  bool keys_pending() const;
   /// Reports what is wrong with the fleet's keys and profiles; call it every few seconds.
   void look();
 

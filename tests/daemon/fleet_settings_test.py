@@ -123,7 +123,9 @@ class FleetSettingsTest(unittest.TestCase):
         self.wait_for_key("secret", node, other)
         self.etcd.kill()
         other.kill_and_start()
-        self.assertFalse(self.works(other, "secret"))
+        refused = other.call("GET", "/instances", key="secret")  # nobody can say yet that it is wrong
+        self.assertEqual((refused.status, refused.json()["code"]), (503, "store_unavailable"))
+        self.assertEqual(other.call("GET", "/instances").status, 200)  # with the node's own key
         self.assertTrue(self.works(node, "secret"))
         self.etcd.start()
         self.wait_for_key("secret", node, other)
