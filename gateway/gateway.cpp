@@ -146,7 +146,8 @@ std::string Gateway::scrape() const {
   emit_gateway(sink, {.api = {stats_, servers_.api_stats(), answers_.stats(), bodies_.stats()},
                       .view = fleet_->view(),
                       .fleet = fleet_->stats(),
-                      .nodes = nodes_->stats()});
+                      .nodes = nodes_->stats(),
+                      .faults = faults_.counts()});
   return text;
 }
 

@@ -76,7 +76,7 @@ void emit_gateway(Sink& sink, const GatewayNumbers& numbers) {
   emit_etcd(sink, numbers.fleet);
   emit_nodes(sink, numbers.nodes);
   emit_api(sink, numbers.api);
-  emit_process(sink);
+  emit_process(sink, numbers.faults);
 }
 
 }  // namespace portway

@@ -92,6 +92,21 @@ void emit_bodies(Sink& sink, const AnswerStats& bodies) {
        bodies.refused);
 }
 
+void emit_faults(Sink& sink, const std::array<std::uint64_t, kFaultParts>& faults) {
+  Family family(
+      sink, MetricType::Gauge, "portway_fault",
+      "Parts that should work but do not, while forwards are served: store (the disk refuses "
+      "changes), api (a listener of api.listen), "
+      "metrics (that of metrics.listen), certificate (it has expired or cannot be read again), "
+      "admin_key, access_log, audit_log, keeper (connections end with the process), worker (a thread "
+      "of the data plane hangs), fleet (etcd is not told what it should be); should be 0. GET /v1/node and "
+      "the log have the reasons.",
+      {"part"});
+  for (std::size_t i = 0; i < kFaultParts; ++i) {
+    family.label(0, to_string(static_cast<FaultPart>(i))).add(faults[i]);
+  }
+}
+
 }  // namespace
 
 void emit_api(Sink& sink, const ApiNumbers& api) {
@@ -101,7 +116,8 @@ void emit_api(Sink& sink, const ApiNumbers& api) {
   emit_bodies(sink, api.bodies);
 }
 
-void emit_process(Sink& sink) {
+void emit_process(Sink& sink, const std::array<std::uint64_t, kFaultParts>& faults) {
+  emit_faults(sink, faults);
   Family(sink, MetricType::Gauge, "portway_build_info", "Always 1: the running version and its compiler.",
          {"version", "compiler"})
       .label(0, PORTWAY_VERSION)

@@ -55,21 +55,6 @@ constexpr NodeNumber kNodeNumbers[] = {
      &NodeNumbers::refused_calls},
 };
 
-void emit_faults(Sink& sink, const std::array<std::uint64_t, kFaultParts>& faults) {
-  Family family(
-      sink, MetricType::Gauge, "portway_fault",
-      "Parts that should work but do not, while forwards are served: store (the disk refuses "
-      "changes), api (a listener of api.listen), "
-      "metrics (that of metrics.listen), certificate (it has expired or cannot be read again), "
-      "admin_key, access_log, audit_log, keeper (connections end with the process), worker (a thread "
-      "of the data plane hangs), fleet (etcd is not told what it should be); should be 0. GET /v1/node and "
-      "the log have the reasons.",
-      {"part"});
-  for (std::size_t i = 0; i < kFaultParts; ++i) {
-    family.label(0, to_string(static_cast<FaultPart>(i))).add(faults[i]);
-  }
-}
-
 void emit_ports(Sink& sink, const PortAllocator& ports, const ApiStats& api) {
   emit(sink, MetricType::Gauge, "portway_ports_allocated",
        "Host ports of the configured range that forwards use.", std::uint64_t{ports.used()});
@@ -162,12 +147,11 @@ void emit_control(Sink& sink, const ExporterSources& sources) {
   for (const NodeNumber& number : kNodeNumbers) {
     emit(sink, number.type, number.name, number.help, numbers.*number.value);
   }
-  emit_faults(sink, numbers.faults);
   emit_ports(sink, sources.ports, sources.api);
   emit_api(sink, {sources.api, numbers.api_server, numbers.answers, numbers.bodies});
   emit_handover(sink, numbers.handover);
   if (numbers.fleet) emit_fleet(sink, *numbers.fleet);
-  emit_process(sink);
+  emit_process(sink, numbers.faults);
 }
 
 }  // namespace portway
