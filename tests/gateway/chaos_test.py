@@ -1,16 +1,14 @@
-"""A fleet under load while its parts die: three members of etcd, three nodes, two gateways. What callers were told is compared
-with what there is in the end.
+"""A fleet under load while its parts die or are cut off: three members of etcd, three nodes with guests, two gateways, each node
+and gateway on a host of its own. What callers were told is compared with what clients reach.
 
     chaos_test.py [--seconds SECONDS] [--seed SEED]     20 seconds unless told, as in CI; by hand 300
 """
 import argparse
-import contextlib
 import http.client
 import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,64 +18,19 @@ import unittest
 sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
 from tests.support.etcd_cluster import EtcdCluster  # noqa: E402
 from tests.support.fleet import LEASE_S, Fleet, require_fleet  # noqa: E402
+from tests.support.hosts import GUEST_PORT, Fabric, Guest, ask  # noqa: E402
 from tests.support.portwayd import isolate, wait_until  # noqa: E402
 
 CALLERS = 6
+HURTERS = 2  # that is how many parts are hurt at once
 INSTANCES = 6
+ETCD_PORT, NODE_API_PORT = 2379, 8443
 SETTLED_S = 90
 OPTIONS = argparse.Namespace(seconds=20, seed=1)
 
 
-class Link:
-    """A way from one process to a TCP address that can be cut: what it carries ends, and nobody gets through."""
-
-    def __init__(self, listen, to):
-        self.to = to
-        self.is_cut = False
-        self.pairs = set()
-        self.socket = socket.create_server(listen)
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def accept(self):
-        while True:
-            client, _ = self.socket.accept()
-            try:
-                if self.is_cut:
-                    raise ConnectionError
-                server = socket.create_connection(self.to, 5)
-            except OSError:
-                client.close()
-                continue
-            self.pairs.add((client, server))
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=self.carry, args=(source, sink, (client, server)), daemon=True).start()
-
-    def carry(self, source, sink, pair):
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                sink.sendall(data)
-        for each in pair:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        if pair in self.pairs:
-            self.pairs.discard(pair)
-        else:  # both ways have ended
-            for each in pair:
-                each.close()
-
-    def cut(self):
-        self.is_cut = True
-        for pair in list(self.pairs):
-            for each in pair:
-                with contextlib.suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)
-
-    def mend(self):
-        self.is_cut = False
-
-
 class Caller(threading.Thread):
-    """Makes and deletes forwards through gateways, and remembers what it was told."""
+    """Makes, uses and deletes forwards, and remembers what it was told by gateways."""
 
     def __init__(self, test, number):
         super().__init__(daemon=True)
@@ -89,34 +42,37 @@ class Caller(threading.Thread):
         self.unknown = set()  # ids whose deletion was not answered
         self.answers = {}
         self.done = 0
+        self.served = 0
         self.failure = None
 
     def call(self, method, path, body=None, **headers):
         """The status and JSON of whichever gateway; 0: no answer."""
         gateway = self.random.choice(self.test.gateways)
-        connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
         try:
-            headers = {"Authorization": f"Bearer {self.test.key}", "Content-Type": "application/json", **headers}
-            connection.request(method, path, None if body is None else json.dumps(body), headers)
-            answer = connection.getresponse()
-            text = answer.read()
+            with gateway.place():
+                connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+                connection.connect()
+            with connection.sock:
+                headers = {"Authorization": f"Bearer {self.test.key}", "Content-Type": "application/json", **headers}
+                connection.request(method, path, None if body is None else json.dumps(body), headers)
+                answer = connection.getresponse()
+                text = answer.read()
             self.answers[(method, answer.status)] = self.answers.get((method, answer.status), 0) + 1
             return answer.status, json.loads(text) if text else None
         except (OSError, http.client.HTTPException, ValueError):
             return 0, None
-        finally:
-            connection.close()
 
     def create(self):
         instance = f"vm-{self.random.randrange(INSTANCES)}"
         self.done += 1
         name = f"c{self.number}-{self.done}"
         while not self.test.is_over:  # the same request, until it is answered: there must be one forward of that name
-            status, body = self.call("POST", f"/instances/{instance}/port-forwards", {"guest_port": 3000, "label": name},
+            status, body = self.call("POST", f"/instances/{instance}/port-forwards", {"guest_port": GUEST_PORT, "label": name},
                                      **{"Idempotency-Key": name})
             if status == 201:
                 forward = body["port_forward"]
                 self.made[forward["id"]] = (instance, forward["host_port"])
+                self.use(forward["id"])
             if status not in (0, 503):
                 self.test.assertEqual(status, 201, body)
                 return
@@ -138,6 +94,19 @@ class Caller(threading.Thread):
         status, body = self.call("GET", self.random.choice(["/port-forwards?limit=1000", "/instances", "/v1/info"]))
         self.test.assertIn(status, (0, 200, 503), body)
 
+    def use(self, forward):
+        """As a client: its guest answers, and no other; unless the node itself was hurt meanwhile. Whatever else is."""
+        instance, port = self.made[forward]
+        node = self.test.node_of(instance)
+        hurt = node.hurt
+        try:
+            answer = ask(node.address, port, forward)
+        except OSError as error:
+            self.test.assertTrue(hurt % 2 == 1 or node.hurt != hurt, f"{forward} of {instance} at {port}: {error}")
+            return
+        self.test.assertEqual(answer, (instance, forward))
+        self.served += 1
+
     def run(self):
         try:
             self.work()
@@ -146,57 +115,121 @@ class Caller(threading.Thread):
 
     def work(self):
         while not self.test.is_over:
-            if len(self.made) < 5 or self.random.random() < 0.4:
+            if len(self.made) < 5 or self.random.random() < 0.3:
                 self.create()
-            elif self.random.random() < 0.5:
+            elif self.random.random() < 0.3:
                 self.delete()
-            else:
+            elif self.random.random() < 0.5:
                 self.look()
+            else:
+                self.use(self.random.choice(list(self.made)))
+
+
+class Hurter(threading.Thread):
+    """Has parts of the fleet end, hang or be cut off for a while, one after the other."""
+
+    def __init__(self, test, number):
+        super().__init__(daemon=True)
+        self.test = test
+        self.random = random.Random(f"{OPTIONS.seed}-hurter-{number}")
+        self.done = {}
+        self.failure = None
+        self.finished = threading.Event()
+
+    def take(self):
+        """A part that nobody else hurts."""
+        with self.test.lock:
+            part = self.random.choice(sorted(self.test.unhurt))
+            self.test.unhurt.remove(part)
+        return part
+
+    def ways(self, part):
+        """(what, how it begins, how it ends)"""
+        kind, number = part
+        if kind == "etcd":
+            return [("etcd is killed", lambda: self.test.etcd.kill(number),
+                     lambda: self.test.etcd.start(number, wait=False))]
+        if kind == "gateway":
+            gateway = self.test.gateways[number]
+            return [("a gateway is killed", gateway.kill, gateway.start),
+                    ("a gateway is cut off from etcd", lambda: gateway.host.cut(ETCD_PORT), gateway.host.mend),
+                    ("a gateway is cut off from nodes", lambda: gateway.host.cut(NODE_API_PORT), gateway.host.mend)]
+        node = self.test.nodes[number]
+
+        def itself(what, begin, end):
+            def hurt():
+                node.hurt += 1
+                begin()
+
+            def heal():
+                end()
+                node.hurt += 1
+            return what, hurt, heal
+        return [itself("a node is killed", node.kill, node.start),
+                itself("a node is stopped", node.stop, node.start),
+                itself("a node hangs", lambda: node.process.send_signal(signal.SIGSTOP),
+                       lambda: node.process.send_signal(signal.SIGCONT)),
+                ("a node is cut off from etcd", lambda: node.host.cut(ETCD_PORT), node.host.mend),
+                ("a node is cut off from gateways", lambda: node.host.cut(NODE_API_PORT), node.host.mend),
+                ("a node is cut off from both", lambda: node.host.cut(ETCD_PORT, NODE_API_PORT), node.host.mend)]
+
+    def hurt(self):
+        part = self.take()
+        what, begin, end = self.random.choice(self.ways(part))
+        begin()
+        self.done[what] = self.done.get(what, 0) + 1
+        # How long it lasts is what is tried; nothing is waited for.
+        time.sleep(self.random.uniform(0.2, LEASE_S + 3 if self.random.random() < 0.3 else 2))
+        end()
+        with self.test.lock:
+            self.test.unhurt.add(part)
+
+    def run(self):
+        try:
+            while not self.test.is_over:
+                self.hurt()
+        except Exception as failure:  # pylint: disable=broad-except  # whatever it was, the test fails by it
+            self.failure = failure
+        self.finished.set()
+        self.test.has_ended.wait()  # what a thread has started ends with it
 
 
 class Chaos(unittest.TestCase):
     def setUp(self):
         require_fleet()
         isolate()
-        self.random = random.Random(OPTIONS.seed)
         self.is_over = False
+        self.has_ended = threading.Event()
+        self.addCleanup(self.has_ended.set)
+        self.lock = threading.Lock()
         self.fleet = self.enterContext(Fleet(EtcdCluster()))
         self.etcd = self.fleet.etcd
-        # Node 3 reaches etcd, and gateways reach node 3, by links that can be cut.
-        self.links = [Link(("198.18.6.1", 12379 + member), (f"198.18.6.{1 + member}", 2379)) for member in range(3)]
-        subprocess.run(["ip", "address", "replace", "198.18.5.13/32", "dev", "lo"], check=True)
-        self.way = Link(("198.18.5.13", 9443), ("198.18.5.13", 8443))
-        self.nodes = [self.fleet.node(1), self.fleet.node(2),
-                      self.fleet.node(3, "fleet.etcd=" + ",".join(f"http://198.18.6.1:{12379 + each}" for each in range(3)),
-                                      "fleet.address=https://198.18.5.13:9443")]
-        self.gateways = [self.fleet.gateway(), self.fleet.gateway()]
+        fabric = Fabric()
+        self.nodes = []
+        for number in (1, 2, 3):
+            host = fabric.host(f"n{number}", 10 + number)
+            node = self.fleet.node(number, f"node.public_addresses={host.address}", host=host)
+            node.hurt = 0  # odd: it is
+            self.nodes.append(node)
+        self.gateways = [self.fleet.gateway(host=fabric.host(f"g{number}", 20 + number)) for number in (1, 2)]
         for gateway in self.gateways:
             gateway.wait_for_nodes(n1="up", n2="up", n3="up")
         first = self.gateways[0]
         self.assertEqual(first.call("PUT", "/profiles/large", {"max_forwarded_ports": 10000}).status, 201)
         self.key = first.tenant_key("alice")
         for number in range(INSTANCES):
-            node = f"n{1 + number % 3}"
-            put = lambda: first.put_on(node, f"vm-{number}", profile="large", guest_address=f"198.19.0.{10 + number}")
+            node = self.node_of(f"vm-{number}")
+            guest = Guest(node.host, f"vm-{number}", 10 + number)
+            put = lambda: first.put_on(node.id, guest.name, profile="large", guest_address=guest.address, tap=guest.tap)
             self.assertTrue(wait_until(lambda: put().status in (200, 201)), put())
+        for gateway in self.gateways:
+            listed = lambda: len(gateway.call("GET", "/instances").json()["instances"])
+            self.assertTrue(wait_until(lambda: listed() == INSTANCES), gateway.call('GET','/instances'))
+        self.unhurt = {(kind, number) for kind, count in (("node", 3), ("gateway", 2), ("etcd", 3)) for number in range(count)}
+        self.unhurt -= {("etcd", 0)}  # a majority is left, or the other of the two is all that is
 
-    def hurt(self):
-        """Something ends, hangs or is cut for a while. What it was."""
-        kind = self.random.choice(["node", "gateway", "etcd", "hang", "etcd link", "node link"])
-        pause = self.random.uniform(0.2, LEASE_S + 3 if self.random.random() < 0.3 else 2)
-        node, gateway = self.random.choice(self.nodes), self.random.choice(self.gateways)
-        member = self.random.randrange(3)
-        links = self.links if kind == "etcd link" else [self.way]
-        begin, end = {
-            "node": (node.kill, node.start),
-            "gateway": (gateway.kill, gateway.start),
-            "etcd": (lambda: self.etcd.kill(member), lambda: self.etcd.start(member)),
-            "hang": (lambda: node.process.send_signal(signal.SIGSTOP), lambda: node.process.send_signal(signal.SIGCONT)),
-        }.get(kind, (lambda: [link.cut() for link in links], lambda: [link.mend() for link in links]))
-        begin()
-        time.sleep(pause)  # how long it lasts is what is tried; nothing is waited for
-        end()
-        return kind
+    def node_of(self, instance):
+        return self.nodes[int(instance.rpartition("-")[2]) % len(self.nodes)]
 
     def forwards_at(self, gateway):
         """(instance, host port) of all, by id; None if the list is not whole or not fresh."""
@@ -212,6 +245,7 @@ class Chaos(unittest.TestCase):
     def forwards_of_nodes(self):
         found, names = {}, []
         for node in self.nodes:
+            node.close_connection()  # it may have been idle for too long
             cursor = ""
             while cursor is not None:
                 page = node.call("GET", f"/port-forwards?limit=1000&cursor={cursor}").json()
@@ -222,31 +256,41 @@ class Chaos(unittest.TestCase):
 
     def test_what_callers_were_told_is_true(self):
         callers = [Caller(self, number) for number in range(CALLERS)]
-        for caller in callers:
-            caller.start()
-        hurts = {}
+        hurters = [Hurter(self, number) for number in range(HURTERS)]
+        for each in (*callers, *hurters):
+            each.start()
         end = time.monotonic() + OPTIONS.seconds
-        while time.monotonic() < end:
-            kind = self.hurt()
-            hurts[kind] = hurts.get(kind, 0) + 1
+        while time.monotonic() < end and all(each.failure is None for each in (*callers, *hurters)):
+            time.sleep(0.1)  # that is how long the test lasts
         self.is_over = True
+        for hurter in hurters:
+            self.assertTrue(hurter.finished.wait(90))
         for caller in callers:
             caller.join(90)
             self.assertFalse(caller.is_alive())
-            self.assertIsNone(caller.failure)
+        for each in (*callers, *hurters):
+            if each.failure is not None:
+                raise each.failure
 
         real, names = self.forwards_of_nodes()
         told = {key: value for caller in callers for key, value in caller.made.items()}
         gone = {key: value for caller in callers for key, value in caller.gone.items()}
         print(f"{OPTIONS.seconds} s, seed {OPTIONS.seed}: {sum(caller.done for caller in callers)} creates, {len(told)} left, "
-              f"{len(gone)} deleted; {hurts}")
+              f"{len(gone)} deleted; clients were answered {sum(caller.served for caller in callers)} times;",
+              {what: sum(each.done.get(what, 0) for each in hurters) for what in sorted({*hurters[0].done, *hurters[1].done})})
         print({f"{method} {status}": sum(caller.answers.get((method, status), 0) for caller in callers)
                for method, status in sorted({key for caller in callers for key in caller.answers})})
         self.assertEqual({key: real.get(key) for key in told}, told, "what was answered 201 is there")
         self.assertEqual([key for key in gone if key in real], [], "what was answered 204 is gone")
         self.assertEqual(len(names), len(set(names)), "a repeated request has made one forward")
-        for instance, port in told.values():
-            socket.create_connection(("127.0.0.1", port), 10).close()
+        for forward, (instance, port) in told.items():
+            self.assertEqual(ask(self.node_of(instance).address, port, forward), (instance, forward))
+        serving = {(self.node_of(instance).id, port) for instance, port in real.values()}
+        for instance, port in gone.values():
+            node = self.node_of(instance)
+            if (node.id, port) not in serving:  # the port may have become another forward's
+                with self.assertRaises(OSError):
+                    ask(node.address, port)
         for gateway in self.gateways:
             self.assertTrue(wait_until(lambda: self.forwards_at(gateway) == real, SETTLED_S), self.difference(gateway, real))
             gateway.wait_for_nodes(n1="up", n2="up", n3="up")
@@ -255,14 +299,15 @@ class Chaos(unittest.TestCase):
         """For a human: what is not the same at a gateway, in etcd and on the nodes."""
         listed = self.forwards_at(gateway) or {}
         apart = {key: (listed.get(key), real.get(key)) for key in {*listed, *real} if listed.get(key) != real.get(key)}
-        keys = subprocess.run(["etcdctl", f"--endpoints={self.etcd.urls[0]}", "get", "--prefix", "--keys-only", "/portway/"],
-                              capture_output=True, text=True, check=True, env={**os.environ, "ETCDCTL_API": "3"}).stdout
-        claims = subprocess.run(["etcdctl", f"--endpoints={self.etcd.urls[0]}", "get", "--prefix", "/portway/claims/"],
-                                capture_output=True, text=True, check=True, env={**os.environ, "ETCDCTL_API": "3"}).stdout
+
+        def in_etcd(*words):
+            return subprocess.run(["etcdctl", f"--endpoints={self.etcd.urls[0]}", "get", "--prefix", *words],
+                                  capture_output=True, text=True, check=True, env={**os.environ, "ETCDCTL_API": "3"}).stdout
+        keys = in_etcd("--keys-only", "/portway/").split()
         return json.dumps({
-            "apart": {key: {"gateway, nodes": value, "etcd": [each for each in keys.split() if key in each]}
+            "apart": {key: {"gateway, nodes": value, "etcd": [each for each in keys if key in each]}
                       for key, value in apart.items()},
-            "claims": claims.split("\n"), "gateway": gateway.call("GET", "/v1/info").json(),
+            "claims": in_etcd("/portway/claims/").split("\n"), "gateway": gateway.call("GET", "/v1/info").json(),
             "nodes": {node.id: [node.call("GET", "/v1/node").json()["process"]["faults"],
                                 [each for each in node.call("GET", "/metrics").body.decode().split("\n")
                                  if each.startswith("portway_fleet")],

@@ -39,22 +39,41 @@ class Fleet:
     def __exit__(self, *failure):
         return self.stack.__exit__(*failure)
 
-    def node(self, number, *settings, gateways=(GATEWAY,)):
-        """`nNUMBER`, with an address and ports of its own."""
-        return self.stack.enter_context(Node(self, number, gateways, settings))
+    def node(self, number, *settings, gateways=(GATEWAY,), host=None):
+        """`nNUMBER`, with an address and ports of its own; on a host of its own (tests/support/hosts.py), if there is one."""
+        return self.stack.enter_context(Node(self, number, gateways, settings, host))
 
     def gateway(self, *settings, name=GATEWAY, **options):
         return self.stack.enter_context(Gateway(self, name, settings, **options))
 
 
-class Node(Portwayd):
+class Placed(Portwayd):
+    """On a host (tests/support/hosts.py), or in the test's namespace."""
+
+    host = None
+
+    def place(self):
+        return self.host.namespace if self.host else contextlib.nullcontext()
+
+    def start(self, **options):
+        with self.place():
+            super().start(**options)
+
+    def call(self, *words, **options):
+        with self.place():
+            return super().call(*words, **options)
+
+
+class Node(Placed):
     """Its API listens at loopback for the test, and over TLS for gateways."""
 
-    def __init__(self, fleet, number, gateways, settings):
+    def __init__(self, fleet, number, gateways, settings, host=None):
         super().__init__(*settings, config="", start=False)
         self.id = f"n{number}"
-        self.address = f"198.18.5.{10 + number}"
-        subprocess.run(["ip", "address", "replace", f"{self.address}/32", "dev", "lo"], check=True)
+        self.host = host
+        self.address = host.address if host else f"198.18.5.{10 + number}"
+        if host is None:
+            subprocess.run(["ip", "address", "replace", f"{self.address}/32", "dev", "lo"], check=True)
         self.fleet, self.gateways = fleet, list(gateways)
         self.pem = fleet.of_nodes.issue(self.id, f"IP:{self.address}")
         ours = ("api.listen=", "node.public_hostname=")
@@ -84,11 +103,12 @@ lease_ttl_s = {self.fleet.lease_s}
 """
 
 
-class Gateway(Portwayd):
+class Gateway(Placed):
     """With `certificate`, that one instead of one with its name."""
 
-    def __init__(self, fleet, name, settings, start=True, certificate=None):
+    def __init__(self, fleet, name, settings, start=True, certificate=None, host=None):
         super().__init__(start=False)
+        self.host = host
         certificate = certificate or fleet.of_gateways.issue("gateway", f"DNS:{name}")
         self.program = os.environ["PORTWAY_GATEWAY"]
         self.settings = ["node.public_hostname=api.test", "api.listen=127.0.0.1:0", "api.rate_limit_per_second=0",

@@ -2,6 +2,7 @@
 import ctypes
 import os
 import subprocess
+import threading
 
 from tests.support.portwayd import CLONE_NEWNET
 
@@ -9,9 +10,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Namespace:
-    """A new network namespace, or another process's; it lasts as long as this process. `with` puts the thread into it."""
+    """A new network namespace, or another process's; it lasts as long as this process. `with` puts the thread into it, and
+    what it starts meanwhile. Several threads may be in it."""
 
     def __init__(self, pid=None):
+        self.own = threading.local()
         if pid is not None:
             self.fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
             return
@@ -22,12 +25,12 @@ class Namespace:
         os.close(own)
 
     def __enter__(self):
-        self.before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        self.own.before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         assert _libc.setns(self.fd, CLONE_NEWNET) == 0
 
     def __exit__(self, *_):
-        assert _libc.setns(self.before, CLONE_NEWNET) == 0
-        os.close(self.before)
+        assert _libc.setns(self.own.before, CLONE_NEWNET) == 0
+        os.close(self.own.before)
 
     def take(self, link, address):
         subprocess.run(["ip", "link", "set", link, "netns", f"/proc/self/fd/{self.fd}"], check=True, pass_fds=[self.fd])
