@@ -23,7 +23,8 @@ bool all_closed(Rig& rig) {
 
 TEST_P(RelayEnds, AClientMayEndItsHalfAndStillBeAnswered) {
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   client.send("request");
   client.shutdown_write();
   ASSERT_TRUE(rig.run_until([&] { return guest.eof(); }));
@@ -44,7 +45,8 @@ TEST_P(RelayEnds, AClientMayEndItsHalfAndStillBeAnswered) {
 
 TEST_P(RelayEnds, AGuestMayEndItsHalfAndStillBeSentTo) {
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   guest.send("banner");
   guest.shutdown_write();
   ASSERT_TRUE(rig.run_until([&] { return client.eof(); }));
@@ -64,7 +66,8 @@ TEST_P(RelayEnds, AGuestMayEndItsHalfAndStillBeSentTo) {
 
 TEST_P(RelayEnds, AConnectionWithoutAByteEndsCleanly) {
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   client.shutdown_write();
   guest.shutdown_write();
   ASSERT_TRUE(rig.run_until([&] { return client.eof() && guest.eof(); }));
@@ -90,7 +93,8 @@ TEST_P(RelayEnds, AClientMaySendAndEndBeforeTheGuestIsConnected) {
 
 TEST_P(RelayEnds, AFinWaitsForTheBytesBeforeItHoweverSlowTheReader) {
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   guest.pause();
   guest.expect_pattern(1);
   client.send_pattern(1, 8 * kMiB);
@@ -107,7 +111,8 @@ TEST_P(RelayEnds, AFinWaitsForTheBytesBeforeItHoweverSlowTheReader) {
 TEST_P(RelayEnds, AResetIsPassedOnAfterEverythingThatWasSentBeforeIt) {
   for (const bool by_client : {true, false}) {
     Rig rig(GetParam());
-    const auto [client, guest] = rig.open();
+    Peer& client = rig.connect();
+    Peer& guest = rig.accept();
     Peer& sender = by_client ? client : guest;
     Peer& reader = by_client ? guest : client;
     sender.send_pattern(1, 1 * kMiB);
@@ -126,7 +131,8 @@ TEST_P(RelayEnds, AResetIsPassedOnAfterEverythingThatWasSentBeforeIt) {
 TEST_P(RelayEnds, AResetWaitsForAReaderThatHasUnreadBytes) {
   for (const bool by_client : {true, false}) {
     Rig rig(GetParam());
-    const auto [client, guest] = rig.open();
+    Peer& client = rig.connect();
+    Peer& guest = rig.accept();
     Peer& sender = by_client ? client : guest;
     Peer& reader = by_client ? guest : client;
     // More than the reader's buffer holds: the rest is in the worker's socket and pipe when the reset comes.
@@ -149,7 +155,8 @@ TEST_P(RelayEnds, AResetWaitsForAReaderThatHasUnreadBytes) {
 TEST_P(RelayEnds, AResetOfTheReaderStopsTheSender) {
   for (const bool by_client : {true, false}) {
     Rig rig(GetParam());
-    const auto [client, guest] = rig.open();
+    Peer& client = rig.connect();
+    Peer& guest = rig.accept();
     Peer& sender = by_client ? guest : client;
     Peer& reader = by_client ? client : guest;
     sender.send_pattern(1, 1024 * kMiB);
@@ -164,7 +171,8 @@ TEST_P(RelayEnds, AResetOfTheReaderStopsTheSender) {
 TEST_P(RelayEnds, WhatASideSentBeforeItsResetIsDeliveredAlsoWhereTheOtherSideMeetsTheResetFirst) {
   for (const bool by_client : {true, false}) {
     Rig rig(GetParam());
-    const auto [client, guest] = rig.open();
+    Peer& client = rig.connect();
+    Peer& guest = rig.accept();
     Peer& sender = by_client ? client : guest;
     Peer& reader = by_client ? guest : client;
     reader.socket().set_buffers(64 * kKiB);
@@ -187,7 +195,8 @@ TEST_P(RelayEnds, WhatASideSentBeforeItsResetIsDeliveredAlsoWhereTheOtherSideMee
 TEST_P(RelayEnds, AResetAfterAHalfCloseIsPassedOn) {
   for (const bool by_client : {true, false}) {
     Rig rig(GetParam());
-    const auto [client, guest] = rig.open();
+    Peer& client = rig.connect();
+    Peer& guest = rig.accept();
     Peer& first = by_client ? client : guest;
     Peer& second = by_client ? guest : client;
     first.shutdown_write();
@@ -201,7 +210,8 @@ TEST_P(RelayEnds, AResetAfterAHalfCloseIsPassedOn) {
 TEST_P(RelayEnds, AResetByTheSideThatWasNotEndedIsPassedOn) {
   for (const bool by_client : {true, false}) {
     Rig rig(GetParam());
-    const auto [client, guest] = rig.open();
+    Peer& client = rig.connect();
+    Peer& guest = rig.accept();
     Peer& first = by_client ? client : guest;
     Peer& second = by_client ? guest : client;
     first.shutdown_write();
@@ -218,7 +228,8 @@ TEST_P(RelayEnds, AResetByTheSideThatWasNotEndedIsPassedOn) {
 
 TEST_P(RelayEnds, AGuestThatClosesWhileTheClientStillSendsEndsTheConnection) {
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   guest.send("too large\n");
   ASSERT_TRUE(rig.run_until([&] { return client.received() == "too large\n"; }));
   guest.close();
@@ -229,7 +240,8 @@ TEST_P(RelayEnds, AGuestThatClosesWhileTheClientStillSendsEndsTheConnection) {
 
 TEST_P(RelayEnds, BothSidesMayResetAtOnce) {
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   client.send_pattern(1, 8 * kMiB);
   guest.send_pattern(2, 8 * kMiB);
   for (int i = 0; i < 3; ++i) rig.turn();
@@ -318,7 +330,8 @@ TEST_P(RelayEnds, AClientThatEndsItsHalfDuringTheConnectWaitsForTheTimeout) {
 
 TEST_P(RelayEnds, AnIdleConnectionIsResetAfterItsTimeout) {
   Rig rig(GetParam(), {.connections = {.config = {.idle_timeout = 1s}}});
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   client.send("x");
   ASSERT_TRUE(rig.run_until([&] { return client.was_reset() && guest.was_reset(); }));
   ASSERT_TRUE(all_closed(rig));
@@ -327,7 +340,8 @@ TEST_P(RelayEnds, AnIdleConnectionIsResetAfterItsTimeout) {
 
 TEST_P(RelayEnds, AConnectionThatIsUsedIsNotIdle) {
   Rig rig(GetParam(), {.connections = {.config = {.idle_timeout = 1s}}});
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   guest.echo();
   const Nanos start = rig.world().now();
   for (std::size_t i = 1; rig.world().now() < start + 3s; ++i) {
@@ -341,7 +355,8 @@ TEST_P(RelayEnds, AConnectionThatIsUsedIsNotIdle) {
 
 TEST_P(RelayEnds, AHalfClosedConnectionIsResetAfterItsTimeout) {
   Rig rig(GetParam(), {.connections = {.config = {.half_close_timeout = 1s}}});
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  rig.accept();
   client.shutdown_write();
   ASSERT_TRUE(rig.run_until([&] { return client.was_reset(); }));
   ASSERT_TRUE(all_closed(rig));
@@ -352,7 +367,8 @@ TEST_P(RelayEnds, AHalfClosedConnectionIsResetAfterItsTimeout) {
 
 TEST_P(RelayEnds, AConnectionOutlivesItsForwardWhereThatIsAsked) {
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   rig.close_forward(ClosePolicy::kKeep);
   rig.settle();
   client.send("still here");
@@ -366,7 +382,8 @@ TEST_P(RelayEnds, AConnectionOutlivesItsForwardWhereThatIsAsked) {
 
 TEST_P(RelayEnds, AConnectionIsResetWithItsForwardWhereThatIsAsked) {
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   rig.close_forward(ClosePolicy::kReset);
   ASSERT_TRUE(rig.run_until([&] { return client.was_reset() && guest.was_reset(); }));
   ASSERT_TRUE(all_closed(rig));
@@ -383,7 +400,8 @@ TEST_P(RelayEnds, AConnectionBeingMadeIsResetWithItsForward) {
 
 TEST_P(RelayEnds, AConnectionIsDrainedForItsTimeAndThenReset) {
   Rig rig(GetParam(), {.connections = {.config = {.drain_timeout = 1s}}});
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   rig.close_forward(ClosePolicy::kDrain);
   rig.settle();
   client.send("finishing");

@@ -20,7 +20,8 @@ constexpr CloseCause kMoved{CloseSide::kNode, CloseHow::kAddressChanged};
 TEST_P(RelayGuest, ConnectionsToTheOldAddressAreResetAndNewOnesGoToTheNewOne) {
   Rig rig(GetParam());
   const Endpoint old = rig.forward().guest().endpoint;
-  auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   client.send("hello");
   ASSERT_TRUE(rig.run_until([&guest = guest] { return guest.received() == "hello"; }));
   Peer& second = rig.open().client;
@@ -32,7 +33,8 @@ TEST_P(RelayGuest, ConnectionsToTheOldAddressAreResetAndNewOnesGoToTheNewOne) {
     EXPECT_EQ(record.guest, old);
   }
   EXPECT_EQ(rig.closed(CloseSide::kNode, CloseHow::kAddressChanged), 2U);
-  auto [later, moved] = rig.open();
+  Peer& later = rig.connect();
+  Peer& moved = rig.accept();
   later.send("hello");
   ASSERT_TRUE(rig.run_until([&moved = moved] { return moved.received() == "hello"; }));
   rig.settle();
@@ -53,7 +55,8 @@ TEST_P(RelayGuest, AConnectionThatIsStillUnderWayToTheOldAddressIsResetToo) {
 
 TEST_P(RelayGuest, ConnectionsToAFormerPortGoOn) {
   Rig rig(GetParam());
-  auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   const Endpoint old = rig.forward().guest().endpoint;
   rig.worker().post(
       Worker::GuestChanged{rig.forward().shared_from_this(),
@@ -67,7 +70,8 @@ TEST_P(RelayGuest, ConnectionsToAFormerPortGoOn) {
 
 TEST_P(RelayGuest, AnAddressThatComesBackKeepsItsConnections) {
   Rig rig(GetParam());
-  auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   const GuestEndpoints old = rig.forward().guest();
   rig.move_guest();
   // The worker has heard of neither change yet.
@@ -94,7 +98,8 @@ TEST_P(RelayGuest, AClientThatWaitsForTheTapGoesToTheNewAddress) {
 
 TEST_P(RelayGuest, OnlyTheFamilyWhoseAddressChangesIsReset) {
   Rig rig(GetParam(), {.dual_stack = true});
-  auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   Peer& client_v6 = rig.connect_v6();
   ASSERT_TRUE(rig.run_until([&] { return rig.try_accept_v6() != nullptr; }));
   rig.drop_guest_v6();
@@ -110,7 +115,8 @@ TEST_P(RelayGuest, OnlyTheFamilyWhoseAddressChangesIsReset) {
 
 TEST_P(RelayGuest, AClosedForwardsConnectionsAreResetAsWell) {
   Rig rig(GetParam());
-  auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  rig.accept();
   rig.close_forward(ClosePolicy::kKeep);
   rig.settle();
   ASSERT_FALSE(client.ended());

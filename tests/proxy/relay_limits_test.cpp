@@ -123,7 +123,8 @@ TEST_P(RelayLimitsSimulated, ClientsThatComeWhileAcceptingPausesDoNotPutOffTheOt
 
 TEST_P(RelayLimits, AcceptingContinuesAsSoonAsAConnectionHasEnded) {
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   Peer& second = rig.connect();
   const FewDescriptors none(rig, 0);
   ASSERT_TRUE(rig.run_until([&] { return rig.counters().accept_pauses.get() > 0; }));
@@ -139,8 +140,10 @@ TEST_P(RelayLimits, AcceptingContinuesAsSoonAsAConnectionHasEnded) {
 TEST_P(RelayLimitsOfKernel, APipeThatTakesLessThanItHasRoomForLosesNothing) {
   const std::set<int> others = pipe_ends();
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
-  const auto [other_client, other_guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
+  Peer& other_client = rig.connect();
+  Peer& other_guest = rig.accept();
   std::string sent = "this needs a pipe at hand";
   client.send(sent);
   ASSERT_TRUE(rig.run_until([&, &guest = guest] { return guest.received() == sent; }));
@@ -199,14 +202,16 @@ TEST_P(RelayLimits, ConnectionsBeyondTheLimitAreResetAndCounted) {
   pairs[0].client.shutdown_write();
   pairs[0].guest.shutdown_write();
   ASSERT_TRUE(rig.run_until([&] { return rig.stats().connections_active == 3; }));
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   client.send("room again");
   EXPECT_TRUE(rig.run_until([&] { return guest.received() == "room again"; }));
 }
 
 TEST_P(RelayLimitsSimulated, TheBufferTowardsTheGuestGrowsForAFastClientOnly) {
   Rig rig(GetParam(), {});
-  auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   EXPECT_EQ(rig.sim()->last_receive_buffer(), 96 * 1024);
   guest.send_pattern(1, 256 * kMiB);
   ASSERT_TRUE(rig.run_until([&, &client = client] { return client.received_bytes() >= 16 * kMiB; }));
@@ -227,7 +232,8 @@ TEST_P(RelayLimitsSimulated, TheBufferTowardsTheGuestGrowsForAFastClientOnly) {
 
 TEST_P(RelayLimitsSimulated, TheBufferTowardsTheClientGrowsForAGuestThatTakesMuch) {
   Rig rig(GetParam(), {});
-  auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   client.send_pattern(1, 256 * kMiB);
   ASSERT_TRUE(rig.run_until([&, &guest = guest] { return guest.received_bytes() >= 64 * kKiB; }));
   EXPECT_EQ(rig.sim()->last_receive_buffer(), 256 * 1024);
@@ -288,7 +294,8 @@ TEST_P(RelayLimitsSimulated, HalfClosedConnectionsThatMoveBytesCostNoTurnsOfThei
 // It was ended a few milliseconds after its FIN, which came after an hour of silence.
 TEST_P(RelayLimitsSimulated, TheTimeOfAHalfClosedConnectionBeginsWithItsFin) {
   Rig rig(GetParam(), {.connections = {.config = {.half_close_timeout = 3600s, .idle_timeout = 0s}}});
-  auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   client.send("question");
   ASSERT_TRUE(rig.run_until([&, &guest = guest] { return guest.received() == "question"; }));
   rig.pass_time(7200s);
@@ -353,7 +360,8 @@ TEST_P(RelayLimitsSimulated, ResetsThatWaitForReadersAreAskedForLessAndLess) {
 TEST_P(RelayLimits, AThousandConnectionsOneAfterAnotherLeaveNothing) {
   Rig rig(GetParam(), {.connections_max = 2});
   for (int i = 0; i < 1000; ++i) {
-    const auto [client, guest] = rig.open();
+    Peer& client = rig.connect();
+    Peer& guest = rig.accept();
     guest.echo();
     client.send("hello");
     client.shutdown_write();

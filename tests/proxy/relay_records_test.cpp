@@ -65,7 +65,9 @@ INSTANTIATE_TEST_SUITE_P(Relay, RelayRecordsSimulated, testing::Values(Backend::
 TEST_P(RelayRecords, AFinNamesTheSideThatSentItFirst) {
   for (const bool by_client : {true, false}) {
     Rig rig(GetParam());
-    const auto [client, guest] = exchange(rig);
+    const Rig::Pair pair = exchange(rig);
+    Peer& client = pair.client;
+    Peer& guest = pair.guest;
     Peer& first = by_client ? client : guest;
     Peer& second = by_client ? guest : client;
     first.shutdown_write();
@@ -79,7 +81,9 @@ TEST_P(RelayRecords, AFinNamesTheSideThatSentItFirst) {
 TEST_P(RelayRecords, AResetNamesTheSideThatSentIt) {
   for (const bool by_client : {true, false}) {
     Rig rig(GetParam());
-    const auto [client, guest] = exchange(rig);
+    const Rig::Pair pair = exchange(rig);
+    Peer& client = pair.client;
+    Peer& guest = pair.guest;
     (by_client ? client : guest).reset();
     expect_exchanged(record_of(rig), {by_client ? CloseSide::kClient : CloseSide::kGuest, CloseHow::kReset},
                      ECONNRESET);
@@ -88,7 +92,8 @@ TEST_P(RelayRecords, AResetNamesTheSideThatSentIt) {
 
 TEST_P(RelayRecords, BulkIsCountedToTheByteAlsoWhereAResetCutsItShort) {
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   guest.expect_pattern(1);
   client.send_pattern(1, 5 * kMiB + 1);
   ASSERT_TRUE(rig.run_until([&] { return guest.received_bytes() == 5 * kMiB + 1; }));
@@ -121,7 +126,8 @@ TEST_P(RelayRecordsSimulated, AnErrorThatCannotBeReadIsRecordedAsWhatItWas) {
   for (const auto& [error, cause] : cases) {
     for (const CloseSide side : {CloseSide::kClient, CloseSide::kGuest}) {
       Rig rig(GetParam(), {.network = {.receive_buffer = 16 * kKiB, .send_buffer = 16 * kKiB}});
-      const auto [client, guest] = rig.open();
+      Peer& client = rig.connect();
+      Peer& guest = rig.accept();
       Peer& lost = side == CloseSide::kClient ? client : guest;
       (side == CloseSide::kClient ? guest : client).pause();
       lost.send_pattern(1, 1 * kMiB);
@@ -278,7 +284,9 @@ TEST(SpscRing, TakesNoMoreThanItHolds) {
 TEST_P(RelayRecords, LiveConnectionsAreListedAsTheyAre) {
   Rig rig(GetParam());
   EXPECT_TRUE(rig.connections().empty());
-  const auto [client, guest] = exchange(rig);
+  const Rig::Pair pair = exchange(rig);
+  Peer& client = pair.client;
+  Peer& guest = pair.guest;
   std::vector<LiveConnection> live = rig.connections();
   ASSERT_EQ(live.size(), 1u);
   EXPECT_EQ(live[0].state, LiveState::kEstablished);
@@ -311,7 +319,9 @@ TEST_P(RelayRecords, LiveConnectionsComeInPages) {
 
 TEST_P(RelayRecords, OneConnectionCanBeEndedOrAllOfThem) {
   Rig rig(GetParam());
-  const auto [client, guest] = exchange(rig);
+  const Rig::Pair pair = exchange(rig);
+  Peer& client = pair.client;
+  Peer& guest = pair.guest;
   const Rig::Pair other = rig.open();
   EXPECT_EQ(rig.end_connections(12345), 0u);
   EXPECT_EQ(rig.end_connections(rig.connections()[0].id), 1u);

@@ -73,7 +73,8 @@ TEST_P(RelayRefusal, TheyGetThroughWithin100MillisecondsOfThePortBeingOpen) {
     EXPECT_LE(rig.world().now() - opened, 100ms) << "on the simulator's own clock";
   }
   // A service that accepts once gets the client, not the probe.
-  auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   client.send("hello");
   EXPECT_TRUE(rig.run_until([&] { return guest.received() == "hello"; }));
 }
@@ -94,7 +95,8 @@ TEST_P(RelayRefusal, ItCanCloseAndOpenAgainAndAgain) {
 
 TEST_P(RelayRefusal, EstablishedConnectionsGoOn) {
   Rig rig(GetParam());
-  auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   rig.set_serving(false);
   have_one_refused(rig);
   EXPECT_TRUE(is_refused(rig));

@@ -23,7 +23,8 @@ std::string pattern(std::uint64_t seed, std::size_t bytes) {
 
 TEST_P(RelayStreams, SmallMessagesGoBackAndForth) {
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   guest.echo();
   std::string sent;
   for (int i = 0; i < 200; ++i) {
@@ -36,7 +37,8 @@ TEST_P(RelayStreams, SmallMessagesGoBackAndForth) {
 
 TEST_P(RelayStreams, Ipv6IsForwardedToo) {
   Rig rig(GetParam(), {.family = AF_INET6});
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   client.send("ping");
   guest.send("pong");
   EXPECT_TRUE(rig.run_until([&] { return guest.received() == "ping" && client.received() == "pong"; }));
@@ -44,7 +46,8 @@ TEST_P(RelayStreams, Ipv6IsForwardedToo) {
 
 TEST_P(RelayStreams, TheGuestMaySpeakFirst) {
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   guest.send("220 ready\r\n");
   EXPECT_TRUE(rig.run_until([&] { return client.received() == "220 ready\r\n"; }));
 }
@@ -52,7 +55,8 @@ TEST_P(RelayStreams, TheGuestMaySpeakFirst) {
 TEST_P(RelayStreams, BulkGoesBothWaysAtOnce) {
   constexpr std::uint64_t kBytes = 64 * kMiB;
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   client.send_pattern(1, kBytes);
   guest.send_pattern(2, kBytes);
   guest.expect_pattern(1);
@@ -73,7 +77,8 @@ TEST_P(RelayStreams, BulkGoesBothWaysAtOnce) {
 // io_uring's poll reports POLLPRI with every arrival: bulk was mistaken for urgent, and copied.
 TEST_P(RelayStreams, BulkIsSplicedAndSmallMessagesAreCopied) {
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   guest.echo();
   for (std::size_t i = 1; i <= 100; ++i) {
     client.send("x");
@@ -91,7 +96,8 @@ TEST_P(RelayStreams, BulkIsSplicedAndSmallMessagesAreCopied) {
 // Eight messages of 16 KiB were mistaken for bulk: each then cost two splices more than a copy.
 TEST_P(RelayStreams, MessagesOf16KiBAreCopied) {
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   guest.echo();
   const std::string message(16 * kKiB, 'x');
   for (std::size_t i = 1; i <= 100; ++i) {
@@ -104,7 +110,8 @@ TEST_P(RelayStreams, MessagesOf16KiBAreCopied) {
 TEST_P(RelayStreams, AStreamThatTurnsToMessagesAfterBulkIsCopiedAgain) {
   for (const std::size_t size : {std::size_t{1}, 16 * kKiB}) {
     Rig rig(GetParam());
-    const auto [client, guest] = rig.open();
+    Peer& client = rig.connect();
+    Peer& guest = rig.accept();
     client.send_pattern(1, 4 * kMiB);
     ASSERT_TRUE(rig.run_until([&] { return guest.received_bytes() == 4 * kMiB; }));
     const std::string message(size, 'x');
@@ -125,7 +132,8 @@ TEST_P(RelayStreams, ASenderIsHeldBackByAReaderThatPausesAndNothingIsLost) {
   constexpr std::uint64_t kBytes = 64 * kMiB;
   for (const bool from_client : {true, false}) {
     Rig rig(GetParam());
-    const auto [client, guest] = rig.open();
+    Peer& client = rig.connect();
+    Peer& guest = rig.accept();
     Peer& sender = from_client ? client : guest;
     Peer& reader = from_client ? guest : client;
     sender.socket().set_buffers(64 * kKiB);
@@ -148,7 +156,8 @@ TEST_P(RelayStreams, ASenderIsHeldBackByAReaderThatPausesAndNothingIsLost) {
 
 TEST_P(RelayStreams, TheOtherDirectionRunsOnWhileOneIsHeldBack) {
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   guest.socket().set_buffers(16 * kKiB);
   guest.pause();
   client.send_pattern(1, 32 * kMiB);
@@ -162,7 +171,8 @@ TEST_P(RelayStreams, TheOtherDirectionRunsOnWhileOneIsHeldBack) {
 TEST_P(RelayStreams, ASlowReaderGetsEverything) {
   constexpr std::uint64_t kBytes = 2 * kMiB;
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   guest.socket().set_buffers(128 * kKiB);
   guest.set_read_size(3000);
   client.send_pattern(3, kBytes);
@@ -178,7 +188,8 @@ TEST_P(RelayStreams, ManySegmentsOfOneByteArriveWhole) {
   constexpr std::uint64_t kBulk = 1 * kMiB;
   const std::string trickle = pattern(9, 20000);
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   client.send(pattern(8, kBulk));  // turns the direction to splicing
   ASSERT_TRUE(rig.run_until([&] { return guest.received_bytes() == kBulk; }));
   guest.socket().set_buffers(4 * kKiB);
@@ -219,7 +230,8 @@ TEST_P(RelayStreams, TwoHundredConnectionsAtOnceKeepTheirBytesApart) {
 
 TEST_P(RelayStreams, WhatIsIdleHoldsNoPipe) {
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   client.send_pattern(1, 4 * kMiB);
   guest.send_pattern(2, 4 * kMiB);
   ASSERT_TRUE(rig.run_until([&] { return client.received_bytes() + guest.received_bytes() == 8 * kMiB; }));
@@ -233,7 +245,8 @@ TEST_P(RelayStreams, WhatIsIdleHoldsNoPipe) {
 TEST_P(RelayStreams, WithoutAnyPipeEverythingStillArrives) {
   constexpr std::uint64_t kBytes = 8 * kMiB;
   Rig rig(GetParam(), {.pipes_max = 0});
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   client.send_pattern(1, kBytes);
   guest.send_pattern(2, kBytes);
   guest.expect_pattern(1);
@@ -273,7 +286,8 @@ TEST_P(RelayStreams, ConnectionsThatShareTooFewPipesAllGetThrough) {
 // An urgent byte alone is no POLLIN: it waited for the next ordinary one.
 TEST_P(RelayStreams, AnUrgentByteArrivesInItsPlaceAsAnUrgentByte) {
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   guest.socket().set_urgent_inline();
   client.send("before");
   ASSERT_TRUE(rig.run_until([&] { return guest.received() == "before"; }));
@@ -295,7 +309,8 @@ TEST_P(RelayStreams, AnUrgentByteAmidBulkNeitherWedgesNorSpins) {
   const std::string first = pattern(1, 4 * kMiB);
   const std::string second = pattern(2, 4 * kMiB);
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   guest.socket().set_urgent_inline();
   client.send(first);
   ASSERT_TRUE(rig.run_until([&] { return client.all_arrived(); }));
@@ -311,7 +326,8 @@ TEST_P(RelayStreams, AnUrgentByteAmidBulkNeitherWedgesNorSpins) {
 TEST_P(RelayStreams, AnUrgentByteWhoseSegmentComesAgainNeitherWedgesNorSpins) {
   const std::string first = pattern(1, 4 * kMiB);
   Rig rig(GetParam(), {.network = {.receive_buffer = kMiB, .send_buffer = kMiB, .segment = 64 * kKiB}});
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   guest.socket().set_urgent_inline();
   std::string sent = first;
   client.send(first);
@@ -333,7 +349,8 @@ TEST_P(RelayStreams, AnUrgentByteWhoseSegmentComesAgainNeitherWedgesNorSpins) {
 
 TEST_P(RelayStreams, AnUrgentByteBeforeTheEndNeitherWedgesNorSpins) {
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   client.send(pattern(1, 1 * kMiB));
   ASSERT_TRUE(rig.run_until([&] { return client.all_arrived() && guest.received_bytes() == 1 * kMiB; }));
   client.send_urgent('!');
@@ -346,7 +363,8 @@ TEST_P(RelayStreams, AnUrgentByteBeforeTheEndNeitherWedgesNorSpins) {
 // The urgent byte used up the rate, and a read of no bytes was mistaken for the end.
 TEST_P(RelayStreams, AnUrgentByteThatSpendsTheRateIsNotTakenForTheEnd) {
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   guest.socket().set_urgent_inline();
   rig.forward().rate[kDownstream].set_limit(1);
   client.send_urgent('!');
@@ -361,7 +379,8 @@ TEST_P(RelayStreams, AnUrgentByteThatSpendsTheRateIsNotTakenForTheEnd) {
 
 TEST_P(RelayStreams, AThousandUrgentBytesTakeNothingFromTheStream) {
   Rig rig(GetParam());
-  const auto [client, guest] = rig.open();
+  Peer& client = rig.connect();
+  Peer& guest = rig.accept();
   std::string sent;
   for (int i = 0; i < 1000; ++i) {
     const std::string message = std::to_string(i) + ";";
