@@ -4,12 +4,14 @@ configuration is wrong.
 import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 import unittest
+import uuid
 
 sys.path.insert(0, os.environ["PORTWAY_SOURCE_DIRECTORY"])
 from tests.support.fleet import LEASE_S, Fleet, require_fleet  # noqa: E402
@@ -113,7 +115,63 @@ class GatewayFailuresTest(unittest.TestCase):
         node.process.send_signal(signal.SIGCONT)
         self.assertTrue(wait_until(lambda: self.gateway.call("GET", "/instances/vm-1").status == 200))
 
+    def test_a_node_whose_certificate_has_expired_is_named(self):
+        self.start()
+        node = self.nodes[0]
+        ends = self.fleet.of_nodes.issue("n1", f"IP:{node.address}", ends_in_s=2)
+        os.rename(ends, node.pem)
+        node.reload()
+        self.assertTrue(wait_until(lambda: [fault for fault in node.call("GET", "/v1/node").json()["process"]["faults"]
+                                            if fault["part"] == "certificate"]))
+        self.gateway.kill_and_start()  # what is open stays as it is
+        self.assertTrue(wait_until(lambda: "expired" in self.refusal()), self.refusal())
+        self.assertIn(node.address, self.refusal())
+        self.assertEqual(self.gateway.call("GET", "/instances/vm-2").status, 200)
+        os.rename(self.fleet.of_nodes.issue("n1", f"IP:{node.address}"), node.pem)
+        self.assertTrue(wait_until(lambda: self.gateway.call("GET", "/instances/vm-1").status == 200))
+
+    def refusal(self):
+        """What an admin is told of vm-1's node."""
+        answer = self.gateway.call("GET", "/instances/vm-1").json()
+        return answer["detail"] if answer.get("code") == "node_unreachable" else ""
+
     # --- etcd.
+
+    def test_values_that_are_nonsense_end_nothing_and_are_counted(self):
+        self.start()
+        etcd, before = self.fleet.etcd, self.gateway.call("GET", "/port-forwards").json()
+        bad = ("nodes/n7", "state/n7/instances/vm-7", f"state/n7/forwards/vm-7/{uuid.uuid4()}", "state/n7", "nowhere/x",
+               "state/n1/instances/vm-1", f"state/n1/forwards/vm-1/{uuid.uuid4()}")  # a node mends what is its own
+        for key in bad:
+            for value in ("", "[]", '{"id": 7}', "\xff", "[" * 10000):
+                etcd.control("put", f"/portway/{key}", value)
+        etcd.control("put", f"/portway/keys/{uuid.uuid4()}", '{"role": "king"}')
+        etcd.control("put", "/portway/profiles/broken", '{"max_forwarded_ports": -1}')
+        self.assertTrue(wait_until(lambda: self.metric("portway_gateway_bad_values") == 3))
+        self.assertTrue(wait_until(lambda: self.metric('portway_fault{part="fleet"}') == 2))  # key, profile
+        late = self.fleet.gateway()  # which reads it all at once
+        for each in (self.gateway, late):
+            self.assertTrue(wait_until(lambda: each.call("GET", "/port-forwards").json() == before))
+            self.assertEqual(each.nodes(), {"n1": "up", "n2": "up"})
+            self.assertEqual(each.call("GET", "/instances/vm-1").status, 200)
+        for prefix in ("keys/", "profiles/", "nodes/n7", "nowhere/", "state/n7"):
+            etcd.control("del", "--prefix", f"/portway/{prefix}")
+        self.assertTrue(wait_until(lambda: self.metric("portway_gateway_bad_values") == 0))
+        self.assertTrue(wait_until(lambda: self.metric('portway_fault{part="fleet"}') == 0))
+
+    def test_another_cluster_in_etcds_place_is_named_and_changes_nothing(self):
+        self.start()
+        key = self.gateway.tenant_key()
+        etcd = self.fleet.etcd
+        etcd.kill()
+        shutil.rmtree(f"{etcd.directory}/data")
+        etcd.start(token="another")
+        self.assertTrue(wait_until(lambda: "cluster" in self.gateway.output(), PATIENCE_S), self.gateway.output())
+        lists = self.gateway.call("GET", "/port-forwards", key=key).json()
+        self.assertEqual((lists["stale"], len(lists["port_forwards"])), (True, 2))
+        made = self.gateway.call("POST", "/instances/vm-1/port-forwards", {"guest_port": 8080}, key=key)
+        self.assertEqual(made.status, 201, made)
+        self.assertEqual(etcd.values("/portway/"), {})  # nobody has written to what may be somebody else's
 
     def test_while_etcd_is_away_lists_are_stale_and_nodes_serve(self):
         self.start()

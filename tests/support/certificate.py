@@ -4,7 +4,9 @@ import os
 import subprocess
 import tempfile
 
-#Of openssl - ca(1), which can tell when a certificate begins.
+DAY_S = 86400
+
+# Of openssl-ca(1), which can be told when a certificate begins and ends.
 AUTHORITY = """
 [ca]
 default_ca = authority
@@ -26,18 +28,24 @@ def openssl(*arguments):
     subprocess.run(["openssl", *arguments], check=True, capture_output=True)
 
 
-def make_certificate(path, name, begins_in_s=-60):
-    """A certificate of its own authority, and its key, in one file."""
-    begin = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=begins_in_s)
+def sign(request, certificate, begins_in_s, ends_in_s, *options):
+    """By openssl-ca(1), in whose options the authority is."""
+    begin, end = (datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=each)
+                  for each in (begins_in_s, ends_in_s))
     with tempfile.TemporaryDirectory() as directory:
         with open(f"{directory}/config", "w", encoding="ascii") as file:
             file.write(AUTHORITY.format(directory=directory))
         with open(f"{directory}/index", "w", encoding="ascii"):
             pass
-        openssl("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}",
-                "-keyout", f"{path}.key", "-out", f"{directory}/request")
-        openssl("ca", "-batch", "-selfsign", "-notext", "-config", f"{directory}/config", "-keyfile", f"{path}.key", "-in",
-                f"{directory}/request", "-out", f"{path}.crt", "-startdate", f"{begin:%Y%m%d%H%M%SZ}", "-days", "1")
+        openssl("ca", "-batch", "-notext", "-config", f"{directory}/config", "-in", request, "-out", certificate,
+                "-startdate", f"{begin:%Y%m%d%H%M%SZ}", "-enddate", f"{end:%Y%m%d%H%M%SZ}", *options)
+
+
+def make_certificate(path, name, begins_in_s=-60):
+    """A certificate of its own authority, and its key, in one file."""
+    openssl("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}",
+            "-keyout", f"{path}.key", "-out", f"{path}.request")
+    sign(f"{path}.request", f"{path}.crt", begins_in_s, begins_in_s + DAY_S, "-selfsign", "-keyfile", f"{path}.key")
     join(path)
 
 
@@ -51,7 +59,7 @@ class Authority:
         openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=authority",
                 "-days", "1", "-keyout", f"{directory}/ca.key", "-out", self.certificate)
 
-    def issue(self, name, names=""):
+    def issue(self, name, names="", ends_in_s=DAY_S):
         """The path of a file with a certificate for the CN `name`, and its key. `names`: its subjectAltName, as in
         x509v3_config(5)."""
         path = tempfile.mkstemp(dir=self.directory, suffix=".pem")[1]
@@ -59,8 +67,8 @@ class Authority:
                 "-keyout", f"{path}.key", "-out", f"{path}.request")
         with open(f"{path}.extensions", "w", encoding="ascii") as file:
             file.write(f"subjectAltName = {names}\n" if names else "keyUsage = digitalSignature\n")
-        openssl("x509", "-req", "-in", f"{path}.request", "-CA", self.certificate, "-CAkey", f"{self.directory}/ca.key",
-                "-CAcreateserial", "-days", "1", "-extfile", f"{path}.extensions", "-out", f"{path}.crt")
+        sign(f"{path}.request", f"{path}.crt", 0, ends_in_s, "-extfile", f"{path}.extensions", "-cert", self.certificate,
+             "-keyfile", f"{self.directory}/ca.key")
         join(path)
         return path
 

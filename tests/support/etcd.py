@@ -33,7 +33,8 @@ class Etcd:
         self.process = None
         self.start()
 
-    def start(self):
+    def start(self, token="etcd-cluster"):
+        """With another token and without data it is another cluster."""
         tls = []
         if self.certificate:
             tls = ["--cert-file", f"{self.certificate}.crt", "--key-file", f"{self.certificate}.key",
@@ -43,7 +44,7 @@ class Etcd:
                 ["etcd", "--name", "m1", "--data-dir", f"{self.directory}/data", "--listen-client-urls", self.url,
                  "--advertise-client-urls", self.url, "--listen-peer-urls", f"http://{ADDRESS}:2380",
                  "--initial-advertise-peer-urls", f"http://{ADDRESS}:2380", "--initial-cluster",
-                 f"m1=http://{ADDRESS}:2380", "--logger", "zap", "--log-outputs", "stderr", *tls],
+                 f"m1=http://{ADDRESS}:2380", "--initial-cluster-token", token, "--logger", "zap", "--log-outputs", "stderr", *tls],
                 stdout=log, stderr=log, preexec_fn=die_with_parent)
         assert wait_until(lambda: "serving client" in self.log() or "serving insecure client" in self.log(), 60), self.log()
 
