@@ -24,4 +24,4 @@ cmake --preset "$preset" "$@" >/dev/null
 cmake --build --preset "$preset" -j "$(nproc)"
 
 step "Tests (preset $preset)"
-ctest --preset "$preset" -j $(($(nproc) + 4)) --no-label-summary  # most tests wait most of their time
+ctest --preset "$preset" -j $((4 * $(nproc))) --no-label-summary  # most tests wait most of their time
