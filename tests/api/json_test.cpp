@@ -126,7 +126,7 @@ TEST(Json, AKeyDoesNotShowItsSecret) {
   EXPECT_EQ(to_json(status).at("state"), "active");
   status.key.instance_id = "vm-1";
   status.key.expires_at = status.key.last_used_at = status.old_secret_valid_until = Timestamp();
-  status.key.old_secret.emplace();
+  status.key.old_secret = ApiKey::OldSecret{};
   status.expired = true;
   EXPECT_EQ(to_json(status).at("state"), "expired");
   EXPECT_EQ(

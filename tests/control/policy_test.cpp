@@ -7,9 +7,9 @@
 namespace portway {
 namespace {
 
-constexpr ForwardLimits kTenant = {
+const ForwardLimits kTenant = {
     .role = Role::kTenant, .profile = {}, .forwards_now = 0, .host_ports = {20000, 32767}};
-constexpr ForwardLimits kAdmin = {
+const ForwardLimits kAdmin = {
     .role = Role::kAdmin, .profile = {}, .forwards_now = 0, .host_ports = {20000, 32767}};
 
 ForwardSpec spec_for(std::uint16_t guest_port) {

@@ -40,7 +40,7 @@ class IdleGateway {
   }
 
   boost::asio::io_context io_;
-  const Config config_;
+  const Config config_ = {};
   const FleetKeys names_{"/portway/"};
   FleetEvents events_{io_, "/portway/"};
   const std::unique_ptr<FleetFollower> fleet_ =
@@ -49,7 +49,7 @@ class IdleGateway {
   const std::unique_ptr<NodeClient> nodes_ = NodeClient::create(io_.get_executor(), {}).value();
   EtcdKeyAdmin keys_{{.executor = io_.get_executor(), .etcd = etcd_, .keys = names_, .on_change = [] {}}};
   SharedProfiles profiles_{{.executor = io_.get_executor(), .etcd = etcd_, .keys = names_}};
-  const Registry no_instances_;
+  const Registry no_instances_ = {};
   Streams streams_{keys_.keys(), no_instances_};
   ApiStats stats_;
   const GatewayContext context_{.config = config_,

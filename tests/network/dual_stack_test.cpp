@@ -97,7 +97,8 @@ TEST_P(DualStackGuest, WhatItHasAtAnAddressThatItKeepsLivesWhileTheOtherOneComes
       world_->connect_as({address(kV4.client), 40001}, {address(kV4.guest), kPort + 1});
   ASSERT_EQ(error, 0) << std::strerror(error);
   const Fd accepted = accept(listener);
-  const auto change = [&](const std::vector<IpAddress>& addresses) {
+  // Clang 14 does not capture a structured binding by itself.
+  const auto change = [&, &upstream = upstream](const std::vector<IpAddress>& addresses) {
     world_->node.run([&] { EXPECT_EQ(path->change_addresses(way, addresses), way); });
     EXPECT_EQ(path->fault(way), "");
     EXPECT_EQ(exchange(accepted, upstream, "still here"), "still here");

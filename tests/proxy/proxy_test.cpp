@@ -209,7 +209,7 @@ TEST_P(ProxyTest, LimitsTurnClientsAwayAndAreCounted) {
     EXPECT_EQ(receive(first), "still here");
   }
   // Its end makes room.
-  EXPECT_TRUE(await([&] { return proxy_->forward_stats(id)->connections_active == 0; }));
+  EXPECT_TRUE(await([&, id = id] { return proxy_->forward_stats(id)->connections_active == 0; }));
   const Fd next = connect_to(port);
   const Fd served = guest.accept();
   ASSERT_EQ(::send(served.get(), "hello", 5, 0), 5);
@@ -246,7 +246,7 @@ TEST_P(ProxyTest, BytesComeNoFasterThanTheForwardsRate) {
   sender.join();
   // Half a second, less what may come at once and what a relay moves before it pays.
   EXPECT_GE(std::chrono::steady_clock::now() - began, std::chrono::milliseconds(350));
-  EXPECT_TRUE(await([&] { return proxy_->forward_stats(id)->sent_bytes == kBytes; }));
+  EXPECT_TRUE(await([&, id = id] { return proxy_->forward_stats(id)->sent_bytes == kBytes; }));
 }
 
 TEST_P(ProxyTest, AClosedForwardRefusesAtOnceAndItsPortCanBeTakenAtOnce) {
@@ -284,7 +284,7 @@ TEST_P(ProxyTest, ConnectionsOfOneForwardAreSpreadOverTheWorkers) {
     ends.push_back(guest.accept());
   }
   const auto workers = proxy_->node_stats().workers;
-  EXPECT_TRUE(await([&] { return proxy_->forward_stats(id)->connections_active == 40; }));
+  EXPECT_TRUE(await([&, id = id] { return proxy_->forward_stats(id)->connections_active == 40; }));
   for (const WorkerCounters* worker : workers) EXPECT_EQ(worker->connections_active.get(), 20U);
 }
 
@@ -880,7 +880,8 @@ TEST_P(ProxyTest, NoConnectionStaysAtAnAddressThatItsGuestHasLeftHoweverItIsUnde
     }
     return count;
   };
-  ASSERT_TRUE(await([&] { return proxy_->forward_stats(id)->connections_active + moved() == kClients; }));
+  ASSERT_TRUE(
+      await([&, id = id] { return proxy_->forward_stats(id)->connections_active + moved() == kClients; }));
   EXPECT_GT(moved(), 0U);
   EXPECT_EQ(receive(first), "error");
   for (std::optional<Fd> served; (served = left.try_accept());) EXPECT_EQ(receive(*served), "error");

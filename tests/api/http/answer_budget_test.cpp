@@ -8,7 +8,7 @@
 namespace portway {
 namespace {
 
-constexpr AnswerBudget::Payer kAlice = {.name = "tenant:alice", .has_key = true};
+const AnswerBudget::Payer kAlice = {.name = "tenant:alice", .has_key = true};
 
 /// What `payer` gets, in answers of one byte, until it is refused.
 std::size_t take_all(AnswerBudget& budget, const AnswerBudget::Payer& payer,

@@ -114,7 +114,7 @@ TEST_F(ForwardSetTest, ARowStaysAsAWholeOrIsMadeAnew) {
   EXPECT_EQ(set(std::string(kRow) + "," + kDb).at("unchanged").as_array().size(), 4U);
   const std::string second(first[1].at("id").as_string());
   EXPECT_EQ(node_.call("DELETE", std::string(kForwardSet) + "/" + second).status, 204U);
-  EXPECT_EQ(set(std::string(kRow) + "," + kDb, "?dry_run=true").at("to_create"), boost::json::array({0}));
+  EXPECT_EQ(set(std::string(kRow) + "," + kDb, "?dry_run=true").at("to_create"), boost::json::parse("[0]"));
   const auto anew = set(std::string(kRow) + "," + kDb);
   EXPECT_EQ(anew.at("created").as_array().size(), 3U);
   EXPECT_EQ(anew.at("removed").as_array().size(), 2U);
@@ -138,7 +138,7 @@ TEST_F(ForwardSetTest, ADryRunChangesNothing) {
   const auto before = Node::json(node_.call("GET", kForwardSet));
   const auto answer = set(kDb, "?dry_run=true");
   EXPECT_EQ(answer.at("dry_run"), true);
-  EXPECT_EQ(answer.at("to_create"), boost::json::array({0}));
+  EXPECT_EQ(answer.at("to_create"), boost::json::parse("[0]"));
   EXPECT_THAT(labels(answer, "created"), IsEmpty());
   EXPECT_THAT(labels(answer, "removed"), ElementsAre("web"));
   EXPECT_EQ(Node::json(node_.call("GET", kForwardSet)), before);
