@@ -204,8 +204,11 @@ std::vector<ForwardId> FleetMember::forward_ids(std::string_view instance_id) co
 
 std::optional<std::string> FleetMember::forward(std::string_view instance_id, const ForwardId& id) const {
   const Forward* forward = parts_.control.registry().find_forward(id);
-  if (forward == nullptr || forward->instance_id != instance_id) return std::nullopt;
-  return boost::json::serialize(lasting_json(parts_.control.status_of(*forward)));
+  const Instance* instance = parts_.control.registry().find_instance(instance_id);
+  if (forward == nullptr || instance == nullptr || forward->instance_id != instance_id) return std::nullopt;
+  boost::json::object value = lasting_json(parts_.control.status_of(*forward));
+  value["session_id"] = to_string(instance->session_id);
+  return boost::json::serialize(value);
 }
 
 // --- What the fleet says.

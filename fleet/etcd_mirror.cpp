@@ -75,7 +75,7 @@ class EtcdMirror::State : public std::enable_shared_from_this<State> {
 
   EtcdMirrorStats stats() const {
     EtcdMirrorStats stats = stats_;
-    stats.stale = !stats.warm || !watch_error_.empty() || !check_error_.empty();
+    stats.stale = !listed_ || !watch_error_.empty() || !check_error_.empty();
     stats.error = watch_error_.empty() ? check_error_ : watch_error_;
     return stats;
   }
@@ -189,6 +189,7 @@ asio::awaitable<void> EtcdMirror::State::watch_changes() {
       relist(batch.error().detail);
     } else {
       note(watch_error_, batch.error());
+      is_open = true;  // it may have been, and is opened again in any case
     }
   }
 }

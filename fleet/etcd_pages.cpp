@@ -1,5 +1,6 @@
 #include "fleet/etcd_pages.h"
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -18,6 +19,7 @@ Etcd::Awaitable<std::int64_t> read_all(Etcd& etcd, EtcdKeys keys, std::int64_t p
     if (!answer) co_return answer.error();
     if (revision == 0) revision = answer->header.revision;
     range = next_page(*range, *answer);
+    if (range) range->limit = std::min(page, 2 * range->limit);  // what was too large is behind it
     for (EtcdKeyValue& kv : answer->kvs) {
       if (take(std::move(kv))) continue;
       co_return EtcdError{.kind = EtcdErrorKind::kClosed, .detail = "nobody wants the rest"};

@@ -22,7 +22,8 @@ FleetFollower::FleetFollower(const boost::asio::any_io_executor& executor, const
               *this) {}
 
 void FleetFollower::end_listing(std::int64_t revision) {
-  view_.end_listing();
+  view_.become(std::move(*listed_));
+  listed_.reset();
   if (listener_ != nullptr) listener_->on_relisted(revision);
 }
 

@@ -1,6 +1,6 @@
 // Keeps a FleetView as etcd is (fleet/etcd_mirror.h). While etcd cannot be reached the view stays as it was,
-// and stats().stale is true. A whole listing replaces the view; what it does not name goes at its end, so
-// that nothing flickers.
+// and stats().stale is true. A whole listing replaces the view at its end, at once: what is in the middle of
+// a change, or of a listing that breaks off, is never seen.
 //
 // One thread only.
 #pragma once
@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "base/error.h"
@@ -56,16 +57,17 @@ class FleetFollower final : private EtcdSink {
   FleetFollower(const boost::asio::any_io_executor& executor, const FollowerOptions& options,
                 std::shared_ptr<Etcd> etcd);
 
-  void begin_listing() override { view_.begin_listing(); }
+  void begin_listing() override { listed_.emplace(keys_); }
   void end_listing(std::int64_t revision) override;
-  void put(const EtcdKeyValue& kv) override { view_.put(kv.key, kv.value); }
+  void put(const EtcdKeyValue& kv) override { (listed_ ? *listed_ : view_).put(kv.key, kv.value); }
   void erase(const std::string& key, std::int64_t /*revision*/) override { view_.erase(key); }
   void on_event(const EtcdEvent& event) override;
 
   const FleetKeys keys_;
   FleetListener* const listener_;
   FleetView view_{keys_};
-  EtcdMirror mirror_;  // goes first
+  std::optional<FleetView> listed_;  // so far
+  EtcdMirror mirror_;                // goes first
 };
 
 }  // namespace portway

@@ -45,10 +45,7 @@ bool is_shown(FleetKey::Kind kind) {
 void FleetView::put(std::string_view key, std::string value) {
   const auto parsed = keys_.parse(key);
   if (!parsed || !is_shown(parsed->kind)) return;
-  if (unlisted_) {
-    if (const auto listed = unlisted_->find(key); listed != unlisted_->end()) unlisted_->erase(listed);
-  }
-  if (put_value(*parsed, std::move(value))) {
+  if (value.size() <= kValueMax && put_value(*parsed, std::move(value))) {
     if (const auto bad = bad_.find(key); bad != bad_.end()) bad_.erase(bad);
     return;
   }
@@ -62,28 +59,12 @@ void FleetView::erase(std::string_view key) {
   if (parsed && is_shown(parsed->kind)) erase_value(*parsed);
 }
 
-void FleetView::begin_listing() {
-  unlisted_.emplace();
-  for (const auto& [id, node] : nodes_) {
-    if (node.alive) unlisted_->insert(keys_.node(id));
+void FleetView::become(FleetView listed) {
+  for (auto& [id, node] : listed.nodes_) {
+    const auto before = nodes_.find(id);
+    if (!node.registered && before != nodes_.end()) node.registered = std::move(before->second.registered);
   }
-  for (const auto& [id, entry] : entries_) {
-    if (entry.claim) unlisted_->insert(keys_.claim(id));
-    for (const auto& [node, published] : entry.published) {
-      unlisted_->insert(keys_.instance(node, id));
-      for (const auto& [forward, unused] : published.forwards) {
-        unlisted_->insert(keys_.forward(node, id, forward));
-      }
-    }
-  }
-  unlisted_->insert(bad_.begin(), bad_.end());
-}
-
-void FleetView::end_listing() {
-  if (!unlisted_) return;
-  const auto gone = std::move(*unlisted_);
-  unlisted_.reset();
-  for (const std::string& key : gone) erase(key);
+  *this = std::move(listed);
 }
 
 const FleetViewInstance* FleetView::find_instance(std::string_view id) const {
@@ -158,6 +139,15 @@ bool FleetView::put_instance(const FleetKey& key, std::string value) {
   instance.owner = text_in(*object, "owner");
   instance.metadata = metadata_in(*object);
   instance.json = std::move(value);
+  if (std::string session = text_in(*object, "session_id"); session != instance.session_id) {
+    instance.session_id = std::move(session);
+    instance.others.merge(instance.forwards);
+    for (auto at = instance.others.begin(); at != instance.others.end();) {
+      const auto forward = at++;
+      if (instance.has_session(forward->second.session_id))
+        instance.forwards.insert(instance.others.extract(forward));
+    }
+  }
   settle(entry);
   return true;
 }
@@ -173,16 +163,28 @@ bool FleetView::put_forward(const FleetKey& key, std::string value) {
     settle(at);
   }
   FleetViewInstance& instance = entry.published[key.node];
-  const auto [place, is_new] = instance.forwards.try_emplace(key.forward);
+  const bool is_new = !remove_forward(entry, instance, key.forward);
   if (is_new) ++nodes_[key.node].keys;
-  if (entry.shown == &instance && !is_new) unlist(instance, key.forward, place->second);
-  place->second = {.json = std::move(value),
-                   .guest_port = port_in(*object, "guest_port"),
-                   .host_port = port_in(*object, "host_port"),
-                   .label = text_in(*object, "label"),
-                   .state = text_in(*object, "state"),
-                   .metadata = metadata_in(*object)};
-  if (entry.shown == &instance) list(instance, key.forward, place->second);
+  FleetViewForward forward{.json = std::move(value),
+                           .session_id = text_in(*object, "session_id"),
+                           .guest_port = port_in(*object, "guest_port"),
+                           .host_port = port_in(*object, "host_port"),
+                           .label = text_in(*object, "label"),
+                           .state = text_in(*object, "state"),
+                           .metadata = metadata_in(*object)};
+  const bool is_of_session = instance.has_session(forward.session_id);
+  auto& place = is_of_session ? instance.forwards : instance.others;
+  const auto put = place.emplace(key.forward, std::move(forward)).first;
+  if (entry.shown == &instance && is_of_session) list(instance, key.forward, put->second);
+  return true;
+}
+
+/// False: there is none.
+bool FleetView::remove_forward(const Entry& entry, FleetViewInstance& instance, const ForwardId& id) {
+  const auto found = instance.forwards.find(id);
+  if (found == instance.forwards.end()) return instance.others.erase(id) != 0;
+  if (entry.shown == &instance) unlist(instance, id, found->second);
+  instance.forwards.erase(found);
   return true;
 }
 
@@ -201,7 +203,8 @@ void FleetView::erase_value(const FleetKey& key) {
     FleetViewInstance& instance = published->second;
     if (!instance.json.empty()) forget_key(key.node);
     instance.json.clear();
-    if (instance.forwards.empty()) entry->second.published.erase(published);
+    instance.session_id.clear();
+    if (instance.empty()) entry->second.published.erase(published);
   }
   settle(entry);
 }
@@ -218,12 +221,9 @@ void FleetView::erase_forward(Entries::iterator at, const FleetKey& key) {
   const auto published = entry.published.find(key.node);
   if (published == entry.published.end()) return;
   FleetViewInstance& instance = published->second;
-  const auto forward = instance.forwards.find(key.forward);
-  if (forward == instance.forwards.end()) return;
-  if (entry.shown == &instance) unlist(instance, key.forward, forward->second);
-  instance.forwards.erase(forward);
+  if (!remove_forward(entry, instance, key.forward)) return;
   forget_key(key.node);
-  if (!instance.json.empty() || !instance.forwards.empty()) return;
+  if (!instance.empty()) return;
   hide(entry);
   entry.published.erase(published);
   settle(at);

@@ -37,6 +37,7 @@ struct FleetViewNode {
 
 struct FleetViewForward {
   std::string json;
+  std::string session_id = {};  // of its instance; empty: it has not said
   std::uint16_t guest_port = 0;
   std::uint16_t host_port = 0;
   std::string label = {};
@@ -49,22 +50,32 @@ struct FleetViewInstance {
   std::string id;
   std::string node;
   std::string owner;
+  std::string session_id = {};
   Metadata metadata = {};
   std::string json;
   std::map<ForwardId, FleetViewForward> forwards = {};
+  // Of another session, which may have been another owner's: they are over, and etcd has them still.
+  std::map<ForwardId, FleetViewForward> others = {};
+
+  bool empty() const { return json.empty() && forwards.empty() && others.empty(); }
+  bool has_session(std::string_view other) const {
+    return other.empty() || session_id.empty() || other == session_id;
+  }
 };
 
 class FleetView {
  public:
+  /// A larger value is not understood.
+  static constexpr std::size_t kValueMax = std::size_t{64} << 10;
+
   explicit FleetView(FleetKeys keys) : keys_(std::move(keys)) {}
 
   /// A key of the fleet is this by now, or is no more. What is no key of the fleet, or has no good value, is
   /// as if it were not there.
   void put(std::string_view key, std::string value);
   void erase(std::string_view key);
-  /// A listing begins: what it does not name until end_listing() is no more.
-  void begin_listing();
-  void end_listing();
+  /// Becomes what was listed. What was known of nodes that are lost stays.
+  void become(FleetView listed);
 
   const std::map<std::string, FleetViewNode, std::less<>>& nodes() const { return nodes_; }
   /// nullptr: there is none.
@@ -101,6 +112,7 @@ class FleetView {
   void erase_value(const FleetKey& key);
   void erase_node(const FleetKey& key);
   void erase_forward(Entries::iterator at, const FleetKey& key);
+  bool remove_forward(const Entry& entry, FleetViewInstance& instance, const ForwardId& id);
   void forget_key(std::string_view node_id);
   void list(const FleetViewInstance& instance, const ForwardId& id, const FleetViewForward& forward);
   void unlist(const FleetViewInstance& instance, const ForwardId& id, const FleetViewForward& forward);
@@ -108,7 +120,7 @@ class FleetView {
   void hide(Entry& entry);
   void settle(Entries::iterator entry);
 
-  const FleetKeys keys_;
+  FleetKeys keys_;
   std::map<std::string, FleetViewNode, std::less<>> nodes_;
   Entries entries_;
   std::map<std::string, const FleetViewInstance*, std::less<>> shown_;            // by id
@@ -116,7 +128,6 @@ class FleetView {
   Forwards by_creation_;                                                          // of what is shown
   Forwards by_host_port_;
   std::set<std::string, std::less<>> bad_;
-  std::optional<std::set<std::string, std::less<>>> unlisted_;  // keys that a listing has not named yet
 };
 
 }  // namespace portway

@@ -433,6 +433,7 @@ asio::awaitable<void> Publisher::State::watch_changes() {
         co_return;
       }
       note_error(Task::kFollow, batch.error());
+      is_open = true;  // it may have been, and is opened again in any case
       continue;
     }
     note_success(Task::kFollow);

@@ -43,6 +43,7 @@ boost::json::object entry_of(const FleetView& view, const FleetViewInstance& ins
 boost::json::object entry_of(const FleetView& view, const FleetViewInstance& instance,
                              const FleetViewForward& forward) {
   boost::json::object out = object_in(forward.json);
+  out.erase("session_id");
   add_node(out, view, instance);
   const auto node = view.nodes().find(instance.node);
   if (node != view.nodes().end() && node->second.registered)

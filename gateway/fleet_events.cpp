@@ -52,6 +52,14 @@ boost::json::object data_of(std::string_view node, std::string_view instance_id,
   return data;
 }
 
+/// What every event about a forward has besides.
+void add_forward(boost::json::object& data, const ForwardId& id, const boost::json::object& forward) {
+  data["forward_id"] = to_string(id);
+  for (const std::string_view name : {"guest_port", "host_port", "label"}) {
+    if (const auto* value = forward.if_contains(name)) data[name] = *value;
+  }
+}
+
 std::string_view type_of_instance(const boost::json::object& before, const boost::json::object& after) {
   const bool is_running = text_of(after, "state") == "running";
   if (text_of(before, "session_id") != text_of(after, "session_id")) {
@@ -171,7 +179,6 @@ void FleetEvents::on_relisted(std::int64_t revision) {
   const std::int64_t highest = std::max(revision, known_after_.revision);
   known_after_ = {.revision = std::max(highest, last_.revision), .change = UINT32_MAX};
   last_ = {.revision = revision, .change = UINT32_MAX};  // whatever was in it is in the listing
-  ended_.clear();
   ++gaps_;
   end_waiting();
   for (Subscription* each : subscriptions_) each->tell(nullptr);
@@ -186,8 +193,7 @@ void FleetEvents::on_claim(const EtcdEvent& event, const FleetKey& key) {
   const auto object = entry_of(*view_, *instance);
   auto data = data_of(instance->node, instance->id, object);
   data["instance"] = object;
-  keep({.id = last_,
-        .type = "instance.started",
+  keep({.type = "instance.started",
         .owner = instance->owner,
         .instance_id = instance->id,
         .data = boost::json::serialize(data)});
@@ -200,45 +206,54 @@ void FleetEvents::on_instance(const EtcdEvent& event, const FleetKey& key) {
   // What a node says that does not have the instance is no event: not yet, or not any more.
   if (is_put ? shown == nullptr || shown->node != key.node : shown != nullptr || before.empty()) return;
   const auto after = is_put ? object_of(event.kv.value) : boost::json::object();
-  if (is_put && !before.empty()) end_session(key, before, after, *shown);
+  const bool has_new_owner = is_put && !before.empty() && text_of(before, "owner") != text_of(after, "owner");
+  const bool same_session = is_put && text_of(before, "session_id") == shown->session_id;
+  if (has_new_owner) tell_owner_before(key, before, same_session);
   auto data = data_of(key.node, key.instance_id, is_put ? after : before);
   if (is_put) data["instance"] = entry_of(*view_, *shown);
-  keep({.id = last_,
-        .type = is_put ? type_of_instance(before, after) : "instance.deleted",
+  keep({.type = is_put ? type_of_instance(before, after) : "instance.deleted",
         .owner = std::string(text_of(is_put ? after : before, "owner")),
+        .instance_id = key.instance_id,
+        .data = boost::json::serialize(data)});
+  if (has_new_owner && same_session) tell_forwards(*shown);
+}
+
+/// It is over for that one: the instance with its session, or that it sees it.
+void FleetEvents::tell_owner_before(const FleetKey& key, const boost::json::object& before,
+                                    bool same_session) {
+  auto data = data_of(key.node, key.instance_id, before);
+  if (same_session) data["lost"] = true;
+  keep({.type = same_session ? "instance.updated" : "instance.deleted",
+        .owner = std::string(text_of(before, "owner")),
         .instance_id = key.instance_id,
         .data = boost::json::serialize(data)});
 }
 
-/// What was the other owner's is over for it; and what is still there of another session is not told as an
-/// event of this one.
-void FleetEvents::end_session(const FleetKey& key, const boost::json::object& before,
-                              const boost::json::object& after, const FleetViewInstance& shown) {
-  if (text_of(before, "session_id") == text_of(after, "session_id")) return;
-  for (const auto& [id, forward] : shown.forwards) ended_.insert(id);
-  if (text_of(before, "owner") == text_of(after, "owner")) return;
-  keep({.id = last_,
-        .type = "instance.deleted",
-        .owner = std::string(text_of(before, "owner")),
-        .instance_id = key.instance_id,
-        .data = boost::json::serialize(data_of(key.node, key.instance_id, before))});
+/// The forwards of an instance whose owner is another one now: to that one they are new.
+void FleetEvents::tell_forwards(const FleetViewInstance& shown) {
+  for (const auto& [id, forward] : shown.forwards) {
+    auto data = data_of(shown.node, shown.id, object_of(shown.json));
+    add_forward(data, id, object_of(forward.json));
+    data["port_forward"] = entry_of(*view_, shown, forward);
+    keep({.type = "forward.updated",
+          .owner = shown.owner,
+          .instance_id = shown.id,
+          .data = boost::json::serialize(data)});
+  }
 }
 
 void FleetEvents::on_forward(const EtcdEvent& event, const FleetKey& key) {
-  if (ended_.erase(key.forward) != 0 && event.type == EtcdEvent::Type::kDelete) return;
   const FleetViewInstance* shown = view_->find_instance(key.instance_id);
   if (shown == nullptr || shown->node != key.node) return;
   const auto before = object_of(event.prev_kv ? event.prev_kv->value : "");
   const bool is_put = event.type == EtcdEvent::Type::kPut;
   const auto put = shown->forwards.find(key.forward);
-  if (is_put && put == shown->forwards.end()) return;  // it was not understood
+  if (is_put && put == shown->forwards.end()) return;  // it was not understood, or is of another session
   const auto after = is_put ? object_of(event.kv.value) : boost::json::object();
   const auto& forward = is_put ? after : before;
+  if (!shown->has_session(text_of(forward, "session_id"))) return;  // it has ended with its session
   auto data = data_of(key.node, key.instance_id, object_of(shown->json));
-  data["forward_id"] = to_string(key.forward);
-  for (const std::string_view name : {"guest_port", "host_port", "label"}) {
-    if (const auto* value = forward.if_contains(name)) data[name] = *value;
-  }
+  add_forward(data, key.forward, forward);
   std::string_view type = "forward.deleted";
   if (is_put) {
     data["port_forward"] = entry_of(*view_, *shown, put->second);
@@ -246,8 +261,7 @@ void FleetEvents::on_forward(const EtcdEvent& event, const FleetKey& key) {
            : text_of(before, "state") != text_of(after, "state") ? "forward.state_changed"
                                                                  : "forward.updated";
   }
-  keep({.id = last_,
-        .type = type,
+  keep({.type = type,
         .owner = shown->owner,
         .instance_id = key.instance_id,
         .data = boost::json::serialize(data)});
@@ -268,14 +282,16 @@ void FleetEvents::on_node(const EtcdEvent& event, const FleetKey& key) {
     return;  // its load
   }
   const boost::json::object data{{"time", to_rfc3339(now())}, {"node", key.node}};
-  keep({.id = last_, .type = type, .data = boost::json::serialize(data)});
+  keep({.type = type, .data = boost::json::serialize(data)});
 }
 
 void FleetEvents::keep(FleetEvent event) {
+  if (!kept_.empty() && !(kept_.back().id < last_)) ++last_.change;  // another one of the same change
+  event.id = last_;
   bytes_ += size_of(event);
   kept_.push_back(std::move(event));
   while (kept_.size() > kKept || bytes_ > kBytesKept) {
-    known_after_ = kept_.front().id;
+    known_after_ = std::max(known_after_, kept_.front().id);
     bytes_ -= size_of(kept_.front());
     kept_.pop_front();
     ++first_;

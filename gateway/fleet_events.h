@@ -1,8 +1,8 @@
 // What happens in the fleet, as one stream: what etcd says of changes, in etcd's order.
 //
-// An event's id is the revision of etcd and the number of the change in it, so all gateways give an event the
-// same id, and a reader continues at whichever gateway it finds. A node's own GET /events has more: what is
-// not state, such as refused clients.
+// An event's id is the revision of etcd and the number of the change in it (or more, if several events follow
+// from one change), so all gateways give an event the same id, and a reader continues at whichever gateway it
+// finds. A node's own GET /events has more: what is not state, such as refused clients.
 //
 // The last events are kept. A reader that was away for longer, or for a time of which this gateway does not
 // know everything (it has started since, or etcd was restored from a backup), learns so (a gap) and reads the
@@ -23,7 +23,6 @@
 #include <list>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <string_view>
 #include <tuple>
@@ -45,11 +44,11 @@ struct FleetEventId {
 };
 
 struct FleetEvent {
-  FleetEventId id;
   std::string_view type;         // of static storage duration
   std::string owner = {};        // the tenant whose keys see it, besides admins'; empty: admins only
   std::string instance_id = {};  // empty: it is about a node
   std::string data = {};         // JSON
+  FleetEventId id = {};
 };
 
 class FleetEvents final : public FleetListener {
@@ -87,8 +86,8 @@ class FleetEvents final : public FleetListener {
 
   void on_claim(const EtcdEvent& event, const FleetKey& key);
   void on_instance(const EtcdEvent& event, const FleetKey& key);
-  void end_session(const FleetKey& key, const boost::json::object& before, const boost::json::object& after,
-                   const FleetViewInstance& shown);
+  void tell_owner_before(const FleetKey& key, const boost::json::object& before, bool same_session);
+  void tell_forwards(const FleetViewInstance& shown);
   void on_forward(const EtcdEvent& event, const FleetKey& key);
   void on_node(const EtcdEvent& event, const FleetKey& key);
   void keep(FleetEvent event);
@@ -100,10 +99,9 @@ class FleetEvents final : public FleetListener {
   std::deque<FleetEvent> kept_;
   std::uint64_t first_ = 0;  // number of the first one that is kept
   std::size_t bytes_ = 0;
-  FleetEventId known_after_;   // every event after this one is kept, or is to come
-  FleetEventId last_;          // the last change, with or without an event
-  std::uint64_t gaps_ = 0;     // how often a listing had to stand for events
-  std::set<ForwardId> ended_;  // forwards of sessions that are over; etcd has them still
+  FleetEventId known_after_;  // every event after this one is kept, or is to come
+  FleetEventId last_;         // the last change, with or without an event
+  std::uint64_t gaps_ = 0;    // how often a listing had to stand for events
   Subscriptions subscriptions_;
   std::list<boost::asio::steady_timer> waiting_;  // in next_change()
 };

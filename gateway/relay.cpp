@@ -25,6 +25,7 @@ using std::chrono::seconds;
 // Of a node that is not there: about the time in which a lease ends, or a daemon starts again.
 constexpr seconds kRetryLost(10);
 constexpr seconds kRetryBusy(1);
+constexpr seconds kRetryStale(2);
 
 /// What a node needs of a request; the rest is about the connection to the gateway.
 constexpr auto kPassedOn = std::to_array<std::string_view>(
@@ -202,8 +203,9 @@ Result<const FleetViewInstance*> find_instance(const GatewayContext& gateway, co
                                                std::string_view id) {
   if (auto warm = check_warm(gateway); !warm) return warm.error();
   const FleetViewInstance* instance = gateway.fleet.view().find_instance(id);
-  if (instance == nullptr || !caller.sees(instance->owner, instance->id)) return no_such_instance();
-  return instance;
+  if (instance != nullptr && caller.sees(instance->owner, instance->id)) return instance;
+  if (auto certain = check_certain(gateway); !certain) return certain.error();
+  return no_such_instance();
 }
 
 Result<void> check_warm(const GatewayContext& gateway) {
@@ -211,6 +213,16 @@ Result<void> check_warm(const GatewayContext& gateway) {
   if (stats.warm) return {};
   return Error{ErrorCode::kStoreUnavailable,
                "This gateway has not read the fleet from etcd yet; its log has the reason."};
+}
+
+Result<void> check_certain(const GatewayContext& gateway) {
+  if (!gateway.fleet.stats().stale) return {};
+  return Error{.code = ErrorCode::kStoreUnavailable,
+               .detail =
+                   "This gateway cannot tell now which node has the instance, or whether one has: it does "
+                   "not hear from "
+                   "etcd. Try again in a moment.",
+               .retry_after = kRetryStale};
 }
 
 awaitable<Result<Response>> relay(const GatewayContext& gateway, std::string node_id, const Call& call,

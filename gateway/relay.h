@@ -20,7 +20,10 @@ namespace portway {
 /// kStoreUnavailable until the fleet was read once.
 Result<void> check_warm(const GatewayContext& gateway);
 
-/// The instance that a call names, if its caller sees it. kNotFound; check_warm()'s error.
+/// kStoreUnavailable while etcd may know more than this gateway.
+Result<void> check_certain(const GatewayContext& gateway);
+
+/// The instance that a call names, if its caller sees it. kNotFound; the errors of both checks.
 Result<const FleetViewInstance*> find_instance(const GatewayContext& gateway, const Principal& caller,
                                                std::string_view id);
 

@@ -41,12 +41,33 @@ Result<Response> list_fleet_instances(const GatewayContext& gateway, const Call&
   return with_fleet_event_id(gateway, json_response(200, body));
 }
 
-/// Until this gateway knows that the node has the instance, so that the caller can go on with it here.
-awaitable<void> wait_until_known(const GatewayContext& gateway, std::string id, std::string node) {
+struct PutInstance {
+  std::string id;
+  std::string node;
+  std::string session_id = {};  // empty: the node's answer does not say
+  std::string owner = {};
+};
+
+PutInstance instance_put_on(std::string node, std::string id, std::string_view answer) {
+  PutInstance put{.id = std::move(id), .node = std::move(node)};
+  boost::system::error_code error;
+  const auto body = boost::json::parse(answer, error);
+  const auto member = [&](const char* name) {
+    const auto* value = error ? nullptr : body.find_pointer(name, error);
+    return value != nullptr && value->is_string() ? std::string(value->get_string()) : std::string();
+  };
+  put.session_id = member("/instance/session_id");
+  put.owner = member("/instance/owner");
+  return put;
+}
+
+/// Until this gateway knows of it, so that the caller, and the owner, can go on with it here.
+awaitable<void> wait_until_known(const GatewayContext& gateway, PutInstance put) {
   const auto deadline = std::chrono::steady_clock::now() + kInstanceKnownWithin;
   const auto is_known = [&] {
-    const FleetViewInstance* instance = gateway.fleet.view().find_instance(id);
-    return instance != nullptr && instance->node == node;
+    const FleetViewInstance* instance = gateway.fleet.view().find_instance(put.id);
+    return instance != nullptr && instance->node == put.node && instance->session_id == put.session_id &&
+           instance->owner == put.owner;
   };
   while (!is_known()) {  // GCC 12 awaits what is behind a && whatever is before it
     if (!co_await gateway.events.next_change(deadline)) co_return;
@@ -58,12 +79,19 @@ awaitable<Result<Response>> put_fleet_instance(const GatewayContext& gateway, co
   const std::string& id = call.path[0];
   std::optional<std::string> node = call.query[kOnNode];
   const FleetViewInstance* known = gateway.fleet.view().find_instance(id);
-  if (!node && known == nullptr) {
+  if (!node && known == nullptr && check_certain(gateway)) {
     co_return Error{ErrorCode::kInvalidRequest,
                     "No node has this instance yet: say which one does, by ?node=ID; GET /nodes lists them.",
                     "node"};
   }
-  if (!node) node = known->node;
+  if (!node) {  // a view that is out of date could begin a session where the instance was before
+    if (auto certain = check_certain(gateway); !certain) {
+      Error error = certain.error();
+      error.detail += " Or say which node it is to be on, by ?node=ID.";
+      co_return error;
+    }
+    node = known->node;
+  }
   std::string target = path_and_query(call.request.target, kOnNode.name);  // the parameter is for the gateway
   auto response = co_await relay(gateway, *node, call, std::move(target));
   if (!response && response.error().code == ErrorCode::kNotFound) {
@@ -73,7 +101,7 @@ awaitable<Result<Response>> put_fleet_instance(const GatewayContext& gateway, co
     co_return error;
   }
   if (response && (response->status == 200 || response->status == 201))
-    co_await wait_until_known(gateway, id, *node);
+    co_await wait_until_known(gateway, instance_put_on(*node, id, response->body));
   co_return response;
 }
 

@@ -22,6 +22,7 @@
 #include "api/instance_page.h"
 #include "api/selector.h"
 #include "base/into.h"
+#include "fleet/fleet_keys.h"
 #include "gateway/relay.h"
 #include "gateway/resources.h"
 #include "gateway/view_page.h"
@@ -43,6 +44,7 @@ struct UsageRound {
 
   const GatewayContext& gateway;
   NodeRequest request = {};
+  std::size_t limit = 0;  // entries that a node is asked for
   std::vector<std::string> nodes = {};
   std::size_t next = 0;  // of `nodes`
   std::size_t asking = 0;
@@ -59,10 +61,10 @@ bool take_usage(UsageRound& round, const std::string& node, const NodeAnswer& an
   auto body = boost::json::parse(answer.body, error);
   if (error || !body.is_object()) return false;
   auto* list = body.get_object().if_contains("usage");
-  if (list == nullptr || !list->is_array()) return false;
+  if (list == nullptr || !list->is_array() || list->get_array().size() > round.limit) return false;
   for (boost::json::value& each : list->get_array()) {
     const auto* id = each.is_object() ? each.get_object().if_contains("instance_id") : nullptr;
-    if (id == nullptr || !id->is_string()) return false;
+    if (id == nullptr || !id->is_string() || !is_fleet_id(id->get_string())) return false;
     std::string name(id->get_string());
     // A node that had it before may still know of it.
     const FleetViewInstance* instance = round.gateway.fleet.view().find_instance(name);
@@ -99,13 +101,12 @@ awaitable<void> ask_all_for_usage(std::shared_ptr<UsageRound> round) {
 }
 
 /// `last`: the page's last id, if there are more.
-boost::json::object merged_usage(UsageRound& round, const std::optional<std::string>& last,
-                                 std::size_t limit) {
+boost::json::object merged_usage(UsageRound& round, const std::optional<std::string>& last) {
   boost::json::object body;
   boost::json::array list;
   for (auto& [id, entry] : round.entries) {
     if (last && id > *last) break;
-    if (list.size() == limit) {
+    if (list.size() == round.limit) {
       body["next_cursor"] = list.back().at("instance_id");
       break;
     }
@@ -130,10 +131,11 @@ awaitable<Result<Response>> list_fleet_usage(const GatewayContext& gateway, cons
   const auto round = std::make_shared<UsageRound>(gateway, co_await boost::asio::this_coro::executor);
   round->nodes.assign(nodes.begin(), nodes.end());
   round->request = request_for_node(call, path_and_query(call.request.target));
+  round->limit = call.query[kPageLimit];
   round->request.whole_max = kAnswerMax;
   round->request.answer_timeout = kAnswerWithin;
   co_await ask_all_for_usage(round);
-  boost::json::object body = merged_usage(*round, page.next_cursor, call.query[kPageLimit]);
+  boost::json::object body = merged_usage(*round, page.next_cursor);
   mark_stale(gateway, body);
   co_return json_response(200, body);
 }

@@ -46,7 +46,7 @@ class FleetTest(unittest.TestCase):
             wanted[f"/portway/state/{name}/instances/{instance['id']}"] = instance
             for forward in node.call("GET", f"/instances/{instance['id']}/port-forwards").json()["port_forwards"]:
                 wanted[f"/portway/state/{name}/forwards/{instance['id']}/{forward['id']}"] = {
-                    key: value for key, value in forward.items() if key not in USAGE}
+                    **{key: value for key, value in forward.items() if key not in USAGE}, "session_id": instance["session_id"]}
         found = {key: json.loads(value) for key, value in self.etcd.values(f"/portway/state/{name}/").items()}
         self.difference = (wanted, found)
         return found == wanted

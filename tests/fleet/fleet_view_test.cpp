@@ -95,7 +95,7 @@ TEST_F(FleetViewTest, ListsByIdInPagesAndByOwner) {
   EXPECT_THAT(ids("bob"), ElementsAre("vm-a", "vm-b"));
 }
 
-TEST_F(FleetViewTest, WhatAListingDoesNotNameIsNoMore) {
+TEST_F(FleetViewTest, BecomesWhatWasListedAndKnowsItsLostNodes) {
   live("n1");
   live("n2");
   for (const char* id : {"vm-a", "vm-b"}) {
@@ -104,17 +104,67 @@ TEST_F(FleetViewTest, WhatAListingDoesNotNameIsNoMore) {
     forward("n1", id);
   }
   view_.put(keys_.claim("vm-c"), "nonsense");
-  view_.begin_listing();
-  live("n1");
-  claim("vm-a", "n1");
-  publish("n1", "vm-a", "bob");
-  EXPECT_EQ(view_.instance_count(), 2U);  // nothing flickers
-  view_.end_listing();
+  FleetView listed(keys_);
+  const auto put = [&](const std::string& key, const std::string& value) { listed.put(key, value); };
+  put(keys_.claim("vm-a"), to_json(Claim{.node = "n1", .session_id = make_uuid(), .began = now()}));
+  put(keys_.instance("n1", "vm-a"), R"({"id":"vm-a","owner":"bob"})");
+  EXPECT_EQ(view_.instance_count(), 2U);
+  view_.become(std::move(listed));
   EXPECT_THAT(ids(), ElementsAre("vm-a"));
   EXPECT_THAT(ids("bob"), ElementsAre("vm-a"));
   EXPECT_EQ(view_.forward_count(), 0U);
-  EXPECT_EQ(view_.nodes().size(), 1U);
   EXPECT_EQ(view_.bad_values(), 0U);
+  ASSERT_EQ(view_.nodes().size(), 1U);
+  EXPECT_FALSE(view_.nodes().at("n1").alive);
+  EXPECT_EQ(view_.nodes().at("n1").registered->record.address, "https://n1");  // as it was last
+  const ForwardId id = forward("n1", "vm-a");
+  EXPECT_TRUE(view_.find_instance("vm-a")->forwards.contains(id));
+  view_.erase(keys_.instance("n1", "vm-a"));
+  EXPECT_EQ(view_.forward_count(), 0U);
+}
+
+// The session that was before may have been another owner's, and its forwards go from etcd in their time.
+TEST_F(FleetViewTest, ForwardsOfAnotherSessionAreNotShown) {
+  const auto publish_session = [&](const std::string& owner, const std::string& session) {
+    view_.put(keys_.instance("n1", "vm-a"),
+              R"({"owner":")" + owner + R"(","session_id":")" + session + R"("})");
+  };
+  const auto put_forward = [&](const ForwardId& id, const std::string& session) {
+    view_.put(keys_.forward("n1", "vm-a", id), R"({"host_port":20001,"session_id":")" + session + R"("})");
+  };
+  const ForwardId first = make_uuid();
+  const ForwardId second = make_uuid();
+  claim("vm-a", "n1");
+  publish_session("alice", "s1");
+  put_forward(first, "s1");
+  EXPECT_EQ(view_.forward_count(), 1U);
+  publish_session("bob", "s2");
+  EXPECT_EQ(view_.forward_count(), 0U);
+  EXPECT_THAT(view_.find_instance("vm-a")->forwards, IsEmpty());
+  put_forward(first, "s1");  // as it was
+  put_forward(second, "s2");
+  EXPECT_EQ(view_.forward_count(), 1U);
+  EXPECT_EQ(view_.forwards_by_host_port().begin()->first.id, second);
+  view_.erase(keys_.forward("n1", "vm-a", first));
+  EXPECT_EQ(view_.forward_count(), 1U);
+  // A forward that comes before its instance's record is seen with it.
+  const ForwardId third = make_uuid();
+  put_forward(third, "s3");
+  EXPECT_EQ(view_.forward_count(), 1U);
+  publish_session("bob", "s3");
+  EXPECT_EQ(view_.forwards_by_creation().begin()->first.id, third);
+  EXPECT_EQ(view_.forward_count(), 1U);
+  view_.erase(keys_.forward("n1", "vm-a", second));
+  view_.erase(keys_.forward("n1", "vm-a", third));
+  view_.erase(keys_.instance("n1", "vm-a"));
+  EXPECT_THAT(view_.nodes(), IsEmpty());
+}
+
+TEST_F(FleetViewTest, AHugeValueIsNotUnderstood) {
+  claim("vm-a", "n1");
+  publish("n1", "vm-a", std::string(FleetView::kValueMax, 'a'));
+  EXPECT_EQ(view_.find_instance("vm-a"), nullptr);
+  EXPECT_EQ(view_.bad_values(), 1U);
 }
 
 TEST_F(FleetViewTest, AValueThatIsNotUnderstoodIsAsIfItWereNotThere) {

@@ -135,7 +135,7 @@ TEST_F(FleetEventsTest, TenantsSeeTheirOwn) {
 TEST_F(FleetEventsTest, WhatWasAnotherOwnersIsNotTold) {
   const std::string forward = keys_.forward("n1", "vm-a", make_uuid());
   publish("n1", "vm-a", "alice", "s1");
-  put(forward, R"({"guest_port":80,"label":"of alice"})");
+  put(forward, R"({"guest_port":80,"label":"of alice","session_id":"s1"})");
   auto alice = events_.subscribe(tenant("alice"), "");
   auto bob = events_.subscribe(tenant("bob"), "");
   publish("n1", "vm-a", "bob", "s2");
@@ -144,7 +144,26 @@ TEST_F(FleetEventsTest, WhatWasAnotherOwnersIsNotTold) {
   put(own, R"({"guest_port":81})");
   erase(own);
   EXPECT_THAT(read(*alice), ElementsAre("4.1 instance.deleted"));
-  EXPECT_THAT(read(*bob), ElementsAre("4.1 instance.started", "6.1 forward.created", "7.1 forward.deleted"));
+  EXPECT_THAT(read(*bob), ElementsAre("4.2 instance.started", "6.1 forward.created", "7.1 forward.deleted"));
+}
+
+TEST_F(FleetEventsTest, ANewOwnerOfTheSameSessionIsToldOfItsForwards) {
+  const ForwardId id = make_uuid();
+  publish("n1", "vm-a", "alice", "s1");
+  put(keys_.forward("n1", "vm-a", id), R"({"guest_port":80,"session_id":"s1"})");
+  put(keys_.forward("n1", "vm-a", make_uuid()), R"({"guest_port":81,"session_id":"s1"})");
+  auto alice = events_.subscribe(tenant("alice"), "");
+  auto bob = events_.subscribe(tenant("bob"), "");
+  publish("n1", "vm-a", "bob", "s1");
+  const auto lost = alice->next();
+  ASSERT_TRUE(lost);
+  EXPECT_THAT(lost->text, AllOf(HasSubstr("instance.updated"), HasSubstr(R"("lost":true)")));
+  EXPECT_THAT(read(*alice), IsEmpty());
+  EXPECT_THAT(read(*bob), ElementsAre("5.2 instance.updated", "5.3 forward.updated", "5.4 forward.updated"));
+  EXPECT_THAT(read_after("5.2", tenant("bob")), testing::SizeIs(2));  // each has an id of its own
+  EXPECT_EQ(events_.last_id(), "5.4");
+  publish("n1", "vm-b", "bob", "s9", true);
+  EXPECT_THAT(read_after("5.4"), ElementsAre("5.5 instance.started"));
 }
 
 TEST_F(FleetEventsTest, AnIdOfBeforeARestoreIsNeverContinued) {
@@ -196,10 +215,20 @@ TEST_F(FleetEventsTest, KeepsTheLastOnes) {
   EXPECT_THAT(read(*slow), ElementsAre(HasSubstr(" reset")));  // the first one went
   EXPECT_EQ(read_after("2.1").size(), FleetEvents::kKept);
   EXPECT_THAT(read_after("2.0"), ElementsAre(HasSubstr(" reset")));
+  // Ids of a history that was restored away stay unknown, however much follows.
+  events_.on_relisted(revision_);
+  const auto before = std::to_string(revision_) + ".1";
+  revision_ = 50;
+  events_.on_relisted(revision_);
+  for (std::size_t i = 0; i < FleetEvents::kKept + 9; ++i)
+    publish("n1", "vm-a", "alice", "s" + std::to_string(i));
+  EXPECT_LT(revision_, 1000 + static_cast<std::int64_t>(FleetEvents::kKept));
+  EXPECT_THAT(read_after(before), ElementsAre(HasSubstr(" reset")));
   // Few large ones take the place of many.
-  const std::string much(FleetEvents::kBytesKept / 4, 'x');
-  for (int i = 0; i < 8; ++i) publish("n1", "vm-a", "alice", much + std::to_string(i));
-  EXPECT_THAT(read_after(std::to_string(revision_ - 8) + ".1"), ElementsAre(HasSubstr(" reset")));
+  const std::string much(FleetView::kValueMax - 1000, 'x');
+  constexpr int kMany = FleetEvents::kBytesKept / FleetView::kValueMax;
+  for (int i = 0; i < kMany; ++i) publish("n1", "vm-a", "alice", much + std::to_string(i));
+  EXPECT_THAT(read_after(std::to_string(revision_ - kMany) + ".1"), ElementsAre(HasSubstr(" reset")));
   EXPECT_THAT(read_after(std::to_string(revision_ - 1) + ".1"), testing::SizeIs(1));
 }
 

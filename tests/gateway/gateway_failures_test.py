@@ -184,6 +184,12 @@ class GatewayFailuresTest(unittest.TestCase):
         made = self.gateway.call("POST", "/instances/vm-1/port-forwards", {"guest_port": 8080}, key=key)
         self.assertEqual(made.status, 201, made)
         self.assertEqual(self.gateway.call("GET", "/instances/vm-1/port-forwards").json()["stale"], True)
+        # Nobody can say now that an instance is nowhere, or still where it was.
+        for method, target in (("GET", "/instances/vm-9"), ("DELETE", "/instances/vm-9"), ("PUT", "/instances/vm-9"),
+                               ("PUT", "/instances/vm-1")):
+            answer = self.gateway.call(method, target, {} if method == "PUT" else None)
+            self.assertEqual((answer.status, answer.json()["code"]), (503, "store_unavailable"), answer)
+        self.assertEqual(self.gateway.put_on("n1", "vm-1").status, 200)
         for method, target, body in (("POST", "/api-keys", {"role": "tenant", "owner": "bob"}),
                                      ("PUT", "/profiles/large", {"max_forwarded_ports": 9})):
             answer = self.gateway.call(method, target, body)
