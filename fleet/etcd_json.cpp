@@ -291,7 +291,6 @@ EtcdEvent event_of(const EtcdFields& fields) {
   }
   if (!fields.has("kv")) fields.fail("kv");
   fields.object("kv", [&](const EtcdFields& kv) { out.kv = key_value_of(kv); });
-  fields.object("prev_kv", [&](const EtcdFields& kv) { out.prev_kv = key_value_of(kv); });
   return out;
 }
 
@@ -480,7 +479,6 @@ std::string etcd_watch_json(const EtcdWatchRequest& request) {
   json::object create;
   add_keys(create, request.keys);
   if (request.start_revision != 0) create["start_revision"] = as_text(request.start_revision);
-  if (request.prev_kv) create["prev_kv"] = true;
   // Without it a batch could have a thousand revisions, however large they are.
   create["fragment"] = true;
   json::object out;

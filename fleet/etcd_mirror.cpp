@@ -164,8 +164,7 @@ asio::awaitable<bool> EtcdMirror::State::list() {
   ++stats_.listings;
   stats_.warm = true;
   stats_.revision = *revision;
-  watch_ =
-      etcd_->watch({.keys = options_.keys, .start_revision = *revision + 1, .prev_kv = options_.prev_kv});
+  watch_ = etcd_->watch({.keys = options_.keys, .start_revision = *revision + 1});
   listed_ = true;
   sink_.end_listing(*revision);
   moved_.cancel();

@@ -39,7 +39,6 @@ class EtcdSink {
 
 struct EtcdMirrorOptions {
   EtcdKeys keys;
-  bool prev_kv = false;  // on_event() has the key as it was before
   /// Whether etcd is still there is asked for this often.
   std::chrono::milliseconds check_period = std::chrono::seconds(5);
 };

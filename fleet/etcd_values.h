@@ -175,7 +175,6 @@ struct EtcdStatusAnswer {
 struct EtcdWatchRequest {
   EtcdKeys keys;
   std::int64_t start_revision = 0;  // the first one of interest; 0: what changes from now on
-  bool prev_kv = false;             // with the key as it was before
 };
 
 struct EtcdEvent {
@@ -183,7 +182,6 @@ struct EtcdEvent {
 
   Type type = Type::kPut;
   EtcdKeyValue kv;
-  std::optional<EtcdKeyValue> prev_kv = std::nullopt;  // only if asked for, existed, and is not compacted
 };
 
 /// In the order of their revisions, each revision whole.

@@ -25,9 +25,7 @@ constexpr std::chrono::milliseconds kReopenMin{100};
 constexpr std::chrono::milliseconds kReopenMax{5000};
 
 std::size_t bytes_of(const EtcdEvent& event) {
-  std::size_t bytes = sizeof event + event.kv.key.size() + event.kv.value.size();
-  if (event.prev_kv) bytes += event.prev_kv->key.size() + event.prev_kv->value.size();
-  return bytes;
+  return sizeof event + event.kv.key.size() + event.kv.value.size();
 }
 
 /// Another endpoint may do better.

@@ -24,8 +24,9 @@ namespace portway {
 class FleetListener {
  public:
   virtual ~FleetListener() = default;
-  /// The view has taken the change. With the key as it was before, if it is known.
-  virtual void on_change(const EtcdEvent& event) = 0;
+  /// The view has taken the change. `before`: the key's value, as far as the view had it
+  /// (FleetView::value()).
+  virtual void on_change(const EtcdEvent& event, const std::string& before) = 0;
   /// The view has taken a whole listing, of this revision: anything may have changed.
   virtual void on_relisted(std::int64_t revision) = 0;
 };
@@ -59,14 +60,15 @@ class FleetFollower final : private EtcdSink {
 
   void begin_listing() override { listed_.emplace(keys_); }
   void end_listing(std::int64_t revision) override;
-  void put(const EtcdKeyValue& kv) override { (listed_ ? *listed_ : view_).put(kv.key, kv.value); }
-  void erase(const std::string& key, std::int64_t /*revision*/) override { view_.erase(key); }
+  void put(const EtcdKeyValue& kv) override;
+  void erase(const std::string& key, std::int64_t revision) override;
   void on_event(const EtcdEvent& event) override;
 
   const FleetKeys keys_;
   FleetListener* const listener_;
   FleetView view_{keys_};
   std::optional<FleetView> listed_;  // so far
+  std::string before_;               // the value of the key that has changed last
   EtcdMirror mirror_;                // goes first
 };
 

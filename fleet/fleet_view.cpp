@@ -59,6 +59,28 @@ void FleetView::erase(std::string_view key) {
   if (parsed && is_shown(parsed->kind)) erase_value(*parsed);
 }
 
+std::string FleetView::value(std::string_view key) const {
+  const auto parsed = keys_.parse(key);
+  if (!parsed || !is_shown(parsed->kind)) return {};
+  if (parsed->kind == FleetKey::Kind::kNode) {
+    const auto node = nodes_.find(parsed->node);
+    return node != nodes_.end() && node->second.alive ? to_json(*node->second.registered) : std::string();
+  }
+  const auto entry = entries_.find(parsed->instance_id);
+  if (entry == entries_.end()) return {};
+  if (parsed->kind == FleetKey::Kind::kClaim) {
+    return entry->second.claim ? to_json(*entry->second.claim) : std::string();
+  }
+  const auto published = entry->second.published.find(parsed->node);
+  if (published == entry->second.published.end()) return {};
+  if (parsed->kind == FleetKey::Kind::kInstance) return published->second.json;
+  for (const auto* forwards : {&published->second.forwards, &published->second.others}) {
+    if (const auto found = forwards->find(parsed->forward); found != forwards->end())
+      return found->second.json;
+  }
+  return {};
+}
+
 void FleetView::become(FleetView listed) {
   for (auto& [id, node] : listed.nodes_) {
     const auto before = nodes_.find(id);

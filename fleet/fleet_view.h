@@ -74,6 +74,9 @@ class FleetView {
   /// as if it were not there.
   void put(std::string_view key, std::string value);
   void erase(std::string_view key);
+  /// Of a key of the fleet's nodes; empty: there is none, or none that was understood. That of a node and of
+  /// a claim may be spelt in another way than in etcd.
+  std::string value(std::string_view key) const;
   /// Becomes what was listed. What was known of nodes that are lost stays.
   void become(FleetView listed);
 

@@ -151,7 +151,7 @@ class FleetEvents::Subscription final : public SseSource {
   std::optional<Subscriptions::iterator> place_;
 };
 
-void FleetEvents::on_change(const EtcdEvent& event) {
+void FleetEvents::on_change(const EtcdEvent& event, const std::string& before) {
   const std::int64_t revision = event.kv.mod_revision;
   last_ = {.revision = revision, .change = revision == last_.revision ? last_.change + 1 : 1};
   end_waiting();
@@ -159,13 +159,13 @@ void FleetEvents::on_change(const EtcdEvent& event) {
   if (!key) return;
   switch (key->kind) {
     case FleetKey::Kind::kNode:
-      return on_node(event, *key);
+      return on_node(event, *key, before);
     case FleetKey::Kind::kClaim:
-      return on_claim(event, *key);
+      return on_claim(event, *key, before);
     case FleetKey::Kind::kInstance:
-      return on_instance(event, *key);
+      return on_instance(event, *key, before);
     case FleetKey::Kind::kForward:
-      return on_forward(event, *key);
+      return on_forward(event, *key, before);
     default:
       return;
   }
@@ -185,10 +185,10 @@ void FleetEvents::on_relisted(std::int64_t revision) {
 }
 
 /// The instance is another node's now, which may have published it before.
-void FleetEvents::on_claim(const EtcdEvent& event, const FleetKey& key) {
+void FleetEvents::on_claim(const EtcdEvent& event, const FleetKey& key, const std::string& value_before) {
   const FleetViewInstance* instance = view_->find_instance(key.instance_id);
-  if (instance == nullptr || event.type != EtcdEvent::Type::kPut || !event.prev_kv) return;
-  const auto before = parse_claim(event.prev_kv->value);
+  if (instance == nullptr || event.type != EtcdEvent::Type::kPut || value_before.empty()) return;
+  const auto before = parse_claim(value_before);
   if (before && before->node == instance->node) return;
   const auto object = entry_of(*view_, *instance);
   auto data = data_of(instance->node, instance->id, object);
@@ -199,9 +199,9 @@ void FleetEvents::on_claim(const EtcdEvent& event, const FleetKey& key) {
         .data = boost::json::serialize(data)});
 }
 
-void FleetEvents::on_instance(const EtcdEvent& event, const FleetKey& key) {
+void FleetEvents::on_instance(const EtcdEvent& event, const FleetKey& key, const std::string& value_before) {
   const FleetViewInstance* shown = view_->find_instance(key.instance_id);
-  const auto before = object_of(event.prev_kv ? event.prev_kv->value : "");
+  const auto before = object_of(value_before);
   const bool is_put = event.type == EtcdEvent::Type::kPut;
   // What a node says that does not have the instance is no event: not yet, or not any more.
   if (is_put ? shown == nullptr || shown->node != key.node : shown != nullptr || before.empty()) return;
@@ -242,10 +242,10 @@ void FleetEvents::tell_forwards(const FleetViewInstance& shown) {
   }
 }
 
-void FleetEvents::on_forward(const EtcdEvent& event, const FleetKey& key) {
+void FleetEvents::on_forward(const EtcdEvent& event, const FleetKey& key, const std::string& value_before) {
   const FleetViewInstance* shown = view_->find_instance(key.instance_id);
   if (shown == nullptr || shown->node != key.node) return;
-  const auto before = object_of(event.prev_kv ? event.prev_kv->value : "");
+  const auto before = object_of(value_before);
   const bool is_put = event.type == EtcdEvent::Type::kPut;
   const auto put = shown->forwards.find(key.forward);
   if (is_put && put == shown->forwards.end()) return;  // it was not understood, or is of another session
@@ -267,8 +267,8 @@ void FleetEvents::on_forward(const EtcdEvent& event, const FleetKey& key) {
         .data = boost::json::serialize(data)});
 }
 
-void FleetEvents::on_node(const EtcdEvent& event, const FleetKey& key) {
-  const auto before = event.prev_kv ? parse_registered_node(event.prev_kv->value) : std::nullopt;
+void FleetEvents::on_node(const EtcdEvent& event, const FleetKey& key, const std::string& value_before) {
+  const auto before = parse_registered_node(value_before);
   const auto after =
       event.type == EtcdEvent::Type::kPut ? parse_registered_node(event.kv.value) : std::nullopt;
   std::string_view type;

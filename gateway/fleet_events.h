@@ -64,7 +64,7 @@ class FleetEvents final : public FleetListener {
   /// Before the first change. `view` outlives its last one.
   void follow(const FleetView& view) { view_ = &view; }
 
-  void on_change(const EtcdEvent& event) override;
+  void on_change(const EtcdEvent& event, const std::string& before) override;
   void on_relisted(std::int64_t revision) override;
 
   /// Where the last change was: what is true in the view follows from the events up to this one.
@@ -84,12 +84,12 @@ class FleetEvents final : public FleetListener {
   class Subscription;
   using Subscriptions = std::list<Subscription*>;
 
-  void on_claim(const EtcdEvent& event, const FleetKey& key);
-  void on_instance(const EtcdEvent& event, const FleetKey& key);
+  void on_claim(const EtcdEvent& event, const FleetKey& key, const std::string& value_before);
+  void on_instance(const EtcdEvent& event, const FleetKey& key, const std::string& value_before);
   void tell_owner_before(const FleetKey& key, const boost::json::object& before, bool same_session);
   void tell_forwards(const FleetViewInstance& shown);
-  void on_forward(const EtcdEvent& event, const FleetKey& key);
-  void on_node(const EtcdEvent& event, const FleetKey& key);
+  void on_forward(const EtcdEvent& event, const FleetKey& key, const std::string& value_before);
+  void on_node(const EtcdEvent& event, const FleetKey& key, const std::string& value_before);
   void keep(FleetEvent event);
   void end_waiting();
 

@@ -99,9 +99,8 @@ TEST(EtcdJson, WritesRequestsAsTheGatewayReadsThem) {
   EXPECT_EQ(etcd_progress_json(), R"({"progress_request":{}})");
   EXPECT_EQ(etcd_watch_json({.keys = EtcdKeys::one("a")}),
             R"({"create_request":{"key":"YQ==","fragment":true}})");
-  EXPECT_EQ(
-      etcd_watch_json({.keys = {"a", "b"}, .start_revision = 5, .prev_kv = true}),
-      R"({"create_request":{"key":"YQ==","range_end":"Yg==","start_revision":"5","prev_kv":true,"fragment":true}})");
+  EXPECT_EQ(etcd_watch_json({.keys = {"a", "b"}, .start_revision = 5}),
+            R"({"create_request":{"key":"YQ==","range_end":"Yg==","start_revision":"5","fragment":true}})");
 }
 
 TEST(EtcdJson, WritesATransactionWithEveryCompareAndOperation) {
@@ -296,17 +295,14 @@ TEST(EtcdJson, ReadsAWatchsMessages) {
 
   const auto changed = parse_etcd_watch(watch_message(
       R"("fragment":true,"events":[{"kv":{"key":"YQ==","create_revision":"7","mod_revision":"7","version":"1","value":"MQ=="}},
-         {"type":"DELETE","kv":{"key":"Yg==","mod_revision":"8"},"prev_kv":{"key":"Yg==","mod_revision":"3","value":"Mg=="}}])"));
+         {"type":"DELETE","kv":{"key":"Yg==","mod_revision":"8"}}])"));
   ASSERT_TRUE(changed) << changed.error().error.detail;
   EXPECT_TRUE(changed->fragment);
   ASSERT_EQ(changed->events.size(), 2U);
   EXPECT_EQ(changed->events[0].type, EtcdEvent::Type::kPut);
   EXPECT_EQ(changed->events[0].kv.value, "1");
-  EXPECT_FALSE(changed->events[0].prev_kv);
   EXPECT_EQ(changed->events[1].type, EtcdEvent::Type::kDelete);
   EXPECT_EQ(changed->events[1].kv.mod_revision, 8);
-  ASSERT_TRUE(changed->events[1].prev_kv);
-  EXPECT_EQ(changed->events[1].prev_kv->value, "2");
 }
 
 TEST(EtcdJson, ReadsWhyAWatchIsCanceled) {
@@ -344,7 +340,6 @@ TEST(EtcdJson, RefusesWatchMessagesThatAreMalformedInAnyWay) {
         watch_message(R"("events":[{"kv":7}])"), watch_message(R"("events":[{"kv":{"key":"YQ=="}}])"),
         watch_message(R"("events":[{"type":"MOVE","kv":{"key":"YQ==","mod_revision":"1"}}])"),
         watch_message(R"("events":[{"type":1,"kv":{"key":"YQ==","mod_revision":"1"}}])"),
-        watch_message(R"("events":[{"kv":{"key":"YQ==","mod_revision":"1"},"prev_kv":{}}])"),
         watch_message(R"("canceled":"yes")"), watch_message(R"("compact_revision":"x")"),
         watch_message(R"("canceled":true,"cancel_reason":7)")}) {
     const auto message = parse_etcd_watch(line);

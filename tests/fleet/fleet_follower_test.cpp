@@ -137,9 +137,8 @@ TEST_F(FleetFollowerTest, AnEtcdThatWasRestoredIsReadAgain) {
 /// What it is told, as text.
 class Told final : public FleetListener {
  public:
-  void on_change(const EtcdEvent& event) override {
-    lines.push_back(event.kv.key + "=" + event.kv.value +
-                    (event.prev_kv ? ", was " + event.prev_kv->value : ""));
+  void on_change(const EtcdEvent& event, const std::string& before) override {
+    lines.push_back(event.kv.key + "=" + event.kv.value + (before.empty() ? "" : ", was " + before));
   }
   void on_relisted(std::int64_t revision) override { lines.push_back("listed " + std::to_string(revision)); }
 
@@ -147,19 +146,23 @@ class Told final : public FleetListener {
 };
 
 TEST_F(FleetFollowerTest, ItsListenerHearsOfEachChange) {
+  const std::string instance = "/portway/state/n1/instances/vm-a";
+  const std::string before = R"({"owner":"alice"})";
+  const std::string after = R"({"owner":"bob"})";
   start_one();
-  const std::int64_t first = put("/portway/profiles/large", "1");
+  const std::int64_t first = put(instance, before);
   Told told;
   follow(&told);
   until([&] { return told.lines.size() == 1; }, "the listing");
-  const std::int64_t second = put("/portway/profiles/large", "2");
-  done(etcd().erase({.keys = EtcdKeys::one("/portway/profiles/large")}));
+  put(instance, after);
+  done(etcd().erase({.keys = EtcdKeys::one(instance)}));
+  const std::int64_t last = put("/portway/profiles/large", "1");
   put("elsewhere");
-  until([&] { return told.lines.size() == 3; }, "the changes");
-  EXPECT_THAT(told.lines,
-              testing::ElementsAre("listed " + std::to_string(first), "/portway/profiles/large=2, was 1",
-                                   "/portway/profiles/large=, was 2"));
-  EXPECT_EQ(follower_->stats().revision, second + 1);
+  until([&] { return told.lines.size() == 4; }, "the changes");
+  EXPECT_THAT(told.lines, testing::ElementsAre("listed " + std::to_string(first),
+                                               instance + "=" + after + ", was " + before,
+                                               instance + "=, was " + after, "/portway/profiles/large=1"));
+  EXPECT_EQ(follower_->stats().revision, last);
 }
 
 TEST_F(FleetFollowerTest, IsWaitedForUntilItIsAtARevision) {

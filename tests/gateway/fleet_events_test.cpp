@@ -33,11 +33,10 @@ class FleetEventsTest : public testing::Test {
     change({.key = key, .value = value, .mod_revision = same_revision ? revision_ : ++revision_});
   }
   void erase(const std::string& key) {
-    EtcdEvent event{.type = EtcdEvent::Type::kDelete, .kv = {.key = key, .mod_revision = ++revision_}};
-    event.prev_kv = values_[key];
-    values_.erase(key);
+    const EtcdEvent event{.type = EtcdEvent::Type::kDelete, .kv = {.key = key, .mod_revision = ++revision_}};
+    const std::string before = view_.value(key);
     view_.erase(key);
-    events_.on_change(event);
+    events_.on_change(event, before);
   }
   void publish(const std::string& node, const std::string& instance, const std::string& owner = "alice",
                const std::string& session = "s1", bool same_revision = false) {
@@ -71,11 +70,9 @@ class FleetEventsTest : public testing::Test {
 
  private:
   void change(EtcdKeyValue kv) {
-    EtcdEvent event{.kv = kv};
-    if (const auto before = values_.find(kv.key); before != values_.end()) event.prev_kv = before->second;
-    values_[kv.key] = kv;
+    const std::string before = view_.value(kv.key);
     view_.put(kv.key, kv.value);
-    events_.on_change(event);
+    events_.on_change({.kv = std::move(kv)}, before);
   }
   static std::string short_form(const std::string& text) {
     const auto line = [&](const std::string& name) {
@@ -84,8 +81,6 @@ class FleetEventsTest : public testing::Test {
     };
     return line("id: ") + " " + line("event: ");
   }
-
-  std::map<std::string, EtcdKeyValue> values_;
 };
 
 TEST_F(FleetEventsTest, TellsWhatHappensInTheOrderOfEtcd) {
