@@ -101,11 +101,16 @@ class AtAGateway(unittest.TestCase):
             stop = threading.Event()
 
             def make():
+                """Forwards that live for a moment: etcd does not hear of those that go at once."""
+                made = {}
                 while not stop.is_set():
                     for i in (1, 2):
-                        made = self.nodes[f"n{i}"].call("POST", f"/instances/vm-{i}/port-forwards", {"guest_port": 80}).json()
-                        if "port_forward" in made:
-                            self.nodes[f"n{i}"].call("DELETE", f"/instances/vm-{i}/port-forwards/{made['port_forward']['id']}")
+                        path = f"/instances/vm-{i}/port-forwards"
+                        if i in made:
+                            self.nodes[f"n{i}"].call("DELETE", f"{path}/{made.pop(i)}")
+                        answer = self.nodes[f"n{i}"].call("POST", path, {"guest_port": 80}).json()
+                        if "port_forward" in answer:
+                            made[i] = answer["port_forward"]["id"]
                     stop.wait(0.1)
             maker = threading.Thread(target=make)
             maker.start()
