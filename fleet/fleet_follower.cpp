@@ -1,5 +1,7 @@
 #include "fleet/fleet_follower.h"
 
+#include <malloc.h>
+
 #include <utility>
 
 #include "fleet/etcd.h"
@@ -23,6 +25,7 @@ FleetFollower::FleetFollower(const boost::asio::any_io_executor& executor, const
 void FleetFollower::end_listing(std::int64_t revision) {
   view_.become(std::move(*listed_));
   listed_.reset();
+  ::malloc_trim(0);  // of the view before, all of which has become free at once
   if (listener_ != nullptr) listener_->on_relisted(revision);
 }
 
