@@ -200,8 +200,9 @@ Result<Principal> Dispatcher::authenticate(const Request& request) {
   auto caller = context_.keys.authenticate(request.header("authorization"));
   if (caller || !has_key) return caller;
   if (context_.keys_pending && context_.keys_pending()) {
-    return Error{ErrorCode::kStoreUnavailable,
-                 "The keys of the fleet have not been read from etcd yet; try again in a moment."};
+    const Error unknown{ErrorCode::kStoreUnavailable,
+                        "The keys of the fleet have not been read from etcd yet; try again in a moment."};
+    return fair_use_.refuse_wrong_key(request, unknown);
   }
   return fair_use_.refuse_wrong_key(request, caller.error());
 }

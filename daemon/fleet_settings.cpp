@@ -91,7 +91,7 @@ void FleetSettings::keep_only(std::string_view prefix) {
 }
 
 bool FleetSettings::keys_pending() const {
-  return known_ == nullptr || (known_->keys_mirror != nullptr && !known_->keys_mirror->stats().warm);
+  return known_ == nullptr || known_->keys_mirror == nullptr || !known_->keys_mirror->stats().warm;
 }
 
 void FleetSettings::apply_keys() {

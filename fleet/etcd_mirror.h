@@ -46,7 +46,7 @@ struct EtcdMirrorOptions {
 struct EtcdMirrorStats {
   bool warm = false;          // all keys were read once
   bool stale = true;          // etcd could not be reached when it was asked last, or is being read
-  std::string error = {};     // why it is stale; empty: it is not, or nothing was asked yet
+  std::string error = {};     // why it is stale; empty: it is not, or etcd is being read
   Timestamp true_at{};        // until when the sink is known to be as etcd was
   std::int64_t revision = 0;  // of etcd, that the sink is at
   std::uint64_t listings = 0;

@@ -19,7 +19,7 @@ Etcd::Awaitable<std::int64_t> read_all(Etcd& etcd, EtcdKeys keys, std::int64_t p
     if (!answer) co_return answer.error();
     if (revision == 0) revision = answer->header.revision;
     range = next_page(*range, *answer);
-    if (range) range->limit = std::min(page, 2 * range->limit);  // what was too large is behind it
+    if (range) range->limit = std::min(page, 2 * range->limit);  // perhaps only that one was so large
     for (EtcdKeyValue& kv : answer->kvs) {
       if (take(std::move(kv))) continue;
       co_return EtcdError{.kind = EtcdErrorKind::kClosed, .detail = "nobody wants the rest"};

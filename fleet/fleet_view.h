@@ -4,7 +4,7 @@
 // Of two nodes that have published one instance, the view shows that of the node with the claim. Values stay
 // the text that the node has published, beside what lists select and sort by.
 //
-// One thread only. Pointers stay valid until the next put() or erase().
+// One thread only. Pointers stay valid until the next put(), erase() or become().
 #pragma once
 
 #include <cstddef>

@@ -157,6 +157,7 @@ void FleetEvents::on_change(const EtcdEvent& event, const std::string& before) {
   end_waiting();
   const auto key = keys_.parse(event.kv.key);
   if (!key) return;
+  if (event.type == EtcdEvent::Type::kPut && event.kv.value == before) return;  // written twice
   switch (key->kind) {
     case FleetKey::Kind::kNode:
       return on_node(event, *key, before);
@@ -231,10 +232,12 @@ void FleetEvents::tell_owner_before(const FleetKey& key, const boost::json::obje
 
 /// The forwards of an instance whose owner is another one now: to that one they are new.
 void FleetEvents::tell_forwards(const FleetViewInstance& shown) {
+  const auto data_of_instance = data_of(shown.node, shown.id, object_of(shown.json));
   for (const auto& [id, forward] : shown.forwards) {
-    auto data = data_of(shown.node, shown.id, object_of(shown.json));
-    add_forward(data, id, object_of(forward.json));
-    data["port_forward"] = entry_of(*view_, shown, forward);
+    auto data = data_of_instance;
+    auto entry = entry_of(*view_, shown, forward);
+    add_forward(data, id, entry);
+    data["port_forward"] = std::move(entry);
     keep({.type = "forward.updated",
           .owner = shown.owner,
           .instance_id = shown.id,
@@ -251,8 +254,11 @@ void FleetEvents::on_forward(const EtcdEvent& event, const FleetKey& key, const 
   if (is_put && put == shown->forwards.end()) return;  // it was not understood, or is of another session
   const auto after = is_put ? object_of(event.kv.value) : boost::json::object();
   const auto& forward = is_put ? after : before;
-  if (!shown->has_session(text_of(forward, "session_id"))) return;  // it has ended with its session
-  auto data = data_of(key.node, key.instance_id, object_of(shown->json));
+  const auto instance = object_of(shown->json);
+  // It has ended with its session, as its instance's event has said.
+  if (!shown->has_session(text_of(forward, "session_id"))) return;
+  if (!is_put && text_of(instance, "state") != "running") return;
+  auto data = data_of(key.node, key.instance_id, instance);
   add_forward(data, key.forward, forward);
   std::string_view type = "forward.deleted";
   if (is_put) {

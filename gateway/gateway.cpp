@@ -200,7 +200,7 @@ void Gateway::look_at_fleet() {
   }
   const std::string status =
       fmt::format("STATUS={} instances on {} nodes{}", fleet_->view().instance_count(),
-                  fleet_->view().nodes().size(), stats.stale ? "; etcd cannot be reached" : "");
+                  fleet_->view().nodes().size(), stats.stale ? "; etcd is away or being read" : "");
   (void)notify(status);
 }
 

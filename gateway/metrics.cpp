@@ -39,7 +39,7 @@ void emit_etcd(Sink& sink, const FollowerStats& fleet) {
   emit(sink, MetricType::Gauge, "portway_gateway_warm",
        "1 once the fleet was read from etcd; until then the gateway answers 503.", std::uint64_t{fleet.warm});
   emit(sink, MetricType::Gauge, "portway_gateway_stale",
-       "1 while etcd cannot be reached: lists are as they were last; should be 0.",
+       "1 while etcd cannot be reached or is being read again: lists are as they were last; should be 0.",
        std::uint64_t{fleet.stale});
   emit(sink, MetricType::Counter, "portway_gateway_listings_total",
        "How often the whole fleet was read from etcd: at the start, and if changes may have been missed.",

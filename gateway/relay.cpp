@@ -219,9 +219,8 @@ Result<void> check_certain(const GatewayContext& gateway) {
   if (!gateway.fleet.stats().stale) return {};
   return Error{.code = ErrorCode::kStoreUnavailable,
                .detail =
-                   "This gateway cannot tell now which node has the instance, or whether one has: it does "
-                   "not hear from "
-                   "etcd. Try again in a moment.",
+                   "etcd is away or is being read again, and this gateway does not know this instance, or "
+                   "not for certain. Try again in a moment.",
                .retry_after = kRetryStale};
 }
 

@@ -50,7 +50,7 @@ std::string target_at_node(std::string_view target);
 /// `without`.
 std::string path_and_query(std::string_view target, std::string_view without = {});
 
-/// A body of an answer from the view; "stale" if etcd cannot be reached.
+/// A body of an answer from the view; "stale" if etcd cannot be reached, or is being read again.
 void mark_stale(const GatewayContext& gateway, boost::json::object& body);
 
 }  // namespace portway

@@ -99,8 +99,8 @@ void emit_faults(Sink& sink, const std::array<std::uint64_t, kFaultParts>& fault
       "changes), api (a listener of api.listen), "
       "metrics (that of metrics.listen), certificate (it has expired or cannot be read again), "
       "admin_key, access_log, audit_log, keeper (connections end with the process), worker (a thread "
-      "of the data plane hangs), fleet (etcd is not told what it should be); should be 0. GET /v1/node and "
-      "the log have the reasons.",
+      "of the data plane hangs), fleet (etcd is away, or something there is wrong); should be 0. The log "
+      "has the reasons, and so has GET /v1/node.",
       {"part"});
   for (std::size_t i = 0; i < kFaultParts; ++i) {
     family.label(0, to_string(static_cast<FaultPart>(i))).add(faults[i]);

@@ -66,8 +66,8 @@ awaitable<void> wait_until_known(const GatewayContext& gateway, PutInstance put)
   const auto deadline = std::chrono::steady_clock::now() + kInstanceKnownWithin;
   const auto is_known = [&] {
     const FleetViewInstance* instance = gateway.fleet.view().find_instance(put.id);
-    return instance != nullptr && instance->node == put.node && instance->session_id == put.session_id &&
-           instance->owner == put.owner;
+    return instance != nullptr && instance->node == put.node && instance->has_session(put.session_id) &&
+           (put.owner.empty() || instance->owner == put.owner);
   };
   while (!is_known()) {  // GCC 12 awaits what is behind a && whatever is before it
     if (!co_await gateway.events.next_change(deadline)) co_return;

@@ -24,6 +24,7 @@
 
 #include "base/into.h"
 #include "fleet/etcd.h"
+#include "fleet/etcd_pages.h"
 #include "tests/support/run.h"
 
 namespace portway::test {
@@ -240,6 +241,34 @@ TEST_F(EtcdFaultsTest, ALargeAnswerIsNotReadToItsEnd) {
   EXPECT_EQ(range_fails(), EtcdErrorKind::kTooLarge);
   connect({fake(always("HTTP/1.1 200 OK\r\n\r\n" + std::string(100'000, 'x')))});
   EXPECT_EQ(range_fails(), EtcdErrorKind::kTooLarge);
+}
+
+TEST_F(EtcdFaultsTest, APageThatIsTooLargeMakesOnlyTheNextOnesSmall) {
+  std::vector<std::string> limits;
+  const auto script = [&](FakePeer& peer) -> asio::awaitable<void> {
+    for (std::string request = co_await peer.request(); !request.empty(); request = co_await peer.request()) {
+      const std::string_view name = R"("limit":")";
+      const auto begin = request.find(name) + name.size();
+      limits.push_back(request.substr(begin, request.find('"', begin) - begin));
+      if (limits.size() <= 2) {
+        co_await peer.send("HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n" +
+                           std::string(100'000, 'x'));
+        continue;
+      }
+      const std::string more = limits.size() < 6 ? R"(,"more":true)" : "";
+      co_await peer.send(
+          http_answer("{" + header_of_cluster(1) + more + R"(,"kvs":[{"key":"YQ==","mod_revision":"1"}]})"));
+    }
+  };
+  connect({fake(script)});
+  int keys = 0;
+  const auto count = [&](EtcdKeyValue&&) {
+    ++keys;
+    return true;
+  };
+  EXPECT_TRUE(wait(read_all(*etcd_, EtcdKeys::with_prefix("a"), 400, count)));
+  EXPECT_EQ(limits, (std::vector<std::string>{"400", "200", "100", "200", "400", "400"}));
+  EXPECT_EQ(keys, 4);
 }
 
 TEST_F(EtcdFaultsTest, WhatChangesNothingIsAskedOfEachEndpointOnce) {

@@ -39,10 +39,11 @@ class FleetEventsTest : public testing::Test {
     events_.on_change(event, before);
   }
   void publish(const std::string& node, const std::string& instance, const std::string& owner = "alice",
-               const std::string& session = "s1", bool same_revision = false) {
+               const std::string& session = "s1", bool same_revision = false,
+               const std::string& state = "running") {
     put(keys_.instance(node, instance),
         R"({"id":")" + instance + R"(","owner":")" + owner + R"(","session_id":")" + session +
-            R"(","state":"running"})",
+            R"(","state":")" + state + R"("})",
         same_revision);
   }
   std::string claim(const std::string& node) {
@@ -140,6 +141,25 @@ TEST_F(FleetEventsTest, WhatWasAnotherOwnersIsNotTold) {
   erase(own);
   EXPECT_THAT(read(*alice), ElementsAre("4.1 instance.deleted"));
   EXPECT_THAT(read(*bob), ElementsAre("4.2 instance.started", "6.1 forward.created", "7.1 forward.deleted"));
+}
+
+TEST_F(FleetEventsTest, WhatIsWrittenTwiceIsToldOnce) {
+  const std::string forward = keys_.forward("n1", "vm-a", make_uuid());
+  auto reader = events_.subscribe(tenant("alice"), "");
+  for (int i = 0; i < 2; ++i) publish("n1", "vm-a");
+  for (int i = 0; i < 2; ++i) put(forward, R"({"guest_port":80})");
+  EXPECT_THAT(read(*reader), ElementsAre("2.1 instance.started", "4.1 forward.created"));
+  EXPECT_EQ(events_.last_id(), "5.1");
+}
+
+TEST_F(FleetEventsTest, ForwardsThatEndWithTheirSessionHaveNoEvents) {
+  const std::string forward = keys_.forward("n1", "vm-a", make_uuid());
+  publish("n1", "vm-a");
+  put(forward, R"({"guest_port":80,"session_id":"s1"})");
+  auto reader = events_.subscribe(tenant("alice"), "");
+  publish("n1", "vm-a", "alice", "s1", false, "stopped");
+  erase(forward);
+  EXPECT_THAT(read(*reader), ElementsAre("4.1 instance.stopped"));
 }
 
 TEST_F(FleetEventsTest, ANewOwnerOfTheSameSessionIsToldOfItsForwards) {

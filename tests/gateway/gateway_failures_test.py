@@ -118,11 +118,14 @@ class GatewayFailuresTest(unittest.TestCase):
     def test_a_node_whose_certificate_has_expired_is_named(self):
         self.start()
         node = self.nodes[0]
-        ends = self.fleet.of_nodes.issue("n1", f"IP:{node.address}", ends_in_s=2)
+        ends = self.fleet.of_nodes.issue("n1", f"IP:{node.address}", ends_in_s=8)
         os.rename(ends, node.pem)
         node.reload()
-        self.assertTrue(wait_until(lambda: [fault for fault in node.call("GET", "/v1/node").json()["process"]["faults"]
-                                            if fault["part"] == "certificate"]))
+
+        def faults():
+            return [each["part"] for each in node.call("GET", "/v1/node").json()["process"]["faults"]]
+        self.assertEqual(faults(), [])  # it has it
+        self.assertTrue(wait_until(lambda: faults() == ["certificate"]))
         self.gateway.kill_and_start()  # what is open stays as it is
         self.assertTrue(wait_until(lambda: "expired" in self.refusal()), self.refusal())
         self.assertIn(node.address, self.refusal())
