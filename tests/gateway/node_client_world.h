@@ -70,7 +70,7 @@ class NodeClientTest : public testing::Test {
   std::string serve(RequestHandler handler, ServerOptions options = {}) {
     options.listen = Endpoint(boost::asio::ip::address_v4::loopback(), 0);
     const std::string scheme = options.tls.certificate.empty() ? "http" : "https";
-    servers_.push_back(std::move(Server::start(context_, options, std::move(handler)).value()));
+    servers_.push_back(Server::start(context_, options, std::move(handler)).value());
     return scheme + "://127.0.0.1:" + std::to_string(std::get<Endpoint>(servers_.back()->address()).port());
   }
   /// That of a real server whose answers are made without waiting.

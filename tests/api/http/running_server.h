@@ -187,7 +187,7 @@ class Running {
     if (!std::holds_alternative<UnixPath>(options.listen)) {
       options.listen = Endpoint(boost::asio::ip::address_v4::loopback(), 0);
     }
-    server_ = std::move(Server::start(context_, options, std::move(handler)).value());
+    server_ = Server::start(context_, options, std::move(handler)).value();
     address_ = server_->address();
     thread_ = std::thread([this] { context_.run(); });
   }
