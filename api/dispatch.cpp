@@ -200,9 +200,9 @@ Result<Principal> Dispatcher::authenticate(const Request& request) {
   auto caller = context_.keys.authenticate(request.header("authorization"));
   if (caller || !has_key) return caller;
   if (context_.keys_pending && context_.keys_pending()) {
-    const Error unknown{ErrorCode::kStoreUnavailable,
-                        "The keys of the fleet have not been read from etcd yet; try again in a moment."};
-    return fair_use_.refuse_wrong_key(request, unknown);
+    // Not counted as a wrong key: it may be a good one, and many clients may come from one address.
+    return Error{ErrorCode::kStoreUnavailable,
+                 "The keys of the fleet have not been read from etcd yet; try again in a moment."};
   }
   return fair_use_.refuse_wrong_key(request, caller.error());
 }
