@@ -95,7 +95,7 @@ class AtAGateway(unittest.TestCase):
     def test_events_and_lists_that_are_watched_are_of_all_nodes(self):
         self.put("vm-1", "n1", "tap0")
         self.put("vm-2", "n2", "tap1")
-        with self.start("forwards", "all", "--watch") as watch, self.start("events", "--count", "2") as events:
+        with self.start("forwards", "all", "--watch") as watch, self.start("events", "--count", "8") as events:
             # The list is printed when its stream is open; the other one's opens without a word.
             self.assertIn("INSTANCE", watch.stdout.readline())
             stop = threading.Event()
