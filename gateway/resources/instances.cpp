@@ -79,16 +79,17 @@ awaitable<Result<Response>> put_fleet_instance(const GatewayContext& gateway, co
   const std::string& id = call.path[0];
   std::optional<std::string> node = call.query[kOnNode];
   const FleetViewInstance* known = gateway.fleet.view().find_instance(id);
-  if (!node && known == nullptr && check_certain(gateway)) {
-    co_return Error{ErrorCode::kInvalidRequest,
-                    "No node has this instance yet: say which one does, by ?node=ID; GET /nodes lists them.",
-                    "node"};
-  }
-  if (!node) {  // a view that is out of date could begin a session where the instance was before
+  if (!node) {
+    // A view that is out of date could begin a session where the instance was before.
     if (auto certain = check_certain(gateway); !certain) {
       Error error = certain.error();
       error.detail += " Or say which node it is to be on, by ?node=ID.";
       co_return error;
+    }
+    if (known == nullptr) {
+      co_return Error{
+          ErrorCode::kInvalidRequest,
+          "No node has this instance yet: say which one does, by ?node=ID; GET /nodes lists them.", "node"};
     }
     node = known->node;
   }
