@@ -5,7 +5,6 @@ etcd and one real gateway, in network namespaces. Prints a table. By hand, as ro
     bench/gateway_scale.py --build build/release --nodes 1000 --forwards 100
 """
 import argparse
-import http.client
 import json
 import os
 import sys
@@ -26,9 +25,7 @@ class Caller:
 
     def __init__(self, server):
         self.headers = {"Authorization": "Bearer " + server.admin_key(), "Content-Type": "application/json"}
-        with server.place():
-            self.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-            self.connection.connect()
+        self.connection = server.connect(timeout=60)
 
     def call(self, method, path, body=None):
         self.connection.request(method, path, None if body is None else json.dumps(body), self.headers)

@@ -49,9 +49,7 @@ class Caller(threading.Thread):
         """The status and JSON of whichever gateway; 0: no answer."""
         gateway = self.random.choice(self.test.gateways)
         try:
-            with gateway.place():
-                connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
-                connection.connect()
+            connection = gateway.connect()
             with connection.sock:
                 headers = {"Authorization": f"Bearer {self.test.key}", "Content-Type": "application/json", **headers}
                 connection.request(method, path, None if body is None else json.dumps(body), headers)

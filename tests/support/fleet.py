@@ -3,6 +3,7 @@
 The test has called isolate() (tests/support/portwayd.py).
 """
 import contextlib
+import http.client
 import json
 import os
 import socket
@@ -62,6 +63,13 @@ class Placed(Portwayd):
     def call(self, *words, **options):
         with self.place():
             return super().call(*words, **options)
+
+    def connect(self, timeout=30):
+        """Another connection to its API, which is open."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        with self.place():
+            connection.connect()
+        return connection
 
 
 class Node(Placed):

@@ -7,14 +7,11 @@ import socket
 import subprocess
 import threading
 
+from tests.support.guest import ip
 from tests.support.namespace import Namespace
 
 ADDRESS = "198.18.5.1"  # the test's own on the bridge; its other addresses are reached by it
 GUEST_PORT = 3000
-
-
-def ip(*words):
-    subprocess.run(["ip", *words], check=True)
 
 
 class Fabric:
